@@ -1,0 +1,1 @@
+"""HTTP service: a safeguarded training mix for any user data set."""

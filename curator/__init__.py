@@ -1,0 +1,1 @@
+"""Scores instruct corpora by perplexity gap, selects safe rows and mixes them into fine-tuning data."""

@@ -1,0 +1,65 @@
+"""Canonical messages and their ids: what is hashed is exactly what is stored, scored and trained.
+
+Text becomes Unicode NFC with LF line ends and is otherwise untouched (indentation is content); keys have one
+fixed order. Two files that hold the same conversation in different formats give the same `example_id`.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+# Fixed key order of a canonical message. A key is present only when the message has it.
+MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "weight")
+N_HEAD_WORDS = 10
+
+Message = dict[str, Any]
+
+
+def canonical_text(text: str) -> str:
+    """NFC, and CRLF to LF; nothing else changes."""
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
+
+
+def _canonical_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return canonical_text(value)
+    if isinstance(value, Mapping):
+        return {canonical_text(str(key)): _canonical_value(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_canonical_value(item) for item in value]
+    return value
+
+
+def canonical_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
+    """The messages with canonical text and key order; unknown keys must have been dealt with before."""
+    return [
+        {key: _canonical_value(message[key]) for key in MESSAGE_KEYS if message.get(key) is not None}
+        for message in messages
+    ]
+
+
+def dump_messages(messages: list[Message]) -> str:
+    """Canonical JSON text of canonical messages (compact, UTF-8, key order as given)."""
+    return orjson.dumps(messages).decode()
+
+
+def load_messages(text: str) -> list[Message]:
+    """The messages behind a stored canonical JSON text."""
+    messages: list[Message] = orjson.loads(text)
+    return messages
+
+
+def example_id(canonical_json: str) -> str:
+    """128-bit BLAKE2b of the canonical JSON, as 32 hex digits."""
+    return hashlib.blake2b(canonical_json.encode(), digest_size=16).hexdigest()
+
+
+def response_head(messages: list[Message]) -> str:
+    """The first ten words of the last assistant message, joined by single spaces; '' without one."""
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            return " ".join((message.get("content") or "").split(maxsplit=N_HEAD_WORDS)[:N_HEAD_WORDS])
+    return ""

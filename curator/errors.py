@@ -1,0 +1,98 @@
+"""The one error tree. Every leaf is also a standard exception, so callers may catch either.
+
+A message states what was asked, what was found, which item binds and what would fix it.
+"""
+
+from collections.abc import Sequence
+
+
+class BallastError(Exception):
+    """Base of every error this product raises on purpose.
+
+    `code` is stable and machine-readable; `details` lists the items concerned (already capped).
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, details: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = list(details)
+
+
+class BadInputError(BallastError, ValueError):
+    """The caller's data or options cannot be used as they are."""
+
+    code = "bad_input"
+
+
+class BadRowsError(BadInputError):
+    """A file has rows that cannot be used; `details` holds the first of them."""
+
+    code = "bad_rows"
+
+
+class RecipeError(BadInputError):
+    """A recipe is malformed, or asks for what cannot be."""
+
+    code = "bad_recipe"
+
+
+class NotEnoughRowsError(RecipeError):
+    """A recipe asks for more safe rows than pass the filters."""
+
+    code = "not_enough_rows"
+
+
+class MissingError(BallastError, LookupError):
+    """Something named does not exist in the store."""
+
+    code = "not_found"
+
+
+class AmbiguousError(BadInputError):
+    """A name fits several things; `details` lists them."""
+
+    code = "ambiguous"
+
+
+class IncompatibleScorersError(BadInputError):
+    """Scorers that differ in more than weights and adapter were put into one gap."""
+
+    code = "incompatible_scorers"
+
+
+class RenderError(BadInputError):
+    """A conversation cannot be rendered with this chat template."""
+
+    code = "render_failed"
+
+
+class StoreError(BallastError, OSError):
+    """The store cannot be read or written, or has another format version."""
+
+    code = "store"
+
+
+class IntegrityError(StoreError):
+    """A file's bytes or rows differ from what its manifest says."""
+
+    code = "integrity"
+
+
+class ScoringError(BallastError, RuntimeError):
+    """An engine failed in a way that more attempts do not mend."""
+
+    code = "scoring_failed"
+
+
+class RemoteError(BallastError, ConnectionError):
+    """The HTTP service answered with an error or not at all."""
+
+    code = "remote"
+
+
+class MissingDependencyError(BallastError, ImportError):
+    """An optional package is absent; the message names the extra that brings it."""
+
+    code = "missing_dependency"
