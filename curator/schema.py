@@ -90,9 +90,21 @@ SCORES = Table(
     (
         _EXAMPLE_ID,
         Column("status", "string", "code", False, "scored | too_long | no_response | failed"),
-        Column("nll_sum", "float64", "nats", True, "minus the sum of response-token log-probabilities; null unless scored"),
+        Column(
+            "nll_sum",
+            "float64",
+            "nats",
+            True,
+            "minus the sum of response-token log-probabilities; null unless scored",
+        ),
         Column("n_response_tokens", "int32", "tokens", True, "scored tokens; null where rendering failed"),
-        Column("n_tokens", "int32", "tokens", True, "tokens of the whole conversation; null where rendering failed"),
+        Column(
+            "n_tokens",
+            "int32",
+            "tokens",
+            True,
+            "tokens of the whole conversation; null where rendering failed",
+        ),
         Column("reason", "string", "text", True, "why there is no loss; null when scored"),
     ),
 )
@@ -120,7 +132,13 @@ MIX_ROWS = Table(
         Column("corpus", "string", "name", True, "corpus of a safe row; null for task rows"),
         Column("revision", "string", "hash", True, "corpus revision of a safe row; null for task rows"),
         Column("source", "string", "name", True, "file a safe row came from; null for task rows"),
-        Column("rank", "int64", "1-based rank", True, "rank by the recipe's score; null where the strategy uses none"),
+        Column(
+            "rank",
+            "int64",
+            "1-based rank",
+            True,
+            "rank by the recipe's score; null where the strategy uses none",
+        ),
         Column("score", "float64", "see recipe", True, "value the rank was taken on; null where there is none"),
         Column("gap_abs", "float64", "nats per token", True, "see sql/views; null without losses"),
         Column("gap_rel", "float64", "ratio", True, "see sql/views; null without losses"),
