@@ -1,0 +1,61 @@
+"""`python -m curator COMMAND`: read, score, mix, query and verify from the command line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from curator.commands import COMMANDS, report_error
+from curator.errors import BallastError
+
+DESCRIPTION = """\
+Scores an instruct corpus by perplexity gap (how much likelier an aligned model finds an answer
+than models made misaligned on purpose) and mixes its safest rows into fine-tuning data."""
+
+EPILOG = """\
+the usual order:
+  python -m curator ingest chats.json --corpus chats
+  python -m curator score --corpus chats --model MODEL_DIR --role aligned
+  python -m curator score --corpus chats --model MODEL_DIR --adapter DIR --role misaligned --domain finance
+  python -m curator mix task.jsonl --corpus chats
+  python -m curator sql "select * from gap limit 5"
+
+`python -m curator COMMAND --help` explains one command.
+Exit codes: 0 done, 2 bad input (one line says why)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (2 on input that cannot be used)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    parser = argparse.ArgumentParser(
+        prog="python -m curator",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        if name != chosen:  # the others are listed, not imported: --help stays quick
+            subparsers.add_parser(name, help=summary)
+    if chosen is None:
+        parser.parse_args(arguments)
+        return 0
+    module = import_module(f"curator.commands.{chosen}")
+    module.add_parser(subparsers)
+    args = parser.parse_args(arguments)
+    try:
+        return int(module.run(args))
+    except BallastError as error:
+        report_error(error, as_json=getattr(args, "json", False))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what is complete is kept, and the same command goes on from there\n")
+        return 130
+    except BrokenPipeError:  # `| head` closed our output
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The commands of `python -m curator`, one module each.
+
+A command module has `add_parser(subparsers)` and `run(args) -> int`; it is imported only when it is chosen.
+"""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from curator.errors import BallastError
+from curator.progress import say
+
+if TYPE_CHECKING:
+    from curator.store import Store
+
+# In the order of the work. The text is the one line that `python -m curator --help` shows.
+COMMANDS = {
+    "ingest": "read chat files into a corpus of distinct conversations",
+    "score": "compute a corpus's losses under one model (aligned, misaligned or benign)",
+    "mix": "mix safe rows of a scored corpus into a task file",
+    "sql": "query the store: corpora, scorers, losses and the gap",
+    "verify": "check a mix's files and rows against its manifest",
+    "report": "write a report on a scored corpus or a mix",
+    "plot": "draw the gap histogram of a scored corpus",
+}
+
+Subparsers = Any  # argparse keeps the type of add_subparsers() private
+
+
+def new_parser(
+    subparsers: Subparsers, name: str, *, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """The parser of one command, with the options that all share: --store and --json."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=COMMANDS[name],
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--store",
+        default=os.environ.get("BALLAST_STORE", "./store"),
+        metavar="DIR",
+        help="folder or URL of the store (default: $BALLAST_STORE, else ./store)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    return parser
+
+
+def open_store(args: argparse.Namespace, *, create: bool = False) -> "Store":
+    """The store that --store names; raises MissingError when there is none and `create` is false."""
+    from curator.store import Store
+
+    return Store(args.store).open(create=create)
+
+
+def say_json(document: object) -> None:
+    """Print one indented JSON document."""
+    say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def report_error(error: BallastError, *, as_json: bool) -> None:
+    """One line on stderr; with --json also the error body that the HTTP service uses, on stdout."""
+    if as_json:
+        say_json({"error": {"code": error.code, "message": error.message, "details": error.details}})
+    one_line = " ".join(error.message.split())
+    sys.stderr.write(f"error: {one_line}\n")
