@@ -1,0 +1,1 @@
+"""Data sets that the demo trains and scores on."""
