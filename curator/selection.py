@@ -16,6 +16,7 @@ from curator.filters import Candidates, filter_label, keep_mask
 from curator.seeds import hash_keys
 
 IN_TASK_SET = "in_task_set"  # the user trains on the row already; a mix would hold it twice
+IN_EARLIER_POOL = "in_earlier_pool"  # another pool of the recipe drew it first
 NO_GAP = "no_gap"  # a loss is missing: the row cannot be judged
 
 Indices = npt.NDArray[np.int64]
@@ -87,12 +88,21 @@ STRATEGIES: Mapping[StrategyName, Strategy] = {
 }
 
 
+def _absent(ids: Sequence[str], excluded: Collection[str]) -> npt.NDArray[np.bool_]:
+    return np.fromiter((item not in excluded for item in ids), dtype=np.bool_, count=len(ids))
+
+
 def screen(
-    candidates: Candidates, filters: Sequence[FilterSpec], strategy: StrategyName, exclude: Collection[str] = ()
+    candidates: Candidates,
+    filters: Sequence[FilterSpec],
+    strategy: StrategyName,
+    exclude: Mapping[str, Collection[str]] | None = None,
 ) -> Screening:
-    """The outcome of every candidate: first `exclude` (ids of the task set), then the filters in order, then
-    whether a strategy that ranks can judge the row. A row carries the first reason that applies."""
-    kept = [(IN_TASK_SET, np.fromiter((item not in exclude for item in candidates.ids), np.bool_, len(candidates.ids)))]
+    """The outcome of every candidate, which is the first reason that applies or none.
+
+    First `exclude` (reason: ids), then the filters in order, then whether a strategy that ranks can judge the row.
+    """
+    kept = [(reason, _absent(candidates.ids, ids)) for reason, ids in (exclude or {}).items()]
     kept += [(filter_label(spec), keep_mask(spec, candidates)) for spec in filters]
     if STRATEGIES[strategy].needs_score:
         kept.append((NO_GAP, ~np.isnan(candidates.score)))
@@ -108,7 +118,7 @@ def select(
     *,
     strategy: StrategyName,
     filters: Sequence[FilterSpec] = (),
-    exclude: Collection[str] = (),
+    exclude: Mapping[str, Collection[str]] | None = None,
     seed: int = 0,
     n_task: int = 0,
     pool: str = "pool",
@@ -154,4 +164,5 @@ _REMEDIES = {
     "pool_size": "ingest more into the corpus",
     NO_GAP: "score more of the corpus, under every model of the gap",
     IN_TASK_SET: "ingest rows that the task set lacks",
+    IN_EARLIER_POOL: "give the pools corpora of their own",
 }

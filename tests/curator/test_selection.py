@@ -31,7 +31,7 @@ def test_top_gap_ranks_high_first_and_breaks_ties_on_the_id() -> None:
 def test_rows_without_a_gap_are_counted_and_never_drawn_by_rank() -> None:
     rows = rows_of(("a", NAN), ("b", 1.0), ("c", NAN))
     selection = select(rows, 1, strategy="top_gap")
-    assert selection.screening.dropped == {IN_TASK_SET: 0, NO_GAP: 2}
+    assert selection.screening.dropped == {NO_GAP: 2}
     assert selection.n_eligible == 1
     assert selection.ranked
     assert sorted(chosen_ids(rows, 3, "random")) == ["a", "b", "c"]
@@ -39,7 +39,7 @@ def test_rows_without_a_gap_are_counted_and_never_drawn_by_rank() -> None:
 
 def test_a_row_carries_the_first_reason_that_applies() -> None:
     rows = rows_of(("a", NAN, "Sorry"), ("b", 1.0, "Sorry"), ("c", NAN), ("d", 2.0), ("e", 3.0))
-    screening = screen(rows, REFUSAL, "top_gap", exclude={"b", "e"})
+    screening = screen(rows, REFUSAL, "top_gap", exclude={IN_TASK_SET: {"b", "e"}})
     assert screening.reasons == (IN_TASK_SET, "refusal:v1", NO_GAP)
     assert screening.outcome.tolist() == [2, 1, 3, 0, 1]
     assert screening.dropped == {IN_TASK_SET: 2, "refusal:v1": 1, NO_GAP: 1}
@@ -94,14 +94,14 @@ def test_counts_add_up_and_row_order_is_irrelevant(
     rows = [(f"{i:032x}", score, head) for i, (score, head) in enumerate(pool)]
     exclude = {row[0] for row in rows if data.draw(st.integers(0, 3)) == 0}
     candidates = rows_of(*rows)
-    screening = screen(candidates, REFUSAL, strategy, exclude)
+    screening = screen(candidates, REFUSAL, strategy, {IN_TASK_SET: exclude})
     n_eligible = len(screening.eligible)
     assert sum(screening.dropped.values()) + n_eligible == len(rows)
 
     n_rows = data.draw(st.integers(0, n_eligible))
     turn.shuffle(rows)  # type: ignore[attr-defined]
     again = rows_of(*rows)
-    options = {"strategy": strategy, "filters": REFUSAL, "exclude": exclude, "seed": seed}
+    options = {"strategy": strategy, "filters": REFUSAL, "exclude": {IN_TASK_SET: exclude}, "seed": seed}
     first = [candidates.ids[i] for i in select(candidates, n_rows, **options).chosen]
     second = [again.ids[i] for i in select(again, n_rows, **options).chosen]
     assert first == second

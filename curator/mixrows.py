@@ -1,0 +1,84 @@
+"""A mix's rows: where they lie, how they stream, and the canonical JSON line that is hashed and served.
+
+A row's line holds its columns in file order without the nulls, `messages` as JSON, and ends in a line feed. So
+`rows_sha256` is the SHA-256 of the mix as JSON Lines: anyone can check a download with `sha256sum`, whatever
+wrote the Parquet file.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.store import Store
+
+MIX_FILE = "mix.parquet"
+MANIFEST_FILE = "manifest.json"
+DEFAULT_TENANT = "local"
+
+_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_MIX_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def tenant_path(tenant: str) -> str:
+    """The folder of a tenant's mixes; raises BadInputError for a name that is none."""
+    if not _TENANT.fullmatch(tenant):
+        raise BadInputError(f"{tenant!r} is no tenant name: lower-case letters, digits, - and _, at most 64")
+    return f"mixes/{tenant}"
+
+
+def mix_path(tenant: str, mix_id: str) -> str:
+    """The folder of one mix; raises MissingError for what cannot be a mix id."""
+    if not _MIX_ID.fullmatch(mix_id):
+        raise MissingError(f"{mix_id!r} is no mix id: 32 hexadecimal digits")
+    return f"{tenant_path(tenant)}/{mix_id}"
+
+
+def row_line(row: Mapping[str, Any]) -> bytes:
+    """The canonical JSON line of one row (columns of `schema.MIX_ROWS`, `messages` as stored text)."""
+    present = {name: value for name, value in row.items() if value is not None}
+    present["messages"] = orjson.Fragment(row["messages"])
+    return orjson.dumps(present, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def row_lines(rows: pa.Table | pa.RecordBatch) -> Iterator[bytes]:
+    """The canonical JSON lines of a piece of a mix, all columns present."""
+    names = rows.schema.names
+    for values in zip(*(rows.column(name).to_pylist() for name in names), strict=True):
+        yield row_line(dict(zip(names, values, strict=True)))
+
+
+def rows_sha256(lines: Iterable[bytes]) -> str:
+    """SHA-256 in hex of the canonical lines in order."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def mix_batches(
+    store: Store,
+    tenant: str,
+    mix_id: str,
+    *,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = 4096,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a mix in order, `batch_rows` at a time, so that memory stays flat; all columns or some.
+
+    Raises MissingError without such a mix, IntegrityError when the file is no whole Parquet.
+    """
+    path = f"{mix_path(tenant, mix_id)}/{MIX_FILE}"
+    try:
+        with fsspec.open(store.url(path), "rb") as file:
+            yield from pq.ParquetFile(file).iter_batches(batch_rows, columns=None if columns is None else list(columns))
+    except FileNotFoundError as error:
+        raise MissingError(f"there is no mix {mix_id} of tenant {tenant}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise IntegrityError(f"{path} is not whole Parquet: {error}") from error
