@@ -63,9 +63,15 @@ class IncompatibleScorersError(BadInputError):
 
 
 class RenderError(BadInputError):
-    """A conversation cannot be rendered with this chat template."""
+    """A conversation cannot be rendered with this chat template; `reason` is a short stable word for why."""
 
     code = "render_failed"
+
+    def __init__(
+        self, message: str, *, reason: str = "render_failed", details: Sequence[object] = ()
+    ) -> None:
+        super().__init__(message, details=details)
+        self.reason = reason
 
 
 class StoreError(BallastError, OSError):

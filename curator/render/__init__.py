@@ -1,0 +1,5 @@
+"""Conversations to token ids and a response mask: the one renderer, for scoring and for training alike."""
+
+from curator.render.renderer import MaskRule, Rendered, Renderer
+
+__all__ = ["MaskRule", "Rendered", "Renderer"]

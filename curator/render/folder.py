@@ -1,0 +1,126 @@
+"""What decides the token ids of a conversation, read from a model folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from curator.errors import RenderError
+
+SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+@dataclass(frozen=True)
+class RendererFiles:
+    """A tokenizer document, a chat template, and the special tokens by name."""
+
+    tokenizer: dict[str, Any]
+    chat_template: str
+    special_tokens: dict[str, str]
+
+
+def read_folder(path: Path, chat_template: str | None = None) -> RendererFiles:
+    """The renderer's files from a Hugging Face model folder; `chat_template` overrides the folder's own.
+
+    Raises RenderError when the folder has no tokenizer.json or no chat template.
+    """
+    tokenizer_path = path / "tokenizer.json"
+    if not tokenizer_path.is_file():
+        raise RenderError(f"{path} has no tokenizer.json (slow tokenizers are not read)", reason="bad_tokenizer")
+    config = _read_json(path / "tokenizer_config.json")
+    legacy = _read_json(path / "special_tokens_map.json")
+    specials: dict[str, str] = {}
+    for name in SPECIAL_NAMES:
+        text = _token_text(config.get(name)) or _token_text(legacy.get(name))
+        if text is not None:
+            specials[name] = text
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, dict):  # model-specific names such as image_token; templates may print them
+        specials |= {name: text for name, value in sorted(extra.items()) if (text := _token_text(value))}
+    document = _normalised(_read_json(tokenizer_path), config, specials)
+    return RendererFiles(document, chat_template or _find_template(path, config), specials)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        # json, not orjson: tokenizer_config.json may hold integers above 64 bits (model_max_length).
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RenderError(f"{path} is not JSON: {error}", reason="bad_tokenizer") from error
+    if not isinstance(document, dict):
+        raise RenderError(f"{path} is not a JSON object", reason="bad_tokenizer")
+    return document
+
+
+def _token_text(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _find_template(path: Path, config: Mapping[str, Any]) -> str:
+    own_file = path / "chat_template.jinja"
+    if own_file.is_file():
+        return own_file.read_text(encoding="utf-8")
+    found = _read_json(path / "chat_template.json").get("chat_template") or config.get("chat_template")
+    if isinstance(found, list):  # several named templates: [{"name": ..., "template": ...}]
+        found = {item.get("name"): item.get("template") for item in found}.get("default")
+    if not isinstance(found, str):
+        raise RenderError(
+            f"{path} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
+            "use an instruct model, or put a chat_template.jinja into the folder",
+            reason="no_template",
+        )
+    return found
+
+
+def _normalised(document: dict[str, Any], config: Mapping[str, Any], specials: Mapping[str, str]) -> dict[str, Any]:
+    """The tokenizer document without run-time state, and with the added tokens that only the config names."""
+    if not isinstance(document.get("model"), dict) or "vocab" not in document["model"]:
+        raise RenderError("tokenizer.json has no model with a vocabulary", reason="bad_tokenizer")
+    added = {item["content"]: dict(item) for item in document.get("added_tokens") or []}
+    for item in _config_tokens(document, config, specials, added):
+        known = added.setdefault(item["content"], item)
+        known["special"] = known["special"] or item["special"]
+    # Truncation and padding are settings of one past call. The post-processor adds what the template has
+    # already written (a second BOS) and trims offsets.
+    state = {"truncation": None, "padding": None, "post_processor": None}
+    return {**document, **state, "added_tokens": sorted(added.values(), key=lambda item: int(item["id"]))}
+
+
+def _config_tokens(
+    document: Mapping[str, Any],
+    config: Mapping[str, Any],
+    specials: Mapping[str, str],
+    added: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    decoder = config.get("added_tokens_decoder") or {}
+    for token_id, item in decoder.items():
+        known = {key: item[key] for key in ("content", *flags) if key in item}
+        yield {"id": int(token_id), **flags, **known}
+    vocab = document["model"]["vocab"]
+    pieces = vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
+    for text in specials.values():
+        if text in added:
+            yield {**added[text], "special": True}
+        elif text in pieces:
+            yield {"id": pieces[text], "content": text, **flags, "special": True}
+
+
+def canonical_bytes(document: Any) -> bytes:
+    """JSON with sorted keys: the same bytes for the same content."""
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)

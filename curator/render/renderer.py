@@ -1,0 +1,176 @@
+"""The renderer: messages in, token ids and response mask out."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from tokenizers import Encoding
+
+from curator.canonical import Message
+from curator.errors import IntegrityError, RenderError
+from curator.render.folder import RendererFiles, canonical_bytes, read_folder
+from curator.render.guard import GuardedTokenizer
+from curator.render.spans import Span, SpanFinder, probe_tail, probe_user
+from curator.render.template import ChatTemplate
+from curator.store import Store
+
+MaskRule = Literal["all", "last"]
+
+# A closed list: templates such as '<|' + role + '|>' build control tokens out of the role.
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Rendered:
+    """One conversation as the model sees it.
+
+    `response_mask[t]` means that token t is scored and trained: its loss comes from the logits at t - 1.
+    """
+
+    input_ids: NDArray[np.int32]  # (T,)
+    response_mask: NDArray[np.bool_]  # (T,)
+
+    @property
+    def n_tokens(self) -> int:
+        """T, all tokens."""
+        return len(self.input_ids)
+
+    @property
+    def n_response_tokens(self) -> int:
+        """Tokens under the mask; 0 when there is no assistant turn."""
+        return int(self.response_mask.sum())
+
+
+class Renderer:
+    """Token ids and response mask from one tokenizer and one chat template (method.md section 1).
+
+    Response tokens are each assistant turn's content and its closing marker. Equal to transformers'
+    `apply_chat_template`, except that control tokens inside fields stay plain text. Safe to share by threads.
+    """
+
+    def __init__(self, files: RendererFiles) -> None:
+        self._files = files
+        self._template = ChatTemplate(files.chat_template, files.special_tokens)
+        self._guard = GuardedTokenizer(files.tokenizer, _control_texts(files, self._template))
+        self._spans = SpanFinder(self._template, self._guard)
+        self.tokenizer_sha256 = hashlib.sha256(canonical_bytes(files.tokenizer)).hexdigest()
+        self.template_sha256 = hashlib.sha256(files.chat_template.encode()).hexdigest()
+        self.renderer_id = hashlib.blake2b(
+            canonical_bytes([self.tokenizer_sha256, self.template_sha256, files.special_tokens]),
+            digest_size=16,
+        ).hexdigest()
+        self.eos_id = self._named_id("eos_token")
+        pad_id = self._named_id("pad_token")
+        # Padding is always masked, so any id will do where a tokenizer names none.
+        self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
+
+    @classmethod
+    def from_folder(cls, path: str | Path, chat_template: str | None = None) -> Self:
+        """From a Hugging Face model folder; `chat_template` overrides its template (Jinja source).
+
+        Raises RenderError when tokenizer.json or the template is missing or does not load.
+        """
+        return cls(read_folder(Path(path), chat_template))
+
+    @classmethod
+    def from_store(cls, store: Store, renderer_id: str) -> Self:
+        """From what `save` wrote; raises MissingError, or IntegrityError when the files were changed."""
+        folder = _folder(renderer_id)
+        record = store.read_json(f"{folder}/renderer.json")
+        tokenizer = orjson.loads(store.read_bytes(f"{folder}/tokenizer.json"))
+        template = store.read_bytes(f"{folder}/chat_template.jinja").decode()
+        renderer = cls(RendererFiles(tokenizer, template, record["special_tokens"]))
+        if renderer.renderer_id != renderer_id:
+            raise IntegrityError(f"renderer {renderer_id}: its files now hash to {renderer.renderer_id}")
+        return renderer
+
+    def save(self, store: Store) -> str:
+        """Write the renderer into the store unless it is there; returns its id."""
+        folder = _folder(self.renderer_id)
+        if not store.exists(f"{folder}/renderer.json"):
+            store.write_bytes(f"{folder}/tokenizer.json", canonical_bytes(self._files.tokenizer))
+            store.write_bytes(f"{folder}/chat_template.jinja", self._files.chat_template.encode())
+            record = {
+                "format_version": FORMAT_VERSION,
+                "renderer_id": self.renderer_id,
+                "tokenizer_sha256": self.tokenizer_sha256,
+                "template_sha256": self.template_sha256,
+                "special_tokens": self._files.special_tokens,
+            }
+            store.write_json(f"{folder}/renderer.json", record)
+        return self.renderer_id
+
+    def render(self, messages: Sequence[Mapping[str, Any]], mask_rule: MaskRule = "all") -> Rendered:
+        """Ids and mask of one conversation; "last" masks in the last assistant turn alone.
+
+        An assistant turn with `weight` 0 is context, not response. Raises RenderError (see its `reason`) when
+        there are no messages, a role is unknown, a field holds a reserved character, or the template refuses.
+        """
+        escaped = self._escaped(messages)
+        assembled, spans = self._spans.locate(escaped, _wanted(escaped, mask_rule))
+        encoding = self._guard.encode(assembled)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        is_control = self._guard.check(ids, assembled)
+        return Rendered(ids, _mask(encoding, is_control, spans))
+
+    def _escaped(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+        if not messages:
+            raise RenderError("a conversation needs at least one message, this one has none", reason="no_messages")
+        for index, message in enumerate(messages):
+            role = message.get("role")
+            if role not in ROLES:
+                raise RenderError(
+                    f"messages[{index}] has role {role!r}; known roles: {', '.join(sorted(ROLES))}",
+                    reason="unknown_role",
+                )
+        return [self._guard.escape_message(message, index) for index, message in enumerate(messages)]
+
+    def _named_id(self, name: str) -> int | None:
+        text = self._files.special_tokens.get(name)
+        added = self._files.tokenizer["added_tokens"]
+        return next((int(item["id"]) for item in added if item["content"] == text), None)
+
+
+def _folder(renderer_id: str) -> str:
+    return f"renderers/{renderer_id}"
+
+
+def _control_texts(files: RendererFiles, template: ChatTemplate) -> Iterable[str]:
+    """Special tokens, and the other added tokens that the template opens or closes turns with.
+
+    Some tokenizers carry their turn markers as ordinary added tokens; those must not be forged either.
+    Further ordinary added tokens (<think>, say) are parsed wherever they stand, as transformers does.
+    """
+    framing = (probe_user(template) or "") + (probe_tail(template) or "")
+    for item in files.tokenizer["added_tokens"]:
+        if item["special"] or item["content"] in framing:
+            yield item["content"]
+
+
+def _wanted(messages: Sequence[Message], mask_rule: MaskRule) -> list[int]:
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if mask_rule == "last":
+        answers = answers[-1:]
+    return [index for index in answers if messages[index].get("weight", 1) != 0]
+
+
+def _mask(encoding: Encoding, is_control: NDArray[np.bool_], spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Tokens that share a character with a span.
+
+    A control token that begins before the span is the turn's header even where it swallows the white space
+    after it (rstrip), and so stays out.
+    """
+    mask = np.zeros(len(is_control), dtype=np.bool_)
+    if not spans:
+        return mask
+    starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T  # (T,), (T,)
+    for start, end in spans:
+        inside = (ends > start) & (starts < end)
+        mask |= inside & ~(is_control & (starts < start))
+    return mask

@@ -1,0 +1,98 @@
+"""Chat templates in sandboxed Jinja, with the settings that the templates are written for."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from curator.canonical import Message
+from curator.errors import RenderError
+
+# What a template can raise on a conversation that it was not written for.
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Generation(Extension):
+    """Reads {% generation %} marks and keeps their body: spans are found without them."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]  # upstream declares a mutable set
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(lineno)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(_format: str) -> NoReturn:
+    # A date in the text would give the same conversation other tokens tomorrow.
+    raise jinja2.TemplateError("the template writes today's date, which has no place in a stored score")
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters; the templates expect plain JSON.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment(uses_date: bool) -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    if uses_date:
+        environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+class ChatTemplate:
+    """A compiled chat template with the special-token names that it may print."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
+        self._names = dict(special_tokens)
+        # Templates that ask whether the clock is there bring a fixed date of their own for when it is not.
+        uses_date = "strftime_now is defined" not in source
+        try:
+            self._compiled = _environment(uses_date).from_string(source)
+        except jinja2.TemplateError as error:
+            raise RenderError(f"the chat template does not compile: {error}", reason="bad_template") from error
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """The conversation as the template writes it; RenderError when the template refuses it."""
+        try:
+            return self._compiled.render(
+                messages=list(messages),
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._names,
+            )
+        except _TEMPLATE_FAULTS as error:
+            roles = ", ".join(str(message.get("role")) for message in messages[:8])
+            raise RenderError(
+                f"the chat template refused a conversation of roles ({roles}): {error}",
+                reason="template_refused",
+            ) from error
