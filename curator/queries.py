@@ -1,0 +1,271 @@
+"""DuckDB in memory over the store's parts, with the definitions and views of `sql/`.
+
+Only files that manifests name are loaded, never a pattern: a part that no manifest lists is not there.
+Close the connection (`with connect(store) as connection:`).
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import fsspec
+import orjson
+import pyarrow as pa
+from duckdb import DuckDBPyConnection as Connection
+
+import sql
+from curator.canonical import Message, load_messages
+from curator.config import DEFAULT_EPS
+from curator.errors import BadInputError, MissingError
+from curator.filters import is_refusal
+from curator.schema import EXAMPLES, MIX_ROWS, REJECTS, SCORES, SOURCES, Table
+from curator.scorers import ResolvedScorers, resolve_scorers
+from curator.snapshot import LATEST, Corpus, Scorer, corpus_names, read_corpus, read_scorers
+from curator.store import Store, arrow_schema
+
+__all__ = [
+    "ResolvedScorers",
+    "Rows",
+    "connect",
+    "export_database",
+    "fetch_messages",
+    "gap_table",
+    "resolve_scorers",
+    "run_named",
+    "run_statement",
+]
+
+Corpora = Iterable[str] | Mapping[str, str] | None
+MAX_DETAIL_IDS = 5
+
+_CORPORA = pa.schema(
+    [
+        pa.field("corpus", pa.string(), nullable=False),
+        pa.field("revision", pa.string(), nullable=False),
+        pa.field("n_examples", pa.int64(), nullable=False),
+    ]
+)
+_SCORERS = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("scorer_id", pa.string()),
+        ("label", pa.string()),
+        ("role", pa.string()),
+        ("scorer_domain", pa.string()),
+        ("measure_id", pa.string()),
+        ("renderer_id", pa.string()),
+        ("revision", pa.string()),
+        ("sample_n", pa.int64()),
+        ("sample_seed", pa.int64()),
+        ("complete", pa.bool_()),
+        ("n_rows", pa.int64()),
+        ("n_tokens", pa.int64()),
+        ("seconds", pa.float64()),
+        ("identity", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A statement's answer; `truncated` says that there were more rows than the cap."""
+
+    table: pa.Table
+    truncated: bool
+
+
+def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
+    """An in-memory connection holding the views of `sql/` over some corpora (None: all).
+
+    `corpora` are names, for their latest revision, or a mapping from name to revision. A statement that runs
+    longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision.
+    """
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "python_enable_replacements": "false",  # a Python variable must never pass for a table
+        }
+    )
+    try:
+        _load(connection, store, corpora)
+        connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
+        if timeout_s is not None:
+            connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def run_statement(
+    connection: Connection, statement: str, params: Mapping[str, sql.Value] | None = None, limit: int | None = None
+) -> Rows:
+    """The answer to one SELECT, at most `limit` rows of it (None: all).
+
+    Raises BadInputError when it is not exactly one SELECT, fails, or runs past the connection's time limit.
+    """
+    try:
+        statements = connection.extract_statements(statement)
+        if len(statements) != 1 or statements[0].type not in (
+            duckdb.StatementType.SELECT,
+            duckdb.StatementType.EXPLAIN,
+        ):
+            raise BadInputError(f"give exactly one SELECT statement; found {len(statements)} of any kind")
+        relation = connection.sql(statement, params=dict(params or {}) or None)
+        if limit is not None:
+            relation = relation.limit(limit + 1)
+        table = relation.to_arrow_table()
+    except duckdb.InterruptException as error:
+        raise BadInputError("the statement ran past its time limit and was stopped: narrow it down") from error
+    except duckdb.Error as error:
+        raise BadInputError(f"the statement failed: {error}") from error
+    if limit is not None and table.num_rows > limit:
+        return Rows(table.slice(0, limit), True)
+    return Rows(table, False)
+
+
+def run_named(
+    connection: Connection, name: str, given: Mapping[str, sql.Value] | None = None, limit: int | None = None
+) -> Rows:
+    """The answer to a query of `sql/queries`, parameters by name.
+
+    Raises MissingError on an unknown query, BadInputError on unknown or unfit parameters.
+    """
+    try:
+        query = sql.load_query(name)
+    except KeyError as error:
+        raise MissingError(str(error.args[0]), details=sql.query_names()) from error
+    try:
+        bound = query.bind(given)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    return run_statement(connection, query.sql, bound, limit)
+
+
+def gap_table(store: Store, resolved: ResolvedScorers, eps: float = DEFAULT_EPS) -> pa.Table:
+    """Every example of the resolved corpus revision as a candidate, ordered by example_id.
+
+    Columns and units: `sql/queries/gap_candidates.sql`. Rows that lack a loss have null gaps and `complete` false.
+    """
+    given: dict[str, sql.Value] = {
+        "corpus": resolved.corpus,
+        "aligned": resolved.aligned.scorer_id if resolved.aligned else None,
+        "misaligned": [scorer.scorer_id for scorer in resolved.misaligned],
+        "benign": [scorer.scorer_id for scorer in resolved.benign],
+        "eps": eps,
+    }
+    with connect(store, {resolved.corpus: resolved.revision}) as connection:
+        table: pa.Table = run_named(connection, "gap_candidates", given).table
+    losses = arrow_schema(MIX_ROWS).field("losses")
+    return table.set_column(table.schema.get_field_index("losses"), losses, table["losses"].cast(losses.type))
+
+
+def fetch_messages(store: Store, corpus: str, ids: Iterable[str], revision: str = LATEST) -> dict[str, list[Message]]:
+    """Messages by example_id; raises MissingError when the corpus revision lacks one of them."""
+    wanted = sorted(set(ids))
+    with connect(store, {corpus: revision}) as connection:
+        rows = run_named(connection, "rows_by_id", {"corpus": corpus, "ids": wanted}).table
+    found = {
+        str(key): load_messages(text)
+        for key, text in zip(rows["example_id"].to_pylist(), rows["messages"].to_pylist(), strict=True)
+    }
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise MissingError(
+            f"corpus {corpus} lacks {len(missing)} of {len(wanted)} rows, first {missing[0]}",
+            details=missing[:MAX_DETAIL_IDS],
+        )
+    return found
+
+
+def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
+    """Write a DuckDB file with the views over this store's present parts, renamed into place.
+
+    The views read the store's own files; after an ingest or a scoring run, export again. The function
+    `is_refusal` is Python's and stays out.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        with duckdb.connect(str(temporary)) as connection:
+            _load(connection, store, corpora)
+        temporary.replace(path)
+    except duckdb.Error as error:
+        raise BadInputError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
+    found = [read_corpus(store, name, revision) for name, revision in _asked(store, corpora).items()]
+    scorers = [scorer for corpus in found for scorer in read_scorers(store, corpus)]
+    if store.local_path("corpora") is None:
+        connection.register_filesystem(fsspec.core.url_to_fs(store.url("corpora"))[0])
+    _fill(connection, "corpora", _CORPORA, [_corpus_row(corpus) for corpus in found])
+    _fill(connection, "scorer_files", _SCORERS, [_scorer_row(scorer) for scorer in scorers])
+    for name, table, pick in (
+        ("example_parts", EXAMPLES, "parts"),
+        ("source_parts", SOURCES, "sources"),
+        ("reject_parts", REJECTS, "rejects"),
+    ):
+        files = [({"corpus": corpus.name}, getattr(corpus, pick)) for corpus in found]
+        _view_over(connection, store, name, table, ("corpus",), files)
+    losses = [({"corpus": scorer.corpus, "scorer_id": scorer.scorer_id}, scorer.parts) for scorer in scorers]
+    _view_over(connection, store, "score_parts", SCORES, ("corpus", "scorer_id"), losses)
+    for name in sql.VIEWS:
+        connection.execute(sql.view_text(name))
+
+
+def _asked(store: Store, corpora: Corpora) -> dict[str, str]:
+    if corpora is None:
+        return dict.fromkeys(corpus_names(store), LATEST)
+    if isinstance(corpora, Mapping):
+        return dict(corpora)
+    return dict.fromkeys(corpora, LATEST)
+
+
+def _view_over(
+    connection: Connection,
+    store: Store,
+    name: str,
+    table: Table,
+    keys: tuple[str, ...],
+    files: Iterable[tuple[Mapping[str, str], tuple[str, ...]]],
+) -> None:
+    """A view over Parquet files with constant key columns in front: DuckDB then skips files of other keys."""
+    relation = None
+    for values, paths in files:
+        if not paths:
+            continue
+        part = connection.read_parquet([store.url(path) for path in paths]).select(
+            *(duckdb.ConstantExpression(values[key]).alias(key) for key in keys),
+            *(duckdb.ColumnExpression(column) for column in table.names),
+        )
+        relation = part if relation is None else relation.union(part)
+    if relation is None:
+        fields = [pa.field(key, pa.string()) for key in keys]
+        _fill(connection, name, pa.schema([*fields, *arrow_schema(table)]), [])
+    else:
+        relation.create_view(name)
+
+
+def _fill(connection: Connection, name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+    connection.from_arrow(pa.Table.from_pylist(rows, schema=schema)).to_table(name)
+
+
+def _corpus_row(corpus: Corpus) -> dict[str, Any]:
+    return {"corpus": corpus.name, "revision": corpus.revision, "n_examples": corpus.n_examples}
+
+
+def _scorer_row(scorer: Scorer) -> dict[str, Any]:
+    sample = scorer.sample or {}
+    return {
+        **{name: getattr(scorer, name) for name in _SCORERS.names if hasattr(scorer, name)},
+        "scorer_domain": scorer.domain,
+        "sample_n": sample.get("n"),
+        "sample_seed": sample.get("seed"),
+        "identity": orjson.dumps(scorer.identity, option=orjson.OPT_SORT_KEYS).decode(),
+    }

@@ -1,0 +1,157 @@
+"""What the store's manifests say there is: corpora with their revisions, and the scorers of each.
+
+Readers start here and open only what a manifest names; a file that none names does not exist for them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from curator.errors import IntegrityError, MissingError, StoreError
+from curator.schema import STORE_FORMAT_VERSION
+from curator.store import Store
+
+Role = Literal["aligned", "misaligned", "benign"]
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One revision of a corpus; the file lists are paths in the store. `earlier` are the revisions before it."""
+
+    name: str
+    revision: str
+    n_examples: int
+    parts: tuple[str, ...]
+    sources: tuple[str, ...]
+    rejects: tuple[str, ...]
+    earlier: tuple[str, ...]
+    later: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One scorer of a corpus. `complete`: its losses cover the revision asked for, or the sample it states.
+
+    `n_rows` counts examples with a row from it, `n_tokens` tokens read; `parts` are paths in the store.
+    """
+
+    scorer_id: str
+    measure_id: str
+    corpus: str
+    label: str
+    role: Role
+    domain: str | None
+    complete: bool
+    revision: str
+    renderer_id: str
+    sample: Mapping[str, int] | None
+    identity: Mapping[str, Any]
+    parts: tuple[str, ...]
+    n_rows: int
+    n_tokens: int
+    seconds: float
+
+    @property
+    def shown(self) -> str:
+        """Label and short id, for messages."""
+        return f"{self.label} ({self.scorer_id[:12]})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a resolved recipe records of it: two requests that would read other losses differ here."""
+        return {
+            "scorer_id": self.scorer_id,
+            "label": self.label,
+            "role": self.role,
+            "domain": self.domain,
+            "revision": self.revision,
+            "sample": dict(self.sample) if self.sample else None,
+            "n_rows": self.n_rows,
+        }
+
+
+def corpus_names(store: Store) -> list[str]:
+    """Names of the corpora that have a manifest, sorted."""
+    return [name for name in store.list("corpora") if store.exists(f"corpora/{name}/corpus.json")]
+
+
+def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
+    """One revision of a corpus; a unique prefix names a revision too.
+
+    Raises MissingError listing the corpora or revisions there are.
+    """
+    path = f"corpora/{name}/corpus.json"
+    if not name or "/" in name or not store.exists(path):
+        names = ", ".join(corpus_names(store)) or "none yet"
+        raise MissingError(f"no corpus {name!r} in the store; there are: {names}", details=corpus_names(store))
+    document = _manifest(store, path)
+    revisions = document["revisions"]
+    wanted = document["revision"] if revision == LATEST else revision
+    places = [place for place, item in enumerate(revisions) if item["revision"].startswith(wanted)]
+    if len(places) != 1:
+        found = [str(item["revision"]) for item in revisions]
+        problem = "no" if not places else "more than one"
+        raise MissingError(
+            f"{problem} revision {wanted!r} of corpus {name}; there are: {', '.join(found)}", details=found
+        )
+    chosen, ids = revisions[places[0]], [str(item["revision"]) for item in revisions]
+    ingests = document.get("ingests", [])
+    return Corpus(
+        name=name,
+        revision=str(chosen["revision"]),
+        n_examples=int(chosen["n_examples"]),
+        parts=_paths(f"corpora/{name}", chosen["parts"]),
+        sources=_paths(f"corpora/{name}", [part for item in ingests for part in item.get("sources", [])]),
+        rejects=_paths(f"corpora/{name}", [part for item in ingests for part in item.get("rejects", [])]),
+        earlier=tuple(ids[: places[0]]),
+        later=tuple(ids[places[0] + 1 :]),
+    )
+
+
+def read_scorers(store: Store, corpus: Corpus) -> list[Scorer]:
+    """Every scorer of a corpus that has a manifest, sorted by role, label and id."""
+    folder = f"scores/{corpus.name}"
+    paths = [f"{folder}/{item}/scorer.json" for item in store.list(folder)]
+    found = [_scorer(_manifest(store, path), corpus) for path in paths if store.exists(path)]
+    return sorted(found, key=lambda scorer: (scorer.role, scorer.label, scorer.scorer_id))
+
+
+def _scorer(document: Mapping[str, Any], corpus: Corpus) -> Scorer:
+    sample, revision = document.get("sample"), str(document["revision"])
+    # A full pass over a later revision covers the earlier ones, which hold fewer rows; a sample does not.
+    covers = revision == corpus.revision or (not sample and revision in corpus.later)
+    return Scorer(
+        scorer_id=str(document["scorer_id"]),
+        measure_id=str(document["measure_id"]),
+        corpus=corpus.name,
+        label=str(document["label"]),
+        role=document["role"],
+        domain=document.get("domain"),
+        complete=bool(document["complete"]) and covers,
+        revision=revision,
+        renderer_id=str(document["renderer_id"]),
+        sample=sample or None,
+        identity=document["identity"],
+        parts=_paths(f"scores/{corpus.name}/{document['scorer_id']}", document["parts"]),
+        n_rows=int(document["n_rows"]),
+        n_tokens=int(document["n_tokens"]),
+        seconds=float(document["seconds"]),
+    )
+
+
+def _manifest(store: Store, path: str) -> dict[str, Any]:
+    document = store.read_json(path)
+    if document.get("format_version") != STORE_FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format version {document.get('format_version')!r}; this version reads {STORE_FORMAT_VERSION}"
+        )
+    return document
+
+
+def _paths(folder: str, entries: list[Any]) -> tuple[str, ...]:
+    """Paths of the parts that a manifest lists, either by name or as objects with a name."""
+    names = [str(entry["name"] if isinstance(entry, dict) else entry) for entry in entries]
+    for name in names:
+        if "/" in name or not name.endswith(".parquet"):
+            raise IntegrityError(f"the manifest in {folder} lists {name!r}, which is no part of it")
+    return tuple(f"{folder}/{name}" for name in names)

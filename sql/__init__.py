@@ -1,0 +1,159 @@
+"""The SQL of the product by name: definitions and views (`views/`), documented queries (`queries/`).
+
+One statement a file. The gap and its sign are defined here and nowhere else. The package needs nothing but
+Python: any DuckDB connection that holds the base tables (`BASE_TABLES`) can run `view_text` of `VIEWS` in order.
+
+A query file opens with comments: what a row is and its units, then one line per parameter,
+`-- param: NAME TYPE DEFAULT meaning`, where TYPE is integer, double, text or text[] and DEFAULT is a value,
+`null`, `[]` or `required`. Parameters are bound as `$NAME`, never formatted in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Literal, get_args
+
+__all__ = [
+    "BASE_TABLES",
+    "MACROS",
+    "VIEWS",
+    "Param",
+    "Query",
+    "Value",
+    "describe_view",
+    "load_query",
+    "query_names",
+    "view_text",
+]
+
+# What a connection must hold before the views: parts named in manifests, with their corpus (and scorer) beside them.
+BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scorer_files", "score_parts")
+# In the order in which they are made: each uses only those before it.
+MACROS = ("mean_nll", "ensemble_mean", "gap_abs", "gap_rel", "gap_contrast")
+VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
+
+ParamType = Literal["integer", "double", "text", "text[]"]
+_PARAM_TYPES: dict[str, ParamType] = {kind: kind for kind in get_args(ParamType)}
+Value = int | float | str | list[str] | None
+
+
+@dataclass(frozen=True)
+class Param:
+    """One declared parameter of a query; `default` is meaningless when `required`."""
+
+    name: str
+    type: ParamType
+    default: Value
+    required: bool
+    meaning: str
+
+    def parse(self, given: Value) -> Value:
+        """`given` as this parameter's type; text from a command line is converted, lists split at commas.
+
+        Raises ValueError when it does not fit.
+        """
+        if given is None or given == "null":
+            return None
+        if self.type == "text[]":
+            return _text_list(given)
+        if isinstance(given, list | bool):
+            raise ValueError(f"parameter {self.name} takes one {self.type}, not {given!r}")
+        try:
+            if self.type == "integer":
+                return int(given) if isinstance(given, str) else _whole(given)
+            return float(given) if self.type == "double" else str(given)
+        except ValueError as error:
+            raise ValueError(f"parameter {self.name} takes {self.type}, not {given!r}") from error
+
+
+@dataclass(frozen=True)
+class Query:
+    """A named query: `doc` says what a row is and its units, `sql` is one statement with `$NAME` parameters."""
+
+    name: str
+    doc: str
+    params: tuple[Param, ...]
+    sql: str
+
+    def bind(self, given: Mapping[str, Value] | None = None) -> dict[str, Value]:
+        """A value for every parameter: the given ones converted, the others by default.
+
+        Raises ValueError on an unknown name, a missing required one or a value of the wrong type.
+        """
+        given = given or {}
+        known = {param.name: param for param in self.params}
+        unknown = sorted(given.keys() - known.keys())
+        if unknown:
+            names = ", ".join(known) or "none"
+            raise ValueError(f"query {self.name} has no parameter {unknown[0]!r}; it takes: {names}")
+        missing = [param.name for param in self.params if param.required and param.name not in given]
+        if missing:
+            raise ValueError(f"query {self.name} needs the parameter {missing[0]!r}")
+        return {name: param.parse(given[name]) if name in given else param.default for name, param in known.items()}
+
+
+def view_text(name: str) -> str:
+    """The one statement that makes a view or macro; raises KeyError on an unknown name."""
+    if name not in VIEWS:
+        raise KeyError(f"no view {name!r}; there are: {', '.join(VIEWS)}")
+    return _read("views", name)
+
+
+def describe_view(name: str) -> str:
+    """The opening comment of a view or macro: what a row is, its units and its key."""
+    return _header(view_text(name))[0]
+
+
+def query_names() -> list[str]:
+    """Names of the queries, sorted."""
+    folder = resources.files(__name__).joinpath("queries")
+    return sorted(item.name.removesuffix(".sql") for item in folder.iterdir() if item.name.endswith(".sql"))
+
+
+def load_query(name: str) -> Query:
+    """A named query; raises KeyError listing the names there are."""
+    if name not in query_names():
+        raise KeyError(f"no query {name!r}; there are: {', '.join(query_names())}")
+    text = _read("queries", name)
+    doc, declared = _header(text)
+    return Query(name, doc, tuple(_declared_param(name, line) for line in declared), text)
+
+
+def _read(folder: str, name: str) -> str:
+    return resources.files(__name__).joinpath(folder, f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _header(text: str) -> tuple[str, list[str]]:
+    doc: list[str] = []
+    declared: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        comment = line[2:].removeprefix(" ")
+        if comment.startswith("param:"):
+            declared.append(comment.removeprefix("param:").strip())
+        else:
+            doc.append(comment)
+    return "\n".join(doc), declared
+
+
+def _declared_param(query: str, line: str) -> Param:
+    name, kind, default, *meaning = line.split(maxsplit=3)
+    if kind not in _PARAM_TYPES or not meaning:
+        raise ValueError(f"query {query}: cannot read the declaration {line!r}")
+    param = Param(name, _PARAM_TYPES[kind], None, default == "required", meaning[0])
+    return param if param.required else replace(param, default=param.parse(default))
+
+
+def _whole(number: float) -> int:
+    if number != int(number):
+        raise ValueError("not a whole number")
+    return int(number)
+
+
+def _text_list(given: Value) -> list[str]:
+    if isinstance(given, str):
+        return [] if given == "[]" else [item.strip() for item in given.split(",") if item.strip()]
+    if isinstance(given, list) and all(isinstance(item, str) for item in given):
+        return list(given)
+    raise ValueError(f"expected a list of texts, not {given!r}")
