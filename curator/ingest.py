@@ -1,0 +1,275 @@
+"""Chat files into a corpus: distinct conversations, where each came from, and what was kept out.
+
+A corpus is `corpora/<name>/`: parts of 5,000 examples in file order, source rows (one per kept record, copies
+included), rejects, and `corpus.json`, which is replaced last. What it does not name is not there: an ingest
+killed at any moment leaves the corpus as it was, and the next one removes the remains and starts the file again.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curator.canonical import dump_messages, example_id, response_head
+from curator.corpus import known_ids, named_files, new_manifest, read_manifest, revision_of
+from curator.errors import BadInputError, BadRowsError
+from curator.formats import LABELS, Container, Layout, Reject, Row, detect, open_chat_file, read_rows
+from curator.progress import Progress
+from curator.schema import EXAMPLES, REJECTS, SOURCES, Table
+from curator.store import Store, arrow_schema
+
+PART_ROWS = 5_000
+PART_CHARS = 64 * 2**20  # a part of very long conversations closes earlier
+MAX_STORED_REJECTS = 10_000  # records per ingest; all are counted
+MAX_LISTED = 1_000  # problems in an error's details
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass
+class FileReport:
+    """Counts of one file, in records: parsed = kept + rejected + folded."""
+
+    source: str
+    sha256: str
+    parsed: int = 0
+    kept: int = 0
+    rejected: int = 0
+    folded: int = 0
+    skipped: bool = False  # the same bytes with the same options are in the corpus already
+    reject_codes: dict[str, int] = field(default_factory=dict)  # records by their first problem; sums to rejected
+    first_rejects: list[dict[str, object]] = field(default_factory=list)  # problems of the first 20 records
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What one ingest did, and the corpus as it stands now."""
+
+    corpus: str
+    revision: str
+    n_examples: int
+    files: tuple[FileReport, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How a file is read. `labels` fill the label columns of rows that carry none of their own."""
+
+    format: Container | None = None
+    layout: Layout | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    strict: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a second ingest of the same bytes another one; `strict` does not."""
+        return {"format": self.format, "layout": self.layout, "labels": dict(self.labels)}
+
+
+def ingest(
+    store: Store,
+    files: Sequence[str | Path],
+    corpus: str,
+    *,
+    format: Container | None = None,  # noqa: A002 - the word of the command line
+    layout: Layout | None = None,
+    labels: dict[str, str] | None = None,
+    strict: bool = False,
+) -> IngestReport:
+    """Add files to a corpus, each whole or not at all; a file that is there already is skipped.
+
+    Conversations that the corpus holds are folded (their labels stay as they are). With `strict` a file with any
+    bad record raises BadRowsError, and nothing of it is written. Raises BadInputError or MissingError for files
+    and names that cannot be used, StoreError while another process writes the corpus.
+    """
+    if not _NAME.fullmatch(corpus):
+        raise BadInputError(f"{corpus!r} is no corpus name: letters, digits, dot, dash and underscore, at most 100")
+    if unknown := sorted(set(labels or {}) - set(LABELS)):
+        raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
+    options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict)
+    for path in files:
+        with open_chat_file(path):  # every file is looked at before the first is written
+            pass
+    with store.lock(f"corpora/{corpus}"):
+        document = read_manifest(store, corpus) or new_manifest(corpus)
+        store.sweep(f"corpora/{corpus}", named_files(document))
+        known = known_ids(store, document)
+        reports = []
+        for path in files:
+            reports.append(_ingest_file(store, document, known, Path(path), options))
+    return IngestReport(corpus, document["revision"], document["n_examples"], tuple(reports))
+
+
+def _ingest_file(
+    store: Store, document: dict[str, Any], known: set[bytes], path: Path, options: IngestOptions
+) -> FileReport:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    report = FileReport(source=path.name, sha256=sha256)
+    for earlier in document["ingests"]:
+        if earlier["sha256"] == sha256 and earlier["options"] == options.identity():
+            counts = {name: earlier[name] for name in ("parsed", "kept", "rejected", "folded", "reject_codes")}
+            return FileReport(source=path.name, sha256=sha256, skipped=True, **counts)
+    writer = _FileWriter(store, document, known, report, dict(options.labels))
+    try:
+        for item in _with_progress(path, options):
+            writer.add(item)
+            if options.strict and report.rejected:
+                writer.dry = True
+        if options.strict and report.rejected:
+            raise _strict_error(report, writer.problems)
+        writer.commit(options)
+    except BaseException:
+        writer.undo()
+        raise
+    return report
+
+
+def _with_progress(path: Path, options: IngestOptions) -> Iterator[Row | Reject]:
+    """The file's records, with progress in bytes read (Parquet: in rows, for its reader jumps about)."""
+    container = options.format or detect(path).container
+    with path.open("rb") as file:
+        total, unit = path.stat().st_size, "B"
+        if container == "parquet":
+            import pyarrow.parquet as pq
+
+            total, unit = pq.ParquetFile(file).metadata.num_rows, "rows"
+        with Progress(total, unit, f"reading {path.name}") as bar:
+            rows = read_rows(file, format=container, layout=options.layout, name=path.name)
+            for number, item in enumerate(rows, start=1):
+                yield item
+                if number % 100 == 0:
+                    bar.advance(100 if unit == "rows" else file.tell() - bar.done, records=number)
+            bar.advance(total - bar.done)
+
+
+class _FileWriter:
+    """Takes one file's records and writes its parts; `commit` makes them part of the corpus, `undo` removes them."""
+
+    def __init__(
+        self, store: Store, document: dict[str, Any], known: set[bytes], report: FileReport, labels: dict[str, str]
+    ) -> None:
+        self.store, self.document, self.known, self.report, self.labels = store, document, known, report, labels
+        self.folder = f"corpora/{document['name']}"
+        self.number = len(document["ingests"])
+        self.new: set[bytes] = set()
+        self.n_chars = 0  # of the examples not written yet
+        self.examples: list[dict[str, Any]] = []
+        self.sources: list[dict[str, Any]] = []
+        self.rejects: list[dict[str, Any]] = []
+        self.problems: list[dict[str, object]] = []
+        self.files: dict[str, list[dict[str, Any]]] = {"part": [], "sources": [], "rejects": []}
+        self.codes: Counter[str] = Counter()
+        self.dry = False  # counting only, once a strict file is known to be refused
+        self.closing = False  # the manifest may name our files from here on
+
+    def add(self, item: Row | Reject) -> None:
+        self.report.parsed += 1
+        if isinstance(item, Reject):
+            self._reject(item)
+        else:
+            self._keep(item)
+
+    def _reject(self, item: Reject) -> None:
+        self.report.rejected += 1
+        self.codes[item.code] += 1
+        problems = item.as_dicts()
+        if self.report.rejected <= 20:
+            self.report.first_rejects += problems
+        if len(self.problems) < MAX_LISTED:
+            self.problems += problems
+        if self.report.rejected <= MAX_STORED_REJECTS and not self.dry:
+            self.rejects += [{"source": self.report.source, **problem} for problem in problems]
+
+    def _keep(self, row: Row) -> None:
+        text = dump_messages(row.messages)
+        digest = example_id(text)
+        key = bytes.fromhex(digest)
+        if key in self.known or key in self.new:
+            self.report.folded += 1
+        else:
+            self.report.kept += 1
+            self.new.add(key)
+            self.n_chars += len(text)
+            self.examples.append(_example(row, text, digest, self.labels))
+        source = {"example_id": digest, "source": self.report.source, "source_id": row.source_id}
+        self.sources.append({**source, "record": row.record})
+        self._flush(PART_ROWS)
+
+    def _flush(self, at_least: int) -> None:
+        if len(self.examples) >= at_least or self.n_chars >= PART_CHARS:
+            self.examples, self.n_chars = self._write("part", self.examples, EXAMPLES), 0
+        if len(self.sources) >= at_least:
+            self.sources = self._write("sources", self.sources, SOURCES)
+
+    def _write(self, kind: str, rows: list[dict[str, Any]], table: Table) -> list[dict[str, Any]]:
+        """Write one file of rows (nothing in a dry run); returns the empty list to go on with."""
+        if rows and not self.dry:
+            name = f"{kind}-{self.number:05d}-{len(self.files[kind]):05d}.parquet"
+            data = pa.Table.from_pylist(rows, schema=arrow_schema(table))
+            sha256 = self.store.write_table(f"{self.folder}/{name}", data, table)
+            self.files[kind].append({"name": name, "n_rows": len(rows), "sha256": sha256})
+        return []
+
+    def commit(self, options: IngestOptions) -> None:
+        self._flush(1)
+        self._write("rejects", self.rejects, REJECTS)
+        self.report.reject_codes = dict(sorted(self.codes.items()))
+        document = _with_revision({**self.document}, self.files["part"], self.known | self.new)
+        entry = {name: getattr(self.report, name) for name in ("source", "sha256", "parsed", "kept", "rejected")}
+        entry |= {"folded": self.report.folded, "reject_codes": self.report.reject_codes}
+        entry |= {"options": options.identity(), "parts": self.files["part"]}
+        entry |= {"sources": self.files["sources"], "rejects": self.files["rejects"]}
+        document["ingests"] = [*document["ingests"], entry]
+        self.closing = True
+        self.store.write_json(f"{self.folder}/corpus.json", document)
+        self.document.update(document)
+        self.known |= self.new
+
+    def undo(self) -> None:
+        """Remove this file's parts; where the manifest may name them they stay for the next sweep to judge."""
+        if self.closing:
+            return
+        for item in (item for items in self.files.values() for item in items):
+            self.store.delete(f"{self.folder}/{item['name']}")
+
+
+def _example(row: Row, text: str, digest: str, labels: dict[str, str]) -> dict[str, Any]:
+    messages = row.messages
+    return {
+        "example_id": digest,
+        "messages": text,
+        "n_turns": len(messages),
+        "n_assistant_turns": sum(message["role"] == "assistant" for message in messages),
+        "n_chars": sum(len(message.get("content") or "") for message in messages),
+        "response_head": response_head(messages),
+        **{label: row.labels.get(label, labels.get(label)) for label in LABELS},
+    }
+
+
+def _with_revision(document: dict[str, Any], parts: list[dict[str, Any]], ids: set[bytes]) -> dict[str, Any]:
+    """The manifest with a new revision when the set of examples changed, and unchanged otherwise."""
+    if not parts and document["revisions"]:
+        return document
+    earlier = document["revisions"][-1]["parts"] if document["revisions"] else []
+    revision = revision_of(key.hex() for key in ids)
+    document |= {"revision": revision, "n_examples": len(ids)}
+    latest = {"revision": revision, "n_examples": len(ids), "parts": [*earlier, *parts]}
+    return {**document, "revisions": [*document["revisions"], latest]}
+
+
+def _strict_error(report: FileReport, problems: list[dict[str, object]]) -> BadRowsError:
+    first = problems[0]
+    where = f"line {first['line']}" if first["line"] is not None else f"record {first['record']}"
+    return BadRowsError(
+        f"{report.source} has {report.rejected} bad records of {report.parsed}, and nothing of it was written "
+        f"(--strict); the first is {where}: {first['code']}, {first['message']}",
+        details=problems,
+    )

@@ -1,0 +1,118 @@
+"""A user's fine-tuning data, streamed into a table of canonical rows in the user's order.
+
+Repeats are kept, and the order counts: both are part of what the ordered hash covers. Bad records are returned,
+not judged: the caller refuses the set or goes on without them.
+"""
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator.canonical import dump_messages, example_id
+from curator.errors import BadRowsError
+from curator.formats import Container, Layout, Reject, Row, read_rows, read_values
+from curator.schema import TASK_ROWS
+from curator.store import arrow_schema
+
+GROUP_ROWS = 5_000
+MAX_LISTED_REJECTS = 1_000
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """A user's rows on disk (columns of TASK_ROWS, `ordinal` counting the usable rows from 0), and the bad ones.
+
+    `sha256` is over the canonical messages of each row in order, each followed by a line feed. `rejects` holds
+    the first thousand bad records; `n_rejected` and `reject_codes` count all.
+    """
+
+    path: Path
+    n_rows: int
+    sha256: str
+    n_rejected: int
+    reject_codes: dict[str, int]
+    rejects: tuple[Reject, ...]
+
+    @property
+    def n_parsed(self) -> int:
+        """Records read: usable and bad ones together."""
+        return self.n_rows + self.n_rejected
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows in order, or some of their columns."""
+        return pq.ParquetFile(self.path).read(columns=columns)
+
+    def batches(self, rows: int = GROUP_ROWS) -> Iterator[pa.RecordBatch]:
+        """The rows in order, a batch at a time."""
+        yield from pq.ParquetFile(self.path).iter_batches(batch_size=rows)
+
+    def reject_dicts(self) -> list[dict[str, Any]]:
+        """One plain dict per problem of the listed rejects, for an error body."""
+        return [problem for reject in self.rejects for problem in reject.as_dicts()]
+
+    def require_no_rejects(self) -> None:
+        """Raise BadRowsError, with every listed problem in its details, when any record was bad."""
+        if not self.n_rejected:
+            return
+        first = self.rejects[0]
+        raise BadRowsError(
+            f"{self.n_rejected} of {self.n_parsed} task rows are bad; the first is {first.place()}: "
+            f"{first.code}, {first.message}",
+            details=self.reject_dicts(),
+        )
+
+
+def read_task_set(
+    source: str | Path | BinaryIO,
+    workdir: str | Path,
+    *,
+    format: Container | None = None,  # noqa: A002 - the word of the command line
+    layout: Layout | None = None,
+    name: str | None = None,
+) -> TaskSet:
+    """Stream a user's file (path or seekable binary file) into Parquet under `workdir`, in flat memory.
+
+    The caller owns the new file. Raises BadInputError or MissingError when the file as a whole cannot be read.
+    """
+    return _write(read_rows(source, format=format, layout=layout, name=name), Path(workdir))
+
+
+def task_set_from_rows(rows: Iterable[object], workdir: str | Path, *, layout: Layout | None = None) -> TaskSet:
+    """The same for records in memory, such as the rows of a JSON request."""
+    return _write(read_values(rows, layout=layout), Path(workdir))
+
+
+def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / f"task-rows-{secrets.token_hex(8)}.parquet"
+    digest, codes, rejects, n_rows = hashlib.sha256(), Counter[str](), list[Reject](), 0
+    schema = arrow_schema(TASK_ROWS)
+    group: list[dict[str, Any]] = []
+    try:
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for item in items:
+                if isinstance(item, Reject):
+                    codes[item.code] += 1
+                    if len(rejects) < MAX_LISTED_REJECTS:
+                        rejects.append(item)
+                    continue
+                text = dump_messages(item.messages)
+                digest.update(text.encode() + b"\n")
+                group.append({"example_id": example_id(text), "ordinal": n_rows, "messages": text})
+                n_rows += 1
+                if len(group) == GROUP_ROWS:
+                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                    group = []
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    counts = dict(sorted(codes.items()))
+    return TaskSet(path, n_rows, digest.hexdigest(), codes.total(), counts, tuple(rejects))
