@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 QUERY = """
 import duckdb, sql
 connection = duckdb.connect()
-connection.execute(sql.view_text("gap_macros"))
+for name in sql.MACROS:
+    connection.execute(sql.view_text(name))
 print(connection.sql("select round(gap_rel(1.8, 1.0, 1.0), 4)").fetchone()[0], len(sql.query_names()))
 """
 
