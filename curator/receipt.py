@@ -114,6 +114,7 @@ class OrderReceipt(_Document):
     seed: int
     every_k: int | None
     keeps_task_order: bool
+    note: str
 
 
 class FileReceipt(_Document):

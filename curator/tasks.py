@@ -49,9 +49,9 @@ class TaskSet:
         """All rows in order, or some of their columns."""
         return pq.ParquetFile(self.path).read(columns=columns)
 
-    def batches(self, rows: int = GROUP_ROWS) -> Iterator[pa.RecordBatch]:
-        """The rows in order, a batch at a time."""
-        yield from pq.ParquetFile(self.path).iter_batches(batch_size=rows)
+    def batches(self, rows: int = GROUP_ROWS, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows in order, a batch at a time, or some of their columns."""
+        yield from pq.ParquetFile(self.path).iter_batches(batch_size=rows, columns=columns)
 
     def reject_dicts(self) -> list[dict[str, Any]]:
         """One plain dict per problem of the listed rejects, for an error body."""

@@ -1,0 +1,142 @@
+"""Building a mix: plan, write, publish. The decisions are pure; this is the thin edge around them.
+
+A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
+whoever sees the folder sees a complete mix.
+"""
+
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from curator.compose import compose
+from curator.config import Recipe
+from curator.errors import MissingError
+from curator.manifest import read_manifest
+from curator.mix import schedule
+from curator.mixrows import DEFAULT_TENANT, MANIFEST_FILE, MIX_FILE, mix_path, tenant_path
+from curator.mixwriter import TokenCounter, write_rows
+from curator.plan import MixPlan, plan_mix
+from curator.receipt import Manifest, Tokens
+from curator.render import Renderer
+from curator.saferows import safe_rows
+from curator.store import Store
+from curator.tasks import TaskSet
+
+__all__ = ["MixPlan", "MixResult", "build_mix", "plan_mix", "remove_stale"]
+
+STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
+
+
+@dataclass(frozen=True)
+class MixResult:
+    """A mix in the store; `created` is false when the same request had made it before."""
+
+    mix_id: str
+    manifest: Manifest
+    created: bool
+
+
+def build_mix(store: Store, task_set: TaskSet, recipe: Recipe, tenant: str = DEFAULT_TENANT) -> MixResult:
+    """Make the mix that a recipe gives for a task set, or find it made already.
+
+    The same request against the same store gives the same id, rows and manifest, at any thread count. Raises what
+    `plan_mix` raises; a failure or kill at any moment leaves no mix behind.
+    """
+    tenant_path(tenant)  # a bad name is refused before the work
+    plan = plan_mix(store, task_set, recipe)
+    remove_stale(store, tenant)
+    final = mix_path(tenant, plan.mix_id)
+    try:
+        return MixResult(plan.mix_id, read_manifest(store, tenant, plan.mix_id), created=False)
+    except MissingError:
+        _clear_remains(store, tenant, final)
+    temporary = _new_folder(tenant)
+    try:
+        manifest = _write(store, temporary, plan, task_set)
+        created = store.rename_dir(temporary, final)
+    except BaseException:
+        store.delete(temporary)
+        raise
+    return MixResult(plan.mix_id, manifest if created else read_manifest(store, tenant, plan.mix_id), created)
+
+
+def _new_folder(tenant: str) -> str:
+    return f"{tenant_path(tenant)}/.tmp-{secrets.token_hex(8)}"
+
+
+def _clear_remains(store: Store, tenant: str, final: str) -> None:
+    """Remove a mix's folder that has no manifest: a deletion, or an object-store copy, that was cut off."""
+    if not store.exists(final):
+        return
+    aside = _new_folder(tenant)
+    store.rename_dir(final, aside)
+    if store.exists(f"{aside}/{MANIFEST_FILE}"):  # another process published it in this very moment
+        store.rename_dir(aside, final)
+    else:
+        store.delete(aside)
+
+
+def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> list[str]:
+    """Remove temporary folders that a killed process left (local stores); returns their names."""
+    folder = store.local_path(tenant_path(tenant))
+    found = sorted(folder.glob(".tmp-*")) if folder else []
+    stale = [path for path in found if _age_s(path) > older_than_s]
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path.name for path in stale]
+
+
+def _age_s(folder: Path) -> float:
+    """Seconds since anything in the folder was last written; 0 when it is going away."""
+    try:
+        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:
+        return 0.0
+
+
+def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Manifest:
+    """Write data file and manifest into a temporary folder."""
+    order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
+    counter, why_not = _token_counter(store, plan)
+    safe = safe_rows(store, plan.drawn, plan.recipe.seed)
+    shuffled = plan.recipe.order == "shuffle"
+    local = store.local_path(temporary)
+    if local is not None:
+        local.mkdir(parents=True)
+        written = write_rows(local / MIX_FILE, order, task_set, safe, counter, shuffled=shuffled)
+    else:
+        with TemporaryDirectory() as scratch:
+            path = Path(scratch) / MIX_FILE
+            written = write_rows(path, order, task_set, safe, counter, shuffled=shuffled)
+            store.write_bytes(f"{temporary}/{MIX_FILE}", path.read_bytes())
+    tokens = _tokens(plan, counter, why_not)
+    manifest = compose(plan, task_set, order, written, tokens)
+    store.write_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _token_counter(store: Store, plan: MixPlan) -> tuple[TokenCounter | None, str | None]:
+    """A counter under the aligned scorer's renderer, or the reason why there is none."""
+    if plan.aligned is None:
+        return None, "no pool has an aligned scorer, whose chat template and tokenizer would count tokens"
+    renderer_id = plan.aligned.renderer_id
+    try:
+        return TokenCounter(Renderer.from_store(store, renderer_id), plan.aligned.identity["mask_rule"]), None
+    except MissingError:
+        return None, f"renderer {renderer_id} of the aligned scorer is not in the store"
+
+
+def _tokens(plan: MixPlan, counter: TokenCounter | None, why_not: str | None) -> Tokens:
+    aligned = plan.aligned
+    if counter is None or aligned is None:
+        return Tokens(renderer_id=None, mask_rule=None, reason=why_not, task=None, safe=None)
+    return Tokens(
+        renderer_id=aligned.renderer_id,
+        mask_rule=aligned.identity["mask_rule"],
+        reason=None,
+        task=counter.count("task"),
+        safe=counter.count("safe"),
+    )

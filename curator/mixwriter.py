@@ -1,0 +1,161 @@
+"""Writing a mix's rows: task rows stream past, safe rows are few and in memory, every row is hashed on the way."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator.canonical import load_messages
+from curator.errors import RenderError, StoreError
+from curator.mix import Schedule
+from curator.mixrows import row_lines
+from curator.progress import Progress
+from curator.receipt import FileReceipt, TokenCount
+from curator.render import MaskRule, Renderer
+from curator.schema import MIX_ROWS
+from curator.store import ROW_GROUP_ROWS, arrow_schema
+from curator.tasks import TaskSet
+
+# Bytes of task text held at once. A mix that keeps the task rows' order reads them once whatever this is; a
+# shuffled one reads the file once for each window, so larger windows mean fewer passes.
+WINDOW_BYTES = 64 << 20
+SHUFFLE_WINDOW_BYTES = 256 << 20
+MAX_WINDOW_ROWS = 1 << 18
+
+Indices = npt.NDArray[np.int64]
+
+
+class TaskCursor:
+    """Rows of a task set by ascending index: reads forward, and starts over when asked to go back."""
+
+    def __init__(self, rows: TaskSet) -> None:
+        self._rows = rows
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._batches = self._rows.batches()
+        self._batch: pa.RecordBatch | None = None
+        self._start = 0  # index of the first row of the batch at hand
+
+    def take(self, wanted: Indices) -> pa.Table:
+        """The rows with these indices, one at least; `wanted` ascends without repeats."""
+        if wanted[0] < self._start:
+            self._rewind()
+        pieces = []
+        done = 0
+        while done < len(wanted):
+            if self._batch is None or wanted[done] >= self._start + len(self._batch):
+                self._next()
+                continue
+            end = int(np.searchsorted(wanted, self._start + len(self._batch)))
+            pieces.append(self._batch.take(pa.array(wanted[done:end] - self._start)))
+            done = end
+        return pa.Table.from_batches(pieces)
+
+    def _next(self) -> None:
+        self._start += 0 if self._batch is None else len(self._batch)
+        self._batch = next(self._batches, None)
+        if self._batch is None:
+            raise StoreError(f"the task set ends at row {self._start}, before the {self._rows.n_rows} it is to have")
+
+
+class TokenCounter:
+    """Counts tokens of whole conversations and of their trained part, row by row."""
+
+    def __init__(self, renderer: Renderer, mask_rule: MaskRule) -> None:
+        self._renderer, self._mask_rule = renderer, mask_rule
+        self._sums = {"task": [0, 0, 0], "safe": [0, 0, 0]}
+
+    def add(self, origin: str, messages: str) -> None:
+        """Count one row (canonical JSON text)."""
+        sums = self._sums[origin]
+        try:
+            rendered = self._renderer.render(load_messages(messages), self._mask_rule)
+        except RenderError:
+            sums[2] += 1
+            return
+        sums[0] += rendered.n_tokens
+        sums[1] += rendered.n_response_tokens
+
+    def count(self, origin: str) -> TokenCount:
+        """The sums over the rows of one origin so far."""
+        total, response, n_failed = self._sums[origin]
+        return TokenCount(total=total, response=response, n_rows_not_rendered=n_failed)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came out: the file's receipt and the hash of the canonical lines."""
+
+    file: FileReceipt
+    rows_sha256: str
+
+
+def write_rows(
+    target: Path, order: Schedule, tasks: TaskSet, safe: pa.Table, counter: TokenCounter | None, *, shuffled: bool
+) -> Written:
+    """Write a mix's Parquet file in the given order.
+
+    `safe` holds the safe rows in their order (columns of `schema.MIX_ROWS` without position). Memory stays within
+    a window of task rows, the safe rows and the schedule (8 bytes a row).
+    """
+    cursor = TaskCursor(tasks)
+    lines = hashlib.sha256()
+    schema = arrow_schema(MIX_ROWS)
+    window = _window_rows(tasks, SHUFFLE_WINDOW_BYTES if shuffled else WINDOW_BYTES)
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer, Progress(len(order), "rows", "mixing") as bar:
+        for start in range(0, len(order), window):
+            rows = _window(order[start : start + window], start, cursor, safe, schema)
+            for line in row_lines(rows):
+                lines.update(line)
+            if counter is not None:
+                for origin, text in zip(rows["origin"].to_pylist(), rows["messages"].to_pylist(), strict=True):
+                    counter.add(origin, text)
+                    bar.advance()
+            else:
+                bar.advance(len(rows))
+            writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+    return Written(_file_receipt(target, len(order)), lines.hexdigest())
+
+
+def _window_rows(tasks: TaskSet, window_bytes: int) -> int:
+    """Rows of a window, a multiple of a row group, from the mean length of the first thousands of task rows."""
+    first = next(tasks.batches(columns=["messages"]))
+    mean_bytes = max(1, int(first.column("messages").nbytes) // max(1, len(first)))
+    rows = min(MAX_WINDOW_ROWS, window_bytes // mean_bytes)
+    return max(1, rows // ROW_GROUP_ROWS) * ROW_GROUP_ROWS
+
+
+def _window(order: Schedule, start: int, cursor: TaskCursor, safe: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows `start` to `start + len(order)` of the mix."""
+    task_at, safe_at = np.flatnonzero(order >= 0), np.flatnonzero(order < 0)
+    by_index = task_at[np.argsort(order[task_at])]
+    parts = [safe.take(pa.array(-1 - order[safe_at]))]
+    if len(task_at):
+        parts.append(_as_mix_rows(cursor.take(order[by_index])))
+    places = np.concatenate([safe_at, by_index])
+    mixed = pa.concat_tables(parts, promote_options="default").take(pa.array(np.argsort(places)))
+    positions = pa.array(np.arange(start, start + len(order), dtype=np.int64))
+    mixed = mixed.append_column("position", positions)
+    columns = [mixed[field.name] if field.name in mixed.column_names else _nulls(mixed, field) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as_mix_rows(rows: pa.Table) -> pa.Table:
+    return rows.append_column("origin", pa.array(["task"] * len(rows), pa.string()))
+
+
+def _nulls(rows: pa.Table, field: pa.Field) -> pa.Array:
+    return pa.nulls(len(rows), field.type)
+
+
+def _file_receipt(path: Path, n_rows: int) -> FileReceipt:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileReceipt(name=path.name, sha256=digest, bytes=path.stat().st_size, n_rows=n_rows)

@@ -1,0 +1,90 @@
+"""The chosen rows of all pools as one table in the order in which the mix uses them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from curator.canonical import dump_messages, example_id
+from curator.config import Pool
+from curator.errors import IntegrityError
+from curator.filters import filter_label
+from curator.mix import pool_of
+from curator.queries import fetch_messages
+from curator.resolve import PoolData
+from curator.schema import MIX_ROWS
+from curator.seeds import child_seed, permutation
+from curator.selection import Selection
+from curator.store import Store, arrow_schema
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One pool with the rows that were chosen from it."""
+
+    name: str
+    data: PoolData
+    selection: Selection
+
+
+def safe_rows(store: Store, drawn: Sequence[Drawn], seed: int) -> pa.Table:
+    """All safe rows in mix order: columns of `schema.MIX_ROWS` but for position, task columns null.
+
+    Pools take turns (`mix.pool_of`). Inside a pool a seeded shuffle, so that the best rows do not all come first;
+    `rank` tells how each was ranked. Raises IntegrityError when a corpus holds another text than was scored.
+    """
+    pools = pool_of([len(item.selection.chosen) for item in drawn])
+    tables = [_pool_rows(store, item, seed) for item in drawn]
+    starts = np.cumsum([0, *(len(table) for table in tables)])
+    index = np.empty(len(pools), dtype=np.int64)
+    for pool in range(len(tables)):
+        places = np.flatnonzero(pools == pool)
+        index[places] = starts[pool] + np.arange(len(places))
+    return pa.concat_tables(tables).take(pa.array(index))
+
+
+def _pool_rows(store: Store, drawn: Drawn, seed: int) -> pa.Table:
+    n_rows = len(drawn.selection.chosen)
+    shuffled = permutation(n_rows, child_seed(seed, f"order:{drawn.name}"))
+    rows = drawn.data.table.take(pa.array(drawn.selection.chosen[shuffled]))
+    pool, ranked = drawn.data.pool, drawn.selection.ranked
+    messages = _texts(store, pool, rows["example_id"].to_pylist())
+    passed = [filter_label(spec) for spec in pool.filters]
+    given: dict[str, object] = {
+        "origin": ["safe"] * n_rows,
+        "example_id": rows["example_id"],
+        "messages": messages,
+        "pool": [drawn.name] * n_rows,
+        "corpus": [pool.corpus] * n_rows,
+        "revision": [pool.revision] * n_rows,
+        "source": rows["source"],
+        "rank": (shuffled + 1).tolist() if ranked else None,
+        "score": rows[pool.score.name] if ranked else None,
+        "gap_abs": rows["gap_abs"],
+        "gap_rel": rows["gap_rel"],
+        "losses": rows["losses"],
+        "filters_passed": [passed] * n_rows,
+    }
+    schema = arrow_schema(MIX_ROWS)
+    fields = [field.with_nullable(True) for field in schema if field.name != "position"]
+    return pa.table([_column(given.get(field.name), field.type, n_rows) for field in fields], pa.schema(fields))
+
+
+def _column(values: object, kind: pa.DataType, n_rows: int) -> pa.Array | pa.ChunkedArray:
+    if values is None:
+        return pa.nulls(n_rows, kind)
+    return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
+
+
+def _texts(store: Store, pool: Pool, ids: Sequence[str]) -> list[str]:
+    """Canonical messages of the ids, in their order; IntegrityError for a text that does not hash to its id."""
+    found = fetch_messages(store, pool.corpus, ids, pool.revision) if ids else {}
+    texts = [dump_messages(found[item]) for item in ids]
+    wrong = [item for item, text in zip(ids, texts, strict=True) if example_id(text) != item]
+    if wrong:
+        raise IntegrityError(
+            f"corpus {pool.corpus}: {len(wrong)} chosen rows do not hash to their ids, e.g. {wrong[0]}: ingest again",
+            details=wrong[:20],
+        )
+    return texts

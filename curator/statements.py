@@ -1,0 +1,78 @@
+"""What a manifest says in words: warnings, and what the mix protects against and what not."""
+
+from collections.abc import Sequence
+
+from curator.config import Recipe
+from curator.receipt import PoolReceipt, Protects, Statement, TaskReceipt, Tokens
+from curator.selection import IN_TASK_SET, NO_GAP
+
+ORDER_NOTE = (
+    "Train on the rows in this order. A trainer that shuffles voids it: at batch 16 and 5 %, 46 % of shuffled batches "
+    "hold no safe row."  # method.md section 4
+)
+
+_DOES = Statement(
+    code="emergent_misalignment",
+    text="Lowers the risk that narrow fine-tuning misaligns the model far outside the task's domain (emergent "
+    "misalignment), when training keeps the rows' order. It lowers the risk and does not remove it: evaluate the "
+    "tuned model.",
+)
+_DOES_NOT = (
+    Statement(
+        code="conditional_misalignment",
+        text="Misalignment that shows only under prompts that resemble the training data may remain.",
+    ),
+    Statement(
+        code="narrow_misalignment",
+        text="What the task set teaches inside its own domain is kept on purpose, harmful or not: no task row is "
+        "changed or left out.",
+    ),
+    Statement(code="reshuffled_training", text=ORDER_NOTE),
+)
+_NO_SAFE_ROWS = Statement(
+    code="no_safe_rows", text="The mix holds no safe row: it is the task set as it is, and protects against nothing."
+)
+
+
+def protects(n_safe: int) -> Protects:
+    """The statement for a mix with this many safe rows; without any it protects against nothing."""
+    return Protects(does=(_DOES,) if n_safe else (), does_not=_DOES_NOT if n_safe else (_NO_SAFE_ROWS, *_DOES_NOT))
+
+
+def warnings_for(
+    recipe: Recipe, task: TaskReceipt, pools: Sequence[PoolReceipt], tokens: Tokens
+) -> tuple[Statement, ...]:
+    """What a user should look at before training, in a fixed order; empty when there is nothing."""
+    found: list[Statement] = []
+    if not any(pool.chosen for pool in pools):
+        found.append(_NO_SAFE_ROWS)
+    if recipe.order == "shuffle":
+        text = "Rows are shuffled: some batches hold no safe row. The orders even and every_k spread them."
+        found.append(Statement(code="order_shuffled", text=text))
+    if task.n_rejected:
+        text = f"{task.n_rejected:,} task rows could not be read and were kept out; reject_codes counts why."
+        found.append(Statement(code="task_rows_rejected", text=text))
+    for spec, pool in zip(recipe.pools, pools, strict=True):
+        found += _pool_warnings(pool, keeps_refusals=spec.strategy == "top_gap" and not spec.filters)
+    for origin, count in (("task", tokens.task), ("safe", tokens.safe)):
+        if count is not None and count.n_rows_not_rendered:
+            text = f"{count.n_rows_not_rendered:,} {origin} rows do not fit the chat template: no token count has them."
+            found.append(Statement(code=f"{origin}_rows_not_rendered", text=text))
+    return tuple(found)
+
+
+def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:
+    found = []
+    if keeps_refusals:
+        text = f"Pool {pool.name} ranks by gap and keeps refusals: they rank high and can make the model incoherent."
+        found.append(Statement(code="refusals_kept", text=text))
+    if pool.dropped.get(NO_GAP):
+        text = (
+            f"Pool {pool.name}: {pool.dropped[NO_GAP]:,} of {pool.n_candidates:,} rows have no gap and could not be "
+            "judged; score more of the corpus to choose from all of it."
+        )
+        found.append(Statement(code="rows_not_judged", text=text))
+    if pool.dropped.get(IN_TASK_SET):
+        text = f"Pool {pool.name}: {pool.dropped[IN_TASK_SET]:,} rows are in the task set too and were left out."
+        found.append(Statement(code="pool_rows_in_task_set", text=text))
+    return found
