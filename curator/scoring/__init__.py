@@ -1,0 +1,24 @@
+"""Scoring: one pass per model over a corpus, losses as sums and counts in Parquet parts.
+
+`run` does the book-keeping and needs no torch; `torch_engine` is the default engine and is imported only when
+a model has to run. Other engines implement `engine.Engine`.
+"""
+
+from curator.scoring.engine import Engine, RowLoss
+from curator.scoring.identity import check_model_dir, measure_id, model_identity, model_window, scorer_id
+from curator.scoring.run import ScoreReport, ScoreRequest, score_corpus
+from curator.scoring.sample import Sample
+
+__all__ = [
+    "Engine",
+    "RowLoss",
+    "Sample",
+    "ScoreReport",
+    "ScoreRequest",
+    "check_model_dir",
+    "measure_id",
+    "model_identity",
+    "model_window",
+    "score_corpus",
+    "scorer_id",
+]

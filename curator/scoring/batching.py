@@ -1,0 +1,19 @@
+"""Which rows share a forward pass: sorted by length, bounded by tokens, so that little of a batch is padding."""
+
+from collections.abc import Sequence
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Row indices in batches, longest rows first, each row once.
+
+    rows x longest row <= `batch_tokens` in every batch of more than one row; a longer row stands alone. The
+    longest go first so that a batch that does not fit into memory fails at the start and not at the end.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,76 @@
+"""A corpus as blocks of rows, one block per part file, in an order and with bounds that never depend on what is
+already scored: restarts and parallel workers see the same blocks."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from curator.corpus import CorpusInfo
+from curator.store import Store
+
+CHARS_PER_TOKEN = 3  # a low estimate: blocks are bounded by it without rendering a row
+_ROW_TOKENS = 16  # turn markers and the like
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one part file to be: ids and canonical JSON texts, in corpus order."""
+
+    ids: list[str]
+    messages: list[str]
+
+
+def corpus_ids(store: Store, corpus: CorpusInfo) -> list[str]:
+    """Every example id of the revision, in corpus order."""
+    ids: list[str] = []
+    for path in _paths(corpus):
+        ids += store.read_table(path, ["example_id"]).column("example_id").to_pylist()
+    return ids
+
+
+def corpus_rows(store: Store, corpus: CorpusInfo, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(example_id, canonical JSON) of the wanted rows in corpus order; memory is one corpus part."""
+    for path in _paths(corpus):
+        table = store.read_table(path, ["example_id", "messages"])
+        ids = table.column("example_id")
+        messages = table.column("messages")
+        for index, example_id in enumerate(ids.to_pylist()):
+            if example_id in wanted:
+                yield example_id, messages[index].as_py()
+
+
+def blocks(
+    store: Store, corpus: CorpusInfo, wanted: Collection[str], block_tokens: int, window: int
+) -> Iterator[Block]:
+    """The wanted rows in blocks of about `block_tokens` tokens at most, none across corpus parts."""
+    for path in _paths(corpus):
+        table = store.read_table(path, ["example_id", "messages", "n_chars"])
+        ids, n_chars = table.column("example_id").to_pylist(), table.column("n_chars").to_pylist()
+        chosen: list[int] = []
+        n_tokens = 0
+        for index, example_id in enumerate(ids):
+            if example_id not in wanted:
+                continue
+            n_row = min(n_chars[index] // CHARS_PER_TOKEN + _ROW_TOKENS, window)
+            if chosen and n_tokens + n_row > block_tokens:
+                yield _block(table, chosen)
+                chosen, n_tokens = [], 0
+            chosen.append(index)
+            n_tokens += n_row
+        if chosen:
+            yield _block(table, chosen)
+
+
+def without(block: Block, done: Collection[str]) -> Block:
+    """The rows of a block that are not done yet."""
+    kept = [index for index, example_id in enumerate(block.ids) if example_id not in done]
+    return Block([block.ids[index] for index in kept], [block.messages[index] for index in kept])
+
+
+def _paths(corpus: CorpusInfo) -> list[str]:
+    return [f"corpora/{corpus.name}/{part.name}" for part in corpus.parts]
+
+
+def _block(table: Any, chosen: list[int]) -> Block:
+    taken = table.take(chosen)
+    return Block(taken.column("example_id").to_pylist(), taken.column("messages").to_pylist())

@@ -1,0 +1,176 @@
+"""Who scored: a hash of everything that moves a loss, and of no path, name or shard layout.
+
+Inside one gap only weights and adapter may differ (method.md section 2): `measure_id` hashes the rest.
+"""
+
+import hashlib
+import mmap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from curator.errors import BadInputError
+
+if TYPE_CHECKING:
+    from curator.render import Renderer
+
+Identity = dict[str, Any]
+
+WEIGHT_FIELDS = ("weights_sha256", "adapter_sha256")
+# Keys that say where a model came from or which version wrote it, but do not change what it computes.
+_CONFIG_NOISE = frozenset({"_name_or_path", "_model_name_or_path", "transformers_version"})
+_ADAPTER_NOISE = frozenset(
+    {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "parent_library"}
+)
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_model.safetensors"
+_WINDOW_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+def model_identity(
+    model_dir: Path,
+    adapter_dir: Path | None,
+    renderer: "Renderer",
+    mask_rule: str,
+    max_length: int,
+    dtype: str,
+    engine: str,
+    engine_version: str,
+) -> Identity:
+    """Everything that a loss depends on, by content.
+
+    Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is no model.
+    """
+    check_model_dir(model_dir)
+    return {
+        "weights_sha256": weights_sha256(model_dir),
+        "adapter_sha256": adapter_sha256(adapter_dir) if adapter_dir else None,
+        "chat_template_sha256": renderer.template_sha256,
+        "tokenizer_sha256": renderer.tokenizer_sha256,
+        "mask_rule": mask_rule,
+        "max_length": max_length,
+        "dtype": dtype,
+        "engine": engine,
+        "engine_version": engine_version,
+    }
+
+
+def scorer_id(identity: Mapping[str, Any]) -> str:
+    """128-bit hash of an identity, 32 hex digits."""
+    return _hash_json(identity)
+
+
+def measure_id(identity: Mapping[str, Any]) -> str:
+    """The same hash without weights and adapter: scorers of one gap must share it."""
+    return _hash_json({key: value for key, value in identity.items() if key not in WEIGHT_FIELDS})
+
+
+def check_model_dir(model_dir: Path) -> None:
+    """Raise BadInputError naming everything that a Hugging Face model folder needs and this one lacks."""
+    if not model_dir.is_dir():
+        raise BadInputError(f"model folder {model_dir} does not exist")
+    missing = [name for name in ("config.json", "tokenizer.json") if not (model_dir / name).is_file()]
+    if not (model_dir / _SINGLE).is_file() and not (model_dir / _INDEX).is_file():
+        missing.append(f"{_SINGLE} (or {_INDEX} with its shards)")
+    if missing:
+        raise BadInputError(
+            f"model folder {model_dir} lacks {', '.join(missing)}: save it with "
+            "`model.save_pretrained(folder)` and `tokenizer.save_pretrained(folder)`",
+            details=missing,
+        )
+
+
+def check_adapter_dir(adapter_dir: Path) -> None:
+    """Raise BadInputError unless the folder holds a PEFT adapter in safetensors form."""
+    missing = [name for name in ("adapter_config.json", _ADAPTER) if not (adapter_dir / name).is_file()]
+    if missing:
+        raise BadInputError(f"adapter folder {adapter_dir} lacks {', '.join(missing)}", details=missing)
+
+
+def model_window(model_dir: Path) -> int | None:
+    """The most tokens that the model has positions for, from config.json; None where it names no limit."""
+    config = _read_object(model_dir / "config.json")
+    text = config.get("text_config") or {}
+    found = [source[key] for source in (config, text) for key in _WINDOW_KEYS if source.get(key)]
+    return min(int(value) for value in found) if found else None
+
+
+def weights_sha256(model_dir: Path) -> str:
+    """Hash of the tensors that `from_pretrained` would load, and of config.json without its noise."""
+    if (model_dir / _SINGLE).is_file():
+        files = [model_dir / _SINGLE]
+    else:
+        index = _read_object(model_dir / _INDEX)
+        files = [model_dir / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    return _hash_weights(files, _without(_read_object(model_dir / "config.json"), _CONFIG_NOISE))
+
+
+def adapter_sha256(adapter_dir: Path) -> str:
+    """Hash of an adapter's tensors and of its configuration without paths and versions."""
+    check_adapter_dir(adapter_dir)
+    config = _without(_read_object(adapter_dir / "adapter_config.json"), _ADAPTER_NOISE)
+    # PEFT keeps module names in a set, so two savings of one adapter list them in different orders.
+    settled = {
+        key: sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        for key, value in config.items()
+    }
+    return _hash_weights([adapter_dir / _ADAPTER], settled)
+
+
+def _hash_weights(files: Iterable[Path], config: Mapping[str, Any]) -> str:
+    digests: dict[str, str] = {}
+    for file in files:
+        digests.update(_tensor_digests(file))
+    whole = {"config": config, "tensors": digests}
+    return hashlib.sha256(orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _tensor_digests(file: Path) -> dict[str, str]:
+    """SHA-256 of each tensor's dtype, shape and bytes: shard boundaries and their metadata do not count.
+
+    The format is eight bytes of header length, a JSON header with offsets, then the bytes.
+    """
+    try:
+        with file.open("rb") as handle:
+            n_header = int.from_bytes(handle.read(8), "little")
+            header = orjson.loads(handle.read(n_header))
+            header.pop("__metadata__", None)
+            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                start = 8 + n_header
+                n_data = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+                if len(data) != start + n_data:
+                    raise ValueError(f"{len(data)} bytes, its header says {start + n_data}")
+                return {name: _tensor_digest(data, start, entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise BadInputError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def _tensor_digest(data: mmap.mmap, start: int, entry: Mapping[str, Any]) -> str:
+    begin, end = entry["data_offsets"]
+    digest = hashlib.sha256(orjson.dumps([entry["dtype"], entry["shape"]]))
+    with memoryview(data) as view, view[start + begin : start + end] as tensor:
+        digest.update(tensor)
+    return digest.hexdigest()
+
+
+def _hash_json(document: Mapping[str, Any]) -> str:
+    text = orjson.dumps(dict(document), option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _without(document: Mapping[str, Any], noise: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key not in noise}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        document = orjson.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path} does not exist") from error
+    except orjson.JSONDecodeError as error:
+        raise BadInputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise BadInputError(f"{path} is not a JSON object")
+    return document

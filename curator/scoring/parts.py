@@ -1,0 +1,92 @@
+"""Part files of one scorer: named by their rows, checked before they count, set aside when they are broken."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from curator.errors import IntegrityError, StoreError
+from curator.schema import SCORES
+from curator.scoring.outcome import ScoreRow
+from curator.store import Store, arrow_schema, conform
+
+PATTERN = "part-*.parquet"
+_SET_ASIDE = ".set-aside"
+
+
+@dataclass
+class Finished:
+    """What a scorer's folder holds: the ids with a row, the parts that hold them, and what was set aside."""
+
+    ids: set[str] = field(default_factory=set)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    status_counts: Counter[str] = field(default_factory=Counter)
+    n_tokens: int = 0
+    set_aside: list[str] = field(default_factory=list)
+
+
+def part_name(ids: Sequence[str]) -> str:
+    """A part's file name: the hash of its ids in order, so two workers on one block write one file."""
+    return f"part-{hashlib.blake2b(chr(10).join(ids).encode(), digest_size=12).hexdigest()}.parquet"
+
+
+def write_part(store: Store, folder: str, rows: Sequence[ScoreRow]) -> str:
+    """Write one part of scored rows in one step; returns its name."""
+    name = part_name([row.example_id for row in rows])
+    columns = list(zip(*rows, strict=True))
+    table = pa.table(dict(zip(SCORES.names, columns, strict=True)), schema=arrow_schema(SCORES))
+    store.write_table(f"{folder}/{name}", table, SCORES)
+    return name
+
+
+def read_finished(store: Store, folder: str, named: dict[str, str]) -> Finished:
+    """Everything finished in a folder, by its listing and not by its manifest: after a crash between a part's
+    rename and the manifest's, the part counts.
+
+    `named` maps part names to the SHA-256 that the manifest recorded. A part that is no whole Parquet file of
+    the declared columns, differs from its recorded hash, or repeats a row is renamed out of the way, and its
+    rows are scored again. Two parts that share a row: the later name goes.
+    """
+    finished = Finished()
+    for name in store.list(folder, PATTERN):
+        path = f"{folder}/{name}"
+        try:
+            sha256, table = _checked(store, path, named.get(name), finished.ids)
+        except IntegrityError as error:
+            _set_aside(store, path)
+            finished.set_aside.append(f"{name}: {error.message}")
+            continue
+        finished.ids.update(table.column("example_id").to_pylist())
+        finished.status_counts.update(table.column("status").to_pylist())
+        n_tokens, status = table.column("n_tokens").to_pylist(), table.column("status").to_pylist()
+        finished.n_tokens += sum(n for n, kind in zip(n_tokens, status, strict=True) if kind == "scored")
+        finished.parts.append({"name": name, "n_rows": table.num_rows, "sha256": sha256})
+    return finished
+
+
+def _checked(store: Store, path: str, recorded: str | None, seen: set[str]) -> tuple[str, pa.Table]:
+    sha256 = store.sha256(path)
+    if recorded is not None and sha256 != recorded:
+        raise IntegrityError("its bytes are not those that scorer.json recorded")
+    try:
+        table = conform(store.read_table(path), SCORES)
+    except pa.ArrowException as error:
+        raise IntegrityError(f"is not whole Parquet: {error}") from error
+    except StoreError as error:
+        if isinstance(error, IntegrityError):
+            raise
+        raise IntegrityError(error.message) from error
+    ids = table.column("example_id").to_pylist()
+    if len(set(ids)) != len(ids):
+        raise IntegrityError(f"holds {len(ids) - len(set(ids))} rows twice")
+    if not seen.isdisjoint(ids):
+        raise IntegrityError(f"{len(seen.intersection(ids))} of its rows stand in another part too")
+    return sha256, table
+
+
+def _set_aside(store: Store, path: str) -> None:
+    store.write_bytes(path + _SET_ASIDE, store.read_bytes(path))
+    store.delete(path)
