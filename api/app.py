@@ -1,0 +1,42 @@
+"""The application: routes, error handlers and the observing layer around one service."""
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api.errors import handle_http_error, handle_product_error, handle_validation_error
+from api.observe import Observe
+from api.routes import corpora, create, health, mixes
+from api.service import Service
+from api.settings import Settings
+from curator.compose import product_version
+from curator.errors import BallastError
+from curator.store import Store
+
+DESCRIPTION = """\
+Send fine-tuning data and a recipe; get back a training mix with safe rows interleaved against emergent misalignment,
+and a manifest that says what went in, what was kept out and why. Every error has one body:
+`{"error": {"code", "message", "details": [...]}}`, with `"truncated": true` when `details` was cut."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service over one store. Nothing is read before the first request.
+
+    Raises StoreError when the store's address cannot be understood.
+    """
+    app = FastAPI(
+        title="Ballast",
+        version=product_version(),
+        description=DESCRIPTION,
+        docs_url=None,  # FastAPI's page loads its scripts from elsewhere; ours (/docs) needs nothing
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = Service(settings, Store(settings.store))
+    app.add_middleware(Observe)
+    app.add_exception_handler(BallastError, handle_product_error)
+    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    app.add_exception_handler(HTTPException, handle_http_error)
+    for module in (create, mixes, corpora, health):
+        app.include_router(module.router)
+    return app

@@ -1,0 +1,115 @@
+"""The one error body, and which status each error has.
+
+`{"error": {"code", "message", "details": [...]}}`, with `"truncated": true` beside them when `details` was cut.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError, StoreError
+
+_HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed"}
+
+
+class ApiError(BallastError, ValueError):
+    """An answer that belongs to HTTP alone (too large, wrong content type, busy, out of range)."""
+
+    code = "bad_request"
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        details: Sequence[object] = (),
+        truncated: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, details=details)
+        self.status = status
+        self.code = code
+        self.truncated = truncated
+        self.headers = dict(headers or {})
+
+
+def error_response(
+    status: int,
+    code: str,
+    message: str,
+    details: Sequence[object] = (),
+    *,
+    truncated: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The one error body as a response."""
+    error: dict[str, Any] = {"code": code, "message": message, "details": list(details)}
+    if truncated:
+        error["truncated"] = True
+    body = orjson.dumps({"error": error}, default=str)
+    return Response(body, status, headers=dict(headers or {}), media_type="application/json")
+
+
+def internal_error(request_id: str) -> Response:
+    """The answer to a mistake of ours: no reason, only the id under which the log tells it."""
+    message = "the service failed; quote the request id when you report it"
+    return error_response(500, "internal", message, [{"request_id": request_id}])
+
+
+def status_of(error: BallastError) -> int:
+    """The HTTP status of an error of the product; 500 for what the caller cannot mend."""
+    if isinstance(error, ApiError):
+        return error.status
+    if isinstance(error, MissingError):
+        return 404
+    if isinstance(error, BadInputError):
+        return 422
+    if isinstance(error, MissingDependencyError):
+        return 501
+    return 500
+
+
+async def handle_product_error(request: Request, error: Exception) -> Response:
+    """Our own errors. Failures of the store are logged and answered without their text, which names paths."""
+    assert isinstance(error, BallastError)
+    status = status_of(error)
+    if isinstance(error, StoreError) or status == 500:
+        raise error  # the outermost layer logs it and answers as internal
+    root = str(request.app.state.service.settings.store)
+    message = error.message.replace(root, "(store)")
+    if isinstance(error, ApiError):
+        return error_response(
+            status, error.code, message, error.details, truncated=error.truncated, headers=error.headers
+        )
+    return error_response(status, error.code, message, error.details)
+
+
+async def handle_validation_error(request: Request, error: Exception) -> Response:
+    """Parameters of a path or query that do not fit; the values themselves are not repeated."""
+    assert isinstance(error, RequestValidationError)
+    details = [
+        {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "message": item["msg"]}
+        for item in error.errors()
+    ]
+    message = "; ".join(f"{item['pointer']}: {item['message']}" for item in details[:5])
+    return error_response(422, "bad_parameters", message, details)
+
+
+async def handle_http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: unknown routes and wrong methods."""
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "bad_request")
+    if error.status_code == 404:
+        message = "there is no such route; /openapi.json lists what there is"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        message = f"this route does not take that method; it takes {allowed}"
+    else:
+        message = str(error.detail)
+    return error_response(error.status_code, code, message, headers=error.headers)

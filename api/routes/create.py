@@ -1,0 +1,130 @@
+"""POST /v1/mixes: a user's data set and a recipe in, a mix with its manifest out."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from api.errors import ApiError
+from api.recipes import decode_recipe
+from api.routes.mixes import mix_links
+from api.schemas import CreatedMix, DroppedRows, errors
+from api.service import Service, service_of, tenant_of
+from api.settings import Settings
+from api.uploads import REQUEST_BODY, Upload, received
+from curator.build import MixResult, build_mix
+from curator.config import parse_recipe
+from curator.errors import MissingError, RecipeError
+from curator.formats import Container, Layout
+from curator.tasks import TaskSet, read_task_set, task_set_from_rows
+
+router = APIRouter(prefix="/v1/mixes", tags=["mixes"])
+
+
+class _Options(BaseModel):
+    """What may stand beside the rows and the recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on_bad_rows: Literal["refuse", "drop"] = "refuse"
+    format: Container | None = None
+    layout: Layout | None = None
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=CreatedMix,
+    responses={200: {"model": CreatedMix, "description": "made before"}, **errors(400, 413, 415, 422, 503)},
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def create_mix(request: Request) -> Response:
+    """Mix safe rows into a data set. The same request against the same store gives the same mix, then with 200.
+
+    Bad rows refuse the whole set and are all listed (up to a cap); with `on_bad_rows=drop` they are left out,
+    counted and listed in the answer.
+    """
+    service, tenant = service_of(request), tenant_of(request)
+    async with received(request, service.settings) as upload, service.build_place():
+        result, dropped = await run_in_threadpool(_build, service, upload, tenant)
+    answer = CreatedMix(
+        mix_id=result.mix_id,
+        created=result.created,
+        manifest=result.manifest,
+        dropped=dropped,
+        links=mix_links(result.mix_id),
+    )
+    return Response(
+        answer.model_dump_json(),
+        201 if result.created else 200,
+        headers={"Location": mix_links(result.mix_id)["self"]},
+        media_type="application/json",
+    )
+
+
+def _build(service: Service, upload: Upload, tenant: str) -> tuple[MixResult, DroppedRows]:
+    """Everything that blocks; runs in a thread."""
+    recipe = parse_recipe(_recipe_document(upload))
+    options = _options(upload)
+    task_set = _read(upload, options)
+    _check(task_set, options, service.settings)
+    try:
+        result = build_mix(service.store, task_set, recipe, tenant)
+    except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
+        raise ApiError(422, error.code, error.message, details=error.details) from error
+    return result, _dropped(task_set, service.settings)
+
+
+def _recipe_document(upload: Upload) -> Any:
+    if "recipe" not in upload.fields:
+        raise ApiError(422, "missing_part", 'the recipe is missing: the least is {"corpus": NAME}')
+    recipe = upload.fields["recipe"]
+    document = decode_recipe(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(document, dict):
+        raise RecipeError("recipe refused: it must be an object (JSON) or a mapping (YAML)")
+    return document
+
+
+def _options(upload: Upload) -> _Options:
+    given = {name: value for name, value in upload.fields.items() if name != "recipe"}
+    try:
+        return _Options.model_validate(given)
+    except ValidationError as error:
+        details = [
+            {"pointer": "/" + "/".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()
+        ]
+        message = "; ".join(f"{item['pointer']}: {item['message']}" for item in details)
+        raise ApiError(422, "bad_parameters", message, details=details) from error
+
+
+def _read(upload: Upload, options: _Options) -> TaskSet:
+    if upload.rows is not None:
+        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout)
+    return read_task_set(upload.path, upload.folder, format=options.format, layout=options.layout, name=upload.name)
+
+
+def _check(task_set: TaskSet, options: _Options, settings: Settings) -> None:
+    """Refuse what is too large, empty, or has bad rows that were not to be dropped."""
+    if task_set.n_parsed > settings.max_task_rows:
+        message = f"the data set has {task_set.n_parsed} rows; the bound is {settings.max_task_rows}: split it"
+        raise ApiError(413, "too_many_rows", message)
+    if task_set.n_rejected and (options.on_bad_rows == "refuse" or not task_set.n_rows):
+        dropped = _dropped(task_set, settings)
+        remedy = "mend them, or send on_bad_rows=drop" if task_set.n_rows else "no row can be used"
+        message = f"{task_set.n_rejected} of {task_set.n_parsed} rows are bad: {remedy}"
+        raise ApiError(422, "bad_rows", message, details=dropped.details, truncated=dropped.truncated)
+    if not task_set.n_rows:
+        raise ApiError(422, "no_rows", "the data set has no rows")
+
+
+def _dropped(task_set: TaskSet, settings: Settings) -> DroppedRows:
+    rejects = task_set.rejects[: settings.max_bad_rows]
+    return DroppedRows(
+        n_rows=task_set.n_rejected,
+        codes=task_set.reject_codes,
+        details=[problem for reject in rejects for problem in reject.as_dicts()][: settings.max_bad_rows],
+        truncated=task_set.n_rejected > settings.max_bad_rows
+        or sum(len(reject.problems) for reject in rejects) > settings.max_bad_rows,
+    )

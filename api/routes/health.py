@@ -1,0 +1,56 @@
+"""Is the process alive, can it serve, and what does it offer."""
+
+from html import escape
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse
+
+from api.errors import ApiError
+from api.schemas import Health, Readiness, errors
+from api.service import service_of
+from curator.errors import BallastError
+
+router = APIRouter(tags=["service"])
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
+td {{ padding: .2em 1em .2em 0; vertical-align: top }}
+code {{ white-space: nowrap }}
+</style><h1>{title}</h1><p>{description}</p>
+<p>The full description is <a href="openapi.json">openapi.json</a>.</p><table>{rows}</table></html>"""
+
+
+@router.get("/healthz", response_model=Health)
+def healthz(request: Request) -> dict[str, str]:
+    """The process answers; it says nothing about the store."""
+    return {"status": "ok", "version": request.app.version}
+
+
+@router.get("/readyz", response_model=Readiness, responses=errors(503))
+def readyz(request: Request) -> dict[str, Any]:
+    """The store can be read and has this version's format; otherwise 503."""
+    try:
+        service_of(request).store.open(create=False)
+    except (BallastError, OSError) as error:
+        raise ApiError(503, "not_ready", "the store cannot be read, or has another format version") from error
+    return {"status": "ready"}
+
+
+@router.get("/docs", include_in_schema=False)
+def docs(request: Request) -> HTMLResponse:
+    """The endpoints as a page that loads nothing from elsewhere."""
+    document = request.app.openapi()
+    rows = "".join(
+        f"<tr><td><code>{method.upper()} {escape(path)}</code></td><td>{escape(_first_line(operation))}</td></tr>"
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    )
+    page = _PAGE.format(title=escape(request.app.title), description=escape(request.app.description), rows=rows)
+    return HTMLResponse(page)
+
+
+def _first_line(operation: dict[str, Any]) -> str:
+    text: str = operation.get("description") or operation.get("summary") or ""
+    return text.split("\n")[0]

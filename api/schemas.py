@@ -1,0 +1,127 @@
+"""Shapes of the service's own answers, for validation and the OpenAPI document.
+
+What a manifest holds is declared once, in curator.manifest.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from curator.manifest import Manifest
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDocument(_Answer):
+    """Inside of an error body."""
+
+    code: str = Field(description="stable, for programs")
+    message: str = Field(description="what was asked, what was found and what would fix it")
+    details: list[Any] = Field(
+        description="the items concerned; for bad rows: record, line, byte_offset, pointer, code, message"
+    )
+    truncated: bool | None = Field(None, description="true when details was cut")
+
+
+class ErrorBody(_Answer):
+    """Every error of the service."""
+
+    error: ErrorDocument
+
+
+class Health(_Answer):
+    """The process answers."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class Readiness(_Answer):
+    """The store can be read."""
+
+    status: Literal["ready"]
+
+
+class DroppedRows(_Answer):
+    """Bad rows of a data set: how many, by the code of their first problem, and the problems of the first ones."""
+
+    n_rows: int
+    codes: dict[str, int]
+    details: list[dict[str, Any]] = Field(description="record, line, byte_offset, pointer, code, message")
+    truncated: bool
+
+
+class CreatedMix(_Answer):
+    """A mix that was built, or stood there already."""
+
+    mix_id: str
+    created: bool = Field(description="false when the same request was answered before")
+    manifest: Manifest
+    dropped: DroppedRows = Field(description="rows left out by on_bad_rows=drop")
+    links: dict[str, str]
+
+
+class MixSummary(_Answer):
+    """One mix of a list; the counts are null when its manifest is damaged."""
+
+    mix_id: str
+    status: Literal["complete", "damaged"]
+    n_rows: int | None
+    n_safe: int | None
+    corpora: list[str] | None
+    links: dict[str, str]
+
+
+class MixPage(_Answer):
+    """Mixes in order of their ids; `next_after` is null on the last page."""
+
+    mixes: list[MixSummary]
+    next_after: str | None
+
+
+class RowPage(_Answer):
+    """Rows in training order, with their lineage; `next_after` is null on the last page."""
+
+    mix_id: str
+    n_rows: int = Field(description="rows of the whole mix")
+    rows: list[dict[str, Any]]
+    next_after: int | None
+
+
+class CorpusSummary(_Answer):
+    """One corpus at its latest revision."""
+
+    corpus: str
+    revision: str
+    n_examples: int
+
+
+class CorpusList(_Answer):
+    """The corpora that recipes may name."""
+
+    corpora: list[CorpusSummary]
+
+
+class CorpusDetail(CorpusSummary):
+    """A corpus with its scorers (query `scorer_summary`: counts of examples and tokens, losses in nats per token)."""
+
+    scorers: list[dict[str, Any]]
+
+
+class CorpusGap(_Answer):
+    """The gap of a corpus (queries `gap_quantiles` and `gap_histogram`): gap_rel a ratio, others nats per token."""
+
+    corpus: str
+    revision: str
+    score: str
+    eps: float
+    hold_out: list[str]
+    quantiles: list[dict[str, Any]]
+    histogram: list[dict[str, Any]]
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the error statuses of a route."""
+    return {status: {"model": ErrorBody} for status in statuses}

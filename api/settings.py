@@ -1,0 +1,72 @@
+"""Settings of the service: one model, read from the environment (BALLAST_*) and then from flags.
+
+Each option is described once, in its field; `python -m api --help` is rendered from here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from curator.errors import BadInputError
+
+ENVIRONMENT_PREFIX = "BALLAST_"
+MIB = 2**20
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(BaseModel):
+    """What the service needs to know; frozen, unknown names refused, ranges checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str = Field("./store", min_length=1, description="folder or URL of the store to serve")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8765, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    log_level: LogLevel = Field("info", description="least level written to stderr: debug, info, warning or error")
+    max_upload_bytes: int = Field(1024 * MIB, ge=1, description="bytes of one multipart upload")
+    max_json_bytes: int = Field(16 * MIB, ge=1, description="bytes of one JSON body, which is held in memory")
+    max_task_rows: int = Field(1_000_000, ge=1, description="rows of one user data set")
+    max_bad_rows: int = Field(100, ge=1, le=10_000, description="bad rows listed in one error body")
+    max_page_rows: int = Field(1_000, ge=1, le=100_000, description="rows of one page")
+    max_builds: int = Field(2, ge=1, le=64, description="mixes built at the same time")
+    max_waiting_builds: int = Field(
+        32, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
+    )
+    shutdown_timeout_s: int = Field(30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM")
+    temp_dir: str | None = Field(None, description="folder for uploads in flight; the system's own by default")
+
+
+def load_settings(environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
+    """Settings from BALLAST_* variables, overridden by the flags that are not None.
+
+    Raises BadInputError naming every setting at fault and where it came from.
+    """
+    found: dict[str, Any] = {}
+    for name in Settings.model_fields:
+        variable = variable_name(name)
+        if variable in environment:
+            found[name] = environment[variable]
+    found |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings.model_validate(found)
+    except ValidationError as error:
+        problems = [_problem(item["loc"], item["msg"], flags) for item in error.errors()]
+        raise BadInputError("; ".join(problems), details=problems) from error
+
+
+def variable_name(field: str) -> str:
+    """The environment variable of a setting."""
+    return ENVIRONMENT_PREFIX + field.upper()
+
+
+def flag_name(field: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + field.replace("_", "-")
+
+
+def _problem(location: tuple[int | str, ...], message: str, flags: Mapping[str, Any]) -> str:
+    field = str(location[0]) if location else "settings"
+    source = flag_name(field) if flags.get(field) is not None else variable_name(field)
+    return f"{source}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,247 @@
+"""Receiving a request's body: multipart parts streamed to disk, or one bounded JSON document.
+
+Memory stays flat whatever arrives: the `file` part goes to a temporary file as it comes, text parts have a small
+bound, and a JSON body has one of its own.
+"""
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anyio import move_on_after
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from api.errors import ApiError
+from api.settings import Settings
+from curator.formats.decode import UndecodableError, decode
+
+FILE_PART = "file"
+TEXT_PARTS = ("recipe", "on_bad_rows", "format", "layout")
+JSON_KEYS = ("rows", "recipe", "on_bad_rows", "layout")
+MAX_TEXT_BYTES = 256 * 1024
+FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
+DRAIN_S = 10.0
+_TEXT = {"type": "string"}
+_CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
+# The body of POST /v1/mixes for the OpenAPI document.
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": [FILE_PART, "recipe"],
+                "properties": {
+                    FILE_PART: {"type": "string", "format": "binary", "description": "JSONL, JSON array or Parquet"},
+                    "recipe": {"type": "string", "description": "the recipe as JSON or YAML"},
+                    "format": _TEXT,
+                    **_CHOICE,
+                },
+            }
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["rows", "recipe"],
+                "additionalProperties": False,
+                "properties": {"rows": {"type": "array", "items": {}}, "recipe": {"type": "object"}, **_CHOICE},
+            }
+        },
+    },
+}
+
+
+@dataclass
+class Upload:
+    """What arrived: the data set as a file under its name as sent, or as decoded rows, and the other fields.
+
+    `folder` is the place for what is made of it; it goes when the request ends.
+    """
+
+    folder: Path
+    fields: dict[str, Any]
+    name: str = ""
+    rows: list[Any] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file, when it came as one."""
+        return self.folder / "upload"
+
+
+@asynccontextmanager
+async def received(request: Request, settings: Settings) -> AsyncIterator[Upload]:
+    """The upload of a request, for the length of the block; its folder is removed at the end.
+
+    Raises ApiError 400 for a malformed body, 413 for one over its bound, 415 for another content type.
+    """
+    chunks = request.stream()
+    folder = await run_in_threadpool(_new_folder, settings)
+    try:
+        yield await _receive(request, chunks, Path(folder.name), settings)
+    except ApiError:
+        await _drain(chunks)
+        raise
+    finally:
+        await run_in_threadpool(folder.cleanup)
+
+
+async def _receive(request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings) -> Upload:
+    content_type, options = parse_options_header(request.headers.get("content-type"))
+    if content_type == b"multipart/form-data":
+        return await _receive_multipart(chunks, options, folder, settings)
+    if content_type == b"application/json":
+        return await _receive_json(chunks, folder, settings)
+    raise ApiError(
+        415,
+        "unsupported_content_type",
+        'send multipart/form-data (parts `file` and `recipe`) or application/json ({"rows": [...], "recipe": {...}})',
+    )
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    """Read and throw away what the client is still sending, for a while.
+
+    It would otherwise meet a closed connection instead of the answer.
+    """
+    with move_on_after(DRAIN_S):
+        async for _ in chunks:
+            pass
+
+
+def _new_folder(settings: Settings) -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="ballast-upload-", dir=settings.temp_dir, ignore_cleanup_errors=True)
+
+
+async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings) -> Upload:
+    body = bytearray()
+    async for chunk in _bounded(chunks, settings.max_json_bytes, "send larger data sets as multipart/form-data"):
+        body += chunk
+    return await run_in_threadpool(_decoded, bytes(body), folder)
+
+
+def _decoded(body: bytes, folder: Path) -> Upload:
+    try:
+        document = decode(body, 0)
+    except UndecodableError as error:
+        raise ApiError(400, "malformed_json", f"the body is not JSON: {error.problem.message}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("rows"), list):
+        raise ApiError(422, "missing_part", 'the body must be an object with "rows" (a list) and "recipe"')
+    unknown = sorted(document.keys() - set(JSON_KEYS))
+    if unknown:
+        raise ApiError(422, "unknown_part", f"unknown key {unknown[0]!r}; there are: {', '.join(JSON_KEYS)}")
+    return Upload(folder, document, rows=document.pop("rows"))
+
+
+async def _receive_multipart(
+    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], folder: Path, settings: Settings
+) -> Upload:
+    parts = _Parts(Upload(folder, {}).path)
+    try:
+        parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
+        async for chunk in _bounded(chunks, settings.max_upload_bytes, "split the data set, or raise the bound"):
+            parser.write(chunk)
+            if parts.n_buffered >= FLUSH_BYTES:
+                await run_in_threadpool(parts.flush)
+    except FormParserError as error:
+        raise ApiError(400, "malformed_multipart", "the body is not well-formed multipart/form-data") from error
+    if not parts.ended:
+        raise ApiError(400, "malformed_multipart", "the body ends before its closing boundary")
+    await run_in_threadpool(parts.flush)
+    if parts.file_name is None:
+        raise ApiError(422, "missing_part", f"the part `{FILE_PART}` with the data set is missing")
+    return Upload(folder, dict(parts.texts), name=parts.file_name)
+
+
+async def _bounded(chunks: AsyncIterator[bytes], max_bytes: int, remedy: str) -> AsyncIterator[bytes]:
+    """The body's chunks; raises ApiError 413 beyond `max_bytes`."""
+    n_bytes = 0
+    async for chunk in chunks:
+        n_bytes += len(chunk)
+        if n_bytes > max_bytes:
+            raise ApiError(413, "too_large", f"the body is over the bound of {max_bytes} bytes: {remedy}")
+        yield chunk
+
+
+@dataclass
+class _Parts:
+    """Sorts multipart data: the file's bytes to `path`, the text parts to memory."""
+
+    path: Path
+    file_name: str | None = None
+    texts: dict[str, str] = field(default_factory=dict)
+    ended: bool = False
+    n_buffered: int = 0
+    _buffer: list[bytes] = field(default_factory=list)
+    _header: bytearray = field(default_factory=bytearray)
+    _value: bytearray = field(default_factory=bytearray)
+    _disposition: bytes = b""
+    _name: str = ""
+    _text: bytearray = field(default_factory=bytearray)
+
+    def callbacks(self) -> dict[str, Any]:
+        """What the parser calls."""
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._data,
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+
+    def flush(self) -> None:
+        """Append what is buffered to the file."""
+        with self.path.open("ab") as file:
+            file.writelines(self._buffer)
+        self._buffer.clear()
+        self.n_buffered = 0
+
+    def _begin(self) -> None:
+        self._disposition = b""
+        self._text.clear()
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._name = options.get(b"name", b"").decode(errors="replace")
+        if self._name not in (FILE_PART, *TEXT_PARTS):
+            known = ", ".join((FILE_PART, *TEXT_PARTS))
+            raise ApiError(422, "unknown_part", f"unknown part {self._name!r}; there are: {known}")
+        if self._name in self.texts or (self._name == FILE_PART and self.file_name is not None):
+            raise ApiError(422, "repeated_part", f"the part {self._name!r} came twice")
+        if self._name == FILE_PART:
+            self.file_name = options.get(b"filename", b"file").decode(errors="replace")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == FILE_PART:
+            self._buffer.append(data[start:end])
+            self.n_buffered += end - start
+            return
+        if len(self._text) + end - start > MAX_TEXT_BYTES:
+            raise ApiError(413, "too_large", f"the part {self._name!r} is over {MAX_TEXT_BYTES} bytes")
+        self._text += data[start:end]
+
+    def _part_end(self) -> None:
+        if self._name == FILE_PART:
+            return
+        try:
+            self.texts[self._name] = self._text.decode()
+        except UnicodeDecodeError as error:
+            raise ApiError(400, "not_utf8", f"the part {self._name!r} is not UTF-8") from error
+
+    def _end(self) -> None:
+        self.ended = True
