@@ -27,6 +27,7 @@ from curator.snapshot import LATEST, Corpus, Scorer, corpus_names, read_corpus, 
 from curator.store import Store, arrow_schema
 
 __all__ = [
+    "Connection",
     "ResolvedScorers",
     "Rows",
     "connect",
@@ -114,7 +115,8 @@ def run_statement(
             duckdb.StatementType.SELECT,
             duckdb.StatementType.EXPLAIN,
         ):
-            raise BadInputError(f"give exactly one SELECT statement; found {len(statements)} of any kind")
+            kinds = ", ".join(item.type.name for item in statements) or "nothing"
+            raise BadInputError(f"give exactly one SELECT statement; found {kinds}")
         relation = connection.sql(statement, params=dict(params or {}) or None)
         if limit is not None:
             relation = relation.limit(limit + 1)

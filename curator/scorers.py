@@ -79,6 +79,14 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     )
 
 
+def aligned_scorer(store: Store, corpus: str, name: str | None = None) -> Scorer:
+    """The aligned scorer of a corpus's latest revision by name, or its only complete one.
+
+    Raises as `resolve_scorers` does.
+    """
+    return _aligned(read_scorers(store, read_corpus(store, corpus)), Pool(corpus=corpus, aligned=name))
+
+
 def differing_fields(one: Scorer, two: Scorer) -> list[str]:
     """Identity fields that differ and may not, inside one gap."""
     names = sorted((one.identity.keys() | two.identity.keys()) - set(MAY_DIFFER))
