@@ -82,6 +82,8 @@ class SpanFinder:
         if closes and not messages[index].get("tool_calls"):
             return start, self._with_closing(assembled.text, closes[0])
         end = self._end_by_prefix(assembled.text, messages, index, start)
+        if end is None:
+            end = self._end_by_closing(assembled, index, start)
         return start, self._with_closing(assembled.text, end)
 
     def _start_by_prefix(self, text: str, messages: Sequence[Message], index: int) -> int:
@@ -91,12 +93,21 @@ class SpanFinder:
             raise self._hidden(index, "changes the turns before it")
         return len(before)
 
-    def _end_by_prefix(self, text: str, messages: Sequence[Message], index: int, start: int) -> int:
+    def _end_by_prefix(self, text: str, messages: Sequence[Message], index: int, start: int) -> int | None:
+        """Where the conversation that stops after this turn ends; None when later turns change its text."""
         through = self._prefix(messages, index + 1, add_generation_prompt=False).rstrip()
         if not text.startswith(through):
-            raise self._hidden(index, "is written differently when turns follow it")
+            return None
         closing_at = through.rfind(self._closing, start) if self._closing else -1
         return max(start, closing_at if closing_at >= 0 else len(through))
+
+    def _end_by_closing(self, assembled: Assembled, index: int, start: int) -> int:
+        """The first closing marker before the next content: no field can hold one, so it is this turn's."""
+        later = [place for other, places in assembled.opens.items() if other > index for place in places]
+        at = assembled.text.find(self._closing, start, min(later)) if later and self._closing else -1
+        if at < 0:
+            raise self._hidden(index, "is written differently when turns follow it")
+        return at
 
     def _prefix(self, messages: Sequence[Message], n_messages: int, *, add_generation_prompt: bool) -> str:
         try:
