@@ -66,9 +66,9 @@ def mix_batches(
     store: Store,
     tenant: str,
     mix_id: str,
+    batch_rows: int = 4096,
     *,
     columns: Sequence[str] | None = None,
-    batch_rows: int = 4096,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a mix in order, `batch_rows` at a time, so that memory stays flat; all columns or some.
 

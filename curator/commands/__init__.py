@@ -6,6 +6,7 @@ A command module has `add_parser(subparsers)` and `run(args) -> int`; it is impo
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -30,9 +31,7 @@ COMMANDS = {
 Subparsers = Any  # argparse keeps the type of add_subparsers() private
 
 
-def new_parser(
-    subparsers: Subparsers, name: str, *, description: str, examples: str
-) -> argparse.ArgumentParser:
+def new_parser(subparsers: Subparsers, name: str, *, description: str, examples: str) -> argparse.ArgumentParser:
     """The parser of one command, with the options that all share: --store and --json."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -61,6 +60,15 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> "Store":
 def say_json(document: object) -> None:
     """Print one indented JSON document."""
     say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def list_problems(problems: Sequence[Mapping[str, Any]]) -> None:
+    """One line on stderr for each problem of a bad record (`Reject.as_dicts`)."""
+    for item in problems:
+        place = f"record {item['record']}" if item["line"] is None else f"line {item['line']}"
+        at = f" (byte {item['byte_offset']})" if item["line"] is None and item["byte_offset"] is not None else ""
+        sys.stderr.write(f"  {place}{at} {item['pointer'] or '/'}: {item['code']}: {item['message']}\n")
+    sys.stderr.flush()
 
 
 def report_error(error: BallastError, *, as_json: bool) -> None:

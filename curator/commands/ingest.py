@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from curator.commands import Subparsers, new_parser, open_store, say_json
+from curator.commands import Subparsers, list_problems, new_parser, open_store, say_json
 from curator.errors import BadRowsError
 from curator.formats import CONTAINERS, LABELS, LAYOUTS
 from curator.ingest import FileReport, ingest
@@ -22,7 +22,7 @@ EXAMPLES = """\
   python -m curator ingest chats.jsonl more.parquet --corpus chats
   python -m curator ingest answers.json --corpus chats --layout sharegpt --language en
   python -m curator ingest chats.jsonl --corpus chats --strict   (refuse the file if any record is bad)
-  python -m curator sql "select code, count(*) from rejects group by code\""""
+  python -m curator sql "select code, count(*) as n from rejects group by code order by code\""""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         report = ingest(store, args.files, args.corpus, **options)
     except BadRowsError as error:
         if not args.json:
-            _list_problems([item for item in error.details if isinstance(item, dict)][:N_LISTED])
+            list_problems([item for item in error.details if isinstance(item, dict)][:N_LISTED])
         raise
     if args.json:
         say_json(report.as_dict())
@@ -65,15 +65,7 @@ def _say_file(file: FileReport) -> None:
     say(f"{file.source}: {counts}")
     if file.rejected:
         say("  rejected: " + ", ".join(f"{code} {n:,}" for code, n in file.reject_codes.items()))
-        _list_problems(file.first_rejects)
+        list_problems(file.first_rejects)
         more = file.rejected - len({problem["record"] for problem in file.first_rejects})
         if more:
-            sys.stderr.write(f"  and {more:,} more bad records: see the table rejects\n")
-
-
-def _list_problems(problems: list[dict[str, Any]]) -> None:
-    for item in problems:
-        place = f"record {item['record']}" if item["line"] is None else f"line {item['line']}"
-        at = f" (byte {item['byte_offset']})" if item["line"] is None and item["byte_offset"] is not None else ""
-        sys.stderr.write(f"  {place}{at} {item['pointer'] or '/'}: {item['code']}: {item['message']}\n")
-    sys.stderr.flush()
+            sys.stderr.write(f"  and {more:,} more bad records: see the view rejects (python -m curator sql)\n")
