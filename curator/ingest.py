@@ -26,6 +26,7 @@ from curator.store import Store, arrow_schema
 PART_ROWS = 5_000
 PART_CHARS = 64 * 2**20  # a part of very long conversations closes earlier
 MAX_STORED_REJECTS = 10_000  # records per ingest; all are counted
+N_FIRST = 20  # records a report shows, besides the first of each code
 MAX_LISTED = 1_000  # problems in an error's details
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -42,7 +43,7 @@ class FileReport:
     folded: int = 0
     skipped: bool = False  # the same bytes with the same options are in the corpus already
     reject_codes: dict[str, int] = field(default_factory=dict)  # records by their first problem; sums to rejected
-    first_rejects: list[dict[str, object]] = field(default_factory=list)  # problems of the first 20 records
+    first_rejects: list[dict[str, object]] = field(default_factory=list)  # of 20 records, and of each code's first
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class _FileWriter:
         self.report.rejected += 1
         self.codes[item.code] += 1
         problems = item.as_dicts()
-        if self.report.rejected <= 20:
+        if self.report.rejected <= N_FIRST or self.codes[item.code] == 1:
             self.report.first_rejects += problems
         if len(self.problems) < MAX_LISTED:
             self.problems += problems

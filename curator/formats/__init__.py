@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 Source = str | Path | BinaryIO
+MAX_PROBLEMS = 20  # listed per record
 _READERS: dict[Container, Callable[[BinaryIO], Iterator[Raw]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
@@ -112,5 +113,5 @@ def _row(raw: Raw, layout: Layout | None) -> Row | Reject:
         return Reject(raw.record, raw.line, raw.byte_offset, (raw.problem,))
     read = read_record(raw.value, layout)
     if read.problems:
-        return Reject(raw.record, raw.line, raw.byte_offset, tuple(read.problems))
+        return Reject(raw.record, raw.line, raw.byte_offset, tuple(read.problems[:MAX_PROBLEMS]))
     return Row(raw.record, raw.line, read.source_id, read.messages, read.labels)
