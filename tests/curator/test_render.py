@@ -169,7 +169,7 @@ def test_injected_empty_reasoning_is_no_response(qwen3: tuple[Renderer, Any]) ->
 
 def test_tool_calls_are_responses(qwen3: tuple[Renderer, Any]) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "text": "<|im_end|>"}}}
-    messages = [
+    messages: Messages = [
         {"role": "user", "content": "Add."},
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "content": "2"},
@@ -185,7 +185,7 @@ def test_tool_calls_are_responses(qwen3: tuple[Renderer, Any]) -> None:
 
 def test_text_before_a_tool_call_is_in_the_response(qwen3: tuple[Renderer, Any]) -> None:
     call = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
-    messages = [
+    messages: Messages = [
         {"role": "user", "content": "Time?"},
         {"role": "assistant", "content": "Let me look.", "tool_calls": [call]},
         {"role": "tool", "content": "noon"},
