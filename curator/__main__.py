@@ -41,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen is None:
         parser.parse_args(arguments)
         return 0
-    module = import_module(f"curator.commands.{chosen}")
-    module.add_parser(subparsers)
-    args = parser.parse_args(arguments)
+    args = argparse.Namespace()
     try:
+        module = import_module(f"curator.commands.{chosen}")
+        module.add_parser(subparsers)
+        parser.parse_args(arguments, args)
         return int(module.run(args))
     except BallastError as error:
         report_error(error, as_json=getattr(args, "json", False))

@@ -111,6 +111,7 @@ def ingest(
 def _ingest_file(
     store: Store, document: dict[str, Any], known: set[bytes], path: Path, options: IngestOptions
 ) -> FileReport:
+    before = path.stat()
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     report = FileReport(source=path.name, sha256=sha256)
@@ -124,6 +125,8 @@ def _ingest_file(
             writer.add(item)
             if options.strict and report.rejected:
                 writer.dry = True
+        if (path.stat().st_size, path.stat().st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise BadInputError(f"{path.name} changed while it was read: ingest it again when it is whole")
         if options.strict and report.rejected:
             raise _strict_error(report, writer.problems)
         writer.commit(options)

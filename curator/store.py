@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -23,53 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from curator.arrow_tables import arrow_schema, conform
 from curator.errors import BadInputError, IntegrityError, MissingError, StoreError
 from curator.schema import STORE_FORMAT_VERSION, Table
 
 STORE_FILE = "store.json"
 ROW_GROUP_ROWS = 5_000
 
-_LOSS = pa.struct(
-    [
-        pa.field("scorer_id", pa.string(), nullable=False),
-        pa.field("nll_sum", pa.float64(), nullable=False),
-        pa.field("n_response_tokens", pa.int32(), nullable=False),
-    ]
-)
-_ARROW_TYPES = {
-    "string": pa.string(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "float64": pa.float64(),
-    "bool": pa.bool_(),
-    "list<string>": pa.list_(pa.string()),
-    "list<loss>": pa.list_(_LOSS),
-}
-
-
-def arrow_schema(table: Table) -> pa.Schema:
-    """The Arrow schema of a declared table, columns in file order."""
-    return pa.schema(
-        [
-            pa.field(column.name, _ARROW_TYPES[column.type], nullable=column.nullable)
-            for column in table.columns
-        ]
-    )
-
-
-def conform(data: pa.Table, table: Table) -> pa.Table:
-    """`data` with exactly the declared schema; StoreError on other columns, types or forbidden nulls."""
-    schema = arrow_schema(table)
-    if data.schema.names != schema.names:
-        raise StoreError(f"table {table.name}: columns {data.schema.names}, declared {schema.names}")
-    for field in schema:
-        found = data.schema.field(field.name).type
-        if found != field.type:
-            raise StoreError(f"table {table.name}: column {field.name} is {found}, declared {field.type}")
-        if not field.nullable and data.column(field.name).null_count:
-            n_nulls = data.column(field.name).null_count
-            raise StoreError(f"table {table.name}: column {field.name} has {n_nulls} nulls and may have none")
-    return pa.Table.from_arrays(data.columns, schema=schema)
+__all__ = ["Store", "arrow_schema", "conform"]
 
 
 class Store:
@@ -222,8 +183,12 @@ class Store:
             yield
             return
         folder = Path(self._full(path))
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as file:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock_file = (folder / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(f"cannot write {path} in store {self._base}: {error.strerror}") from error
+        with lock_file as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -237,9 +202,7 @@ class Store:
         """
         if not self.exists(path):
             return []
-        found = {
-            PurePosixPath(item).name for item in self._fs.ls(self._full(path), detail=False, refresh=True)
-        }
+        found = {PurePosixPath(item).name for item in self._fs.ls(self._full(path), detail=False, refresh=True)}
         gone = sorted(name for name in found - keep if name != ".lock")
         for name in gone:
             self.delete(f"{path}/{name}")
@@ -264,17 +227,20 @@ class Store:
     def _replacing(self, path: str) -> Iterator[Path]:
         """A temporary path beside `path` that takes its place when the block ends well."""
         target = Path(self._full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
+                raise StoreError(f"cannot write {path} in store {self._base}: {error.strerror or error}") from error
             raise
-        _sync_folder(target.parent)
 
 
 def _write_parquet(data: pa.Table, target: Path | io.BytesIO) -> None:

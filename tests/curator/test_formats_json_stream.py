@@ -77,7 +77,7 @@ def test_an_array_cut_anywhere_gives_its_whole_records_and_one_bad_one(ascii_onl
 @given(st.binary(max_size=60) | st.text(st.sampled_from('[]{}",:\\a1 \n'), max_size=40).map(str.encode))
 def test_no_bytes_at_all_raise(data: bytes) -> None:
     for container in ("json", "jsonl"):
-        for number, row in enumerate(read_rows(io.BytesIO(data), format=container), start=1):  # type: ignore[arg-type]
+        for number, row in enumerate(read_rows(io.BytesIO(data), format=container), start=1):
             assert row.record == number
 
 

@@ -177,6 +177,23 @@ def _fail_on_5(messages: list[dict[str, Any]]) -> str:
     return ""
 
 
+def test_a_file_that_grows_while_it_is_read_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _file(tmp_path, "a.jsonl", [_chat("a")])
+
+    def append(messages: list[dict[str, Any]]) -> str:
+        with path.open("a") as file:
+            file.write(json.dumps(_chat("late")) + "\n")
+        return ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "response_head", append)
+        with pytest.raises(BadInputError, match="changed while it was read"):
+            ingest(store, [path], "c")
+    assert store.list("corpora/c") == []
+
+
 def test_names_labels_and_files_are_checked_first(store: Store, tmp_path: Path) -> None:
     good = _file(tmp_path, "a.jsonl", [_chat("a")])
     for name in ("", "../x", "a/b", ".hidden", "a b", "x" * 101):

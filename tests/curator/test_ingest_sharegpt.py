@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import ijson
 import pytest
@@ -25,19 +27,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+def _whole_records(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        try:
+            yield from ijson.items(file, "item")
+        except ijson.IncompleteJSONError:
+            return
+        raise AssertionError("the file was expected to be cut off")
+
+
 def _oracle(path: Path) -> tuple[int, int, set[str]]:
     """Whole records, those that should be kept or folded, and the ids of the distinct ones."""
-    n_whole, n_good, ids = 0, 0, set()
-    with path.open("rb") as file, pytest.raises(ijson.IncompleteJSONError):
-        for record in ijson.items(file, "item"):
-            n_whole += 1
-            turns = [(ROLES.get(turn["from"], "assistant"), turn["value"]) for turn in record["conversations"]]
-            answers = [text for role, text in turns if role == "assistant"]
-            if not answers or not all(text.strip() for text in answers):
-                continue
-            n_good += 1
-            plain = [(role, unicodedata.normalize("NFC", text).replace("\r\n", "\n")) for role, text in turns]
-            ids.add(hashlib.sha256(json.dumps(plain).encode()).hexdigest())
+    n_whole, n_good = 0, 0
+    ids: set[str] = set()
+    for record in _whole_records(path):
+        n_whole += 1
+        turns = [(ROLES.get(turn["from"], "assistant"), turn["value"]) for turn in record["conversations"]]
+        answers = [text for role, text in turns if role == "assistant"]
+        if not answers or not all(text.strip() for text in answers):
+            continue
+        n_good += 1
+        plain = [(role, unicodedata.normalize("NFC", text).replace("\r\n", "\n")) for role, text in turns]
+        ids.add(hashlib.sha256(json.dumps(plain).encode()).hexdigest())
     return n_whole, n_good, ids
 
 

@@ -129,6 +129,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["t.parquet"]  # noqa: PTH208 - hidden files count too
 
 
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"cannot write store\.json"):
+        Store(tmp_path / "file").open()
+    with pytest.raises(StoreError, match="cannot write c in store"), Store(tmp_path / "file").lock("c"):
+        pass
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with (
         Store(tmp_path).lock("corpora/c"),

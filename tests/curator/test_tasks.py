@@ -11,8 +11,9 @@ from hypothesis import given
 from curator import tasks
 from curator.canonical import example_id
 from curator.errors import BadInputError, BadRowsError
+from curator.schema import TASK_ROWS
 from curator.store import arrow_schema
-from curator.tasks import TASK_ROWS, read_task_set, task_set_from_rows
+from curator.tasks import read_task_set, task_set_from_rows
 
 
 def _chat(text: str) -> dict[str, Any]:
