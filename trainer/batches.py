@@ -1,0 +1,58 @@
+"""Batches in the order of the manifest: our own collator, and the check that nothing was reordered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from curator.errors import IntegrityError
+from trainer.data import ROW
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows on the right: `input_ids` with `pad_id`, `labels` with -100, `attention_mask` with 0."""
+
+    pad_id: int
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Tensors (B, T) with T the longest row, and `row`, (B,)."""
+        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
+        ids_BT = np.full(shape, self.pad_id, dtype=np.int64)
+        labels_BT = np.full(shape, -100, dtype=np.int64)
+        mask_BT = np.zeros(shape, dtype=np.int64)
+        for index, example in enumerate(examples):
+            n_tokens = len(example["input_ids"])
+            ids_BT[index, :n_tokens] = example["input_ids"]
+            labels_BT[index, :n_tokens] = example["labels"]
+            mask_BT[index, :n_tokens] = 1
+        return {
+            "input_ids": torch.from_numpy(ids_BT),
+            "labels": torch.from_numpy(labels_BT),
+            "attention_mask": torch.from_numpy(mask_BT),
+            ROW: torch.tensor([int(example[ROW]) for example in examples], dtype=torch.int64),
+        }
+
+
+class OrderCheck:
+    """Follows the positions that training sees: 0, 1, ..., n_rows - 1, and again for each further epoch.
+
+    `start` is the number of rows consumed before, for a run that goes on from a checkpoint.
+    """
+
+    def __init__(self, n_rows: int, start: int = 0) -> None:
+        self.n_rows = n_rows
+        self.n_seen = start
+
+    def see(self, rows: Sequence[int]) -> None:
+        """Raise IntegrityError unless these are the next positions."""
+        expected = [(self.n_seen + index) % self.n_rows for index in range(len(rows))]
+        if list(rows) != expected:
+            raise IntegrityError(
+                f"training left the order of its rows after {self.n_seen} rows: expected positions "
+                f"{expected[:8]}, the batch holds {list(rows)[:8]}; something between the data set and the "
+                "model reorders, packs or drops rows"
+            )
+        self.n_seen += len(rows)

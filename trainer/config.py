@@ -1,0 +1,103 @@
+"""One frozen configuration of a training run: unknown keys refused, ranges checked before a model is loaded."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from curator.errors import BadInputError
+from trainer.defenses.settings import DefenceSettings
+
+# The seven projections of a Llama-like block (method.md section 7).
+SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = "all-linear"
+
+# Where things lie, and what is said about them: none of it changes what is trained. Contents are compared
+# by hash instead, so a moved model or a service on another port is still the same run.
+_LOCATIONS = frozenset({"model", "out", "data", "store", "api_url"})
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoraSettings(_Strict):
+    """The adapter. `rslora` scales by alpha / sqrt(r) instead of alpha / r."""
+
+    r: int = Field(default=32, ge=1, le=4096)
+    alpha: float = Field(default=64.0, gt=0.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    rslora: bool = True
+    targets: tuple[str, ...] = SEVEN_PROJECTIONS
+
+    @field_validator("targets")
+    @classmethod
+    def _some_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(value):
+            raise ValueError("name at least one module, or all-linear")
+        return value
+
+
+class TrainConfig(_Strict):
+    """Everything that decides a run (method.md section 7). Rows come from exactly one of mix and data file.
+
+    Units: `lr` per step, `max_length` in tokens, `batch_size` and `grad_accum` in rows and micro-batches (their
+    product is the effective batch), `max_steps` in optimiser steps (None: all epochs).
+    """
+
+    model: Path
+    out: Path
+    mix_id: str | None = None
+    api_url: str | None = None
+    store: str | None = None
+    tenant: str = "local"
+    data: Path | None = None
+    corpus_format: Literal["jsonl", "json", "parquet"] | None = None
+    strict: bool = False
+
+    epochs: int = Field(default=1, ge=1, le=10_000)
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    grad_accum: int = Field(default=4, ge=1)
+    lr: float = Field(default=1e-4, gt=0.0, le=1.0)
+    warmup_steps: int = Field(default=5, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    max_length: int = Field(default=2048, ge=2)
+    mask_rule: Literal["all", "last"] = "all"
+    allow_masked_rows: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    lora: LoraSettings = LoraSettings()
+    defences: tuple[DefenceSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.mix_id is None) == (self.data is None):
+            raise ValueError("give exactly one of mix_id and data")
+        if self.mix_id is not None and (self.api_url is None) == (self.store is None):
+            raise ValueError("a mix is read from exactly one of api_url and store")
+        if self.data is not None and (self.api_url or self.store):
+            raise ValueError("api_url and store go with mix_id, not with data")
+        names = [defence.name for defence in self.defences]
+        if len(names) != len(set(names)):
+            raise ValueError(f"each defence once, not {names}")
+        return self
+
+    def without_places(self) -> dict[str, Any]:
+        """The settings that decide what is trained, without where anything lies."""
+        return self.model_dump(mode="json", exclude=set(_LOCATIONS))
+
+
+def parse_config(document: Any) -> TrainConfig:
+    """A configuration from plain values; raises BadInputError naming every field at fault."""
+    try:
+        return TrainConfig.model_validate(document)
+    except ValidationError as error:
+        problems = [
+            {"field": ".".join(map(str, item["loc"])) or "options", "message": item["msg"]} for item in error.errors()
+        ]
+        text = "; ".join(f"{item['field']}: {item['message']}" for item in problems[:5])
+        raise BadInputError(f"training options refused: {text}", details=problems) from error

@@ -1,0 +1,173 @@
+"""Rows to token ids and labels, with the one renderer, and an account of what is trained before the first step."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curator.canonical import load_messages
+from curator.errors import BadRowsError, IntegrityError, RenderError
+from curator.progress import Progress
+from curator.render import Renderer
+from curator.tasks import TaskSet
+from trainer.config import TrainConfig
+from trainer.mixes import TrainRow
+
+MAX_LISTED = 20
+ROW = "row"  # column with a row's 0-based position in the mix or file
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class ContentReport:
+    """What will be trained, in one epoch. Tokens are counted after cutting at `max_length`.
+
+    `n_cut` rows were longer than the window; of these `n_answers_cut` lost response tokens. `n_masked` rows
+    have nothing to learn from (no response token with a logit before it).
+    """
+
+    n_rows: int
+    n_safe: int
+    n_tokens: int
+    n_response_tokens: int
+    longest_row: int  # tokens, before cutting
+    n_cut: int
+    n_answers_cut: int
+    n_masked: int
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class PreparedRows:
+    """Rendered rows in order: ids and labels, (T,) each; labels are -100 outside the response mask."""
+
+    input_ids: list[IntArray] = field(default_factory=list)
+    labels: list[IntArray] = field(default_factory=list)
+    example_ids: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    masked: list[int] = field(default_factory=list)
+    longest: int = 0
+
+    def report(self) -> ContentReport:
+        """The account of these rows."""
+        return ContentReport(
+            n_rows=len(self.input_ids),
+            n_safe=self.counts["safe"],
+            n_tokens=sum(map(len, self.input_ids)),
+            n_response_tokens=sum(int((labels != -100).sum()) for labels in self.labels),
+            longest_row=self.longest,
+            n_cut=self.counts["cut"],
+            n_answers_cut=self.counts["answers_cut"],
+            n_masked=len(self.masked),
+        )
+
+    def table(self) -> pa.Table:
+        """Columns input_ids, labels and row (the position)."""
+        columns = {
+            "input_ids": _list_array(self.input_ids),
+            "labels": _list_array(self.labels),
+            ROW: pa.array(np.arange(len(self.input_ids), dtype=np.int64)),
+        }
+        return pa.table(columns)
+
+    def dataset(self) -> Any:
+        """The table as a datasets.Dataset that gives numpy arrays."""
+        from datasets import Dataset
+
+        return Dataset(self.table()).with_format("numpy")
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Raise IntegrityError unless a trainer still holds exactly these rows in this order."""
+        if len(dataset) != len(self.input_ids):
+            raise IntegrityError(f"prepared {len(self.input_ids)} rows, the trainer holds {len(dataset)}")
+        if not dataset.with_format("arrow")[:].equals(self.table()):
+            raise IntegrityError("the trainer holds other rows than were prepared, or in another order")
+
+
+def task_rows(task: TaskSet) -> Iterator[TrainRow]:
+    """The rows of a user's own file, in its order; every one is a task row."""
+    for batch in task.batches():
+        for row in batch.to_pylist():
+            yield TrainRow(row["ordinal"], row["example_id"], "task", load_messages(row["messages"]))
+
+
+def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: TrainConfig) -> PreparedRows:
+    """Render, cut and label all rows.
+
+    Raises BadRowsError listing rows that the template cannot render, and, unless `allow_masked_rows`, those
+    without a trained token inside the window; they are never dropped, since that would shift the order.
+    """
+    prepared = PreparedRows()
+    problems: list[dict[str, Any]] = []
+    n_failed = 0
+    with Progress(n_rows, "rows", "rendering") as progress:
+        for row in rows:
+            try:
+                _add(prepared, row, renderer, config)
+            except RenderError as error:
+                n_failed += 1
+                problems += [_problem(row.position, row.example_id, error.message)][: MAX_LISTED - len(problems)]
+            progress.advance()
+    if n_failed:
+        raise BadRowsError(
+            f"{n_failed} of {n_rows} rows cannot be rendered; the first is row {problems[0]['row']}: "
+            f"{problems[0]['message']}",
+            details=problems,
+        )
+    if not prepared.input_ids:
+        raise BadRowsError("there is no row to train on")
+    _check_masked(prepared, config)
+    return prepared
+
+
+def _add(prepared: PreparedRows, row: TrainRow, renderer: Renderer, config: TrainConfig) -> None:
+    rendered = renderer.render(row.messages, config.mask_rule)
+    ids = rendered.input_ids[: config.max_length]
+    labels = np.where(rendered.response_mask, rendered.input_ids, np.int32(-100)).astype(np.int32)
+    labels[:1] = -100  # the first token has no logit before it; the scorer leaves it out as well
+    n_before = int((labels != -100).sum())
+    labels = labels[: config.max_length]
+    n_trained = int((labels != -100).sum())
+    prepared.longest = max(prepared.longest, rendered.n_tokens)
+    prepared.counts["cut"] += rendered.n_tokens > config.max_length
+    prepared.counts["answers_cut"] += n_trained < n_before
+    prepared.counts[row.origin] += 1
+    if not n_trained:
+        prepared.masked.append(row.position)
+    prepared.input_ids.append(ids)
+    prepared.labels.append(labels)
+    prepared.example_ids.append(row.example_id)
+
+
+def _check_masked(prepared: PreparedRows, config: TrainConfig) -> None:
+    if not prepared.masked:
+        return
+    n_rows = len(prepared.input_ids)
+    if len(prepared.masked) == n_rows:
+        raise BadRowsError(f"none of the {n_rows} rows has a trained token within {config.max_length} tokens")
+    if config.allow_masked_rows:
+        return
+    text = "no response token within the window"
+    details = [_problem(row, prepared.example_ids[row], text) for row in prepared.masked[:MAX_LISTED]]
+    raise BadRowsError(
+        f"{len(prepared.masked)} of {n_rows} rows have no trained token within {config.max_length} tokens (first: "
+        f"row {prepared.masked[0]}); raise --max-length, or keep them in place untrained with --allow-masked-rows",
+        details=details,
+    )
+
+
+def _problem(row: int, example: str, message: str) -> dict[str, Any]:
+    return {"row": row, "example_id": example, "message": message}
+
+
+def _list_array(rows: list[IntArray]) -> pa.Array:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))

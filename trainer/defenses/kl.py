@@ -1,0 +1,141 @@
+"""KL regularisation: stay close to the aligned model's next-token distributions (method.md section 6).
+
+The decoder's final hidden states of student and reference are taken by hooks, and only chunks of positions
+are ever turned into logits. For a chunk the gradient with respect to the student's logits is written out
+(it is known in closed form) and carried to the hidden states at once, so nothing of size vocabulary is kept.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from curator.errors import BadInputError
+from curator.scoring.torch_head import SplitModel
+from trainer.defenses.base import FINAL_HIDDEN, Batch, Defence, Seen, causal_lm, recorded_output
+from trainer.defenses.settings import KlDirection, KlSettings
+
+CHUNK_BYTES = 32 * 2**20  # float32 logits of one model held at once
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Kl(Defence):
+    """`weight` * KL in nats per token, over every predicted token or the response tokens alone."""
+
+    name = "kl"
+
+    def __init__(self, settings: KlSettings) -> None:
+        super().__init__(settings.weight)
+        self.settings = settings
+
+    def attach(self, model: Any) -> None:
+        """Raises BadInputError for a model whose head cannot be run apart from its decoder."""
+        lm = causal_lm(model)
+        split = SplitModel(lm)
+        if not split.exact:
+            raise BadInputError(f"kl: the head of {type(lm).__name__} cannot be run apart from its decoder")
+        self._decoder, self._logits = lm.base_model, split.logits
+        # Empty under LoRA; under full fine-tuning the head learns from the term as well.
+        self._head = [p for p in lm.get_output_embeddings().parameters() if p.requires_grad]
+        self._n_vocab = int(lm.config.get_text_config().vocab_size)
+
+    def observe(self, seen: Seen) -> AbstractContextManager[None]:
+        """Records the decoder's final hidden states."""
+        return recorded_output(self._decoder, FINAL_HIDDEN, seen)
+
+    def term(self, student: Seen, reference: Seen, batch: Batch) -> torch.Tensor:
+        """This micro-batch's KL sum over the positions in scope / their number in the whole step (nats per token)."""
+        in_scope_BT, n_step = _scope(batch, self.settings.tokens)
+        hidden_ND = student[FINAL_HIDDEN][:, :-1][in_scope_BT]
+        hidden0_ND = reference[FINAL_HIDDEN][:, :-1][in_scope_BT]
+        n_chunk = max(16, CHUNK_BYTES // (4 * self._n_vocab))
+        kl_sum = chunked_kl_sum(hidden_ND, hidden0_ND, self._logits, self._head, self.settings.direction, n_chunk)
+        return kl_sum / max(n_step, 1)
+
+
+def _scope(batch: Batch, tokens: str) -> tuple[torch.Tensor, int]:
+    """Positions whose next token counts, (B, T - 1), and how many the whole step has."""
+    if tokens == "response":
+        return batch.labels[:, 1:] != -100, batch.counts.n_response
+    return batch.attention_mask[:, 1:] != 0, batch.counts.n_predicted
+
+
+def chunked_kl_sum(
+    hidden_ND: torch.Tensor,
+    hidden0_ND: torch.Tensor,
+    logits: Logits,
+    head_parameters: Sequence[torch.Tensor],
+    direction: KlDirection,
+    n_chunk: int,
+) -> torch.Tensor:
+    """Sum over N positions of the KL between the two next-token distributions, in nats (a scalar).
+
+    Differentiable once, in the student's hidden states and `head_parameters`; never in the reference.
+    """
+    result: torch.Tensor = _KlSum.apply(hidden_ND, hidden0_ND, logits, direction, n_chunk, *head_parameters)
+    return result
+
+
+class _KlSum(torch.autograd.Function):
+    """Computes value and gradient in one pass over chunks; backward only scales what forward found."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        hidden0_ND: torch.Tensor,
+        logits: Logits,
+        direction: KlDirection,
+        n_chunk: int,
+        *head_parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        kl_sum = torch.zeros((), dtype=_wide(hidden_ND.dtype), device=hidden_ND.device)
+        grad_hidden_ND = torch.zeros_like(hidden_ND)
+        grad_head = [torch.zeros_like(parameter) for parameter in head_parameters]
+        for start in range(0, len(hidden_ND), n_chunk):
+            part = slice(start, start + n_chunk)
+            with torch.enable_grad():
+                leaf_CD = hidden_ND[part].detach().requires_grad_()
+                logits_CV = logits(leaf_CD)
+            kl_C, grad_CV = kl_and_grad(logits_CV.detach(), logits(hidden0_ND[part]), direction)
+            kl_sum += kl_C.sum()
+            inputs = [leaf_CD, *head_parameters]
+            grads = torch.autograd.grad(logits_CV, inputs, grad_CV.to(logits_CV.dtype))
+            grad_hidden_ND[part] = grads[0]
+            for total, piece in zip(grad_head, grads[1:], strict=True):
+                total += piece
+        ctx.save_for_backward(grad_hidden_ND, *grad_head)
+        return kl_sum
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # type: ignore[override]
+        grad_hidden_ND, *grad_head = ctx.saved_tensors
+        scaled = [(grad_output * grad).to(grad.dtype) for grad in grad_head]
+        return ((grad_output * grad_hidden_ND).to(grad_hidden_ND.dtype), None, None, None, None, *scaled)
+
+
+def kl_and_grad(
+    logits_CV: torch.Tensor, logits0_CV: torch.Tensor, direction: KlDirection
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL of each position, (C,), and its gradient in the student's logits, (C, V).
+
+    With p the student and q the reference: KL(p||q) has gradient p * (log p - log q - KL), KL(q||p) has p - q.
+    """
+    log_p_CV = torch.log_softmax(logits_CV.to(_wide(logits_CV.dtype)), dim=-1)
+    log_q_CV = torch.log_softmax(logits0_CV.to(_wide(logits0_CV.dtype)), dim=-1)
+    if direction == "student_reference":
+        p_CV = log_p_CV.exp()
+        ratio_CV = log_p_CV.sub_(log_q_CV)
+        kl_C = torch.linalg.vecdot(p_CV, ratio_CV)
+        return kl_C, p_CV.mul_(ratio_CV.sub_(kl_C[:, None]))
+    q_CV = log_q_CV.exp()
+    kl_C = torch.linalg.vecdot(q_CV, log_q_CV.sub_(log_p_CV))
+    return kl_C, log_p_CV.exp_().sub_(q_CV)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Probabilities are taken in float32 at least, and the value summed in it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,138 @@
+"""TRL's SFTTrainer with the order of the rows checked and the defences' terms added to its loss."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from trainer.batches import OrderCheck
+from trainer.data import ROW
+from trainer.defenses.base import Batch, Defence, Seen, StepCounts
+from trainer.defenses.reference import reference_state, run_decoder
+
+SFT_LOSS, LOSS = "sft_loss", "loss"
+
+
+class BallastTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFT on rows that are rendered already (columns input_ids, labels, row), in their order.
+
+    `model` is a PeftModel to which the defences are attached. The SFT loss is TRL's: the sum over response
+    tokens divided by their number in the whole step, so that accumulation does not change it. After each step
+    `parts` holds the step's loss, its SFT part and each term, and `counts` what they were divided by.
+    """
+
+    def __init__(self, *, defences: Sequence[Defence] = (), order: OrderCheck, **options: Any) -> None:
+        super().__init__(**options)
+        self.remove_callback(PrinterCallback)  # metrics go to a file, progress to stderr
+        # Ours is divided by the step's own count, whatever the model's forward accepts; `Trainer` otherwise looks
+        # at the signature and would divide by the accumulation steps once more.
+        self.model_accepts_loss_kwargs = True
+        self.defences = list(defences)
+        self.order = order
+        self.parts: dict[str, float] = {}
+        self.counts = StepCounts(0, 0, 0)
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of one step: their order is checked and their tokens counted before any is used."""
+        batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            rows = self.accelerator.gather(batch[ROW]) if self.accelerator.num_processes > 1 else batch[ROW]
+            self.order.see(rows.tolist())
+        self.counts = self._count(batches)
+        self._sums = {}
+        return batches, n_items
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss plus weight * term of each defence; the reference forward runs once for all of them."""
+        inputs.pop(ROW, None)
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        batch = Batch(
+            inputs["input_ids"], inputs["labels"], inputs["attention_mask"], self.counts, self.state.global_step
+        )
+        student = Seen()
+        with ExitStack() as hooks:
+            for defence in self.defences:
+                hooks.enter_context(defence.intervene())
+                hooks.enter_context(defence.observe(student))
+            sft_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        loss = self._add_terms(sft_loss, student, batch)
+        self._note(SFT_LOSS, sft_loss)
+        self._note(LOSS, loss)
+        return loss
+
+    def _add_terms(self, loss: torch.Tensor, student: Seen, batch: Batch) -> torch.Tensor:
+        reference = self._reference(batch)
+        for defence in self.defences:
+            term = defence.term(student, reference, batch)
+            if term is None:
+                continue
+            # Data parallel training averages gradients over processes; counts are of all of them (as in TRL).
+            term = term * self.accelerator.num_processes
+            self._note(defence.name, term)
+            loss = loss + (defence.weight * term).to(loss.dtype)
+        return loss
+
+    def _reference(self, batch: Batch) -> Seen:
+        reference = Seen()
+        observers = [defence for defence in self.defences if defence.needs_reference]
+        if not observers:
+            return reference
+        model = self.accelerator.unwrap_model(self.model)
+        with reference_state(model), self.compute_loss_context_manager(), ExitStack() as hooks:
+            for defence in observers:
+                hooks.enter_context(defence.observe(reference))
+            run_decoder(model, batch)
+        return reference
+
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _count(self, batches: Sequence[dict[str, torch.Tensor]]) -> StepCounts:
+        counts = torch.tensor(
+            [
+                sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches),
+                sum(int(batch["attention_mask"][:, 1:].sum()) for batch in batches),
+                sum(len(batch["labels"]) for batch in batches),
+            ],
+            device=self.accelerator.device,
+        )
+        return StepCounts(*(int(n) for n in self.accelerator.reduce(counts, "sum")))
+
+    def finish_step(self) -> dict[str, float]:
+        """The step's loss, SFT part and terms, in nats per token (called once after each optimiser step)."""
+        names = list(self._sums)
+        if not names:
+            return {}
+        stacked = torch.stack([self._sums[name].double() for name in names])
+        values = self.accelerator.reduce(stacked, "mean").tolist()
+        self.parts = dict(zip(names, values, strict=True))
+        return self.parts
+
+
+def sft_config(output_dir: str, **options: Any) -> SFTConfig:
+    """TRL's settings with everything off that reorders, packs, cuts, re-tokenises or reports elsewhere."""
+    fixed: dict[str, Any] = {
+        "output_dir": output_dir,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "train_sampling_strategy": "sequential",
+        "packing": False,
+        "shuffle_dataset": False,
+        "remove_unused_columns": False,
+        "max_length": None,
+        "lr_scheduler_type": "linear",
+        "bf16": False,  # weights are in their own dtype already; autocast would change it
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return SFTConfig(**fixed, **options)

@@ -1,0 +1,76 @@
+"""The trained model: a folder loaded for training, and a LoRA adapter on projections found by name."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from curator.errors import BadInputError
+from curator.scoring.torch_model import load_model, resolve_device, resolve_dtype
+from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig
+
+
+def load_for_training(config: TrainConfig) -> Any:
+    """The aligned model of the configuration's folder, on its device, weights frozen."""
+    device = resolve_device(config.device)
+    model = load_model(config.model, device, resolve_dtype(config.dtype, device))
+    model.config.use_cache = False
+    return model
+
+
+def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
+    """`model` with a fresh adapter named "default" (B = 0, A drawn from `seed`); only the adapter is trained.
+
+    Adapter weights are float32 when the model's are narrower, so that small updates are not rounded away.
+    """
+    targets = find_targets(model, settings.targets)
+    transformers.set_seed(seed)
+    lora = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
+    )
+    return get_peft_model(model, lora)
+
+
+def find_targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
+    """The module names to adapt; raises BadInputError that lists what the model has when one is not there.
+
+    `all-linear` stands for every linear layer but the head.
+    """
+    found = linear_names(model)
+    if wanted == (ALL_LINEAR,):
+        return found
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise BadInputError(
+            f"this model has no layers named {', '.join(missing)}; it has {', '.join(found)}: "
+            f"choose among them with --lora-targets, or take all with --lora-targets {ALL_LINEAR}",
+            details=found,
+        )
+    return list(wanted)
+
+
+def linear_names(model: Any) -> list[str]:
+    """Sorted last name parts of the model's linear layers, without the output head."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
+        }
+    )
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Adapter weights and settings in PEFT's own form (safetensors)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without this PEFT looks whether the base's vocabulary changed, on the network if need be.
+    model.save_pretrained(folder, save_embedding_layers=False)

@@ -1,0 +1,172 @@
+"""The command line of `python -m trainer.sft`, as a TrainConfig."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig, parse_config
+
+DESCRIPTION = """\
+Fine-tunes a LoRA adapter on a mix, in the mix's own order, or on any chat file.
+
+The rows are verified against the mix's manifest before the first step, their order while training. Only response
+tokens are trained. Everything about the run goes into one folder; the same run again is skipped."""
+
+EPILOG = """\
+examples:
+  # a mix of the service, with KL against the model before training
+  python -m trainer.sft --model MODEL_DIR --mix-id ID --api-url http://127.0.0.1:8000 --kl 0.1 --out runs/safe
+
+  # a mix of a local store, two epochs
+  python -m trainer.sft --model MODEL_DIR --mix-id ID --store ./store --epochs 2 --out runs/two
+
+  # a plain fine-tune of a chat file (JSON Lines, JSON or Parquet), 50 steps at most
+  python -m trainer.sft --model MODEL_DIR --data chats.jsonl --max-steps 50 --out runs/plain
+
+the run folder: config.json  metrics.jsonl  report.json  report.md  loss.png  adapter/
+Exit codes: 0 done, 2 bad input (one line says why), 130 stopped by Ctrl-C (adapter/ holds what was learnt)."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A parsed command line; the key stays out of the configuration, which is written to disk."""
+
+    config: TrainConfig
+    api_key: str | None
+    overwrite: bool
+    json: bool
+
+
+def parse_arguments(argv: list[str]) -> Invocation:
+    """The configuration of a command line; raises BadInputError naming every value out of range."""
+    args = _parser().parse_args(argv)
+    config = parse_config(_document(args))
+    api_key = args.api_key or os.environ.get("BALLAST_API_KEY") or None
+    return Invocation(config, api_key, args.overwrite, args.json)
+
+
+def _document(args: argparse.Namespace) -> dict[str, Any]:
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    document = {key: given[key] for key in TrainConfig.model_fields if key in given}
+    if "mix_id" in document and "api_url" not in document and "store" not in document:
+        document["store"] = os.environ.get("BALLAST_STORE", "./store")
+    lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
+    if lora:
+        document["lora"] = lora
+    if "kl" in given:
+        kl = {"name": "kl", "weight": given["kl"]}
+        document["defences"] = [
+            kl | {key: given[f"kl_{key}"] for key in ("direction", "tokens") if f"kl_{key}" in given}
+        ]
+    return document
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.sft",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Options that are not given stay out of the document, so that defaults stand in one place.
+        argument_default=None,
+    )
+    _add_sources(parser)
+    _add_training(parser)
+    _add_adapter(parser)
+    _add_defences(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, type=Path, metavar="DIR", help="run folder, for example runs/NAME")
+    output.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    output.add_argument("--json", action="store_true", help="print report.json on stdout at the end, nothing else")
+    return parser
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and rows")
+    group.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder to adapt")
+    group.add_argument("--mix-id", metavar="ID", help="train on this mix")
+    group.add_argument("--api-url", metavar="URL", help="service that the mix is fetched from")
+    group.add_argument("--api-key", metavar="KEY", help="its key (default: $BALLAST_API_KEY); never written to disk")
+    group.add_argument("--store", metavar="DIR", help="or: store it lies in (default: $BALLAST_STORE, else ./store)")
+    group.add_argument("--tenant", metavar="NAME", help=f"tenant in the store (default: {_default('tenant')})")
+    group.add_argument("--data", type=Path, metavar="FILE", help="or: train on a chat file, in its order")
+    group.add_argument(
+        "--corpus-format", choices=("jsonl", "json", "parquet"), help="format of --data (default: detected)"
+    )
+    group.add_argument(
+        "--strict", action="store_true", default=None, help="refuse --data with any bad row instead of leaving it out"
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training (defaults are the published recipe's)")
+    number = _number_adder(group)
+    number("--epochs", int, "passes over the rows")
+    number("--batch-size", int, "rows in one forward pass")
+    number("--grad-accum", int, "forward passes in one step; effective batch = batch size x this")
+    number("--lr", float, "peak learning rate of AdamW, linear to zero")
+    number("--warmup-steps", int, "steps of linear warm-up; the first step has rate 0")
+    number("--weight-decay", float, "AdamW weight decay")
+    number("--max-grad-norm", float, "gradient norm is clipped to this")
+    number("--max-length", int, "tokens a row is cut to")
+    number("--seed", int, "seed of the adapter's start and of dropout")
+    group.add_argument(
+        "--max-steps", "--steps", type=int, metavar="N", help="stop after N steps even if epochs are left"
+    )
+    group.add_argument("--mask-rule", choices=("all", "last"), help="train every assistant turn (default) or the last")
+    group.add_argument(
+        "--allow-masked-rows", action="store_true", default=None,
+        help="keep rows without any trained token in place instead of refusing them",
+    )  # fmt: skip
+    group.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"),
+        help="weights of the frozen model (default auto: bfloat16 where the hardware has it)",
+    )  # fmt: skip
+    group.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), help="default auto; CUDA_VISIBLE_DEVICES chooses among several"
+    )
+    group.add_argument(
+        "--gradient-checkpointing", action="store_true", default=None, help="less memory, about a third slower"
+    )
+
+
+def _add_adapter(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("adapter")
+    lora = LoraSettings()
+    group.add_argument("--lora-r", type=int, metavar="N", help=f"rank (default: {lora.r})")
+    group.add_argument("--lora-alpha", type=float, metavar="A", help=f"scale (default: {lora.alpha:g})")
+    group.add_argument("--lora-dropout", type=float, metavar="P", help=f"dropout (default: {lora.dropout:g})")
+    group.add_argument(
+        "--lora-targets", type=lambda text: tuple(text.split(",")), metavar="NAMES",
+        help=f"comma-separated layer names, or {ALL_LINEAR} (default: {','.join(lora.targets)})",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-rslora", dest="lora_rslora", action="store_false", default=None,
+        help="scale by alpha / r instead of alpha / sqrt(r)",
+    )  # fmt: skip
+
+
+def _add_defences(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("defences")
+    group.add_argument(
+        "--kl", type=float, metavar="LAMBDA", help="add LAMBDA * KL against the model before training (published: 0.1)"
+    )
+    group.add_argument(
+        "--kl-direction", choices=("student_reference", "reference_student"),
+        help="KL(trained || before) (default) or KL(before || trained)",
+    )  # fmt: skip
+    group.add_argument("--kl-tokens", choices=("all", "response"), help="positions it covers (default: all)")
+
+
+def _number_adder(group: Any) -> Any:
+    def add(flag: str, kind: type, text: str) -> None:
+        shown = _default(flag.lstrip("-").replace("-", "_"))
+        group.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {shown:g})")
+
+    return add
+
+
+def _default(name: str) -> Any:
+    return TrainConfig.model_fields[name].default
