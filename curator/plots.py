@@ -52,6 +52,7 @@ def gap_histogram(groups: Mapping[str, Floats], *, score: str = "gap_rel", title
     axes.axvline(median, color="black", linewidth=1, linestyle="--", label=f"median {median:.3f}")
     axes.set_xlabel(_AXIS_NAMES.get(score, score))
     axes.set_ylabel("rows")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     return figure
 
@@ -119,7 +120,9 @@ def loss_curve_of(metrics: Path, *, title: str = "") -> Figure:
     except (OSError, ValueError) as error:
         raise BadInputError(f"{metrics}: no readable metrics ({error})") from error
     logged: list[dict[str, Any]] = [line for line in lines if isinstance(line, dict) and "step" in line]
-    names = sorted({name for line in logged for name in line if name == "loss" or name.endswith("_loss")})
+    names = sorted(
+        {n for line in logged for n in line if n == "loss" or n.endswith("_loss")}, key=lambda n: (n != "loss", n)
+    )
     kept = [line for line in logged if any(line.get(name) is not None for name in names)]
     return loss_curve([line["step"] for line in kept], {n: [line.get(n) for line in kept] for n in names}, title=title)
 

@@ -69,6 +69,10 @@ _SCORERS = pa.schema(
     ]
 )
 
+_CORPUS_KEY = pa.schema([("corpus", pa.string())])
+_INGEST_KEY = pa.schema([("corpus", pa.string()), ("ingest", pa.int64())])
+_SCORER_KEY = pa.schema([("corpus", pa.string()), ("scorer_id", pa.string())])
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -208,15 +212,14 @@ def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
         connection.register_filesystem(fsspec.core.url_to_fs(store.url("corpora"))[0])
     _fill(connection, "corpora", _CORPORA, [_corpus_row(corpus) for corpus in found])
     _fill(connection, "scorer_files", _SCORERS, [_scorer_row(scorer) for scorer in scorers])
-    for name, table, pick in (
-        ("example_parts", EXAMPLES, "parts"),
-        ("source_parts", SOURCES, "sources"),
-        ("reject_parts", REJECTS, "rejects"),
-    ):
-        files = [({"corpus": corpus.name}, getattr(corpus, pick)) for corpus in found]
-        _view_over(connection, store, name, table, ("corpus",), files)
-    losses = [({"corpus": scorer.corpus, "scorer_id": scorer.scorer_id}, scorer.parts) for scorer in scorers]
-    _view_over(connection, store, "score_parts", SCORES, ("corpus", "scorer_id"), losses)
+    examples = [((corpus.name,), corpus.parts) for corpus in found]
+    _view_over(connection, store, "example_parts", EXAMPLES, _CORPUS_KEY, examples)
+    sources = [((corpus.name, place), paths) for corpus in found for place, paths in enumerate(corpus.sources)]
+    _view_over(connection, store, "source_parts", SOURCES, _INGEST_KEY, sources)
+    rejects = [((corpus.name, place), paths) for corpus in found for place, paths in enumerate(corpus.rejects)]
+    _view_over(connection, store, "reject_parts", REJECTS, _INGEST_KEY, rejects)
+    losses = [((scorer.corpus, scorer.scorer_id), scorer.parts) for scorer in scorers]
+    _view_over(connection, store, "score_parts", SCORES, _SCORER_KEY, losses)
     for name in sql.VIEWS:
         connection.execute(sql.view_text(name))
 
@@ -234,22 +237,21 @@ def _view_over(
     store: Store,
     name: str,
     table: Table,
-    keys: tuple[str, ...],
-    files: Iterable[tuple[Mapping[str, str], tuple[str, ...]]],
+    key: pa.Schema,
+    files: Iterable[tuple[tuple[str | int, ...], tuple[str, ...]]],
 ) -> None:
-    """A view over Parquet files with constant key columns in front: DuckDB then skips files of other keys."""
+    """A view over Parquet files, each with its key's values as constant columns: files of other keys are skipped."""
     relation = None
     for values, paths in files:
         if not paths:
             continue
         part = connection.read_parquet([store.url(path) for path in paths]).select(
-            *(duckdb.ConstantExpression(values[key]).alias(key) for key in keys),
+            *(duckdb.ConstantExpression(value).alias(field.name) for value, field in zip(values, key, strict=True)),
             *(duckdb.ColumnExpression(column) for column in table.names),
         )
         relation = part if relation is None else relation.union(part)
     if relation is None:
-        fields = [pa.field(key, pa.string()) for key in keys]
-        _fill(connection, name, pa.schema([*fields, *arrow_schema(table)]), [])
+        _fill(connection, name, pa.schema([*key, *arrow_schema(table)]), [])
     else:
         relation.create_view(name)
 

@@ -17,14 +17,17 @@ LATEST = "latest"
 
 @dataclass(frozen=True)
 class Corpus:
-    """One revision of a corpus; the file lists are paths in the store. `earlier` are the revisions before it."""
+    """One revision of a corpus; files are paths in the store, `sources` and `rejects` by ingest, in their order.
+
+    `earlier` and `later` are the corpus's other revisions.
+    """
 
     name: str
     revision: str
     n_examples: int
     parts: tuple[str, ...]
-    sources: tuple[str, ...]
-    rejects: tuple[str, ...]
+    sources: tuple[tuple[str, ...], ...]
+    rejects: tuple[tuple[str, ...], ...]
     earlier: tuple[str, ...]
     later: tuple[str, ...]
 
@@ -101,8 +104,8 @@ def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
         revision=str(chosen["revision"]),
         n_examples=int(chosen["n_examples"]),
         parts=_paths(f"corpora/{name}", chosen["parts"]),
-        sources=_paths(f"corpora/{name}", [part for item in ingests for part in item.get("sources", [])]),
-        rejects=_paths(f"corpora/{name}", [part for item in ingests for part in item.get("rejects", [])]),
+        sources=tuple(_paths(f"corpora/{name}", item.get("sources", [])) for item in ingests),
+        rejects=tuple(_paths(f"corpora/{name}", item.get("rejects", [])) for item in ingests),
         earlier=tuple(ids[: places[0]]),
         later=tuple(ids[places[0] + 1 :]),
     )

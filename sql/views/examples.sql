@@ -1,9 +1,9 @@
 -- One row is one distinct conversation of a corpus.
 -- Units: n_turns and n_assistant_turns count messages, n_chars characters, n_copies kept records with this very
--- conversation; source is the file of the first of them. Labels are null where the corpus has none. Key: corpus, example_id.
+-- conversation; source is the file that first brought it. Labels are null where the corpus has none. Key: corpus, example_id.
 create or replace view examples as
 with copies as (
-    select corpus, example_id, count(*) as n_copies, min_by(source, (source, record)) as source
+    select corpus, example_id, count(*) as n_copies, min_by(source, (ingest, record)) as source
     from sources
     group by corpus, example_id
 )

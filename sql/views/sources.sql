@@ -1,5 +1,5 @@
 -- One row is one kept record of an ingested file; folded copies share an example_id.
--- Units: record is a 1-based position in its file. Key: corpus, source, record.
+-- Units: ingest is the 0-based order of ingesting, record a 1-based position in its file. Key: corpus, ingest, record.
 create or replace view sources as
-select corpus, example_id, source, source_id, record
+select corpus, ingest, example_id, source, source_id, record
 from source_parts

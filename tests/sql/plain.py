@@ -20,10 +20,12 @@ create table example_parts (
     corpus varchar, example_id varchar, messages varchar, n_turns integer, n_assistant_turns integer, n_chars integer,
     response_head varchar, domain varchar, language varchar, license varchar, harm varchar
 );
-create table source_parts (corpus varchar, example_id varchar, source varchar, source_id varchar, record bigint);
+create table source_parts (
+    corpus varchar, ingest bigint, example_id varchar, source varchar, source_id varchar, record bigint
+);
 create table reject_parts (
-    corpus varchar, source varchar, record bigint, line bigint, byte_offset bigint, pointer varchar, code varchar,
-    message varchar
+    corpus varchar, ingest bigint, source varchar, record bigint, line bigint, byte_offset bigint, pointer varchar,
+    code varchar, message varchar
 );
 create table scorer_files (
     corpus varchar, scorer_id varchar, label varchar, role varchar, scorer_domain varchar, measure_id varchar,
@@ -72,7 +74,7 @@ def add_corpus(
             {"c": corpus, "k": key},
         )
         connection.execute(
-            "insert into source_parts values ($c, $k, 'file', null, $n)", {"c": corpus, "k": key, "n": record}
+            "insert into source_parts values ($c, 0, $k, 'file', null, $n)", {"c": corpus, "k": key, "n": record}
         )
     for model in models:
         connection.execute(
