@@ -18,7 +18,7 @@ import pyarrow as pa
 from curator.canonical import dump_messages, example_id, response_head
 from curator.corpus import known_ids, named_files, new_manifest, read_manifest, revision_of
 from curator.errors import BadInputError, BadRowsError
-from curator.formats import LABELS, Container, Layout, Reject, Row, detect, open_chat_file, read_rows
+from curator.formats import LABELS, Container, Layout, Reject, Row, count_parquet, detect, open_chat_file, read_rows
 from curator.progress import Progress
 from curator.schema import EXAMPLES, REJECTS, SOURCES, Table
 from curator.store import Store, arrow_schema
@@ -140,18 +140,14 @@ def _with_progress(path: Path, options: IngestOptions) -> Iterator[Row | Reject]
     """The file's records, with progress in bytes read (Parquet: in rows, for its reader jumps about)."""
     container = options.format or detect(path).container
     with path.open("rb") as file:
-        total, unit = path.stat().st_size, "B"
-        if container == "parquet":
-            import pyarrow.parquet as pq
-
-            total, unit = pq.ParquetFile(file).metadata.num_rows, "rows"
+        total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
         with Progress(total, unit, f"reading {path.name}") as bar:
             rows = read_rows(file, format=container, layout=options.layout, name=path.name)
             for number, item in enumerate(rows, start=1):
                 yield item
                 if number % 100 == 0:
                     bar.advance(100 if unit == "rows" else file.tell() - bar.done, records=number)
-            bar.advance(total - bar.done)
+            bar.advance((total or bar.done) - bar.done)
 
 
 class _FileWriter:

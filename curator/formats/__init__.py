@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from curator.errors import BadInputError, MissingError
-from curator.formats.containers import Raw, read_json, read_jsonl, read_parquet
+from curator.formats.containers import Raw, count_parquet, read_json, read_jsonl, read_parquet
 from curator.formats.detect import detect_file
 from curator.formats.record import read_record
 from curator.formats.rows import (
@@ -37,6 +37,7 @@ __all__ = [
     "Problem",
     "Reject",
     "Row",
+    "count_parquet",
     "detect",
     "open_chat_file",
     "read_rows",

@@ -59,15 +59,40 @@ def read_parquet(file: BinaryIO) -> Iterator[Raw]:
     try:
         batches = pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=PARQUET_BATCH_ROWS)
         for batch in batches:
-            for value in batch.to_pylist():
+            for value in _dicts(batch):
                 record += 1
                 yield _from_parquet(record, value)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         message = f"damaged after {record} rows: {error}"
         yield Raw(record + 1, None, None, problem=Problem("", "invalid_parquet", message))
 
 
-def _from_parquet(record: int, value: dict[str, Any]) -> Raw:
+def count_parquet(file: BinaryIO) -> int | None:
+    """Rows of a Parquet file; None when it is not whole (reading it will say how)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _dicts(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of an Arrow batch; None for a row with bytes that are not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # raised before the first row: go through them one by one
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
+
+
+def _from_parquet(record: int, value: dict[str, Any] | None) -> Raw:
+    if value is None:
+        return Raw(record, None, None, problem=Problem("", "invalid_unicode", "bytes that are not UTF-8"))
     for key in ("messages", "conversations"):
         if isinstance(value.get(key), str):
             try:

@@ -272,3 +272,19 @@ def test_parquet_nulls_are_absent_keys() -> None:
     (row,) = _read(_parquet([{"messages": messages, "domain": None}]), "a.parquet")
     assert isinstance(row, Row)
     assert row.messages == [USER, {**ANSWER, "name": "bot"}]
+
+
+def test_parquet_text_that_is_not_utf8_is_one_bad_row() -> None:
+    good = json.dumps(CHAT["messages"]).encode()
+    texts = pa.array([good, b"\xff\xfe", good], pa.binary()).view(pa.string())
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"messages": texts}), buffer)
+    rows = _read(buffer.getvalue(), "a.parquet")
+    assert [type(row) for row in rows] == [Row, Reject, Row]
+    assert _codes(rows[1]) == [("", "invalid_unicode")]
+
+
+def test_a_wrong_override_is_a_bad_record_and_not_a_crash() -> None:
+    assert _codes(_read(_lines(CHAT), format="parquet")[0]) == [("", "invalid_parquet")]
+    assert {type(row) for row in _read(_parquet([CHAT]), format="jsonl")} == {Reject}
+    assert {type(row) for row in _read(_parquet([CHAT]), format="json")} == {Reject}

@@ -293,5 +293,6 @@ def test_parts_of_parquet_can_be_ingested_again(store: Store, tmp_path: Path) ->
     (part,) = corpus_info(store, "c").parts
     path = store.local_path(f"corpora/c/{part.name}")
     assert path is not None
+    assert ingest(store, [_file(tmp_path, "no.parquet", [{}])], "e", format="parquet").files[0].rejected == 1
     assert ingest(store, [path], "d").revision == corpus_info(store, "c").revision
     assert isinstance(store.read_table(f"corpora/d/{corpus_info(store, 'd').parts[0].name}"), pa.Table)
