@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from curator.canonical import dump_messages, example_id
+from curator.canonical import example_id
 from curator.config import Pool
 from curator.errors import IntegrityError
 from curator.filters import filter_label
 from curator.mix import pool_of
-from curator.queries import fetch_messages
 from curator.resolve import PoolData
 from curator.schema import MIX_ROWS
 from curator.seeds import child_seed, permutation
 from curator.selection import Selection
+from curator.snapshot import read_corpus
 from curator.store import Store, arrow_schema
 
 
@@ -78,13 +81,26 @@ def _column(values: object, kind: pa.DataType, n_rows: int) -> pa.Array | pa.Chu
 
 
 def _texts(store: Store, pool: Pool, ids: Sequence[str]) -> list[str]:
-    """Canonical messages of the ids, in their order; IntegrityError for a text that does not hash to its id."""
-    found = fetch_messages(store, pool.corpus, ids, pool.revision) if ids else {}
-    texts = [dump_messages(found[item]) for item in ids]
-    wrong = [item for item, text in zip(ids, texts, strict=True) if example_id(text) != item]
+    """Canonical messages of the ids, in their order; reads only the row groups that hold one of them.
+
+    Raises IntegrityError for an id that the corpus lacks, and for a text that does not hash to its id.
+    """
+    wanted = pa.array(sorted(ids), pa.string())
+    found: dict[str, str] = {}
+    for part in read_corpus(store, pool.corpus, pool.revision).parts if ids else ():
+        with fsspec.open(store.url(part), "rb") as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                held = parquet.read_row_group(group, ["example_id"])["example_id"]
+                inside = pc.is_in(held, wanted)
+                if pc.any(inside).as_py():
+                    texts = parquet.read_row_group(group, ["messages"])["messages"]
+                    found.update(zip(held.filter(inside).to_pylist(), texts.filter(inside).to_pylist(), strict=True))
+    wrong = [item for item in ids if item not in found or example_id(found[item]) != item]
     if wrong:
         raise IntegrityError(
-            f"corpus {pool.corpus}: {len(wrong)} chosen rows do not hash to their ids, e.g. {wrong[0]}: ingest again",
+            f"corpus {pool.corpus}: {len(wrong)} chosen rows are missing or do not hash to their ids, "
+            f"e.g. {wrong[0]}: ingest again",
             details=wrong[:20],
         )
-    return texts
+    return [found[item] for item in ids]

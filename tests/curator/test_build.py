@@ -164,34 +164,33 @@ def test_parts_are_nothing_but_losses_count(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(sys.argv[4])])
 from curator.build import build_mix
 from curator.config import parse_recipe
 from curator.store import Store
 from curator.tasks import task_set_from_rows
 from tests.mix_stores import task_records
 store = Store(sys.argv[1])
-for order in ("even", "shuffle"):
-    for strategy in ("top_gap", "random"):
-        recipe = parse_recipe({"corpus": "chats", "order": order, "strategy": strategy, "seed": 5})
-        result = build_mix(store, task_set_from_rows(task_records(60), sys.argv[2]), recipe, sys.argv[3])
-        print(result.mix_id, result.manifest.rows_sha256, result.manifest.files[0].sha256)
+for order, strategy in (("even", "top_gap"), ("shuffle", "random")):
+    recipe = parse_recipe({"corpus": "chats", "order": order, "strategy": strategy, "seed": 5})
+    result = build_mix(store, task_set_from_rows(task_records(60), sys.argv[2]), recipe, sys.argv[3])
+    print(result.mix_id, result.manifest.rows_sha256, result.manifest.files[0].sha256)
 """
 
 
 def test_other_processes_hash_seeds_and_thread_counts_give_the_same_mix(store: Store, tmp_path: Path) -> None:
     outputs = set()
     for tenant, (hash_seed, n_cpus) in {"a": ("0", 1), "b": ("4242", os.cpu_count() or 1)}.items():
-        cpus = sorted(os.sched_getaffinity(0))[:n_cpus]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": str(n_cpus)}
-        command = [sys.executable, "-c", SCRIPT, str(store.local_path("")), str(tmp_path / tenant), tenant]
+        arguments = [str(store.local_path("")), str(tmp_path / tenant), tenant, str(n_cpus)]
         done = subprocess.run(
-            ["taskset", "-c", ",".join(map(str, cpus)), *command],
+            [sys.executable, "-c", SCRIPT, *arguments],
             env=environment, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         outputs.add(done.stdout)
     assert len(outputs) == 1
-    assert len(set(outputs.pop().split())) == 12
+    assert len(set(outputs.pop().split())) == 6
 
 
 def test_random_needs_no_scorer_and_says_why_tokens_are_unknown(tmp_path: Path) -> None:
@@ -275,14 +274,14 @@ def test_rows_that_do_not_render_are_counted(store: Store, tmp_path: Path) -> No
 def test_small_windows_write_the_same_rows(
     store: Store, tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = task_set(tmp_path, 500)
+    tasks = task_set(tmp_path, 200)
     whole = build_mix(store, tasks, recipe(order=order))
     monkeypatch.setattr(mixwriter, "ROW_GROUP_ROWS", 16)
     monkeypatch.setattr(mixwriter, "MAX_WINDOW_ROWS", 64)
     windowed = build_mix(store, tasks, recipe(order=order), "other")
     assert windowed.manifest.rows_sha256 == whole.manifest.rows_sha256
     groups = pq.ParquetFile(store.url(f"mixes/other/{windowed.mix_id}/mix.parquet"))
-    assert groups.num_row_groups > 30
+    assert groups.num_row_groups > 12
 
 
 def test_the_cursor_reads_forward_once(tmp_path: Path) -> None:
@@ -309,9 +308,9 @@ def test_a_corpus_that_was_tampered_with_is_found_and_leaves_nothing(store: Stor
     texts = [text.replace("this", "that") for text in table["messages"].to_pylist()]
     place = table.schema.get_field_index("messages")
     pq.write_table(table.set_column(place, table.schema.field(place), pa.array(texts)), path)
-    with pytest.raises(IntegrityError, match="do not hash to their ids"):
+    with pytest.raises(IntegrityError, match="do not hash"):
         build_mix(store, task_set(tmp_path), recipe())
-    assert os.listdir(store.url("mixes/local")) == []  # noqa: PTH208 - hidden names count too
+    assert not store.exists("mixes")
 
 
 def test_old_left_overs_go_and_fresh_ones_stay(store: Store, tmp_path: Path) -> None:
@@ -322,7 +321,7 @@ def test_old_left_overs_go_and_fresh_ones_stay(store: Store, tmp_path: Path) -> 
         for path in (folder / "mix.parquet", folder):
             os.utime(path, (time.time() - age_s,) * 2)
     result = build_mix(store, task_set(tmp_path), recipe())
-    assert sorted(os.listdir(store.url("mixes/local"))) == [".tmp-fresh", result.mix_id]  # noqa: PTH208
+    assert sorted(os.listdir(store.url("mixes/local"))) == [".tmp-fresh", result.mix_id]  # noqa: PTH208 - hidden names count too
     assert store.list("mixes/local") == [result.mix_id]
     assert remove_stale(store, "local", older_than_s=10) == [".tmp-fresh"]
 

@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from curator.__main__ import main
+from tests.mix_stores import scored_store, task_records
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("command")
+    scored_store(root / "store")
+    lines = [json.dumps(row) for row in task_records(40)]
+    (root / "task.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "bad.jsonl").write_text("\n".join([*lines, '{"messages": []}', "nope"]) + "\n")
+    return root
+
+
+def mix(place: Path, *options: str, file: str = "task.jsonl") -> int:
+    return main(["mix", str(place / file), "--store", str(place / "store"), *options])
+
+
+def test_the_receipt_says_what_happened_and_verify_agrees(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mix(place, "--corpus", "chats") == 0
+    shown = capsys.readouterr().out
+    assert "42 = 40 task + 2 safe: 0.05 safe per task row (asked 0.05), 4.762% of the mix" in shown
+    assert "5 refusal:v1, 4 no_gap; 2 chosen of 31 by top_gap (gap_rel 1.900 to 1.950)" in shown
+    assert "kept on purpose" in shown
+    mix_id = shown.split()[1]
+    assert mix(place, "--corpus", "chats") == 0
+    assert f"mix {mix_id} (made before by the same request)" in capsys.readouterr().out
+    assert main(["verify", mix_id, "--store", str(place / "store")]) == 0
+    assert "42 rows, 2 of them safe" in capsys.readouterr().out
+
+
+def test_a_recipe_file_and_its_options_make_one_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = place / "recipe.yaml"
+    path.write_text(
+        "corpus: chats\nfilters: [{name: refusal, rule: v2}]\nrows: 4\norder: every_k\nseed: 9\nhold_out: [bad-1]\n"
+    )
+    assert mix(place, "--recipe", str(path), "--json") == 0
+    by_file = json.loads(capsys.readouterr().out)
+    options = ("--refusals", "v2", "--rows", "4", "--order", "every_k", "--seed", "9", "--hold-out", "bad-1")
+    assert mix(place, "--corpus", "chats", *options, "--json") == 0
+    by_options = json.loads(capsys.readouterr().out)
+    assert by_file["created"]
+    assert not by_options["created"]
+    assert by_file["mix_id"] == by_options["mix_id"]
+    assert by_file["manifest"]["order"]["every_k"] == 10
+
+
+def test_bad_rows_are_listed_and_refused_unless_dropped(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mix(place, "--corpus", "chats", file="bad.jsonl") == 2
+    told = capsys.readouterr().err
+    assert "line 41 /messages" in told
+    assert "line 42 " in told
+    assert "2 of 42 task rows are bad" in told
+    assert "--on-bad-rows drop" in told
+    assert mix(place, "--corpus", "chats", "--on-bad-rows", "drop", "--seed", "3", "--json", file="bad.jsonl") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["n_rejected"], answer["manifest"]["task"]["n_rejected"]) == (2, 2)
+    assert [item["line"] for item in answer["rejects"]] == [41, 42]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ((), "name the corpus"),
+        (("--recipe", "r.yaml", "--seed", "1"), "put --seed into the file"),
+        (("--recipe", "absent.yaml"), "no recipe file absent.yaml"),
+        (("--corpus", "chats", "--interleave-ratio", "0.3", "--order", "every_k"), "`even`"),
+        (("--corpus", "chats", "--rows", "32"), "31 of its 40 rows can be drawn"),
+        (("--corpus", "none"), "no corpus 'none'"),
+        (("--corpus", "chats", "--mix-share", "1.5"), "mix_share"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    place: Path, options: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mix(place, *options) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert reason in told[0]
+
+
+def test_a_damaged_mix_fails_verification(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mix(place, "--corpus", "chats", "--seed", "77", "--json") == 0
+    mix_id = json.loads(capsys.readouterr().out)["mix_id"]
+    path = place / "store" / "mixes" / "local" / mix_id / "mix.parquet"
+    path.write_bytes(path.read_bytes() + b"x")
+    assert main(["verify", mix_id, "--store", str(place / "store")]) == 2
+    assert "differs: mix.parquet has SHA-256" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_no_yaml(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "broken.yaml").write_text("corpus: [")
+    assert mix(place, "--recipe", str(place / "broken.yaml")) == 2
+    assert "neither YAML nor JSON" in capsys.readouterr().err
