@@ -25,7 +25,9 @@ _SENTINEL, _ESCAPE, _OPEN, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _FIRST_DIGIT = 0xFDE0
 _N_DIGITS = 4  # base 16: up to 65,536 control tokens or messages
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
-_MARK = re.compile(f"[{_OPEN}{_CLOSE}].{{{_N_DIGITS}}}", re.DOTALL)
+# Alternatives that each begin with a literal: the regex engine then skips quickly to where one can begin.
+_MARK = re.compile("|".join(f"{kind}.{{{_N_DIGITS}}}" for kind in (_OPEN, _CLOSE)), re.DOTALL)
+_ESCAPED = f"{_ESCAPE}.{{{_N_DIGITS}}}"
 
 
 def _encode_number(number: int) -> str:
@@ -105,8 +107,7 @@ class GuardedTokenizer:
         longest_first = sorted(self._texts, key=len, reverse=True)
         alternatives = "|".join(re.escape(text) for text in longest_first) or "(?!)"
         self._controls = re.compile(alternatives)
-        marks = f"[{_ESCAPE}{_OPEN}{_CLOSE}].{{{_N_DIGITS}}}"
-        self._items = re.compile(f"{marks}|{alternatives}", re.DOTALL)
+        self._items = re.compile("|".join((_MARK.pattern, _ESCAPED, alternatives)), re.DOTALL)
         try:
             self._tokenizer = Tokenizer.from_str(orjson.dumps(_swap_texts(document, sentinels)).decode())
         except Exception as error:  # the tokenizers library raises bare Exception

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -169,7 +170,8 @@ def _mask(encoding: Encoding, is_control: NDArray[np.bool_], spans: Sequence[Spa
     mask = np.zeros(len(is_control), dtype=np.bool_)
     if not spans:
         return mask
-    starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T  # (T,), (T,)
+    flat = chain.from_iterable(encoding.offsets)  # half the time of np.array on the list of pairs
+    starts, ends = np.fromiter(flat, np.int64, 2 * len(mask)).reshape(-1, 2).T  # (T,), (T,)
     for start, end in spans:
         inside = (ends > start) & (starts < end)
         mask |= inside & ~(is_control & (starts < start))
