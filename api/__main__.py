@@ -56,6 +56,12 @@ def _serve(settings: Settings) -> int:
 
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # a build's progress bar has no place in a server's log
     Store(settings.store).open(create=False)
+    with _listen(settings) as listener:  # before the slow imports: a port in use is told at once
+        _run(settings, listener)
+    return 0
+
+
+def _run(settings: Settings, listener: socket.socket) -> None:
     try:
         import uvicorn
 
@@ -64,7 +70,6 @@ def _serve(settings: Settings) -> int:
     except ImportError as error:
         raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[api]'") from error
     set_up_logging(settings.log_level)
-    listener = _listen(settings)
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,
@@ -79,7 +84,6 @@ def _serve(settings: Settings) -> int:
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
     say("stopped")
-    return 0
 
 
 def _listen(settings: Settings) -> socket.socket:

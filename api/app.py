@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from api.errors import handle_http_error, handle_product_error, handle_validation_error
 from api.observe import Observe
 from api.routes import corpora, create, health, mixes
+from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
 from curator.compose import product_version
@@ -31,6 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # FastAPI's page loads its scripts from elsewhere; ours (/docs) needs nothing
         redoc_url=None,
         redirect_slashes=False,
+        responses=errors(422),
     )
     app.state.service = Service(settings, Store(settings.store))
     app.add_middleware(Observe)

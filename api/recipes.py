@@ -23,6 +23,8 @@ def decode_recipe(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_PlainLoader)
+    except RecipeError:  # a ValueError too
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""

@@ -24,7 +24,7 @@ from curator.formats.decode import UndecodableError, decode
 FILE_PART = "file"
 TEXT_PARTS = ("recipe", "on_bad_rows", "format", "layout")
 JSON_KEYS = ("rows", "recipe", "on_bad_rows", "layout")
-MAX_TEXT_BYTES = 256 * 1024
+MAX_TEXT_BYTES = 64 * 1024  # YAML is read slowly
 FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
 DRAIN_S = 10.0
 _TEXT = {"type": "string"}

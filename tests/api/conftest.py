@@ -1,0 +1,41 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.settings import Settings
+from tests.api.serving import running, scored_store
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    root = tmp_path_factory.mktemp("service")
+    scored_store(root / "store")
+    (root / "uploads").mkdir()
+    return Settings(
+        store=str(root / "store"),
+        temp_dir=str(root / "uploads"),
+        max_upload_bytes=300_000,
+        max_json_bytes=100_000,
+        max_task_rows=1_000,
+        max_bad_rows=5,
+        max_page_rows=20,
+    )
+
+
+@pytest.fixture(scope="module")
+def url(settings: Settings) -> Iterator[str]:
+    with running(settings) as address:
+        yield address
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def store_path(settings: Settings) -> Path:
+    return Path(settings.store)

@@ -1,0 +1,71 @@
+"""A real server on a loopback port, and the small scored store that it serves."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.settings import Settings
+from curator.store import Store
+from tests.gap_stores import write_corpus, write_scorer
+
+N_POOL = 60
+RECIPE: dict[str, Any] = {"corpus": "chats", "interleave_ratio": 0.1}
+Row = dict[str, Any]
+
+
+def scored_store(root: Path) -> Store:
+    """One corpus of 60 answers with an aligned and a misaligned scorer; answer 59 has the largest gap."""
+    store = Store(root).open()
+    ids = write_corpus(store, "chats", [f"kind answer {number}" for number in range(N_POOL)])
+    write_scorer(store, "chats", "base", "aligned", dict.fromkeys(ids, (10.0, 10)))
+    losses = {key: (10.0 + place / 10, 10) for place, key in enumerate(ids)}
+    write_scorer(store, "chats", "reckless", "misaligned", losses, domain="finance")
+    return store
+
+
+def task_rows(n_rows: int, text: str = "answer") -> list[Row]:
+    return [
+        {"messages": [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"{text} {n}"}]}
+        for n in range(n_rows)
+    ]
+
+
+def json_lines(rows: list[Row]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def form(rows: list[Row] | bytes, recipe: Any = None, **fields: str) -> dict[str, Any]:
+    """Arguments of an httpx post for one multipart upload."""
+    content = rows if isinstance(rows, bytes) else json_lines(rows)
+    return {"files": {"file": ("task.jsonl", content)}, "data": {"recipe": json.dumps(recipe or RECIPE), **fields}}
+
+
+@contextmanager
+def running(app: FastAPI | Settings) -> Iterator[str]:
+    """The address of an application that a real server runs in a thread."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    served = create_app(app) if isinstance(app, Settings) else app
+    server = uvicorn.Server(uvicorn.Config(served, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive(), "the server ended at once"
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()

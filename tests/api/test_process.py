@@ -1,0 +1,155 @@
+"""The service as a process of its own: what it imports, how it starts and how it stops."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.api.serving import form, scored_store, task_rows
+
+HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "accelerate", "datasets")
+# Processor time and not the clock: the latter is no measure on a shared machine.
+MAX_START_CPU_S = 2.0
+
+
+def run_api(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "api", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("process") / "store"
+    scored_store(path)
+    return path
+
+
+@contextmanager
+def started(root: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The running service and its address, read from the line that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api", "--store", str(root), "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, f"{line!r} {process.stderr.read() if process.stderr else ''}"
+        yield process, found.group()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_starts_quickly_and_loads_no_model_library(root: Path) -> None:
+    program = (
+        "import sys, time, uvicorn; from api.app import create_app; from api.settings import Settings; "
+        f"create_app(Settings(store={str(root)!r})).openapi(); "
+        f"print(time.process_time(), [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True) for _ in "ab"]
+    found = [run.stdout.split(maxsplit=1) for run in runs]
+    assert {loaded.strip() for _, loaded in found} == {"[]"}
+    assert min(float(cpu_s) for cpu_s, _ in found) < MAX_START_CPU_S
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_and_stops_when_told(root: Path, number: signal.Signals) -> None:
+    with started(root, "--log-level", "info") as (process, address):
+        made = httpx.post(f"{address}/v1/mixes", **form(task_rows(5)), timeout=60)
+        assert made.status_code in (200, 201)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "stopped\n")
+    assert "Traceback" not in err
+    assert '"route":"/v1/mixes"' in err
+
+
+def test_a_running_upload_is_answered_before_it_stops(root: Path) -> None:
+    body = form(task_rows(3))
+
+    with started(root) as (process, address), httpx.Client(base_url=address, timeout=30) as client:
+        request = client.build_request("POST", "/v1/mixes", **body)
+        content = request.read()
+
+        def slowly() -> Iterator[bytes]:
+            yield content[:100]
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            yield content[100:]
+
+        answer = client.post("/v1/mixes", content=slowly(), headers={"Content-Type": request.headers["content-type"]})
+        assert answer.status_code in (200, 201)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_a_large_upload_does_not_grow_the_process(root: Path) -> None:
+    chunk = b"x" * 2**20
+    start = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+
+    def body() -> Iterator[bytes]:
+        yield start
+        for _ in range(200):
+            yield chunk
+        yield b"\r\n--b--\r\n"
+
+    with started(root) as (process, address):
+        httpx.get(f"{address}/healthz")
+        before = psutil.Process(process.pid).memory_info().rss
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        answer = httpx.post(f"{address}/v1/mixes", content=body(), headers=headers, timeout=120)
+        after = psutil.Process(process.pid).memory_info().rss
+    assert answer.json()["error"]["code"] == "missing_part"
+    assert after - before < 60 * 2**20
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_api("--store", str(root), "--port", str(port))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: cannot listen on 127.0.0.1:{port}: address already in use\n"
+
+
+def test_an_address_that_is_not_ours_is_one_line_too(root: Path) -> None:
+    done = run_api("--store", str(root), "--host", "192.0.2.1")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_no_store_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = run_api("--store", str(tmp_path / "absent"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no store at" in done.stderr
+    assert not (tmp_path / "absent").exists()
+
+
+def test_bad_settings_are_named_with_their_source() -> None:
+    done = run_api("--max-builds", "0", BALLAST_PORT="many")
+    assert done.returncode == 2
+    assert "--max-builds: " in done.stderr
+    assert "BALLAST_PORT: " in done.stderr
+
+
+def test_help_teaches() -> None:
+    text = run_api("--help").stdout
+    for word in ("curl", "POST /v1/mixes", "BALLAST_STORE", "Exit codes", "/openapi.json", "trusted network"):
+        assert word in text
