@@ -2,7 +2,11 @@
 -- Units: messages is canonical JSON, n_copies counts kept records. Key: example_id.
 -- param: corpus text required corpus name
 -- param: ids text[] required example ids
-select example_id, messages, source, n_copies
+with wanted as (
+    select unnest(list_distinct($ids::varchar[])) as example_id
+)
+select examples.example_id, examples.messages, examples.source, examples.n_copies
 from examples
-where corpus = $corpus and list_contains($ids::varchar[], example_id)
-order by example_id
+join wanted on wanted.example_id = examples.example_id
+where examples.corpus = $corpus
+order by examples.example_id
