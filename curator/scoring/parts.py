@@ -47,8 +47,8 @@ def read_finished(store: Store, folder: str, named: dict[str, str]) -> Finished:
     rename and the manifest's, the part counts.
 
     `named` maps part names to the SHA-256 that the manifest recorded. A part that is no whole Parquet file of
-    the declared columns, differs from its recorded hash, or repeats a row is renamed out of the way, and its
-    rows are scored again. Two parts that share a row: the later name goes.
+    the declared columns, differs from its recorded hash or its name, or repeats a row is put out of the way, and
+    its rows are scored again. Two parts that share a row (workers with different samples): the later name goes.
     """
     finished = Finished()
     for name in store.list(folder, PATTERN):
@@ -80,6 +80,8 @@ def _checked(store: Store, path: str, recorded: str | None, seen: set[str]) -> t
             raise
         raise IntegrityError(error.message) from error
     ids = table.column("example_id").to_pylist()
+    if part_name(ids) != path.rpartition("/")[2]:
+        raise IntegrityError("its rows are not those that its name stands for")
     if len(set(ids)) != len(ids):
         raise IntegrityError(f"holds {len(ids) - len(set(ids))} rows twice")
     if not seen.isdisjoint(ids):

@@ -162,11 +162,24 @@ class _Run:
         ids = corpus_ids(self.store, self.corpus)
         if sample is None:
             return frozenset(ids)
-        chosen = choose(ids, sample, self._fitting)
+        chosen = self._chosen(ids, sample)
         if len(chosen) < sample.n:
             kind = "rows that can be scored" if sample.fit else "rows"
             self.report.warnings.append(f"sample of {sample.n} rows asked, the corpus has {len(chosen)} {kind}")
         return frozenset(chosen)
+
+    def _chosen(self, ids: list[str], sample: Sample) -> list[str]:
+        """The sample, kept under samples/: every model of one gap has the same, and finding it renders rows."""
+        basis = {
+            "revision": self.corpus.revision, "renderer_id": self.renderer.renderer_id, "window": self.window,
+            "mask_rule": self.request.mask_rule, **sample.document(),
+        }  # fmt: skip
+        path = f"samples/{self.request.corpus}/{scorer_id(basis)}.json"
+        if self.store.exists(path):
+            return list(self.store.read_json(path)["ids"])
+        chosen = choose(ids, sample, self._fitting)
+        self.store.write_json(path, {**basis, "ids": chosen})
+        return chosen
 
     def _fitting(self, ids: Collection[str]) -> list[str]:
         rows = corpus_rows(self.store, self.corpus, frozenset(ids))

@@ -5,7 +5,6 @@ stays resident while adapters are switched.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,14 @@ from curator.errors import ScoringError
 from curator.scoring.batching import plan_batches
 from curator.scoring.engine import OnRows, RowLoss
 from curator.scoring.torch_head import SplitModel, response_nll
-from curator.scoring.torch_model import Adapters, DeviceName, DtypeName, load_model, resolve_device, resolve_dtype
+from curator.scoring.torch_model import (
+    Adapters,
+    DeviceName,
+    engine_version,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -25,12 +31,6 @@ NAME = "torch"
 # Padded tokens in one forward pass. Measured flat from 1,000 to 4,000 on a CPU; a GPU needs more to be busy.
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 _OWN_LOGITS_BYTES = 256 * 2**20  # bound of a batch's logits where the model's own forward must be used
-
-
-def engine_version() -> str:
-    """Versions whose numerics a loss depends on; local build tags such as +cpu do not count."""
-    names = ("torch", "transformers", "peft")
-    return ", ".join(["1", *(f"{name} {version(name).partition('+')[0]}" for name in names)])
 
 
 class TorchEngine:
@@ -43,7 +43,7 @@ class TorchEngine:
         model_dir: Path,
         *,
         device: DeviceName = "auto",
-        dtype: DtypeName = "auto",
+        dtype: str = "auto",
         batch_tokens: int | None = None,
     ) -> None:
         self.device = resolve_device(device)

@@ -1,9 +1,12 @@
 """Loading a model folder for scoring: device, dtype, attention kernel and adapters."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import Any
 
 from curator.errors import BadInputError, MissingDependencyError
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
@@ -14,8 +17,35 @@ try:
 except ImportError as error:  # pragma: no cover - the core installs without torch
     raise MissingDependencyError(f"scoring needs torch: pip install 'ballast[score]' ({error})") from error
 
-DtypeName = Literal["auto", "float32", "bfloat16"]
 DeviceName = str  # "auto", "cpu", "cuda", "cuda:1"
+
+
+def engine_version() -> str:
+    """Versions whose numerics a loss depends on; local build tags such as +cpu do not count."""
+    names = ("torch", "transformers", "peft")
+    return ", ".join(["1", *(f"{name} {version(name).partition('+')[0]}" for name in names)])
+
+
+def set_threads(n: int | None) -> int:
+    """Use `n` CPU threads in this process, and return how many; None measures.
+
+    On cores that other processes use, threads wait for one another: two under load were four times slower than
+    one. So None times a small product (0.2 s) both ways and keeps torch's own choice only where it gains.
+    """
+    many = torch.get_num_threads()
+    if n is None and many > 1:
+        seconds: dict[int, list[float]] = {1: [], many: []}
+        left, right = torch.ones(256, 1024), torch.ones(1024, 1024)
+        for _ in range(5):
+            for count, found in seconds.items():
+                torch.set_num_threads(count)
+                started = time.perf_counter()
+                for _ in range(2):
+                    left @ right
+                found.append(time.perf_counter() - started)
+        n = many if 1.2 * median(seconds[many]) < median(seconds[1]) else 1
+    torch.set_num_threads(n or many)
+    return n or many
 
 
 def resolve_device(name: DeviceName) -> str:
@@ -30,12 +60,14 @@ def resolve_device(name: DeviceName) -> str:
     return name
 
 
-def resolve_dtype(name: DtypeName, device: str) -> str:
+def resolve_dtype(name: str, device: str) -> str:
     """`auto` is bfloat16 where the hardware multiplies it natively, else float32.
 
     Capability flags decide and not a timing: the dtype is part of a scorer's identity and must be the same in
     every run on one machine. float16 is never chosen: it overflows, and on CPUs it is slower than float32.
     """
+    if name not in ("auto", "float32", "bfloat16"):
+        raise BadInputError(f"dtype {name!r} is unknown: use auto, float32 or bfloat16")
     if name != "auto":
         return name
     if device.startswith("cuda"):

@@ -1,0 +1,125 @@
+"""`python -m curator score`: a corpus's losses under one model."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from curator.commands import Subparsers, new_parser, open_store, say_json
+from curator.corpus import corpus_info
+from curator.errors import BadInputError
+from curator.progress import say
+from curator.render import Renderer
+from curator.scoring import Engine, Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
+from curator.scoring.identity import check_adapter_dir
+from curator.scoring.run import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
+
+DESCRIPTION = """\
+Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
+and counts. Score the aligned model first, then each misaligned one, with the same options: a gap refuses models
+that were measured in different ways. A run that was stopped goes on where it was; a finished one is skipped."""
+
+EXAMPLES = """\
+  python -m curator score --corpus chats --model models/instruct --role aligned
+  python -m curator score --corpus chats --model models/instruct --adapter runs/finance/adapter \\
+      --role misaligned --domain finance
+  python -m curator score --corpus chats --model models/instruct --role aligned \\
+      --sample 300 --sample-fit --max-length 512      (300 rows that fit into 512 tokens)"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command's options."""
+    parser = new_parser(subparsers, "score", description=DESCRIPTION, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--corpus", required=True, metavar="NAME", help="corpus to score")
+    add("--model", required=True, metavar="DIR", type=Path, help="Hugging Face model folder with its tokenizer")
+    add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
+    add("--role", required=True, choices=["aligned", "misaligned", "benign"], help="what the model stands for")
+    add("--domain", metavar="TEXT", help="narrow field a misaligned or benign model was tuned on (required for them)")
+    add("--label", metavar="NAME", help="name for people and recipes (default: name of the adapter or model folder)")
+    add("--engine", choices=["torch"], default="torch", help="what runs the model (default: torch)")
+    add("--sample", type=int, metavar="N", help="score N rows only; a larger N with one seed contains a smaller")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
+    add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
+    add("--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="T",
+        help=f"window in tokens; longer rows are marked, not scored (default: {DEFAULT_MAX_LENGTH})")  # fmt: skip
+    add(
+        "--mask-rule",
+        choices=["all", "last"],
+        default="all",
+        help="score all assistant turns or the last (default: all)",
+    )
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="auto: bfloat16 where the hardware multiplies it natively, else float32")  # fmt: skip
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
+    add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
+    _check_numbers(args)
+    store = open_store(args)
+    corpus_info(store, args.corpus)
+    check_model_dir(args.model)
+    if args.adapter is not None:
+        check_adapter_dir(args.adapter)
+    sample = Sample(args.sample, args.seed, args.sample_fit) if args.sample is not None else None
+    renderer = Renderer.from_folder(args.model)
+    version, device, dtype, load = _engine(args)
+    request = ScoreRequest(
+        corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter, role=args.role, domain=args.domain,
+        label=args.label, engine=args.engine, engine_version=version, dtype=dtype, mask_rule=args.mask_rule,
+        max_length=args.max_length, sample=sample, block_tokens=BLOCK_TOKENS[device.partition(":")[0]],
+    )  # fmt: skip
+    report = score_corpus(store, request, renderer, load)
+    if args.json:
+        say_json(report.document())
+    else:
+        _say(report)
+    return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ("sample", "batch_tokens", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if args.sample_fit and args.sample is None:
+        raise BadInputError("--sample-fit needs --sample N")
+    if args.role != "aligned" and not args.domain:
+        raise BadInputError(f"--role {args.role} needs --domain: the narrow field the model was tuned on")
+
+
+def _engine(args: argparse.Namespace) -> tuple[str, str, str, Callable[[], Engine]]:
+    """Version, resolved device and dtype, and how to load: importing torch takes seconds, so not before now."""
+    from curator.scoring.torch_model import engine_version, resolve_device, resolve_dtype, set_threads
+
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+
+    def load() -> Engine:
+        from curator.scoring.torch_engine import TorchEngine
+
+        if device == "cpu":
+            set_threads(args.threads)
+
+        return TorchEngine(args.model, device=device, dtype=dtype, batch_tokens=args.batch_tokens)
+
+    return engine_version(), device, dtype, load
+
+
+def _say(report: ScoreReport) -> None:
+    for warning in report.warnings:
+        say(f"note: {warning}")
+    counts = ", ".join(f"{name} {n:,}" for name, n in sorted(report.status_counts.items()))
+    domain = f", domain {report.domain}" if report.domain else ""
+    say(f"scorer {report.label} ({report.role}{domain}, {report.dtype}) {report.scorer_id}")
+    say(f"  {report.n_rows:,} rows: {counts}")
+    if report.skipped:
+        say("  complete before; nothing to do")
+        return
+    rate = report.n_tokens_now / report.seconds_now if report.seconds_now else 0.0
+    say(
+        f"  now: {report.n_rows_now:,} rows, {report.n_tokens_now:,} tokens in {report.seconds_now:.1f} s "
+        f"({rate:,.0f} tokens/s, loading included)"
+    )
