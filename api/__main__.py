@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BallastError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
+    except KeyboardInterrupt:  # Ctrl-C before the server runs
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -81,7 +81,7 @@ async def handle_product_error(request: Request, error: Exception) -> Response:
     status = status_of(error)
     if isinstance(error, StoreError) or status == 500:
         raise error  # the outermost layer logs it and answers as internal
-    root = str(request.app.state.service.settings.store)
+    root: str = request.app.state.service.store.url("")
     message = error.message.replace(root, "(store)")
     if isinstance(error, ApiError):
         return error_response(

@@ -21,21 +21,27 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str = Field("./store", min_length=1, description="folder or URL of the store to serve")
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
-    port: int = Field(8765, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    log_level: LogLevel = Field("info", description="least level written to stderr: debug, info, warning or error")
-    max_upload_bytes: int = Field(1024 * MIB, ge=1, description="bytes of one multipart upload")
-    max_json_bytes: int = Field(16 * MIB, ge=1, description="bytes of one JSON body, which is held in memory")
-    max_task_rows: int = Field(1_000_000, ge=1, description="rows of one user data set")
-    max_bad_rows: int = Field(100, ge=1, le=10_000, description="bad rows listed in one error body")
-    max_page_rows: int = Field(1_000, ge=1, le=100_000, description="rows of one page")
-    max_builds: int = Field(2, ge=1, le=64, description="mixes built at the same time")
-    max_waiting_builds: int = Field(
-        32, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
+    store: str = Field(default="./store", min_length=1, description="folder or URL of the store to serve")
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
     )
-    shutdown_timeout_s: int = Field(30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM")
-    temp_dir: str | None = Field(None, description="folder for uploads in flight; the system's own by default")
+    port: int = Field(default=8765, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    log_level: LogLevel = Field(
+        default="info", description="least level written to stderr: debug, info, warning or error"
+    )
+    max_upload_bytes: int = Field(default=1024 * MIB, ge=1, description="bytes of one multipart upload")
+    max_json_bytes: int = Field(default=16 * MIB, ge=1, description="bytes of one JSON body, which is held in memory")
+    max_task_rows: int = Field(default=1_000_000, ge=1, description="rows of one user data set")
+    max_bad_rows: int = Field(default=100, ge=1, le=10_000, description="bad rows listed in one error body")
+    max_page_rows: int = Field(default=1_000, ge=1, le=100_000, description="rows of one page")
+    max_builds: int = Field(default=2, ge=1, le=64, description="mixes built at the same time")
+    max_waiting_builds: int = Field(
+        default=32, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
+    )
+    shutdown_timeout_s: int = Field(
+        default=30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM"
+    )
+    temp_dir: str | None = Field(default=None, description="folder for uploads in flight; the system's own by default")
 
 
 def load_settings(environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:

@@ -89,9 +89,9 @@ def test_a_failure_names_its_request_id_and_nothing_else(broken: str) -> None:
     assert answer.headers["x-request-id"] == "abc-1"
 
 
-@pytest.mark.parametrize("given", ["x" * 65, "a b", "ä".encode()])
-def test_an_unfit_request_id_is_replaced(http: httpx.Client, given: str | bytes) -> None:
-    answer = http.get("/healthz", headers={"X-Request-Id": given})
+@pytest.mark.parametrize("given", [b"x" * 65, b"a b", "ä".encode()])
+def test_an_unfit_request_id_is_replaced(http: httpx.Client, given: bytes) -> None:
+    answer = http.get("/healthz", headers={b"X-Request-Id": given})
     assert len(answer.headers["x-request-id"]) == 32
 
 

@@ -108,7 +108,7 @@ def test_a_large_upload_does_not_grow_the_process(root: Path) -> None:
 
     def body() -> Iterator[bytes]:
         yield start
-        for _ in range(200):
+        for _ in range(120):
             yield chunk
         yield b"\r\n--b--\r\n"
 
