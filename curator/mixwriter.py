@@ -24,8 +24,9 @@ from curator.tasks import TaskSet
 # Bytes of task text held at once. A mix that keeps the task rows' order reads them once whatever this is; a
 # shuffled one reads the file once for each window, so larger windows mean fewer passes.
 WINDOW_BYTES = 64 << 20
-SHUFFLE_WINDOW_BYTES = 256 << 20
+SHUFFLE_WINDOW_BYTES = 128 << 20
 MAX_WINDOW_ROWS = 1 << 18
+PIECE_ROWS = 1024  # rows held as Python objects at once
 
 Indices = npt.NDArray[np.int64]
 
@@ -111,16 +112,20 @@ def write_rows(
     with pq.ParquetWriter(target, schema, compression="zstd") as writer, Progress(len(order), "rows", "mixing") as bar:
         for start in range(0, len(order), window):
             rows = _window(order[start : start + window], start, cursor, safe, schema)
-            for line in row_lines(rows):
-                lines.update(line)
-            if counter is not None:
-                for origin, text in zip(rows["origin"].to_pylist(), rows["messages"].to_pylist(), strict=True):
-                    counter.add(origin, text)
-                    bar.advance()
-            else:
-                bar.advance(len(rows))
+            for piece in rows.to_batches(max_chunksize=PIECE_ROWS):
+                _account(piece, lines, counter)
+                bar.advance(len(piece))
             writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
     return Written(_file_receipt(target, len(order)), lines.hexdigest())
+
+
+def _account(rows: pa.RecordBatch, lines: "hashlib._Hash", counter: TokenCounter | None) -> None:
+    """Hash the rows' lines and count their tokens."""
+    for line in row_lines(rows):
+        lines.update(line)
+    if counter is not None:
+        for origin, text in zip(rows["origin"].to_pylist(), rows["messages"].to_pylist(), strict=True):
+            counter.add(origin, text)
 
 
 def _window_rows(tasks: TaskSet, window_bytes: int) -> int:

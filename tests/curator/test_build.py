@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +343,13 @@ def test_tenants_do_not_see_each_other(store: Store, tmp_path: Path) -> None:
     assert first.created
     assert second.created
     assert first.mix_id == second.mix_id
+
+
+def test_two_at_once_make_one_mix(store: Store, tmp_path: Path) -> None:
+    tasks = task_set(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: build_mix(store, tasks, recipe()), range(4)))
+    assert sum(result.created for result in results) == 1
+    assert len({(result.mix_id, result.manifest.rows_sha256) for result in results}) == 1
+    assert os.listdir(store.url("mixes/local")) == [results[0].mix_id]  # noqa: PTH208
+    verify(store, "local", results[0].mix_id)
