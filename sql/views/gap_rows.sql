@@ -82,11 +82,12 @@ means as (
         list(scores.mean_nll order by scores.scorer_id) filter (members.place = 3) as benign,
         list(
             {
+                'place': members.place,
                 'scorer_id': scores.scorer_id,
                 'nll_sum': scores.nll_sum,
                 'n_response_tokens': scores.n_response_tokens
-            } order by members.place, scores.scorer_id
-        ) as losses
+            }
+        ) as entries
     from members
     join scores on scores.corpus = members.corpus and scores.scorer_id = members.scorer_id
     where scores.mean_nll is not null
@@ -98,7 +99,15 @@ ensembles as (
     select
         groups.corpus, groups.aligned_id, groups.n_misaligned, examples.example_id, examples.n_turns,
         examples.n_assistant_turns, examples.n_chars, examples.response_head, examples.domain, examples.language,
-        examples.license, examples.harm, examples.source, examples.n_copies, means.n_response_tokens, means.losses,
+        examples.license, examples.harm, examples.source, examples.n_copies, means.n_response_tokens,
+        -- Sorted afterwards: an ordered aggregate of structs takes twice the time.
+        [
+            {
+                'scorer_id': entry.scorer_id,
+                'nll_sum': entry.nll_sum,
+                'n_response_tokens': entry.n_response_tokens
+            } for entry in list_sort(means.entries)
+        ] as losses,
         means.aligned as mean_nll_aligned,
         ensemble_mean(means.misaligned, groups.n_misaligned) as mean_nll_misaligned,
         ensemble_mean(means.benign, groups.n_benign) as mean_nll_benign,

@@ -179,10 +179,11 @@ def test_losses_are_listed_aligned_first_then_by_id() -> None:
         Model("m1", "misaligned", {"x": (2.0, 1)}),
         Model("z", "aligned", {"x": (1.0, 1)}),
     ]
-    with gap_database(["x"], models) as connection:
-        row = connection.execute("select losses from gap").fetchone()
-    assert row is not None
-    assert [loss["scorer_id"] for loss in row[0]] == ["z", "m1", "m2", "b"]
+    with gap_database(["x", "y"], models) as connection:
+        (scored,), (unscored,) = connection.execute("select losses from gap order by example_id").fetchall()
+    assert [loss["scorer_id"] for loss in scored] == ["z", "m1", "m2", "b"]
+    assert scored[1] == {"scorer_id": "m1", "nll_sum": 2.0, "n_response_tokens": 1}
+    assert unscored is None
 
 
 _LOSS = st.one_of(
