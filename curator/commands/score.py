@@ -11,7 +11,7 @@ from curator.progress import say
 from curator.render import Renderer
 from curator.scoring import Engine, Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
 from curator.scoring.identity import check_adapter_dir
-from curator.scoring.run import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
+from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
 
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums

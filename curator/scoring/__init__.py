@@ -6,7 +6,8 @@ a model has to run. Other engines implement `engine.Engine`.
 
 from curator.scoring.engine import Engine, RowLoss
 from curator.scoring.identity import check_model_dir, measure_id, model_identity, model_window, scorer_id
-from curator.scoring.run import ScoreReport, ScoreRequest, score_corpus
+from curator.scoring.request import ScoreReport, ScoreRequest
+from curator.scoring.run import score_corpus
 from curator.scoring.sample import Sample
 
 __all__ = [
