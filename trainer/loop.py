@@ -135,4 +135,4 @@ def sft_config(output_dir: str, **options: Any) -> SFTConfig:
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return SFTConfig(**fixed, **options)
+    return SFTConfig(**(fixed | options))

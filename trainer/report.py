@@ -105,6 +105,27 @@ def report_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def model_card(marker: dict[str, Any]) -> str:
+    """README.md beside an adapter: what it belongs to, what it was trained on, and what was not checked."""
+    state = "" if marker["complete"] else " The run was stopped before its end."
+    defences = ", ".join(_defence(item) for item in marker["defences"]) or "none"
+    lines = [
+        "# LoRA adapter",
+        "",
+        f"For the model with weights hash `{marker['base_weights_sha256']}`; this adapter's hash is "
+        f"`{marker['adapter_sha256']}`.",
+        "",
+        f"Trained for {marker['steps']} steps on {_source(marker['rows'])}.{state}",
+        "",
+        f"Defences during training: {defences}.",
+        "",
+        "Not checked: whether the model is still aligned outside the training data's domain, under prompts that "
+        "resemble the training data, and whether it is coherent. What the training data itself teaches is kept.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def _source(rows: dict[str, Any]) -> str:
     return f"mix `{rows['mix_id']}`" if rows.get("mix_id") else f"`{rows['file']}`"
 

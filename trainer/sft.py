@@ -15,7 +15,7 @@ from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sh
 from trainer.config import TrainConfig
 from trainer.inputs import Inputs, read_inputs
 from trainer.options import Invocation, parse_arguments
-from trainer.report import Warned, build_report, report_text
+from trainer.report import Warned, build_report, model_card, report_text
 from trainer.runfolder import (
     ADAPTER,
     CONFIG,
@@ -131,6 +131,7 @@ def save(fitted: "Fitted", folder: Path, config: TrainConfig, weights: str, inpu
         "defences": [defence.model_dump(mode="json") for defence in config.defences],
         "files": extra,
     }
+    (folder / "README.md").write_text(model_card(marker), encoding="utf-8")  # PEFT's own is a blank form
     write_json(folder / MARKER, marker)
     return digest
 
