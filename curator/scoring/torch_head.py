@@ -30,7 +30,7 @@ def response_nll(hidden_ND: torch.Tensor, targets_N: torch.Tensor, logits: Logit
 class SplitModel:
     """A causal language model as a decoder and a head, so that the head can run on chosen positions.
 
-    Raises ScoringError nowhere: when the parts do not reproduce the model's own logits (`exact` is False) the
+    When the parts do not reproduce the model's own logits (`exact` is False) the
     caller must use `own_logits`, which is slower and always right.
     """
 
