@@ -139,6 +139,8 @@ def test_weight_zero_is_plain_sft_bit_for_bit(llama: Path, tmp_path: Path, dropo
     for defences in ([], [Kl(KlSettings(weight=0.0))]):
         torch.manual_seed(0)
         model = adapted_model(llama, dtype=torch.float32, random_b=False, dropout=dropout)
+        for layer in model.get_base_model().base_model.layers:  # dropout of the base, which the reference shares
+            layer.self_attn.attention_dropout = dropout
         trainer = trainer_of(model, rows(8), llama, defences, output_dir=str(tmp_path), max_steps=4, num_train_epochs=2)
         trainer.train()
         trained.append({name: p.detach().clone() for name, p in lora_parameters(model).items()})
