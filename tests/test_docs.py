@@ -1,0 +1,69 @@
+"""The documentation names what there is, and what it names works."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from api.app import create_app
+from api.settings import Settings
+from curator.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MODULES = ("api", "trainer.demo", "trainer.nll", "trainer.sft")
+
+
+def test_every_curator_command_stands_in_the_readme() -> None:
+    missing = [name for name in COMMANDS if f"python -m curator {name}" not in README]
+    assert not missing
+
+
+def test_every_module_command_stands_in_the_readme() -> None:
+    assert not [name for name in MODULES if f"python -m {name}" not in README]
+
+
+def test_the_readme_names_no_command_that_is_not_there() -> None:
+    named = set(re.findall(r"python -m curator (\w+)", README))
+    assert named <= set(COMMANDS)
+    modules = set(re.findall(r"python -m ((?:api|trainer)[\w.]*)", README))
+    absent = [name for name in modules if not list(ROOT.glob(name.replace(".", "/") + "*"))]
+    assert not absent
+
+
+def test_the_two_commands_are_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "test-all", "lint", "types", "contracts"):
+        assert f"make {target}" in README or target in ("lint", "types", "contracts")
+        assert re.search(rf"^{target}: ", makefile, re.M)
+
+
+@pytest.mark.parametrize("arguments", [("curator",), *[(name,) for name in MODULES]])
+def test_help_teaches(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments, "--help"], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert len(done.stdout.splitlines()) > 5
+
+
+def test_every_curator_subcommand_has_help_with_an_example() -> None:
+    for name in COMMANDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "curator", name, "--help"], capture_output=True, text=True, timeout=120, cwd=ROOT,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"python -m curator {name}" in done.stdout, f"{name} --help shows no example"
+
+
+def test_every_route_stands_in_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text('{"format_version": 1}')
+    app = create_app(Settings(store=str(tmp_path)))
+    paths = set(app.openapi()["paths"])
+    flat = re.sub(r"\{\w+\}", "{}", README)
+    absent = [path for path in paths if re.sub(r"\{\w+\}", "{}", path) not in flat]
+    assert not absent
