@@ -1,13 +1,16 @@
 """`python -m trainer.demo`: the whole main job on a real model and a real corpus, with the product's own commands."""
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
-from curator.errors import BallastError
+from curator.errors import BadInputError, BallastError
 from curator.progress import say
 from trainer.demo import report, settings, steps
+
+MIN_ROWS = 10
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,10 +18,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all outputs (default: demo)")
     parser.add_argument("--short", action="store_true", help="fewer rows and steps, under OUT/short")
+    parser.add_argument("--rows", type=int, help="corpus rows to score (default: 300, fewer on slow machines)")
     options = parser.parse_args(argv)
-    chosen = settings.short(options.out / "short") if options.short else settings.full(options.out)
     started = time.monotonic()
     try:
+        chosen = _sizes(options)
         outcome = steps.run_all(chosen, models=options.out / "models")
         path = report.write(chosen, outcome)
     except BallastError as error:
@@ -35,6 +39,32 @@ def main(argv: list[str] | None = None) -> int:
     for line in report.suggestions(chosen, outcome):
         say(f"  {line}")
     return 0
+
+
+def _sizes(options: argparse.Namespace) -> settings.DemoSettings:
+    """The demo's sizes on this machine; says so when it is a slow one."""
+    if options.rows is not None and options.rows < MIN_ROWS:
+        raise BadInputError(f"--rows {options.rows}: the demo needs at least {MIN_ROWS} rows for its gap")
+    if options.short:
+        return settings.short(options.out / "short", options.rows)
+    fast = _is_fast(options.out / "machine.json")
+    chosen = settings.full(options.out, fast=fast, rows=options.rows)
+    if not fast and options.rows is None:
+        say(
+            f"No GPU and no native bfloat16 here: scoring {chosen.sample_rows} rows instead of 300 and training fewer"
+            " steps to stay near eight minutes. `python -m trainer.demo --rows 300` takes the time it needs."
+        )
+    return chosen
+
+
+def _is_fast(remembered: Path) -> bool:
+    """Whether this machine has a GPU or native bfloat16; remembered, since importing torch takes seconds."""
+    if not remembered.exists():
+        from curator.scoring.torch_model import resolve_device, resolve_dtype
+
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(json.dumps({"fast": resolve_dtype("auto", resolve_device("auto")) == "bfloat16"}) + "\n")
+    return bool(json.loads(remembered.read_text())["fast"])
 
 
 if __name__ == "__main__":

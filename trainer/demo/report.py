@@ -17,7 +17,7 @@ def write(settings: DemoSettings, outcome: Outcome) -> Path:
     """`report.md` in the demo folder, with the gap histogram and the loss curve beside it."""
     shutil.copyfile(outcome.mix_run / "loss.png", settings.out / "loss.png")
     heldout, manifest = outcome.heldout, outcome.manifest
-    shift = heldout["mean_nll_adapter"] - heldout['mean_nll_base']
+    shift = heldout["mean_nll_adapter"] - heldout["mean_nll_base"]
     metrics = _last_metrics(outcome.mix_run)
     ratio = manifest["ratio"]
     lines = [
