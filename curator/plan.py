@@ -51,7 +51,7 @@ def _draw(recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, tas
         selection = select(
             data.candidates,
             n_rows,
-            strategy=data.pool.strategy,
+            strategy=data.pool.strategy.name,  # type: ignore[arg-type]
             filters=data.pool.filters,
             exclude=exclude,
             seed=child_seed(recipe.seed, f"select:{name}"),

@@ -53,7 +53,7 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     """
     corpus = read_corpus(store, pool.corpus, pool.revision)
     known = read_scorers(store, corpus)
-    if pool.strategy == "random" and pool.aligned is None and pool.misaligned is None:
+    if pool.strategy.name == "random" and pool.aligned is None and pool.misaligned is None:
         usable = {scorer.role for scorer in known if scorer.complete}
         if not {"aligned", "misaligned"} <= usable:
             return ResolvedScorers(corpus.name, corpus.revision, None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from curator.config import Recipe
+from curator.config import Pool, Recipe
 from curator.receipt import PoolReceipt, Protects, Statement, TaskReceipt, Tokens
 from curator.selection import IN_TASK_SET, NO_GAP
 
@@ -53,7 +53,7 @@ def warnings_for(
         text = f"{task.n_rejected:,} task rows could not be read and were kept out; reject_codes counts why."
         found.append(Statement(code="task_rows_rejected", text=text))
     for spec, pool in zip(recipe.pools, pools, strict=True):
-        found += _pool_warnings(pool, keeps_refusals=spec.strategy == "top_gap" and not spec.filters)
+        found += _pool_warnings(pool, keeps_refusals=_keeps_refusals(spec))
     for origin, count in (("task", tokens.task), ("safe", tokens.safe)):
         if count is not None and count.n_rows_not_rendered:
             text = f"{count.n_rows_not_rendered:,} {origin} rows do not fit the chat template: no token count has them."
@@ -76,3 +76,7 @@ def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:
         text = f"Pool {pool.name}: {pool.dropped[IN_TASK_SET]:,} rows are in the task set too and were left out."
         found.append(Statement(code="pool_rows_in_task_set", text=text))
     return found
+
+
+def _keeps_refusals(pool: Pool) -> bool:
+    return pool.strategy.name != "random" and not any(spec.name == "refusal" for spec in pool.filters)

@@ -149,7 +149,7 @@ def _say_receipt(result: MixResult) -> None:
     say(f"  tokens  {_tokens_line(manifest)}")
     say(f"  order   {order.name}, seed {order.seed}; off by at most {ratio.largest_prefix_deviation:.2f} rows anywhere")
     for pool, spec in zip(manifest.pools, manifest.recipe.pools, strict=True):
-        say(f"  pool    {_pool_line(pool)} by {spec.strategy}{_score_range(pool)}")
+        say(f"  pool    {_pool_line(pool)} by {spec.strategy.name}{_score_range(pool)}")
     for warning in manifest.warnings:
         say(f"  warning {warning.text}")
     for statement in manifest.protects.does:
