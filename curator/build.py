@@ -15,9 +15,9 @@ from curator.compose import compose
 from curator.config import Recipe
 from curator.errors import MissingError
 from curator.manifest import read_manifest
-from curator.mix import schedule
 from curator.mixrows import DEFAULT_TENANT, MANIFEST_FILE, MIX_FILE, mix_path, tenant_path
 from curator.mixwriter import TokenCounter, write_rows
+from curator.orders import keeps_task_order, schedule
 from curator.plan import MixPlan, plan_mix
 from curator.receipt import Manifest, Tokens
 from curator.render import Renderer
@@ -102,7 +102,7 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Ma
     order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
     counter, why_not = _token_counter(store, plan)
     safe = safe_rows(store, plan.drawn, plan.recipe.seed)
-    shuffled = plan.recipe.order == "shuffle"
+    shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
     local = store.local_path(temporary)
     if local is not None:
         local.mkdir(parents=True)

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curator.manifest import ratio_of
-from curator.mix import Schedule
 from curator.mixwriter import Written
+from curator.orders import Schedule
 from curator.plan import MixPlan
 from curator.receipt import Manifest, OrderReceipt, PoolReceipt, Quantiles, ScorerRef, TaskReceipt, Tokens
 from curator.saferows import Drawn

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from curator.config import Recipe
 from curator.errors import BallastError, IntegrityError, MissingError
-from curator.mix import Allocation, Schedule, allocate, prefix_deviation, schedule
+from curator.mix import allocate
 from curator.mixrows import MANIFEST_FILE, mix_batches, mix_path, rows_sha256
+from curator.orders import Allocation, Schedule, prefix_deviation, schedule
 from curator.receipt import Manifest, Ratio, TokenCount
 from curator.rowcheck import RowCheck, task_rows_sha256
 from curator.schema import MIX_FORMAT_VERSION
@@ -72,7 +73,7 @@ def ratio_of(allocation: Allocation, order: Schedule, task: TokenCount | None, s
         reached_rows=n_safe / allocation.n_task,
         reached_response_tokens=safe.response / task.response if known and task and safe else None,
         mix_share=n_safe / (allocation.n_task + n_safe),
-        largest_prefix_deviation=prefix_deviation(order, allocation.ratio),
+        largest_prefix_deviation=prefix_deviation(order, allocation.ratio, allocation.epochs),
     )
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from curator.canonical import load_messages
 from curator.errors import RenderError, StoreError
-from curator.mix import Schedule
 from curator.mixrows import row_lines
+from curator.orders import Schedule
 from curator.progress import Progress
 from curator.receipt import FileReceipt, TokenCount
 from curator.render import MaskRule, Renderer

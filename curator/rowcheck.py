@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator.canonical import example_id
-from curator.mix import Allocation, Schedule, pool_of
 from curator.mixrows import row_lines
+from curator.orders import Allocation, Schedule, pool_of
 
 MAX_LISTED = 10  # rows listed for each kind of problem; the rest is counted
 ORDINAL_WINDOW = 200_000  # task rows held at once while a shuffled mix is brought back into the user's order

@@ -13,7 +13,7 @@ from curator.canonical import example_id
 from curator.config import Pool
 from curator.errors import IntegrityError
 from curator.filters import filter_label
-from curator.mix import pool_of
+from curator.orders import pool_of
 from curator.resolve import PoolData
 from curator.schema import MIX_ROWS
 from curator.seeds import child_seed, permutation

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from curator.config import OrderName, parse_recipe
 from curator.errors import RecipeError
-from curator.mix import Allocation, allocate, largest_remainder, pool_of, prefix_deviation, schedule
+from curator.mix import allocate, largest_remainder
+from curator.orders import Allocation, pool_of, prefix_deviation, schedule
 
 ORDERS: tuple[OrderName, ...] = ("every_k", "even", "shuffle")
 
