@@ -4,12 +4,14 @@ Unknown keys are refused and ranges are checked when it is built. One pool is th
 flat: `{"corpus": "sharegpt", "strategy": "top_gap", "interleave_ratio": 0.05}`.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from curator.config.base import Strict
 from curator.config.filters import FilterSpec, RefusalFilter, RefusalRule
+from curator.config.inoculation import Inoculation
+from curator.config.orders import MAX_BATCH_SIZE, MAX_EPOCHS, EpochOrder, OrderName
 from curator.config.pools import (
     AMOUNTS,
     DEFAULT_EPS,
@@ -28,7 +30,9 @@ __all__ = [
     "DEFAULT_EPS",
     "DEFAULT_INTERLEAVE_RATIO",
     "Ensemble",
+    "EpochOrder",
     "FilterSpec",
+    "Inoculation",
     "OrderName",
     "Pool",
     "Recipe",
@@ -42,14 +46,20 @@ __all__ = [
     "parse_recipe",
 ]
 
-OrderName = Literal["every_k", "even", "shuffle"]
-
 
 class Recipe(Strict):
-    """A whole mixing request: pools, the order of task and safe rows, and the one seed."""
+    """A whole mixing request: pools, the order of task and safe rows, epochs, inoculation, and the one seed.
 
-    pools: tuple[Pool, ...] = Field(min_length=1, max_length=16)
+    `batch_size` (rows, safe ones included) belongs to the order `per_batch` alone. Amounts are per epoch. Without
+    pools a recipe is an inoculation alone.
+    """
+
+    pools: tuple[Pool, ...] = Field(max_length=16)
     order: OrderName = "even"
+    batch_size: int | None = Field(default=None, ge=2, le=MAX_BATCH_SIZE)
+    epochs: int = Field(default=1, ge=1, le=MAX_EPOCHS)
+    epoch_order: EpochOrder = "same"
+    inoculation: Inoculation | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="before")
@@ -58,8 +68,23 @@ class Recipe(Strict):
         if isinstance(value, dict) and "pools" not in value:
             own = {key: value[key] for key in value if key in cls.model_fields}
             flat = {key: value[key] for key in value if key not in cls.model_fields}
-            return {**own, "pools": [flat]}
+            alone = not flat and own.get("inoculation") is not None
+            return {**own, "pools": [] if alone else [flat]}
         return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Recipe":
+        if not self.pools and self.inoculation is None:
+            raise ValueError("a recipe without pools needs an inoculation, or it would change nothing")
+        if (self.order == "per_batch") != (self.batch_size is not None):
+            raise ValueError("the order per_batch needs `batch_size`, and no other order has one")
+        return self
+
+    @property
+    def batch_rows(self) -> int:
+        """The batch size of the order `per_batch`."""
+        assert self.batch_size is not None
+        return self.batch_size
 
 
 def parse_recipe(document: Any) -> Recipe:
