@@ -14,6 +14,7 @@ from tokenizers import Encoding
 
 from curator.canonical import Message
 from curator.errors import IntegrityError, RenderError
+from curator.render.classes import token_classes
 from curator.render.folder import RendererFiles, canonical_bytes, read_folder
 from curator.render.guard import GuardedTokenizer
 from curator.render.spans import Span, SpanFinder, probe_tail, probe_user
@@ -32,10 +33,12 @@ class Rendered:
     """One conversation as the model sees it.
 
     `response_mask[t]` means that token t is scored and trained: its loss comes from the logits at t - 1.
+    `token_classes` (see curator.render.classes) are there when they were asked for.
     """
 
     input_ids: NDArray[np.int32]  # (T,)
     response_mask: NDArray[np.bool_]  # (T,)
+    token_classes: NDArray[np.int8] | None = None  # (T,)
 
     @property
     def n_tokens(self) -> int:
@@ -107,18 +110,25 @@ class Renderer:
             store.write_json(f"{folder}/renderer.json", record)
         return self.renderer_id
 
-    def render(self, messages: Sequence[Mapping[str, Any]], mask_rule: MaskRule = "all") -> Rendered:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], mask_rule: MaskRule = "all", *, classes: bool = False
+    ) -> Rendered:
         """Ids and mask of one conversation; "last" masks in the last assistant turn alone.
 
         An assistant turn with `weight` 0 is context, not response. Raises RenderError (see its `reason`) when
         there are no messages, a role is unknown, a field holds a reserved character, or the template refuses.
         """
         escaped = self._escaped(messages)
-        assembled, spans = self._spans.locate(escaped, _wanted(escaped, mask_rule))
+        wanted = _wanted(escaped, mask_rule)
+        located = _answers(escaped) if classes else wanted
+        assembled, spans = self._spans.locate(escaped, located)
         encoding = self._guard.encode(assembled)
         ids = np.array(encoding.ids, dtype=np.int32)
         is_control = self._guard.check(ids, assembled)
-        return Rendered(ids, _mask(encoding, is_control, spans))
+        offsets_T2 = _offsets(encoding)
+        answers = dict(zip(located, spans, strict=True))
+        mask = _mask(offsets_T2, is_control, [answers[index] for index in wanted])
+        return Rendered(ids, mask, token_classes(offsets_T2, assembled, escaped, answers) if classes else None)
 
     def _escaped(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         if not messages:
@@ -154,24 +164,31 @@ def _control_texts(files: RendererFiles, template: ChatTemplate) -> Iterable[str
             yield item["content"]
 
 
+def _answers(messages: Sequence[Message]) -> list[int]:
+    return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+
+
 def _wanted(messages: Sequence[Message], mask_rule: MaskRule) -> list[int]:
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    answers = _answers(messages)
     if mask_rule == "last":
         answers = answers[-1:]
     return [index for index in answers if messages[index].get("weight", 1) != 0]
 
 
-def _mask(encoding: Encoding, is_control: NDArray[np.bool_], spans: Sequence[Span]) -> NDArray[np.bool_]:
+def _offsets(encoding: Encoding) -> NDArray[np.int64]:
+    """First character and one past the last of each token, (T, 2)."""
+    flat = chain.from_iterable(encoding.offsets)  # half the time of np.array on the list of pairs
+    return np.fromiter(flat, np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
+
+
+def _mask(offsets_T2: NDArray[np.int64], is_control: NDArray[np.bool_], spans: Sequence[Span]) -> NDArray[np.bool_]:
     """Tokens that share a character with a span.
 
     A control token that begins before the span is the turn's header even where it swallows the white space
     after it (rstrip), and so stays out.
     """
     mask = np.zeros(len(is_control), dtype=np.bool_)
-    if not spans:
-        return mask
-    flat = chain.from_iterable(encoding.offsets)  # half the time of np.array on the list of pairs
-    starts, ends = np.fromiter(flat, np.int64, 2 * len(mask)).reshape(-1, 2).T  # (T,), (T,)
+    starts, ends = offsets_T2.T  # (T,), (T,)
     for start, end in spans:
         inside = (ends > start) & (starts < end)
         mask |= inside & ~(is_control & (starts < start))
