@@ -42,8 +42,8 @@ Say = Callable[[str], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done or done before, 2 bad input, 130 stopped by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Before torch loads: threads that wait sleep instead of spinning. On a shared machine spinning made a step 40
-    # times slower; on an idle one it gains little.
+    # Before torch loads: threads that wait sleep instead of spinning. Where other processes want the same cores,
+    # spinning made the steps of a tiny model up to 40 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return run(parse_arguments(arguments))

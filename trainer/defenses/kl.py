@@ -14,6 +14,7 @@ import torch
 from curator.errors import BadInputError
 from curator.scoring.torch_head import SplitModel
 from trainer.defenses.base import FINAL_HIDDEN, Batch, Defence, Seen, causal_lm, recorded_output
+from trainer.defenses.reference import reference_state
 from trainer.defenses.settings import KlDirection, KlSettings
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one model held at once
@@ -33,7 +34,8 @@ class Kl(Defence):
     def attach(self, model: Any) -> None:
         """Raises BadInputError for a model whose head cannot be run apart from its decoder."""
         lm = causal_lm(model)
-        split = SplitModel(lm)
+        with reference_state(model):  # dropout would make the check of the split fail
+            split = SplitModel(lm)
         if not split.exact:
             raise BadInputError(f"kl: the head of {type(lm).__name__} cannot be run apart from its decoder")
         self._decoder, self._logits = lm.base_model, split.logits
