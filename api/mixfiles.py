@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-import fsspec
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,7 +73,7 @@ class MixFile:
 
     def open_stored(self) -> tuple[BinaryIO, int]:
         """The Parquet file opened, and its size; raises IntegrityError unless it has the size in the manifest."""
-        file: BinaryIO = fsspec.open(self.store.url(self.path), "rb").open()
+        file = self.store.open_file(self.path)
         n_bytes = file.seek(0, io.SEEK_END)
         expected = next(item.bytes for item in self.manifest.files if item.name == MIX_FILE)
         if n_bytes != expected:
@@ -91,7 +90,7 @@ class MixFile:
         stop = min(start + limit, self.manifest.n_rows)
         if start >= stop:
             return b"[]", None
-        with fsspec.open(self.store.url(self.path), "rb") as file:
+        with self.store.open_file(self.path) as file:
             rows = _row_slice(pq.ParquetFile(file), start, stop)
         lines = b",".join(line.rstrip(b"\n") for line in row_lines(rows))
         return b"[" + lines + b"]", stop - 1 if stop < self.manifest.n_rows else None

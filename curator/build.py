@@ -9,7 +9,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from curator.compose import compose
 from curator.config import Recipe
@@ -103,15 +102,8 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Ma
     counter, why_not = _token_counter(store, plan)
     safe = safe_rows(store, plan.drawn, plan.recipe.seed)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
-    local = store.local_path(temporary)
-    if local is not None:
-        local.mkdir(parents=True)
-        written = write_rows(local / MIX_FILE, order, task_set, safe, counter, shuffled=shuffled)
-    else:
-        with TemporaryDirectory() as scratch:
-            path = Path(scratch) / MIX_FILE
-            written = write_rows(path, order, task_set, safe, counter, shuffled=shuffled)
-            store.write_bytes(f"{temporary}/{MIX_FILE}", path.read_bytes())
+    with store.fill(f"{temporary}/{MIX_FILE}") as path:
+        written = write_rows(path, order, task_set, safe, counter, shuffled=shuffled)
     tokens = _tokens(plan, counter, why_not)
     manifest = compose(plan, task_set, order, written, tokens)
     store.write_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))

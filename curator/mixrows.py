@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.errors import BadInputError, MissingError
+from curator.storage import reading_parquet
 from curator.store import Store
 
 MIX_FILE = "mix.parquet"
@@ -76,9 +76,7 @@ def mix_batches(
     """
     path = f"{mix_path(tenant, mix_id)}/{MIX_FILE}"
     try:
-        with fsspec.open(store.url(path), "rb") as file:
+        with reading_parquet(path, store.base), store.open_file(path) as file:
             yield from pq.ParquetFile(file).iter_batches(batch_rows, columns=None if columns is None else list(columns))
-    except FileNotFoundError as error:
+    except MissingError as error:
         raise MissingError(f"there is no mix {mix_id} of tenant {tenant}") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise IntegrityError(f"{path} is not whole Parquet: {error}") from error

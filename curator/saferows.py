@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +18,7 @@ from curator.schema import MIX_ROWS
 from curator.seeds import child_seed, permutation
 from curator.selection import Selection
 from curator.snapshot import read_corpus
+from curator.storage import reading_parquet
 from curator.store import Store, arrow_schema
 
 
@@ -88,7 +88,7 @@ def _texts(store: Store, pool: Pool, ids: Sequence[str]) -> list[str]:
     wanted = pa.array(sorted(ids), pa.string())
     found: dict[str, str] = {}
     for part in read_corpus(store, pool.corpus, pool.revision).parts if ids else ():
-        with fsspec.open(store.url(part), "rb") as file:
+        with reading_parquet(part, store.base), store.open_file(part) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 held = parquet.read_row_group(group, ["example_id"])["example_id"]

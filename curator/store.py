@@ -1,11 +1,10 @@
 """The store: one folder, local or on object storage, through fsspec.
 
-Files are written whole (temporary name, fsync and rename locally; one PUT elsewhere). Data files come first
-and the manifest that names them last, so a reader who starts from a manifest never sees half a write.
+Files are written whole (temporary name, fsync and rename locally; one PUT or one multi-part upload elsewhere). Data
+files come first and the manifest that names them last, so a reader who starts from a manifest never sees half a write.
 Paths are relative POSIX strings. Names that begin with a dot are the store's own and are never listed.
 """
 
-import fcntl
 import hashlib
 import io
 import os
@@ -15,19 +14,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, Self
 
-import fsspec
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from curator.arrow_tables import arrow_schema, conform
-from curator.errors import BadInputError, IntegrityError, MissingError, StoreError
+from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.lease import LOCK_FILE, bucket_lease, folder_lock
+from curator.migrations import STORE_FILE, bring_up_to_date
 from curator.schema import STORE_FORMAT_VERSION, Table
+from curator.storage import BLOCK_BYTES, N_PIECES, in_our_words, reach, reading_parquet
 
-STORE_FILE = "store.json"
 ROW_GROUP_ROWS = 5_000
 
 __all__ = ["Store", "arrow_schema", "conform"]
@@ -37,13 +37,7 @@ class Store:
     """Files of one store by relative path; see the module's text for how they are written."""
 
     def __init__(self, root: str | Path) -> None:
-        text = str(root.expanduser().resolve()) if isinstance(root, Path) else root
-        try:
-            self._fs, base = fsspec.core.url_to_fs(text)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"store {text!r} cannot be reached: {error}") from error
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self._base = str(Path(base).expanduser().resolve()) if self._local else base.rstrip("/")
+        self._fs, self._base, self._local = reach(root)
 
     def __repr__(self) -> str:
         return f"Store({self._fs.unstrip_protocol(self._base)!r})"
@@ -51,19 +45,25 @@ class Store:
     def open(self, create: bool = True) -> Self:
         """Check the store's format version, writing it into a new store; returns self.
 
-        Raises MissingError when there is no store and `create` is false, StoreError on another version.
+        An older version is migrated where its steps are known. Raises MissingError when there is no store and
+        `create` is false, StoreError on a version that cannot be read.
         """
         if not self.exists(STORE_FILE):
             if not create:
                 raise MissingError(f"no store at {self._base}: `python -m curator ingest` makes one")
             self.write_json(STORE_FILE, {"format_version": STORE_FORMAT_VERSION})
-        found = self.read_json(STORE_FILE).get("format_version")
-        if found != STORE_FORMAT_VERSION:
-            raise StoreError(
-                f"store {self._base} has format version {found!r}; this version of the product reads "
-                f"{STORE_FORMAT_VERSION}: use the version that wrote it, or ingest and score again"
-            )
+        bring_up_to_date(self, self.read_json(STORE_FILE).get("format_version"))
         return self
+
+    @property
+    def base(self) -> str:
+        """The store's place, as messages name it."""
+        return self._base
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system, for DuckDB's `register_filesystem`; paths are those of `url`."""
+        return self._fs
 
     def url(self, path: str) -> str:
         """What DuckDB and pyarrow open: an absolute path locally, else the full URL."""
@@ -75,15 +75,24 @@ class Store:
         return Path(self._full(path)) if self._local else None
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder stands there."""
-        return bool(self._fs.exists(self._full(path)))
+        """Whether a file or folder stands there; raises StoreError when the store cannot be asked."""
+        with in_our_words("read", path, self._base):
+            try:
+                self._fs.info(self._full(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
+
+    def open_file(self, path: str) -> BinaryIO:
+        """The file opened for reading at any place; raises MissingError without one."""
+        with in_our_words("read", path, self._base):
+            file: BinaryIO = self._fs.open(self._full(path), "rb")
+            return file
 
     def read_bytes(self, path: str) -> bytes:
         """The file's bytes; raises MissingError without one."""
-        try:
+        with in_our_words("read", path, self._base):
             return bytes(self._fs.cat_file(self._full(path)))
-        except FileNotFoundError as error:
-            raise MissingError(f"{path} is not in store {self._base}") from error
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A JSON object; raises MissingError without the file, IntegrityError when it is no JSON object."""
@@ -96,23 +105,45 @@ class Store:
         return document
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A Parquet file, whole or some columns; raises MissingError or IntegrityError."""
-        full = self._full(path)
-        try:
-            with self._fs.open(full, "rb") as file:
-                return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
-        except FileNotFoundError as error:
-            raise MissingError(f"{path} is not in store {self._base}") from error
-        except pa.ArrowInvalid as error:
-            raise IntegrityError(f"{path} in store {self._base} is not whole Parquet: {error}") from error
+        """A Parquet file, whole or some columns, checked against its page checksums.
+
+        Raises MissingError without the file, IntegrityError when it is damaged, StoreError when it cannot be read:
+        what could not be fetched is never taken for damaged.
+        """
+        source = Path(self._full(path)) if self._local else pa.BufferReader(self.read_bytes(path))
+        with (
+            reading_parquet(path, self._base),
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
+            return file.read(columns=None if columns is None else list(columns))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write or replace a file in one step."""
         if not self._local:
-            self._fs.pipe_file(self._full(path), data)
+            with in_our_words("write", path, self._base):
+                self._fs.pipe_file(self._full(path), data)
             return
         with self._replacing(path) as temporary:
             temporary.write_bytes(data)
+
+    @contextmanager
+    def fill(self, path: str) -> Iterator[Path]:
+        """A local path of the file's own name, to be written in the block; for folders that `rename_dir` publishes.
+
+        Locally it is the file itself, made durable at the end. On object storage it is uploaded in pieces at the
+        end, a few pieces in memory at once. Raises StoreError when it cannot be written.
+        """
+        full = self._full(path)
+        with in_our_words("write", path, self._base):
+            if self._local:
+                Path(full).parent.mkdir(parents=True, exist_ok=True)
+                yield Path(full)
+                _sync(Path(full))
+                return
+            with TemporaryDirectory(prefix="ballast-") as scratch:
+                local = Path(scratch) / PurePosixPath(path).name
+                yield local
+                self._fs.put_file(str(local), full, chunksize=BLOCK_BYTES, max_concurrency=N_PIECES)
 
     def write_json(self, path: str, document: dict[str, Any]) -> None:
         """Write or replace a JSON object in one step, indented, keys in the order given."""
@@ -133,20 +164,15 @@ class Store:
 
     def sha256(self, path: str) -> str:
         """SHA-256 of a file's bytes in hex; raises MissingError without one."""
-        try:
-            with self._fs.open(self._full(path), "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError as error:
-            raise MissingError(f"{path} is not in store {self._base}") from error
+        with in_our_words("read", path, self._base), self._fs.open(self._full(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def delete(self, path: str) -> None:
         """Remove a file or a whole folder; nothing there is no error."""
         if path.strip("/") in ("", "."):
             raise BadInputError("refused to delete the whole store")
-        try:
+        with in_our_words("write", path, self._base), suppress(FileNotFoundError):
             self._fs.rm(self._full(path), recursive=True)
-        except FileNotFoundError:
-            return
 
     def rename_dir(self, temporary: str, final: str) -> bool:
         """Put a finished folder in its place; False (and the folder removed) when one stands there already.
@@ -166,34 +192,24 @@ class Store:
                     raise
                 shutil.rmtree(source)
                 return False
-            _sync_folder(target.parent)
+            _sync(target.parent)
             return True
-        for name in sorted(self.list(temporary), key=lambda name: (name.endswith(".json"), name)):
-            self._fs.cp_file(self._full(f"{temporary}/{name}"), self._full(f"{final}/{name}"))
+        with in_our_words("write", final, self._base):
+            for name in sorted(self.list(temporary), key=lambda name: (name.endswith(".json"), name)):
+                self._fs.cp_file(self._full(f"{temporary}/{name}"), self._full(f"{final}/{name}"))
         self.delete(temporary)
         return True
 
     @contextmanager
     def lock(self, path: str) -> Iterator[None]:
-        """Be the only writer of a folder on this machine; raises StoreError when another process is.
-
-        The kernel frees the lock when its holder dies. Object storage has no such lock: keep to one writer.
-        """
-        if not self._local:
-            yield
-            return
-        folder = Path(self._full(path))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock_file = (folder / ".lock").open("w")
-        except OSError as error:
-            raise StoreError(f"cannot write {path} in store {self._base}: {error.strerror}") from error
-        with lock_file as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StoreError(f"another process is writing {path}: wait for it to end") from error
-            yield
+        """Be the only writer of a folder; raises StoreError when another process is. See `curator.lease`."""
+        full = self._full(path)
+        if self._local:
+            with folder_lock(Path(full), path, self._base):
+                yield
+        else:
+            with bucket_lease(self._fs, f"{full}/{LOCK_FILE}", path, self._base):
+                yield
 
     def sweep(self, path: str, keep: set[str]) -> list[str]:
         """Remove a folder's files that are not in `keep`, left-over temporary ones too; returns their names.
@@ -202,18 +218,20 @@ class Store:
         """
         if not self.exists(path):
             return []
-        found = {PurePosixPath(item).name for item in self._fs.ls(self._full(path), detail=False, refresh=True)}
-        gone = sorted(name for name in found - keep if name != ".lock")
+        with in_our_words("read", path, self._base):
+            found = {PurePosixPath(item).name for item in self._fs.ls(self._full(path), detail=False, refresh=True)}
+        gone = sorted(name for name in found - keep if name != LOCK_FILE)
         for name in gone:
             self.delete(f"{path}/{name}")
         return gone
 
     def list(self, path: str, pattern: str = "*") -> list[str]:
         """Sorted names (files and folders) directly under a folder; [] when it does not exist."""
-        try:
-            found = self._fs.ls(self._full(path), detail=False, refresh=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with in_our_words("read", path, self._base):
+            try:
+                found = self._fs.ls(self._full(path), detail=False, refresh=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
         names = {PurePosixPath(item).name for item in found}
         return sorted(name for name in names if not name.startswith(".") and fnmatch(name, pattern))
 
@@ -229,26 +247,25 @@ class Store:
         target = Path(self._full(path))
         temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            _sync_folder(target.parent)
-        except BaseException as error:
+            with in_our_words("write", path, self._base):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield temporary
+                _sync(temporary)
+                temporary.replace(target)
+                _sync(target.parent)
+        except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and not isinstance(error, StoreError):
-                raise StoreError(f"cannot write {path} in store {self._base}: {error.strerror or error}") from error
             raise
 
 
 def _write_parquet(data: pa.Table, target: Path | io.BytesIO) -> None:
-    pq.write_table(data, target, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(data, target, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
