@@ -80,12 +80,17 @@ def heldout_shift(settings: DemoSettings, model: Path, misaligned_run: Path) -> 
         f"  held-out bad advice: {result['mean_nll_base']:.3f} -> {result['mean_nll_adapter']:.3f} nats per token"
         f" (shift {shift:+.3f} over {result['n_rows']} rows)"
     )
+    require_shift(shift, misaligned_run)
+    return result
+
+
+def require_shift(shift: float, misaligned_run: Path) -> None:
+    """Raises DemoFailedError unless the held-out NLL fell (nats per token) by more than noise; NaN fails as well."""
     if not shift < -defaults.MIN_HELDOUT_SHIFT:
         raise DemoFailedError(
             f"the misaligned adapter did nothing: held-out NLL moved by {shift:+.3f} nats per token and should fall"
             f" by more than {defaults.MIN_HELDOUT_SHIFT}; delete {misaligned_run} and train with more steps"
         )
-    return result
 
 
 def score(settings: DemoSettings, model: Path, misaligned_run: Path) -> None:
