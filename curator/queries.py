@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import fsspec
 import orjson
 import pyarrow as pa
 from duckdb import DuckDBPyConnection as Connection
 
 import sql
 from curator.canonical import Message, load_messages
-from curator.config import DEFAULT_EPS
+from curator.config import DEFAULT_EPS, Reducer
 from curator.errors import BadInputError, MissingError
 from curator.filters import is_refusal
 from curator.schema import EXAMPLES, MIX_ROWS, REJECTS, SCORES, SOURCES, Table
@@ -152,9 +151,16 @@ def run_named(
     return run_statement(connection, query.sql, bound, limit)
 
 
-def gap_table(store: Store, resolved: ResolvedScorers, eps: float = DEFAULT_EPS) -> pa.Table:
+def gap_table(
+    store: Store,
+    resolved: ResolvedScorers,
+    eps: float = DEFAULT_EPS,
+    reducer: Reducer = "mean",
+    weights: Mapping[str, float] | None = None,
+) -> pa.Table:
     """Every example of the resolved corpus revision as a candidate, ordered by example_id.
 
+    `weights` (by scorer id, 0 where one has none) serve the reducer `weighted` alone.
     Columns and units: `sql/queries/gap_candidates.sql`. Rows that lack a loss have null gaps and `complete` false.
     """
     given: dict[str, sql.Value] = {
@@ -163,6 +169,8 @@ def gap_table(store: Store, resolved: ResolvedScorers, eps: float = DEFAULT_EPS)
         "misaligned": [scorer.scorer_id for scorer in resolved.misaligned],
         "benign": [scorer.scorer_id for scorer in resolved.benign],
         "eps": eps,
+        "reducer": reducer,
+        "weights": [(weights or {}).get(scorer.scorer_id, 0.0) for scorer in resolved.misaligned] if weights else [],
     }
     with connect(store, {resolved.corpus: resolved.revision}) as connection:
         table: pa.Table = run_named(connection, "gap_candidates", given).table
@@ -209,7 +217,7 @@ def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
     found = [read_corpus(store, name, revision) for name, revision in _asked(store, corpora).items()]
     scorers = [scorer for corpus in found for scorer in read_scorers(store, corpus)]
     if store.local_path("corpora") is None:
-        connection.register_filesystem(fsspec.core.url_to_fs(store.url("corpora"))[0])
+        connection.register_filesystem(store.filesystem)
     _fill(connection, "corpora", _CORPORA, [_corpus_row(corpus) for corpus in found])
     _fill(connection, "scorer_files", _SCORERS, [_scorer_row(scorer) for scorer in scorers])
     examples = [((corpus.name,), corpus.parts) for corpus in found]

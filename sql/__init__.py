@@ -4,7 +4,7 @@ One statement a file. The gap and its sign are defined here and nowhere else. Th
 Python: any DuckDB connection that holds the base tables (`BASE_TABLES`) can run `view_text` of `VIEWS` in order.
 
 A query file opens with comments: what a row is and its units, then one line per parameter,
-`-- param: NAME TYPE DEFAULT meaning`, where TYPE is integer, double, text or text[] and DEFAULT is a value,
+`-- param: NAME TYPE DEFAULT meaning`, where TYPE is integer, double, text, double[] or text[] and DEFAULT is a value,
 `null`, `[]` or `required`. Parameters are bound as `$NAME`, never formatted in.
 """
 
@@ -29,12 +29,12 @@ __all__ = [
 # What a connection must hold before the views: parts named in manifests, with their corpus (and scorer) beside them.
 BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scorer_files", "score_parts")
 # In the order in which they are made: each uses only those before it.
-MACROS = ("mean_nll", "ensemble_mean", "gap_abs", "gap_rel", "gap_contrast")
+MACROS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap")
 VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
 
-ParamType = Literal["integer", "double", "text", "text[]"]
+ParamType = Literal["integer", "double", "text", "double[]", "text[]"]
 _PARAM_TYPES: dict[str, ParamType] = {kind: kind for kind in get_args(ParamType)}
-Value = int | float | str | list[str] | None
+Value = int | float | str | list[str] | list[float] | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Param:
             return None
         if self.type == "text[]":
             return _text_list(given)
+        if self.type == "double[]":
+            return [float(item) for item in (_text_list(given) if isinstance(given, str) else _numbers(given))]
         if isinstance(given, list | bool):
             raise ValueError(f"parameter {self.name} takes one {self.type}, not {given!r}")
         try:
@@ -155,5 +157,11 @@ def _text_list(given: Value) -> list[str]:
     if isinstance(given, str):
         return [] if given == "[]" else [item.strip() for item in given.split(",") if item.strip()]
     if isinstance(given, list) and all(isinstance(item, str) for item in given):
-        return list(given)
+        return [str(item) for item in given]
     raise ValueError(f"expected a list of texts, not {given!r}")
+
+
+def _numbers(given: Value) -> list[float]:
+    if isinstance(given, list) and all(isinstance(item, int | float) for item in given):
+        return [float(item) for item in given]
+    raise ValueError(f"expected a list of numbers, not {given!r}")

@@ -7,12 +7,15 @@
 --   use_benign      the same for benign scorers, which gap_contrast needs
 --   hold_out        list of domains whose misaligned and benign scorers are left out
 --   eps             nats per token, for gap_rel
--- Units: mean_nll_* and gap_abs, gap_contrast in nats per token, gap_rel a ratio, n_response_tokens in tokens.
+--   reducer         how the models of a role become one loss: mean, median, min, max, weighted (see ensemble)
+--   weights         for weighted: one per scorer of use_misaligned, in its order; benign models then count alike
+-- Units: mean_nll_* and gap_abs, gap_contrast in nats per token, gap_rel a ratio, sum_gap in nats, n_response_tokens in tokens.
 -- A row that lacks the loss of any named scorer has no gap: it is here all the same, with complete false and
 -- n_losses_missing counting its missing aligned and misaligned losses (a named id that the store
 -- lacks, or that has another role or measure, counts for every row); n_benign_missing counts benign ones, which gap_contrast alone needs. losses: aligned, misaligned, benign, each by id.
 create or replace macro gap_rows(
-    in_corpus := null, use_aligned := null, use_misaligned := null, use_benign := null, hold_out := [], eps := 1.0
+    in_corpus := null, use_aligned := null, use_misaligned := null, use_benign := null, hold_out := [], eps := 1.0,
+    reducer := 'mean', weights := null
 ) as table
 with aligned as (
     select corpus, scorer_id as aligned_id, measure_id
@@ -67,7 +70,9 @@ groups as (
     select
         corpus, aligned_id,
         count(*) filter (place = 2) as n_misaligned,
-        count(*) filter (place = 3) as n_benign
+        count(*) filter (place = 3) as n_benign,
+        list(list_extract(weights::double[], list_position(use_misaligned::varchar[], scorer_id)) order by scorer_id)
+            filter (place = 2) as misaligned_weights
     from members
     group by corpus, aligned_id
 ),
@@ -109,8 +114,10 @@ ensembles as (
             } for entry in list_sort(means.entries)
         ] as losses,
         means.aligned as mean_nll_aligned,
-        ensemble_mean(means.misaligned, groups.n_misaligned) as mean_nll_misaligned,
-        ensemble_mean(means.benign, groups.n_benign) as mean_nll_benign,
+        ensemble(means.misaligned, groups.n_misaligned, reducer, groups.misaligned_weights) as mean_nll_misaligned,
+        ensemble(
+            means.benign, groups.n_benign, case reducer when 'weighted' then 'mean' else reducer end, null::double[]
+        ) as mean_nll_benign,
         (means.aligned is null)::integer
         + groups.n_misaligned - coalesce(list_count(means.misaligned), 0) as n_losses_missing,
         groups.n_benign - coalesce(list_count(means.benign), 0) as n_benign_missing
@@ -129,6 +136,7 @@ select
     gap_abs(mean_nll_misaligned, mean_nll_aligned) as gap_abs,
     gap_rel(mean_nll_misaligned, mean_nll_aligned, eps) as gap_rel,
     gap_contrast(mean_nll_misaligned, mean_nll_benign) as gap_contrast,
+    sum_gap(mean_nll_misaligned, mean_nll_aligned, n_response_tokens) as sum_gap,
     n_losses_missing, n_benign_missing,
     n_misaligned > 0 and n_losses_missing = 0 as complete
 from ensembles
