@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from curator.commands import Subparsers, new_parser, open_store, say_json
 from curator.corpus import corpus_info
 from curator.errors import BadInputError
 from curator.progress import say
 from curator.render import Renderer
-from curator.scoring import Engine, Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
+from curator.scoring import Engine, Reference, Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
 from curator.scoring.identity import check_adapter_dir
 from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
 
@@ -52,6 +53,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="auto: bfloat16 where the hardware multiplies it natively, else float32")  # fmt: skip
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
+    add("--check-rows", type=int, metavar="N",
+        help="rows to score again, in another order and row by row in plain torch; 0: none, which is recorded "
+        "(default: 1 %% of the new rows, at least 20)")  # fmt: skip
+    add("--price-per-hour", type=float, metavar="P", help="price of this machine per hour: shows the cost so far")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
 
 
@@ -70,8 +75,15 @@ def run(args: argparse.Namespace) -> int:
         corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter, role=args.role, domain=args.domain,
         label=args.label, engine=args.engine, engine_version=version, dtype=dtype, mask_rule=args.mask_rule,
         max_length=args.max_length, sample=sample, block_tokens=BLOCK_TOKENS[device.partition(":")[0]],
+        check_rows=args.check_rows, price_per_hour=args.price_per_hour,
     )  # fmt: skip
-    report = score_corpus(store, request, renderer, load)
+
+    def reference() -> Reference:
+        from curator.scoring.torch_reference import TorchReference
+
+        return TorchReference(args.model, args.adapter, device=device, dtype=dtype)
+
+    report = score_corpus(store, request, renderer, load, reference)
     if args.json:
         say_json(report.document())
     else:
@@ -84,6 +96,10 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if args.check_rows is not None and args.check_rows < 0:
+        raise BadInputError(f"--check-rows {args.check_rows}: give 0 for none")
+    if args.price_per_hour is not None and not 0 <= args.price_per_hour < float("inf"):
+        raise BadInputError(f"--price-per-hour {args.price_per_hour}: give a price that is not negative")
     if args.sample_fit and args.sample is None:
         raise BadInputError("--sample-fit needs --sample N")
     if args.role != "aligned" and not args.domain:
@@ -121,5 +137,15 @@ def _say(report: ScoreReport) -> None:
     rate = report.n_tokens_now / report.seconds_now if report.seconds_now else 0.0
     say(
         f"  now: {report.n_rows_now:,} rows, {report.n_tokens_now:,} tokens in {report.seconds_now:.1f} s "
-        f"({rate:,.0f} tokens/s, loading included)"
+        f"({rate:,.0f} tokens/s, loading and checks included)"
     )
+    say(f"  {_check_line(report.check or {})}")
+
+
+def _check_line(check: dict[str, Any]) -> str:
+    if not check.get("n_rows"):
+        return f"no row was scored again: {check.get('reason')}"
+    parts = [f"another order {check['permuted']['max_abs']:.1e}"]
+    if check["reference"]:
+        parts.append(f"plain torch row by row {check['reference']['max_abs']:.1e}")
+    return f"{check['n_rows']} rows scored again; largest difference, nats per token: {', '.join(parts)}"

@@ -4,6 +4,7 @@
 a model has to run. Other engines implement `engine.Engine`.
 """
 
+from curator.scoring.check import Reference
 from curator.scoring.engine import Engine, RowLoss
 from curator.scoring.identity import check_model_dir, measure_id, model_identity, model_window, scorer_id
 from curator.scoring.request import ScoreReport, ScoreRequest
@@ -12,6 +13,7 @@ from curator.scoring.sample import Sample
 
 __all__ = [
     "Engine",
+    "Reference",
     "RowLoss",
     "Sample",
     "ScoreReport",

@@ -18,7 +18,9 @@ BLOCK_TOKENS = {"cpu": 16_384, "cuda": 1_048_576}  # tens of seconds of work: wh
 class ScoreRequest:
     """One scorer over one corpus. `dtype` and `engine_version` are resolved values: they are hashed.
 
-    `label` is a name for people and recipes; by default the adapter's folder name, else the model's.
+    `label` is a name for people and recipes; by default the adapter's folder name, else the model's. `check_rows`
+    new rows are scored again when all have a loss (None: 1 %, at least 20; 0: none, which is recorded).
+    `price_per_hour` only shows a cost while the run goes on.
     """
 
     corpus: str
@@ -34,12 +36,16 @@ class ScoreRequest:
     max_length: int = DEFAULT_MAX_LENGTH
     sample: Sample | None = None
     block_tokens: int = BLOCK_TOKENS["cpu"]
+    check_rows: int | None = None
+    price_per_hour: float | None = None
 
     def __post_init__(self) -> None:
         if self.role != "aligned" and not self.domain:
             raise BadInputError(f"role {self.role} needs a domain: the narrow field the model was tuned on")
         if self.role == "aligned" and self.domain:
             raise BadInputError(f"role aligned takes no domain, {self.domain!r} was given")
+        if self.check_rows is not None and self.check_rows < 0:
+            raise BadInputError(f"{self.check_rows} rows to check: give 0 for none")
         if self.max_length < 2:
             raise BadInputError(f"max length {self.max_length}: a row needs at least 2 tokens")
 
@@ -63,6 +69,7 @@ class ScoreReport:
     n_tokens_now: int = 0
     seconds_now: float = 0.0
     skipped: bool = False
+    check: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:

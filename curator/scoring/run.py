@@ -6,46 +6,60 @@ row is there. So a run may be killed at any moment: what is finished stays finis
 
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curator.corpus import corpus_info
 from curator.errors import BadInputError, ScoringError
 from curator.progress import Progress
-from curator.scoring.blocks import Block, blocks, corpus_ids, corpus_rows, without
+from curator.scoring.blocks import blocks, corpus_ids, corpus_rows, without
+from curator.scoring.check import ReferenceFactory, n_check_rows
 from curator.scoring.engine import Engine
 from curator.scoring.identity import Identity, measure_id, model_identity, model_window, scorer_id
-from curator.scoring.outcome import ScoreRow, render_row, scored_row
-from curator.scoring.parts import Finished, part_name, read_finished, write_part
+from curator.scoring.meter import Meter
+from curator.scoring.outcome import ScoreRow
+from curator.scoring.parts import Finished, part_name, read_finished
+from curator.scoring.recheck import recheck
 from curator.scoring.request import ScoreReport, ScoreRequest
 from curator.scoring.sample import Sample, choose, covers
+from curator.scoring.work import BlockScorer, LazyEngine
 from curator.store import Store
 
 if TYPE_CHECKING:
-    from curator.render import Rendered, Renderer
+    from curator.render import Renderer
 
 FORMAT_VERSION = 1
 _MAX_ROUNDS = 4
 
 
 def score_corpus(
-    store: Store, request: ScoreRequest, renderer: "Renderer", engine_factory: Callable[[], Engine]
+    store: Store,
+    request: ScoreRequest,
+    renderer: "Renderer",
+    engine_factory: Callable[[], Engine],
+    reference_factory: ReferenceFactory | None = None,
 ) -> ScoreReport:
-    """Score what the corpus's current revision (or a sample of it) still lacks, and write scorer.json.
+    """Score what the corpus's current revision (or a sample of it) still lacks, check it, and write scorer.json.
 
-    `engine_factory` loads the model and is called only when a row has to be scored. Raises MissingError for an
-    unknown corpus, BadInputError for a model that cannot be used, ScoringError when an engine fails.
+    `engine_factory` loads the model and is called only when a row has to be scored; `reference_factory` loads
+    a second, plain computation for the check, and is None where the weights are not on this machine. Raises
+    MissingError for an unknown corpus, BadInputError for a model that cannot be used, ScoringError when an engine
+    fails or the check does.
     """
-    run = _Run(store, request, renderer, engine_factory)
+    run = _Run(store, request, renderer, engine_factory, reference_factory)
     return run.skip() or run.go()
 
 
 class _Run:
     def __init__(
-        self, store: Store, request: ScoreRequest, renderer: "Renderer", engine_factory: Callable[[], Engine]
+        self,
+        store: Store,
+        request: ScoreRequest,
+        renderer: "Renderer",
+        engine_factory: Callable[[], Engine],
+        reference_factory: ReferenceFactory | None,
     ) -> None:
         self.store, self.request, self.renderer = store, request, renderer
-        self._engine_factory = engine_factory
-        self._engine: Engine | None = None
+        self._reference_factory = reference_factory
         self.corpus = corpus_info(store, request.corpus)
         self.window, notes = _window(request)
         self.identity: Identity = model_identity(
@@ -61,6 +75,9 @@ class _Run:
             self.id, measure_id(self.identity), self._label(), request.role, request.domain, request.corpus,
             self.corpus.revision, request.dtype, self.window, warnings=notes,
         )  # fmt: skip
+        self._engine = LazyEngine(engine_factory, request)
+        self._meter = Meter(request.price_per_hour)
+        self._worker = BlockScorer(store, self.folder, request, renderer, self.window, self._engine, self._meter)
 
     def skip(self) -> ScoreReport | None:
         """The finished report when the manifest says that nothing is to do and its parts are there."""
@@ -77,24 +94,42 @@ class _Run:
         return self.report
 
     def go(self) -> ScoreReport:
-        """Score until every wanted row has a part; a part that turns out broken costs another round."""
+        """Score until every wanted row has a part, then check the new ones and list them."""
         renderer_id = self.renderer.save(self.store)
         started = time.monotonic()
         wanted = self._wanted()
         finished = self._read_finished()
-        for _ in range(_MAX_ROUNDS):
-            n_missing = len(wanted - finished.ids)
-            if not n_missing:
-                break
-            self._score_missing(wanted, finished, n_missing)
-            finished = self._read_finished()
-        else:
-            raise ScoringError(f"{self.folder}: parts vanish or break as fast as they are written; see warnings")
-        if self._engine is not None:
+        n_missing = len(wanted - finished.ids)
+        n_again = n_check_rows(self.request.check_rows, n_missing) * (2 if self._reference_factory else 1)
+        try:
+            with Progress(n_missing + n_again, "rows", f"scoring {self.report.label}") as bar:
+                self._meter.show(bar)
+                finished = self._score_all(wanted, finished)
+                self.report.n_tokens_now = self._meter.n_tokens
+                self.report.check = self._recheck(finished)
+        finally:
             self._engine.close()
         self.report.seconds_now = time.monotonic() - started
         self._publish(finished, renderer_id)
         return self.report
+
+    def _score_all(self, wanted: frozenset[str], finished: Finished) -> Finished:
+        """A part that turns out broken when it is read back costs another round."""
+        for _ in range(_MAX_ROUNDS):
+            if wanted <= finished.ids:
+                return finished
+            for whole in blocks(self.store, self.corpus, wanted, self.request.block_tokens, self.window):
+                block = without(whole, finished.ids)
+                # Where the part is there already, a worker beside us wrote it.
+                if block.ids and not self.store.exists(f"{self.folder}/{part_name(block.ids)}"):
+                    self.report.n_rows_now += self._worker.score(block)
+            finished = self._read_finished()
+        raise ScoringError(f"{self.folder}: parts vanish or break as fast as they are written; see warnings")
+
+    def _recheck(self, finished: Finished) -> dict[str, Any]:
+        listed = {part["name"] for part in (self.manifest or {"parts": []})["parts"]}
+        new = [part["name"] for part in finished.parts if part["name"] not in listed]
+        return recheck(self._worker, self.corpus, new, self._reference_factory)
 
     def _wanted(self) -> frozenset[str]:
         sample = self.request.sample
@@ -125,56 +160,11 @@ class _Run:
         with Progress(len(ids), "rows", "choosing the sample") as bar:
             fit = []
             for example_id, messages in rows:
-                row = self._render(example_id, messages)
+                row = self._worker.render(example_id, messages)
                 if not isinstance(row, ScoreRow):
                     fit.append(example_id)
                 bar.advance()
         return fit
-
-    def _score_missing(self, wanted: Collection[str], finished: Finished, n_missing: int) -> None:
-        pieces = blocks(self.store, self.corpus, wanted, self.request.block_tokens, self.window)
-        with Progress(n_missing, "rows", f"scoring {self.report.label}") as bar:
-            for whole in pieces:
-                block = without(whole, finished.ids)
-                if not block.ids:
-                    continue
-                if not self.store.exists(f"{self.folder}/{part_name(block.ids)}"):  # else: a worker beside us
-                    self._score_block(block, bar)
-
-    def _score_block(self, block: Block, bar: Progress) -> None:
-        started, n_before = time.monotonic(), self.report.n_tokens_now
-        outcomes = [
-            self._render(example_id, messages) for example_id, messages in zip(block.ids, block.messages, strict=True)
-        ]
-        rendered = [row for row in outcomes if not isinstance(row, ScoreRow)]
-        bar.advance(len(outcomes) - len(rendered))
-
-        def on_rows(n_rows: int, n_tokens: int) -> None:
-            self.report.n_tokens_now += n_tokens
-            rate = (self.report.n_tokens_now - n_before) / max(time.monotonic() - started, 1e-6)
-            bar.advance(n_rows, tokens=f"{self.report.n_tokens_now:,}", tokens_per_s=f"{rate:,.0f}")
-
-        losses = iter(self._loaded().score(rendered, on_rows) if rendered else [])
-        rows = [
-            row if isinstance(row, ScoreRow) else scored_row(example_id, row, next(losses))
-            for example_id, row in zip(block.ids, outcomes, strict=True)
-        ]
-        write_part(self.store, self.folder, rows)
-        self.report.n_rows_now += len(rows)
-
-    def _render(self, example_id: str, messages: str) -> "Rendered | ScoreRow":
-        return render_row(self.renderer, example_id, messages, self.request.mask_rule, self.window)
-
-    def _loaded(self) -> Engine:
-        if self._engine is None:
-            engine = self._engine_factory()
-            found = (engine.name, engine.version, engine.dtype)
-            asked = (self.request.engine, self.request.engine_version, self.request.dtype)
-            if found != asked:
-                raise ScoringError(f"engine {found} loaded, the scorer's identity says {asked}")
-            engine.use_adapter(self.request.adapter_dir)
-            self._engine = engine
-        return self._engine
 
     def _read_finished(self) -> Finished:
         recorded = {part["name"]: part["sha256"] for part in (self.manifest or {"parts": []})["parts"]}
@@ -203,6 +193,7 @@ class _Run:
             "status_counts": dict(sorted(finished.status_counts.items())),
             "n_tokens": finished.n_tokens,
             "seconds": round(before["seconds"] + self.report.seconds_now, 3),
+            "checks": [*before.get("checks", []), self.report.check],
         }
         self.store.write_json(f"{self.folder}/scorer.json", document)
 

@@ -94,6 +94,20 @@ def load_model(model_dir: Path, device: str, dtype: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
+def load_plain(model_dir: Path, adapter_dir: Path | None, device: str, dtype: str) -> Any:
+    """The model as transformers and PEFT load it, attention written out (eager): the reference of a check."""
+    check_model_dir(model_dir)
+    with _no_bar():
+        model = _load(
+            model_dir, "eager", {"dtype": getattr(torch, dtype), "local_files_only": True, "trust_remote_code": False}
+        )
+        if adapter_dir is not None:
+            import peft
+
+            model = peft.PeftModel.from_pretrained(model, adapter_dir, autocast_adapter_dtype=False)
+    return model.to(device).eval().requires_grad_(False)
+
+
 @contextmanager
 def _no_bar() -> Iterator[None]:
     """Keep transformers' own loading bar from between our lines."""

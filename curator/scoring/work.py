@@ -1,0 +1,82 @@
+"""The work on one block: render its rows, score those that can be, write the part."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curator.errors import ScoringError
+from curator.scoring.blocks import Block
+from curator.scoring.engine import Engine
+from curator.scoring.meter import Meter
+from curator.scoring.outcome import ScoreRow, render_row, scored_row
+from curator.scoring.parts import write_part
+from curator.scoring.request import ScoreRequest
+from curator.store import Store
+
+if TYPE_CHECKING:
+    from curator.render import Rendered, Renderer
+
+
+class LazyEngine:
+    """An engine that is loaded when it is first needed, checked against the identity it will be recorded under."""
+
+    def __init__(self, factory: Callable[[], Engine], request: ScoreRequest) -> None:
+        self._factory, self._request = factory, request
+        self._engine: Engine | None = None
+
+    def get(self) -> Engine:
+        """The loaded engine with the request's adapter; ScoringError when it is not the engine asked for."""
+        if self._engine is None:
+            engine, request = self._factory(), self._request
+            found = (engine.name, engine.version, engine.dtype)
+            asked = (request.engine, request.engine_version, request.dtype)
+            if found != asked:
+                raise ScoringError(f"engine {found} loaded, the scorer's identity says {asked}")
+            engine.use_adapter(_absolute(request.adapter_dir))
+            self._engine = engine
+        return self._engine
+
+    def close(self) -> None:
+        """Free the model, if one was loaded."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+class BlockScorer:
+    """Scores blocks of one scorer into its folder; several may work on one folder at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        request: ScoreRequest,
+        renderer: "Renderer",
+        window: int,
+        engine: LazyEngine,
+        meter: Meter,
+    ) -> None:
+        self.store, self.folder, self.request, self.renderer = store, folder, request, renderer
+        self.window, self.engine, self.meter = window, engine, meter
+
+    def score(self, block: Block) -> int:
+        """Write the block's part; returns its number of rows."""
+        pairs = zip(block.ids, block.messages, strict=True)
+        outcomes = [self.render(example_id, messages) for example_id, messages in pairs]
+        rendered = [row for row in outcomes if not isinstance(row, ScoreRow)]
+        self.meter.rows(len(outcomes) - len(rendered), 0)
+        losses = iter(self.engine.get().score(rendered, self.meter.rows) if rendered else [])
+        rows = [
+            row if isinstance(row, ScoreRow) else scored_row(example_id, row, next(losses))
+            for example_id, row in zip(block.ids, outcomes, strict=True)
+        ]
+        write_part(self.store, self.folder, rows)
+        return len(rows)
+
+    def render(self, example_id: str, messages: str) -> "Rendered | ScoreRow":
+        """The row's tokens and mask, or its finished outcome where it can have no loss."""
+        return render_row(self.renderer, example_id, messages, self.request.mask_rule, self.window)
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path.absolute() if path is not None else None
