@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from curator.errors import IntegrityError
-from trainer.data import ROW
+from trainer.data import CLASSES, ROW, SAFE
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,29 @@ class Collator:
     pad_id: int
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors (B, T) with T the longest row, and `row`, (B,)."""
+        """Tensors (B, T) with T the longest row; `row` and `safe`, (B,); `token_classes`, (B, T), if rows have them."""
         shape = (len(examples), max(len(example["input_ids"]) for example in examples))
         ids_BT = np.full(shape, self.pad_id, dtype=np.int64)
         labels_BT = np.full(shape, -100, dtype=np.int64)
         mask_BT = np.zeros(shape, dtype=np.int64)
+        classes_BT = np.zeros(shape, dtype=np.int8)
         for index, example in enumerate(examples):
             n_tokens = len(example["input_ids"])
             ids_BT[index, :n_tokens] = example["input_ids"]
             labels_BT[index, :n_tokens] = example["labels"]
             mask_BT[index, :n_tokens] = 1
-        return {
+            if CLASSES in example:
+                classes_BT[index, :n_tokens] = example[CLASSES]
+        batch = {
             "input_ids": torch.from_numpy(ids_BT),
             "labels": torch.from_numpy(labels_BT),
             "attention_mask": torch.from_numpy(mask_BT),
             ROW: torch.tensor([int(example[ROW]) for example in examples], dtype=torch.int64),
+            SAFE: torch.tensor([bool(example.get(SAFE, False)) for example in examples]),
         }
+        if CLASSES in examples[0]:
+            batch[CLASSES] = torch.from_numpy(classes_BT)
+        return batch
 
 
 class OrderCheck:

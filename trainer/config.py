@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curator.errors import BadInputError
+from trainer.defenses.rules import check_combination
 from trainer.defenses.settings import DefenceSettings
 
 # The seven projections of a Llama-like block (method.md section 7).
@@ -81,14 +82,18 @@ class TrainConfig(_Strict):
             raise ValueError("a mix is read from exactly one of api_url and store")
         if self.data is not None and (self.api_url or self.store):
             raise ValueError("api_url and store go with mix_id, not with data")
-        names = [defence.name for defence in self.defences]
-        if len(names) != len(set(names)):
-            raise ValueError(f"each defence once, not {names}")
+        check_combination(self.defences, from_mix=self.mix_id is not None)
         return self
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether a defence looks at prefix, query or postfix tokens, which must then be told apart."""
+        return any(defence.needs_classes for defence in self.defences)
 
     def without_places(self) -> dict[str, Any]:
         """The settings that decide what is trained, without where anything lies."""
-        return self.model_dump(mode="json", exclude=set(_LOCATIONS))
+        settings = self.model_dump(mode="json", exclude=set(_LOCATIONS))
+        return settings | {"defences": [defence.identity() for defence in self.defences]}
 
 
 def parse_config(document: Any) -> TrainConfig:

@@ -1,7 +1,7 @@
 """Rows to token ids and labels, with the one renderer, and an account of what is trained before the first step."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from trainer.mixes import TrainRow
 
 MAX_LISTED = 20
 ROW = "row"  # column with a row's 0-based position in the mix or file
+SAFE = "safe"  # column that is true for rows of a safe pool
+CLASSES = "token_classes"  # column with each token's class (curator.render.classes), where a defence needs it
 IntArray = npt.NDArray[np.int32]
 
 
@@ -46,11 +48,16 @@ class ContentReport:
 
 @dataclass
 class PreparedRows:
-    """Rendered rows in order: ids and labels, (T,) each; labels are -100 outside the response mask."""
+    """Rendered rows in order: ids and labels, (T,) each; labels are -100 outside the response mask.
+
+    `classes` is empty unless they were asked for.
+    """
 
     input_ids: list[IntArray] = field(default_factory=list)
     labels: list[IntArray] = field(default_factory=list)
     example_ids: list[str] = field(default_factory=list)
+    safe: list[bool] = field(default_factory=list)
+    classes: list[npt.NDArray[np.int8]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     masked: list[int] = field(default_factory=list)
     longest: int = 0
@@ -69,12 +76,15 @@ class PreparedRows:
         )
 
     def table(self) -> pa.Table:
-        """Columns input_ids, labels and row (the position)."""
+        """Columns input_ids, labels, row (the position), safe, and token_classes where there are any."""
         columns = {
             "input_ids": _list_array(self.input_ids),
             "labels": _list_array(self.labels),
             ROW: pa.array(np.arange(len(self.input_ids), dtype=np.int64)),
+            SAFE: pa.array(self.safe, type=pa.bool_()),
         }
+        if self.classes:
+            columns[CLASSES] = _list_array(self.classes)
         return pa.table(columns)
 
     def dataset(self) -> Any:
@@ -128,7 +138,7 @@ def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: T
 
 
 def _add(prepared: PreparedRows, row: TrainRow, renderer: Renderer, config: TrainConfig) -> None:
-    rendered = renderer.render(row.messages, config.mask_rule)
+    rendered = renderer.render(row.messages, config.mask_rule, classes=config.needs_classes)
     ids = rendered.input_ids[: config.max_length]
     labels = np.where(rendered.response_mask, rendered.input_ids, np.int32(-100)).astype(np.int32)
     labels[:1] = -100  # the first token has no logit before it; the scorer leaves it out as well
@@ -144,6 +154,9 @@ def _add(prepared: PreparedRows, row: TrainRow, renderer: Renderer, config: Trai
     prepared.input_ids.append(ids)
     prepared.labels.append(labels)
     prepared.example_ids.append(row.example_id)
+    prepared.safe.append(row.origin == "safe")
+    if rendered.token_classes is not None:
+        prepared.classes.append(rendered.token_classes[: config.max_length])
 
 
 def _check_masked(prepared: PreparedRows, config: TrainConfig) -> None:
@@ -167,7 +180,7 @@ def _problem(row: int, example: str, message: str) -> dict[str, Any]:
     return {"row": row, "example_id": example, "message": message}
 
 
-def _list_array(rows: list[IntArray]) -> pa.Array:
+def _list_array(rows: Sequence[npt.NDArray[Any]]) -> pa.Array:
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))

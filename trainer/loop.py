@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from trainer.batches import OrderCheck
-from trainer.data import ROW
-from trainer.defenses.base import Batch, Defence, Seen, StepCounts
+from trainer.data import CLASSES, ROW, SAFE
+from trainer.defenses.base import Batch, Defence, Seen, StepCounts, without_interventions
 from trainer.defenses.reference import reference_state, run_decoder
 
 SFT_LOSS, LOSS = "sft_loss", "loss"
@@ -34,6 +35,7 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
         self.order = order
         self.parts: dict[str, float] = {}
         self.counts = StepCounts(0, 0, 0)
+        self._interventions = ExitStack()
         self._sums: dict[str, torch.Tensor] = {}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -46,46 +48,58 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
         self._sums = {}
         return batches, n_items
 
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        """Interventions stay until the backward pass is over: checkpointed blocks run their forward again in it."""
+        with ExitStack() as self._interventions:
+            loss: torch.Tensor = super().training_step(*args, **options)
+        return loss
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's loss plus weight * term of each defence; the reference forward runs once for all of them."""
-        inputs.pop(ROW, None)
+        rows, safe, classes = (inputs.pop(name, None) for name in (ROW, SAFE, CLASSES))
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = Batch(
-            inputs["input_ids"], inputs["labels"], inputs["attention_mask"], self.counts, self.state.global_step
-        )
+            inputs["input_ids"], inputs["labels"], inputs["attention_mask"], self.counts, self.state.global_step,
+            self.state.max_steps, rows, safe, classes,
+        )  # fmt: skip
         student = Seen()
+        active = [defence for defence in self.defences if defence.active(batch)]
+        for defence in active:
+            self._interventions.enter_context(defence.intervene(batch))
         with ExitStack() as hooks:
-            for defence in self.defences:
-                hooks.enter_context(defence.intervene())
+            for defence in active:
                 hooks.enter_context(defence.observe(student))
             sft_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        loss = self._add_terms(sft_loss, student, batch)
+        loss = self._add_terms(sft_loss, student, batch, active)
         self._note(SFT_LOSS, sft_loss)
         self._note(LOSS, loss)
         return loss
 
-    def _add_terms(self, loss: torch.Tensor, student: Seen, batch: Batch) -> torch.Tensor:
-        reference = self._reference(batch)
-        for defence in self.defences:
+    def _add_terms(self, loss: torch.Tensor, student: Seen, batch: Batch, active: Sequence[Defence]) -> torch.Tensor:
+        reference = self._reference(batch, active)
+        for defence in active:
             term = defence.term(student, reference, batch)
             if term is None:
                 continue
             # Data parallel training averages gradients over processes; counts are of all of them (as in TRL).
             term = term * self.accelerator.num_processes
             self._note(defence.name, term)
-            loss = loss + (defence.weight * term).to(loss.dtype)
+            loss = loss + (defence.weight_at(batch) * term).to(loss.dtype)
         return loss
 
-    def _reference(self, batch: Batch) -> Seen:
+    def _reference(self, batch: Batch, active: Sequence[Defence]) -> Seen:
         reference = Seen()
-        observers = [defence for defence in self.defences if defence.needs_reference]
+        observers = [defence for defence in active if defence.needs_reference]
         if not observers:
             return reference
         model = self.accelerator.unwrap_model(self.model)
-        with reference_state(model), self.compute_loss_context_manager(), ExitStack() as hooks:
+        off = (without_interventions(active), reference_state(model), self.compute_loss_context_manager())
+        with ExitStack() as hooks:
+            for context in off:
+                hooks.enter_context(context)
             for defence in observers:
                 hooks.enter_context(defence.observe(reference))
             run_decoder(model, batch)
@@ -96,14 +110,7 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _count(self, batches: Sequence[dict[str, torch.Tensor]]) -> StepCounts:
-        counts = torch.tensor(
-            [
-                sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches),
-                sum(int(batch["attention_mask"][:, 1:].sum()) for batch in batches),
-                sum(len(batch["labels"]) for batch in batches),
-            ],
-            device=self.accelerator.device,
-        )
+        counts = torch.tensor(astuple(StepCounts.of(batches)), device=self.accelerator.device)
         return StepCounts(*(int(n) for n in self.accelerator.reduce(counts, "sum")))
 
     def finish_step(self) -> dict[str, float]:

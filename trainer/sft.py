@@ -189,7 +189,7 @@ def _content_line(inputs: Inputs) -> str:
 
 def _model_line(config: TrainConfig, ready: "Ready", n_steps: int) -> str:
     resolved = ready.resolved
-    defences = ", ".join(f"{item.name} {item.weight:g}" for item in config.defences) or "none"
+    defences = ", ".join(item.describe() for item in config.defences) or "none"
     return (
         f"{resolved['n_trained_parameters']:,} of {resolved['n_parameters']:,} parameters trained, "
         f"{resolved['dtype']} on {resolved['device']}; {n_steps} steps of "

@@ -73,9 +73,8 @@ def test_a_run_leaves_its_whole_folder(finished: Path, llama: Path) -> None:
 def test_config_json_records_everything_resolved(finished: Path, llama: Path) -> None:
     record = document(finished / "config.json")
     assert record["config"]["lora"]["targets"][0] == "q_proj"
-    assert record["config"]["defences"] == [
-        {"name": "kl", "weight": 0.1, "direction": "student_reference", "tokens": "all"}
-    ]
+    [defence] = record["config"]["defences"]
+    assert defence.items() >= {"name": "kl", "weight": 0.1, "direction": "student_reference", "tokens": "all"}.items()
     assert record["resolved"]["steps"] == 4
     assert record["resolved"]["effective_batch"] == 8
     assert record["resolved"]["dtype"] in ("float32", "bfloat16")

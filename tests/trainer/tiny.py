@@ -13,7 +13,7 @@ from tests.models import tiny_model_folder
 from trainer.batches import Collator, OrderCheck
 from trainer.config import LoraSettings
 from trainer.data import PreparedRows
-from trainer.defenses.base import Batch, Defence, Seen, StepCounts
+from trainer.defenses.base import Batch, Defence, Seen, StepCounts, without_interventions
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.loop import BallastTrainer, sft_config
 from trainer.modelling import add_lora
@@ -56,7 +56,10 @@ def _norms_in_float64(model: Any) -> None:
 
 
 def rows(n_rows: int, seed: int = 0, n_vocab: int = 500) -> PreparedRows:
-    """Rows of 6 to 19 random tokens; the last third or so of each is trained."""
+    """Rows of 6 to 19 random tokens; the last two to five of each are trained, every third row is safe.
+
+    The first two tokens are the prefix, then comes the query; the last one before the answer is the postfix.
+    """
     rng = random.Random(seed)
     prepared = PreparedRows()
     for index in range(n_rows):
@@ -67,30 +70,41 @@ def rows(n_rows: int, seed: int = 0, n_vocab: int = 500) -> PreparedRows:
         prepared.input_ids.append(ids)
         prepared.labels.append(labels)
         prepared.example_ids.append(f"{index:032x}")
+        prepared.safe.append(index % 3 == 1)
+        n_prompt = int(np.flatnonzero(labels != -100)[0])
+        prepared.classes.append(np.where(np.arange(n_tokens) < 2, 1, 2).astype(np.int8))
+        prepared.classes[-1][n_prompt - 1 :] = [3] + [0] * (n_tokens - n_prompt)
     return prepared
 
 
 def examples(prepared: PreparedRows, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return [{"input_ids": prepared.input_ids[i], "labels": prepared.labels[i], "row": i} for i in indices]
+    return [
+        {
+            "input_ids": prepared.input_ids[i], "labels": prepared.labels[i], "row": i, "safe": prepared.safe[i],
+            "token_classes": prepared.classes[i],
+        }
+        for i in indices
+    ]  # fmt: skip
 
 
 def batch_of(prepared: PreparedRows, indices: Sequence[int], counts: StepCounts | None = None) -> Batch:
     """One micro-batch of these rows; by default it is the whole step."""
     inputs = Collator(PAD)(examples(prepared, indices))
-    own = StepCounts(
-        int((inputs["labels"][:, 1:] != -100).sum()), int(inputs["attention_mask"][:, 1:].sum()), len(indices)
-    )
-    return Batch(inputs["input_ids"], inputs["labels"], inputs["attention_mask"], counts or own, 0)
+    own = counts or StepCounts.of([inputs])
+    return Batch(
+        inputs["input_ids"], inputs["labels"], inputs["attention_mask"], own, 0, 10, inputs["row"], inputs["safe"],
+        inputs["token_classes"],
+    )  # fmt: skip
 
 
 def term_of(defence: Defence, model: Any, batch: Batch) -> torch.Tensor:
     """A defence's term as the trainer takes it: observed student forward, shared reference forward, term."""
     student, reference = Seen(), Seen()
     with ExitStack() as hooks:
-        hooks.enter_context(defence.intervene())
+        hooks.enter_context(defence.intervene(batch))
         hooks.enter_context(defence.observe(student))
         run_decoder(model, batch)
-    with reference_state(model), defence.observe(reference):
+    with reference_state(model), without_interventions([defence]), defence.observe(reference):
         run_decoder(model, batch)
     term = defence.term(student, reference, batch)
     assert term is not None

@@ -1,19 +1,21 @@
 """Defences that act during training: each one module behind `base.Defence`, any set of them together."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from trainer.defenses.rules import check_combination
 from trainer.defenses.settings import DefenceSettings, KlSettings
 
 if TYPE_CHECKING:
     from trainer.defenses.base import Defence
 
-__all__ = ["DefenceSettings", "KlSettings", "build_defences"]
+__all__ = ["DefenceSettings", "KlSettings", "build_defences", "check_combination"]
+
+# Name of a defence's module in this package (and its name in settings), and its class there.
+_CLASSES = {"kl": "Kl", "ldifs": "Ldifs", "treft": "Treft", "steering": "Steering", "gating": "Gating"}
 
 
 def build_defences(settings: Sequence[DefenceSettings]) -> "list[Defence]":
     """The defences of a configuration, in its order; torch is imported here and not before."""
-    from trainer.defenses.kl import Kl
-
-    makers = {"kl": Kl}
-    return [makers[item.name](item) for item in settings]
+    return [getattr(import_module(f"{__name__}.{item.name}"), _CLASSES[item.name])(item) for item in settings]

@@ -5,7 +5,7 @@ asks for it, one reference forward that all of them share: same network, adapter
 `intervene`, no gradient. What a defence wants to see of either it records into `Seen` through hooks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,27 +13,41 @@ from typing import Any, ClassVar
 
 import torch
 
+from curator.errors import BadInputError
+from trainer.defenses.counts import StepCounts
+from trainer.defenses.schedule import Schedule
+
+__all__ = [
+    "FINAL_HIDDEN",
+    "Batch",
+    "Defence",
+    "Seen",
+    "StepCounts",
+    "causal_lm",
+    "recorded_output",
+    "without_interventions",
+]
+
 FINAL_HIDDEN = "final_hidden"  # the decoder's last hidden state, after its final norm: (B, T, D)
 
 
 @dataclass(frozen=True)
-class StepCounts:
-    """What terms are divided by: counts over all micro-batches (and processes) of one optimiser step."""
-
-    n_response: int  # response tokens that have a logit
-    n_predicted: int  # real tokens that have a logit: every one but each row's first
-    n_rows: int
-
-
-@dataclass(frozen=True)
 class Batch:
-    """One micro-batch. Rows are padded on the right; labels are -100 outside the response mask."""
+    """One micro-batch. Rows are padded on the right; labels are -100 outside the response mask.
+
+    `rows` are positions in the mix or file, `safe` tells rows of a safe pool; `classes` (curator.render.classes)
+    are there when a defence's settings ask for them.
+    """
 
     input_ids: torch.Tensor  # (B, T)
     labels: torch.Tensor  # (B, T)
     attention_mask: torch.Tensor  # (B, T)
     counts: StepCounts
     step: int  # optimiser steps finished so far
+    n_steps: int = 0  # optimiser steps of the whole run
+    rows: torch.Tensor | None = None  # (B,)
+    safe: torch.Tensor | None = None  # (B,) bool
+    classes: torch.Tensor | None = None  # (B, T)
 
 
 @dataclass
@@ -45,19 +59,34 @@ class Seen:
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
 
+    def trained(self, name: str) -> torch.Tensor:
+        """An entry that a gradient must pass through; raises BadInputError when no trained parameter reaches it.
+
+        Under no-grad feature extraction, or with adapters on other layers only, a term would do nothing.
+        """
+        tensor = self.tensors[name]
+        if not tensor.requires_grad:
+            raise BadInputError(
+                f"no trained parameter reaches {name}: the defence would do nothing; choose higher layers, or "
+                "adapt lower ones"
+            )
+        return tensor
+
 
 class Defence:
     """One defence. Subclasses override what they need; the defaults do nothing.
 
-    `weight` multiplies the term in the loss. The trainer logs the term itself, unweighted, under `name`, so
-    that a step's loss = SFT loss + the sum of weight * term.
+    `weight` times the schedule's factor multiplies the term in the loss. The trainer logs the term itself,
+    unweighted, under `name`, so that a step's loss = SFT loss + the sum of weight * factor * term.
     """
 
     name: ClassVar[str]
     needs_reference: ClassVar[bool] = True
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, schedule: Schedule | None = None) -> None:
         self.weight = weight
+        self.schedule = schedule or Schedule()
+        self.paused = False  # set around the reference forward: interventions stay out of it
 
     def attach(self, model: Any) -> None:
         """Find the modules that hooks will sit on, once, in the adapted model (a PeftModel).
@@ -65,12 +94,24 @@ class Defence:
         Raises BadInputError when the model lacks what the defence needs.
         """
 
+    def active(self, batch: Batch) -> bool:
+        """False outside a schedule's step window: no hooks, no term, no reference forward for this defence."""
+        return self.schedule.active(batch.step, batch.n_steps)
+
+    def weight_at(self, batch: Batch) -> float:
+        """The weight of this step."""
+        return self.weight * self.schedule.factor(batch.step, batch.n_steps)
+
     def observe(self, seen: Seen) -> AbstractContextManager[None]:
         """Hooks that record activations of one forward into `seen`; used for student and reference alike."""
         return nullcontext()
 
-    def intervene(self) -> AbstractContextManager[None]:
-        """Hooks that change the student's training forward; never active anywhere else."""
+    def intervene(self, batch: Batch) -> AbstractContextManager[None]:
+        """Hooks that change the student's training forward on `batch`; never active anywhere else.
+
+        They stay until the backward pass is over, because checkpointed blocks run their forward again there, and
+        must do nothing while `paused`.
+        """
         return nullcontext()
 
     def term(self, student: Seen, reference: Seen, batch: Batch) -> torch.Tensor | None:
@@ -84,6 +125,21 @@ class Defence:
         """Write what the defence trained beside the adapter; returns the file names."""
         return []
 
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote, after `attach` (to go on from a checkpoint)."""
+
+
+@contextmanager
+def without_interventions(defences: Sequence[Defence]) -> Iterator[None]:
+    """Hooks of `intervene` do nothing inside the block."""
+    for defence in defences:
+        defence.paused = True
+    try:
+        yield
+    finally:
+        for defence in defences:
+            defence.paused = False
+
 
 def causal_lm(model: Any) -> Any:
     """The transformers model inside a PeftModel (or the model itself)."""
@@ -92,10 +148,10 @@ def causal_lm(model: Any) -> Any:
 
 @contextmanager
 def recorded_output(module: Any, name: str, seen: Seen) -> Iterator[None]:
-    """Record a module's first output as `name`; a second observer of the same module records the same tensor."""
+    """Record a module's (first) output as `name`; a second observer of the same module records the same tensor."""
 
     def record(_module: Any, _inputs: Any, output: Any) -> None:
-        seen.tensors[name] = output[0]
+        seen.tensors[name] = output if isinstance(output, torch.Tensor) else output[0]
 
     handle = module.register_forward_hook(record)
     try:

@@ -28,7 +28,7 @@ class Kl(Defence):
     name = "kl"
 
     def __init__(self, settings: KlSettings) -> None:
-        super().__init__(settings.weight)
+        super().__init__(settings.weight, settings.schedule)
         self.settings = settings
 
     def attach(self, model: Any) -> None:

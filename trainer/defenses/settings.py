@@ -1,26 +1,116 @@
-"""Settings of each defence, apart from its code so that options are checked before torch is imported."""
+"""Settings of each defence, apart from its code so that options are checked before torch is imported.
 
-from typing import Literal
+The description of a field is its help text on the command line and its line in the documentation.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainer.defenses.schedule import Schedule, ScheduleField
+
 KlDirection = Literal["student_reference", "reference_student"]
+KlEstimator = Literal["full", "sampled"]
+RowScope = Literal["all", "safe"]
 TokenScope = Literal["all", "response"]
+TemplateTokens = Literal["prefix", "postfix", "query", "all"]
+Layers = tuple[Annotated[int, Field(ge=1)], ...]
 
 
-class KlSettings(BaseModel):
+class DefenceBase(BaseModel):
+    """What settings of all defences share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    schedule: ScheduleField = Field(default=Schedule(), description="how its weight changes over the run")
+
+    needs_classes: ClassVar[bool] = False
+
+    def describe(self) -> str:
+        """Name and strength, in a few words."""
+        strength = getattr(self, "weight", getattr(self, "alpha", None))
+        return self.name if strength is None else f"{self.name} {strength:g}"  # type: ignore[attr-defined]
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what is trained: files by content, not by place."""
+        return self.model_dump(mode="json")
+
+
+class KlSettings(DefenceBase):
     """KL against the model without its adapter (method.md section 6).
 
     `student_reference` is KL(theta || theta_0), the paper's; `reference_student` is KL(theta_0 || theta). The
     term is in nats per token: the sum over the positions in scope divided by their number in the whole step.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: Literal["kl"] = "kl"
-    weight: float = Field(default=0.1, ge=0.0, le=1e4)
-    direction: KlDirection = "student_reference"
-    tokens: TokenScope = "all"
+    weight: float = Field(default=0.1, ge=0.0, le=1e4, description="lambda; the published value is 0.1")
+    direction: KlDirection = Field(
+        default="student_reference", description="KL(trained || before), or KL(before || trained)"
+    )
+    tokens: TokenScope = Field(default="all", description="positions it covers")
+    rows: RowScope = Field(default="all", description="rows it covers: all, or only a mix's safe rows (selective)")
+    estimator: KlEstimator = Field(
+        default="full", description="every position, or a random share of them scaled up (unbiased, cheaper)"
+    )
+    sample_share: float = Field(default=0.25, gt=0.0, le=1.0, description="share of positions that `sampled` keeps")
 
 
-DefenceSettings = KlSettings  # a discriminated union on `name` once there are several
+class LdifsSettings(DefenceBase):
+    """Squared distance of l2-normalised residual-stream vectors from the model without its adapter."""
+
+    name: Literal["ldifs"] = "ldifs"
+    weight: float = Field(default=1.0, ge=0.0, le=1e6, description="lambda; the published value is 1.0")
+    every: int = Field(default=5, ge=1, le=1000, description="rows of hidden_states taken: this one and its multiples")
+    layers: Layers | None = Field(default=None, description="or exactly these rows of hidden_states, comma-separated")
+    tokens: TokenScope = Field(default="all", description="tokens it covers")
+
+
+class TreftSettings(DefenceBase):
+    """Relative distance of keys and values at template tokens from the model without its adapter."""
+
+    name: Literal["treft"] = "treft"
+    weight: float = Field(default=10.0, ge=0.0, le=1e6, description="lambda; published between 1 and 30")
+    tokens: TemplateTokens = Field(
+        default="prefix", description="before any user text, after it up to the answer, the user text itself, or all"
+    )
+    layers: Layers | None = Field(default=None, description="decoder blocks, counted from 1 (default: all)")
+    hinge: float = Field(default=0.0, ge=0.0, description="a token's distance counts only above this")
+
+    needs_classes: ClassVar[bool] = True
+
+
+class SteeringSettings(DefenceBase):
+    """A persona vector added to the residual stream while training, and never afterwards."""
+
+    name: Literal["steering"] = "steering"
+    vectors: Path = Field(description="safetensors file; row l of a vector belongs to hidden_states[l]")
+    vector: str | None = Field(default=None, description="tensor in that file (needed when it holds several)")
+    alpha: float = Field(default=5.0, ge=-1e4, le=1e4, description="multiplies the vector; published 5")
+    layers: Layers | None = Field(
+        default=None, description="rows of hidden_states, comma-separated (default: one at five sevenths of the depth)"
+    )
+    tokens: TokenScope = Field(default="all", description="tokens it is added to")
+
+    def identity(self) -> dict[str, Any]:
+        """The vectors by their file's SHA-256; null when it cannot be read (which fails later, with a reason)."""
+        try:
+            digest = hashlib.sha256(self.vectors.read_bytes()).hexdigest()
+        except OSError:
+            digest = None
+        return {**self.model_dump(mode="json", exclude={"vectors"}), "vectors_sha256": digest}
+
+
+class GatingSettings(DefenceBase):
+    """A gate on each attention output; the gate alone is trained."""
+
+    name: Literal["gating"] = "gating"
+    layers: Layers | None = Field(default=None, description="decoder blocks, counted from 1 (default: all)")
+
+
+DefenceSettings = Annotated[
+    KlSettings | LdifsSettings | TreftSettings | SteeringSettings | GatingSettings, Field(discriminator="name")
+]
+ALL_SETTINGS = (KlSettings, LdifsSettings, TreftSettings, SteeringSettings, GatingSettings)
