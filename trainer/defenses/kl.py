@@ -80,11 +80,11 @@ def chunked_kl_sum(
     return result
 
 
-class _KlSum(torch.autograd.Function):
+class _KlSum(torch.autograd.Function):  # type: ignore[misc]
     """Computes value and gradient in one pass over chunks; backward only scales what forward found."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_ND: torch.Tensor,
         hidden0_ND: torch.Tensor,
@@ -112,8 +112,8 @@ class _KlSum(torch.autograd.Function):
         return kl_sum
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # type: ignore[override]
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         grad_hidden_ND, *grad_head = ctx.saved_tensors
         scaled = [(grad_output * grad).to(grad.dtype) for grad in grad_head]
         return ((grad_output * grad_hidden_ND).to(grad_hidden_ND.dtype), None, None, None, None, *scaled)
