@@ -90,6 +90,7 @@ def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = 
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": "false",
+            "enable_progress_bar": "false",  # DuckDB draws on stdout, where --json prints its document
             "autoload_known_extensions": "false",
             "python_enable_replacements": "false",  # a Python variable must never pass for a table
         }
