@@ -36,7 +36,7 @@ def write(settings: DemoSettings, outcome: Outcome) -> Path:
         "",
         "## Mix",
         "",
-        f"`{outcome.mix_id}`: {manifest['task']['n_rows']} task rows and {ratio['n_safe']} safe rows, ratio asked"
+        f"`{outcome.mix_id}`: {manifest['task']['n_rows']} task rows and {manifest['n_safe']} safe rows, ratio asked"
         f" {ratio['asked']}, reached {ratio['reached_rows']:.4f} in rows.",
         "",
         "## Training on the mix, with KL",

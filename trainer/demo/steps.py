@@ -1,5 +1,6 @@
 """The steps of the demo, in order. Each is one command of the product and skips what is complete."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,15 @@ def train_misaligned(settings: DemoSettings, model: Path) -> Path:
 def heldout_shift(settings: DemoSettings, model: Path, misaligned_run: Path) -> dict[str, Any]:
     """Held-out NLL with and without the adapter; fails when the adapter did nothing."""
     adapter = misaligned_run / "adapter"
-    result: dict[str, Any] = run_json(
-        "trainer.nll", "--model", model, "--adapter", adapter, "--data", DATA / "narrow_heldout.jsonl"
-    )
+    kept = misaligned_run / "heldout.json"
+    sha256 = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    result: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    if result.get("adapter_sha256") != sha256:
+        measured = run_json(
+            "trainer.nll", "--model", model, "--adapter", adapter, "--data", DATA / "narrow_heldout.jsonl"
+        )
+        result = {**measured, "adapter_sha256": sha256}
+        kept.write_text(json.dumps(result, indent=2) + "\n")
     shift = result["mean_nll_adapter"] - result["mean_nll_base"]
     say(
         f"  held-out bad advice: {result['mean_nll_base']:.3f} -> {result['mean_nll_adapter']:.3f} nats per token"
