@@ -45,8 +45,10 @@ def render_row(
     return row
 
 
-def scored_row(example_id: str, row: "Rendered", loss: RowLoss) -> ScoreRow:
-    """The row of a scored conversation; `failed` when the model gave no finite loss."""
+def scored_row(example_id: str, row: "Rendered", loss: RowLoss | str) -> ScoreRow:
+    """The row of a scored conversation; `failed` with the reason given, or when the model gave no finite loss."""
+    if isinstance(loss, str):
+        return ScoreRow(example_id, "failed", None, int(row.response_mask[1:].sum()), row.n_tokens, loss)
     if not math.isfinite(loss.nll_sum):
         reason = f"the model's loss is {loss.nll_sum}"
         return ScoreRow(example_id, "failed", None, loss.n_response_tokens, row.n_tokens, reason)

@@ -1,9 +1,11 @@
 """Part files of one scorer: named by their rows, checked before they count, set aside when they are broken."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from curator.store import Store, arrow_schema, conform
 
 PATTERN = "part-*.parquet"
 _SET_ASIDE = ".set-aside"
+_STALE_S = 600.0  # writing a part takes seconds
 
 
 @dataclass
@@ -65,6 +68,31 @@ def read_finished(store: Store, folder: str, named: dict[str, str]) -> Finished:
         finished.n_tokens += sum(n for n, kind in zip(n_tokens, status, strict=True) if kind == "scored")
         finished.parts.append({"name": name, "n_rows": table.num_rows, "sha256": sha256})
     return finished
+
+
+def sweep_temporary(store: Store, folder: str) -> list[str]:
+    """Remove half-written files that a killed process left in a folder on this machine; returns their names.
+
+    A temporary name holds its writer's process id. Files of a living process and young files (a worker on another
+    machine may write them) are left alone.
+    """
+    local = store.local_path(folder)
+    if local is None or not local.is_dir():
+        return []
+    gone = []
+    for path in sorted(local.glob(".tmp-*")):
+        try:
+            old = time.time() - path.stat().st_mtime > _STALE_S
+            if old and not _lives(path.name.split("-")[-2]):
+                path.unlink()
+                gone.append(path.name)
+        except OSError:  # another run sweeps too, or the folder is read-only
+            continue
+    return gone
+
+
+def _lives(process: str) -> bool:
+    return process.isdigit() and Path("/proc", process).exists()
 
 
 def _checked(store: Store, path: str, recorded: str | None, seen: set[str]) -> tuple[str, pa.Table]:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from curator.corpus import corpus_info
 from curator.errors import BadInputError, ScoringError
 from curator.progress import Progress
+from curator.scoring import attempts
 from curator.scoring.blocks import blocks, corpus_ids, corpus_rows, without
 from curator.scoring.check import ReferenceFactory, n_check_rows
 from curator.scoring.engine import Engine
 from curator.scoring.identity import Identity, measure_id, model_identity, model_window, scorer_id
 from curator.scoring.meter import Meter
 from curator.scoring.outcome import ScoreRow
-from curator.scoring.parts import Finished, part_name, read_finished
+from curator.scoring.parts import Finished, part_name, read_finished, sweep_temporary
 from curator.scoring.recheck import recheck
 from curator.scoring.request import ScoreReport, ScoreRequest
 from curator.scoring.sample import Sample, choose, covers
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _MAX_ROUNDS = 4
+_MAX_SHOWN = 3
 
 
 def score_corpus(
@@ -97,6 +99,7 @@ class _Run:
         """Score until every wanted row has a part, then check the new ones and list them."""
         renderer_id = self.renderer.save(self.store)
         started = time.monotonic()
+        sweep_temporary(self.store, self.folder)
         wanted = self._wanted()
         finished = self._read_finished()
         n_missing = len(wanted - finished.ids)
@@ -105,12 +108,14 @@ class _Run:
             with Progress(n_missing + n_again, "rows", f"scoring {self.report.label}") as bar:
                 self._meter.show(bar)
                 finished = self._score_all(wanted, finished)
+                self._note_failures()
                 self.report.n_tokens_now = self._meter.n_tokens
                 self.report.check = self._recheck(finished)
         finally:
             self._engine.close()
         self.report.seconds_now = time.monotonic() - started
         self._publish(finished, renderer_id)
+        attempts.sweep(self.store, self.folder)
         return self.report
 
     def _score_all(self, wanted: frozenset[str], finished: Finished) -> Finished:
@@ -125,6 +130,12 @@ class _Run:
                     self.report.n_rows_now += self._worker.score(block)
             finished = self._read_finished()
         raise ScoringError(f"{self.folder}: parts vanish or break as fast as they are written; see warnings")
+
+    def _note_failures(self) -> None:
+        failures = self._worker.failures
+        if failures:
+            shown = "; ".join(failures[:_MAX_SHOWN])
+            self.report.warnings.append(f"{len(failures)} rows have no loss and are marked failed: {shown}")
 
     def _recheck(self, finished: Finished) -> dict[str, Any]:
         listed = {part["name"] for part in (self.manifest or {"parts": []})["parts"]}

@@ -67,7 +67,7 @@ class TorchEngine:
         losses: dict[int, RowLoss] = {}
         with torch.inference_mode():
             for batch in plan_batches([len(ids) for ids, _, _ in inputs], self.batch_tokens):
-                losses.update(zip(batch, self._score_batch([inputs[index] for index in batch]), strict=True))
+                losses.update(zip(batch, self._fitting([inputs[index] for index in batch]), strict=True))
                 if on_rows is not None:
                     on_rows(len(batch), sum(rows[index].n_tokens for index in batch))
         return [losses[index] for index in range(len(rows))]
@@ -77,6 +77,19 @@ class TorchEngine:
         del self._split, self._adapters
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+    def _fitting(self, inputs: "list[_RowInput]") -> list[RowLoss]:
+        """A batch's losses; one that does not fit into memory is halved, down to a row that does not fit alone."""
+        try:
+            return self._score_batch(inputs)
+        except torch.OutOfMemoryError:
+            if len(inputs) == 1:
+                raise
+        # Outside of the handler: the error's frames hold the batch's memory.
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        half = len(inputs) // 2
+        return [*self._fitting(inputs[:half]), *self._fitting(inputs[half:])]
 
     def _score_batch(self, inputs: "list[_RowInput]") -> list[RowLoss]:
         n_longest = max(len(ids) for ids, _, _ in inputs)

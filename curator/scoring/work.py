@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curator.errors import ScoringError
+from curator.scoring.attempts import Attempt
 from curator.scoring.blocks import Block
-from curator.scoring.engine import Engine
+from curator.scoring.engine import Engine, RowLoss
 from curator.scoring.meter import Meter
 from curator.scoring.outcome import ScoreRow, render_row, scored_row
 from curator.scoring.parts import write_part
+from curator.scoring.poison import EngineDiedError, Tolerant
 from curator.scoring.request import ScoreRequest
 from curator.store import Store
 
@@ -58,20 +60,51 @@ class BlockScorer:
     ) -> None:
         self.store, self.folder, self.request, self.renderer = store, folder, request, renderer
         self.window, self.engine, self.meter = window, engine, meter
+        self.failures: list[str] = []
+        self._tolerant: Tolerant | None = None
 
     def score(self, block: Block) -> int:
-        """Write the block's part; returns its number of rows."""
+        """Write the block's part; returns its number of rows.
+
+        A row that the engine cannot score gets its reason; see `poison` and `attempts` for the rest.
+        """
         pairs = zip(block.ids, block.messages, strict=True)
-        outcomes = [self.render(example_id, messages) for example_id, messages in pairs]
-        rendered = [row for row in outcomes if not isinstance(row, ScoreRow)]
+        outcomes = {example_id: self.render(example_id, messages) for example_id, messages in pairs}
+        rendered = {key: row for key, row in outcomes.items() if not isinstance(row, ScoreRow)}
         self.meter.rows(len(outcomes) - len(rendered), 0)
-        losses = iter(self.engine.get().score(rendered, self.meter.rows) if rendered else [])
+        attempt = Attempt(self.store, self.folder, block.ids)
+        losses = self._losses(attempt, rendered) if rendered else {}
         rows = [
-            row if isinstance(row, ScoreRow) else scored_row(example_id, row, next(losses))
-            for example_id, row in zip(block.ids, outcomes, strict=True)
+            row if isinstance(row, ScoreRow) else scored_row(key, row, losses[key]) for key, row in outcomes.items()
         ]
         write_part(self.store, self.folder, rows)
+        if rendered:
+            attempt.done()
+        self.failures += [f"{row.example_id}: {row.reason}" for row in rows if row.status == "failed"]
         return len(rows)
+
+    def _losses(self, attempt: Attempt, rows: "dict[str, Rendered]") -> dict[str, RowLoss | str]:
+        if self._tolerant is None:
+            self._tolerant = Tolerant(self.engine.get(), self.meter.rows)
+        tolerant = self._tolerant
+        attempt.begin()
+        try:
+            if not attempt.careful:
+                return dict(zip(rows, tolerant.score(list(rows.values())), strict=True))
+            return {key: self._alone(attempt, tolerant, key, row) for key, row in rows.items()}
+        except EngineDiedError:
+            raise  # the note stays as it is: this row killed the engine, as others kill the process
+        except BaseException:
+            attempt.settle()
+            raise
+
+    def _alone(self, attempt: Attempt, tolerant: Tolerant, key: str, row: "Rendered") -> RowLoss | str:
+        reason = attempt.deadly(key)
+        if reason is not None:
+            self.meter.rows(1, row.n_tokens)
+            return reason
+        attempt.begin(key)
+        return tolerant.score([row])[0]
 
     def render(self, example_id: str, messages: str) -> "Rendered | ScoreRow":
         """The row's tokens and mask, or its finished outcome where it can have no loss."""

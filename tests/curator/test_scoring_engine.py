@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from curator.errors import BadInputError, ScoringError
 from curator.scoring import torch_head
+from curator.scoring.engine import RowLoss
+from curator.scoring.poison import Tolerant
 from curator.scoring.torch_engine import TorchEngine
 from curator.scoring.torch_model import resolve_device, resolve_dtype
 from tests.models import tiny_adapter_folder, tiny_model_folder
@@ -257,3 +260,21 @@ def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
         resolve_device("cuda:99")
     assert resolve_dtype("float32", "cpu") == "float32"
     assert resolve_dtype("auto", "cpu") in ("float32", "bfloat16")
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_a_row_that_does_not_is_marked(folders: dict[str, Path]) -> None:
+    class Small(TorchEngine):
+        """Holds 70 padded tokens; torch's own error stands for the device's."""
+
+        def _score_batch(self, inputs: Any) -> Any:
+            if len(inputs) * max(len(ids) for ids, _, _ in inputs) > 70:
+                raise torch.OutOfMemoryError("70 tokens at most")
+            return super()._score_batch(inputs)
+
+    rows = make_rows([*LENGTHS, 100])
+    engine = Small(folders["llama"], device="cpu", dtype="float32", batch_tokens=400)
+    found = Tolerant(engine).score(rows)  # type: ignore[arg-type]
+    assert found[-1] == "out of memory: OutOfMemoryError: 70 tokens at most"
+    for loss, (nll_sum, n_tokens) in zip(found[:-1], reference_losses(folders["llama"], rows[:-1]), strict=True):
+        assert isinstance(loss, RowLoss)
+        assert abs(loss.nll_sum - nll_sum) / n_tokens < BOUND

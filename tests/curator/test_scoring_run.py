@@ -79,7 +79,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def request_(model: Path) -> ScoreRequest:
-    return ScoreRequest("chats", model, "aligned", engine_version="test", max_length=WINDOW, block_tokens=600, check_rows=0)
+    return ScoreRequest(
+        "chats", model, "aligned", engine_version="test", max_length=WINDOW, block_tokens=600, check_rows=0
+    )
 
 
 def stored(store: Store, scorer_id: str) -> dict[str, dict[str, object]]:
@@ -309,7 +311,20 @@ def test_the_command_scores_base_and_adapter_and_refuses_bad_input(
 ) -> None:
     adapter = tiny_adapter_folder(model, tmp_path / "adapter")
     common = ["score", "--store", str(tmp_path / "store"), "--corpus", "chats", "--model", str(model)]
-    small = ["--check-rows", "3", "--sample", "6", "--sample-fit", "--dtype", "float32", "--threads", "1", "--device", "cpu", "--json"]
+    small = [
+        "--check-rows",
+        "3",
+        "--sample",
+        "6",
+        "--sample-fit",
+        "--dtype",
+        "float32",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     reports = []
     for role in (["--role", "aligned"], ["--role", "misaligned", "--domain", "x", "--adapter", str(adapter)]):
         assert main([*common, *role, *small]) == 0
