@@ -90,12 +90,12 @@ def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = 
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": "false",
-            "enable_progress_bar": "false",  # DuckDB draws on stdout, where --json prints its document
             "autoload_known_extensions": "false",
             "python_enable_replacements": "false",  # a Python variable must never pass for a table
         }
     )
     try:
+        connection.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
         _load(connection, store, corpora)
         connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
         if timeout_s is not None:
