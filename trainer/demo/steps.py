@@ -146,7 +146,7 @@ def mix_and_train(settings: DemoSettings, model: Path) -> tuple[str, dict[str, A
         out = settings.runs / f"mix-{mix_id[:12]}"
         run(
             "trainer.sft", "--model", model, "--mix-id", mix_id, "--api-url", url, "--out", out,
-            "--max-steps", settings.defended_steps, "--warmup-steps", 1, "--batch-size", settings.batch_size, "--grad-accum", 1,
-            "--lr", settings.lr, "--max-length", settings.max_length, "--kl", settings.kl, "--seed", settings.seed,
+            "--max-steps", settings.defended_steps, "--warmup-steps", 1, "--batch-size", settings.batch_size,
+            "--grad-accum", 1, "--lr", settings.lr, "--max-length", settings.max_length, "--kl", settings.kl, "--seed", settings.seed,
         )  # fmt: skip
     return mix_id, manifest, out
