@@ -147,6 +147,7 @@ def mix_and_train(settings: DemoSettings, model: Path) -> tuple[str, dict[str, A
         run(
             "trainer.sft", "--model", model, "--mix-id", mix_id, "--api-url", url, "--out", out,
             "--max-steps", settings.defended_steps, "--warmup-steps", 1, "--batch-size", settings.batch_size,
-            "--grad-accum", 1, "--lr", settings.lr, "--max-length", settings.max_length, "--kl", settings.kl, "--seed", settings.seed,
+            "--grad-accum", 1, "--lr", settings.lr, "--max-length", settings.max_length, "--kl", settings.kl,
+            "--seed", settings.seed,
         )  # fmt: skip
     return mix_id, manifest, out
