@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 
 from curator.commands import COMMANDS, report_error
 from curator.errors import BallastError
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args = argparse.Namespace()
     try:
-        module = import_module(f"curator.commands.{chosen}")
+        module = import_module(f"curator.commands.{chosen}{'_' if iskeyword(chosen) else ''}")
         module.add_parser(subparsers)
         parser.parse_args(arguments, args)
         return int(module.run(args))

@@ -23,6 +23,8 @@ COMMANDS = {
     "score": "compute a corpus's losses under one model (aligned, misaligned or benign)",
     "mix": "mix safe rows of a scored corpus into a task file",
     "sql": "query the store: corpora, scorers, losses and the gap",
+    "export": "write a score pool (corpus, losses, identities) as one file set",
+    "import": "bring a score pool into a store, every file checked",
     "verify": "check a mix's files and rows against its manifest",
     "report": "write a report on a scored corpus or a mix",
     "plot": "draw the gap histogram of a scored corpus",
