@@ -32,10 +32,22 @@ class BadRowsError(BadInputError):
     code = "bad_rows"
 
 
+class UnpackedTooLargeError(BadInputError):
+    """A packed file unpacks to more bytes than its reader allows."""
+
+    code = "unpacked_too_large"
+
+
 class RecipeError(BadInputError):
     """A recipe is malformed, or asks for what cannot be."""
 
     code = "bad_recipe"
+
+
+class PolicyError(RecipeError):
+    """A recipe asks for what the provider's policy does not allow; `details` names the rule."""
+
+    code = "policy_refused"
 
 
 class NotEnoughRowsError(RecipeError):
@@ -67,9 +79,7 @@ class RenderError(BadInputError):
 
     code = "render_failed"
 
-    def __init__(
-        self, message: str, *, reason: str = "render_failed", details: Sequence[object] = ()
-    ) -> None:
+    def __init__(self, message: str, *, reason: str = "render_failed", details: Sequence[object] = ()) -> None:
         super().__init__(message, details=details)
         self.reason = reason
 

@@ -9,16 +9,28 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from curator.canonical import dump_messages, example_id, response_head
+from curator.canonical import example_id, response_head
 from curator.corpus import known_ids, named_files, new_manifest, read_manifest, revision_of
 from curator.errors import BadInputError, BadRowsError
-from curator.formats import LABELS, Container, Layout, Reject, Row, count_parquet, detect, open_chat_file, read_rows
+from curator.formats import (
+    LABELS,
+    Container,
+    Layout,
+    Located,
+    Reject,
+    Row,
+    count_parquet,
+    detect,
+    locate,
+    open_chat_file,
+    read_rows,
+)
 from curator.progress import Progress
 from curator.schema import EXAMPLES, REJECTS, SOURCES, Table
 from curator.store import Store, arrow_schema
@@ -84,7 +96,7 @@ def ingest(
     labels: dict[str, str] | None = None,
     strict: bool = False,
 ) -> IngestReport:
-    """Add files to a corpus, each whole or not at all; a file that is there already is skipped.
+    """Add files, saved folders and hub data sets to a corpus, each whole or not at all; what is there is skipped.
 
     Conversations that the corpus holds are folded (their labels stay as they are). With `strict` a file with any
     bad record raises BadRowsError, and nothing of it is written. Raises BadInputError or MissingError for files
@@ -95,7 +107,8 @@ def ingest(
     if unknown := sorted(set(labels or {}) - set(LABELS)):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
     options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict)
-    for path in files:
+    located = [locate(file) for file in files]
+    for path in (path for source in located for path in source.files):
         with open_chat_file(path):  # every file is looked at before the first is written
             pass
     with store.lock(f"corpora/{corpus}"):
@@ -103,30 +116,29 @@ def ingest(
         store.sweep(f"corpora/{corpus}", named_files(document))
         known = known_ids(store, document)
         reports = []
-        for path in files:
-            reports.append(_ingest_file(store, document, known, Path(path), options))
+        for source in located:
+            reports.append(_ingest_source(store, document, known, source, options))
     return IngestReport(corpus, document["revision"], document["n_examples"], tuple(reports))
 
 
-def _ingest_file(
-    store: Store, document: dict[str, Any], known: set[bytes], path: Path, options: IngestOptions
+def _ingest_source(
+    store: Store, document: dict[str, Any], known: set[bytes], source: Located, options: IngestOptions
 ) -> FileReport:
-    before = path.stat()
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    report = FileReport(source=path.name, sha256=sha256)
+    before = _stamp(source)
+    sha256 = _sha256(source)
+    report = FileReport(source=source.name, sha256=sha256)
     for earlier in document["ingests"]:
         if earlier["sha256"] == sha256 and earlier["options"] == options.identity():
             counts = {name: earlier[name] for name in ("parsed", "kept", "rejected", "folded", "reject_codes")}
-            return FileReport(source=path.name, sha256=sha256, skipped=True, **counts)
+            return FileReport(source=source.name, sha256=sha256, skipped=True, **counts)
     writer = _FileWriter(store, document, known, report, dict(options.labels))
     try:
-        for item in _with_progress(path, options):
+        for item in _with_progress(source, options):
             writer.add(item)
             if options.strict and report.rejected:
                 writer.dry = True
-        if (path.stat().st_size, path.stat().st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise BadInputError(f"{path.name} changed while it was read: ingest it again when it is whole")
+        if _stamp(source) != before:
+            raise BadInputError(f"{source.name} changed while it was read: ingest it again when it is whole")
         if options.strict and report.rejected:
             raise _strict_error(report, writer.problems)
         writer.commit(options)
@@ -136,18 +148,36 @@ def _ingest_file(
     return report
 
 
-def _with_progress(path: Path, options: IngestOptions) -> Iterator[Row | Reject]:
-    """The file's records, with progress in bytes read (Parquet: in rows, for its reader jumps about)."""
-    container = options.format or detect(path).container
-    with path.open("rb") as file:
-        total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
-        with Progress(total, unit, f"reading {path.name}") as bar:
-            rows = read_rows(file, format=container, layout=options.layout, name=path.name)
-            for number, item in enumerate(rows, start=1):
-                yield item
-                if number % 100 == 0:
-                    bar.advance(100 if unit == "rows" else file.tell() - bar.done, records=number)
-            bar.advance((total or bar.done) - bar.done)
+def _stamp(source: Located) -> list[tuple[int, int]]:
+    return [(path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+
+
+def _sha256(source: Located) -> str:
+    """SHA-256 of the file; of several, that of their digests in order."""
+    digests = []
+    for path in source.files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _with_progress(source: Located, options: IngestOptions) -> Iterator[Row | Reject]:
+    """The records, with progress in bytes read (Parquet: in rows, for its reader jumps about)."""
+    done = 0
+    for path in source.files:
+        container = source.container or options.format or detect(path).container
+        with path.open("rb") as file:
+            total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
+            with Progress(total, unit, f"reading {path.name}") as bar:
+                rows = read_rows(file, format=container, layout=options.layout, name=path.name)
+                first, done = done, 0
+                for number, item in enumerate(rows, start=1):
+                    done = number
+                    yield item if not first else replace(item, record=item.record + first)
+                    if number % 100 == 0:
+                        bar.advance(100 if unit == "rows" else file.tell() - bar.done, records=number)
+                bar.advance((total or bar.done) - bar.done)
+                done += first
 
 
 class _FileWriter:
@@ -189,16 +219,15 @@ class _FileWriter:
             self.rejects += [{"source": self.report.source, **problem} for problem in problems]
 
     def _keep(self, row: Row) -> None:
-        text = dump_messages(row.messages)
-        digest = example_id(text)
+        digest = example_id(row.json)
         key = bytes.fromhex(digest)
         if key in self.known or key in self.new:
             self.report.folded += 1
         else:
             self.report.kept += 1
             self.new.add(key)
-            self.n_chars += len(text)
-            self.examples.append(_example(row, text, digest, self.labels))
+            self.n_chars += len(row.json)
+            self.examples.append(_example(row, digest, self.labels))
         source = {"example_id": digest, "source": self.report.source, "source_id": row.source_id}
         self.sources.append({**source, "record": row.record})
         self._flush(PART_ROWS)
@@ -241,11 +270,11 @@ class _FileWriter:
             self.store.delete(f"{self.folder}/{item['name']}")
 
 
-def _example(row: Row, text: str, digest: str, labels: dict[str, str]) -> dict[str, Any]:
+def _example(row: Row, digest: str, labels: dict[str, str]) -> dict[str, Any]:
     messages = row.messages
     return {
         "example_id": digest,
-        "messages": text,
+        "messages": row.json,
         "n_turns": len(messages),
         "n_assistant_turns": sum(message["role"] == "assistant" for message in messages),
         "n_chars": sum(len(message.get("content") or "") for message in messages),

@@ -1,45 +1,83 @@
 """What a file is, from its first bytes; its name decides only where they leave it open."""
 
+import csv
 import json
 import re
 from pathlib import PurePath
 from typing import BinaryIO
 
 from curator.errors import BadInputError
+from curator.formats.columnar import ARROW_FILE, ARROW_STREAM, columnar_layout, layout_of_columns
+from curator.formats.csv_rows import delimiter_of
 from curator.formats.json_stream import BOM
+from curator.formats.layouts import layout_of
+from curator.formats.packed import packing_of, unpacked
 from curator.formats.rows import Container, Detected, Layout
 
 HEAD_BYTES = 64 * 1024
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
+_OTHER_PACKINGS = {
     b"PK\x03\x04": "zip",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+_PACKED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd")
 _TURN_KEY = re.compile(rb'"(from|value|role|content)"\s*:')
-_LIST_KEY = re.compile(rb'"(conversations|messages)"\s*:')
+_RECORD_KEY = re.compile(rb'"(conversations|messages|prompt|completion|instruction|output)"\s*:')
 
 
-def detect_file(file: BinaryIO, name: str) -> Detected:
-    """Container and layout of a seekable file, which is left at its start.
+def detect_file(file: BinaryIO, name: str, max_bytes: int | None = None) -> Detected:
+    """Container and layout of a seekable file, packed or not, which is left at its start.
 
-    Raises BadInputError for empty, compressed or UTF-16 files and where the first bytes are no JSON.
+    Raises BadInputError for empty, zip and UTF-16 files and where the first bytes are of no format that is read,
+    and UnpackedTooLargeError where a packed column file unpacks to more than `max_bytes`.
     """
+    with unpacked(file, max_bytes) as stream:
+        head = stream.read(HEAD_BYTES)
     file.seek(0)
-    head = file.read(HEAD_BYTES)
-    file.seek(0)
+    container = _columnar(head)
+    if container is not None:
+        with unpacked(file, max_bytes) as stream:
+            layout = columnar_layout(stream, container, name)
+        file.seek(0)
+        return Detected(container, layout)
+    return _detect_text(head, name, packed=packing_of(file.read(4)) is not None, file=file)
+
+
+def _columnar(head: bytes) -> Container | None:
     if head[:4] == b"PAR1":
-        return Detected("parquet", _parquet_layout(file, name))
-    for magic, kind in _PACKED.items():
+        return "parquet"
+    return "arrow" if head.startswith((ARROW_FILE, ARROW_STREAM)) else None
+
+
+def _detect_text(head: bytes, name: str, *, packed: bool, file: BinaryIO) -> Detected:
+    file.seek(0)
+    for magic, packing in _OTHER_PACKINGS.items():
         if head.startswith(magic):
-            raise BadInputError(f"{name} is {kind}: unpack or convert it to UTF-8 JSON or Parquet first")
+            raise BadInputError(f"{name} is {packing}: unpack or convert it to UTF-8 JSON, CSV or Parquet first")
+    if packed and packing_of(head):
+        raise BadInputError(f"{name} is packed twice: unpack it once")
     text = head.removeprefix(BOM).lstrip()
     if not text:
         raise BadInputError(f"{name} holds no records: it is empty")
-    return Detected(_container(text, name), _layout(text))
+    plain_name = PurePath(name)
+    while plain_name.suffix.lower() in _PACKED_SUFFIXES:
+        plain_name = plain_name.with_suffix("")
+    columns = _csv_columns(text, plain_name.suffix.lower())
+    if columns is not None:
+        return Detected("csv", layout_of_columns(columns, name))
+    return Detected(_container(text, plain_name.name), _layout(text))
+
+
+def _csv_columns(text: bytes, suffix: str) -> list[str] | None:
+    """The header's columns when the file is named CSV or its first line is a header that fits a layout."""
+    if text[:1] in (b"{", b"["):
+        return None
+    header = text.split(b"\n")[0].decode("utf-8", "replace")
+    columns = [cell.strip() for cell in next(csv.reader([header.strip("\r")], delimiter=delimiter_of(header)), [])]
+    fits = len(columns) > 1 and layout_of(columns) is not None
+    return columns if fits or suffix in (".csv", ".tsv") else None
 
 
 def _container(text: bytes, name: str) -> Container:
@@ -55,8 +93,8 @@ def _container(text: bytes, name: str) -> Container:
         # A first line longer than the head is one record a line; a short one that is no object opens a record.
         return "jsonl" if len(lines) == 1 and suffix != ".json" else "json"
     raise BadInputError(
-        f"{name} is neither JSON Lines, a JSON array nor Parquet: it starts with {text[:20].decode('latin-1')!a}; "
-        "convert it, or name its format (--format) if that is a broken first record"
+        f"{name} is neither JSON Lines, a JSON array, CSV, Parquet nor Arrow: it starts with "
+        f"{text[:20].decode('latin-1')!a}; convert it, or name its format (--format) if that is a broken first record"
     )
 
 
@@ -70,22 +108,9 @@ def _is_object(line: bytes) -> bool:
 
 
 def _layout(text: bytes) -> Layout:
-    if turn := _TURN_KEY.search(text):
+    found = _RECORD_KEY.search(text)
+    key = found.group(1).decode() if found else "messages"
+    turn = _TURN_KEY.search(text)
+    if turn and key in ("messages", "conversations"):
         return "sharegpt" if turn.group(1) in (b"from", b"value") else "messages"
-    found = _LIST_KEY.search(text)
-    return "sharegpt" if found and found.group(1) == b"conversations" else "messages"
-
-
-def _parquet_layout(file: BinaryIO, name: str) -> Layout:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        schema = pq.ParquetFile(file).schema_arrow
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BadInputError(f"{name} is not a whole Parquet file: {error}") from error
-    file.seek(0)
-    if "messages" not in schema.names and "conversations" not in schema.names:
-        columns = ", ".join(schema.names)
-        raise BadInputError(f"{name} has neither a column messages nor conversations, but {columns}")
-    return "messages" if "messages" in schema.names else "sharegpt"
+    return layout_of([key]) or "messages"

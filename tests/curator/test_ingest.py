@@ -265,7 +265,7 @@ def test_the_command_says_what_became_of_every_record(tmp_path: Path, capsys: py
     assert main(options) == 0
     said = capsys.readouterr()
     assert "a.jsonl: 3 parsed = 1 kept + 1 rejected + 1 folded" in said.out
-    assert "line 3 /messages: missing_messages_list: expected a list" in said.err
+    assert "line 3 /messages: missing_messages_list: expected messages, conv" in said.err
     assert main([*options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"][0]["skipped"] is True
     assert main([*options, "--strict", "--corpus", "d", "--json"]) == 2

@@ -77,8 +77,8 @@ def test_listed_bad_rows_are_capped_and_all_are_counted(tmp_path: Path, monkeypa
 
 
 def test_no_file_is_left_when_reading_fails(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="is gzip"):
-        read_task_set(io.BytesIO(b"\x1f\x8b..."), tmp_path / "work", name="t.gz")
+    with pytest.raises(BadInputError, match="is zip"):
+        read_task_set(io.BytesIO(b"PK\x03\x04..."), tmp_path / "work", name="t.zip")
     assert list((tmp_path / "work").iterdir()) == []
 
 
