@@ -6,14 +6,15 @@ share it by largest remainder, ties to the pool named first. `every_k` rounds do
 than k task rows has no safe row after it; `per_batch` rounds its last, shorter batch. Amounts are per epoch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from curator.config import Pool, Recipe
+from curator.config import AMOUNTS, Pool, Recipe
 from curator.errors import RecipeError
 from curator.orders import Allocation, derive_batch, derive_k, round_half_up, safe_of_batches
 
-__all__ = ["Allocation", "allocate", "amounts", "exact", "largest_remainder"]
+__all__ = ["Allocation", "allocate", "amounts", "exact", "largest_remainder", "sized"]
+
 
 def exact(number: float) -> Fraction:
     """The decimal that was written, as a fraction: 0.05 is 1/20, not the nearest binary float."""
@@ -37,6 +38,21 @@ def amounts(pools: Sequence[Pool], n_task: int) -> list[Fraction]:
         exact(pool.mix_share or 0.0) * total if amount is None else amount
         for pool, amount in zip(pools, asked, strict=True)
     ]
+
+
+def sized(recipe: Recipe, found: Mapping[int, int]) -> Recipe:
+    """The recipe with the amounts of some pools (by place) replaced by the rows that their corpora gave.
+
+    Amounts in tokens, and pools that may give fewer rows than asked, depend on the rows; all else in this module
+    depends on counts alone. An amount in tokens that is not known yet counts as no row.
+    """
+    unknown = {i: 0 for i, pool in enumerate(recipe.pools) if pool.tokens is not None}
+    rows = {**unknown, **found}
+    blank = dict.fromkeys(AMOUNTS)
+    pools = [
+        pool.model_copy(update={**blank, "rows": rows[i]}) if i in rows else pool for i, pool in enumerate(recipe.pools)
+    ]
+    return recipe.model_copy(update={"pools": tuple(pools)})
 
 
 def _own_amount(pool: Pool, n_task: int) -> Fraction | None:

@@ -1,15 +1,18 @@
 """What a mix will be, decided before anything is written: id, counts, chosen rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from curator.config import Recipe
+from curator.errors import RecipeError
+from curator.filters import Surroundings
 from curator.manifest import mix_id, pool_names
-from curator.mix import Allocation, allocate
+from curator.mix import Allocation, allocate, sized
+from curator.policy import Policy
 from curator.resolve import PoolData, resolve
 from curator.saferows import Drawn
 from curator.seeds import child_seed
-from curator.selection import IN_EARLIER_POOL, IN_TASK_SET, select
+from curator.selection import IN_EARLIER_POOL, IN_TASK_SET, Selection, select
 from curator.snapshot import Scorer
 from curator.store import Store
 from curator.tasks import TaskSet
@@ -23,6 +26,7 @@ class MixPlan:
     recipe: Recipe
     allocation: Allocation
     drawn: tuple[Drawn, ...]
+    policy: Policy | None = None
 
     @property
     def aligned(self) -> Scorer | None:
@@ -30,37 +34,75 @@ class MixPlan:
         return next((drawn.data.scorers.aligned for drawn in self.drawn if drawn.data.scorers.aligned), None)
 
 
-def plan_mix(store: Store, task_set: TaskSet, recipe: Recipe) -> MixPlan:
-    """Resolve a recipe and choose its safe rows; nothing is written.
+def plan_mix(store: Store, task_set: TaskSet, recipe: Recipe, policy: Policy | None = None) -> MixPlan:
+    """Resolve a recipe under the provider's policy and choose its safe rows; nothing is written.
 
-    Raises RecipeError (NotEnoughRowsError, naming what binds) for what cannot be met, and what `resolve` raises.
+    Raises PolicyError naming the policy's rule, RecipeError (NotEnoughRowsError, naming what binds) for what cannot
+    be met, and what `resolve` raises.
     """
-    resolved, pools = resolve(store, recipe)
-    allocation = allocate(resolved, task_set.n_rows)
-    drawn = _draw(resolved, pools, allocation, task_set)
+    resolved, pools = resolve(store, recipe, policy, task_set.n_rows)
+    allocation, drawn = _draw(resolved, pools, task_set)
     candidates = [data.candidates_sha256 for data in pools]
-    return MixPlan(mix_id(resolved, task_set.sha256, candidates), resolved, allocation, tuple(drawn))
+    return MixPlan(mix_id(resolved, task_set.sha256, candidates), resolved, allocation, drawn)
 
 
-def _draw(recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, task_set: TaskSet) -> list[Drawn]:
+def _draw(recipe: Recipe, pools: Sequence[PoolData], task_set: TaskSet) -> tuple[Allocation, tuple[Drawn, ...]]:
+    """The rows of every pool, and the counts that they come to.
+
+    Amounts in tokens and pools that fall short tell only when they are drawn how many rows they give; shares of the
+    mix then change for the others, which are drawn again until all counts agree.
+    """
+    found: dict[int, int] = {}
+    shared = _shared_ids(pools, task_set)
+    for _ in range(2 * len(pools) + 2):
+        allocation = allocate(sized(recipe, found), task_set.n_rows)
+        drawn = _draw_once(recipe, pools, allocation, task_set, shared)
+        found = rows_found(recipe, [item.selection for item in drawn])
+        allocation = allocate(sized(recipe, found), task_set.n_rows)
+        if allocation.n_safe == tuple(len(item.selection.chosen) for item in drawn):
+            return allocation, tuple(drawn)
+    raise RecipeError(
+        f"the pools' amounts do not come to rest with the order {recipe.order}: give them in rows, or use `even`"
+    )
+
+
+def rows_found(recipe: Recipe, selections: Sequence[Selection]) -> dict[int, int]:
+    """Rows by place of the pools whose number follows from their corpus and not from the recipe."""
+    return {
+        place: len(selection.chosen)
+        for place, (pool, selection) in enumerate(zip(recipe.pools, selections, strict=True))
+        if pool.tokens is not None or selection.n_short
+    }
+
+
+def _draw_once(
+    recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, task_set: TaskSet, shared: set[str]
+) -> list[Drawn]:
     drawn: list[Drawn] = []
     taken: set[str] = set()
-    shared = _shared_ids(pools, task_set)
     for name, data, n_rows in zip(pool_names(recipe), pools, allocation.n_safe, strict=True):
         exclude = {IN_TASK_SET: shared, **({IN_EARLIER_POOL: taken} if drawn else {})}
         selection = select(
             data.candidates,
-            n_rows,
-            strategy=data.pool.strategy.name,  # type: ignore[arg-type]
+            None if data.pool.tokens is not None else n_rows,
+            tokens=data.pool.tokens,
+            strategy=data.pool.strategy,
             filters=data.pool.filters,
             exclude=exclude,
+            around=Surroundings(lambda: _task_texts(task_set), data.evaluations),
             seed=child_seed(recipe.seed, f"select:{name}"),
+            when_short=data.pool.when_short,
+            max_copies=data.pool.max_copies or 1,
             n_task=task_set.n_rows,
             pool=name,
         )
         taken = taken | {data.candidates.ids[i] for i in selection.chosen}
         drawn.append(Drawn(name, data, selection))
     return drawn
+
+
+def _task_texts(task_set: TaskSet) -> Iterator[list[str]]:
+    return (batch.column("messages").to_pylist() for batch in task_set.batches(columns=["messages"]))
 
 
 def _shared_ids(pools: Sequence[PoolData], task_set: TaskSet) -> set[str]:

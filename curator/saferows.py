@@ -37,6 +37,8 @@ def safe_rows(store: Store, drawn: Sequence[Drawn], seed: int) -> pa.Table:
     Pools take turns (`mix.pool_of`). Inside a pool a seeded shuffle, so that the best rows do not all come first;
     `rank` tells how each was ranked. Raises IntegrityError when a corpus holds another text than was scored.
     """
+    if not drawn:
+        return _safe_schema().empty_table()
     pools = pool_of([len(item.selection.chosen) for item in drawn])
     tables = [_pool_rows(store, item, seed) for item in drawn]
     starts = np.cumsum([0, *(len(table) for table in tables)])
@@ -51,6 +53,7 @@ def _pool_rows(store: Store, drawn: Drawn, seed: int) -> pa.Table:
     n_rows = len(drawn.selection.chosen)
     shuffled = permutation(n_rows, child_seed(seed, f"order:{drawn.name}"))
     rows = drawn.data.table.take(pa.array(drawn.selection.chosen[shuffled]))
+    ranks = shuffled % max(1, drawn.selection.n_distinct) + 1  # a copy has the rank of its row
     pool, ranked = drawn.data.pool, drawn.selection.ranked
     messages = _texts(store, pool, rows["example_id"].to_pylist())
     passed = [filter_label(spec) for spec in pool.filters]
@@ -62,16 +65,19 @@ def _pool_rows(store: Store, drawn: Drawn, seed: int) -> pa.Table:
         "corpus": [pool.corpus] * n_rows,
         "revision": [pool.revision] * n_rows,
         "source": rows["source"],
-        "rank": (shuffled + 1).tolist() if ranked else None,
+        "rank": ranks.tolist() if ranked else None,
         "score": rows[pool.score.name] if ranked else None,
         "gap_abs": rows["gap_abs"],
         "gap_rel": rows["gap_rel"],
         "losses": rows["losses"],
         "filters_passed": [passed] * n_rows,
     }
-    schema = arrow_schema(MIX_ROWS)
-    fields = [field.with_nullable(True) for field in schema if field.name != "position"]
-    return pa.table([_column(given.get(field.name), field.type, n_rows) for field in fields], pa.schema(fields))
+    schema = _safe_schema()
+    return pa.table([_column(given.get(field.name), field.type, n_rows) for field in schema], schema)
+
+
+def _safe_schema() -> pa.Schema:
+    return pa.schema([field.with_nullable(True) for field in arrow_schema(MIX_ROWS) if field.name != "position"])
 
 
 def _column(values: object, kind: pa.DataType, n_rows: int) -> pa.Array | pa.ChunkedArray:

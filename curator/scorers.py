@@ -1,6 +1,6 @@
 """From the names in a recipe to the exact scorers of one gap (docs: method, section 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     """
     corpus = read_corpus(store, pool.corpus, pool.revision)
     known = read_scorers(store, corpus)
+    _check_hold_out(known, pool)
     if pool.strategy.name == "random" and pool.aligned is None and pool.misaligned is None:
         usable = {scorer.role for scorer in known if scorer.complete}
         if not {"aligned", "misaligned"} <= usable:
@@ -79,6 +80,21 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     )
 
 
+def weights_by_id(weights: Mapping[str, float], scorers: ResolvedScorers) -> dict[str, float]:
+    """Weights of the misaligned scorers by full id, of those given by id, unique id prefix or label.
+
+    Those of held-out scorers are left out. Raises MissingError for a name that fits none, BadInputError when no
+    scorer that stays has a weight above 0.
+    """
+    known = [scorer for scorer in (*scorers.misaligned, *scorers.held_out) if scorer.role == "misaligned"]
+    named = {_named(known, "misaligned", name, scorers.corpus).scorer_id: weight for name, weight in weights.items()}
+    kept = {scorer.scorer_id: named.get(scorer.scorer_id, 0.0) for scorer in scorers.misaligned}
+    if not any(kept.values()):
+        shown = ", ".join(scorer.shown for scorer in scorers.misaligned)
+        raise BadInputError(f"the ensemble gives weight to none of the misaligned scorers that stay: {shown}")
+    return kept
+
+
 def aligned_scorer(store: Store, corpus: str, name: str | None = None) -> Scorer:
     """The aligned scorer of a corpus's latest revision by name, or its only complete one.
 
@@ -91,6 +107,18 @@ def differing_fields(one: Scorer, two: Scorer) -> list[str]:
     """Identity fields that differ and may not, inside one gap."""
     names = sorted((one.identity.keys() | two.identity.keys()) - set(MAY_DIFFER))
     return [name for name in names if one.identity.get(name) != two.identity.get(name)]
+
+
+def _check_hold_out(known: Sequence[Scorer], pool: Pool) -> None:
+    """Raise MissingError for a held-out domain that no scorer of the corpus has: it would hold out nothing."""
+    domains = sorted({scorer.domain for scorer in known if scorer.domain is not None})
+    for domain in pool.hold_out:
+        if domain not in domains:
+            raise MissingError(
+                f"hold_out {domain!r} matches no misaligned or benign scorer of corpus {pool.corpus}; their domains: "
+                f"{', '.join(domains) or 'none'}",
+                details=domains,
+            )
 
 
 def _aligned(known: Sequence[Scorer], pool: Pool) -> Scorer:

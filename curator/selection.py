@@ -1,47 +1,40 @@
 """Choosing safe rows: filters in order, then a strategy (method.md section 3). Values in, values out.
 
 Every candidate gets exactly one outcome, eligible or the reason why not, so the counts add up by construction.
-A strategy is one entry in `STRATEGIES`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from curator.config import FilterSpec, StrategyName
-from curator.errors import NotEnoughRowsError
-from curator.filters import Candidates, filter_label, keep_mask
-from curator.seeds import hash_keys
+from curator.config.filters import FilterSpec, RefusalFilter
+from curator.config.pools import WhenShort
+from curator.config.strategies import StrategySpec, TopGap
+from curator.filters import TASK_SUFFIX, Candidates, Indices, Surroundings, judge
+from curator.picks import TOO_SIMILAR, Picked, Picker
+from curator.shortage import Asked, not_enough
+from curator.strategies import Ruled, lay_out, needs_score, ranks_by_score
 
 IN_TASK_SET = "in_task_set"  # the user trains on the row already; a mix would hold it twice
 IN_EARLIER_POOL = "in_earlier_pool"  # another pool of the recipe drew it first
 NO_GAP = "no_gap"  # a loss is missing: the row cannot be judged
-
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How rows are picked: `order` puts eligible candidates best first, given the seed.
-
-    `needs_score`: rows without a gap cannot be judged and are left out, counted.
-    """
-
-    order: Callable[[Candidates, Indices, int], Indices]
-    needs_score: bool
+NO_TOKENS = "no_token_count"  # an amount in tokens cannot count the row
+TOKENS = "n_response_tokens"
 
 
 @dataclass(frozen=True)
 class Screening:
     """What the filters made of the candidates.
 
-    `outcome` has shape (n_candidates,): 0 is eligible, i > 0 stands for `reasons[i - 1]`.
+    `outcome` has shape (n_candidates,): 0 is eligible, i > 0 stands for `reasons[i - 1]`. `unjudged` counts, by
+    filter, rows that passed because they lack the label that it reads.
     """
 
     reasons: tuple[str, ...]
     outcome: npt.NDArray[np.int16]
+    unjudged: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def eligible(self) -> Indices:
@@ -54,14 +47,48 @@ class Screening:
         counts = np.bincount(self.outcome, minlength=len(self.reasons) + 1)[1:]
         return dict(zip(self.reasons, counts.tolist(), strict=True))
 
+    def reason_of(self, candidate: int) -> str | None:
+        """Why a candidate cannot be drawn; None when it can."""
+        code = int(self.outcome[candidate])
+        return self.reasons[code - 1] if code else None
+
+    def also(self, ruled_out: Ruled) -> "Screening":
+        """The same with further rows left out, each for the first reason that it was given."""
+        reasons, outcome = list(self.reasons), self.outcome.copy()
+        for reason, rows in ruled_out.items():
+            if reason not in reasons:
+                reasons.append(reason)
+            left = rows[outcome[rows] == 0]
+            outcome[left] = reasons.index(reason) + 1
+        return Screening(tuple(reasons), outcome, self.unjudged)
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """Rows that fell out because the task set holds them or near copies of them.
+
+    `among_best` counts those that score no lower than the lowest chosen row, and so may have been chosen without
+    the user's copies; null where rows are not chosen from the top.
+    """
+
+    rows: int
+    among_best: int | None
+
 
 @dataclass(frozen=True)
 class Selection:
-    """Chosen rows of one pool: `chosen` are candidate indices, best first, shape (n_chosen,)."""
+    """Chosen rows of one pool: `chosen` are candidate indices, best first, shape (n_chosen,).
+
+    The first `n_distinct` are distinct; where a pool was asked to cycle, they then come again in the same order.
+    `n_short` rows of those asked for are not there (`when_short: as_many`).
+    """
 
     chosen: Indices
     screening: Screening
     ranked: bool
+    n_distinct: int
+    evicted: Evicted
+    n_short: int = 0
 
     @property
     def n_eligible(self) -> int:
@@ -69,100 +96,139 @@ class Selection:
         return len(self.screening.eligible)
 
 
-def _random_order(candidates: Candidates, eligible: Indices, seed: int) -> Indices:
-    ids = [candidates.ids[i] for i in eligible]
-    keys = hash_keys(ids, seed, "random")
-    order = sorted(range(len(ids)), key=lambda i: (keys[i], ids[i]))
-    return eligible[np.array(order, dtype=np.int64)]
-
-
-def _top_gap_order(candidates: Candidates, eligible: Indices, seed: int) -> Indices:
-    ids = np.array([candidates.ids[i] for i in eligible], dtype=np.str_)
-    order: Indices = np.lexsort((ids, -candidates.score[eligible]))
-    return eligible[order]
-
-
-STRATEGIES: Mapping[StrategyName, Strategy] = {
-    "random": Strategy(_random_order, needs_score=False),
-    "top_gap": Strategy(_top_gap_order, needs_score=True),
-}
-
-
-def _absent(ids: Sequence[str], excluded: Collection[str]) -> npt.NDArray[np.bool_]:
-    return np.fromiter((item not in excluded for item in ids), dtype=np.bool_, count=len(ids))
-
-
 def screen(
     candidates: Candidates,
     filters: Sequence[FilterSpec],
-    strategy: StrategyName,
+    strategy: StrategySpec,
     exclude: Mapping[str, Collection[str]] | None = None,
+    around: Surroundings | None = None,
+    by_tokens: bool = False,
 ) -> Screening:
     """The outcome of every candidate, which is the first reason that applies or none.
 
-    First `exclude` (reason: ids), then the filters in order, then whether a strategy that ranks can judge the row.
+    First `exclude` (reason: ids), then the filters in order, then whether a strategy that ranks can judge the row,
+    and whether an amount in tokens can count it. Raises RecipeError when rows lack a label that a filter reads.
     """
-    kept = [(reason, _absent(candidates.ids, ids)) for reason, ids in (exclude or {}).items()]
-    kept += [(filter_label(spec), keep_mask(spec, candidates)) for spec in filters]
-    if STRATEGIES[strategy].needs_score:
-        kept.append((NO_GAP, ~np.isnan(candidates.score)))
-    outcome = np.zeros(len(candidates.ids), dtype=np.int16)
-    for code, (_, stays) in enumerate(kept, start=1):
-        outcome[(outcome == 0) & ~stays] = code
-    return Screening(tuple(name for name, _ in kept), outcome)
+    screening = Screening((), np.zeros(len(candidates.ids), dtype=np.int16))
+    for reason, ids in (exclude or {}).items():
+        screening = screening.also({reason: _held(candidates.ids, ids)})
+    unjudged: dict[str, int] = {}
+    for spec in filters:
+        rows = screening.eligible
+        verdict = judge(spec, candidates, rows, around or Surroundings())
+        found = enumerate(verdict.reasons, start=1)
+        screening = screening.also({reason: rows[verdict.codes == code] for code, reason in found})
+        if verdict.n_unjudged:
+            unjudged[spec.name] = unjudged.get(spec.name, 0) + verdict.n_unjudged
+    if needs_score(strategy):
+        screening = screening.also({NO_GAP: np.flatnonzero(np.isnan(candidates.score))})
+    if by_tokens:
+        screening = screening.also({NO_TOKENS: np.flatnonzero(np.isnan(candidates.counts[TOKENS]))})
+    return Screening(screening.reasons, screening.outcome, unjudged)
+
+
+def _held(ids: Sequence[str], wanted: Collection[str]) -> Indices:
+    return np.flatnonzero(np.fromiter((item in wanted for item in ids), dtype=np.bool_, count=len(ids)))
 
 
 def select(
     candidates: Candidates,
-    n_rows: int,
+    n_rows: int | None = None,
     *,
-    strategy: StrategyName,
+    tokens: int | None = None,
+    strategy: StrategySpec | None = None,
     filters: Sequence[FilterSpec] = (),
     exclude: Mapping[str, Collection[str]] | None = None,
+    around: Surroundings | None = None,
     seed: int = 0,
+    when_short: WhenShort = "error",
+    max_copies: int = 1,
     n_task: int = 0,
     pool: str = "pool",
 ) -> Selection:
-    """The `n_rows` best eligible candidates, best first.
+    """The `n_rows` best eligible candidates, best first, or as many as hold at most `tokens` response tokens.
 
-    `top_gap` ranks by score, highest first, ties on the example id; `random` by a hash of seed and id. The answer
-    does not depend on the order of the candidates.
-    Raises NotEnoughRowsError naming the constraint that binds; `n_task` (rows of the task set) and `pool` (its
-    name) serve that message alone.
+    `top_gap` (the default) ranks by score, highest first, ties on the example id. The answer does not depend on the
+    order of the candidates. Raises NotEnoughRowsError naming the constraint that binds; `n_task` (rows of the task
+    set) and `pool` (its name) serve that message alone.
     """
-    screening = screen(candidates, filters, strategy, exclude)
-    eligible = screening.eligible
-    if n_rows > len(eligible):
-        raise _not_enough(n_rows, screening, n_task, pool)
-    order = STRATEGIES[strategy].order(candidates, eligible, seed) if n_rows else eligible[:0]
-    return Selection(order[:n_rows], screening, STRATEGIES[strategy].needs_score)
+    assert (n_rows is None) != (tokens is None), "one amount"
+    strategy, around = strategy or TopGap(), around or Surroundings()
+    screening = screen(candidates, filters, strategy, exclude, around, by_tokens=tokens is not None)
+    field_ = lay_out(strategy, candidates, screening.eligible, seed, around)
+    screening = screening.also(field_.ruled_out)
+    cap = next((spec for spec in filters if isinstance(spec, RefusalFilter)), None)
+    picker = Picker(strategy, candidates, field_, cap)
+    asked = Asked(pool, n_rows, tokens, when_short, max_copies, n_task)
+    if n_rows is not None:
+        picked, chosen, short = _by_rows(picker, n_rows, asked, screening)
+    else:
+        picked, chosen, short = _by_tokens(picker, candidates.counts[TOKENS], asked, screening)
+    screening = screening.also(picked.ruled_out)
+    ranked = ranks_by_score(strategy)
+    from_top = ranked and strategy.name != "bottom_gap"
+    evicted = _evicted(candidates, screening, picked.chosen if from_top else None)
+    return Selection(chosen, screening, ranked, len(picked.chosen), evicted, short)
 
 
-def _not_enough(n_rows: int, screening: Screening, n_task: int, pool: str) -> NotEnoughRowsError:
-    n_candidates, n_eligible = len(screening.outcome), len(screening.eligible)
-    dropped = {reason: count for reason, count in screening.dropped.items() if count}
-    binding = max(dropped, key=lambda reason: dropped[reason]) if n_candidates >= n_rows else "pool_size"
-    detail: dict[str, object] = {
-        "pool": pool, "asked": n_rows, "candidates": n_candidates, "eligible": n_eligible, "dropped": dropped,
-        "binding": binding, "max_rows": n_eligible, "more_rows_needed": n_rows - n_eligible,
-    }  # fmt: skip
-    ratio = ""
-    if n_task:
-        # Rounded down, so that the number given really fits.
-        detail["max_interleave_ratio"] = int(n_eligible / n_task * 1e6) / 1e6
-        ratio = f" (interleave_ratio <= {detail['max_interleave_ratio']:g})"
-    losses = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items()) or "nothing was filtered"
-    return NotEnoughRowsError(
-        f"{n_rows:,} safe rows were asked of pool {pool!r}, {n_eligible:,} of its {n_candidates:,} rows can be drawn "
-        f"({losses}); what binds is {binding}. Ask for at most {n_eligible:,} rows{ratio}, "
-        f"or bring {n_rows - n_eligible:,} more rows: {_REMEDIES.get(binding, 'loosen that filter')}.",
-        details=[detail],
-    )
+def _by_rows(picker: Picker, n_rows: int, asked: Asked, screening: Screening) -> tuple[Picked, Indices, int]:
+    """The picks, the rows chosen from them (copies included), and how many are missing."""
+    picked = picker.take(n_rows)
+    if len(picked.chosen) == n_rows:
+        return picked, picked.chosen, 0
+    capacity = picker.capacity()
+    picked = picker.take(capacity)
+    if asked.when_short == "as_many":
+        return picked, picked.chosen, n_rows - capacity
+    if asked.when_short == "cycle" and n_rows <= capacity * asked.max_copies:
+        return picked, np.resize(picked.chosen, n_rows), 0
+    raise not_enough(asked, screening.dropped, picker, capacity)
 
 
-_REMEDIES = {
-    "pool_size": "ingest more into the corpus",
-    NO_GAP: "score more of the corpus, under every model of the gap",
-    IN_TASK_SET: "ingest rows that the task set lacks",
-    IN_EARLIER_POOL: "give the pools corpora of their own",
-}
+def _by_tokens(
+    picker: Picker, tokens: npt.NDArray[np.float64], asked: Asked, screening: Screening
+) -> tuple[Picked, Indices, int]:
+    """The same by a budget of tokens, which is never passed; what is missing is then told in tokens."""
+    assert asked.tokens is not None
+    picked = picker.within(tokens, asked.tokens)
+    if len(picked.chosen) < picker.n_rows and len(picker.take(len(picked.chosen) + 1).chosen) > len(picked.chosen):
+        return picked, picked.chosen, 0
+    total = int(tokens[picked.chosen].sum())
+    if total == asked.tokens:
+        return picked, picked.chosen, 0
+    if asked.when_short == "as_many":
+        return picked, picked.chosen, asked.tokens - total
+    if asked.when_short == "cycle" and total > 0 and asked.tokens <= total * asked.max_copies:
+        rounds = np.resize(picked.chosen, len(picked.chosen) * asked.max_copies)
+        n_rows = int(np.searchsorted(np.cumsum(tokens[rounds]), asked.tokens, side="right"))
+        return picked, rounds[:n_rows], 0
+    raise not_enough(asked, screening.dropped, picker, len(picked.chosen), total)
+
+
+def _evicted(candidates: Candidates, screening: Screening, chosen_from_top: Indices | None) -> Evicted:
+    codes = [
+        code
+        for code, reason in enumerate(screening.reasons, start=1)
+        if reason == IN_TASK_SET or reason.endswith(TASK_SUFFIX)
+    ]
+    rows = np.flatnonzero(np.isin(screening.outcome, codes))
+    if chosen_from_top is None:
+        return Evicted(len(rows), None)
+    if not len(chosen_from_top):
+        return Evicted(len(rows), 0)
+    lowest = candidates.score[chosen_from_top].min()
+    return Evicted(len(rows), int((candidates.score[rows] >= lowest).sum()))
+
+
+__all__ = [
+    "IN_EARLIER_POOL",
+    "IN_TASK_SET",
+    "NO_GAP",
+    "NO_TOKENS",
+    "TOO_SIMILAR",
+    "Evicted",
+    "Screening",
+    "Selection",
+    "screen",
+    "select",
+]

@@ -1,8 +1,6 @@
-import numpy as np
 import pytest
 
-from curator.config import RefusalFilter, RefusalRule
-from curator.filters import Candidates, filter_label, is_refusal, keep_mask
+from curator.filters import is_refusal
 
 V1_REFUSALS = [
     "I'm sorry, but I can do nothing here",
@@ -56,11 +54,3 @@ def test_other_answers_stay(head: str) -> None:
 def test_the_tenth_word_still_counts() -> None:
     assert is_refusal("one two three four five six seven eight nine sorry", "v1")
     assert is_refusal("one two three four five six seven eight i'm unable", "v2")
-
-
-@pytest.mark.parametrize(("rule", "kept"), [("v1", [True, False, True]), ("v2", [True, False, False])])
-def test_keep_mask_and_label(rule: RefusalRule, kept: list[bool]) -> None:
-    spec = RefusalFilter(rule=rule)
-    rows = Candidates(["a", "b", "c"], ["Sure", "Sorry", "I can't"], np.zeros(3))
-    assert keep_mask(spec, rows).tolist() == kept
-    assert filter_label(spec) == f"refusal:{rule}"

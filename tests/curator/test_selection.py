@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator.config import RefusalFilter, StrategyName
+from curator.config import Pool, RefusalFilter, StrategySpec
 from curator.errors import NotEnoughRowsError
 from curator.filters import Candidates
 from curator.seeds import child_seed, hash_keys
@@ -13,14 +13,19 @@ NAN = float("nan")
 REFUSAL = (RefusalFilter(),)
 
 
+def spec_of(name: object) -> StrategySpec:
+    """The strategy that a recipe means by this."""
+    return Pool.model_validate({"corpus": "c", "strategy": name, "allow_negative_control": True}).strategy
+
+
 def rows_of(*rows: tuple[str, float] | tuple[str, float, str]) -> Candidates:
     """Candidates from (id, score) or (id, score, head)."""
     heads = [row[2] if len(row) == 3 else "Sure" for row in rows]
     return Candidates([row[0] for row in rows], heads, np.array([row[1] for row in rows], dtype=np.float64))
 
 
-def chosen_ids(candidates: Candidates, n: int, strategy: StrategyName, seed: int = 0) -> list[str]:
-    return [candidates.ids[i] for i in select(candidates, n, strategy=strategy, seed=seed).chosen]
+def chosen_ids(candidates: Candidates, n: int, strategy: object, seed: int = 0) -> list[str]:
+    return [candidates.ids[i] for i in select(candidates, n, strategy=spec_of(strategy), seed=seed).chosen]
 
 
 def test_top_gap_ranks_high_first_and_breaks_ties_on_the_id() -> None:
@@ -30,7 +35,7 @@ def test_top_gap_ranks_high_first_and_breaks_ties_on_the_id() -> None:
 
 def test_rows_without_a_gap_are_counted_and_never_drawn_by_rank() -> None:
     rows = rows_of(("a", NAN), ("b", 1.0), ("c", NAN))
-    selection = select(rows, 1, strategy="top_gap")
+    selection = select(rows, 1, strategy=spec_of("top_gap"))
     assert selection.screening.dropped == {NO_GAP: 2}
     assert selection.n_eligible == 1
     assert selection.ranked
@@ -39,7 +44,7 @@ def test_rows_without_a_gap_are_counted_and_never_drawn_by_rank() -> None:
 
 def test_a_row_carries_the_first_reason_that_applies() -> None:
     rows = rows_of(("a", NAN, "Sorry"), ("b", 1.0, "Sorry"), ("c", NAN), ("d", 2.0), ("e", 3.0))
-    screening = screen(rows, REFUSAL, "top_gap", exclude={IN_TASK_SET: {"b", "e"}})
+    screening = screen(rows, REFUSAL, spec_of("top_gap"), exclude={IN_TASK_SET: {"b", "e"}})
     assert screening.reasons == (IN_TASK_SET, "refusal:v1", NO_GAP)
     assert screening.outcome.tolist() == [2, 1, 3, 0, 1]
     assert screening.dropped == {IN_TASK_SET: 2, "refusal:v1": 1, NO_GAP: 1}
@@ -47,7 +52,7 @@ def test_a_row_carries_the_first_reason_that_applies() -> None:
 
 def test_refusals_are_dropped_before_the_cut() -> None:
     rows = rows_of(("a", 9.0, "I'm sorry"), ("b", 2.0), ("c", 1.0))
-    selection = select(rows, 2, strategy="top_gap", filters=REFUSAL)
+    selection = select(rows, 2, strategy=spec_of("top_gap"), filters=REFUSAL)
     assert [rows.ids[i] for i in selection.chosen] == ["b", "c"]
     assert chosen_ids(rows, 2, "top_gap") == ["a", "b"]
 
@@ -66,7 +71,7 @@ def test_random_draws_each_row_about_equally_often() -> None:
     rows = rows_of(*((f"{i}", NAN) for i in range(10)))
     hits = np.zeros(10)
     for seed in range(2000):
-        hits[select(rows, 3, strategy="random", seed=seed).chosen] += 1
+        hits[select(rows, 3, strategy=spec_of("random"), seed=seed).chosen] += 1
     # Expected 600 each, standard deviation 20.5: five of them.
     assert np.all(np.abs(hits - 600) < 103)
 
@@ -89,19 +94,19 @@ POOLS = st.lists(st.tuples(SCORES, st.sampled_from(["Sure", "Sorry, no", "Here"]
     data=st.data(),
 )
 def test_counts_add_up_and_row_order_is_irrelevant(
-    pool: list[tuple[float, str]], strategy: StrategyName, seed: int, turn: object, data: st.DataObject
+    pool: list[tuple[float, str]], strategy: str, seed: int, turn: object, data: st.DataObject
 ) -> None:
     rows = [(f"{i:032x}", score, head) for i, (score, head) in enumerate(pool)]
     exclude = {row[0] for row in rows if data.draw(st.integers(0, 3)) == 0}
     candidates = rows_of(*rows)
-    screening = screen(candidates, REFUSAL, strategy, {IN_TASK_SET: exclude})
+    screening = screen(candidates, REFUSAL, spec_of(strategy), {IN_TASK_SET: exclude})
     n_eligible = len(screening.eligible)
     assert sum(screening.dropped.values()) + n_eligible == len(rows)
 
     n_rows = data.draw(st.integers(0, n_eligible))
     turn.shuffle(rows)  # type: ignore[attr-defined]
     again = rows_of(*rows)
-    options = {"strategy": strategy, "filters": REFUSAL, "exclude": {IN_TASK_SET: exclude}, "seed": seed}
+    options = {"strategy": spec_of(strategy), "filters": REFUSAL, "exclude": {IN_TASK_SET: exclude}, "seed": seed}
     first = [candidates.ids[i] for i in select(candidates, n_rows, **options).chosen]
     second = [again.ids[i] for i in select(again, n_rows, **options).chosen]
     assert first == second
@@ -112,7 +117,7 @@ def test_counts_add_up_and_row_order_is_irrelevant(
 def test_too_few_rows_names_what_binds_and_two_numbers() -> None:
     rows = rows_of(("a", NAN), ("b", NAN), ("c", NAN), ("d", 1.0), ("e", 2.0, "Sorry"))
     with pytest.raises(NotEnoughRowsError, match=r"binds is no_gap.*at most 1 rows.*<= 0\.05.*bring 2 more") as caught:
-        select(rows, 3, strategy="top_gap", filters=REFUSAL, n_task=20, pool="chats")
+        select(rows, 3, strategy=spec_of("top_gap"), filters=REFUSAL, n_task=20, pool="chats")
     assert caught.value.details == [
         {
             "pool": "chats",
@@ -130,4 +135,4 @@ def test_too_few_rows_names_what_binds_and_two_numbers() -> None:
 
 def test_too_small_a_pool_binds_on_its_size() -> None:
     with pytest.raises(NotEnoughRowsError, match=r"pool_size.*ingest more"):
-        select(rows_of(("a", 1.0)), 2, strategy="top_gap")
+        select(rows_of(("a", 1.0)), 2, strategy=spec_of("top_gap"))

@@ -1,35 +1,13 @@
-"""Filters on pool rows, as pure predicates over columns (method.md section 3).
-
-Each filter answers, for every candidate, whether the row stays; `curator.selection` runs them in the recipe's
-order and counts what each one drops. A new filter is one entry in `keep_mask`.
-"""
+"""Refusals by rule (method.md section 3)."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from curator.canonical import N_HEAD_WORDS
-from curator.config import FilterSpec, RefusalRule
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The rows of one pool that may be drawn, column by column; all columns have shape (n_candidates,).
-
-    `heads` are the first ten words of the last answer; `score` is what the recipe ranks by, NaN where the row has
-    no gap (a loss is missing).
-    """
-
-    ids: Sequence[str]
-    heads: Sequence[str]
-    score: npt.NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        assert len(self.ids) == len(self.heads) == len(self.score)
-
+from curator.config import RefusalRule
 
 # Apostrophes that people and word processors write for "'": typographic, modifier letter, full width, accents.
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ＇`´", "'"))
@@ -57,12 +35,6 @@ def is_refusal(head: str, rule: RefusalRule) -> bool:
     return _REFUSALS[rule].search(" ".join(words).casefold().translate(_APOSTROPHES)) is not None
 
 
-def filter_label(spec: FilterSpec) -> str:
-    """The name under which manifests and rows show a filter, e.g. `refusal:v1`."""
-    return f"{spec.name}:{spec.rule}"
-
-
-def keep_mask(spec: FilterSpec, candidates: Candidates) -> npt.NDArray[np.bool_]:
-    """True where the row stays, shape (n_candidates,)."""
-    stays = (not is_refusal(head, spec.rule) for head in candidates.heads)
-    return np.fromiter(stays, dtype=np.bool_, count=len(candidates.heads))
+def refusals(heads: Sequence[str], rule: RefusalRule) -> npt.NDArray[np.bool_]:
+    """Which of the heads open a refusal, shape (len(heads),)."""
+    return np.fromiter((is_refusal(head, rule) for head in heads), dtype=np.bool_, count=len(heads))

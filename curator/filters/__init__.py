@@ -1,0 +1,84 @@
+"""Filters on pool rows, as pure functions over columns and texts (method.md section 3).
+
+Each filter gives every row that it is shown a reason to be dropped, or none; `curator.selection` runs them in the
+recipe's order. A new filter is one branch of `judge`.
+"""
+
+import numpy as np
+
+from curator.config.filters import (
+    ContaminationFilter,
+    ExactDuplicates,
+    FilterSpec,
+    HarmFilter,
+    HygieneFilter,
+    LabelFilter,
+    LengthFilter,
+    NearDuplicates,
+    RefusalFilter,
+)
+from curator.filters.candidates import CHUNK_ROWS, Candidates, Floats, Indices, Surroundings, Verdict
+from curator.filters.hygiene import hygiene_verdict
+from curator.filters.labels import harm_verdict, label_verdict, length_verdict
+from curator.filters.overlap import TASK_SUFFIX, contamination_verdict, exact_verdict, near_verdict
+from curator.filters.parts import content_text, texts_of
+from curator.filters.refusal import is_refusal, refusals
+
+__all__ = [
+    "CHUNK_ROWS",
+    "TASK_SUFFIX",
+    "Candidates",
+    "Floats",
+    "Indices",
+    "Surroundings",
+    "Verdict",
+    "content_text",
+    "filter_label",
+    "is_refusal",
+    "judge",
+    "reads_task_rows",
+    "reads_texts",
+    "refusals",
+    "texts_of",
+]
+
+
+def judge(spec: FilterSpec, candidates: Candidates, rows: Indices, around: Surroundings) -> Verdict:
+    """What a filter makes of these rows.
+
+    Raises RecipeError when rows lack the label that it reads and the recipe does not say what to do.
+    """
+    if isinstance(spec, RefusalFilter):
+        found = refusals([candidates.heads[i] for i in rows], spec.rule)
+        capped = spec.max_share > 0  # then the share is kept while rows are picked
+        return Verdict((filter_label(spec),), np.where(found & (not capped), 1, 0).astype(np.int16))
+    if isinstance(spec, HarmFilter):
+        return harm_verdict(spec, candidates, rows)
+    if isinstance(spec, LabelFilter):
+        return label_verdict(spec, candidates, rows)
+    if isinstance(spec, LengthFilter):
+        return length_verdict(spec, candidates, rows)
+    if isinstance(spec, HygieneFilter):
+        return hygiene_verdict(spec, candidates, rows)
+    if isinstance(spec, ExactDuplicates):
+        return exact_verdict(spec, candidates, rows, around)
+    if isinstance(spec, NearDuplicates):
+        return near_verdict(spec, candidates, rows, around)
+    return contamination_verdict(spec, candidates, rows, around)
+
+
+def filter_label(spec: FilterSpec) -> str:
+    """The name under which manifests and rows show a filter, e.g. `refusal:v1`."""
+    if not isinstance(spec, RefusalFilter):
+        return spec.name
+    return f"{spec.name}:{spec.rule}" + (f":share<={spec.max_share:g}" if spec.max_share else "")
+
+
+def reads_texts(spec: FilterSpec) -> bool:
+    """Whether the filter needs the pool rows' messages."""
+    return isinstance(spec, HygieneFilter | ExactDuplicates | NearDuplicates | ContaminationFilter)
+
+
+def reads_task_rows(spec: FilterSpec) -> bool:
+    """Whether the filter reads the user's rows."""
+    return isinstance(spec, ExactDuplicates | NearDuplicates) and "task" in spec.against

@@ -1,0 +1,182 @@
+"""Picking n rows from a ranked field under constraints: quotas, a cap on refusals, a bound on likeness."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+
+from curator.config.filters import RefusalFilter
+from curator.config.strategies import Diverse, StrategySpec, Stratified
+from curator.dedup import shingles
+from curator.filters import Candidates, Floats, Indices, filter_label, refusals, texts_of
+from curator.mix import exact, largest_remainder
+from curator.strategies import Field, Ruled
+from curator.words import Hashes
+
+TOO_SIMILAR = "too_similar"
+_FIRST_TAKE = 64
+_WALK_ROWS = 512  # rows whose texts are compared at a time
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Rows picked, best first, and rows passed over on the way, by reason."""
+
+    chosen: Indices
+    ruled_out: Ruled = field(default_factory=dict)
+
+
+class Picker:
+    """Picks from one field. `take(n)` may give fewer rows than asked; then no more fit."""
+
+    def __init__(
+        self, spec: StrategySpec, candidates: Candidates, rows: Field, cap: RefusalFilter | None = None
+    ) -> None:
+        self._spec, self._candidates, self._field = spec, candidates, rows
+        self._cap = cap if cap is not None and cap.max_share > 0 else None
+        self._values, self._codes = _coded(spec, rows)
+        if self._cap is not None:
+            heads = [candidates.heads[i] for i in rows.ranking]
+            self._is_refusal = refusals(heads, self._cap.rule)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in the field."""
+        return len(self._field.ranking)
+
+    @property
+    def takes_prefixes(self) -> bool:
+        """Whether the first k rows of a larger take are the take of k."""
+        return self._cap is None and self._field.strata is None
+
+    def take(self, n: int) -> Picked:
+        """The best `n` rows that the constraints allow together."""
+        if self._cap is not None or isinstance(self._spec, Diverse):
+            return self._walk(n)
+        if self._field.strata is None:
+            return Picked(self._field.ranking[:n])
+        places = [np.flatnonzero(self._codes == code)[:quota] for code, quota in enumerate(self.quotas(n).values())]
+        return Picked(self._field.ranking[np.sort(np.concatenate([np.zeros(0, np.int64), *places]))])
+
+    def capacity(self) -> int:
+        """The largest n for which `take(n)` gives n rows."""
+        high = len(self.take(self.n_rows).chosen)
+        if self.takes_prefixes or len(self.take(high).chosen) == high:
+            return high
+        low = 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if len(self.take(middle).chosen) == middle else (low, middle)
+        return low
+
+    def within(self, weights: Floats, budget: float) -> Picked:
+        """The largest take whose weights (by candidate) do not add up to more than `budget`."""
+        n = _FIRST_TAKE
+        while len(picked := self.take(n).chosen) == n and weights[picked].sum() <= budget and n < self.n_rows:
+            n *= 2
+        if self.takes_prefixes:
+            return self.take(int(np.searchsorted(np.cumsum(weights[picked]), budget, side="right")))
+        low, high = 0, n + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            picked = self.take(middle).chosen
+            fits = len(picked) == middle and weights[picked].sum() <= budget
+            low, high = (middle, high) if fits else (low, middle)
+        return self.take(low)
+
+    def quotas(self, n: int) -> dict[str, int]:
+        """How many of `n` rows each value of the column gets: largest remainder, ties to the first name."""
+        assert isinstance(self._spec, Stratified)
+        if isinstance(self._spec.quotas, dict):
+            weights = [exact(self._spec.quotas[value]) for value in self._values]
+        elif self._spec.quotas == "equal":
+            weights = [Fraction(1)] * len(self._values)
+        else:
+            weights = [Fraction(int(count)) for count in np.bincount(self._codes, minlength=len(self._values))]
+        total = sum(weights, Fraction())
+        shares = [weight * n / total for weight in weights]
+        return dict(zip(self._values, largest_remainder(shares, n if weights else 0), strict=True))
+
+    def short_of(self, n: int) -> str | None:
+        """What keeps `take(n)` from giving n rows, in words for a message; None where it is the field's size."""
+        if self._field.strata is not None:
+            held = np.bincount(self._codes, minlength=len(self._values))
+            for value, quota in self.quotas(n).items():
+                count = int(held[self._values.index(value)])
+                if quota > count and isinstance(self._spec, Stratified):
+                    return f"the quota of {self._spec.by} {value!r} ({quota:,} rows asked, {count:,} there)"
+        if n > self.n_rows:
+            return None
+        if isinstance(self._spec, Diverse):
+            return f"{TOO_SIMILAR} (max_similarity {self._spec.max_similarity:g})"
+        return None if self._cap is None else filter_label(self._cap)
+
+    def _walk(self, n: int) -> Picked:
+        """Row by row from the best: each is taken unless a constraint speaks against it."""
+        quota = None if self._field.strata is None else list(self.quotas(n).values())
+        refusals_left = -1 if self._cap is None else int(exact(self._cap.max_share) * n)
+        apart = _Apart(self._spec.max_similarity) if isinstance(self._spec, Diverse) else None
+        chosen: list[int] = []
+        passed: defaultdict[str, list[int]] = defaultdict(list)
+        for place, grams in self._with_grams(apart is not None):
+            if len(chosen) == n:
+                break
+            row = int(self._field.ranking[place])
+            if quota is not None and not quota[self._codes[place]]:
+                continue
+            counts_as_refusal = self._cap is not None and bool(self._is_refusal[place])
+            if self._cap is not None and counts_as_refusal and not refusals_left:
+                passed[filter_label(self._cap)].append(row)
+                continue
+            if apart is not None and not apart.admit(grams):
+                passed[TOO_SIMILAR].append(row)
+                continue
+            refusals_left -= counts_as_refusal
+            if quota is not None:
+                quota[self._codes[place]] -= 1
+            chosen.append(row)
+        ruled = {reason: np.array(rows, np.int64) for reason, rows in passed.items()}
+        return Picked(np.array(chosen, np.int64), ruled)
+
+    def _with_grams(self, wanted: bool) -> Iterator[tuple[int, Hashes]]:
+        nothing = np.zeros(0, np.uint64)
+        if not wanted:
+            yield from ((place, nothing) for place in range(self.n_rows))
+            return
+        for start in range(0, self.n_rows, _WALK_ROWS):
+            texts = next(self._candidates.texts(self._field.ranking[start : start + _WALK_ROWS]))
+            grams = shingles(texts_of(texts, "conversation"))
+            for i in range(len(texts)):
+                yield start + i, np.unique(grams.of(i))
+
+
+class _Apart:
+    """The picks so far by their shingles: exact, so no two picks are ever nearer than the bound."""
+
+    def __init__(self, max_similarity: float) -> None:
+        self._bound = max_similarity
+        self._sizes: list[int] = []
+        self._holders: defaultdict[int, list[int]] = defaultdict(list)
+
+    def admit(self, grams: Hashes) -> bool:
+        """Take the row unless a pick is too near to it; a row without words is near to none."""
+        keys = grams.tolist()
+        common = Counter(pick for key in keys for pick in self._holders.get(key, ()))
+        if any(n / (len(keys) + self._sizes[pick] - n) > self._bound for pick, n in common.items()):
+            return False
+        for key in keys:
+            self._holders[key].append(len(self._sizes))
+        self._sizes.append(len(keys))
+        return True
+
+
+def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], Indices]:
+    """The values that have a quota, sorted, and for each row of the field the place of its value among them."""
+    if rows.strata is None or not isinstance(spec, Stratified):
+        return [], np.zeros(0, np.int64)
+    named = spec.quotas if isinstance(spec.quotas, dict) else {str(value) for value in rows.strata}
+    values = sorted(named)
+    code = {value: i for i, value in enumerate(values)}
+    return values, np.fromiter((code[value] for value in rows.strata), dtype=np.int64, count=len(rows.strata))
