@@ -6,10 +6,14 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from api.settings import Settings, flag_name, load_settings, variable_name
 from curator.errors import BadInputError, BallastError, MissingDependencyError
 from curator.progress import say
+
+if TYPE_CHECKING:
+    from curator.store import Store
 
 DESCRIPTION = """\
 Serves a store over HTTP: send fine-tuning data and a recipe to POST /v1/mixes, get back a training mix with safe
@@ -22,14 +26,20 @@ examples:
   curl http://127.0.0.1:8765/v1/mixes/MIX_ID/data?format=openai
 
 /docs lists the endpoints, /openapi.json describes them. A flag overrides its environment variable.
-There are no keys yet: whoever reaches the port can read and delete every mix, so keep it on a trusted network.
+`python -m api keys create` makes API keys, one tenant's mixes apart from another's. Without any key the service is
+open to whoever reaches it: it then listens on loopback alone, unless --open says that the network is a trusted network.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit code."""
-    flags = vars(_parser().parse_args(argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments[:1] == ["keys"]:
+            from api.keycommand import run_keys
+
+            return run_keys(arguments[1:])
+        flags = vars(_parser().parse_args(arguments))
         settings = load_settings(os.environ, flags)
         return _serve(settings)
     except BallastError as error:
@@ -49,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in Settings.model_fields.items():
         shown = "none" if field.default is None else field.default
         text = f"{field.description} (${variable_name(name)}; default {shown})"
-        parser.add_argument(flag_name(name), default=None, metavar="VALUE", help=text)
+        if field.annotation is bool:
+            parser.add_argument(flag_name(name), default=None, action="store_true", help=text)
+        else:
+            parser.add_argument(flag_name(name), default=None, metavar="VALUE", help=text)
     return parser
 
 
@@ -57,10 +70,22 @@ def _serve(settings: Settings) -> int:
     from curator.store import Store
 
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # a build's progress bar has no place in a server's log
-    Store(settings.store).open(create=False)
+    _check_open(settings, Store(settings.store).open(create=False))
     with _listen(settings) as listener:  # before the slow imports: a port in use is told at once
         _run(settings, listener)
     return 0
+
+
+def _check_open(settings: Settings, store: "Store") -> None:
+    """Raises BadInputError rather than serve everybody on the network by oversight."""
+    from api.auth import is_loopback
+    from api.keys import any_keys
+
+    if not settings.open and not is_loopback(settings.host) and not any_keys(store):
+        raise BadInputError(
+            f"the store has no API key and {settings.host} is reached by others: make one "
+            "(`python -m api keys create`), or say --open when the network is trusted"
+        )
 
 
 def _run(settings: Settings, listener: socket.socket) -> None:

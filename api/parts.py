@@ -22,6 +22,7 @@ class Parts:
     texts: dict[str, str] = field(default_factory=dict)
     ended: bool = False
     n_buffered: int = 0
+    n_bytes: int = 0  # of the file so far
     _buffer: list[bytes] = field(default_factory=list)
     _header: bytearray = field(default_factory=bytearray)
     _value: bytearray = field(default_factory=bytearray)
@@ -74,6 +75,7 @@ class Parts:
         if self._name == FILE_PART:
             self._buffer.append(data[start:end])
             self.n_buffered += end - start
+            self.n_bytes += end - start
             return
         if len(self._text) + end - start > MAX_TEXT_BYTES:
             raise ApiError(413, "too_large", f"the part {self._name!r} is over {MAX_TEXT_BYTES} bytes")

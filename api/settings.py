@@ -36,8 +36,16 @@ class Settings(BaseModel):
     max_page_rows: int = Field(default=1_000, ge=1, le=100_000, description="rows of one page")
     max_builds: int = Field(default=2, ge=1, le=64, description="mixes built at the same time")
     max_waiting_builds: int = Field(
-        default=32, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
+        default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )
+    open: bool = Field(
+        default=False,
+        description="serve without any key on an address that others reach; `python -m api keys` is safer",
+    )
+    tenant_requests_per_minute: int | None = Field(default=6_000, ge=1, description="requests of one tenant a minute")
+    tenant_rows_per_hour: int | None = Field(default=None, ge=1, description="task rows of one tenant an hour")
+    tenant_bytes_per_hour: int | None = Field(default=None, ge=1, description="uploaded bytes of one tenant an hour")
+    tenant_builds: int = Field(default=64, ge=1, description="mixes of one tenant being built or waiting at once")
     shutdown_timeout_s: int = Field(
         default=30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM"
     )

@@ -66,6 +66,7 @@ class Upload:
     fields: dict[str, Any]
     name: str = ""
     rows: list[Any] | None = None
+    n_bytes: int = 0  # of the data set as sent
 
     @property
     def path(self) -> Path:
@@ -134,7 +135,7 @@ def _decoded(body: bytes, folder: Path) -> Upload:
     unknown = sorted(document.keys() - set(JSON_KEYS))
     if unknown:
         raise ApiError(422, "unknown_part", f"unknown key {unknown[0]!r}; there are: {', '.join(JSON_KEYS)}")
-    return Upload(folder, document, rows=document.pop("rows"))
+    return Upload(folder, document, rows=document.pop("rows"), n_bytes=len(body))
 
 
 async def _receive_multipart(
@@ -154,7 +155,7 @@ async def _receive_multipart(
     await run_in_threadpool(parts.flush)
     if parts.file_name is None:
         raise ApiError(422, "missing_part", f"the part `{FILE_PART}` with the data set is missing")
-    return Upload(folder, dict(parts.texts), name=parts.file_name)
+    return Upload(folder, dict(parts.texts), name=parts.file_name, n_bytes=parts.n_bytes)
 
 
 async def _bounded(chunks: AsyncIterator[bytes], max_bytes: int, remedy: str) -> AsyncIterator[bytes]:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
+from api.auth import GUARDED, holding
 from api.errors import ApiError
 from api.schemas import CorpusDetail, CorpusGap, CorpusList, errors
 from api.service import service_of
@@ -14,7 +15,7 @@ from curator.snapshot import Corpus, corpus_names, read_corpus
 from curator.store import Store
 from sql import Value
 
-router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
+router = APIRouter(prefix="/v1/corpora", tags=["corpora"], responses=GUARDED, dependencies=[Depends(holding("mix"))])
 
 QUERY_TIMEOUT_S = 60.0
 

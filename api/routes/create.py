@@ -7,11 +7,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from api.auth import GUARDED, MixTenant
 from api.errors import ApiError
 from api.recipes import decode_recipe
 from api.routes.mixes import mix_links
 from api.schemas import CreatedMix, DroppedRows, errors
-from api.service import Service, service_of, tenant_of
+from api.service import Service, service_of
 from api.settings import Settings
 from api.uploads import REQUEST_BODY, Upload, received
 from curator.build import MixResult, build_mix
@@ -20,7 +21,7 @@ from curator.errors import MissingError, RecipeError
 from curator.formats import Container, Layout
 from curator.tasks import TaskSet, read_task_set, task_set_from_rows
 
-router = APIRouter(prefix="/v1/mixes", tags=["mixes"])
+router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
 
 class _Options(BaseModel):
@@ -40,15 +41,17 @@ class _Options(BaseModel):
     responses={200: {"model": CreatedMix, "description": "made before"}, **errors(400, 413, 415, 422, 503)},
     openapi_extra={"requestBody": REQUEST_BODY},
 )
-async def create_mix(request: Request) -> Response:
+async def create_mix(request: Request, tenant: MixTenant) -> Response:
     """Mix safe rows into a data set. The same request against the same store gives the same mix, then with 200.
 
     Bad rows refuse the whole set and are all listed (up to a cap); with `on_bad_rows=drop` they are left out,
     counted and listed in the answer.
     """
-    service, tenant = service_of(request), tenant_of(request)
-    async with received(request, service.settings) as upload, service.build_place():
-        result, dropped = await run_in_threadpool(_build, service, upload, tenant)
+    service = service_of(request)
+    async with received(request, service.settings) as upload:
+        service.quotas.count_bytes(tenant, upload.n_bytes)
+        async with service.build_place(tenant):
+            result, dropped = await run_in_threadpool(_build, service, upload, tenant)
     answer = CreatedMix(
         mix_id=result.mix_id,
         created=result.created,
@@ -70,6 +73,7 @@ def _build(service: Service, upload: Upload, tenant: str) -> tuple[MixResult, Dr
     options = _options(upload)
     task_set = _read(upload, options)
     _check(task_set, options, service.settings)
+    service.quotas.count_rows(tenant, task_set.n_rows)
     try:
         result = build_mix(service.store, task_set, recipe, tenant)
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404

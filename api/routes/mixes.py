@@ -8,17 +8,18 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
+from api.auth import GUARDED, MixTenant
 from api.conditional import ByteRange, UnsatisfiableRangeError, byte_range, none_match, strong_etag
 from api.errors import ApiError
 from api.mixfiles import MEDIA_TYPES, DataFormat, MixFile, stored_chunks
 from api.schemas import MixPage, RowPage, errors
-from api.service import service_of, tenant_of
+from api.service import service_of
 from curator.errors import IntegrityError, MissingError
 from curator.manifest import Manifest, read_manifest
 from curator.mixrows import MANIFEST_FILE, mix_path, tenant_path
 from curator.store import Store
 
-router = APIRouter(prefix="/v1/mixes", tags=["mixes"])
+router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
 DEFAULT_PAGE_ROWS = 100
 _MIX_ID = re.compile(r"[0-9a-f]{32}")
@@ -37,7 +38,7 @@ def _missing() -> ApiError:
     return ApiError(404, "not_found", "there is no such mix; GET /v1/mixes lists them")
 
 
-def mix_file(request: Request, mix_id: str, tenant: Annotated[str, Depends(tenant_of)]) -> MixFile:
+def mix_file(request: Request, mix_id: str, tenant: MixTenant) -> MixFile:
     """The mix that a path names; raises ApiError 404, the same for an absent mix and for what can be no id."""
     store = service_of(request).store
     try:
@@ -52,7 +53,7 @@ Mix = Annotated[MixFile, Depends(mix_file)]
 @router.get("", response_model=MixPage, responses=errors(422))
 def list_mixes(
     request: Request,
-    tenant: Annotated[str, Depends(tenant_of)],
+    tenant: MixTenant,
     limit: Limit = None,
     after: Annotated[str, Query(max_length=32, description="id of the last mix of the page before")] = "",
 ) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def list_mixes(
 def get_manifest(
     request: Request,
     mix_id: str,
-    tenant: Annotated[str, Depends(tenant_of)],
+    tenant: MixTenant,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The manifest of a mix, byte for byte as stored; its entity tag is the SHA-256 of those bytes."""

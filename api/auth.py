@@ -1,0 +1,114 @@
+"""Who asks: from the Authorization header to a tenant and its scopes.
+
+While a store has no key the service is open: one tenant, `local`, with every scope. The first key closes it.
+"""
+
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
+
+from api.errors import ApiError
+from api.keys import SCOPES, Key, Scope, any_keys, find_key, opens, split_token
+from api.schemas import errors
+from curator.mixrows import DEFAULT_TENANT
+from curator.store import Store
+
+CACHE_S = 2.0  # how long a revoked key may still pass
+MAX_CACHED = 1024
+# What any route behind a key may answer.
+GUARDED: dict[int | str, dict[str, Any]] = errors(401, 403, 429)
+
+_BEARER = HTTPBearer(auto_error=False, description="a token from `python -m api keys create`")
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks: a tenant and what it may do."""
+
+    tenant: str
+    scopes: tuple[Scope, ...]
+
+
+_OPEN = Principal(DEFAULT_TENANT, SCOPES)
+
+
+@dataclass
+class Keyring:
+    """The store's keys as one process sees them; `may_open` allows service without any key."""
+
+    store: Store
+    may_open: bool
+    _closed: bool = False
+    _cache: dict[str, tuple[float, Key]] = field(default_factory=dict)
+
+    def identify(self, token: str | None) -> Principal:
+        """Who holds a token; raises ApiError 401, the same for an absent, unknown, expired or revoked one."""
+        if self._is_open():
+            return _OPEN
+        named = split_token(token or "")
+        key = self._find(named[0]) if named else None
+        if named is None or key is None or not opens(key, named[1]):
+            opens(None, "")
+            raise ApiError(
+                401,
+                "unauthorized",
+                "this needs a valid API key: send `Authorization: Bearer TOKEN`",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return Principal(key.tenant, key.scopes)
+
+    def _is_open(self) -> bool:
+        self._closed = self._closed or any_keys(self.store)
+        return not self._closed and self.may_open
+
+    def _find(self, key_id: str) -> Key | None:
+        kept = self._cache.get(key_id)
+        if kept is not None and time.monotonic() - kept[0] < CACHE_S:
+            return kept[1]
+        key = find_key(self.store, key_id)
+        if key is not None:  # what is not there is not kept: guesses would fill the memory
+            if len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            self._cache[key_id] = (time.monotonic(), key)
+        return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def holding(scope: Scope) -> Callable[..., Awaitable[str]]:
+    """A dependency: the tenant that asks, if its key has the scope and its request rate allows.
+
+    Raises ApiError 401 without a valid key, 403 without the scope, 429 beyond the rate.
+    """
+
+    async def tenant_with_scope(
+        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+    ) -> str:
+        service = request.app.state.service
+        token = credentials.credentials if credentials is not None else None
+        principal: Principal = await run_in_threadpool(service.keyring.identify, token)
+        service.quotas.count_request(principal.tenant)
+        if scope not in principal.scopes:
+            raise ApiError(403, "scope_missing", f"this needs a key with the scope `{scope}`")
+        return principal.tenant
+
+    return tenant_with_scope
+
+
+MixTenant = Annotated[str, Depends(holding("mix"))]
+SqlTenant = Annotated[str, Depends(holding("sql"))]
+AdminTenant = Annotated[str, Depends(holding("admin"))]

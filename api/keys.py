@@ -1,0 +1,140 @@
+"""API keys: one JSON file a key under `keys/` of the store, holding only a hash of the secret.
+
+A token is `ballast_KEYID_SECRET`. The secret has 256 random bits, so a plain SHA-256 of it cannot be searched.
+Revoking keeps the file with its date: a store that ever had a key never falls back to serving without one.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.mixrows import tenant_path
+from curator.store import Store
+
+Scope = Literal["mix", "sql", "audit", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+FOLDER = "keys"
+MAX_LABEL_CHARS = 200
+
+_TOKEN = re.compile(r"ballast_([0-9a-f]{16})_([0-9a-f]{64})")
+_KEY_ID = re.compile(r"[0-9a-f]{16}")
+_NO_HASH = "0" * 64  # compared with when there is no such key, so that both answers take the same steps
+
+
+class Key(BaseModel):
+    """One key as stored. Times are UTC; `sha256` is of the secret; `expires_at` null never expires."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    key_id: str
+    tenant: str
+    scopes: tuple[Scope, ...]
+    sha256: str
+    label: str = ""
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    def status(self, now: datetime) -> Literal["active", "expired", "revoked"]:
+        """Whether the key is of use at this moment."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
+
+
+def create_key(
+    store: Store, tenant: str, scopes: Sequence[str], *, expires_days: float | None = None, label: str = ""
+) -> tuple[Key, str]:
+    """Store a new key; returns it and its token, which is not kept anywhere.
+
+    Raises BadInputError for a tenant name, scope, label or time that cannot be.
+    """
+    tenant_path(tenant)
+    unknown = sorted(set(scopes) - set(SCOPES))
+    if unknown or not scopes:
+        raise BadInputError(f"scope {unknown[0] if unknown else ''!r} is none of {', '.join(SCOPES)}")
+    if len(label) > MAX_LABEL_CHARS or (expires_days is not None and not 0 < expires_days <= 36_500):
+        raise BadInputError(f"give a label of at most {MAX_LABEL_CHARS} characters and 0 < days <= 36500 to expiry")
+    now, key_id, secret = _now(), secrets.token_hex(8), secrets.token_hex(32)
+    key = Key(
+        key_id=key_id,
+        tenant=tenant,
+        scopes=tuple(scope for scope in SCOPES if scope in scopes),
+        sha256=_hash(secret),
+        label=label,
+        created_at=now,
+        expires_at=None if expires_days is None else now + timedelta(days=expires_days),
+    )
+    store.write_json(_path(key_id), key.model_dump(mode="json"))
+    return key, f"ballast_{key_id}_{secret}"
+
+
+def list_keys(store: Store) -> list[Key]:
+    """Every key, revoked ones too, by tenant and date."""
+    names = [name.removesuffix(".json") for name in store.list(FOLDER, "*.json")]
+    return sorted((_read(store, name) for name in names), key=lambda key: (key.tenant, key.created_at, key.key_id))
+
+
+def revoke_key(store: Store, key_id: str) -> Key:
+    """Make a key useless at once; revoking again changes nothing. Raises MissingError without such a key."""
+    key = _read(store, key_id)
+    if key.revoked_at is None:
+        key = key.model_copy(update={"revoked_at": _now()})
+        store.write_json(_path(key_id), key.model_dump(mode="json"))
+    return key
+
+
+def any_keys(store: Store) -> bool:
+    """Whether the store was ever given a key."""
+    return bool(store.list(FOLDER, "*.json"))
+
+
+def split_token(token: str) -> tuple[str, str] | None:
+    """Key id and secret of a token; None for what is no token."""
+    match = _TOKEN.fullmatch(token)
+    return (match[1], match[2]) if match else None
+
+
+def find_key(store: Store, key_id: str) -> Key | None:
+    """A stored key; None without one."""
+    try:
+        return _read(store, key_id)
+    except MissingError:
+        return None
+
+
+def opens(key: Key | None, secret: str) -> bool:
+    """Whether a secret fits a key that is in force; a missing key takes the same comparison, in constant time."""
+    fits = hmac.compare_digest(_hash(secret), _NO_HASH if key is None else key.sha256)
+    return fits and key is not None and key.status(_now()) == "active"
+
+
+def _read(store: Store, key_id: str) -> Key:
+    if not _KEY_ID.fullmatch(key_id):
+        raise MissingError(f"there is no key {key_id!r}; `python -m api keys list` shows them")
+    try:
+        return Key.model_validate(store.read_json(_path(key_id)))
+    except MissingError as error:
+        raise MissingError(f"there is no key {key_id!r}; `python -m api keys list` shows them") from error
+    except ValidationError as error:
+        raise IntegrityError(f"the file of key {key_id} is damaged: revoke it by making a new one") from error
+
+
+def _path(key_id: str) -> str:
+    return f"{FOLDER}/{key_id}.json"
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,0 +1,95 @@
+"""What a tenant may use: requests, rows and bytes by the clock, builds and statements at the same time.
+
+Counted in this process alone: N processes behind a balancer allow N times as much.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from api.errors import ApiError
+from api.settings import Settings
+
+MINUTE_S, HOUR_S = 60.0, 3600.0
+BUSY_RETRY_S = 5
+MAX_BUCKETS = 10_000
+
+
+@dataclass
+class Bucket:
+    """A token bucket: `capacity` units, refilled evenly over `period_s` seconds."""
+
+    capacity: float
+    period_s: float
+    level: float = 0.0
+    at_s: float = 0.0
+
+    def take(self, amount: float, now_s: float) -> float:
+        """Take units; returns 0.0, or the seconds after which they would be there (then none is taken)."""
+        rate = self.capacity / self.period_s
+        self.level = min(self.capacity, self.level + (now_s - self.at_s) * rate)
+        self.at_s = now_s
+        if amount <= self.level:
+            self.level -= amount
+            return 0.0
+        return (amount - self.level) / rate
+
+
+@dataclass
+class Quotas:
+    """The use of every tenant; thread-safe."""
+
+    settings: Settings
+    _buckets: dict[tuple[str, str], Bucket] = field(default_factory=dict)
+    _running: dict[tuple[str, str], int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count_request(self, tenant: str) -> None:
+        """Count one request; raises ApiError 429 beyond the rate."""
+        self._take(tenant, "requests", 1, self.settings.tenant_requests_per_minute, MINUTE_S)
+
+    def count_rows(self, tenant: str, n_rows: int) -> None:
+        """Count rows of a data set; raises ApiError 413 when they could never fit, 429 when they do not now."""
+        self._take(tenant, "rows", n_rows, self.settings.tenant_rows_per_hour, HOUR_S)
+
+    def count_bytes(self, tenant: str, n_bytes: int) -> None:
+        """Count bytes of an upload; raises as `count_rows`."""
+        self._take(tenant, "bytes", n_bytes, self.settings.tenant_bytes_per_hour, HOUR_S)
+
+    @contextmanager
+    def place(self, tenant: str, what: str, bound: int) -> Iterator[None]:
+        """One of a tenant's own places for something that runs long; raises ApiError 429 when all are taken."""
+        key = (tenant, what)
+        with self._lock:
+            taken = self._running.get(key, 0)
+            if taken >= bound:
+                message = f"{taken} {what} of yours run or wait already, the bound is {bound}: try again later"
+                raise ApiError(429, "too_many_at_once", message, headers={"Retry-After": str(BUSY_RETRY_S)})
+            self._running[key] = taken + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[key] -= 1
+                if not self._running[key]:
+                    del self._running[key]
+
+    def _take(self, tenant: str, what: str, amount: int, capacity: int | None, period_s: float) -> None:
+        if capacity is None or amount <= 0:
+            return
+        if amount > capacity:
+            period = "minute" if period_s == MINUTE_S else "hour"
+            raise ApiError(413, "over_quota", f"{amount} {what} are over the quota of {capacity} an {period}: split it")
+        now_s = time.monotonic()
+        with self._lock:
+            if len(self._buckets) > MAX_BUCKETS:
+                self._buckets.clear()
+            bucket = self._buckets.setdefault((tenant, what), Bucket(capacity, period_s, capacity, now_s))
+            wait_s = bucket.take(amount, now_s)
+        if wait_s:
+            seconds = max(1, math.ceil(wait_s))
+            message = f"the quota of {what} is used up; it allows this again in {seconds} s"
+            raise ApiError(429, "quota_used_up", message, headers={"Retry-After": str(seconds)})
