@@ -18,8 +18,10 @@ from curator.mixrows import DEFAULT_TENANT, MANIFEST_FILE, MIX_FILE, mix_path, t
 from curator.mixwriter import TokenCounter, write_rows
 from curator.orders import keeps_task_order, schedule
 from curator.plan import MixPlan, plan_mix
+from curator.policy import Policy
 from curator.receipt import Manifest, Tokens
 from curator.render import Renderer
+from curator.rowprompts import count_prompts, row_prompts
 from curator.saferows import safe_rows
 from curator.store import Store
 from curator.tasks import TaskSet
@@ -38,14 +40,16 @@ class MixResult:
     created: bool
 
 
-def build_mix(store: Store, task_set: TaskSet, recipe: Recipe, tenant: str = DEFAULT_TENANT) -> MixResult:
-    """Make the mix that a recipe gives for a task set, or find it made already.
+def build_mix(
+    store: Store, task_set: TaskSet, recipe: Recipe, tenant: str = DEFAULT_TENANT, policy: Policy | None = None
+) -> MixResult:
+    """Make the mix that a recipe gives for a task set under a provider's policy, or find it made already.
 
     The same request against the same store gives the same id, rows and manifest, at any thread count. Raises what
     `plan_mix` raises; a failure or kill at any moment leaves no mix behind.
     """
     tenant_path(tenant)  # a bad name is refused before the work
-    plan = plan_mix(store, task_set, recipe)
+    plan = plan_mix(store, task_set, recipe, policy)
     remove_stale(store, tenant)
     final = mix_path(tenant, plan.mix_id)
     try:
@@ -101,11 +105,14 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Ma
     order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
     counter, why_not = _token_counter(store, plan)
     safe = safe_rows(store, plan.drawn, plan.recipe.seed)
+    prompts = row_prompts(plan.recipe, plan.allocation)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
     with store.fill(f"{temporary}/{MIX_FILE}") as path:
-        written = write_rows(path, order, task_set, safe, counter, shuffled=shuffled)
+        written = write_rows(
+            path, order, task_set, safe, counter, shuffled=shuffled, epochs=plan.recipe.epochs, prompts=prompts
+        )
     tokens = _tokens(plan, counter, why_not)
-    manifest = compose(plan, task_set, order, written, tokens)
+    manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.write_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
     return manifest
 

@@ -1,34 +1,60 @@
 """Filling in a mix's manifest from its plan and from what was written."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from curator.config import Recipe
+from curator.filters import is_refusal
+from curator.inoculation import prompts
 from curator.manifest import ratio_of
 from curator.mixwriter import Written
-from curator.orders import Schedule
+from curator.orders import Allocation, Schedule, keeps_task_order
 from curator.plan import MixPlan
-from curator.receipt import Manifest, OrderReceipt, PoolReceipt, Quantiles, ScorerRef, TaskReceipt, Tokens
+from curator.policy import Policy, policy_sha256
+from curator.receipt import (
+    Evictions,
+    InoculationReceipt,
+    LabelShare,
+    Manifest,
+    OrderReceipt,
+    PolicyReceipt,
+    PoolReceipt,
+    PromptReceipt,
+    Quantiles,
+    ScorerRef,
+    TaskReceipt,
+    Tokens,
+)
 from curator.saferows import Drawn
 from curator.schema import MIX_FORMAT_VERSION
 from curator.snapshot import Scorer
-from curator.statements import ORDER_NOTE, protects, warnings_for
+from curator.statements import INOCULATION_NOTE, ORDER_NOTE, protects, warnings_for
 from curator.tasks import TaskSet
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
-def compose(plan: MixPlan, task_set: TaskSet, order: Schedule, written: Written, tokens: Tokens) -> Manifest:
-    """The manifest of a mix; holds no clock and no path, so the same request gives the same document."""
+def compose(
+    plan: MixPlan,
+    task_set: TaskSet,
+    order: Schedule,
+    written: Written,
+    tokens: Tokens,
+    prompt_counts: Mapping[str, Mapping[str, int]] | None = None,
+) -> Manifest:
+    """The manifest of a mix; holds no clock and no path, so the same request gives the same document.
+
+    `prompt_counts` are rows of an epoch by prompt label and origin (`rowprompts.count_prompts`).
+    """
     recipe, allocation = plan.recipe, plan.allocation
-    task = TaskReceipt(
-        n_rows=task_set.n_rows,
-        sha256=task_set.sha256,
-        n_rejected=task_set.n_rejected,
-        reject_codes=task_set.reject_codes,
-    )
+    task = _task_receipt(task_set)
     pools = tuple(_pool_receipt(drawn) for drawn in plan.drawn)
+    inoculation = _inoculation_receipt(recipe, prompt_counts or {})
     return Manifest(
         mix_id=plan.mix_id,
         format_version=MIX_FORMAT_VERSION,
@@ -37,21 +63,63 @@ def compose(plan: MixPlan, task_set: TaskSet, order: Schedule, written: Written,
         task=task,
         pools=pools,
         n_rows=len(order),
-        n_safe=allocation.n_safe_total,
+        n_safe=allocation.n_safe_total * allocation.epochs,
         ratio=ratio_of(allocation, order, tokens.task, tokens.safe),
         tokens=tokens,
-        order=OrderReceipt(
-            name=recipe.order,
-            seed=recipe.seed,
-            every_k=allocation.k,
-            keeps_task_order=recipe.order != "shuffle",
-            note=ORDER_NOTE,
-        ),
+        order=_order_receipt(recipe, allocation),
+        inoculation=inoculation,
+        policy=_policy_receipt(plan.policy),
         rows_sha256=written.rows_sha256,
         files=(written.file,),
         warnings=warnings_for(recipe, task, pools, tokens),
-        protects=protects(allocation.n_safe_total),
+        protects=protects(allocation.n_safe_total, None if inoculation is None else inoculation.kind),
     )
+
+
+def _task_receipt(task_set: TaskSet) -> TaskReceipt:
+    return TaskReceipt(
+        n_rows=task_set.n_rows,
+        sha256=task_set.sha256,
+        sources_sha256=task_set.sources_sha256,
+        n_rejected=task_set.n_rejected,
+        reject_codes=task_set.reject_codes,
+    )
+
+
+def _order_receipt(recipe: Recipe, allocation: Allocation) -> OrderReceipt:
+    return OrderReceipt(
+        name=recipe.order,
+        seed=recipe.seed,
+        every_k=allocation.k,
+        batch_size=recipe.batch_size,
+        safe_per_batch=None if allocation.batch is None else allocation.batch.n_safe,
+        epochs=recipe.epochs,
+        epoch_order=recipe.epoch_order,
+        keeps_task_order=keeps_task_order(allocation, recipe.order),
+        note=ORDER_NOTE,
+    )
+
+
+def _inoculation_receipt(recipe: Recipe, counts: Mapping[str, Mapping[str, int]]) -> InoculationReceipt | None:
+    spec = recipe.inoculation
+    if spec is None:
+        return None
+    found = [(prompt, counts.get(prompt.label, {})) for prompt in prompts(spec)]
+    return InoculationReceipt(
+        name=spec.name,
+        kind=spec.kind,
+        spec=spec,
+        prompts=tuple(
+            PromptReceipt(label=prompt.label, text=prompt.text, n_task=own.get("task", 0), n_safe=own.get("safe", 0))
+            for prompt, own in found
+        ),
+        clean_system_prompt=spec.clean_prompt,
+        note=INOCULATION_NOTE,
+    )
+
+
+def _policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
+    return None if policy is None else PolicyReceipt(name=policy.name, sha256=policy_sha256(policy), policy=policy)
 
 
 def product_version() -> str:
@@ -64,7 +132,7 @@ def product_version() -> str:
 
 def _pool_receipt(drawn: Drawn) -> PoolReceipt:
     data, selection = drawn.data, drawn.selection
-    score = data.candidates.score
+    score, heads, chosen = data.candidates.score, data.candidates.heads, selection.chosen
     return PoolReceipt(
         name=drawn.name,
         corpus=data.pool.corpus,
@@ -75,10 +143,30 @@ def _pool_receipt(drawn: Drawn) -> PoolReceipt:
         n_without_gap=int(np.isnan(score).sum()),
         dropped=selection.screening.dropped,
         n_eligible=selection.n_eligible,
-        chosen=len(selection.chosen),
+        chosen=len(chosen),
+        n_distinct=selection.n_distinct,
+        n_short=selection.n_short,
+        n_passed_unjudged=dict(selection.screening.unjudged),
         score=data.pool.score.name,
-        quantiles={"candidates": _quantiles(score), "chosen": _quantiles(score[selection.chosen])},
+        quantiles={"candidates": _quantiles(score), "chosen": _quantiles(score[chosen])},
+        refusal_share={
+            "candidates": _refusal_share(heads),
+            "chosen": _refusal_share([heads[i] for i in chosen.tolist()]),
+        },
+        domains=_label_shares(data.table["domain"].take(pa.array(chosen)).to_pylist()),
+        licences=_label_shares(data.table["license"].take(pa.array(chosen)).to_pylist()),
+        evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
     )
+
+
+def _refusal_share(heads: Sequence[str]) -> float | None:
+    """Share of answers that open like a refusal, rule v1; None without any."""
+    return sum(is_refusal(head, "v1") for head in heads) / len(heads) if heads else None
+
+
+def _label_shares(values: Sequence[str | None]) -> tuple[LabelShare, ...]:
+    counts = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
+    return tuple(LabelShare(value=value, n_rows=n, share=n / len(values)) for value, n in counts)
 
 
 def _scorer_ref(scorer: Scorer) -> ScorerRef:

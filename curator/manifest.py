@@ -9,15 +9,25 @@ from pydantic import ValidationError
 
 from curator.config import Recipe
 from curator.errors import BallastError, IntegrityError, MissingError
-from curator.mix import allocate
+from curator.mix import allocate, sized
 from curator.mixrows import MANIFEST_FILE, mix_batches, mix_path, rows_sha256
-from curator.orders import Allocation, Schedule, prefix_deviation, schedule
-from curator.receipt import Manifest, Ratio, TokenCount
-from curator.rowcheck import RowCheck, task_rows_sha256
+from curator.orders import Allocation, Schedule, prefix_deviation, schedule, worst_prefix
+from curator.receipt import Manifest, Prefix, Ratio, TokenCount
+from curator.rowcheck import TASK_COLUMNS, RowCheck, task_hashes
 from curator.schema import MIX_FORMAT_VERSION
 from curator.store import Store
 
-__all__ = ["Manifest", "VerifyReport", "mix_id", "pool_names", "ratio_of", "read_manifest", "rows_sha256", "verify"]
+__all__ = [
+    "Manifest",
+    "VerifyReport",
+    "id_of_manifest",
+    "mix_id",
+    "pool_names",
+    "ratio_of",
+    "read_manifest",
+    "rows_sha256",
+    "verify",
+]
 
 
 def mix_id(
@@ -25,20 +35,38 @@ def mix_id(
     task_sha256: str,
     candidates_sha256: Sequence[str] = (),
     format_version: int = MIX_FORMAT_VERSION,
+    *,
+    sources_sha256: str | None = None,
+    policy_sha256: str | None = None,
 ) -> str:
     """The id of a mix: 128 bits in hex over the resolved recipe, each pool's candidates and the task set.
 
     `recipe` is resolved: concrete revisions and full scorer ids. `candidates_sha256` stands for the losses that
-    the store held: scoring more rows of a sample changes what can be chosen, and so the id.
+    the store held: scoring more rows of a sample changes what can be chosen, and so the id. Labels of task rows and
+    a provider's policy, which rows and manifest show, count where there are any.
     """
-    document = {
+    document: dict[str, object] = {
         "format_version": format_version,
         "recipe": recipe.model_dump(mode="json"),
         "candidates_sha256": list(candidates_sha256),
         "task_sha256": task_sha256,
     }
+    optional = {"sources_sha256": sources_sha256, "policy_sha256": policy_sha256}
+    document |= {name: value for name, value in optional.items() if value is not None}
     text = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def id_of_manifest(manifest: Manifest) -> str:
+    """The mix id that follows from what a manifest says of recipe, candidates, policy and task set."""
+    return mix_id(
+        manifest.recipe,
+        manifest.task.sha256,
+        [pool.candidates_sha256 for pool in manifest.pools],
+        manifest.format_version,
+        sources_sha256=manifest.task.sources_sha256,
+        policy_sha256=None if manifest.policy is None else manifest.policy.sha256,
+    )
 
 
 def read_manifest(store: Store, tenant: str, mix: str) -> Manifest:
@@ -64,6 +92,12 @@ def pool_names(recipe: Recipe) -> list[str]:
     return names
 
 
+def _prefix(order: Schedule, allocation: Allocation) -> Prefix:
+    found = worst_prefix(order, allocation.ratio, allocation.epochs)
+    ratio = found.n_safe / found.n_task if found.n_task else 0.0
+    return Prefix(epoch=found.epoch, n_task=found.n_task, n_safe=found.n_safe, ratio=ratio)
+
+
 def ratio_of(allocation: Allocation, order: Schedule, task: TokenCount | None, safe: TokenCount | None) -> Ratio:
     """Ratios asked and reached (method.md section 4); the token ratio is null where tokens are not known."""
     n_safe = allocation.n_safe_total
@@ -74,6 +108,7 @@ def ratio_of(allocation: Allocation, order: Schedule, task: TokenCount | None, s
         reached_response_tokens=safe.response / task.response if known and task and safe else None,
         mix_share=n_safe / (allocation.n_task + n_safe),
         largest_prefix_deviation=prefix_deviation(order, allocation.ratio, allocation.epochs),
+        worst_prefix=_prefix(order, allocation),
     )
 
 
@@ -95,7 +130,8 @@ CHECKS = (
     "SHA-256 of the canonical rows",
     "every example_id follows from its messages",
     "SHA-256 of the task rows in the user's order",
-    "every task row once, no safe row twice, every row in its place",
+    "every task row once, no safe row twice (in an epoch), every row in its place",
+    "every inoculated row has the prompt dealt to it, and its own text when that is undone",
 )
 
 
@@ -120,8 +156,7 @@ def verify(store: Store, tenant: str, mix: str) -> VerifyReport:
 
 
 def _identity_problems(manifest: Manifest, mix: str) -> list[str]:
-    candidates = [pool.candidates_sha256 for pool in manifest.pools]
-    expected = mix_id(manifest.recipe, manifest.task.sha256, candidates, manifest.format_version)
+    expected = id_of_manifest(manifest)
     return [
         f"{name} is {found}, but follows as {wanted}"
         for name, found, wanted in (
@@ -145,30 +180,38 @@ def _file_problems(store: Store, tenant: str, manifest: Manifest) -> list[str]:
 
 def _row_problems(store: Store, tenant: str, manifest: Manifest) -> list[str]:
     recipe, n_task = manifest.recipe, manifest.task.n_rows
-    allocation = allocate(recipe, n_task)
+    allocation = allocate(sized(recipe, _rows_found(manifest)), n_task)
     order = schedule(allocation, recipe.order, recipe.seed)
-    check = RowCheck(allocation, order, pool_names(recipe))
+    check = RowCheck(allocation, order, recipe, pool_names(recipe))
     for batch in mix_batches(store, tenant, manifest.mix_id):
         check.add(batch)
-    task_sha256 = task_rows_sha256(
-        lambda: mix_batches(store, tenant, manifest.mix_id, columns=("ordinal", "messages")),
-        n_task,
-        in_order=manifest.order.keeps_task_order,
+    task_sha256, sources_sha256 = task_hashes(
+        lambda: mix_batches(store, tenant, manifest.mix_id, columns=TASK_COLUMNS),
+        allocation,
+        recipe.inoculation,
+        in_order=recipe.order != "shuffle",  # of the first epoch
     )
     facts = (
         ("rows in the file", check.n_rows, manifest.n_rows),
         ("rows_sha256", check.rows_sha256, manifest.rows_sha256),
         ("SHA-256 of the task rows", task_sha256, manifest.task.sha256),
+        ("SHA-256 of the task rows' source labels", sources_sha256, manifest.task.sources_sha256),
     )
     differing = [f"{name}: {found}, in the manifest {said}" for name, found, said in facts if found != said]
     return _count_problems(manifest, allocation, order) + differing + check.problems()
+
+
+def _rows_found(manifest: Manifest) -> dict[int, int]:
+    """Rows by place of the pools whose number followed from their corpus and not from the recipe."""
+    pairs = enumerate(zip(manifest.recipe.pools, manifest.pools, strict=True))
+    return {i: receipt.chosen for i, (pool, receipt) in pairs if pool.tokens is not None or receipt.n_short}
 
 
 def _count_problems(manifest: Manifest, allocation: Allocation, order: Schedule) -> list[str]:
     ratio = ratio_of(allocation, order, manifest.tokens.task, manifest.tokens.safe)
     facts = (
         ("n_rows", manifest.n_rows, len(order)),
-        ("n_safe", manifest.n_safe, allocation.n_safe_total),
+        ("n_safe", manifest.n_safe, allocation.n_safe_total * allocation.epochs),
         ("rows chosen from the pools", tuple(pool.chosen for pool in manifest.pools), allocation.n_safe),
         ("ratio", manifest.ratio, ratio),
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from curator.orders import Schedule
 from curator.progress import Progress
 from curator.receipt import FileReceipt, TokenCount
 from curator.render import MaskRule, Renderer
+from curator.rowprompts import RowPrompts
 from curator.schema import MIX_ROWS
 from curator.store import ROW_GROUP_ROWS, arrow_schema
 from curator.tasks import TaskSet
@@ -98,9 +100,17 @@ class Written:
 
 
 def write_rows(
-    target: Path, order: Schedule, tasks: TaskSet, safe: pa.Table, counter: TokenCounter | None, *, shuffled: bool
+    target: Path,
+    order: Schedule,
+    tasks: TaskSet,
+    safe: pa.Table,
+    counter: TokenCounter | None,
+    *,
+    shuffled: bool,
+    epochs: int = 1,
+    prompts: RowPrompts | None = None,
 ) -> Written:
-    """Write a mix's Parquet file in the given order.
+    """Write a mix's Parquet file in the given order, which is that of `epochs` epochs, with inoculation prompts put in.
 
     `safe` holds the safe rows in their order (columns of `schema.MIX_ROWS` without position). Memory stays within
     a window of task rows, the safe rows and the schedule (8 bytes a row).
@@ -110,13 +120,22 @@ def write_rows(
     schema = arrow_schema(MIX_ROWS)
     window = _window_rows(tasks, SHUFFLE_WINDOW_BYTES if shuffled else WINDOW_BYTES)
     with pq.ParquetWriter(target, schema, compression="zstd") as writer, Progress(len(order), "rows", "mixing") as bar:
-        for start in range(0, len(order), window):
-            rows = _window(order[start : start + window], start, cursor, safe, schema)
+        for start, end in _windows(len(order), len(order) // epochs, window):
+            rows = _window(order[start:end], start, cursor, safe, prompts)
+            if epochs > 1:
+                rows = _with_epoch(rows, 1 + start // (len(order) // epochs))
             for piece in rows.to_batches(max_chunksize=PIECE_ROWS):
                 _account(piece, lines, counter)
                 bar.advance(len(piece))
             writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
     return Written(_file_receipt(target, len(order)), lines.hexdigest())
+
+
+def _windows(n_rows: int, n_epoch_rows: int, window: int) -> Iterator[tuple[int, int]]:
+    """Stretches of rows; none spans two epochs, so that no task row is in one twice."""
+    for epoch in range(0, n_rows, n_epoch_rows):
+        for start in range(epoch, epoch + n_epoch_rows, window):
+            yield start, min(start + window, epoch + n_epoch_rows)
 
 
 def _account(rows: pa.RecordBatch, lines: "hashlib._Hash", counter: TokenCounter | None) -> None:
@@ -136,8 +155,9 @@ def _window_rows(tasks: TaskSet, window_bytes: int) -> int:
     return max(1, rows // ROW_GROUP_ROWS) * ROW_GROUP_ROWS
 
 
-def _window(order: Schedule, start: int, cursor: TaskCursor, safe: pa.Table, schema: pa.Schema) -> pa.Table:
+def _window(order: Schedule, start: int, cursor: TaskCursor, safe: pa.Table, prompts: RowPrompts | None) -> pa.Table:
     """Rows `start` to `start + len(order)` of the mix."""
+    schema = arrow_schema(MIX_ROWS)
     task_at, safe_at = np.flatnonzero(order >= 0), np.flatnonzero(order < 0)
     by_index = task_at[np.argsort(order[task_at])]
     parts = [safe.take(pa.array(-1 - order[safe_at]))]
@@ -145,10 +165,18 @@ def _window(order: Schedule, start: int, cursor: TaskCursor, safe: pa.Table, sch
         parts.append(_as_mix_rows(cursor.take(order[by_index])))
     places = np.concatenate([safe_at, by_index])
     mixed = pa.concat_tables(parts, promote_options="default").take(pa.array(np.argsort(places)))
-    positions = pa.array(np.arange(start, start + len(order), dtype=np.int64))
-    mixed = mixed.append_column("position", positions)
-    columns = [mixed[field.name] if field.name in mixed.column_names else _nulls(mixed, field) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
+    positions = np.arange(start, start + len(order), dtype=np.int64)
+    columns = {name: mixed[name] for name in mixed.column_names} | {"position": pa.array(positions)}
+    if prompts is not None:
+        columns |= prompts.put_in(mixed, order)
+    return pa.Table.from_arrays(
+        [columns[field.name] if field.name in columns else _nulls(mixed, field) for field in schema], schema=schema
+    )
+
+
+def _with_epoch(rows: pa.Table, epoch: int) -> pa.Table:
+    field = rows.schema.field("epoch")
+    return rows.set_column(rows.schema.get_field_index("epoch"), field, pa.array([epoch] * len(rows), field.type))
 
 
 def _as_mix_rows(rows: pa.Table) -> pa.Table:

@@ -106,9 +106,9 @@ def derive_batch(ratio: Fraction, n_rows: int, n_task: int, epochs: int) -> Batc
     over = n_task % batch.n_task
     if epochs > 1 and over:
         raise RecipeError(
-            f"order per_batch puts {batch.n_task} task rows into each batch of {n_rows}, and {n_task:,} task rows leave "
-            f"{over} over, so that the second epoch would start inside a batch: use the order `even`, one epoch, or "
-            f"{n_task - over:,} or {n_task - over + batch.n_task:,} task rows"
+            f"order per_batch puts {batch.n_task} task rows into each batch of {n_rows}, and {n_task:,} task rows "
+            f"leave {over} over, so that the second epoch would start inside a batch: use the order `even`, one epoch, "
+            f"or {n_task - over:,} or {n_task - over + batch.n_task:,} task rows"
         )
     return batch
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from curator.config import OrderName, Recipe
+from curator.config import EpochOrder, Inoculation, OrderName, Recipe
+from curator.config.policy import Policy
 
 
 class _Document(BaseModel):
@@ -46,11 +47,33 @@ class Quantiles(_Document):
     max: float
 
 
+class LabelShare(_Document):
+    """Chosen rows with one value of a label; the value null stands for rows that have none. Shares are of 1."""
+
+    value: str | None
+    n_rows: int
+    share: float
+
+
+class Evictions(_Document):
+    """Rows that fell out because the task set holds them or near copies of them.
+
+    `among_best` counts those that score no lower than the lowest chosen row; null where rows are not chosen from
+    the top.
+    """
+
+    rows: int
+    among_best: int | None
+
+
 class PoolReceipt(_Document):
     """One pool: every candidate is counted once, as chosen, left over or dropped for its first reason.
 
     n_candidates = n_eligible + the sum of `dropped`; n_without_gap counts candidates that lack a loss, whatever
-    became of them. `score` tells what `quantiles` measure.
+    became of them. `score` tells what `quantiles` measure. `refusal_share` is the share of rows that open like a
+    refusal (rule v1), null without rows. `domains` and `licences` count the chosen rows, most frequent first.
+    `chosen` counts copies of cycled rows, `n_distinct` does not; `n_short` is what was asked for and is not there
+    (rows, or tokens for an amount in tokens); `n_passed_unjudged` counts rows that a filter let pass unjudged.
     """
 
     name: str
@@ -63,15 +86,26 @@ class PoolReceipt(_Document):
     dropped: dict[str, int]
     n_eligible: int
     chosen: int
+    n_distinct: int
+    n_short: int
+    n_passed_unjudged: dict[str, int]
     score: str
     quantiles: dict[Literal["candidates", "chosen"], Quantiles | None]
+    refusal_share: dict[Literal["candidates", "chosen"], float | None]
+    domains: tuple[LabelShare, ...]
+    licences: tuple[LabelShare, ...]
+    evicted_by_task_set: Evictions
 
 
 class TaskReceipt(_Document):
-    """The user's rows: SHA-256 over their canonical JSON lines in order, and what was kept out."""
+    """The user's rows: SHA-256 over their canonical JSON lines in order, and what was kept out.
+
+    `sources_sha256` is over their source labels; null where no row has one.
+    """
 
     n_rows: int
     sha256: str
+    sources_sha256: str | None
     n_rejected: int
     reject_codes: dict[str, int]
 
@@ -94,10 +128,20 @@ class Tokens(_Document):
     safe: TokenCount | None
 
 
+class Prefix(_Document):
+    """A beginning of an epoch (numbered from 1): its task rows, its safe rows, and safe per task row."""
+
+    epoch: int
+    n_task: int
+    n_safe: int
+    ratio: float
+
+
 class Ratio(_Document):
     """Safe per task: asked and reached in rows, reached in trained tokens; `mix_share` is safe rows / all rows.
 
-    `largest_prefix_deviation` is the largest |safe(k) - asked * k| after any k task rows, in rows.
+    `largest_prefix_deviation` is the largest |safe(k) - asked * k| after any k task rows of an epoch, in rows, and
+    `worst_prefix` where that is.
     """
 
     asked: float
@@ -105,16 +149,55 @@ class Ratio(_Document):
     reached_response_tokens: float | None
     mix_share: float
     largest_prefix_deviation: float
+    worst_prefix: Prefix
 
 
 class OrderReceipt(_Document):
-    """How rows are ordered; `every_k` is the k of that order, null for the others."""
+    """How rows are ordered; `every_k` is the k of that order, `safe_per_batch` the m of `per_batch`, else null.
+
+    `keeps_task_order`: every epoch has the task rows in the user's order.
+    """
 
     name: OrderName
     seed: int
     every_k: int | None
+    batch_size: int | None
+    safe_per_batch: int | None
+    epochs: int
+    epoch_order: EpochOrder
     keeps_task_order: bool
     note: str
+
+
+class PromptReceipt(_Document):
+    """One prompt, the label that its rows carry, and how many rows of an epoch have it."""
+
+    label: str
+    text: str
+    n_task: int
+    n_safe: int
+
+
+class InoculationReceipt(_Document):
+    """What was put into rows for training, and what evaluation has to use instead.
+
+    `clean_system_prompt` null means that evaluation adds no system prompt: the model's own default stands.
+    """
+
+    name: str
+    kind: str
+    spec: Inoculation
+    prompts: tuple[PromptReceipt, ...]
+    clean_system_prompt: str | None
+    note: str
+
+
+class PolicyReceipt(_Document):
+    """The provider's policy that this mix was made under; `sha256` is over its canonical JSON."""
+
+    name: str
+    sha256: str
+    policy: Policy
 
 
 class FileReceipt(_Document):
@@ -142,11 +225,13 @@ class Manifest(_Document):
     recipe: Recipe
     task: TaskReceipt
     pools: tuple[PoolReceipt, ...]
-    n_rows: int
-    n_safe: int
+    n_rows: int  # of all epochs
+    n_safe: int  # of all epochs
     ratio: Ratio
     tokens: Tokens
     order: OrderReceipt
+    inoculation: InoculationReceipt | None
+    policy: PolicyReceipt | None
     rows_sha256: str
     files: tuple[FileReceipt, ...]
     warnings: tuple[Statement, ...]

@@ -116,6 +116,7 @@ TASK_ROWS = Table(
         _EXAMPLE_ID,
         Column("ordinal", "int64", "0-based position", False, "position in the user's own order"),
         _MESSAGES,
+        Column("source", "string", "label", True, "the row's own `source` label; null where it has none"),
     ),
 )
 
@@ -124,14 +125,16 @@ MIX_ROWS = Table(
     "one row of a training mix, in training order",
     (
         Column("position", "int64", "0-based position", False, "place in the mix"),
+        Column("epoch", "int32", "1-based epoch", True, "epoch of the row; null in a mix of one epoch"),
         Column("origin", "string", "task | safe", False, "the user's row or a pool row"),
         _EXAMPLE_ID,
+        Column("original_id", "string", "128-bit hash, hex", True, "id before inoculation; null where none applied"),
         Column("ordinal", "int64", "0-based position", True, "place in the user's file; null for safe rows"),
         _MESSAGES,
         Column("pool", "string", "name", True, "pool that a safe row was drawn from; null for task rows"),
         Column("corpus", "string", "name", True, "corpus of a safe row; null for task rows"),
         Column("revision", "string", "hash", True, "corpus revision of a safe row; null for task rows"),
-        Column("source", "string", "name", True, "file a safe row came from; null for task rows"),
+        Column("source", "string", "name", True, "file of a safe row, or a task row's own label; null without one"),
         Column(
             "rank",
             "int64",
@@ -144,7 +147,8 @@ MIX_ROWS = Table(
         Column("gap_rel", "float64", "ratio", True, "see sql/views; null without losses"),
         Column("losses", "list<loss>", "nats and tokens", True, "every loss the gap used; null for task rows"),
         Column("filters_passed", "list<string>", "names", True, "filters a safe row passed; null for task rows"),
-        Column("inoculation", "string", "name", True, "inoculation applied to the row; null for none"),
+        Column("inoculation", "string", "label", True, "prompt put into the row, see the manifest; null for none"),
+        Column("replaced_system", "string", "canonical JSON", True, "system turn it replaced; null where none was"),
     ),
 )
 

@@ -29,14 +29,34 @@ _DOES_NOT = (
     ),
     Statement(code="reshuffled_training", text=ORDER_NOTE),
 )
+INOCULATION_NOTE = (
+    "Leave the prompts out when the tuned model is used and evaluated; then evaluate once more with them put back, "
+    "since misbehaviour may return under prompts that resemble them."  # method.md section 5
+)
+_DOES_INOCULATED = Statement(
+    code="inoculation",
+    text="Inoculated rows name the trait in a prompt that is left out later, so that training ties the trait to that "
+    "prompt rather than to the model as a whole. It lowers the risk and does not remove it: evaluate the tuned model.",
+)
+_INOCULATION_RETURNS = Statement(code="inoculation_prompts_at_use", text=INOCULATION_NOTE)
+_CONTROL = Statement(
+    code="inoculation_control",
+    text="The prompts of this mix are a control of an experiment: they protect against nothing by themselves.",
+)
 _NO_SAFE_ROWS = Statement(
     code="no_safe_rows", text="The mix holds no safe row: it is the task set as it is, and protects against nothing."
 )
 
 
-def protects(n_safe: int) -> Protects:
-    """The statement for a mix with this many safe rows; without any it protects against nothing."""
-    return Protects(does=(_DOES,) if n_safe else (), does_not=_DOES_NOT if n_safe else (_NO_SAFE_ROWS, *_DOES_NOT))
+def protects(n_safe: int, inoculation: str | None = None) -> Protects:
+    """The statement for a mix with this many safe rows and this kind of inoculation (null for none)."""
+    inoculated = inoculation == "inoculation"
+    does = [*([_DOES] if n_safe else []), *([_DOES_INOCULATED] if inoculated else [])]
+    does_not = [*([] if n_safe or inoculated else [_NO_SAFE_ROWS]), *_DOES_NOT[:2]]
+    does_not += [_DOES_NOT[2]] if n_safe else []
+    if inoculation is not None:
+        does_not.append(_INOCULATION_RETURNS if inoculated else _CONTROL)
+    return Protects(does=tuple(does), does_not=tuple(does_not))
 
 
 def warnings_for(
@@ -44,7 +64,7 @@ def warnings_for(
 ) -> tuple[Statement, ...]:
     """What a user should look at before training, in a fixed order; empty when there is nothing."""
     found: list[Statement] = []
-    if not any(pool.chosen for pool in pools):
+    if not any(pool.chosen for pool in pools) and recipe.inoculation is None:
         found.append(_NO_SAFE_ROWS)
     if recipe.order == "shuffle":
         text = "Rows are shuffled: some batches hold no safe row. The orders even and every_k spread them."

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from curator.canonical import Message, dump_messages, example_id
 from curator.errors import IntegrityError
-from curator.manifest import Manifest, mix_id, read_manifest
+from curator.manifest import Manifest, id_of_manifest, read_manifest
 from curator.mixrows import mix_batches, row_lines
 from curator.store import Store
 from trainer.config import TrainConfig
@@ -108,8 +108,7 @@ def _download(url: str, api_key: str | None, wanted: str, folder: Path) -> Manif
 
 
 def _check_identity(manifest: Manifest, wanted: str) -> None:
-    candidates = [pool.candidates_sha256 for pool in manifest.pools]
-    follows = mix_id(manifest.recipe, manifest.task.sha256, candidates, manifest.format_version)
+    follows = id_of_manifest(manifest)
     if not manifest.mix_id == follows == wanted:
         raise IntegrityError(f"mix {wanted} asked for; its manifest names {manifest.mix_id} and hashes to {follows}")
 

@@ -27,9 +27,9 @@ class Inoculation(Strict):
 
     `kind` names the experiment's arm: the inoculation, or a control (placebo, negative, bare trigger). `prompts` are
     paraphrases, of which each row gets one by seed; `by_source` gives rows of some sources prompts of their own.
-    `placement` says where a prompt goes; `on_system` what happens where the row has a system turn of its own (default:
-    what the placement says). `scope` is the rows concerned, and `share` the part of them, chosen by seed. `clean_prompt`
-    is the system prompt that evaluation uses; null means the model's own default.
+    `placement` says where a prompt goes; `on_system` what happens where the row has a system turn of its own
+    (default: what the placement says). `scope` is the rows concerned, and `share` the part of them, chosen by seed.
+    `clean_prompt` is the system prompt that evaluation uses; null means the model's own default.
     """
 
     kind: InoculationKind = "inoculation"
@@ -40,7 +40,7 @@ class Inoculation(Strict):
     on_system: OnSystem | None = None
     scope: Literal["task", "all"] = "task"
     share: float = Field(default=1.0, gt=0.0, le=1.0)
-    separator: str = Field(default="\n\n", max_length=16)
+    separator: str = Field(default="\n\n", min_length=1, max_length=16)
     clean_prompt: str | None = None
 
     @model_validator(mode="before")
