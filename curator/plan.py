@@ -8,7 +8,7 @@ from curator.errors import RecipeError
 from curator.filters import Surroundings
 from curator.manifest import mix_id, pool_names
 from curator.mix import Allocation, allocate, sized
-from curator.policy import Policy
+from curator.policy import Policy, check_evictions, policy_sha256
 from curator.resolve import PoolData, resolve
 from curator.saferows import Drawn
 from curator.seeds import child_seed
@@ -43,7 +43,15 @@ def plan_mix(store: Store, task_set: TaskSet, recipe: Recipe, policy: Policy | N
     resolved, pools = resolve(store, recipe, policy, task_set.n_rows)
     allocation, drawn = _draw(resolved, pools, task_set)
     candidates = [data.candidates_sha256 for data in pools]
-    return MixPlan(mix_id(resolved, task_set.sha256, candidates), resolved, allocation, drawn)
+    check_evictions(policy, {item.name: item.selection.evicted.among_best or 0 for item in drawn})
+    identity = mix_id(
+        resolved,
+        task_set.sha256,
+        candidates,
+        sources_sha256=task_set.sources_sha256,
+        policy_sha256=None if policy is None else policy_sha256(policy),
+    )
+    return MixPlan(identity, resolved, allocation, drawn, policy)
 
 
 def _draw(recipe: Recipe, pools: Sequence[PoolData], task_set: TaskSet) -> tuple[Allocation, tuple[Drawn, ...]]:
