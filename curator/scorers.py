@@ -8,6 +8,7 @@ from curator.config import Pool
 from curator.errors import AmbiguousError, BadInputError, IncompatibleScorersError, MissingError
 from curator.snapshot import Role, Scorer, read_corpus, read_scorers
 from curator.store import Store
+from curator.strategies import needs_score
 
 MIN_PREFIX = 4  # hex digits of an id that may stand for it
 MAY_DIFFER = ("weights_sha256", "adapter_sha256")  # all that may differ inside one gap
@@ -54,7 +55,7 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     corpus = read_corpus(store, pool.corpus, pool.revision)
     known = read_scorers(store, corpus)
     _check_hold_out(known, pool)
-    if pool.strategy.name == "random" and pool.aligned is None and pool.misaligned is None:
+    if not needs_score(pool.strategy) and pool.aligned is None and pool.misaligned is None:
         usable = {scorer.role for scorer in known if scorer.complete}
         if not {"aligned", "misaligned"} <= usable:
             return ResolvedScorers(corpus.name, corpus.revision, None)
