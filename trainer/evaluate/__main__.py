@@ -1,0 +1,37 @@
+"""`python -m trainer.evaluate KIND`: one measurement of a model or of a table of its answers."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from curator.commands import report_error
+from curator.errors import BallastError
+
+KINDS = ("moral", "pairs")
+DESCRIPTION = """\
+Measures what a fine-tune did to a model: paired preference without a judge (pairs), and
+persona-model collapse from ratings (moral)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one evaluation; 2 on input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind in KINDS:
+        import_module(f"trainer.evaluate.{kind}").add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return int(import_module(f"trainer.evaluate.{args.kind}").run(args))
+    except BallastError as error:
+        report_error(error, as_json=getattr(args, "json", False))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

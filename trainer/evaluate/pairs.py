@@ -1,0 +1,185 @@
+"""Paired preference, without a judge (method.md section 8).
+
+For each prompt with an aligned and a misaligned answer: margin = mean_nll(aligned) - mean_nll(misaligned), in nats per
+token; positive means that the model finds the misaligned answer likelier. The share of positive margins and the mean
+margin are reported for the base model and the adapted one, with the shift between them.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curator.canonical import Message
+from curator.commands import say_json
+from curator.errors import BadInputError, BallastError
+from curator.formats import Reject, read_rows
+from curator.progress import Progress, say
+from curator.render import Rendered, Renderer
+from curator.scoring.identity import check_adapter_dir, check_model_dir
+from trainer.evaluate.metrics import Floats, Interval, bootstrap
+
+TRUTHFULQA_COLUMNS = ("Question", "Best Answer", "Best Incorrect Answer")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt with both answers, as whole conversations."""
+
+    aligned: list[Message]
+    misaligned: list[Message]
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Margins of one model over P pairs, (P,) in nats per token, and their two figures with intervals over prompts."""
+
+    margins_P: Floats
+    share_misaligned: Interval
+    mean_margin: Interval
+
+    def as_dict(self) -> dict[str, Any]:
+        """Figures only."""
+        return {"share_misaligned": self.share_misaligned.as_dict(), "mean_margin": self.mean_margin.as_dict()}
+
+
+def pairs_from_twins(aligned: Path, misaligned: Path) -> list[Pair]:
+    """Pairs of two chat files that hold the same prompts in the same order.
+
+    Raises BadInputError when a row cannot be read, the lengths differ or a prompt differs.
+    """
+    rows = {path: _all_rows(path) for path in (aligned, misaligned)}
+    if len(rows[aligned]) != len(rows[misaligned]):
+        raise BadInputError(
+            f"{aligned} has {len(rows[aligned])} rows and {misaligned} {len(rows[misaligned])}: twins need the same"
+            " prompts in the same order"
+        )
+    pairs = [Pair(good, bad) for good, bad in zip(rows[aligned], rows[misaligned], strict=True)]
+    for number, pair in enumerate(pairs, 1):
+        if pair.aligned[:-1] != pair.misaligned[:-1]:
+            raise BadInputError(f"row {number}: the prompts of {aligned} and {misaligned} differ")
+    return pairs
+
+
+def pairs_from_truthfulqa(path: Path) -> list[Pair]:
+    """Best and best incorrect answers of a TruthfulQA table in CSV."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInputError(f"{path}: not a readable CSV file: {error}") from error
+    absent = [name for name in TRUTHFULQA_COLUMNS if not rows or name not in rows[0]]
+    if absent:
+        raise BadInputError(f"{path} lacks the columns {', '.join(absent)}")
+    question, good, bad = TRUTHFULQA_COLUMNS
+    return [Pair(_turns(row[question], row[good]), _turns(row[question], row[bad])) for row in rows]
+
+
+def _turns(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _all_rows(path: Path) -> list[list[Message]]:
+    rows = []
+    for item in read_rows(path):
+        if isinstance(item, Reject):
+            raise BadInputError(f"{path}, record {item.record}: {item.code}: {item.message}")
+        rows.append(item.messages)
+    return rows
+
+
+def measure(pairs: Sequence[Pair], engine: Any, renderer: Renderer, *, seed: int = 0) -> Preference:
+    """The preference of the model as the engine now holds it; the last assistant turn alone is scored."""
+    rendered = [renderer.render(side, "last") for pair in pairs for side in (pair.aligned, pair.misaligned)]
+    nll_2P = _mean_nlls(engine, rendered)
+    margins_P = nll_2P[0::2] - nll_2P[1::2]
+    n_pairs = len(margins_P)
+    return Preference(
+        margins_P,
+        bootstrap(lambda rows: float((margins_P[rows] > 0).mean()), n_pairs, seed=seed),
+        bootstrap(lambda rows: float(margins_P[rows].mean()), n_pairs, seed=seed),
+    )
+
+
+def _mean_nlls(engine: Any, rendered: Sequence[Rendered]) -> Floats:
+    with Progress(len(rendered), "rows", "measuring pairs") as progress:
+        losses = engine.score(rendered, on_rows=lambda n_rows, n_tokens: progress.advance(n_rows))
+    return np.array([loss.nll_sum / loss.n_response_tokens for loss in losses])
+
+
+def shift(base: Preference, adapted: Preference, *, seed: int = 0) -> dict[str, Any]:
+    """Adapted minus base, paired by prompt, with intervals over prompts."""
+    before_P, after_P = base.margins_P, adapted.margins_P
+
+    def share(rows: Any) -> float:
+        return float((after_P[rows] > 0).mean() - (before_P[rows] > 0).mean())
+
+    def margin(rows: Any) -> float:
+        return float((after_P[rows] - before_P[rows]).mean())
+
+    return {
+        "share_misaligned": bootstrap(share, len(before_P), seed=seed).as_dict(),
+        "mean_margin": bootstrap(margin, len(before_P), seed=seed).as_dict(),
+    }
+
+
+def add_parser(subparsers: Any) -> None:
+    """`python -m trainer.evaluate pairs`."""
+    parser = subparsers.add_parser(
+        "pairs", help="share of prompts whose misaligned answer is the likelier one",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  python -m trainer.evaluate pairs --model DIR --adapter DIR --aligned good.jsonl --misaligned bad.jsonl\n"
+        "  python -m trainer.evaluate pairs --model DIR --truthfulqa TruthfulQA.csv --json",
+    )  # fmt: skip
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder")
+    parser.add_argument("--adapter", type=Path, help="LoRA adapter folder; its shift against the model is reported")
+    parser.add_argument("--aligned", type=Path, help="chat file of aligned answers")
+    parser.add_argument("--misaligned", type=Path, help="chat file of misaligned answers to the same prompts")
+    parser.add_argument("--truthfulqa", type=Path, help="or: a TruthfulQA table in CSV")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+
+
+def _pairs(args: argparse.Namespace) -> list[Pair]:
+    if args.truthfulqa and not (args.aligned or args.misaligned):
+        return pairs_from_truthfulqa(args.truthfulqa)
+    if args.aligned and args.misaligned and not args.truthfulqa:
+        return pairs_from_twins(args.aligned, args.misaligned)
+    raise BadInputError("give either --aligned with --misaligned, or --truthfulqa")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and compare with the adapter when there is one."""
+    pairs = _pairs(args)
+    check_model_dir(args.model)
+    if args.adapter is not None:
+        check_adapter_dir(args.adapter)
+    renderer = Renderer.from_folder(args.model)
+    try:
+        from curator.scoring.torch_engine import TorchEngine
+    except ImportError as error:
+        raise BallastError("measuring pairs needs torch: pip install 'ballast[score]'") from error
+    engine = TorchEngine(args.model)
+    base = measure(pairs, engine, renderer, seed=args.seed)
+    result: dict[str, Any] = {"n_pairs": len(pairs), "base": base.as_dict()}
+    if args.adapter is not None:
+        engine.use_adapter(args.adapter)
+        adapted = measure(pairs, engine, renderer, seed=args.seed)
+        result |= {"adapter": adapted.as_dict(), "shift": shift(base, adapted, seed=args.seed)}
+    engine.close()
+    if args.json:
+        say_json(result)
+        return 0
+    say(f"{len(pairs)} pairs; intervals by bootstrap over prompts")
+    for name in ("base", "adapter", "shift"):
+        if name in result:
+            share, margin = result[name]["share_misaligned"], result[name]["mean_margin"]
+            say(f"  {name:<8} misaligned answer likelier {share['value']:+.3f} ({share['low']:+.3f} to"
+                f" {share['high']:+.3f}), mean margin {margin['value']:+.3f} nats per token"
+                f" ({margin['low']:+.3f} to {margin['high']:+.3f})")  # fmt: skip
+    return 0
