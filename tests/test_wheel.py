@@ -12,7 +12,7 @@ import duckdb, sql
 connection = duckdb.connect()
 for name in sql.MACROS:
     connection.execute(sql.view_text(name))
-print(connection.sql("select round(gap_rel(1.8, 1.0, 1.0), 4)").fetchone()[0], len(sql.query_names()))
+print(connection.execute("select round(gap_rel(1.8, 1.0, 1.0), 4)").fetchone()[0], len(sql.query_names()))
 """
 
 
