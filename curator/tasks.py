@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.canonical import dump_messages, example_id
+from curator.canonical import example_id
 from curator.errors import BadRowsError
 from curator.formats import Container, Layout, Reject, Row, read_rows, read_values
 from curator.schema import TASK_ROWS
@@ -30,7 +31,8 @@ class TaskSet:
     """A user's rows on disk (columns of TASK_ROWS, `ordinal` counting the usable rows from 0), and the bad ones.
 
     `sha256` is over the canonical messages of each row in order, each followed by a line feed. `rejects` holds
-    the first thousand bad records; `n_rejected` and `reject_codes` count all.
+    the first thousand bad records; `n_rejected` and `reject_codes` count all. `sources_sha256` is the same hash over
+    the rows' `source` labels as JSON (null for a row without one), and null where no row has one.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class TaskSet:
     n_rejected: int
     reject_codes: dict[str, int]
     rejects: tuple[Reject, ...]
+    sources_sha256: str | None = None
 
     @property
     def n_parsed(self) -> int:
@@ -76,12 +79,15 @@ def read_task_set(
     format: Container | None = None,  # noqa: A002 - the word of the command line
     layout: Layout | None = None,
     name: str | None = None,
+    max_unpacked_bytes: int | None = None,
 ) -> TaskSet:
-    """Stream a user's file (path or seekable binary file) into Parquet under `workdir`, in flat memory.
+    """Stream a user's data (path, hub id or seekable binary file) into Parquet under `workdir`, in flat memory.
 
-    The caller owns the new file. Raises BadInputError or MissingError when the file as a whole cannot be read.
+    The caller owns the new file. Raises BadInputError or MissingError when the data as a whole cannot be read, and
+    UnpackedTooLargeError when compression hides more than `max_unpacked_bytes`.
     """
-    return _write(read_rows(source, format=format, layout=layout, name=name), Path(workdir))
+    rows = read_rows(source, format=format, layout=layout, name=name, max_unpacked_bytes=max_unpacked_bytes)
+    return _write(rows, Path(workdir))
 
 
 def task_set_from_rows(rows: Iterable[object], workdir: str | Path, *, layout: Layout | None = None) -> TaskSet:
@@ -93,8 +99,9 @@ def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / f"task-rows-{secrets.token_hex(8)}.parquet"
     digest, codes, rejects, n_rows = hashlib.sha256(), Counter[str](), list[Reject](), 0
+    sources, labelled = hashlib.sha256(), False
     schema = arrow_schema(TASK_ROWS)
-    group: list[dict[str, Any]] = []
+    group: list[tuple[bytes, str | None]] = []
     try:
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for item in items:
@@ -103,16 +110,29 @@ def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
                     if len(rejects) < MAX_LISTED_REJECTS:
                         rejects.append(item)
                     continue
-                text = dump_messages(item.messages)
-                digest.update(text.encode() + b"\n")
-                group.append({"example_id": example_id(text), "ordinal": n_rows, "messages": text})
+                digest.update(item.json + b"\n")
+                sources.update(orjson.dumps(item.source) + b"\n")
+                labelled = labelled or item.source is not None
+                group.append((item.json, item.source))
                 n_rows += 1
                 if len(group) == GROUP_ROWS:
-                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                    writer.write_table(_group_table(group, n_rows, schema))
                     group = []
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            writer.write_table(_group_table(group, n_rows, schema))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     counts = dict(sorted(codes.items()))
-    return TaskSet(path, n_rows, digest.hexdigest(), codes.total(), counts, tuple(rejects))
+    sources_sha256 = sources.hexdigest() if labelled else None
+    return TaskSet(path, n_rows, digest.hexdigest(), codes.total(), counts, tuple(rejects), sources_sha256)
+
+
+def _group_table(group: list[tuple[bytes, str | None]], end: int, schema: pa.Schema) -> pa.Table:
+    """The rows of canonical JSON texts and source labels of which the last one is row `end - 1`."""
+    columns = {
+        "example_id": pa.array([example_id(text) for text, _ in group], pa.string()),
+        "ordinal": pa.array(range(end - len(group), end), pa.int64()),
+        "messages": pa.array([text for text, _ in group], pa.string()),
+        "source": pa.array([source for _, source in group], pa.string()),
+    }
+    return pa.table(columns, schema=schema)

@@ -108,7 +108,9 @@ def _check_answers(messages: list[Message], at: str, problems: list[Problem], be
     answers = [message for message in messages if message.get("role") == "assistant"]
     found = {problem.code for problem in problems[before:]}
     lost = {"unrecognized_role", "data_type", "missing_messages_list", "empty_messages_list"}
-    if not answers and not found & {*lost, "example_missing_assistant_message"} and messages:
+    if found & lost or "example_missing_assistant_message" in found or not messages:
+        return
+    if not answers:
         problems.append(Problem(at, "example_missing_assistant_message", "no assistant message to learn"))
-    elif answers and all(message.get("weight") == 0 for message in answers):
+    elif all(message.get("weight") == 0 for message in answers):
         problems.append(Problem(at, "no_trained_answer", "every assistant message has weight 0"))
