@@ -17,6 +17,7 @@ from curator.orders import Allocation, Schedule, keeps_task_order
 from curator.plan import MixPlan
 from curator.policy import Policy, policy_sha256
 from curator.receipt import (
+    Amounts,
     Evictions,
     InoculationReceipt,
     LabelShare,
@@ -32,8 +33,9 @@ from curator.receipt import (
 )
 from curator.saferows import Drawn
 from curator.schema import MIX_FORMAT_VERSION
+from curator.selection import TOKENS
 from curator.snapshot import Scorer
-from curator.statements import INOCULATION_NOTE, ORDER_NOTE, protects, warnings_for
+from curator.statements import INOCULATION_NOTE, ORDER_NOTE, is_negative_control, protects, warnings_for
 from curator.tasks import TaskSet
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -53,7 +55,7 @@ def compose(
     """
     recipe, allocation = plan.recipe, plan.allocation
     task = _task_receipt(task_set)
-    pools = tuple(_pool_receipt(drawn) for drawn in plan.drawn)
+    pools = tuple(_pool_receipt(drawn, allocation) for drawn in plan.drawn)
     inoculation = _inoculation_receipt(recipe, prompt_counts or {})
     return Manifest(
         mix_id=plan.mix_id,
@@ -72,7 +74,11 @@ def compose(
         rows_sha256=written.rows_sha256,
         files=(written.file,),
         warnings=warnings_for(recipe, task, pools, tokens),
-        protects=protects(allocation.n_safe_total, None if inoculation is None else inoculation.kind),
+        protects=protects(
+            allocation.n_safe_total,
+            None if inoculation is None else inoculation.kind,
+            negative_control=any(is_negative_control(pool) for pool in recipe.pools),
+        ),
     )
 
 
@@ -130,7 +136,7 @@ def product_version() -> str:
         return "unknown"
 
 
-def _pool_receipt(drawn: Drawn) -> PoolReceipt:
+def _pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
     data, selection = drawn.data, drawn.selection
     score, heads, chosen = data.candidates.score, data.candidates.heads, selection.chosen
     return PoolReceipt(
@@ -144,6 +150,7 @@ def _pool_receipt(drawn: Drawn) -> PoolReceipt:
         dropped=selection.screening.dropped,
         n_eligible=selection.n_eligible,
         chosen=len(chosen),
+        amounts=_amounts(drawn, allocation),
         n_distinct=selection.n_distinct,
         n_short=selection.n_short,
         n_passed_unjudged=dict(selection.screening.unjudged),
@@ -156,6 +163,19 @@ def _pool_receipt(drawn: Drawn) -> PoolReceipt:
         domains=_label_shares(data.table["domain"].take(pa.array(chosen)).to_pylist()),
         licences=_label_shares(data.table["license"].take(pa.array(chosen)).to_pylist()),
         evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
+    )
+
+
+def _amounts(drawn: Drawn, allocation: Allocation) -> Amounts:
+    pool, chosen = drawn.data.pool, drawn.selection.chosen
+    tokens = drawn.data.candidates.counts[TOKENS][chosen]
+    return Amounts(
+        asked=pool.amount,
+        asked_value=getattr(pool, pool.amount),
+        interleave_ratio=len(chosen) / allocation.n_task,
+        mix_share=len(chosen) / allocation.n_epoch_rows,
+        rows=len(chosen),
+        tokens=None if np.isnan(tokens).any() else int(tokens.sum()),
     )
 
 

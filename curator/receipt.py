@@ -66,6 +66,21 @@ class Evictions(_Document):
     among_best: int | None
 
 
+class Amounts(_Document):
+    """How much one pool gave to an epoch, in all four measures, and which one was asked for.
+
+    `interleave_ratio` is safe rows per task row, `mix_share` the share of an epoch's rows, `tokens` counts response
+    tokens under the aligned scorer's tokenizer, copies included; null where a row has no count.
+    """
+
+    asked: Literal["interleave_ratio", "mix_share", "rows", "tokens"]
+    asked_value: float
+    interleave_ratio: float
+    mix_share: float
+    rows: int
+    tokens: int | None
+
+
 class PoolReceipt(_Document):
     """One pool: every candidate is counted once, as chosen, left over or dropped for its first reason.
 
@@ -86,6 +101,7 @@ class PoolReceipt(_Document):
     dropped: dict[str, int]
     n_eligible: int
     chosen: int
+    amounts: Amounts
     n_distinct: int
     n_short: int
     n_passed_unjudged: dict[str, int]

@@ -225,6 +225,7 @@ __all__ = [
     "IN_TASK_SET",
     "NO_GAP",
     "NO_TOKENS",
+    "TOKENS",
     "TOO_SIMILAR",
     "Evicted",
     "Screening",

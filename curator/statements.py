@@ -48,12 +48,24 @@ _NO_SAFE_ROWS = Statement(
 )
 
 
-def protects(n_safe: int, inoculation: str | None = None) -> Protects:
-    """The statement for a mix with this many safe rows and this kind of inoculation (null for none)."""
+_NEGATIVE_CONTROL = Statement(
+    code="negative_control",
+    text="This mix draws the worst rows of a pool on purpose (bottom_gap): it is the negative control of an "
+    "experiment, and protects against nothing.",
+)
+
+
+def protects(n_safe: int, inoculation: str | None = None, *, negative_control: bool = False) -> Protects:
+    """The statement for a mix with this many safe rows and this kind of inoculation (null for none).
+
+    A mix with rows from the bottom of a pool is a `negative_control` and claims nothing for its safe rows.
+    """
     inoculated = inoculation == "inoculation"
-    does = [*([_DOES] if n_safe else []), *([_DOES_INOCULATED] if inoculated else [])]
+    does = [*([_DOES] if n_safe and not negative_control else []), *([_DOES_INOCULATED] if inoculated else [])]
     does_not = [*([] if n_safe or inoculated else [_NO_SAFE_ROWS]), *_DOES_NOT[:2]]
     does_not += [_DOES_NOT[2]] if n_safe else []
+    if negative_control:
+        does_not.insert(0, _NEGATIVE_CONTROL)
     if inoculation is not None:
         does_not.append(_INOCULATION_RETURNS if inoculated else _CONTROL)
     return Protects(does=tuple(does), does_not=tuple(does_not))
@@ -73,6 +85,7 @@ def warnings_for(
         text = f"{task.n_rejected:,} task rows could not be read and were kept out; reject_codes counts why."
         found.append(Statement(code="task_rows_rejected", text=text))
     for spec, pool in zip(recipe.pools, pools, strict=True):
+        found += [_NEGATIVE_CONTROL] if is_negative_control(spec) else []
         found += _pool_warnings(pool, keeps_refusals=_keeps_refusals(spec))
     for origin, count in (("task", tokens.task), ("safe", tokens.safe)):
         if count is not None and count.n_rows_not_rendered:
@@ -95,7 +108,33 @@ def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:
     if pool.dropped.get(IN_TASK_SET):
         text = f"Pool {pool.name}: {pool.dropped[IN_TASK_SET]:,} rows are in the task set too and were left out."
         found.append(Statement(code="pool_rows_in_task_set", text=text))
+    return found + _amount_warnings(pool)
+
+
+def _amount_warnings(pool: PoolReceipt) -> list[Statement]:
+    found = []
+    if pool.evicted_by_task_set.among_best:
+        text = (
+            f"Pool {pool.name}: the task set holds, or nearly holds, {pool.evicted_by_task_set.among_best:,} rows that "
+            "score as high as the chosen ones; others were chosen in their place."
+        )
+        found.append(Statement(code="best_rows_evicted", text=text))
+    if pool.n_short:
+        unit = "tokens" if pool.amounts.asked == "tokens" else "rows"
+        text = f"Pool {pool.name} is {pool.n_short:,} {unit} short of what was asked: when_short is as_many."
+        found.append(Statement(code="fell_short", text=text))
+    if pool.chosen > pool.n_distinct:
+        text = f"Pool {pool.name} gives {pool.chosen:,} rows, of which {pool.n_distinct:,} are distinct: it cycles."
+        found.append(Statement(code="rows_repeated", text=text))
+    for name, count in pool.n_passed_unjudged.items():
+        text = f"Pool {pool.name}: {count:,} rows have no {name} and passed that filter unjudged."
+        found.append(Statement(code="passed_unjudged", text=text))
     return found
+
+
+def is_negative_control(pool: Pool) -> bool:
+    """Whether the pool draws the worst rows on purpose."""
+    return pool.strategy.name == "bottom_gap"
 
 
 def _keeps_refusals(pool: Pool) -> bool:

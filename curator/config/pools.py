@@ -14,7 +14,8 @@ DEFAULT_INTERLEAVE_RATIO = 0.05  # method.md section 4
 ScoreName = Literal["gap_rel", "gap_abs", "gap_contrast", "sum_gap"]
 Reducer = Literal["mean", "median", "min", "max", "weighted"]
 WhenShort = Literal["error", "cycle", "as_many"]
-AMOUNTS = ("interleave_ratio", "mix_share", "rows", "tokens")
+AmountName = Literal["interleave_ratio", "mix_share", "rows", "tokens"]
+AMOUNTS: tuple[AmountName, ...] = ("interleave_ratio", "mix_share", "rows", "tokens")
 
 
 class ScoreSpec(Strict):
@@ -106,11 +107,6 @@ class Pool(Strict):
         return self
 
     @property
-    def amount(self) -> str:
+    def amount(self) -> AmountName:
         """Which of the four amounts is given."""
         return next(name for name in AMOUNTS if getattr(self, name) is not None)
-
-    @property
-    def may_fall_short(self) -> bool:
-        """Whether the number of rows follows from the pool and not from the recipe alone."""
-        return self.tokens is not None or self.when_short == "as_many"
