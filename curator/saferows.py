@@ -1,6 +1,6 @@
 """The chosen rows of all pools as one table in the order in which the mix uses them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,24 @@ class Drawn:
 def safe_rows(store: Store, drawn: Sequence[Drawn], seed: int) -> pa.Table:
     """All safe rows in mix order: columns of `schema.MIX_ROWS` but for position, task columns null.
 
-    Pools take turns (`mix.pool_of`). Inside a pool a seeded shuffle, so that the best rows do not all come first;
-    `rank` tells how each was ranked. Raises IntegrityError when a corpus holds another text than was scored.
+    Raises IntegrityError when a corpus holds another text than was scored.
     """
-    if not drawn:
+    return arrange({item.name: ranked_rows(store, item) for item in drawn}, seed)
+
+
+def arrange(by_pool: Mapping[str, pa.Table], seed: int) -> pa.Table:
+    """The rows of all pools, each in rank order, in mix order.
+
+    Pools take turns (`orders.pool_of`). Inside a pool a seeded shuffle, so that the best rows do not all come first;
+    `rank` tells how each was ranked.
+    """
+    if not by_pool:
         return _safe_schema().empty_table()
-    pools = pool_of([len(item.selection.chosen) for item in drawn])
-    tables = [_pool_rows(store, item, seed) for item in drawn]
+    tables = [
+        table.take(pa.array(permutation(len(table), child_seed(seed, f"order:{name}"))))
+        for name, table in by_pool.items()
+    ]
+    pools = pool_of([len(table) for table in tables])
     starts = np.cumsum([0, *(len(table) for table in tables)])
     index = np.empty(len(pools), dtype=np.int64)
     for pool in range(len(tables)):
@@ -49,11 +60,11 @@ def safe_rows(store: Store, drawn: Sequence[Drawn], seed: int) -> pa.Table:
     return pa.concat_tables(tables).take(pa.array(index))
 
 
-def _pool_rows(store: Store, drawn: Drawn, seed: int) -> pa.Table:
+def ranked_rows(store: Store, drawn: Drawn) -> pa.Table:
+    """One pool's chosen rows in rank order, columns as `safe_rows`."""
     n_rows = len(drawn.selection.chosen)
-    shuffled = permutation(n_rows, child_seed(seed, f"order:{drawn.name}"))
-    rows = drawn.data.table.take(pa.array(drawn.selection.chosen[shuffled]))
-    ranks = shuffled % max(1, drawn.selection.n_distinct) + 1  # a copy has the rank of its row
+    rows = drawn.data.table.take(pa.array(drawn.selection.chosen))
+    ranks = np.arange(n_rows) % max(1, drawn.selection.n_distinct) + 1  # a copy has the rank of its row
     pool, ranked = drawn.data.pool, drawn.selection.ranked
     messages = _texts(store, pool, rows["example_id"].to_pylist())
     passed = [filter_label(spec) for spec in pool.filters]

@@ -1,18 +1,22 @@
 """`python -m curator mix`: safe rows into a task file."""
 
 import argparse
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from curator.build import MixResult, build_mix
+from curator.build import build_mix
 from curator.commands import Subparsers, list_problems, new_parser, open_store, say_json
-from curator.config import OrderName, Recipe, RefusalRule, ScoreName, StrategyName, parse_recipe
+from curator.commands.mix_receipt import say_receipt
+from curator.config import EpochOrder, OrderName, Recipe, RefusalRule, ScoreName, StrategyName, parse_recipe
+from curator.config.inoculation import InoculationKind, Placement
 from curator.errors import BadInputError, BadRowsError, MissingError, RecipeError
 from curator.formats import CONTAINERS, LAYOUTS
 from curator.mixrows import DEFAULT_TENANT, MIX_FILE, mix_path
+from curator.policy import Policy, load_policy
 from curator.progress import say
-from curator.receipt import Manifest, PoolReceipt
+from curator.sign import sign_mix
 from curator.tasks import TaskSet, read_task_set
 
 N_LISTED = 20
@@ -27,12 +31,15 @@ EXAMPLES = """\
   python -m curator mix task.jsonl --corpus chats
   python -m curator mix task.jsonl --corpus chats --interleave-ratio 0.2 --order every_k --hold-out finance
   python -m curator mix task.jsonl --corpus chats --strategy random --rows 500 --seed 7
-  python -m curator mix task.jsonl --recipe recipe.yaml --json"""
+  python -m curator mix task.jsonl --corpus chats --order per_batch --batch-size 16 --interleave-ratio 0.142857142857
+  python -m curator mix task.jsonl --corpus chats --inoculation --epochs 3 --epoch-order own
+  python -m curator mix task.jsonl --recipe recipe.yaml --policy policy.yaml --sign-key key.pem --json"""
 
 # Options that together make a recipe of one pool; `--recipe` takes the place of all of them.
 _RECIPE_OPTIONS = (
     "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "strategy",
-    "interleave_ratio", "mix_share", "rows", "order", "seed",
+    "interleave_ratio", "mix_share", "rows", "order", "batch_size", "epochs", "epoch_order", "inoculation",
+    "placement", "inoculation_kind", "seed",
 )  # fmt: skip
 
 
@@ -49,6 +56,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="refuse a task file with bad rows and list them (default), or keep them out and count them",
     )
     parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
+    parser.add_argument(
+        "--policy",
+        default=os.environ.get("BALLAST_POLICY"),
+        metavar="FILE",
+        help="the provider's policy that recipes are held to (default: $BALLAST_POLICY, else none)",
+    )
+    parser.add_argument("--sign-key", type=Path, metavar="PEM", help="sign the manifest with this Ed25519 private key")
     parser.add_argument("--recipe", metavar="FILE", help="the whole recipe; takes the place of the options below")
     _add_recipe_options(parser)
 
@@ -74,26 +88,54 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     amount.add_argument("--mix-share", type=float, metavar="S", help="share of safe rows in the whole mix")
     amount.add_argument("--rows", type=int, metavar="N", help="number of safe rows")
     group.add_argument("--order", choices=get_args(OrderName), help="how rows are ordered (default: even)")
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch, for the order per_batch")
+    group.add_argument("--epochs", type=int, metavar="N", help="epochs written out one after another (default: 1)")
+    group.add_argument(
+        "--epoch-order",
+        choices=get_args(EpochOrder),
+        help="every epoch in the same order (default), or later ones each in a seeded order of their own",
+    )
+    group.add_argument(
+        "--inoculation",
+        nargs="?",
+        const="",
+        metavar="PROMPT",
+        help="put this prompt, or the default one, into task rows",
+    )
+    group.add_argument("--placement", choices=get_args(Placement), help="where it goes (default: replace_system)")
+    group.add_argument(
+        "--inoculation-kind", choices=get_args(InoculationKind), help="inoculation (default) or a control of it"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="the one seed of all that is random (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Mix, and print the receipt."""
-    recipe = _recipe(args)
+    recipe, policy = _recipe(args), _policy(args)
     store = open_store(args)
     with TemporaryDirectory(prefix="ballast-") as workdir:
         task_set = read_task_set(args.taskfile, workdir, format=args.format, layout=args.layout)
         _deal_with_bad_rows(task_set, args)
-        result = build_mix(store, task_set, recipe, args.tenant)
+        result = build_mix(store, task_set, recipe, args.tenant, policy)
+    signature = None if args.sign_key is None else sign_mix(store, args.tenant, result.mix_id, args.sign_key)
     if args.json:
         manifest = result.manifest.model_dump(mode="json")
+        signed = None if signature is None else signature.model_dump()
         rejected = {"n_rejected": task_set.n_rejected, "rejects": task_set.reject_dicts()}
-        say_json({"mix_id": result.mix_id, "created": result.created, **rejected, "manifest": manifest})
+        say_json(
+            {"mix_id": result.mix_id, "created": result.created, **rejected, "manifest": manifest, "signature": signed}
+        )
         return 0
-    _say_receipt(result)
+    say_receipt(result)
+    if signature is not None:
+        say(f"signed by the key {signature.public_key}")
     say(f"rows in {store.url(mix_path(args.tenant, result.mix_id))}/{MIX_FILE}")
     say(f"check them: python -m curator verify {result.mix_id} --store {args.store} --tenant {args.tenant}")
     return 0
+
+
+def _policy(args: argparse.Namespace) -> Policy | None:
+    return load_policy(args.policy) if args.policy else None
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -103,7 +145,10 @@ def _recipe(args: argparse.Namespace) -> Recipe:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise BadInputError(f"--recipe is the whole recipe: put {names} into the file")
         return parse_recipe(_read_document(Path(args.recipe)))
-    if "corpus" not in given:
+    inoculation = _inoculation(given)
+    if inoculation is not None:
+        given["inoculation"] = inoculation
+    if "corpus" not in given and inoculation is None:
         raise BadInputError("name the corpus to draw from with --corpus, or give a whole --recipe")
     score = {key: given.pop(option) for option, key in (("score", "name"), ("eps", "eps")) if option in given}
     refusals = given.pop("refusals", None)
@@ -112,6 +157,18 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if refusals is not None:
         given["filters"] = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals}]
     return parse_recipe(given)
+
+
+def _inoculation(given: dict[str, Any]) -> dict[str, Any] | None:
+    """The recipe's inoculation from the options, which it takes out of `given`; None where none is asked for."""
+    prompt, placement = given.pop("inoculation", None), given.pop("placement", None)
+    kind = given.pop("inoculation_kind", None)
+    if prompt is None and kind is None:
+        if placement is not None:
+            raise BadInputError("--placement says where a prompt goes: give --inoculation too")
+        return None
+    found = {"prompt": prompt or None, "placement": placement, "kind": kind}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _read_document(path: Path) -> Any:
@@ -136,44 +193,3 @@ def _deal_with_bad_rows(task_set: TaskSet, args: argparse.Namespace) -> None:
     except BadRowsError as error:
         hint = "mend the file, or keep bad rows out with --on-bad-rows drop"
         raise BadRowsError(f"{error.message}; {hint}", details=error.details) from error
-
-
-def _say_receipt(result: MixResult) -> None:
-    manifest = result.manifest
-    ratio, order = manifest.ratio, manifest.order
-    say(f"mix {result.mix_id} ({'made now' if result.created else 'made before by the same request'})")
-    say(
-        f"  rows    {manifest.n_rows:,} = {manifest.task.n_rows:,} task + {manifest.n_safe:,} safe: "
-        f"{ratio.reached_rows:.4g} safe per task row (asked {ratio.asked:.4g}), {ratio.mix_share:.3%} of the mix"
-    )
-    say(f"  tokens  {_tokens_line(manifest)}")
-    say(f"  order   {order.name}, seed {order.seed}; off by at most {ratio.largest_prefix_deviation:.2f} rows anywhere")
-    for pool, spec in zip(manifest.pools, manifest.recipe.pools, strict=True):
-        say(f"  pool    {_pool_line(pool)} by {spec.strategy.name}{_score_range(pool)}")
-    for warning in manifest.warnings:
-        say(f"  warning {warning.text}")
-    for statement in manifest.protects.does:
-        say(f"  does    {statement.text}")
-    for statement in manifest.protects.does_not:
-        say(f"  not     {statement.text}")
-
-
-def _tokens_line(manifest: Manifest) -> str:
-    tokens = manifest.tokens
-    if tokens.task is None or tokens.safe is None:
-        return f"not counted: {tokens.reason}"
-    reached = manifest.ratio.reached_response_tokens
-    return (
-        f"{tokens.task.total + tokens.safe.total:,}, of which trained {tokens.task.response:,} task + "
-        f"{tokens.safe.response:,} safe" + ("" if reached is None else f" ({reached:.4g} safe per task token)")
-    )
-
-
-def _pool_line(pool: PoolReceipt) -> str:
-    dropped = "".join(f", {count:,} {reason}" for reason, count in pool.dropped.items() if count)
-    return f"{pool.name}: {pool.n_candidates:,} rows{dropped}; {pool.chosen:,} chosen of {pool.n_eligible:,}"
-
-
-def _score_range(pool: PoolReceipt) -> str:
-    chosen = pool.quantiles["chosen"]
-    return "" if chosen is None else f" ({pool.score} {chosen.min:.3f} to {chosen.max:.3f})"
