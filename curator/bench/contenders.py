@@ -1,0 +1,151 @@
+"""The contenders of one benchmark run: the engine in three ways, its peers, and what an engine pass is made of."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from curator.bench.peers import LmEval, per_row
+from curator.bench.request import BenchRequest
+from curator.bench.rows import BenchRow
+from curator.canonical import dump_messages, example_id, load_messages
+from curator.errors import MissingDependencyError
+from curator.render import Renderer
+from curator.scoring import RowLoss
+from curator.scoring.outcome import scored_row
+from curator.scoring.parts import write_part
+from curator.scoring.torch_engine import TorchEngine
+from curator.scoring.torch_model import load_model, torch, transformers
+from curator.store import Store
+
+LORA_RANK = 32  # method.md section 7
+
+
+class Contenders:
+    """Everything loaded once; `tasks` are timed, `losses` are what each task's last call gave."""
+
+    def __init__(self, request: BenchRequest, renderer: Renderer, rows: Sequence[BenchRow], scratch: Path) -> None:
+        transformers.utils.logging.disable_progress_bar()
+        self.rows, self.renderer, self.scratch = rows, renderer, scratch
+        self.whole = [row.whole for row in rows]
+        self.last = [row.last for row in rows]
+        self.engine = TorchEngine(request.model_dir, device=request.device, dtype=request.dtype)
+        self.device, self.dtype = self.engine.device, self.engine.dtype
+        self.model = load_model(request.model_dir, self.device, self.dtype)
+        self.adapter = request.adapter_dir or random_adapter(request.model_dir, scratch / "adapter")
+        merged = merge(request.model_dir, self.adapter, self.dtype, scratch / "merged")
+        self.merged = TorchEngine(merged, device=self.device, dtype=self.dtype)
+        self.lm_eval, self.lm_eval_missing = self._lm_eval(request)
+        self.losses: dict[str, list[RowLoss]] = {}
+        self.model_seconds: list[float] = []  # of each `engine` call, inside the model
+        self._counting = False
+        self._count_model_time()
+
+    def tasks(self) -> dict[str, Callable[[], None]]:
+        """What is timed, by name."""
+        tasks: dict[str, Callable[[], list[RowLoss]]] = {
+            "engine": self._engine,
+            "per_row": lambda: per_row(self.model, self.device, self.whole),
+            "adapter": self._adapter,
+            "merged": lambda: self.merged.score(self.whole),
+            "engine_last_answer": lambda: self.engine.score(self.last),
+        }
+        harness = self.lm_eval
+        if harness is not None:
+            tasks["lm_eval_last_answer"] = lambda: harness.score(self.last)
+        timed = {name: self._kept(name, task) for name, task in tasks.items()}
+        return {**timed, "render_and_write": self._around_the_engine}
+
+    def warm_up(self) -> dict[int, float]:
+        """Each once on two rows; returns lm-eval's seconds by batch size on all rows."""
+        few = self.whole[:2]
+        for engine in (self.engine, self.merged):
+            engine.score(few)
+        self.engine.use_adapter(self.adapter)
+        self.engine.score(few)
+        self.engine.use_adapter(None)
+        per_row(self.model, self.device, few)
+        self._around_the_engine()
+        return self.lm_eval.settle(self.last) if self.lm_eval is not None else {}
+
+    def _engine(self) -> list[RowLoss]:
+        self.model_seconds.append(0.0)
+        self._counting = True
+        try:
+            return self.engine.score(self.whole)
+        finally:
+            self._counting = False
+
+    def _adapter(self) -> list[RowLoss]:
+        self.engine.use_adapter(self.adapter)
+        try:
+            return self.engine.score(self.whole)
+        finally:
+            self.engine.use_adapter(None)
+
+    def _around_the_engine(self) -> None:
+        """What a scoring run does for each row beside the engine: parse, render, and write its part."""
+        texts = [dump_messages(row.messages) for row in self.rows]
+        rendered = [self.renderer.render(load_messages(text)) for text in texts]
+        pairs = zip(texts, rendered, strict=True)
+        scored = [scored_row(example_id(text), row, RowLoss(1.0, row.n_response_tokens)) for text, row in pairs]
+        write_part(Store(self.scratch / "store"), "scores", list({row.example_id: row for row in scored}.values()))
+
+    def _kept(self, name: str, task: Callable[[], list[RowLoss]]) -> Callable[[], None]:
+        def run() -> None:
+            self.losses[name] = task()
+
+        return run
+
+    def _count_model_time(self) -> None:
+        """Add up the time inside the model, head and loss, call by call (a GPU is waited for)."""
+        inner = self.engine._nll
+
+        def timed(*tensors: Any) -> Any:
+            started = time.perf_counter()
+            result = inner(*tensors)
+            if self._counting and self.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if self._counting:
+                self.model_seconds[-1] += time.perf_counter() - started
+            return result
+
+        setattr(self.engine, "_nll", timed)  # noqa: B010 - mypy refuses to assign to a method
+
+    def _lm_eval(self, request: BenchRequest) -> tuple[LmEval | None, str | None]:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(request.model_dir, local_files_only=True)
+        try:
+            return LmEval(self.model, tokenizer, self.device, request.max_length), None
+        except MissingDependencyError as error:
+            return None, error.message
+
+
+def random_adapter(model_dir: Path, target: Path) -> Path:
+    """A seeded random LoRA on every linear layer but the head, with B != 0."""
+    import peft
+
+    model = load_model(model_dir, "cpu", "float32")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=LORA_RANK, lora_alpha=2 * LORA_RANK, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    wrapped = peft.get_peft_model(model, config)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data, std=1e-3)
+    wrapped.save_pretrained(target)
+    return target
+
+
+def merge(model_dir: Path, adapter_dir: Path, dtype: str, target: Path) -> Path:
+    """A model folder with the adapter merged into the weights, in the dtype of the run."""
+    import peft
+
+    model = peft.PeftModel.from_pretrained(load_model(model_dir, "cpu", dtype), adapter_dir)
+    model.merge_and_unload().save_pretrained(target)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (model_dir / name).is_file():
+            (target / name).write_bytes((model_dir / name).read_bytes())
+    return target

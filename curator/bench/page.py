@@ -1,0 +1,95 @@
+"""A benchmark run as one Markdown page: every number in it comes from the run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Figure, what it is set against, and what the product aims at.
+_LINES = (
+    ("times_faster_than_per_row_transformers", "times faster than a loop over rows in transformers", ">= 1.3 on a CPU"),
+    ("times_faster_than_lm_eval", "times faster than lm-evaluation-harness's loglikelihood", ">= 1.3 on a CPU"),
+    ("model_flops_share_of_gemm", "model FLOPs over the machine's own matrix product rate", ">= 0.5"),
+    ("adapter_pass_over_base_pass", "a pass with the adapter unmerged over a base pass", "<= 1.35"),
+    ("merged_pass_over_base_pass", "a pass with the adapter merged over a base pass", "<= 1.05"),
+    ("python_share_outside_the_model", "share of a run outside the model (render, batch, sum, write)", "<= 0.03"),
+)
+_NAMES = {
+    "engine": "torch engine",
+    "per_row": "transformers, row by row",
+    "adapter": "torch engine, adapter unmerged",
+    "merged": "torch engine, adapter merged",
+    "engine_last_answer": "torch engine, last answer only",
+    "lm_eval_last_answer": "lm-evaluation-harness, last answer only",
+}
+
+
+def page(document: Mapping[str, Any], command: str) -> str:
+    """The page; `command` is what ran."""
+    machine, rows, model = document["machine"], document["rows"], document["model"]
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
+    lines = [
+        "# Scoring speed",
+        "",
+        f"Written by `{command}` on {machine['date']}.",
+        "",
+        f"- machine: {machine['device']}, {machine['cores']} cores, {machine['threads']} thread(s) used, "
+        f"{machine['cpu_capability']}, {machine['dtype']}; load average {machine['load_average_before']} before and "
+        f"{machine['load_average']} at the end",
+        f"- model: {model['name']} ({model['shape']}); adapter: {document['adapter']}",
+        f"- rows: {rows['n']:,} of {rows['file']}, at most {rows['max_length']} tokens each, "
+        f"{rows['n_tokens']:,} tokens of which {rows['n_response_tokens']:,} response tokens; "
+        f"{document['repeats']} rounds, contenders in turn",
+        f"- versions: {versions}",
+        "",
+        "Ratios are medians over rounds of the ratio inside each round.",
+        "",
+        "| figure | value | aim |",
+        "|---|---|---|",
+        *(f"| {text} | {_value(document['ratios'][name])} | {aim} |" for name, text, aim in _LINES),
+        f"| peak memory, ten times the rows over one | {_memory(document['peak_memory'])} | 0.9 to 1.1 |",
+        "",
+        "| pass | tokens/s | seconds, median | rounds |",
+        "|---|---|---|---|",
+        *_passes(document),
+        "",
+        *_notes(document),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _passes(document: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, rate in document["tokens_per_s"].items():
+        found = document["seconds"][name]
+        rounds = ", ".join(f"{one:.2f}" for one in found["rounds"])
+        lines.append(f"| {_NAMES[name]} | {rate:,.0f} | {found['median']:.2f} | {rounds} |")
+    return lines
+
+
+def _notes(document: Mapping[str, Any]) -> list[str]:
+    agreement = "; ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in document["agreement"].items())
+    gemm = ", ".join(f"{rate:,.0f}" for rate in document["gemm_gflops_per_s"])
+    lines = [
+        f"Matrix product of 2,048 x 2,048 in this dtype, GFLOP/s by round: {gemm}.",
+        f"Largest difference of a row's mean loss, nats per token: {agreement}.",
+    ]
+    harness = document["lm_eval"]
+    if harness["missing"]:
+        lines.append(f"lm-evaluation-harness was not measured: {harness['missing']}.")
+    else:
+        tried = ", ".join(f"{size}: {one:.1f} s" for size, one in harness["batch_seconds"].items())
+        lines.append(
+            f"lm-evaluation-harness gets token lists and its fastest batch size here, {harness['batch_size']} "
+            f"({tried}). It takes one answer a request, so both score each row's last answer alone."
+        )
+    return lines
+
+
+def _memory(found: Mapping[str, Any]) -> str:
+    if found["ratio"] is None:
+        return f"not measured: {found['reason']}"
+    few, many = (f"{size / 2**20:,.0f} MiB" for size in found["bytes"])
+    return f"{found['ratio']:.3f} ({found['n_rows'][0]} rows {few}, {found['n_rows'][1]} rows {many})"
+
+
+def _value(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"

@@ -1,0 +1,37 @@
+"""`python -m curator.bench.peak MODEL CHATS DTYPE THREADS MAX_LENGTH`: scores a chat file in a new store and prints
+the process's peak in bytes."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from curator.ingest import ingest
+from curator.progress import say
+from curator.render import Renderer
+from curator.scoring import ScoreRequest, score_corpus
+from curator.scoring.torch_engine import TorchEngine
+from curator.scoring.torch_model import engine_version, set_threads
+from curator.store import Store
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Ingest and score one file, and print the peak."""
+    model_dir, chats, dtype, threads, max_length = arguments
+    set_threads(int(threads))
+    with TemporaryDirectory(prefix="ballast-bench-") as scratch:
+        store = Store(Path(scratch)).open()
+        ingest(store, [chats], "bench")
+        request = ScoreRequest(
+            "bench", Path(model_dir), "aligned", engine_version=engine_version(), dtype=dtype,
+            max_length=int(max_length), check_rows=0,
+        )  # fmt: skip
+        renderer = Renderer.from_folder(model_dir)
+        score_corpus(store, request, renderer, lambda: TorchEngine(Path(model_dir), device="cpu", dtype=dtype))
+    say(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

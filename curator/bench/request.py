@@ -1,0 +1,30 @@
+"""What is asked of a benchmark run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from curator.errors import BadInputError
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """`rows` conversations of at most `max_length` tokens from a chat file, each scored `repeats` times by each
+    contender. Without `adapter_dir` a seeded random LoRA of method.md section 7's shape is used: speed is the same.
+    `memory` runs a smaller and a ten times larger corpus in processes of their own.
+    """
+
+    model_dir: Path
+    corpus_file: Path
+    adapter_dir: Path | None = None
+    rows: int = 1_000
+    repeats: int = 3
+    max_length: int = 512
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = 1
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("repeats", 1), ("max_length", 16)):
+            if getattr(self, name) < least:
+                raise BadInputError(f"{name.replace('_', ' ')} {getattr(self, name)}: give at least {least}")

@@ -1,0 +1,121 @@
+"""One benchmark run from rows to figures."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from curator.bench.contenders import Contenders
+from curator.bench.flops import gemm_flops_per_s, model_shape, needed_flops
+from curator.bench.machine import describe
+from curator.bench.memory import GROWTH, peak_bytes
+from curator.bench.request import BenchRequest
+from curator.bench.rows import BenchRow, bench_rows, n_response_tokens
+from curator.bench.timing import Seconds, interleaved, paired_ratio
+from curator.progress import Progress
+from curator.render import Renderer
+from curator.scoring import RowLoss
+from curator.scoring.identity import check_model_dir
+from curator.scoring.torch_model import set_threads
+
+Document = dict[str, Any]
+MEMORY_ROWS = 8  # fewer would not fill a batch
+
+
+def run_bench(request: BenchRequest) -> Document:
+    """Figures of one run as plain values: seconds by round, medians, ratios, agreement, machine.
+
+    Tokens per second count the rows' tokens. Raises BadInputError for rows or a model that cannot be used.
+    """
+    check_model_dir(request.model_dir)
+    renderer = Renderer.from_folder(request.model_dir)
+    rows = bench_rows(request.corpus_file, renderer, request.rows, request.max_length)
+    load_before = os.getloadavg()[0]
+    set_threads(request.threads)
+    with TemporaryDirectory(prefix="ballast-bench-") as scratch:
+        parts = Contenders(request, renderer, rows, Path(scratch))
+        batch_seconds = parts.warm_up()
+        gemm: list[float] = []
+        tasks = {**parts.tasks(), "gemm": lambda: gemm.append(gemm_flops_per_s(parts.device, parts.dtype))}
+        with Progress(len(tasks) * request.repeats, "passes", "benchmark") as bar:
+            seconds = interleaved(tasks, request.repeats, on_done=lambda name: bar.advance(1, last=name))
+    seconds.pop("gemm")
+    machine = {**describe(parts.device, parts.dtype), "load_average_before": round(load_before, 2)}
+    document: Document = {"machine": machine, **_facts(request, parts, rows)}
+    document["seconds"] = {name: {"median": median(found), "rounds": found} for name, found in seconds.items()}
+    document["tokens_per_s"] = _rates(seconds, rows)
+    document["gemm_gflops_per_s"] = [round(rate / 1e9, 1) for rate in gemm]
+    document["ratios"] = _ratios(seconds, parts, gemm)
+    document["agreement"] = _agreement(parts.losses)
+    document["lm_eval"] = {"batch_seconds": batch_seconds, "missing": parts.lm_eval_missing} | (
+        {"batch_size": parts.lm_eval.batch_size} if parts.lm_eval else {}
+    )
+    document["peak_memory"] = _memory(request, parts.device, parts.dtype)
+    return document
+
+
+def _facts(request: BenchRequest, parts: Contenders, rows: Sequence[BenchRow]) -> Document:
+    shape = model_shape(parts.model)
+    return {
+        "model": {"name": request.model_dir.resolve().name, "shape": shape.name, "n_linear": shape.n_linear},
+        "rows": {
+            "file": request.corpus_file.name,
+            "n": len(rows),
+            "max_length": request.max_length,
+            "n_tokens": sum(row.whole.n_tokens for row in rows),
+            "n_response_tokens": n_response_tokens(parts.whole),
+        },
+        "adapter": "given" if request.adapter_dir else "random rsLoRA, rank 32, every linear layer but the head",
+        "repeats": request.repeats,
+    }
+
+
+def _rates(seconds: Seconds, rows: Sequence[BenchRow]) -> dict[str, float]:
+    n_tokens = sum(row.whole.n_tokens for row in rows)
+    return {name: n_tokens / median(found) for name, found in seconds.items() if name != "render_and_write"}
+
+
+def _ratios(seconds: Seconds, parts: Contenders, gemm: Sequence[float]) -> dict[str, float | None]:
+    """The benchmark's figures; each a median over rounds of a ratio inside the round."""
+    engine, around = seconds["engine"], seconds["render_and_write"]
+    flops = needed_flops(model_shape(parts.model), parts.whole)
+    whole = [one + other for one, other in zip(engine, around, strict=True)]
+    inside = parts.model_seconds[-len(engine) :]
+    harness = seconds.get("lm_eval_last_answer")
+    return {
+        "times_faster_than_per_row_transformers": paired_ratio(seconds["per_row"], engine),
+        "times_faster_than_lm_eval": paired_ratio(harness, seconds["engine_last_answer"]) if harness else None,
+        "model_flops_share_of_gemm": median(flops / s / rate for s, rate in zip(engine, gemm, strict=True)),
+        "adapter_pass_over_base_pass": paired_ratio(seconds["adapter"], engine),
+        "merged_pass_over_base_pass": paired_ratio(seconds["merged"], engine),
+        "python_share_outside_the_model": median(1 - i / w for i, w in zip(inside, whole, strict=True)),
+    }
+
+
+def _agreement(losses: dict[str, list[RowLoss]]) -> dict[str, float]:
+    """Largest difference of a row's mean loss, in nats per token, between ways that compute the same."""
+    pairs = {
+        "engine_and_per_row": ("engine", "per_row"),
+        "merged_and_adapter": ("merged", "adapter"),
+        "engine_and_lm_eval": ("engine_last_answer", "lm_eval_last_answer"),
+    }
+    return {
+        name: max(
+            abs(a.nll_sum / a.n_response_tokens - b.nll_sum / b.n_response_tokens)
+            for a, b in zip(losses[one], losses[two], strict=True)
+        )
+        for name, (one, two) in pairs.items()
+        if one in losses and two in losses
+    }
+
+
+def _memory(request: BenchRequest, device: str, dtype: str) -> Document:
+    """Peaks of a tenth of `rows` (but enough to fill a batch) and of ten times that; null with a reason if not."""
+    n_few = max(MEMORY_ROWS, request.rows // GROWTH)
+    if not request.memory or device != "cpu":
+        return {"ratio": None, "reason": "not asked for" if not request.memory else "measured on a CPU only"}
+    rows = bench_rows(request.corpus_file, Renderer.from_folder(request.model_dir), n_few * GROWTH, request.max_length)
+    few, many = peak_bytes(request, dtype, rows[:n_few]), peak_bytes(request, dtype, rows)
+    return {"n_rows": [n_few, n_few * GROWTH], "bytes": [few, many], "ratio": many / few}

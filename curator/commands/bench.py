@@ -1,0 +1,64 @@
+"""`python -m curator bench`: the scoring benchmark."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from curator.commands import Subparsers, new_parser, say_json
+from curator.progress import say
+
+DESCRIPTION = """\
+Times the torch engine against a plain loop over transformers and (with the extra `bench`) lm-evaluation-harness, on
+the same rows of a chat file, in turns; and says which share of the machine's own matrix product rate it reaches, what
+an adapter costs, what is spent outside the model, and whether memory grows with the rows. No store is read."""
+
+EXAMPLES = """\
+  python -m curator bench --model models/instruct --corpus chats.json --rows 40 --json
+  python -m curator bench --model models/instruct --corpus chats.json --rows 40 --out docs/results/scoring.md"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command's options."""
+    parser = new_parser(subparsers, "bench", description=DESCRIPTION, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", type=Path, help="Hugging Face model folder with its tokenizer")
+    add("--corpus", required=True, metavar="FILE", type=Path, help="chat file to take rows from")
+    add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (default: a random one)")
+    add("--rows", type=int, default=1_000, metavar="N", help="conversations to score (default: 1000)")
+    add("--repeats", type=int, default=3, metavar="R", help="rounds (default: 3)")
+    add("--max-length", type=int, default=512, metavar="T", help="most tokens of a conversation (default: 512)")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="as for `score` (default: auto)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1, the steadiest on shared cores)")
+    add("--no-memory", action="store_true", help="leave out the two runs that measure memory")
+    add("--out", metavar="FILE", type=Path, help="also write the figures as a Markdown page")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print or write the figures."""
+    from curator.bench import BenchRequest, run_bench
+    from curator.bench.page import page
+
+    request = BenchRequest(
+        model_dir=args.model, corpus_file=args.corpus, adapter_dir=args.adapter, rows=args.rows, repeats=args.repeats,
+        max_length=args.max_length, device=args.device, dtype=args.dtype, threads=args.threads,
+        memory=not args.no_memory,
+    )  # fmt: skip
+    document = run_bench(request)
+    text = page(document, _command(args))
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text, encoding="utf-8")
+    if args.json:
+        say_json(document)
+    else:
+        say(text.rstrip())
+    return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as another person would give it: names of files, not where they lay."""
+    words = ["python -m curator bench", "--model", args.model.resolve().name, "--corpus", args.corpus.name]
+    words += ["--rows", str(args.rows), "--repeats", str(args.repeats), "--max-length", str(args.max_length)]
+    words += ["--dtype", args.dtype, "--threads", str(args.threads)]
+    return " ".join([words[0], *map(shlex.quote, words[1:])])
