@@ -25,6 +25,7 @@ COMMANDS = {
     "sql": "query the store: corpora, scorers, losses and the gap",
     "export": "write a score pool (corpus, losses, identities) as one file set",
     "import": "bring a score pool into a store, every file checked",
+    "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
     "bench": "time scoring against its peers on this machine",
     "verify": "check a mix's files and rows against its manifest",
     "report": "write a report on a scored corpus or a mix",
