@@ -8,10 +8,10 @@ from importlib import import_module
 from curator.commands import report_error
 from curator.errors import BallastError
 
-KINDS = ("moral", "pairs")
+KINDS = ("moral", "opswap", "pairs")
 DESCRIPTION = """\
-Measures what a fine-tune did to a model: paired preference without a judge (pairs), and
-persona-model collapse from ratings (moral)."""
+Measures what a fine-tune did to a model: paired preference without a judge (pairs), a benign task to learn
+(opswap), persona-model collapse from ratings (moral)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
