@@ -1,12 +1,15 @@
 """The application: routes, error handlers and the observing layer around one service."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from api.errors import handle_http_error, handle_product_error, handle_validation_error
 from api.observe import Observe
-from api.routes import corpora, create, health, mixes
+from api.routes import corpora, create, health, mixes, sql
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
@@ -18,6 +21,12 @@ DESCRIPTION = """\
 Send fine-tuning data and a recipe; get back a training mix with safe rows interleaved against emergent misalignment,
 and a manifest that says what went in, what was kept out and why. Every error has one body:
 `{"error": {"code", "message", "details": [...]}}`, with `"truncated": true` when `details` was cut."""
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.service.close()
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -33,12 +42,13 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         responses=errors(422),
+        lifespan=_lifespan,
     )
     app.state.service = Service(settings, Store(settings.store))
     app.add_middleware(Observe)
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (create, mixes, corpora, health):
+    for module in (create, mixes, corpora, sql, health):
         app.include_router(module.router)
     return app

@@ -122,6 +122,54 @@ class CorpusGap(_Answer):
     histogram: list[dict[str, Any]]
 
 
+class SqlColumn(_Answer):
+    """A column of an answer: its name and DuckDB type."""
+
+    name: str
+    type: str
+
+
+class SqlResult(_Answer):
+    """A statement's rows; `truncated` when a cap of rows or bytes cut them."""
+
+    columns: list[SqlColumn]
+    rows: list[dict[str, Any]]
+    n_rows: int
+    truncated: bool
+
+
+class QueryParam(_Answer):
+    """A parameter of a named query."""
+
+    name: str
+    type: str = Field(description="integer, double or text, or with [] a list of them")
+    default: int | float | str | list[str] | list[float] | None
+    required: bool
+    meaning: str
+
+
+class NamedQuery(_Answer):
+    """A named query: `doc` says what a row is and its units."""
+
+    name: str
+    doc: str
+    params: list[QueryParam]
+
+
+class ViewDoc(_Answer):
+    """A view or function that statements may use."""
+
+    name: str
+    doc: str
+
+
+class QueryList(_Answer):
+    """What can be asked."""
+
+    queries: list[NamedQuery]
+    views: list[ViewDoc]
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the error statuses of a route."""
     return {status: {"model": ErrorBody} for status in statuses}

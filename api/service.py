@@ -1,6 +1,6 @@
 """What one running service holds: its settings, its store, and the places for builds."""
 
-from asyncio import Semaphore
+from asyncio import Semaphore, wait_for
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from api.auth import Keyring, is_loopback
 from api.errors import ApiError
 from api.quotas import Quotas
 from api.settings import Settings
+from curator.sandbox import Sandbox, SqlLimits
 from curator.store import Store
 
 RETRY_AFTER_S = 5
@@ -25,11 +26,15 @@ class Service:
     n_waiting: int = 0
     keyring: Keyring = field(init=False)
     quotas: Quotas = field(init=False)
+    sandbox: Sandbox | None = field(init=False)
     _builds: Semaphore = field(init=False)
+    _statements: Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
         self.quotas = Quotas(self.settings)
+        self.sandbox = _sandbox(self.store, self.settings)
+        self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)
 
     @asynccontextmanager
@@ -41,6 +46,28 @@ class Service:
         with self.quotas.place(tenant, "builds", self.settings.tenant_builds):
             async with self._place():
                 yield
+
+    @asynccontextmanager
+    async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
+        """One of the places for SQL statements; raises ApiError 429 or 503 when there is none in time, or at all."""
+        if self.sandbox is None:
+            raise ApiError(501, "no_local_store", "SQL over HTTP needs a store in a local folder")
+        with self.quotas.place(tenant, "statements", self.settings.tenant_sql):
+            try:
+                await wait_for(self._statements.acquire(), self.settings.sql_timeout_s)
+            except TimeoutError as error:
+                raise ApiError(
+                    503, "busy", "other statements run: try again later", headers={"Retry-After": str(RETRY_AFTER_S)}
+                ) from error
+            try:
+                yield self.sandbox
+            finally:
+                self._statements.release()
+
+    def close(self) -> None:
+        """End what runs beside the requests."""
+        if self.sandbox is not None:
+            self.sandbox.close()
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -60,6 +87,14 @@ class Service:
             yield
         finally:
             self._builds.release()
+
+
+def _sandbox(store: Store, settings: Settings) -> Sandbox | None:
+    path = store.local_path("")
+    if path is None:
+        return None
+    limits = SqlLimits(settings.sql_timeout_s, settings.sql_memory_bytes, settings.sql_max_rows, settings.sql_max_bytes)
+    return Sandbox(str(path), limits)
 
 
 def service_of(request: Request) -> Service:

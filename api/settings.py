@@ -46,6 +46,14 @@ class Settings(BaseModel):
     tenant_rows_per_hour: int | None = Field(default=None, ge=1, description="task rows of one tenant an hour")
     tenant_bytes_per_hour: int | None = Field(default=None, ge=1, description="uploaded bytes of one tenant an hour")
     tenant_builds: int = Field(default=64, ge=1, description="mixes of one tenant being built or waiting at once")
+    max_sql: int = Field(
+        default=2, ge=1, le=64, description="SQL statements run at the same time, each its own process"
+    )
+    tenant_sql: int = Field(default=2, ge=1, description="SQL statements of one tenant running or waiting at once")
+    sql_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds of one SQL statement")
+    sql_memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB, description="memory of one SQL statement, in bytes")
+    sql_max_rows: int = Field(default=10_000, ge=1, le=1_000_000, description="rows of one SQL answer")
+    sql_max_bytes: int = Field(default=16 * MIB, ge=1024, description="bytes of one SQL answer's values")
     shutdown_timeout_s: int = Field(
         default=30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM"
     )

@@ -128,6 +128,25 @@ class Client:
         """Quantiles and histogram of a corpus's gap; `params`: score, eps, hold_out, bins."""
         return self._json("GET", f"/v1/corpora/{_part(name)}/gap", params=params)
 
+    def sql(self, statement: str, *, max_rows: int | None = None) -> Document:
+        """One read-only SELECT over the scored corpora: `columns`, `rows`, `n_rows`, `truncated`."""
+        body = {"statement": statement, "max_rows": max_rows}
+        return self._json("POST", "/v1/sql", json=body)
+
+    def sql_bytes(self, statement: str, format: Literal["csv", "arrow", "parquet"]) -> bytes:  # noqa: A002
+        """The same answer as a file's bytes."""
+        body = {"statement": statement, "format": format}
+        return self._attempt(lambda: self._http.post("/v1/sql", json=body)).content
+
+    def queries(self) -> list[Document]:
+        """The named queries with their parameters."""
+        found: list[Document] = self._json("GET", "/v1/queries")["queries"]
+        return found
+
+    def query(self, name: str, *, max_rows: int | None = None, **params: Any) -> Document:
+        """One named query's rows, parameters by name."""
+        return self._json("POST", f"/v1/queries/{_part(name)}", json={"params": params, "max_rows": max_rows})
+
     def health(self) -> Document:
         """Whether the process answers."""
         return self._json("GET", "/healthz")

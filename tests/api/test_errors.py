@@ -15,6 +15,8 @@ from api.settings import Settings
 from tests.api.serving import form, running, scored_store, task_rows
 
 ABSENT = "0" * 32
+# They read nothing and take nothing that could be wrong, but for a key.
+NEVER_REFUSED = {("GET", "/v1/queries")}
 # For each route of the OpenAPI document: a request that it must refuse, and how.
 REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     (
@@ -32,6 +34,8 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("GET", "/v1/corpora", {}, 500, "internal"),
     ("GET", "/v1/corpora/{corpus}", {}, 404, "not_found"),
     ("GET", "/v1/corpora/{corpus}/gap", {}, 404, "not_found"),
+    ("POST", "/v1/sql", {"json": {"statement": "drop view gap"}}, 500, "internal"),
+    ("POST", "/v1/queries/{name}", {"json": {}}, 404, "not_found"),
     ("GET", "/healthz", {}, 500, "internal"),
     ("GET", "/readyz", {}, 503, "not_ready"),
 ]
@@ -70,7 +74,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_every_endpoint_refuses_in_the_one_shape(
     broken: str, method: str, path: str, options: dict[str, Any], status: int, code: str
 ) -> None:
-    link = broken + path.format(mix_id=ABSENT, corpus="absent")
+    link = broken + path.format(mix_id=ABSENT, corpus="absent", name="absent")
     answer = httpx.request(method, link, **options)
     assert (answer.status_code, check_shape(answer)["code"]) == (status, code)
     assert "SECRET" not in answer.text
@@ -80,7 +84,7 @@ def test_every_endpoint_refuses_in_the_one_shape(
 def test_the_walk_leaves_no_endpoint_out(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     offered = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    assert offered == {(method, path) for method, path, *_ in REFUSALS}
+    assert offered - NEVER_REFUSED == {(method, path) for method, path, *_ in REFUSALS}
 
 
 def test_a_failure_names_its_request_id_and_nothing_else(broken: str) -> None:

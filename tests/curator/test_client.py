@@ -66,6 +66,16 @@ def test_corpora_gap_and_health(client: Client) -> None:
     assert client.ready() == {"status": "ready"}
 
 
+def test_sql_and_named_queries(client: Client) -> None:
+    assert client.sql("select count(*) as n from gap")["rows"] == [{"n": 60}]
+    assert client.sql_bytes("select 1 as a", "csv") == b"a\n1\n"
+    assert "top_by_gap" in [item["name"] for item in client.queries()]
+    assert client.query("top_by_gap", n=2)["n_rows"] == 2
+    with pytest.raises(ServiceError, match="here") as caught:
+        client.sql("from read_text('/etc/passwd'), mixes")
+    assert caught.value.status == 422
+
+
 @pytest.mark.parametrize("data_format", DATA_FORMATS)
 def test_downloads_are_verified_and_named_last(
     client: Client, mix: Document, tmp_path: Path, data_format: DataFormat

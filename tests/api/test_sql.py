@@ -1,0 +1,177 @@
+"""SQL over HTTP: answers in four formats, named queries, and that no statement gets out or blocks others."""
+
+import io
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from api.settings import MIB, Settings
+from tests.api.serving import N_POOL, form, running, scored_store, task_rows
+from tests.sql_escapes import HEAVY, REFUSED
+
+TIMEOUT_S = 1.5
+SLACK_S = 25.0  # starting a process on a busy machine
+COUNT = "select count(*) as n, max(gap_abs) as most from gap"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sql")
+    scored_store(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(root: Path) -> Iterator[str]:
+    settings = Settings(
+        store=str(root), sql_timeout_s=TIMEOUT_S, sql_memory_bytes=128 * MIB, sql_max_rows=500, sql_max_bytes=100_000
+    )
+    with running(settings) as address:
+        yield address
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def ask(http: httpx.Client, statement: str, **options: Any) -> httpx.Response:
+    return http.post("/v1/sql", json={"statement": statement, **options})
+
+
+def test_one_statement_in_every_format(http: httpx.Client) -> None:
+    answer = ask(http, COUNT)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {
+        "columns": [{"name": "n", "type": "BIGINT"}, {"name": "most", "type": "DOUBLE"}],
+        "rows": [{"n": N_POOL, "most": pytest.approx(0.59)}],
+        "n_rows": 1,
+        "truncated": False,
+    }
+    text = ask(http, "select 1 as a, null as b, [1, 2] as c, 'x,y' as d", format="csv")
+    assert text.text == 'a,b,c,d\n1,,"[1,2]","x,y"\n'
+    assert text.headers["content-type"].startswith("text/csv")
+    arrow = pa.ipc.open_stream(ask(http, COUNT, format="arrow").content).read_all()
+    parquet = pq.read_table(io.BytesIO(ask(http, COUNT, format="parquet").content))
+    assert arrow.to_pylist() == parquet.to_pylist() == [{"n": N_POOL, "most": pytest.approx(0.59)}]
+
+
+def test_caps_of_rows_and_bytes_say_truncated(http: httpx.Client) -> None:
+    by_rows = ask(http, "select * from range(10000000)")
+    assert (by_rows.json()["n_rows"], by_rows.json()["truncated"]) == (500, True)
+    assert by_rows.headers["x-ballast-truncated"] == "true"
+    assert ask(http, "select * from range(9) order by range", max_rows=9).json()["truncated"] is False
+    by_bytes = ask(http, "select repeat('x', 10000) as a from range(400)").json()
+    assert by_bytes["truncated"]
+    assert 0 < by_bytes["n_rows"] <= 10
+
+
+def test_named_queries_take_typed_parameters(http: httpx.Client) -> None:
+    listed = {item["name"]: item for item in http.get("/v1/queries").json()["queries"]}
+    assert listed["top_by_gap"]["params"][0]["type"] == "integer"
+    answer = http.post("/v1/queries/top_by_gap", json={"params": {"n": 3, "score": "gap_abs"}}).json()
+    assert [row["score"] for row in answer["rows"]] == pytest.approx([0.59, 0.58, 0.57])
+    for params, word in (({"n": "many"}, "integer"), ({"x": 1}, "no parameter")):
+        refused = http.post("/v1/queries/top_by_gap", json={"params": params})
+        assert refused.status_code == 422
+        assert word in refused.json()["error"]["message"]
+    assert http.post("/v1/queries/nothing", json={}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"statement": ""}, {"statement": "select 1", "format": "xml"}, {"statement": "x" * 50_001}]
+)
+def test_bodies_that_do_not_fit(http: httpx.Client, body: dict[str, Any]) -> None:
+    assert http.post("/v1/sql", json=body).status_code == 422
+
+
+def test_a_lone_surrogate_is_refused_and_not_a_failure(http: httpx.Client) -> None:
+    body = b'{"statement": "select \'\\ud800\'"}'
+    assert http.post("/v1/sql", content=body, headers={"Content-Type": "application/json"}).status_code == 422
+
+
+def test_users_data_is_out_of_reach(http: httpx.Client, root: Path) -> None:
+    made = http.post("/v1/mixes", **form(task_rows(5, "private"))).json()
+    path = root / "mixes" / "local" / made["mix_id"] / "mix.parquet"
+    assert path.is_file()
+    for statement in (f"from '{path}'", f"from read_parquet('{path}')", "from mixes"):
+        assert ask(http, statement).status_code == 422
+    assert "private" not in ask(http, "from examples").text
+
+
+def test_a_message_names_no_path(http: httpx.Client, root: Path) -> None:
+    for statement in ("select nothing from gap", f"from '{root}/store.json'", "select 1/0 + 'x'::int from examples"):
+        answer = ask(http, statement)
+        assert answer.status_code == 422
+        assert str(root) not in answer.text.replace(f"{root}/store.json", "" if "store.json" in statement else "!")
+
+
+def test_a_statement_that_overruns_is_stopped_and_blocks_nobody(http: httpx.Client, url: str) -> None:
+    ended: list[tuple[int, float]] = []
+
+    def wear_down() -> None:
+        started = time.monotonic()
+        answer = httpx.post(f"{url}/v1/sql", json={"statement": HEAVY[3]}, timeout=60)
+        ended.append((answer.status_code, time.monotonic() - started))
+
+    threads = [threading.Thread(target=wear_down) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    waits = []
+    while any(thread.is_alive() for thread in threads):
+        started = time.monotonic()
+        assert http.get("/v1/mixes").status_code == 200
+        waits.append(time.monotonic() - started)
+        time.sleep(0.05)
+    assert [status for status, _ in ended] == [422, 422]
+    assert max(seconds for _, seconds in ended) < TIMEOUT_S + SLACK_S
+    assert max(waits) < TIMEOUT_S
+    assert ask(http, COUNT).status_code == 200
+
+
+def test_a_tenants_third_statement_is_told_to_come_back(http: httpx.Client, url: str) -> None:
+    statuses: list[httpx.Response] = []
+    threads = [
+        threading.Thread(
+            target=lambda: statuses.append(httpx.post(f"{url}/v1/sql", json={"statement": HEAVY[0]}, timeout=60))
+        )
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.status_code for answer in statuses) == [422, 422, 429]
+    late = next(answer for answer in statuses if answer.status_code == 429)
+    assert int(late.headers["retry-after"]) > 0
+
+
+@pytest.mark.slow
+def test_no_escape_passes_and_none_wears_the_service_down(http: httpx.Client, root: Path) -> None:
+    part = str(next(root.rglob("corpora/chats/part-*.parquet")))
+    process = psutil.Process()
+    before = sorted(str(path) for path in root.rglob("*"))
+    passed = []
+    for statement in REFUSED + HEAVY:
+        text = statement.replace("{file}", str(root / "store.json")).replace("{part}", part)
+        started = time.monotonic()
+        answer = ask(http, text)
+        took_s = time.monotonic() - started
+        if answer.status_code != 422 and not answer.json().get("truncated", statement in HEAVY):
+            passed.append(statement[:80])
+        assert took_s < TIMEOUT_S + SLACK_S, statement[:80]
+        assert not re.search(r"/(etc|root|home)/", answer.text)
+    assert passed == []
+    assert sorted(str(path) for path in root.rglob("*")) == before
+    assert process.memory_info().rss < 1_500 * MIB
+    assert len([child for child in process.children() if child.is_running()]) <= 3
