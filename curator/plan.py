@@ -58,13 +58,17 @@ def _draw(recipe: Recipe, pools: Sequence[PoolData], task_set: TaskSet) -> tuple
     """The rows of every pool, and the counts that they come to.
 
     Amounts in tokens and pools that fall short tell only when they are drawn how many rows they give; shares of the
-    mix then change for the others, which are drawn again until all counts agree.
+    mix then change for the others, which are drawn again until all counts agree. A pool that fell short is asked
+    for as much again.
     """
     found: dict[int, int] = {}
+    short: dict[int, int] = {}
     shared = _shared_ids(pools, task_set)
     for _ in range(2 * len(pools) + 2):
         allocation = allocate(sized(recipe, found), task_set.n_rows)
-        drawn = _draw_once(recipe, pools, allocation, task_set, shared)
+        asked = [short.get(place, n_rows) for place, n_rows in enumerate(allocation.n_safe)]
+        drawn = _draw_once(recipe, pools, asked, task_set, shared)
+        short |= {place: asked[place] for place, item in enumerate(drawn) if item.selection.n_short}
         found = rows_found(recipe, [item.selection for item in drawn])
         allocation = allocate(sized(recipe, found), task_set.n_rows)
         if allocation.n_safe == tuple(len(item.selection.chosen) for item in drawn):
@@ -84,11 +88,11 @@ def rows_found(recipe: Recipe, selections: Sequence[Selection]) -> dict[int, int
 
 
 def _draw_once(
-    recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, task_set: TaskSet, shared: set[str]
+    recipe: Recipe, pools: Sequence[PoolData], asked: Sequence[int], task_set: TaskSet, shared: set[str]
 ) -> list[Drawn]:
     drawn: list[Drawn] = []
     taken: set[str] = set()
-    for name, data, n_rows in zip(pool_names(recipe), pools, allocation.n_safe, strict=True):
+    for name, data, n_rows in zip(pool_names(recipe), pools, asked, strict=True):
         exclude = {IN_TASK_SET: shared, **({IN_EARLIER_POOL: taken} if drawn else {})}
         selection = select(
             data.candidates,

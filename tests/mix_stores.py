@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from curator.canonical import load_messages
 from curator.config import Recipe, parse_recipe
 from curator.render import Renderer
 from curator.store import Store
@@ -52,3 +53,8 @@ def task_set(workdir: Path, n_rows: int = 100, records: Sequence[Mapping[str, An
 def recipe(**fields: Any) -> Recipe:
     """A recipe over the corpus `chats` (or `pools`), other fields as given."""
     return parse_recipe(fields if "pools" in fields else {"corpus": "chats", **fields})
+
+
+def answer_of(row: Mapping[str, Any]) -> int:
+    """i of a mix row that holds the pool's `Answer number i is this.`"""
+    return int(load_messages(row["messages"])[-1]["content"].split("number ")[1].split()[0])
