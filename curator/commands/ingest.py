@@ -13,13 +13,15 @@ from curator.progress import say
 N_LISTED = 20  # bad records shown; the rejects table holds up to 10,000 a file
 
 DESCRIPTION = """\
-Reads chat files (JSON Lines, a JSON array of any size, Parquet; messages or ShareGPT layout) into a corpus of
+Reads chat data (messages, ShareGPT, Alpaca or prompt/completion, as JSON Lines, a JSON array of any size, CSV, Parquet
+or Arrow, each also packed with gzip or Zstandard; folders saved by `datasets`; hub ids) into a corpus of
 distinct conversations. A bad record is kept out, listed and counted; a conversation that is there already is
 folded into the earlier one. A file that was read before with the same options is skipped, and one whose reading
 was interrupted is read again from its start."""
 
 EXAMPLES = """\
   python -m curator ingest chats.jsonl more.parquet --corpus chats
+  python -m curator ingest hf://org/name:train saved_folder/train more.csv.gz --corpus chats
   python -m curator ingest answers.json --corpus chats --layout sharegpt --language en
   python -m curator ingest chats.jsonl --corpus chats --strict   (refuse the file if any record is bad)
   python -m curator sql "select code, count(*) as n from rejects group by code order by code\""""
@@ -28,7 +30,7 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "ingest", description=DESCRIPTION, examples=EXAMPLES)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="chat files")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="chat files, saved folders, or hub ids (docs/formats.md)")
     parser.add_argument("--corpus", required=True, metavar="NAME", help="corpus to make or to add to")
     parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
     parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")

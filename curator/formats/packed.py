@@ -38,7 +38,7 @@ def unpacked(file: BinaryIO, max_bytes: int | None = None) -> Iterator[BinaryIO]
         yield file
         return
     with io.BufferedReader(_Unpacking(file, packing, max_bytes), BUFFER_BYTES) as stream:
-        yield stream  # type: ignore[misc]  # a BufferedReader is a BinaryIO in all but name
+        yield stream
 
 
 @contextmanager
