@@ -28,6 +28,7 @@ COMMANDS = {
     "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
     "bench": "time scoring against its peers on this machine",
     "verify": "check a mix's files and rows against its manifest",
+    "diff": "say what differs between two mixes, row by row, and why",
     "report": "write a report on a scored corpus or a mix",
     "plot": "draw the gap histogram of a scored corpus",
 }
