@@ -6,20 +6,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from curator.build import build_mix
+from curator.build import build_mix, plan_mix
 from curator.commands import Subparsers, list_problems, new_parser, open_store, say_json
 from curator.commands.mix_receipt import say_receipt
 from curator.config import EpochOrder, OrderName, Recipe, RefusalRule, ScoreName, StrategyName, parse_recipe
 from curator.config.inoculation import InoculationKind, Placement
+from curator.config.pools import WhenShort
 from curator.errors import BadInputError, BadRowsError, MissingError, RecipeError
 from curator.formats import CONTAINERS, LAYOUTS
 from curator.mixrows import DEFAULT_TENANT, MIX_FILE, mix_path
 from curator.policy import Policy, load_policy
 from curator.progress import say
+from curator.reasons import write_reasons
 from curator.sign import sign_mix
 from curator.tasks import TaskSet, read_task_set
 
 N_LISTED = 20
+PLAIN_FILTERS = ("harm", "hygiene", "exact_duplicates", "near_duplicates")  # those that need no settings
 
 DESCRIPTION = """\
 Draws safe rows from a scored corpus and mixes them into a task file. Rows and manifest go to the store under a mix
@@ -37,8 +40,9 @@ EXAMPLES = """\
 
 # Options that together make a recipe of one pool; `--recipe` takes the place of all of them.
 _RECIPE_OPTIONS = (
-    "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "strategy",
-    "interleave_ratio", "mix_share", "rows", "order", "batch_size", "epochs", "epoch_order", "inoculation",
+    "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "filter",
+    "strategy", "allow_negative_control", "interleave_ratio", "mix_share", "rows", "tokens", "when_short", "max_copies",
+    "order", "batch_size", "epochs", "epoch_order", "inoculation",
     "placement", "inoculation_kind", "seed",
 )  # fmt: skip
 
@@ -63,6 +67,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the provider's policy that recipes are held to (default: $BALLAST_POLICY, else none)",
     )
     parser.add_argument("--sign-key", type=Path, metavar="PEM", help="sign the manifest with this Ed25519 private key")
+    parser.add_argument(
+        "--reasons", type=Path, metavar="FILE", help="write each pool row's outcome and its reason to a Parquet file"
+    )
     parser.add_argument("--recipe", metavar="FILE", help="the whole recipe; takes the place of the options below")
     _add_recipe_options(parser)
 
@@ -79,14 +86,23 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         choices=("keep", *get_args(RefusalRule)),
         help="keep rows that open like a refusal, or drop them by rule v1 (default) or v2",
     )
+    group.add_argument(
+        "--filter",
+        action="append",
+        choices=PLAIN_FILTERS,
+        help="a further filter with its default settings; may be given several times",
+    )
+    group.add_argument(
+        "--allow-negative-control",
+        action="store_true",
+        default=None,
+        help="let --strategy bottom_gap pick the worst rows, as a negative control",
+    )
     group.add_argument("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
     for name, what in (("misaligned", "SCORER"), ("benign", "SCORER"), ("hold-out", "DOMAIN")):
         text = "leave out models of this domain" if name == "hold-out" else f"a {name} scorer (default: all complete)"
         group.add_argument(f"--{name}", action="append", metavar=what, help=f"{text}; may be given several times")
-    amount = group.add_mutually_exclusive_group()
-    amount.add_argument("--interleave-ratio", type=float, metavar="R", help="safe rows per task row (default: 0.05)")
-    amount.add_argument("--mix-share", type=float, metavar="S", help="share of safe rows in the whole mix")
-    amount.add_argument("--rows", type=int, metavar="N", help="number of safe rows")
+    _add_amount_options(group)
     group.add_argument("--order", choices=get_args(OrderName), help="how rows are ordered (default: even)")
     group.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch, for the order per_batch")
     group.add_argument("--epochs", type=int, metavar="N", help="epochs written out one after another (default: 1)")
@@ -109,6 +125,20 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="the one seed of all that is random (default: 0)")
 
 
+def _add_amount_options(group: argparse._ArgumentGroup) -> None:
+    amount = group.add_mutually_exclusive_group()
+    amount.add_argument("--interleave-ratio", type=float, metavar="R", help="safe rows per task row (default: 0.05)")
+    amount.add_argument("--mix-share", type=float, metavar="S", help="share of safe rows in the whole mix")
+    amount.add_argument("--rows", type=int, metavar="N", help="number of safe rows")
+    amount.add_argument("--tokens", type=int, metavar="N", help="number of trained tokens in safe rows, at most")
+    group.add_argument(
+        "--when-short",
+        choices=get_args(WhenShort),
+        help="when there are fewer rows than asked for: fail (default), repeat rows, or take as many as there are",
+    )
+    group.add_argument("--max-copies", type=int, metavar="N", help="how often --when-short cycle may take a row")
+
+
 def run(args: argparse.Namespace) -> int:
     """Mix, and print the receipt."""
     recipe, policy = _recipe(args), _policy(args)
@@ -117,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
         task_set = read_task_set(args.taskfile, workdir, format=args.format, layout=args.layout)
         _deal_with_bad_rows(task_set, args)
         result = build_mix(store, task_set, recipe, args.tenant, policy)
+        if args.reasons is not None:
+            write_reasons(plan_mix(store, task_set, recipe, policy), args.reasons)
     signature = None if args.sign_key is None else sign_mix(store, args.tenant, result.mix_id, args.sign_key)
     if args.json:
         manifest = result.manifest.model_dump(mode="json")
@@ -154,8 +186,10 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     refusals = given.pop("refusals", None)
     if score:
         given["score"] = score
-    if refusals is not None:
-        given["filters"] = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals}]
+    further = given.pop("filter", [])
+    if refusals is not None or further:
+        first = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals or "v1"}]
+        given["filters"] = [*first, *further]
     return parse_recipe(given)
 
 

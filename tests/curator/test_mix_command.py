@@ -1,6 +1,8 @@
 import json
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from curator.__main__ import main
@@ -97,3 +99,45 @@ def test_a_recipe_that_is_no_yaml(place: Path, capsys: pytest.CaptureFixture[str
     (place / "broken.yaml").write_text("corpus: [")
     assert mix(place, "--recipe", str(place / "broken.yaml")) == 2
     assert "neither YAML nor JSON" in capsys.readouterr().err
+
+
+def test_options_for_filters_amounts_and_reasons(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = (
+        "--filter",
+        "hygiene",
+        "--filter",
+        "near_duplicates",
+        "--tokens",
+        "45",
+        "--reasons",
+        str(place / "why.parquet"),
+    )
+    assert mix(place, "--corpus", "chats", *options, "--json") == 0
+    manifest = json.loads(capsys.readouterr().out)["manifest"]
+    pool = manifest["pools"][0]
+    assert [spec["name"] for spec in manifest["recipe"]["pools"][0]["filters"]] == [
+        "refusal",
+        "hygiene",
+        "near_duplicates",
+    ]
+    assert (pool["amounts"]["asked"], pool["amounts"]["tokens"], pool["chosen"]) == ("tokens", 40, 4)
+    why = pq.read_table(place / "why.parquet")
+    reasons = Counter(why["reason"].to_pylist())
+    assert {name: count for name, count in pool["dropped"].items() if count} == {k: v for k, v in reasons.items() if k}
+    assert reasons[None] == pool["n_eligible"]
+    assert sum(why["chosen"].to_pylist()) == 4
+
+
+def test_a_negative_control_takes_its_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mix(place, "--corpus", "chats", "--strategy", "bottom_gap") == 2
+    assert "allow_negative_control" in capsys.readouterr().err
+    assert mix(place, "--corpus", "chats", "--strategy", "bottom_gap", "--allow-negative-control") == 0
+    assert "negative control" in capsys.readouterr().out
+
+
+def test_short_pools_cycle_or_give_what_they_have(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--corpus", "chats", "--rows", "40", "--when-short")
+    assert mix(place, *options, "as_many") == 0
+    assert "9 rows short of what was asked" in capsys.readouterr().out
+    assert mix(place, *options, "cycle", "--max-copies", "2") == 0
+    assert "gives 40 rows, of which 31 are distinct" in capsys.readouterr().out
