@@ -105,7 +105,7 @@ def term_of(defence: Defence, model: Any, batch: Batch) -> torch.Tensor:
         hooks.enter_context(defence.observe(student))
         run_decoder(model, batch)
     with reference_state(model), without_interventions([defence]), defence.observe(reference):
-        run_decoder(model, batch)
+        run_decoder(model, batch, defence.reference_length(batch))
     term = defence.term(student, reference, batch)
     assert term is not None
     return term

@@ -5,7 +5,7 @@ asks for it, one reference forward that all of them share: same network, adapter
 `intervene`, no gradient. What a defence wants to see of either it records into `Seen` through hooks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ __all__ = [
     "StepCounts",
     "causal_lm",
     "recorded_output",
+    "wide",
     "without_interventions",
 ]
 
@@ -52,25 +53,17 @@ class Batch:
 
 @dataclass
 class Seen:
-    """Activations that hooks recorded during one forward, by name; several defences may share an entry."""
+    """Activations that hooks recorded during one forward, by name; several defences may share an entry.
+
+    Inside `weights()` the model computes with the weights of that forward: those of theta_0 for the reference under
+    full fine-tuning, and its own everywhere else (what is adapted lies below the head).
+    """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
-
-    def trained(self, name: str) -> torch.Tensor:
-        """An entry that a gradient must pass through; raises BadInputError when no trained parameter reaches it.
-
-        Under no-grad feature extraction, or with adapters on other layers only, a term would do nothing.
-        """
-        tensor = self.tensors[name]
-        if not tensor.requires_grad:
-            raise BadInputError(
-                f"no trained parameter reaches {name}: the defence would do nothing; choose higher layers, or "
-                "adapt lower ones"
-            )
-        return tensor
 
 
 class Defence:
@@ -114,12 +107,29 @@ class Defence:
         """
         return nullcontext()
 
+    def reference_length(self, batch: Batch) -> int:
+        """How many leading tokens of the rows the reference forward must cover for this defence."""
+        return int(batch.input_ids.shape[1])
+
     def term(self, student: Seen, reference: Seen, batch: Batch) -> torch.Tensor | None:
         """This micro-batch's share of the term: a scalar, already divided by a count of the whole step.
 
         Shares add up over the micro-batches of a step. None for defences without a term.
         """
         return None
+
+    def acting(self, term: torch.Tensor) -> torch.Tensor:
+        """The term; raises BadInputError when it has no gradient in any trained parameter, and so would do nothing.
+
+        It has none when what is trained lies above what is observed, or when activations are recorded under no-grad
+        (as in reentrant checkpointing).
+        """
+        if torch.is_grad_enabled() and not term.requires_grad:
+            raise BadInputError(
+                f"{self.name}: no trained parameter reaches what it observes, so it would do nothing: observe higher "
+                "layers, or adapt lower ones (and no reentrant gradient checkpointing)"
+            )
+        return term
 
     def save(self, folder: Path) -> list[str]:
         """Write what the defence trained beside the adapter; returns the file names."""
@@ -139,6 +149,11 @@ def without_interventions(defences: Sequence[Defence]) -> Iterator[None]:
     finally:
         for defence in defences:
             defence.paused = False
+
+
+def wide(tensor: torch.Tensor) -> torch.dtype:
+    """Terms are computed in float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def causal_lm(model: Any) -> Any:

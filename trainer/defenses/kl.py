@@ -23,7 +23,11 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Kl(Defence):
-    """`weight` * KL in nats per token, over every predicted token or the response tokens alone."""
+    """`weight` * KL in nats per token, over every predicted token or the response tokens alone.
+
+    `rows="safe"` (selective): only in a mix's safe rows, divided by their tokens. `estimator="sampled"`: a random share
+    of the positions, scaled up by 1 / share, so that its expectation is the full term.
+    """
 
     name = "kl"
 
@@ -49,19 +53,52 @@ class Kl(Defence):
 
     def term(self, student: Seen, reference: Seen, batch: Batch) -> torch.Tensor:
         """This micro-batch's KL sum over the positions in scope / their number in the whole step (nats per token)."""
-        in_scope_BT, n_step = _scope(batch, self.settings.tokens)
+        in_scope_BT, n_step = self._scope(batch)
+        if self.settings.estimator == "sampled":
+            in_scope_BT = in_scope_BT & kept_positions(batch, self.settings.sample_share)[:, 1:]
         hidden_ND = student[FINAL_HIDDEN][:, :-1][in_scope_BT]
         hidden0_ND = reference[FINAL_HIDDEN][:, :-1][in_scope_BT]
         n_chunk = max(16, CHUNK_BYTES // (4 * self._n_vocab))
-        kl_sum = chunked_kl_sum(hidden_ND, hidden0_ND, self._logits, self._head, self.settings.direction, n_chunk)
-        return kl_sum / max(n_step, 1)
+
+        def logits0(hidden0_CD: torch.Tensor) -> torch.Tensor:
+            with reference.weights():
+                return self._logits(hidden0_CD)
+
+        kl_sum = chunked_kl_sum(
+            hidden_ND, hidden0_ND, self._logits, self._head, self.settings.direction, n_chunk, logits0
+        )
+        if self.settings.estimator == "sampled":
+            kl_sum = kl_sum / self.settings.sample_share
+        return self.acting(kl_sum / max(n_step, 1))
+
+    def _scope(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Positions whose next token counts, (B, T - 1), and how many the whole step has."""
+        counts, safe = batch.counts, self.settings.rows == "safe"
+        if self.settings.tokens == "response":
+            in_scope_BT, n_step = batch.labels[:, 1:] != -100, counts.n_safe_response if safe else counts.n_response
+        else:
+            in_scope_BT = batch.attention_mask[:, 1:] != 0
+            n_step = counts.n_safe_predicted if safe else counts.n_predicted
+        if safe:
+            if batch.safe is None:
+                raise BadInputError("kl: the rows do not say which of them are safe")
+            in_scope_BT = in_scope_BT & batch.safe[:, None]
+        return in_scope_BT, n_step
 
 
-def _scope(batch: Batch, tokens: str) -> tuple[torch.Tensor, int]:
-    """Positions whose next token counts, (B, T - 1), and how many the whole step has."""
-    if tokens == "response":
-        return batch.labels[:, 1:] != -100, batch.counts.n_response
-    return batch.attention_mask[:, 1:] != 0, batch.counts.n_predicted
+def kept_positions(batch: Batch, share: float) -> torch.Tensor:
+    """A random share of the positions, (B, T) bool: a hash of step, row and position, so that neither batch size nor
+    the generators of dropout and of the adapter's start have a part in it."""
+    n_batch, n_tokens = batch.input_ids.shape
+    device = batch.input_ids.device
+    rows_B = batch.rows if batch.rows is not None else torch.arange(n_batch, device=device)
+    key_BT = (rows_B[:, None] << 20) + torch.arange(n_tokens, device=device) + (batch.step << 44)
+    # splitmix64's finaliser in wrapping int64 arithmetic; shifted words are masked, as the shift keeps the sign.
+    key_BT = key_BT * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        key_BT = (key_BT ^ ((key_BT >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    key_BT = key_BT ^ ((key_BT >> 31) & ((1 << 33) - 1))
+    return ((key_BT >> 11) & ((1 << 53) - 1)).double() / 2**53 < share
 
 
 def chunked_kl_sum(
@@ -71,12 +108,15 @@ def chunked_kl_sum(
     head_parameters: Sequence[torch.Tensor],
     direction: KlDirection,
     n_chunk: int,
+    logits0: Logits | None = None,
 ) -> torch.Tensor:
     """Sum over N positions of the KL between the two next-token distributions, in nats (a scalar).
 
-    Differentiable once, in the student's hidden states and `head_parameters`; never in the reference.
+    Differentiable once, in the student's hidden states and `head_parameters`; never in the reference, whose head is
+    `logits0` (default: the student's).
     """
-    result: torch.Tensor = _KlSum.apply(hidden_ND, hidden0_ND, logits, direction, n_chunk, *head_parameters)
+    heads = (logits, logits0 or logits)
+    result: torch.Tensor = _KlSum.apply(hidden_ND, hidden0_ND, heads, direction, n_chunk, *head_parameters)
     return result
 
 
@@ -88,7 +128,7 @@ class _KlSum(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any,
         hidden_ND: torch.Tensor,
         hidden0_ND: torch.Tensor,
-        logits: Logits,
+        heads: tuple[Logits, Logits],
         direction: KlDirection,
         n_chunk: int,
         *head_parameters: torch.Tensor,
@@ -100,8 +140,8 @@ class _KlSum(torch.autograd.Function):  # type: ignore[misc]
             part = slice(start, start + n_chunk)
             with torch.enable_grad():
                 leaf_CD = hidden_ND[part].detach().requires_grad_()
-                logits_CV = logits(leaf_CD)
-            kl_C, grad_CV = kl_and_grad(logits_CV.detach(), logits(hidden0_ND[part]), direction)
+                logits_CV = heads[0](leaf_CD)
+            kl_C, grad_CV = kl_and_grad(logits_CV.detach(), heads[1](hidden0_ND[part]), direction)
             kl_sum += kl_C.sum()
             inputs = [leaf_CD, *head_parameters]
             grads = torch.autograd.grad(logits_CV, inputs, grad_CV.to(logits_CV.dtype))
