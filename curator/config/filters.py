@@ -96,7 +96,7 @@ class ExactDuplicates(Strict):
 
     name: Literal["exact_duplicates"] = "exact_duplicates"
     against: tuple[Against, ...] = Field(default=("pool", "task"), min_length=1)
-    on: TextPart = "conversation"
+    part: TextPart = "conversation"
 
 
 class NearDuplicates(Strict):
@@ -104,7 +104,7 @@ class NearDuplicates(Strict):
 
     name: Literal["near_duplicates"] = "near_duplicates"
     against: tuple[Against, ...] = Field(default=("pool", "task"), min_length=1)
-    on: TextPart = "conversation"
+    part: TextPart = "conversation"
     similarity: float = Field(default=0.8, ge=0.3, le=1.0)
 
 

@@ -19,10 +19,10 @@ def exact_verdict(spec: ExactDuplicates, candidates: Candidates, rows: Indices, 
     known: set[bytes] = set()
     if "task" in spec.against:
         for batch in around.task_texts():
-            known.update(_keys(batch, spec.on))
+            known.update(_keys(batch, spec.part))
     codes = np.zeros(len(rows), dtype=np.int16)
     seen: set[bytes] = set()
-    for place, key in zip(_by_id(candidates, rows), _all_keys(candidates, rows, spec.on), strict=True):
+    for place, key in zip(_by_id(candidates, rows), _all_keys(candidates, rows, spec.part), strict=True):
         if key in known:
             codes[place] = 1
         elif key in seen and "pool" in spec.against:
@@ -38,11 +38,11 @@ def near_verdict(spec: NearDuplicates, candidates: Candidates, rows: Indices, ar
     codes = np.zeros(len(rows), dtype=np.int16)
 
     def texts(places: Indices) -> Iterator[list[str]]:
-        return (texts_of(chunk, spec.on) for chunk in candidates.texts(rows[left[places]]))
+        return (texts_of(chunk, spec.part) for chunk in candidates.texts(rows[left[places]]))
 
     left = order
     if "task" in spec.against:
-        references = lambda: (texts_of(batch, spec.on) for batch in around.task_texts())  # noqa: E731
+        references = lambda: (texts_of(batch, spec.part) for batch in around.task_texts())  # noqa: E731
         codes[left[near_reference(texts, len(left), references, spec.similarity)]] = 1
         left = left[codes[left] == 0]
     if "pool" in spec.against:

@@ -104,7 +104,7 @@ def test_exact_duplicates_in_the_pool_and_of_the_task() -> None:
     assert reasons(rows, "exact_duplicates", task=task) == [
         "exact_duplicates:pool", None, None, "exact_duplicates:task",
     ]  # fmt: skip
-    by_answer = {"name": "exact_duplicates", "on": "response", "against": ["pool"]}
+    by_answer = {"name": "exact_duplicates", "part": "response", "against": ["pool"]}
     assert reasons(rows, by_answer, task=task) == ["exact_duplicates:pool", None, "exact_duplicates:pool", None]
 
 
