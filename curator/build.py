@@ -5,10 +5,8 @@ whoever sees the folder sees a complete mix.
 """
 
 import secrets
-import shutil
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from curator.compose import compose
 from curator.config import Recipe
@@ -26,7 +24,7 @@ from curator.saferows import safe_rows
 from curator.store import Store
 from curator.tasks import TaskSet
 
-__all__ = ["MixPlan", "MixResult", "build_mix", "plan_mix", "remove_stale"]
+__all__ = ["MixPlan", "MixResult", "build_mix", "plan_mix", "publish", "remove_stale"]
 
 STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
 
@@ -50,20 +48,25 @@ def build_mix(
     """
     tenant_path(tenant)  # a bad name is refused before the work
     plan = plan_mix(store, task_set, recipe, policy)
+    return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))
+
+
+def publish(store: Store, tenant: str, mix_id: str, write: Callable[[str], Manifest]) -> MixResult:
+    """The mix of this id, made by `write` into a temporary folder of the store unless it is there already."""
     remove_stale(store, tenant)
-    final = mix_path(tenant, plan.mix_id)
+    final = mix_path(tenant, mix_id)
     try:
-        return MixResult(plan.mix_id, read_manifest(store, tenant, plan.mix_id), created=False)
+        return MixResult(mix_id, read_manifest(store, tenant, mix_id), created=False)
     except MissingError:
         _clear_remains(store, tenant, final)
     temporary = _new_folder(tenant)
     try:
-        manifest = _write(store, temporary, plan, task_set)
+        manifest = write(temporary)
         created = store.rename_dir(temporary, final)
     except BaseException:
         store.delete(temporary)
         raise
-    return MixResult(plan.mix_id, manifest if created else read_manifest(store, tenant, plan.mix_id), created)
+    return MixResult(mix_id, manifest if created else read_manifest(store, tenant, mix_id), created)
 
 
 def _new_folder(tenant: str) -> str:
@@ -71,8 +74,11 @@ def _new_folder(tenant: str) -> str:
 
 
 def _clear_remains(store: Store, tenant: str, final: str) -> None:
-    """Remove a mix's folder that has no manifest: a deletion, or an object-store copy, that was cut off."""
-    if not store.exists(final):
+    """Remove a mix's folder that has no manifest: a deletion that was cut off.
+
+    In a bucket it may be another process's copy under way, and `rename_dir` copies over it.
+    """
+    if store.local_path(final) is None or not store.exists(final):
         return
     aside = _new_folder(tenant)
     store.rename_dir(final, aside)
@@ -83,21 +89,11 @@ def _clear_remains(store: Store, tenant: str, final: str) -> None:
 
 
 def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> list[str]:
-    """Remove temporary folders that a killed process left (local stores); returns their names."""
-    folder = store.local_path(tenant_path(tenant))
-    found = sorted(folder.glob(".tmp-*")) if folder else []
-    stale = [path for path in found if _age_s(path) > older_than_s]
-    for path in stale:
-        shutil.rmtree(path, ignore_errors=True)
-    return [path.name for path in stale]
-
-
-def _age_s(folder: Path) -> float:
-    """Seconds since anything in the folder was last written; 0 when it is going away."""
-    try:
-        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-    except FileNotFoundError:
-        return 0.0
+    """Remove temporary folders that a killed process left; returns their names."""
+    stale = list(store.stale(tenant_path(tenant), ".tmp-*", older_than_s))
+    for name in stale:
+        store.delete(f"{tenant_path(tenant)}/{name}")
+    return stale
 
 
 def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Manifest:

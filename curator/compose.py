@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -53,12 +54,36 @@ def compose(
 
     `prompt_counts` are rows of an epoch by prompt label and origin (`rowprompts.count_prompts`).
     """
-    recipe, allocation = plan.recipe, plan.allocation
+    pools = tuple(pool_receipt(drawn, plan.allocation) for drawn in plan.drawn)
+    made = Made(plan.mix_id, plan.recipe, plan.allocation, pools, policy_receipt(plan.policy))
+    return compose_from(made, task_set, order, written, tokens, prompt_counts or {})
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a mix was decided to be, its pools told by their receipts."""
+
+    mix_id: str
+    recipe: Recipe
+    allocation: Allocation
+    pools: tuple[PoolReceipt, ...]
+    policy: PolicyReceipt | None
+
+
+def compose_from(
+    made: Made,
+    task_set: TaskSet,
+    order: Schedule,
+    written: Written,
+    tokens: Tokens,
+    prompt_counts: Mapping[str, Mapping[str, int]],
+) -> Manifest:
+    """The same where the pools were drawn elsewhere."""
+    recipe, allocation, pools = made.recipe, made.allocation, made.pools
     task = _task_receipt(task_set)
-    pools = tuple(_pool_receipt(drawn, allocation) for drawn in plan.drawn)
-    inoculation = _inoculation_receipt(recipe, prompt_counts or {})
+    inoculation = _inoculation_receipt(recipe, prompt_counts)
     return Manifest(
-        mix_id=plan.mix_id,
+        mix_id=made.mix_id,
         format_version=MIX_FORMAT_VERSION,
         product_version=product_version(),
         recipe=recipe,
@@ -70,7 +95,7 @@ def compose(
         tokens=tokens,
         order=_order_receipt(recipe, allocation),
         inoculation=inoculation,
-        policy=_policy_receipt(plan.policy),
+        policy=made.policy,
         rows_sha256=written.rows_sha256,
         files=(written.file,),
         warnings=warnings_for(recipe, task, pools, tokens),
@@ -124,7 +149,8 @@ def _inoculation_receipt(recipe: Recipe, counts: Mapping[str, Mapping[str, int]]
     )
 
 
-def _policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
+def policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
+    """What a manifest shows of the policy; None without one."""
     return None if policy is None else PolicyReceipt(name=policy.name, sha256=policy_sha256(policy), policy=policy)
 
 
@@ -136,7 +162,8 @@ def product_version() -> str:
         return "unknown"
 
 
-def _pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
+def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
+    """The receipt of one pool of a mix with these counts."""
     data, selection = drawn.data, drawn.selection
     score, heads, chosen = data.candidates.score, data.candidates.heads, selection.chosen
     return PoolReceipt(

@@ -46,7 +46,7 @@ def arrange(by_pool: Mapping[str, pa.Table], seed: int) -> pa.Table:
     `rank` tells how each was ranked.
     """
     if not by_pool:
-        return _safe_schema().empty_table()
+        return safe_schema().empty_table()
     tables = [
         table.take(pa.array(permutation(len(table), child_seed(seed, f"order:{name}"))))
         for name, table in by_pool.items()
@@ -83,11 +83,12 @@ def ranked_rows(store: Store, drawn: Drawn) -> pa.Table:
         "losses": rows["losses"],
         "filters_passed": [passed] * n_rows,
     }
-    schema = _safe_schema()
+    schema = safe_schema()
     return pa.table([_column(given.get(field.name), field.type, n_rows) for field in schema], schema)
 
 
-def _safe_schema() -> pa.Schema:
+def safe_schema() -> pa.Schema:
+    """Columns of `safe_rows`: a mix's but for position, all nullable."""
     return pa.schema([field.with_nullable(True) for field in arrow_schema(MIX_ROWS) if field.name != "position"])
 
 
