@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig, parse_config
+from trainer.defence_options import add_defence_options, defence_documents
 
 DESCRIPTION = """\
 Fine-tunes a LoRA adapter on a mix, in the mix's own order, or on any chat file.
@@ -55,11 +56,9 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
     if lora:
         document["lora"] = lora
-    if "kl" in given:
-        kl = {"name": "kl", "weight": given["kl"]}
-        document["defences"] = [
-            kl | {key: given[f"kl_{key}"] for key in ("direction", "tokens") if f"kl_{key}" in given}
-        ]
+    defences = defence_documents(given)
+    if defences:
+        document["defences"] = defences
     return document
 
 
@@ -75,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sources(parser)
     _add_training(parser)
     _add_adapter(parser)
-    _add_defences(parser)
+    add_defence_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="DIR", help="run folder, for example runs/NAME")
     output.add_argument("--overwrite", action="store_true", help="replace the run in --out")
@@ -146,18 +145,6 @@ def _add_adapter(parser: argparse.ArgumentParser) -> None:
         "--no-rslora", dest="lora_rslora", action="store_false", default=None,
         help="scale by alpha / r instead of alpha / sqrt(r)",
     )  # fmt: skip
-
-
-def _add_defences(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("defences")
-    group.add_argument(
-        "--kl", type=float, metavar="LAMBDA", help="add LAMBDA * KL against the model before training (published: 0.1)"
-    )
-    group.add_argument(
-        "--kl-direction", choices=("student_reference", "reference_student"),
-        help="KL(trained || before) (default) or KL(before || trained)",
-    )  # fmt: skip
-    group.add_argument("--kl-tokens", choices=("all", "response"), help="positions it covers (default: all)")
 
 
 def _number_adder(group: Any) -> Any:
