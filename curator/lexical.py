@@ -53,7 +53,8 @@ def _cosines(words: Hashed, profile: Weights, idf: Weights) -> Floats:
     np.add.at(dot, owner, profile[buckets] * idf[buckets])
     np.add.at(square, owner, idf[buckets] ** 2)
     norm = np.sqrt(square.astype(np.float64)) * np.sqrt(float((profile**2).sum()))
-    return np.divide(dot, norm, out=np.zeros(len(words)), where=norm > 0)
+    cosines: Floats = np.divide(dot, norm, out=np.zeros(len(words)), where=norm > 0)
+    return cosines
 
 
 def _distinct(words: Hashed) -> tuple[Weights, Weights]:

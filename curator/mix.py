@@ -48,7 +48,7 @@ def sized(recipe: Recipe, found: Mapping[int, int]) -> Recipe:
     """
     unknown = {i: 0 for i, pool in enumerate(recipe.pools) if pool.tokens is not None}
     rows = {**unknown, **found}
-    blank = dict.fromkeys(AMOUNTS)
+    blank: dict[str, object] = dict.fromkeys(AMOUNTS)
     pools = [
         pool.model_copy(update={**blank, "rows": rows[i]}) if i in rows else pool for i, pool in enumerate(recipe.pools)
     ]

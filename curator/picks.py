@@ -4,8 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from curator.config.filters import RefusalFilter
 from curator.config.strategies import Diverse, StrategySpec, Stratified
@@ -37,14 +39,17 @@ class Picker:
         self._spec, self._candidates, self._field = spec, candidates, rows
         self._cap = cap if cap is not None and cap.max_share > 0 else None
         self._values, self._codes = _coded(spec, rows)
-        if self._cap is not None:
-            heads = [candidates.heads[i] for i in rows.ranking]
-            self._is_refusal = refusals(heads, self._cap.rule)
+
+    @cached_property
+    def _is_refusal(self) -> npt.NDArray[np.bool_]:
+        """By place in the ranking."""
+        assert self._cap is not None
+        return refusals([self._candidates.heads[i] for i in self._field.ranking.tolist()], self._cap.rule)
 
     @property
     def n_rows(self) -> int:
         """Rows in the field."""
-        return len(self._field.ranking)
+        return len(self._field.rows)
 
     @property
     def takes_prefixes(self) -> bool:
@@ -56,7 +61,7 @@ class Picker:
         if self._cap is not None or isinstance(self._spec, Diverse):
             return self._walk(n)
         if self._field.strata is None:
-            return Picked(self._field.ranking[:n])
+            return Picked(self._field.best(n))
         places = [np.flatnonzero(self._codes == code)[:quota] for code, quota in enumerate(self.quotas(n).values())]
         return Picked(self._field.ranking[np.sort(np.concatenate([np.zeros(0, np.int64), *places]))])
 
@@ -176,7 +181,7 @@ def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], Indices]:
     """The values that have a quota, sorted, and for each row of the field the place of its value among them."""
     if rows.strata is None or not isinstance(spec, Stratified):
         return [], np.zeros(0, np.int64)
-    named = spec.quotas if isinstance(spec.quotas, dict) else {str(value) for value in rows.strata}
-    values = sorted(named)
+    strata = [rows.strata[row] for row in rows.ranking.tolist()]
+    values = sorted(spec.quotas if isinstance(spec.quotas, dict) else set(strata))
     code = {value: i for i, value in enumerate(values)}
-    return values, np.fromiter((code[value] for value in rows.strata), dtype=np.int64, count=len(rows.strata))
+    return values, np.fromiter((code[value] for value in strata), dtype=np.int64, count=len(strata))

@@ -4,8 +4,9 @@ A strategy first rules rows out (with a reason), then ranks the rest, then picks
 on refusals, quotas, or a bound on how alike two picks may be. The answer never depends on the rows' order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,6 @@ from curator.mix import exact
 from curator.portable import portable_log
 from curator.seeds import hash_keys
 
-Mask = npt.NDArray[np.bool_]
 Ruled = dict[str, Indices]  # rows that a strategy leaves out, by reason
 
 BELOW, ABOVE = "below_bound", "above_bound"
@@ -36,11 +36,33 @@ NO_STRATUM = "no_stratum"
 
 @dataclass(frozen=True)
 class Field:
-    """The rows that a strategy picks from, best first, and those it ruled out. `strata` are their values, or None."""
+    """The rows that a strategy picks from, and those it ruled out.
 
-    ranking: Indices
+    `rows` are in any order; a lower `key` is better, and `id_rank` breaks ties; all three have one shape. `strata` has
+    the rows' values of the column that quotas go by, or is None.
+    """
+
+    rows: Indices
+    key: npt.NDArray[np.float64] | npt.NDArray[np.uint64]
+    id_rank: Indices
     ruled_out: Ruled = field(default_factory=dict)
-    strata: npt.NDArray[np.object_] | None = None
+    strata: Mapping[int, str] | None = None
+
+    @cached_property
+    def ranking(self) -> Indices:
+        """All rows, best first."""
+        ranking: Indices = self.rows[np.lexsort((self.id_rank, self.key))]
+        return ranking
+
+    def best(self, n: int) -> Indices:
+        """The first `n` of the ranking, without ranking the others."""
+        if 4 * n >= len(self.rows):
+            return self.ranking[:n]
+        if n < 1:
+            return self.rows[:0]
+        near = np.flatnonzero(self.key <= np.partition(self.key, n - 1)[n - 1])
+        best: Indices = self.rows[near[np.lexsort((self.id_rank[near], self.key[near]))[:n]]]
+        return best
 
 
 def needs_score(spec: StrategySpec) -> bool:
@@ -70,25 +92,26 @@ def lay_out(spec: StrategySpec, candidates: Candidates, eligible: Indices, seed:
 
     Raises RecipeError when stratified rows lack the column and the recipe does not say what to do.
     """
-    ruled, strata_of = _RULES.get(spec.name, _no_rule)(spec, candidates, eligible, around)
-    out = np.concatenate([np.zeros(0, np.int64), *ruled.values()])
-    left = eligible[~np.isin(eligible, out)] if len(out) else eligible
-    ranking = left[_order(spec, candidates, left, seed)]
-    strata = None if strata_of is None else np.array([strata_of[i] for i in ranking], dtype=object)
-    return Field(ranking, ruled, strata)
+    ruled, strata = _RULES.get(spec.name, _no_rule)(spec, candidates, eligible, around)
+    out = np.zeros(len(candidates.ids), dtype=np.bool_)
+    for rows in ruled.values():
+        out[rows] = True
+    left = eligible[~out[eligible]]
+    return Field(left, _key(spec, candidates, left, seed), candidates.id_rank[left], ruled, strata)
 
 
-def _order(spec: StrategySpec, candidates: Candidates, rows: Indices, seed: int) -> Indices:
-    """Places in `rows`, best first; ties break on the id."""
-    ids = np.array([candidates.ids[i] for i in rows], dtype=np.str_)
+def _key(
+    spec: StrategySpec, candidates: Candidates, rows: Indices, seed: int
+) -> npt.NDArray[np.float64] | npt.NDArray[np.uint64]:
+    """What rows are ranked by, lowest first."""
     kind = getattr(spec, "pick", spec.name)
     if kind == "random":
-        keys = np.array(hash_keys(ids.tolist(), seed, "random"), dtype="S8").view(">u8") if len(ids) else ids
-        return np.lexsort((ids, keys))
+        keys = hash_keys([candidates.ids[i] for i in rows.tolist()], seed, "random")
+        return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
     score = candidates.score[rows]
     if isinstance(spec, Weighted):
-        score = score / spec.temperature + _gumbels(ids.tolist(), seed)
-    return np.lexsort((ids, score if kind == "bottom_gap" else -score))
+        return -(score / spec.temperature + _gumbels([candidates.ids[i] for i in rows.tolist()], seed))
+    return score if kind == "bottom_gap" else -score
 
 
 def _gumbels(ids: list[str], seed: int) -> npt.NDArray[np.float64]:
@@ -115,8 +138,7 @@ def _threshold(spec: StrategySpec, c: Candidates, rows: Indices, around: Surroun
 def _quantile_band(spec: StrategySpec, c: Candidates, rows: Indices, around: Surroundings) -> tuple[Ruled, None]:
     """Of n rows in ascending order of score, ties by id, those from the low * n-th to the high * n-th (1-based)."""
     assert isinstance(spec, QuantileBand)
-    ids = np.array([c.ids[i] for i in rows], dtype=np.str_)
-    ascending = rows[np.lexsort((ids, c.score[rows]))]
+    ascending = rows[np.lexsort((c.id_rank[rows], c.score[rows]))]
     start, end = (int(exact(bound) * len(rows)) for bound in (spec.low, spec.high))
     return {BELOW: ascending[:start], ABOVE: ascending[end:]}, None
 
@@ -128,8 +150,7 @@ def _domain_matched(spec: StrategySpec, c: Candidates, rows: Indices, around: Su
         len(rows),
         lambda: (texts_of(batch, "prompt") for batch in around.task_texts()),
     )
-    ids = np.array([c.ids[i] for i in rows], dtype=np.str_)
-    nearest_first = rows[np.lexsort((ids, -near))]
+    nearest_first = rows[np.lexsort((c.id_rank[rows], -near))]
     n_kept = -int(-exact(spec.nearest) * len(rows) // 1)  # rounded up
     return {FAR: nearest_first[n_kept:]}, None
 

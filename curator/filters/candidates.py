@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,15 @@ class Candidates:
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.heads) == len(self.score)
+
+    @cached_property
+    def id_rank(self) -> Indices:
+        """Each row's place in the order of ids, shape (n_candidates,): what ties break on."""
+        if all(one < two for one, two in pairwise(self.ids)):
+            return np.arange(len(self.ids))
+        ranks = np.empty(len(self.ids), dtype=np.int64)
+        ranks[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
+        return ranks
 
     def texts(self, rows: Indices) -> Iterator[list[str]]:
         """The canonical JSON of these rows in their order, chunk by chunk."""

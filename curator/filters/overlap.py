@@ -83,7 +83,8 @@ def _prompt_grams(prompts: Iterable[str], ngram: int) -> dict[int, np.ndarray]:
 
 def _by_id(candidates: Candidates, rows: Indices) -> Indices:
     """Places in `rows` in the order of their ids, so that which duplicate stays does not hang on the rows' order."""
-    return np.array(sorted(range(len(rows)), key=lambda place: candidates.ids[rows[place]]), dtype=np.int64)
+    places: Indices = np.argsort(candidates.id_rank[rows], kind="stable")
+    return places
 
 
 def _all_keys(candidates: Candidates, rows: Indices, part: TextPart) -> Iterator[bytes]:
