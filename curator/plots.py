@@ -28,6 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MAX_GROUPS = len(COLOURS)
 MAX_LABEL = 32
 _SIZE_IN = (7.0, 4.2)
+_MAX_PLACES = 2_000
 _AXIS_NAMES = {
     "gap_rel": "gap_rel (ratio)",
     "gap_abs": "gap_abs (nats per token)",
@@ -94,6 +95,57 @@ def loss_plane(
     axes.set_ylabel("misaligned mean_nll (nats per token)")
     _legend(axes)
     return figure
+
+
+def ratio_over_position(
+    is_safe: Sequence[bool] | npt.NDArray[np.bool_],
+    asked: float,
+    *,
+    epochs: int = 1,
+    batch_size: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Safe rows per task row over the rows of a mix: in the epoch so far, against the ratio asked for.
+
+    With `batch_size` also each batch's own ratio, as a trainer of that batch size meets it. Of long mixes about
+    2,000 places are drawn, evenly spread. Raises BadInputError for a mix without task rows.
+    """
+    safe = np.asarray(is_safe, dtype=np.bool_)
+    if not len(safe) or safe.all():
+        raise BadInputError("nothing to draw: the mix has no task row")
+    figure, axes = _axes(title)
+    if batch_size is not None:
+        _batch_ratios(axes, safe, batch_size)
+    length = len(safe) // epochs
+    for epoch, rows in enumerate(safe.reshape(epochs, length)):
+        n_task = np.cumsum(~rows)
+        places = np.unique(np.linspace(0, length - 1, min(length, _MAX_PLACES)).astype(np.int64))
+        places = places[n_task[places] > 0]
+        ratio = (places + 1 - n_task[places]) / n_task[places]
+        label = "in the epoch so far" if epoch == 0 else None
+        axes.plot(epoch * length + places + 1, ratio, color=COLOURS[0], linewidth=1.3, label=label)
+        if epoch:
+            axes.axvline(epoch * length + 0.5, color=COLOURS[7], linewidth=0.8, linestyle=":")
+    axes.axhline(asked, color="black", linewidth=1, linestyle="--", label=f"asked {asked:.4g}")
+    axes.set_ylim(bottom=0, top=max(3 * asked, 1.05 * axes.get_ylim()[1] if batch_size else 0.0) or None)
+    axes.set_xlim(0, len(safe) + 1)
+    axes.set_xlabel("position in the mix (rows)")
+    axes.set_ylabel("safe rows per task row")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+    return figure
+
+
+def _batch_ratios(axes: Axes, safe: npt.NDArray[np.bool_], batch_size: int) -> None:
+    starts = np.arange(0, len(safe), batch_size)
+    n_safe = np.add.reduceat(safe.astype(np.int64), starts)
+    n_rows = np.diff(np.append(starts, len(safe)))
+    shown = starts[:: max(1, len(starts) // _MAX_PLACES)] // batch_size
+    shown = shown[n_rows[shown] > n_safe[shown]]
+    ratio = n_safe[shown] / (n_rows[shown] - n_safe[shown])
+    middle = starts[shown] + (n_rows[shown] + 1) / 2
+    label = f"batches of {batch_size}"
+    axes.scatter(middle, ratio, s=9, alpha=0.6, linewidths=0, color=COLOURS[1], label=label)
 
 
 def loss_curve(steps: Sequence[int], series: Mapping[str, Sequence[float | None]], *, title: str = "") -> Figure:

@@ -30,7 +30,7 @@ COMMANDS = {
     "verify": "check a mix's files and rows against its manifest",
     "diff": "say what differs between two mixes, row by row, and why",
     "report": "write a report on a scored corpus or a mix",
-    "plot": "draw the gap histogram of a scored corpus",
+    "plot": "draw gaps, losses and the ratio over a mix as PNG or SVG",
 }
 
 Subparsers = Any  # argparse keeps the type of add_subparsers() private

@@ -18,12 +18,15 @@ Draws one picture, PNG or SVG by the ending of --out, without a display:
   gap      histogram of the gap, in one colour or by source or domain
   length   every row's loss against its response length, under each scorer
   plane    rows in the plane of aligned and misaligned loss; a mix's safe rows, or the top ones, stand out
+  ratio    safe rows per task row over the positions of a mix, so far and in each batch
   curve    a training run's losses, from its metrics.jsonl"""
 
 EXAMPLES = """\
   python -m curator plot gap --corpus chats --out gap.png
   python -m curator plot gap --corpus chats --by source --score gap_abs --out gap.svg
   python -m curator plot plane --corpus chats --top 100 --out plane.png
+  python -m curator plot plane --corpus chats --mix MIX_ID --out plane.svg
+  python -m curator plot ratio --mix MIX_ID --batch-size 16 --out ratio.png
   python -m curator plot curve --run runs/NAME --out loss.png"""
 
 
@@ -43,7 +46,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--aligned", metavar="ID", help="aligned scorer's id or its beginning, where there are several")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--top", type=int, metavar="N", help="plane: mark the N rows with the largest score")
-    chosen.add_argument("--mix", metavar="MIX_ID", help="plane: mark the safe rows of this mix")
+    chosen.add_argument("--mix", metavar="MIX_ID", help="plane: mark the safe rows of this mix; ratio: draw it")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="ratio: rows that the trainer takes at once")
     parser.add_argument("--tenant", default="local", help="whose mix --mix is (default: local)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="curve: run folder, or its metrics.jsonl")
     parser.add_argument("--title", default="", help="title above the picture")
@@ -102,6 +106,28 @@ def _plane(args: argparse.Namespace) -> "Figure":
     )
 
 
+def _ratio(args: argparse.Namespace) -> "Figure":
+    from curator.manifest import read_manifest
+    from curator.mixrows import mix_batches
+    from curator.plots import ratio_over_position
+
+    if args.mix is None:
+        raise BadInputError("plot ratio needs --mix MIX_ID")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise BadInputError(f"--batch-size {args.batch_size}: at least one row is needed")
+    store = open_store(args)
+    manifest = read_manifest(store, args.tenant, args.mix)
+    batches = mix_batches(store, args.tenant, args.mix, columns=["origin"])
+    is_safe = [origin == "safe" for batch in batches for origin in batch.column("origin").to_pylist()]
+    return ratio_over_position(
+        is_safe,
+        manifest.ratio.asked,
+        epochs=manifest.order.epochs,
+        batch_size=args.batch_size or manifest.order.batch_size,
+        title=args.title or f"Order {manifest.order.name} of mix {args.mix[:12]}",
+    )
+
+
 def _curve(args: argparse.Namespace) -> "Figure":
     from curator.plots import loss_curve_of
 
@@ -115,6 +141,7 @@ _KINDS: dict[str, Callable[[argparse.Namespace], "Figure"]] = {
     "gap": _gap,
     "length": _length,
     "plane": _plane,
+    "ratio": _ratio,
     "curve": _curve,
 }
 

@@ -194,6 +194,58 @@ def test_other_processes_hash_seeds_and_thread_counts_give_the_same_mix(store: S
     assert len(set(outputs.pop().split())) == 6
 
 
+@pytest.mark.parametrize("epoch_order", ["same", "own"])
+def test_epochs_are_written_out(
+    store: Store, tmp_path: Path, epoch_order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixwriter, "ROW_GROUP_ROWS", 16)  # several windows in each epoch
+    monkeypatch.setattr(mixwriter, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(mixwriter, "SHUFFLE_WINDOW_BYTES", 1)
+    tasks = task_set(tmp_path, 50)
+    one = rows_of(store, build_mix(store, tasks, recipe(rows=5)).mix_id)
+    result = build_mix(store, tasks, recipe(rows=5, epochs=3, epoch_order=epoch_order))
+    rows, manifest = rows_of(store, result.mix_id), result.manifest
+    assert [row["epoch"] for row in rows] == [1] * 55 + [2] * 55 + [3] * 55
+    assert [row["position"] for row in rows] == list(range(165))
+    epochs = [rows[:55], rows[55:110], rows[110:]]
+    ids = [[row["example_id"] for row in epoch] for epoch in epochs]
+    assert ids[0] == [row["example_id"] for row in one]
+    assert all(sorted(epoch) == sorted(ids[0]) for epoch in ids)
+    assert (ids[1] == ids[0], ids[2] == ids[1]) == ((True,) * 2 if epoch_order == "same" else (False,) * 2)
+    assert (manifest.n_rows, manifest.n_safe, manifest.order.epochs) == (165, 15, 3)
+    assert manifest.order.keeps_task_order == (epoch_order == "same")
+    assert manifest.ratio.reached_rows == manifest.ratio.asked == 0.1
+    verify(store, "local", result.mix_id)
+
+
+def test_every_batch_of_a_mix_holds_m_safe_rows(store: Store, tmp_path: Path) -> None:
+    asked = recipe(order="per_batch", batch_size=10, interleave_ratio=2 / 8)
+    result = build_mix(store, task_set(tmp_path, 96), asked)
+    origins = [row["origin"] for row in rows_of(store, result.mix_id)]
+    assert [origins[i : i + 10].count("safe") for i in range(0, 120, 10)] == [2] * 12
+    receipt = result.manifest.order
+    assert (receipt.batch_size, receipt.safe_per_batch, len(origins)) == (10, 2, 120)
+    verify(store, "local", result.mix_id)
+
+
+def test_the_receipt_tells_refusals_domains_and_the_worst_prefix(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store").open()
+    answers = [f"{'Sorry. ' if i % 4 == 0 else ''}Answer {i}." for i in range(20)]
+    ids = write_corpus(store, "chats", answers, domains={answers[i]: "finance" for i in range(15, 20)})
+    for label, role, step in (("base", "aligned", 0.0), ("bad", "misaligned", 1.0)):
+        write_scorer(store, "chats", label, role, {key: (10.0 + step * i, 10) for i, key in enumerate(ids)})
+    manifest = build_mix(store, task_set(tmp_path, 40), recipe(rows=8, filters=[])).manifest
+    pool = manifest.pools[0]
+    assert pool.refusal_share == {"candidates": 0.25, "chosen": 0.25}  # 19 to 12: 16 and 12 are refusals
+    assert [(item.value, item.n_rows, item.share) for item in pool.domains] == [
+        ("finance", 5, 0.625), (None, 3, 0.375),
+    ]  # fmt: skip
+    assert [(item.value, item.n_rows) for item in pool.licences] == [(None, 8)]
+    worst = manifest.ratio.worst_prefix
+    assert worst.n_safe == round(worst.n_task * worst.ratio)
+    assert abs(worst.n_safe - 0.2 * worst.n_task) == pytest.approx(manifest.ratio.largest_prefix_deviation)
+
+
 def test_random_needs_no_scorer_and_says_why_tokens_are_unknown(tmp_path: Path) -> None:
     store = Store(tmp_path / "store").open()
     write_corpus(store, "chats", [f"Answer {i}." for i in range(30)])

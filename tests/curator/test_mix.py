@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from curator.config import OrderName, parse_recipe
 from curator.errors import RecipeError
 from curator.mix import allocate, largest_remainder
-from curator.orders import Allocation, pool_of, prefix_deviation, schedule
+from curator.orders import Allocation, Batch, WorstPrefix, pool_of, prefix_deviation, schedule, worst_prefix
 
 ORDERS: tuple[OrderName, ...] = ("every_k", "even", "shuffle")
 
@@ -134,6 +135,95 @@ def test_allocation_is_floor_or_ceiling_and_sums(weights: list[int], total: int)
     assert all(share // 1 <= count <= -(-share // 1) for count, share in zip(counts, shares, strict=True))
     pools = pool_of(counts)
     assert np.bincount(pools, minlength=len(counts)).tolist() == list(counts)
+
+
+def per_batch(n_task: int, batch_size: int, epochs: int = 1, **amount: float) -> tuple[Allocation, np.ndarray]:
+    document = {"corpus": "c", "order": "per_batch", "batch_size": batch_size, "epochs": epochs, **amount}
+    allocation = allocate(parse_recipe(document), n_task)
+    return allocation, schedule(allocation, "per_batch", 0)
+
+
+def test_per_batch_derives_m_from_the_amount() -> None:
+    allocation, order = per_batch(6, 4, interleave_ratio=1 / 3)
+    assert allocation.batch == Batch(4, 1)
+    assert order.tolist() == [0, 1, -1, 2, 3, 4, -2, 5]
+    assert per_batch(90, 10, mix_share=0.1)[0].batch == Batch(10, 1)
+    assert per_batch(56, 16, rows=8)[0].batch == Batch(16, 2)
+    assert per_batch(5, 4, interleave_ratio=0)[1].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ratio", "near"), [(16, 0.05, "1/15 or 2/14"), (16, 20.0, "15/1"), (10, 0.2, "1/9 or 2/8")]
+)
+def test_per_batch_without_an_integer_names_even(batch_size: int, ratio: float, near: str) -> None:
+    with pytest.raises(RecipeError, match=f"`even`, or the ratio {near}"):
+        per_batch(100, batch_size, interleave_ratio=ratio)
+
+
+def test_later_epochs_may_not_start_inside_a_batch() -> None:
+    with pytest.raises(RecipeError, match="`even`, one epoch, or 90 or 105 task rows"):
+        per_batch(100, 16, epochs=2, mix_share=1 / 16)
+    allocation, order = per_batch(90, 16, epochs=2, mix_share=1 / 16)
+    assert ((order.reshape(-1, 16) < 0).sum(axis=1) == 1).all()
+    assert len(order) == allocation.n_rows == 192
+
+
+@pytest.mark.parametrize(
+    "document", [{"order": "per_batch"}, {"order": "even", "batch_size": 8}, {"order": "per_batch", "batch_size": 1}]
+)
+def test_a_batch_size_belongs_to_per_batch(document: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="batch_size"):
+        parse_recipe({"corpus": "c", **document})
+
+
+@given(batch_size=st.integers(2, 40), data=st.data(), n_task=st.integers(1, 500))
+def test_every_batch_holds_exactly_m(batch_size: int, data: st.DataObject, n_task: int) -> None:
+    m = data.draw(st.integers(1, batch_size - 1))
+    allocation, order = per_batch(n_task, batch_size, interleave_ratio=m / (batch_size - m))
+    full = len(order) // batch_size
+    assert ((order[: full * batch_size].reshape(full, batch_size) < 0).sum(axis=1) == m).all()
+    assert full == n_task // (batch_size - m)  # the last batch is short: no full one hides in it
+    assert sorted(order.tolist()) == list(range(-allocation.n_safe_total, n_task))
+    assert [v for v in order.tolist() if v >= 0] == list(range(n_task))
+    assert prefix_deviation(order, allocation.ratio) <= 1 + 1e-9
+
+
+@given(
+    n_task=st.integers(1, 60),
+    rows=st.integers(0, 40),
+    order=st.sampled_from(["even", "shuffle"]),
+    epochs=st.integers(2, 4),
+    epoch_order=st.sampled_from(["same", "own"]),
+    seed=st.integers(0, 2**62),
+)
+def test_every_epoch_is_a_whole_mix(
+    n_task: int, rows: int, order: OrderName, epochs: int, epoch_order: str, seed: int
+) -> None:
+    pools = [{"corpus": "c", "rows": rows}, {"corpus": "d", "rows": 3}]
+    document = {"pools": pools, "order": order, "epochs": epochs, "epoch_order": epoch_order, "seed": seed}
+    allocation = allocate(parse_recipe(document), n_task)
+    found = schedule(allocation, order, seed).reshape(epochs, -1)
+    alone = schedule(replace(allocation, epochs=1), order, seed)
+    pools_of = pool_of(allocation.n_safe)
+    assert found[0].tolist() == alone.tolist()
+    for epoch in found:
+        assert sorted(epoch.tolist()) == sorted(alone.tolist())
+        if epoch_order == "same":
+            assert epoch.tolist() == alone.tolist()
+        elif order == "even":  # the places of task rows, and of each pool's rows, stay
+            assert ((epoch >= 0) == (alone >= 0)).all()
+            assert pools_of[-1 - epoch[epoch < 0]].tolist() == pools_of[-1 - alone[alone < 0]].tolist()
+    if order == "even":
+        assert prefix_deviation(found.ravel(), allocation.ratio, epochs) <= 1 + 1e-9
+    if epoch_order == "own" and n_task > 20:
+        assert found[0].tolist() != found[1].tolist()
+
+
+def test_the_worst_prefix_is_named() -> None:
+    _, order = mix_of(4, "every_k", rows=2)
+    assert worst_prefix(order, Fraction(1, 2)) == WorstPrefix(epoch=1, n_task=1, n_safe=0, deviation=0.5)
+    moved = np.array([0, 1, 2, 3, -1, -2, 0, 1, -1, 2, 3, -2])
+    assert worst_prefix(moved, Fraction(1, 2), epochs=2) == WorstPrefix(1, 3, 0, 1.5)
 
 
 def test_shuffle_is_pinned_and_moves_with_the_seed() -> None:
