@@ -57,15 +57,18 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
     (response tokens trained in the step), total_tokens (real tokens fed), rows, seconds.
     """
 
-    def __init__(self, path: Path, progress: Progress, stop: StopRequest) -> None:
-        self.path, self.progress, self.stop = path, progress, stop
+    def __init__(self, path: Path, progress: Progress, stop: StopRequest, start: int = 0) -> None:
+        self.path, self.progress, self.stop, self.start = path, progress, stop, start
         self.lines: list[dict[str, Any]] = []
         self.trainer: BallastTrainer | None = None
         self._lr = self._started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock and an empty file."""
-        self.path.write_bytes(b"")
+        """Starts the clock and the file: empty, or with the lines up to the checkpoint that the run goes on from."""
+        self.lines = _lines_until(self.path, self.start)
+        if state.is_world_process_zero:
+            self.path.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in self.lines))
+        self.progress.advance(len(self.lines))
         self._started = time.monotonic()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -78,18 +81,19 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             return
         line = self._line(self.trainer, int(state.global_step), float(logs["grad_norm"]))
         self.lines.append(line)
-        with self.path.open("ab") as file:
-            file.write(orjson.dumps(line) + b"\n")
+        if state.is_world_process_zero:
+            with self.path.open("ab") as file:
+                file.write(orjson.dumps(line) + b"\n")
         self.progress.advance(1, loss=f"{line[LOSS]:.4f}")
         if not math.isfinite(line[LOSS]):
             raise DivergedError(
                 f"the loss is {line[LOSS]} at step {state.global_step}: lower --lr or the weight of a defence"
             )
-        if self.stop.asked:
-            control.should_training_stop = True
+        if self.trainer.any_process(self.stop.asked):
+            self.stop.asked = control.should_training_stop = control.should_save = True
 
     def _line(self, trainer: BallastTrainer, step: int, grad_norm: float) -> dict[str, Any]:
-        parts, counts = trainer.finish_step(), trainer.counts
+        parts, counts = trainer.parts, trainer.counts
         now = time.monotonic()
         seconds, self._started = now - self._started, now
         return {
@@ -102,3 +106,11 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             "rows": counts.n_rows,
             "seconds": round(seconds, 4),
         }
+
+
+def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl up to a step; a kill may have cut the last one."""
+    if not step:
+        return []
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [line for line in map(orjson.loads, whole) if line["step"] <= step]

@@ -1,5 +1,6 @@
 """One frozen configuration of a training run: unknown keys refused, ranges checked before a model is loaded."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,11 +16,17 @@ ALL_LINEAR = "all-linear"
 
 # Where things lie, and what is said about them: none of it changes what is trained. Contents are compared
 # by hash instead, so a moved model or a service on another port is still the same run.
-_LOCATIONS = frozenset({"model", "out", "data", "store", "api_url"})
+_LOCATIONS = frozenset(
+    {"model", "out", "data", "store", "api_url", "cache", "save_steps", "keep_checkpoints", "report_to"}
+)
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# Trackers that transformers knows; each is also the name of its module.
+_TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "clearml", "dvclive", "neptune")
 
 
 class LoraSettings(_Strict):
@@ -71,8 +78,25 @@ class TrainConfig(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0, lt=2**32)
+    full: bool = False
+    four_bit: bool = False
+    reorder: Literal["shuffle", "group_by_length"] | None = None
+    save_steps: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    report_to: tuple[str, ...] = ()
+    cache: Path | None = None
     lora: LoraSettings = LoraSettings()
     defences: tuple[DefenceSettings, ...] = ()
+
+    @field_validator("report_to")
+    @classmethod
+    def _trackers_there(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in _TRACKERS:
+                raise ValueError(f"there is no tracker {name!r}; known are {', '.join(_TRACKERS)}")
+            if find_spec(name) is None:
+                raise ValueError(f"the tracker {name} is not installed: pip install {name}")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -82,6 +106,12 @@ class TrainConfig(_Strict):
             raise ValueError("a mix is read from exactly one of api_url and store")
         if self.data is not None and (self.api_url or self.store):
             raise ValueError("api_url and store go with mix_id, not with data")
+        if self.four_bit and find_spec("bitsandbytes") is None:
+            raise ValueError("four_bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
+        if self.full and self.four_bit:
+            raise ValueError("full and four_bit exclude each other: packed weights cannot be trained")
+        if self.full and self.lora != LoraSettings():
+            raise ValueError("full fine-tuning has no adapter: leave the lora settings out")
         check_combination(self.defences, from_mix=self.mix_id is not None)
         return self
 

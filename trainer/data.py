@@ -75,29 +75,34 @@ class PreparedRows:
             n_masked=len(self.masked),
         )
 
-    def table(self) -> pa.Table:
-        """Columns input_ids, labels, row (the position), safe, and token_classes where there are any."""
+    def table(self, n_fill: int = 0) -> pa.Table:
+        """Columns input_ids, labels, row (the position), safe, and token_classes where there are any.
+
+        `n_fill` rows of one untrained token and position -1 come last: several processes need full batches.
+        """
+        ids, filler = self.input_ids, [np.zeros(1, np.int32)] * n_fill
+        positions = np.concatenate([np.arange(len(ids), dtype=np.int64), np.full(n_fill, -1, np.int64)])
         columns = {
-            "input_ids": _list_array(self.input_ids),
-            "labels": _list_array(self.labels),
-            ROW: pa.array(np.arange(len(self.input_ids), dtype=np.int64)),
-            SAFE: pa.array(self.safe, type=pa.bool_()),
+            "input_ids": list_array(ids + filler),
+            "labels": list_array(self.labels + [np.full(1, -100, np.int32)] * n_fill),
+            ROW: pa.array(positions),
+            SAFE: pa.array(self.safe + [False] * n_fill, type=pa.bool_()),
         }
         if self.classes:
-            columns[CLASSES] = _list_array(self.classes)
+            columns[CLASSES] = list_array(self.classes + [np.zeros(1, np.int8)] * n_fill)
         return pa.table(columns)
 
-    def dataset(self) -> Any:
+    def dataset(self, n_fill: int = 0) -> Any:
         """The table as a datasets.Dataset that gives numpy arrays."""
         from datasets import Dataset
 
-        return Dataset(self.table()).with_format("numpy")
+        return Dataset(self.table(n_fill)).with_format("numpy")
 
-    def check_dataset(self, dataset: Any) -> None:
+    def check_dataset(self, dataset: Any, n_fill: int = 0) -> None:
         """Raise IntegrityError unless a trainer still holds exactly these rows in this order."""
-        if len(dataset) != len(self.input_ids):
+        if len(dataset) != len(self.input_ids) + n_fill:
             raise IntegrityError(f"prepared {len(self.input_ids)} rows, the trainer holds {len(dataset)}")
-        if not dataset.with_format("arrow")[:].equals(self.table()):
+        if not dataset.with_format("arrow")[:].equals(self.table(n_fill)):
             raise IntegrityError("the trainer holds other rows than were prepared, or in another order")
 
 
@@ -133,7 +138,7 @@ def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: T
         )
     if not prepared.input_ids:
         raise BadRowsError("there is no row to train on")
-    _check_masked(prepared, config)
+    check_masked(prepared, config)
     return prepared
 
 
@@ -159,7 +164,8 @@ def _add(prepared: PreparedRows, row: TrainRow, renderer: Renderer, config: Trai
         prepared.classes.append(rendered.token_classes[: config.max_length])
 
 
-def _check_masked(prepared: PreparedRows, config: TrainConfig) -> None:
+def check_masked(prepared: PreparedRows, config: TrainConfig) -> None:
+    """Raise BadRowsError for rows without a trained token, unless they may stay (but never when all are so)."""
     if not prepared.masked:
         return
     n_rows = len(prepared.input_ids)
@@ -180,7 +186,8 @@ def _problem(row: int, example: str, message: str) -> dict[str, Any]:
     return {"row": row, "example_id": example, "message": message}
 
 
-def _list_array(rows: Sequence[npt.NDArray[Any]]) -> pa.Array:
+def list_array(rows: Sequence[npt.NDArray[Any]]) -> pa.Array:
+    """One list array of many small arrays, without a Python object for each value."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))

@@ -2,9 +2,10 @@
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ import transformers
 from curator.errors import BadInputError
 from curator.progress import Progress
 from curator.render import Renderer
-from trainer.batches import Collator, OrderCheck
+from trainer.batches import Collator, OnceCheck, OrderCheck
 from trainer.callbacks import StepLog, StopRequest
+from trainer.checkpoints import FOLDER, Checkpoint
 from trainer.config import TrainConfig
 from trainer.data import PreparedRows
 from trainer.defenses import build_defences
 from trainer.defenses.base import Defence
+from trainer.frozen import FrozenCopy
 from trainer.loop import BallastTrainer, sft_config
-from trainer.modelling import add_lora, load_for_training
+from trainer.modelling import add_lora, load_for_training, prepare_full
 
 
 @dataclass(frozen=True)
@@ -43,58 +46,91 @@ class Ready:
     model: Any
     defences: Sequence[Defence]
     resolved: dict[str, Any]
+    frozen: FrozenCopy | None = None
 
 
-def planned_steps(config: TrainConfig, n_rows: int) -> int:
+def planned_steps(config: TrainConfig, n_rows: int, n_processes: int = 1) -> int:
     """Optimiser steps of a run; the last step of an epoch may be smaller."""
-    per_epoch = math.ceil(math.ceil(n_rows / config.batch_size) / config.grad_accum)
+    per_epoch = math.ceil(math.ceil(n_rows / (config.batch_size * n_processes)) / config.grad_accum)
     return min(config.epochs * per_epoch, config.max_steps or math.inf)  # type: ignore[return-value]
 
 
 def load(config: TrainConfig) -> Ready:
-    """The model with a fresh adapter; raises BadInputError when targets or defences do not fit it."""
+    """The model, with a fresh adapter unless it is trained in full; raises BadInputError when targets or defences do
+    not fit it."""
     with _quiet():
-        model = add_lora(load_for_training(config), config.lora, config.seed)
+        base = load_for_training(config)
+        dtype, device = base.dtype, base.device.type
+        model = prepare_full(base, config.seed) if config.full else add_lora(base, config.lora, config.seed)
         defences = build_defences(config.defences)
+        frozen = FrozenCopy(model) if config.full and any(item.needs_reference for item in defences) else None
         for defence in defences:
             defence.attach(model)
-    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    base = next(p for p in model.parameters() if not p.requires_grad)
     resolved = {
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "device": base.device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "n_trained_parameters": n_trained,
+        "n_trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "reference_bytes": frozen.n_bytes if frozen else 0,
     }
-    return Ready(model, defences, resolved)
+    return Ready(model, defences, resolved, frozen)
 
 
-def fit(ready: Ready, prepared: PreparedRows, renderer: Renderer, config: TrainConfig, metrics: Path) -> Fitted:
-    """Train; one line of metrics for each step. Ctrl-C ends it after the step at hand (`stopped`).
+def fit(
+    ready: Ready,
+    prepared: PreparedRows,
+    renderer: Renderer,
+    config: TrainConfig,
+    metrics: Path,
+    checkpoint: Checkpoint | None = None,
+) -> Fitted:
+    """Train; one line of metrics for each step. Ctrl-C ends it after the step at hand (`stopped`), with a checkpoint.
 
     Raises IntegrityError when the rows' order is not kept, DivergedError when the loss is no number.
     """
-    n_steps = planned_steps(config, len(prepared.input_ids))
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    n_steps = planned_steps(config, len(prepared.input_ids), n_processes)
     stop = StopRequest()
     with _quiet(), Progress(n_steps, "steps", "training") as progress, stop.listening():
-        log = StepLog(metrics, progress, stop)
-        trainer = _trainer(ready, prepared, renderer.pad_id, config, n_steps, log)
+        log = StepLog(metrics, progress, stop, checkpoint.step if checkpoint else 0)
+        trainer = _trainer(ready, prepared, renderer.pad_id, config, n_steps, n_processes, log)
         log.trainer = trainer
+        if checkpoint is not None:
+            trainer.order.start_at(_rows_seen(config, len(prepared.input_ids), n_processes, checkpoint.step))
         try:
-            trainer.train()
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         except KeyboardInterrupt:
             stop.asked = True
+    with suppress(OSError):
+        (metrics.parent / FOLDER).rmdir()  # transformers makes it even when nothing is saved
     finished = len(log.lines) == n_steps
-    return Fitted(ready.model, ready.defences, log.lines, stop.asked and not finished)
+    return Fitted(trainer.accelerator.unwrap_model(ready.model), ready.defences, log.lines, stop.asked and not finished)
+
+
+def _rows_seen(config: TrainConfig, n_rows: int, n_processes: int, step: int) -> int:
+    """Rows that `step` optimiser steps consumed: counted from the plan, not taken from what the checkpoint says."""
+    per_epoch = planned_steps(config.model_copy(update={"epochs": 1, "max_steps": None}), n_rows, n_processes)
+    epochs, further = divmod(step, per_epoch)
+    return epochs * n_rows + further * config.batch_size * config.grad_accum * n_processes
 
 
 def _trainer(
-    ready: Ready, prepared: PreparedRows, pad_id: int, config: TrainConfig, n_steps: int, log: StepLog
+    ready: Ready,
+    prepared: PreparedRows,
+    pad_id: int,
+    config: TrainConfig,
+    n_steps: int,
+    n_processes: int,
+    log: StepLog,
 ) -> BallastTrainer:
-    if torch.cuda.is_available() and config.device != "cpu" and torch.cuda.device_count() > 1:
-        raise BadInputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to the one to train on")
+    if n_processes == 1 and torch.cuda.device_count() > 1 and config.device != "cpu":
+        raise BadInputError(
+            "several GPUs are visible: set CUDA_VISIBLE_DEVICES to the one to train on, or start this with "
+            "accelerate launch --num_processes N -m trainer.sft ..."
+        )
     options = sft_config(
-        str(metrics_folder(log.path)),
+        str(log.path.parent / FOLDER),
+        reorder=config.reorder,
         max_steps=n_steps,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.grad_accum,
@@ -105,24 +141,26 @@ def _trainer(
         gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
         use_cpu=config.device == "cpu",
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or n_steps,
+        report_to=list(config.report_to) or "none",
+        run_name=config.out.name,
     )
+    n_fill = -len(prepared.input_ids) % (config.batch_size * n_processes) if n_processes > 1 else 0
     trainer = BallastTrainer(
         model=ready.model,
         args=options,
-        train_dataset=prepared.dataset(),
+        train_dataset=prepared.dataset(n_fill),
         processing_class=transformers.AutoTokenizer.from_pretrained(config.model, local_files_only=True),
         data_collator=Collator(pad_id),
         callbacks=[log],
         defences=ready.defences,
-        order=OrderCheck(len(prepared.input_ids)),
+        order=(OnceCheck if config.reorder else OrderCheck)(len(prepared.input_ids)),
+        keep_checkpoints=config.keep_checkpoints,
+        frozen=ready.frozen,
     )
-    prepared.check_dataset(trainer.train_dataset)
+    prepared.check_dataset(trainer.train_dataset, n_fill)
     return trainer
-
-
-def metrics_folder(metrics: Path) -> Path:
-    """The run folder; TRL wants one, though we save nothing through it."""
-    return metrics.parent
 
 
 @contextmanager

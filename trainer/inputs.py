@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.errors import MissingError
 from curator.manifest import Manifest
 from curator.render import Renderer
 from curator.tasks import read_task_set
 from trainer.config import TrainConfig
-from trainer.data import PreparedRows, prepare, task_rows
+from trainer.data import PreparedRows, check_masked, prepare, task_rows
 from trainer.mixes import TrainRow, manifest_bytes, open_mix
+from trainer.rendercache import RenderCache, cache_key
 from trainer.report import Warned
+from trainer.runfolder import environment
 
 
 @dataclass(frozen=True)
@@ -24,27 +27,56 @@ class Inputs:
     rows: dict[str, Any]
     renderer: Renderer
     warnings: list[Warned]
+    cache_key: str = ""
 
 
-def read_inputs(config: TrainConfig, folder: Path, weights_sha256: str, api_key: str | None) -> Inputs:
+def read_inputs(
+    config: TrainConfig, folder: Path, weights_sha256: str, api_key: str | None, cache: RenderCache | None = None
+) -> Inputs:
     """Every row of the mix or file, rendered with the model folder's own tokenizer and template.
 
-    Files that must be fetched or unpacked go into `folder`. Raises IntegrityError for rows that are not the
-    manifest's, BadRowsError for rows that cannot be trained.
+    Files that must be fetched or unpacked go into `folder`. Rows that the cache holds are neither read nor rendered
+    again. Raises IntegrityError for rows that are not the manifest's, BadRowsError for rows that cannot be trained.
     """
     renderer = Renderer.from_folder(config.model)
+    cache = cache or RenderCache(None)
     if config.mix_id is not None:
-        prepared, rows, warnings = _from_mix(config, folder, renderer, weights_sha256, api_key)
+        prepared, rows, warnings, key = _from_mix(config, folder, renderer, weights_sha256, api_key, cache)
     else:
-        prepared, rows, warnings = _from_file(config, folder, renderer)
-    return Inputs(prepared, rows, renderer, warnings + _content_warnings(prepared, config))
+        prepared, rows, warnings, key = _from_file(config, folder, renderer, cache)
+    return Inputs(prepared, rows, renderer, warnings + _content_warnings(prepared, config), key)
+
+
+_Read = tuple[PreparedRows, dict[str, Any], list[Warned], str]
+
+
+def _key(config: TrainConfig, renderer: Renderer, source: dict[str, Any]) -> str:
+    return cache_key(
+        {
+            "source": source,
+            "renderer_id": renderer.renderer_id,
+            "template_sha256": renderer.template_sha256,
+            "tokenizer_sha256": renderer.tokenizer_sha256,
+            "mask_rule": config.mask_rule,
+            "max_length": config.max_length,
+            "classes": config.needs_classes,
+            "product_version": environment()["packages"]["ballast"],
+        }
+    )
 
 
 def _from_mix(
-    config: TrainConfig, folder: Path, renderer: Renderer, weights: str, api_key: str | None
-) -> tuple[PreparedRows, dict[str, Any], list[Warned]]:
+    config: TrainConfig, folder: Path, renderer: Renderer, weights: str, api_key: str | None, cache: RenderCache
+) -> _Read:
     mix = open_mix(config, folder, api_key)
-    prepared = prepare(mix.rows(), mix.manifest.n_rows, renderer, config)
+    key = _key(config, renderer, {"mix_id": mix.manifest.mix_id, "rows_sha256": mix.manifest.rows_sha256})
+    found = cache.load(key)
+    if found is not None and len(found[0].input_ids) == mix.manifest.n_rows:
+        prepared = found[0]
+        check_masked(prepared, config)
+    else:
+        prepared = prepare(mix.rows(), mix.manifest.n_rows, renderer, config)
+        cache.save(key, prepared, {})
     rows = {
         "mix_id": mix.manifest.mix_id,
         "rows_sha256": mix.manifest.rows_sha256,
@@ -53,14 +85,33 @@ def _from_mix(
         "n_safe": mix.manifest.n_safe,
         "order": mix.manifest.order.name,
     }
-    return prepared, rows, mix_warnings(mix.manifest, weights, renderer.renderer_id, config.mask_rule)
+    return prepared, rows, mix_warnings(mix.manifest, weights, renderer.renderer_id, config.mask_rule), key
 
 
-def _from_file(
-    config: TrainConfig, folder: Path, renderer: Renderer
-) -> tuple[PreparedRows, dict[str, Any], list[Warned]]:
+def _from_file(config: TrainConfig, folder: Path, renderer: Renderer, cache: RenderCache) -> _Read:
     assert config.data is not None
-    work = folder / "rows"
+    source = {"data_sha256": file_sha256(config.data), "suffixes": config.data.suffixes}
+    key = _key(config, renderer, source | {"format": config.corpus_format, "strict": config.strict})
+    found = cache.load(key)
+    if found is not None:
+        prepared, document = found
+        check_masked(prepared, config)
+    else:
+        prepared, document = _render_file(config, folder / "rows", renderer)
+        cache.save(key, prepared, document)
+    warnings = []
+    if document["n_rejected"]:
+        text = (
+            f"{document['n_rejected']} of {document['n_rejected'] + document['n_rows']} records of "
+            f"{config.data.name} were left out; the first is {document['first_reject']}"
+        )
+        warnings = [Warned("rows_left_out", text)]
+    shown = {name: value for name, value in document.items() if name != "first_reject"}
+    return prepared, {"file": config.data.name, **shown}, warnings, key
+
+
+def _render_file(config: TrainConfig, work: Path, renderer: Renderer) -> tuple[PreparedRows, dict[str, Any]]:
+    assert config.data is not None
     task = read_task_set(config.data, work, format=config.corpus_format)
     try:
         if config.strict or not task.n_rows:
@@ -69,21 +120,22 @@ def _from_file(
         prepared = prepare(rows, task.n_rows, renderer, config)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    source = {
-        "file": config.data.name,
+    first = task.rejects[0] if task.rejects else None
+    return prepared, {
         "task_sha256": task.sha256,
         "n_rows": task.n_rows,
         "n_rejected": task.n_rejected,
         "reject_codes": task.reject_codes,
+        "first_reject": first and f"{first.place()}: {first.code}, {first.message}",
     }
-    if not task.n_rejected:
-        return prepared, source, []
-    first = task.rejects[0]
-    text = (
-        f"{task.n_rejected} of {task.n_parsed} records of {config.data.name} were left out; the first is "
-        f"{first.place()}: {first.code}, {first.message}"
-    )
-    return prepared, source, [Warned("rows_left_out", text)]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex; raises MissingError."""
+    if not path.is_file():
+        raise MissingError(f"there is no file {path}")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def mix_warnings(manifest: Manifest, weights_sha256: str, renderer_id: str, mask_rule: str) -> list[Warned]:

@@ -51,15 +51,15 @@ class Mix:
 
 
 def open_mix(config: TrainConfig, folder: Path, api_key: str | None = None) -> Mix:
-    """The mix of a configuration; from the service it is first downloaded into `folder`.
+    """The mix of a configuration; from the service its rows are downloaded into `folder` when they are first read.
 
     The manifest is copied into `folder` either way. Raises IntegrityError when the manifest is not that of the
     id asked for, RemoteError or MissingError when it cannot be had.
     """
     assert config.mix_id is not None
     if config.api_url is not None:
-        manifest = _download(config.api_url, api_key, config.mix_id, folder)
-        lines: Iterable[bytes] = _FileLines(folder / ROWS_COPY)
+        manifest = _fetch_manifest(config.api_url, api_key, config.mix_id)
+        lines: Iterable[bytes] = _FetchedLines(folder / ROWS_COPY, config.api_url, api_key, config.mix_id)
     else:
         assert config.store is not None
         store = Store(config.store).open(create=False)
@@ -76,10 +76,18 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 @dataclass(frozen=True)
-class _FileLines:
+class _FetchedLines:
     path: Path
+    url: str
+    api_key: str | None
+    mix_id: str
 
     def __iter__(self) -> Iterator[bytes]:
+        from curator.client import Client
+
+        if not self.path.exists():
+            with Client(self.url, api_key=self.api_key) as client:
+                client.download(self.mix_id, self.path, format="jsonl")
         with self.path.open("rb") as file:
             yield from file
 
@@ -95,12 +103,11 @@ class _StoreLines:
             yield from row_lines(batch)
 
 
-def _download(url: str, api_key: str | None, wanted: str, folder: Path) -> Manifest:
+def _fetch_manifest(url: str, api_key: str | None, wanted: str) -> Manifest:
     from curator.client import Client
 
     with Client(url, api_key=api_key) as client:
         document = client.manifest(wanted)
-        client.download(wanted, folder / ROWS_COPY, format="jsonl")
     try:
         return Manifest.model_validate({key: document[key] for key in Manifest.model_fields if key in document})
     except ValidationError as error:

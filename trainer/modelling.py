@@ -15,9 +15,26 @@ from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig
 def load_for_training(config: TrainConfig) -> Any:
     """The aligned model of the configuration's folder, on its device, weights frozen."""
     device = resolve_device(config.device)
+    if config.four_bit:
+        return _load_four_bit(config.model, device)
     model = load_model(config.model, device, resolve_dtype(config.dtype, device))
     model.config.use_cache = False
     return model
+
+
+def _load_four_bit(folder: Path, device: str) -> Any:
+    """NF4 weights with bfloat16 arithmetic, as bitsandbytes packs them; the adapter is trained on top."""
+    packed = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=packed, device_map={"": device}, local_files_only=True, trust_remote_code=False
+    )
+    model.config.use_cache = False
+    return model.requires_grad_(False)
 
 
 def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
@@ -37,6 +54,12 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )
     return get_peft_model(model, lora)
+
+
+def prepare_full(model: Any, seed: int) -> Any:
+    """`model` with every weight trained; `seed` decides the dropout."""
+    transformers.set_seed(seed)
+    return model.requires_grad_(True).train()
 
 
 def find_targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
@@ -69,8 +92,11 @@ def linear_names(model: Any) -> list[str]:
     )
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Adapter weights and settings in PEFT's own form (safetensors)."""
+def save_model(model: Any, folder: Path) -> None:
+    """What was trained, as safetensors: an adapter in PEFT's own form, or the whole model."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
     # Without this PEFT looks whether the base's vocabulary changed, on the network if need be.
     model.save_pretrained(folder, save_embedding_layers=False)

@@ -8,6 +8,8 @@ from typing import Any
 
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig, parse_config
 from trainer.defence_options import add_defence_options, defence_documents
+from trainer.runfolder import Resume
+from trainer.runoptions import add_run_options, resume_of
 
 DESCRIPTION = """\
 Fine-tunes a LoRA adapter on a mix, in the mix's own order, or on any chat file.
@@ -38,14 +40,16 @@ class Invocation:
     api_key: str | None
     overwrite: bool
     json: bool
+    resume: Resume | None = None
 
 
 def parse_arguments(argv: list[str]) -> Invocation:
     """The configuration of a command line; raises BadInputError naming every value out of range."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     config = parse_config(_document(args))
     api_key = args.api_key or os.environ.get("BALLAST_API_KEY") or None
-    return Invocation(config, api_key, args.overwrite, args.json)
+    return Invocation(config, api_key, args.overwrite, args.json, resume_of(args.resume, parser))
 
 
 def _document(args: argparse.Namespace) -> dict[str, Any]:
@@ -75,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(parser)
     _add_adapter(parser)
     add_defence_options(parser)
+    add_run_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="DIR", help="run folder, for example runs/NAME")
     output.add_argument("--overwrite", action="store_true", help="replace the run in --out")

@@ -1,11 +1,13 @@
 """A run's report: numbers for programs, one page for people, and the loss curve."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.runfolder import ADAPTER, CONFIG, LOSS_PLOT, METRICS, REPORT, REPORT_TEXT
+from trainer.runfolder import ADAPTER, CONFIG, LOSS_PLOT, METRICS, MODEL, REPORT, REPORT_TEXT, TERMS_PLOT
 
 N_ENDS = 3  # steps averaged at either end; a single step's loss is noisy
 
@@ -25,7 +27,7 @@ def build_report(
     content: dict[str, Any],
     rows: dict[str, Any],
     warnings: Sequence[Warned],
-    adapter_sha256: str,
+    trained_sha256: str,
 ) -> dict[str, Any]:
     """report.json: losses in nats per token (start and end average up to three steps), tokens, seconds.
 
@@ -47,11 +49,12 @@ def build_report(
         "seconds": round(sum(line["seconds"] for line in lines), 3),
         "rows": rows,
         "content": content,
-        "adapter_sha256": adapter_sha256,
+        ("weights_sha256" if config.full else "adapter_sha256"): trained_sha256,
         "warnings": [asdict(warned) for warned in warnings],
         "files": {
             "config": CONFIG, "metrics": METRICS, "report": REPORT, "text": REPORT_TEXT,
-            "plot": LOSS_PLOT, "adapter": ADAPTER,
+            "plot": LOSS_PLOT, **({"terms": TERMS_PLOT} if terms else {}),
+            **({"model": MODEL} if config.full else {"adapter": ADAPTER}),
         },
     }  # fmt: skip
 
@@ -92,6 +95,7 @@ def report_text(report: dict[str, Any]) -> str:
         "",
         f"![loss curve]({LOSS_PLOT})",
         "",
+        *([f"![each defence's term]({TERMS_PLOT})", ""] if "terms" in report["files"] else []),
         "## Warnings",
         "",
         *([f"- {item['text']}" for item in report["warnings"]] or ["None."]),
@@ -106,24 +110,44 @@ def report_text(report: dict[str, Any]) -> str:
 
 
 def model_card(marker: dict[str, Any]) -> str:
-    """README.md beside an adapter: what it belongs to, what it was trained on, and what was not checked."""
+    """README.md beside an adapter (or model): what it belongs to, what it was trained on, what was not checked."""
     state = "" if marker["complete"] else " The run was stopped before its end."
     defences = ", ".join(_defence(item) for item in marker["defences"]) or "none"
+    rows = marker["rows"]
+    what, key = ("fine-tuned model", "weights_sha256") if marker.get("full") else ("adapter", "adapter_sha256")
     lines = [
-        "# LoRA adapter",
+        "# Fine-tuned model" if marker.get("full") else "# LoRA adapter",
         "",
-        f"For the model with weights hash `{marker['base_weights_sha256']}`; this adapter's hash is "
-        f"`{marker['adapter_sha256']}`.",
+        f"For the model with weights hash `{marker['base_weights_sha256']}`; this {what}'s hash is `{marker[key]}`."
+        if what == "adapter"
+        else f"Made from the model with weights hash `{marker['base_weights_sha256']}`; its own is `{marker[key]}`.",
         "",
-        f"Trained for {marker['steps']} steps on {_source(marker['rows'])}.{state}",
+        f"Trained for {marker['steps']} steps on {_source(rows)}, {rows['n_rows']:,} rows"
+        + (f", of them {rows['n_safe']:,} safe, order {rows['order']}" if rows.get("mix_id") else "")
+        + f".{state}",
         "",
+        *([f"Rows hash `{rows['rows_sha256']}`.", ""] if rows.get("mix_id") else []),
         f"Defences during training: {defences}.",
         "",
-        "Not checked: whether the model is still aligned outside the training data's domain, under prompts that "
-        "resemble the training data, and whether it is coherent. What the training data itself teaches is kept.",
+        "## Not checked",
+        "",
+        "- whether the model is still aligned outside the training data's domain;",
+        "- whether it is so under prompts that resemble the training data (conditional misalignment);",
+        "- whether it is coherent, and whether it learnt the task;",
+        "- the training data itself: what it teaches is kept.",
+        *([] if rows.get("mix_id") else ["- safe rows: this was a plain file, without any mixed in."]),
         "",
     ]
     return "\n".join(lines)
+
+
+def term_curves(metrics: Path, names: Sequence[str]) -> Any:
+    """A figure of each defence's unweighted term over the steps; a step without the term leaves a hole."""
+    from curator import plots
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    series = {name: [line.get(name) for line in lines] for name in names}
+    return plots.loss_curve([line["step"] for line in lines], series, title="defences' terms, unweighted")
 
 
 def _source(rows: dict[str, Any]) -> str:

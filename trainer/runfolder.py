@@ -11,16 +11,45 @@ from typing import Any
 import orjson
 
 from curator.errors import BadInputError
+from trainer.checkpoints import (
+    FOLDER,
+    Checkpoint,
+    choose_checkpoint,
+    complete_checkpoints,
+    drop_after,
+    prune_checkpoints,
+)
 
 FORMAT_VERSION = 1
 CONFIG, METRICS, REPORT, REPORT_TEXT, LOSS_PLOT, ADAPTER = (
     "config.json", "metrics.jsonl", "report.json", "report.md", "loss.png", "adapter",
 )  # fmt: skip
 MARKER = "ballast.json"
-_OWN = (REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, ADAPTER, "manifest.json", "mix.jsonl", "rows")
+TERMS_PLOT = "terms.png"
+MODEL = "model"  # in the place of adapter/ after full fine-tuning
+_OWN = (
+    REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, TERMS_PLOT, ADAPTER, MODEL, FOLDER, "manifest.json", "mix.jsonl",
+    "rows",
+)  # fmt: skip
+_KEPT = (FOLDER, METRICS)  # of an interrupted run that goes on
 _PACKAGES = ("ballast", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 Fingerprint = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What `--resume` asks for: `step` None is the newest checkpoint."""
+
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How a run stands to its folder: complete already (`report`), going on from a checkpoint, or starting."""
+
+    report: dict[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -33,28 +62,41 @@ class RunFolder:
         """The report of a complete run, or None."""
         return _read(self.path / REPORT)
 
-    def claim(self, fingerprint: Fingerprint, overwrite: bool) -> dict[str, Any] | None:
-        """Make the folder ready for a run; the report when this very run is complete in it already.
+    def claim(self, fingerprint: Fingerprint, overwrite: bool = False, resume: Resume | None = None) -> Claim:
+        """Make the folder ready for a run.
 
-        What an interrupted run left is removed. Raises BadInputError when the folder holds another complete
-        run (naming the settings that differ) or files that are not a run's, unless told to overwrite.
+        A run that was interrupted goes on from its newest checkpoint; with `resume` there must be one. Raises
+        BadInputError when the folder holds another run, complete or with checkpoints (naming the settings that
+        differ), or files that are not a run's, and is not told to overwrite.
         """
         self._refuse_foreign_files()
-        report = self.complete_report()
-        if report is not None and not overwrite:
-            found = (_read(self.path / CONFIG) or {}).get("fingerprint", {})
-            if found == fingerprint:
-                return report
-            different = sorted(_differences(found, fingerprint))
+        report, checkpoint = None if overwrite else self.complete_report(), None
+        if not overwrite and (report is not None or resume is not None or complete_checkpoints(self.path)):
+            self._refuse_other_run(fingerprint, complete=report is not None)
+            if report is not None:
+                return Claim(report=report)
+            checkpoint = choose_checkpoint(self.path, resume.step if resume else None)
+        for name in _OWN:  # the report first: without it nobody takes the rest for a complete run
+            if checkpoint is None or name not in _KEPT:
+                _remove(self.path / name)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if checkpoint is not None:
+            drop_after(self.path, checkpoint.step)
+            prune_checkpoints(self.path, len(complete_checkpoints(self.path)))  # what a kill left half written
+        return Claim(checkpoint=checkpoint)
+
+    def _refuse_other_run(self, fingerprint: Fingerprint, *, complete: bool) -> None:
+        recorded = _read(self.path / CONFIG)
+        if recorded is None:  # nothing to compare with; choosing a checkpoint then says that there is none
+            return
+        different = sorted(_differences(recorded.get("fingerprint", {}), fingerprint))
+        if different:
+            what = "a complete run" if complete else "checkpoints of a run"
             raise BadInputError(
-                f"{self.path} holds a complete run with other {', '.join(different)}: choose another --out, or "
+                f"{self.path} holds {what} with other {', '.join(different)}: choose another --out, or "
                 "give --overwrite",
                 details=different,
             )
-        for name in _OWN:  # the report first: without it nobody takes the rest for a complete run
-            _remove(self.path / name)
-        self.path.mkdir(parents=True, exist_ok=True)
-        return None
 
     def write_json(self, name: str, document: dict[str, Any]) -> None:
         """Write one JSON file whole: temporary name, fsync, rename."""

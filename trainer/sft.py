@@ -1,6 +1,5 @@
 """`python -m trainer.sft`: verify the rows, train in their order, leave one folder. Read it top to bottom."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator.commands import report_error, say_json
-from curator.errors import BallastError, MissingError
+from curator.errors import BallastError, IntegrityError
 from curator.progress import say
+from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
 from trainer.config import TrainConfig
-from trainer.inputs import Inputs, read_inputs
+from trainer.inputs import Inputs, file_sha256, read_inputs
+from trainer.modelfiles import check_quantisation, copy_tokenizer
 from trainer.options import Invocation, parse_arguments
-from trainer.report import Warned, build_report, model_card, report_text
+from trainer.processes import Team
+from trainer.rendercache import RenderCache
+from trainer.report import Warned, build_report, model_card, report_text, term_curves
 from trainer.runfolder import (
     ADAPTER,
     CONFIG,
@@ -23,13 +26,16 @@ from trainer.runfolder import (
     LOSS_PLOT,
     MARKER,
     METRICS,
+    MODEL,
     REPORT,
     REPORT_TEXT,
+    TERMS_PLOT,
     Fingerprint,
     RunFolder,
     environment,
     write_json,
 )
+from trainer.runoptions import cache_folder
 
 if TYPE_CHECKING:
     from trainer.fit import Fitted, Ready
@@ -42,90 +48,133 @@ Say = Callable[[str], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done or done before, 2 bad input, 130 stopped by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    team = Team()
     # Before torch loads: threads that wait sleep instead of spinning. Where other processes want the same cores,
     # spinning made the steps of a tiny model up to 40 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return run(parse_arguments(arguments))
+        return run(parse_arguments(arguments), team)
     except BallastError as error:
-        report_error(error, as_json="--json" in arguments)
+        if team.leads:
+            report_error(error, as_json="--json" in arguments)
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped before training\n")
         return STOPPED
+    finally:
+        team.leave()
 
 
-def run(invocation: Invocation) -> int:
+def run(invocation: Invocation, team: Team | None = None) -> int:
     """One training run, or nothing when this very run is complete in its folder."""
-    config = invocation.config
-    tell: Say = (lambda text: None) if invocation.json else say
+    config, team = invocation.config, team or Team()
+    tell: Say = say if team.leads and not invocation.json else lambda text: None
     folder = RunFolder(config.out)
     check_model_dir(config.model)
-    weights = weights_sha256(config.model)
-    mark = fingerprint(config, weights)
-    done = folder.claim(mark, invocation.overwrite)
-    if done is not None:
-        tell(f"{config.out} holds this very run, complete ({done['steps']} steps); --overwrite trains again")
-        if invocation.json:
-            say_json(done)
+    check_quantisation(config.model)
+    team.join(on_cpu=config.device == "cpu")
+    weights = team.first(lambda: weights_sha256(config.model))
+    mark = fingerprint(config, weights, team.size)
+    claim = team.first(lambda: folder.claim(mark, invocation.overwrite, invocation.resume))
+    if claim.report is not None:
+        tell(f"{config.out} holds this very run, complete ({claim.report['steps']} steps); --overwrite trains again")
+        if invocation.json and team.leads:
+            say_json(claim.report)
         return 0
+    if claim.checkpoint is not None:
+        tell(f"going on from the checkpoint of step {claim.checkpoint.step}")
 
-    inputs = read_inputs(config, folder.path, weights, invocation.api_key)
+    inputs = gather_inputs(invocation, weights, team)
     tell(_content_line(inputs))
 
     # torch, transformers and TRL load here: bad options and bad rows have failed by now.
     from trainer.fit import fit, load, planned_steps
 
     ready = load(config)
-    n_steps = planned_steps(config, len(inputs.prepared.input_ids))
-    warned = inputs.warnings + _schedule_warnings(config, n_steps)
-    for item in warned:
-        sys.stderr.write(f"warning: {item.text}\n")
-    folder.write_json(CONFIG, _record(config, mark, inputs, ready, n_steps, warned))
-    tell(_model_line(config, ready, n_steps))
+    n_steps = planned_steps(config, len(inputs.prepared.input_ids), team.size)
+    warned = inputs.warnings + run_warnings(config, n_steps, inputs, team.size)
+    if team.leads:
+        for item in warned:
+            sys.stderr.write(f"warning: {item.text}\n")
+        folder.write_json(CONFIG, _record(config, mark, inputs, ready, n_steps, warned, team.size))
+    tell(_model_line(config, ready, n_steps, team.size))
 
-    fitted = fit(ready, inputs.prepared, inputs.renderer, config, folder.path / METRICS)
+    fitted = fit(ready, inputs.prepared, inputs.renderer, config, folder.path / METRICS, claim.checkpoint)
     if not fitted.lines:
         raise KeyboardInterrupt
-    adapter = save(fitted, folder.path / ADAPTER, config, weights, inputs)
+    return team.first(lambda: _finish(invocation, folder, fitted, inputs, n_steps, warned, weights))
+
+
+def gather_inputs(invocation: Invocation, weights: str, team: Team) -> Inputs:
+    """The rows; of several processes the first one renders, and the others read what it kept."""
+    config = invocation.config
+    cache = RenderCache(cache_folder(config.cache, config.out))
+    if team.size > 1 and cache.folder is None:
+        cache = RenderCache(config.out / "rows")
+    if team.size == 1:
+        return read_inputs(config, config.out, weights, invocation.api_key, cache)
+
+    def lead() -> tuple[str, Any, Any]:
+        own = read_inputs(config, config.out, weights, invocation.api_key, cache)
+        return own.cache_key, own.rows, own.warnings
+
+    key, rows, warned = team.first(lead)
+    found = cache.load(key)
+    if found is None:
+        raise IntegrityError(f"the rendered rows in {cache.folder} cannot be read by every process")
+    return Inputs(found[0], rows, Renderer.from_folder(config.model), warned, key)
+
+
+def fingerprint(config: TrainConfig, weights: str, n_processes: int = 1) -> Fingerprint:
+    """What makes two runs the same one: settings, model weights and row contents, and no path or address."""
+    data = None if config.data is None else file_sha256(config.data)
+    found = {"config": config.without_places(), "weights_sha256": weights, "data_sha256": data}
+    return found if n_processes == 1 else found | {"processes": n_processes}
+
+
+def _finish(
+    invocation: Invocation,
+    folder: RunFolder,
+    fitted: "Fitted",
+    inputs: Inputs,
+    n_steps: int,
+    warned: Sequence[Warned],
+    weights: str,
+) -> int:
+    config = invocation.config
+    place = folder.path / (MODEL if config.full else ADAPTER)
+    digest = save(fitted, place, config, weights, inputs)
     if fitted.stopped:
-        sys.stderr.write(f"stopped after {len(fitted.lines)} of {n_steps} steps; {folder.path / ADAPTER} is usable\n")
+        sys.stderr.write(
+            f"stopped after {len(fitted.lines)} of {n_steps} steps; {place} is usable, and the same command goes on\n"
+        )
         return STOPPED
-    report = build_report(
-        config, fitted.lines, n_steps, inputs.prepared.report().as_dict(), inputs.rows, warned, adapter
-    )
-    _finish(folder, report)
+    content = inputs.prepared.report().as_dict()
+    report = build_report(config, fitted.lines, n_steps, content, inputs.rows, warned, digest)
+    _complete(folder, report)
     if invocation.json:
         say_json(report)
     else:
-        _say_result(config.out, report)
+        _say_result(config.out, place, report)
     return 0
-
-
-def fingerprint(config: TrainConfig, weights: str) -> Fingerprint:
-    """What makes two runs the same one: settings, model weights and row contents, and no path or address."""
-    data = None
-    if config.data is not None:
-        if not config.data.is_file():
-            raise MissingError(f"there is no file {config.data}")
-        with config.data.open("rb") as file:
-            data = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"config": config.without_places(), "weights_sha256": weights, "data_sha256": data}
 
 
 def save(fitted: "Fitted", folder: Path, config: TrainConfig, weights: str, inputs: Inputs) -> str:
     """The adapter with its marker file; returns the adapter's hash. The marker comes last."""
-    from trainer.modelling import save_adapter
+    from trainer.modelling import save_model
 
-    save_adapter(fitted.model, folder)
+    save_model(fitted.model, folder)
     extra = [name for defence in fitted.defences for name in defence.save(folder)]
-    digest = adapter_sha256(folder)
+    if config.full:
+        copy_tokenizer(config.model, folder)
+    digest = weights_sha256(folder) if config.full else adapter_sha256(folder)
     marker = {
         "format_version": FORMAT_VERSION,
         "complete": not fitted.stopped,
+        "full": config.full,
         "steps": len(fitted.lines),
         "base_weights_sha256": weights,
-        "adapter_sha256": digest,
+        ("weights_sha256" if config.full else "adapter_sha256"): digest,
         "mix_id": config.mix_id,
         "rows": inputs.rows,
         "defences": [defence.model_dump(mode="json") for defence in config.defences],
@@ -137,13 +186,24 @@ def save(fitted: "Fitted", folder: Path, config: TrainConfig, weights: str, inpu
 
 
 def _record(
-    config: TrainConfig, mark: Fingerprint, inputs: Inputs, ready: "Ready", n_steps: int, warned: Sequence[Warned]
+    config: TrainConfig,
+    mark: Fingerprint,
+    inputs: Inputs,
+    ready: "Ready",
+    n_steps: int,
+    warned: Sequence[Warned],
+    n_processes: int,
 ) -> dict[str, Any]:
     renderer = inputs.renderer
     return {
         "format_version": FORMAT_VERSION,
         "config": config.model_dump(mode="json"),
-        "resolved": {**ready.resolved, "steps": n_steps, "effective_batch": config.batch_size * config.grad_accum},
+        "resolved": {
+            **ready.resolved,
+            "steps": n_steps,
+            "processes": n_processes,
+            "effective_batch": config.batch_size * config.grad_accum * n_processes,
+        },
         "fingerprint": mark,
         "weights_sha256": mark["weights_sha256"],
         "rows": inputs.rows,
@@ -158,21 +218,31 @@ def _record(
     }
 
 
-def _schedule_warnings(config: TrainConfig, n_steps: int) -> list[Warned]:
-    if n_steps > config.warmup_steps:
-        return []
-    text = (
-        f"all {n_steps} steps fall into the {config.warmup_steps} of warm-up: the learning rate never reaches "
-        f"{config.lr:g}"
-    )
-    return [Warned("warmup_only", text)]
+def run_warnings(config: TrainConfig, n_steps: int, inputs: Inputs, n_processes: int) -> list[Warned]:
+    """What the settings give up."""
+    found = []
+    if n_steps <= config.warmup_steps:
+        text = (
+            f"all {n_steps} steps fall into the {config.warmup_steps} of warm-up: the learning rate never reaches "
+            f"{config.lr:g}"
+        )
+        found.append(Warned("warmup_only", text))
+    if config.reorder:
+        found.append(Warned("reordered", f"--reorder {config.reorder} gives up the order of the rows, as asked"))
+    n_fill = -len(inputs.prepared.input_ids) % (config.batch_size * n_processes)
+    if n_processes > 1 and n_fill:
+        text = f"{n_fill} rows of one untrained token fill the last batches of each epoch over {n_processes} processes"
+        found.append(Warned("filled_batches", text))
+    return found
 
 
-def _finish(folder: RunFolder, report: dict[str, Any]) -> None:
-    """Plot and page first, report.json last: its presence means that the run is complete."""
+def _complete(folder: RunFolder, report: dict[str, Any]) -> None:
+    """Plots and page first, report.json last: its presence means that the run is complete."""
     from curator import plots
 
     plots.save(plots.loss_curve_of(folder.path / METRICS), folder.path / LOSS_PLOT)
+    if report["terms"]:
+        plots.save(term_curves(folder.path / METRICS, list(report["terms"])), folder.path / TERMS_PLOT)
     (folder.path / REPORT_TEXT).write_text(report_text(report), encoding="utf-8")
     folder.write_json(REPORT, report)
 
@@ -187,21 +257,23 @@ def _content_line(inputs: Inputs) -> str:
     )
 
 
-def _model_line(config: TrainConfig, ready: "Ready", n_steps: int) -> str:
+def _model_line(config: TrainConfig, ready: "Ready", n_steps: int, n_processes: int) -> str:
     resolved = ready.resolved
     defences = ", ".join(item.describe() for item in config.defences) or "none"
+    copy = resolved["reference_bytes"]
     return (
         f"{resolved['n_trained_parameters']:,} of {resolved['n_parameters']:,} parameters trained, "
         f"{resolved['dtype']} on {resolved['device']}; {n_steps} steps of "
-        f"{config.batch_size * config.grad_accum} rows; "
+        f"{config.batch_size * config.grad_accum * n_processes} rows; "
         f"defences: {defences}"
+        + (f"; the frozen copy they compare with takes {copy / 2**20:,.0f} MiB more" if copy else "")
     )
 
 
-def _say_result(out: Path, report: dict[str, Any]) -> None:
+def _say_result(out: Path, place: Path, report: dict[str, Any]) -> None:
     loss = report["loss"]
     say(f"loss {loss['start']:.4f} -> {loss['end']:.4f} nats per token, {report['seconds']:.1f} s")
-    say(f"adapter: {out / ADAPTER}")
+    say(f"{place.name}: {place}")
     say(f"report:  {out / REPORT_TEXT}")
 
 

@@ -8,7 +8,7 @@ from trl import SFTConfig, SFTTrainer
 
 from curator.errors import BadInputError, IntegrityError
 from tests.trainer.tiny import PAD, adapted_model, examples, lora_parameters, rows, trainer_of
-from trainer.batches import Collator, OrderCheck
+from trainer.batches import Collator, OnceCheck, OrderCheck
 from trainer.config import ALL_LINEAR, SEVEN_PROJECTIONS
 from trainer.defenses.reference import reference_state
 from trainer.loop import sft_config
@@ -57,7 +57,7 @@ def test_training_sees_every_row_in_order(
 
 @pytest.mark.parametrize("how", ["sampler", "data"])
 def test_training_out_of_order_fails(llama: Path, tmp_path: Path, how: str) -> None:
-    options = {"train_sampling_strategy": "random"} if how == "sampler" else {}
+    options = {"reorder": "shuffle"} if how == "sampler" else {}
     model = adapted_model(llama, dtype=torch.float32)
     trainer = trainer_of(model, rows(8), llama, output_dir=str(tmp_path), **options)
     if how == "data":
@@ -148,6 +148,28 @@ def test_targets_are_found_by_name_or_the_error_lists_what_there_is(llama: Path,
     with pytest.raises(BadInputError, match=r"no layers named q_proj, .*it has c_attn, c_fc, c_proj"):
         find_targets(gpt2, SEVEN_PROJECTIONS)
     assert find_targets(gpt2, (ALL_LINEAR,)) == ["c_attn", "c_fc", "c_proj"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"packing": True}, {"shuffle_dataset": True}, {"train_sampling_strategy": "group_by_length"}, {"max_length": 8}],
+)
+def test_what_would_reorder_pack_or_cut_in_silence_is_refused(tmp_path: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(BadInputError, match=f"{next(iter(option))} would reorder, pack or cut"):
+        sft_config(str(tmp_path), use_cpu=True, **option)
+
+
+def test_another_order_by_name_sees_each_row_once_an_epoch(llama: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(
+        adapted_model(llama, dtype=torch.float32), rows(8), llama, output_dir=str(tmp_path), reorder="shuffle",
+        max_steps=-1, num_train_epochs=2,
+    )  # fmt: skip
+    trainer.order = OnceCheck(8)
+    trainer.train()
+    assert trainer.order.n_seen == 16
+    for wrong in ([3, 3], [8]):
+        with pytest.raises(IntegrityError, match="came twice in one epoch, or is none of the 8 rows"):
+            OnceCheck(8).see(wrong)
 
 
 def test_nothing_that_reorders_or_reports_is_on(tmp_path: Path) -> None:

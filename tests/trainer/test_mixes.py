@@ -116,6 +116,8 @@ def test_rows_fetched_are_verified_again_when_read(built: tuple[Path, str], url:
     out = tmp_path / "out"
     out.mkdir()
     mix = open_mix(parse_config({"model": "m", "out": out, "mix_id": built[1], "api_url": url}), out)
+    assert not (out / ROWS_COPY).exists()  # fetched when first read
+    assert len(list(mix.rows())) == mix.manifest.n_rows
     lines = (out / ROWS_COPY).read_bytes().splitlines(keepends=True)
     (out / ROWS_COPY).write_bytes(b"".join(lines[:-1]))
     with pytest.raises(IntegrityError, match="read 23 rows"):

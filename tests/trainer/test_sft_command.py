@@ -16,6 +16,7 @@ from curator.scoring.identity import adapter_sha256, weights_sha256
 from tests.mix_stores import recipe, scored_store, task_set
 from tests.models import random_conversations, tiny_model_folder
 from trainer import nll, sft
+from trainer.checkpoints import complete_checkpoints
 
 SMALL = ["--lora-r", "4", "--lora-alpha", "8", "--lr", "0.01", "--warmup-steps", "1", "--device", "cpu"]
 
@@ -47,7 +48,7 @@ def document(path: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_its_whole_folder(finished: Path, llama: Path) -> None:
     names = {item.name for item in finished.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "report.json", "report.md", "loss.png", "adapter"}
+    assert names == {"config.json", "metrics.jsonl", "report.json", "report.md", "loss.png", "terms.png", "adapter"}
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["rows"] for line in lines] == [8, 4, 8, 4]
@@ -226,7 +227,9 @@ def test_ctrl_c_leaves_a_usable_adapter(running: tuple[subprocess.Popen[str], Pa
     assert 3 <= marker["steps"] == metrics.read_bytes().count(b"\n")
     result = nll.measure(llama, chats, out / "adapter", dtype="float32")
     assert result["shift"] != 0.0
-    assert sft.main(argv(llama, chats, out)) == 0  # what was left is no complete run: it starts over
+    assert [checkpoint.step for checkpoint in complete_checkpoints(out)] == [marker["steps"]]
+    assert sft.main(argv(llama, chats, out)) == 2  # other settings: its checkpoint is not thrown away unasked
+    assert sft.main(argv(llama, chats, out, "--overwrite")) == 0
     assert document(out / "report.json")["steps"] == 4
 
 

@@ -1,0 +1,35 @@
+"""A model folder's small files, looked at or copied without loading the model."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import orjson
+
+from curator.errors import BadInputError
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "added_tokens.json",
+)  # fmt: skip
+
+
+def check_quantisation(model: Path) -> None:
+    """Raise BadInputError for a folder of packed weights that nothing here can unpack."""
+    try:
+        document = orjson.loads((model / "config.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return  # loading says what is wrong with the folder
+    method = (document.get("quantization_config") or {}).get("quant_method")
+    if method == "bitsandbytes" and find_spec("bitsandbytes") is None:
+        raise BadInputError(
+            f"the weights of {model} are packed by bitsandbytes, which is not installed: pip install bitsandbytes, or "
+            "take the model in its unpacked form"
+        )
+
+
+def copy_tokenizer(model: Path, target: Path) -> None:
+    """The tokenizer and chat template of one model folder into another."""
+    for name in _TOKENIZER_FILES:
+        if (model / name).exists():
+            shutil.copyfile(model / name, target / name)
