@@ -1,13 +1,17 @@
 """The application: routes, error handlers and the observing layer around one service."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api.errors import handle_http_error, handle_product_error, handle_validation_error
+from api.logs import log_event
 from api.observe import Observe
 from api.routes import corpora, create, health, mixes, sql
 from api.schemas import errors
@@ -17,6 +21,7 @@ from curator.compose import product_version
 from curator.errors import BallastError
 from curator.store import Store
 
+SWEEP_S = 600.0
 DESCRIPTION = """\
 Send fine-tuning data and a recipe; get back a training mix with safe rows interleaved against emergent misalignment,
 and a manifest that says what went in, what was kept out and why. Every error has one body:
@@ -25,8 +30,21 @@ and a manifest that says what went in, what was kept out and why. Every error ha
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    sweeping = asyncio.create_task(_sweep(service))
     yield
-    app.state.service.close()
+    sweeping.cancel()
+    service.close()
+
+
+async def _sweep(service: Service) -> None:
+    """Tidy up at the start and then now and again: a failure is logged and tried again."""
+    while True:
+        try:
+            await run_in_threadpool(service.expiry.sweep)
+        except (BallastError, OSError) as error:
+            log_event(logging.WARNING, "sweep failed", error)
+        await asyncio.sleep(min(SWEEP_S, service.settings.mix_ttl_s or SWEEP_S))
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -12,7 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError, StoreError
+from curator.errors import (
+    BadInputError,
+    BallastError,
+    MissingDependencyError,
+    MissingError,
+    StoreError,
+    UnpackedTooLargeError,
+)
 
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
@@ -68,6 +75,8 @@ def status_of(error: BallastError) -> int:
         return error.status
     if isinstance(error, MissingError):
         return 404
+    if isinstance(error, UnpackedTooLargeError):
+        return 413
     if isinstance(error, BadInputError):
         return 422
     if isinstance(error, MissingDependencyError):

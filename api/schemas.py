@@ -63,6 +63,23 @@ class CreatedMix(_Answer):
     links: dict[str, str]
 
 
+class Cost(_Answer):
+    """What the safe rows add to training; shares are of the task set, tokens null where they cannot be counted."""
+
+    extra_rows: int
+    extra_rows_share: float
+    extra_tokens: int | None
+    extra_tokens_share: float | None
+
+
+class MixPreview(_Answer):
+    """What a request would give."""
+
+    manifest: Manifest
+    dropped: DroppedRows
+    cost: Cost
+
+
 class MixSummary(_Answer):
     """One mix of a list; the counts are null when its manifest is damaged."""
 

@@ -9,8 +9,11 @@ from starlette.requests import Request
 
 from api.auth import Keyring, is_loopback
 from api.errors import ApiError
+from api.expiry import Expiry
+from api.idempotency import Idempotency
 from api.quotas import Quotas
 from api.settings import Settings
+from curator.policy import Policy, load_policy
 from curator.sandbox import Sandbox, SqlLimits
 from curator.store import Store
 
@@ -26,6 +29,9 @@ class Service:
     n_waiting: int = 0
     keyring: Keyring = field(init=False)
     quotas: Quotas = field(init=False)
+    idempotency: Idempotency = field(init=False)
+    expiry: Expiry = field(init=False)
+    policy: Policy | None = field(init=False)
     sandbox: Sandbox | None = field(init=False)
     _builds: Semaphore = field(init=False)
     _statements: Semaphore = field(init=False)
@@ -33,6 +39,9 @@ class Service:
     def __post_init__(self) -> None:
         self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
         self.quotas = Quotas(self.settings)
+        self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
+        self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
+        self.policy = load_policy(self.settings.policy) if self.settings.policy else None
         self.sandbox = _sandbox(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)

@@ -30,6 +30,9 @@ class Settings(BaseModel):
         default="info", description="least level written to stderr: debug, info, warning or error"
     )
     max_upload_bytes: int = Field(default=1024 * MIB, ge=1, description="bytes of one multipart upload")
+    max_unpacked_bytes: int = Field(
+        default=8 * 1024 * MIB, ge=1, description="bytes that a packed upload (.gz, .zst) may unpack to"
+    )
     max_json_bytes: int = Field(default=16 * MIB, ge=1, description="bytes of one JSON body, which is held in memory")
     max_task_rows: int = Field(default=1_000_000, ge=1, description="rows of one user data set")
     max_bad_rows: int = Field(default=100, ge=1, le=10_000, description="bad rows listed in one error body")
@@ -38,6 +41,11 @@ class Settings(BaseModel):
     max_waiting_builds: int = Field(
         default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )
+    mix_ttl_s: float | None = Field(default=None, gt=0, description="seconds that a mix is kept after it was built")
+    idempotency_ttl_s: float = Field(
+        default=86_400.0, gt=0, description="seconds that an Idempotency-Key is remembered"
+    )
+    policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
     open: bool = Field(
         default=False,
         description="serve without any key on an address that others reach; `python -m api keys` is safer",

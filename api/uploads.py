@@ -4,6 +4,7 @@ Memory stays flat whatever arrives: the `file` part goes to a temporary file as 
 bound, and a JSON body has one of its own.
 """
 
+import hashlib
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 from anyio import move_on_after
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -36,7 +38,7 @@ REQUEST_BODY: dict[str, Any] = {
                 "type": "object",
                 "required": [FILE_PART, "recipe"],
                 "properties": {
-                    FILE_PART: {"type": "string", "format": "binary", "description": "JSONL, JSON array or Parquet"},
+                    FILE_PART: {"type": "string", "format": "binary", "description": "chat data, plain or .gz/.zst"},
                     "recipe": {"type": "string", "description": "the recipe as JSON or YAML"},
                     "format": _TEXT,
                     **_CHOICE,
@@ -67,6 +69,17 @@ class Upload:
     name: str = ""
     rows: list[Any] | None = None
     n_bytes: int = 0  # of the data set as sent
+    body_sha256: str | None = None  # of a JSON body
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that was asked, to tell a repeat from another request under the same key."""
+        digest = hashlib.sha256(orjson.dumps({"fields": self.fields, "name": self.name}, option=orjson.OPT_SORT_KEYS))
+        if self.body_sha256 is not None:
+            digest.update(self.body_sha256.encode())
+        else:
+            with self.path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     @property
     def path(self) -> Path:
@@ -135,7 +148,8 @@ def _decoded(body: bytes, folder: Path) -> Upload:
     unknown = sorted(document.keys() - set(JSON_KEYS))
     if unknown:
         raise ApiError(422, "unknown_part", f"unknown key {unknown[0]!r}; there are: {', '.join(JSON_KEYS)}")
-    return Upload(folder, document, rows=document.pop("rows"), n_bytes=len(body))
+    digest = hashlib.sha256(body).hexdigest()
+    return Upload(folder, document, rows=document.pop("rows"), n_bytes=len(body), body_sha256=digest)
 
 
 async def _receive_multipart(

@@ -1,11 +1,10 @@
 """Client of the HTTP service: `with Client(url) as client: client.create_mix("task.jsonl", {"corpus": "chats"})`.
 
 Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated
-without harm (all of them: a mix's id follows from what is asked) are tried again on a lost connection, 502,
+without harm (all of them: a mix's id follows from what is asked) are tried again on a lost connection, 429, 502,
 503 and 504. A download is verified against the manifest before it gets its name.
 """
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,18 +16,16 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
-from curator.mixrows import MIX_FILE
+from curator.errors import BadInputError, MissingError, RemoteError
+from curator.transfers import Advance, DataFormat, Document, ToldFile, verify_download
 
-DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
+__all__ = ["DATA_FORMATS", "RETRIED_STATUSES", "Advance", "Client", "DataFormat", "Document", "ServiceError"]
+
 DATA_FORMATS: tuple[DataFormat, ...] = ("jsonl", "parquet", "arrow", "openai")
-RETRIED_STATUSES = frozenset({502, 503, 504})
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 FIRST_WAIT_S = 0.25
 MAX_WAIT_S = 8.0
 PAGE_ROWS = 500
-
-Document = dict[str, Any]
-Advance = Callable[[int], None]
 
 
 class ServiceError(RemoteError):
@@ -77,17 +74,42 @@ class Client:
         recipe: Mapping[str, Any],
         *,
         on_bad_rows: Literal["refuse", "drop"] = "refuse",
+        idempotency_key: str | None = None,
+        advance: Advance | None = None,
     ) -> Document:
         """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
-        A file is streamed. Building may take long: there is no bound on the wait for the answer. Raises
+        A file is streamed, and `advance` told each piece's bytes; under an `idempotency_key` the same request gets
+        the first answer again. Building may take long: there is no bound on the wait for the answer. Raises
         ServiceError with code `bad_rows` and every bad row in `details`, `bad_recipe` and the like.
         """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._send("/v1/mixes", data, recipe, on_bad_rows, headers, advance)
+
+    def preview_mix(
+        self,
+        data: str | Path | Sequence[Mapping[str, Any]],
+        recipe: Mapping[str, Any],
+        *,
+        on_bad_rows: Literal["refuse", "drop"] = "refuse",
+    ) -> Document:
+        """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
+        return self._send("/v1/mixes/preview", data, recipe, on_bad_rows, {}, None)
+
+    def _send(
+        self,
+        link: str,
+        data: str | Path | Sequence[Mapping[str, Any]],
+        recipe: Mapping[str, Any],
+        on_bad_rows: str,
+        headers: dict[str, str],
+        advance: Advance | None,
+    ) -> Document:
         timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
         if not isinstance(data, str | Path):
             body = {"rows": [dict(row) for row in data], "recipe": dict(recipe), "on_bad_rows": on_bad_rows}
-            content, headers = orjson.dumps(body), {"Content-Type": "application/json"}
-            return self._json("POST", "/v1/mixes", content=content, headers=headers, timeout=timeout)
+            content, headers = orjson.dumps(body), {**headers, "Content-Type": "application/json"}
+            return self._json("POST", link, content=content, headers=headers, timeout=timeout)
         path = Path(data)
         if not path.is_file():
             raise MissingError(f"there is no file {path}")
@@ -95,7 +117,9 @@ class Client:
 
         def attempt() -> httpx.Response:
             with path.open("rb") as file:  # opened anew for each attempt
-                return self._http.post("/v1/mixes", data=fields, files={"file": (path.name, file)}, timeout=timeout)
+                told = ToldFile(file, advance)
+                files = {"file": (path.name, told)}
+                return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
 
         return _document(self._attempt(attempt))
 
@@ -178,7 +202,7 @@ class Client:
         temporary = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
         try:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
-            _verify(temporary, format, manifest)
+            verify_download(temporary, format, manifest)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -259,42 +283,3 @@ def _refusal(response: httpx.Response) -> ServiceError:
 def _asked_wait_s(response: httpx.Response) -> float | None:
     text = response.headers.get("retry-after", "")
     return min(float(text), MAX_WAIT_S) if text.isdigit() else None
-
-
-def _verify(path: Path, data_format: DataFormat, manifest: Document) -> None:
-    if data_format == "parquet":
-        expected = next(item["sha256"] for item in manifest["files"] if item["name"] == MIX_FILE)
-        found = _file_sha256(path)
-    elif data_format == "jsonl":
-        expected, found = manifest["rows_sha256"], _file_sha256(path)
-    elif data_format == "arrow":
-        expected, found = manifest["rows_sha256"], _arrow_rows_sha256(path)
-    else:
-        expected, found = f"{manifest['n_rows']} rows", f"{_n_lines(path)} rows"
-    if found != expected:
-        raise IntegrityError(
-            f"the {data_format} download of mix {manifest['mix_id']} is not what its manifest says: "
-            f"expected {expected}, got {found}"
-        )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _n_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def _arrow_rows_sha256(path: Path) -> str:
-    import pyarrow as pa
-
-    from curator.mixrows import row_lines, rows_sha256
-
-    try:
-        with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
-            return rows_sha256(line for batch in batches for line in row_lines(batch))
-    except (pa.ArrowInvalid, OSError):
-        return "no whole Arrow stream"

@@ -1,24 +1,28 @@
 """POST /v1/mixes: a user's data set and a recipe in, a mix with its manifest out."""
 
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.auth import GUARDED, MixTenant
 from api.errors import ApiError
+from api.idempotency import Remembered
 from api.recipes import decode_recipe
 from api.routes.mixes import mix_links
-from api.schemas import CreatedMix, DroppedRows, errors
+from api.schemas import Cost, CreatedMix, DroppedRows, MixPreview, errors
 from api.service import Service, service_of
 from api.settings import Settings
 from api.uploads import REQUEST_BODY, Upload, received
-from curator.build import MixResult, build_mix
-from curator.config import parse_recipe
+from curator.build import build_mix
+from curator.config import Recipe, parse_recipe
 from curator.errors import MissingError, RecipeError
 from curator.formats import Container, Layout
+from curator.manifest import read_manifest
+from curator.preview import preview_mix
 from curator.tasks import TaskSet, read_task_set, task_set_from_rows
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
@@ -38,10 +42,16 @@ class _Options(BaseModel):
     "",
     status_code=201,
     response_model=CreatedMix,
-    responses={200: {"model": CreatedMix, "description": "made before"}, **errors(400, 413, 415, 422, 503)},
+    responses={200: {"model": CreatedMix, "description": "made before"}, **errors(400, 409, 413, 415, 422, 503)},
     openapi_extra={"requestBody": REQUEST_BODY},
 )
-async def create_mix(request: Request, tenant: MixTenant) -> Response:
+async def create_mix(
+    request: Request,
+    tenant: MixTenant,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="the same key and request: the first answer again")
+    ] = None,
+) -> Response:
     """Mix safe rows into a data set. The same request against the same store gives the same mix, then with 200.
 
     Bad rows refuse the whole set and are all listed (up to a cap); with `on_bad_rows=drop` they are left out,
@@ -51,34 +61,100 @@ async def create_mix(request: Request, tenant: MixTenant) -> Response:
     async with received(request, service.settings) as upload:
         service.quotas.count_bytes(tenant, upload.n_bytes)
         async with service.build_place(tenant):
-            result, dropped = await run_in_threadpool(_build, service, upload, tenant)
-    answer = CreatedMix(
+            outcome = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
+    answer, replayed = outcome
+    headers = {"Location": answer.links["self"]} | ({"Idempotency-Replayed": "true"} if replayed else {})
+    status = 201 if answer.created else 200
+    return Response(answer.model_dump_json(), status, headers=headers, media_type="application/json")
+
+
+@router.post(
+    "/preview",
+    response_model=MixPreview,
+    responses=errors(400, 413, 415, 422, 503),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def preview(request: Request, tenant: MixTenant) -> Response:
+    """The manifest, counts, tokens and cost that a recipe would give for a data set; nothing is stored."""
+    service = service_of(request)
+    async with received(request, service.settings) as upload:
+        service.quotas.count_bytes(tenant, upload.n_bytes)
+        async with service.build_place(tenant):
+            answer = await run_in_threadpool(_preview, service, upload, tenant)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _answer(service: Service, upload: Upload, tenant: str, key: str | None) -> tuple[CreatedMix, bool]:
+    """The answer and whether it is an earlier one again. Everything here blocks; it runs in a thread."""
+    if key is None:
+        return _build(service, upload, tenant), False
+    with service.idempotency.holding(tenant, key):
+        fingerprint = upload.fingerprint()
+        earlier = service.idempotency.earlier(tenant, key, fingerprint)
+        if earlier is not None:
+            with suppress(MissingError):  # a mix that was deleted since is built again
+                return _again(service, tenant, earlier), True
+        answer = _build(service, upload, tenant)
+        service.idempotency.remember(tenant, key, fingerprint, answer.mix_id, answer.created, answer.dropped)
+        return answer, False
+
+
+def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix:
+    manifest = read_manifest(service.store, tenant, earlier.mix_id)
+    return CreatedMix(
+        mix_id=earlier.mix_id,
+        created=earlier.created,
+        manifest=manifest,
+        dropped=earlier.dropped,
+        links=mix_links(earlier.mix_id),
+    )
+
+
+def _build(service: Service, upload: Upload, tenant: str) -> CreatedMix:
+    recipe, task_set = _asked(service, upload, tenant)
+    try:
+        result = build_mix(service.store, task_set, recipe, tenant, service.policy)
+        if not result.created and service.expiry.remove_expired(tenant, result.mix_id):
+            result = build_mix(service.store, task_set, recipe, tenant, service.policy)
+    except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
+        raise ApiError(422, error.code, error.message, details=error.details) from error
+    return CreatedMix(
         mix_id=result.mix_id,
         created=result.created,
         manifest=result.manifest,
-        dropped=dropped,
+        dropped=_dropped(task_set, service.settings),
         links=mix_links(result.mix_id),
     )
-    return Response(
-        answer.model_dump_json(),
-        201 if result.created else 200,
-        headers={"Location": mix_links(result.mix_id)["self"]},
-        media_type="application/json",
+
+
+def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
+    recipe, task_set = _asked(service, upload, tenant)
+    try:
+        manifest = preview_mix(service.store, task_set, recipe, tenant, service.policy)
+    except MissingError as error:
+        raise ApiError(422, error.code, error.message, details=error.details) from error
+    task, safe = manifest.tokens.task, manifest.tokens.safe
+    n_tokens, n_extra = (task.total, safe.total) if task and safe else (None, None)
+    return MixPreview(
+        manifest=manifest,
+        dropped=_dropped(task_set, service.settings),
+        cost=Cost(
+            extra_rows=manifest.n_safe,
+            extra_rows_share=manifest.n_safe / (manifest.n_rows - manifest.n_safe),
+            extra_tokens=n_extra,
+            extra_tokens_share=n_extra / n_tokens if n_extra is not None and n_tokens else None,
+        ),
     )
 
 
-def _build(service: Service, upload: Upload, tenant: str) -> tuple[MixResult, DroppedRows]:
-    """Everything that blocks; runs in a thread."""
+def _asked(service: Service, upload: Upload, tenant: str) -> tuple[Recipe, TaskSet]:
+    """The recipe and the data set of an upload, both checked, and counted against the quota."""
     recipe = parse_recipe(_recipe_document(upload))
     options = _options(upload)
-    task_set = _read(upload, options)
+    task_set = _read(upload, options, service.settings)
     _check(task_set, options, service.settings)
     service.quotas.count_rows(tenant, task_set.n_rows)
-    try:
-        result = build_mix(service.store, task_set, recipe, tenant)
-    except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
-        raise ApiError(422, error.code, error.message, details=error.details) from error
-    return result, _dropped(task_set, service.settings)
+    return recipe, task_set
 
 
 def _recipe_document(upload: Upload) -> Any:
@@ -103,10 +179,17 @@ def _options(upload: Upload) -> _Options:
         raise ApiError(422, "bad_parameters", message, details=details) from error
 
 
-def _read(upload: Upload, options: _Options) -> TaskSet:
+def _read(upload: Upload, options: _Options, settings: Settings) -> TaskSet:
     if upload.rows is not None:
         return task_set_from_rows(upload.rows, upload.folder, layout=options.layout)
-    return read_task_set(upload.path, upload.folder, format=options.format, layout=options.layout, name=upload.name)
+    return read_task_set(
+        upload.path,
+        upload.folder,
+        format=options.format,
+        layout=options.layout,
+        name=upload.name,
+        max_unpacked_bytes=settings.max_unpacked_bytes,
+    )
 
 
 def _check(task_set: TaskSet, options: _Options, settings: Settings) -> None:

@@ -40,7 +40,10 @@ def _missing() -> ApiError:
 
 def mix_file(request: Request, mix_id: str, tenant: MixTenant) -> MixFile:
     """The mix that a path names; raises ApiError 404, the same for an absent mix and for what can be no id."""
-    store = service_of(request).store
+    service = service_of(request)
+    store = service.store
+    if service.expiry.is_expired(tenant, mix_id):
+        raise _missing()
     try:
         return MixFile(store, tenant, read_manifest(store, tenant, mix_id))
     except MissingError as error:
@@ -61,6 +64,7 @@ def list_mixes(
     service = service_of(request)
     bound = _page_size(request, limit)
     names = (name for name in service.store.list(tenant_path(tenant)) if name > after and _MIX_ID.fullmatch(name))
+    names = (name for name in names if not service.expiry.is_expired(tenant, name))
     found = (summary for name in names if (summary := _summary(service.store, tenant, name)) is not None)
     page = list(islice(found, bound + 1))
     return {"mixes": page[:bound], "next_after": page[bound - 1]["mix_id"] if len(page) > bound else None}
@@ -74,7 +78,10 @@ def get_manifest(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The manifest of a mix, byte for byte as stored; its entity tag is the SHA-256 of those bytes."""
-    store = service_of(request).store
+    service = service_of(request)
+    store = service.store
+    if service.expiry.is_expired(tenant, mix_id):
+        raise _missing()
     try:
         path = f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}"
         etag = strong_etag(store.sha256(path))
@@ -147,10 +154,16 @@ def get_data(
     return StreamingResponse(body, headers=headers, media_type=MEDIA_TYPES[data_format])
 
 
-@router.delete("/{mix_id}", status_code=204, responses=errors(404))
-def delete_mix(request: Request, mix: Mix) -> None:
+@router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
+def delete_mix(
+    request: Request,
+    mix: Mix,
+    if_match: Annotated[str | None, Header(description="the manifest's entity tag: 412 when it has another")] = None,
+) -> None:
     """Remove a mix. Its manifest goes first: what is left after a crash is no mix any more."""
     folder = mix_path(mix.tenant, mix.manifest.mix_id)
+    if if_match is not None and not none_match(if_match, strong_etag(mix.store.sha256(f"{folder}/{MANIFEST_FILE}"))):
+        raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
     mix.store.delete(f"{folder}/{MANIFEST_FILE}")
     mix.store.delete(folder)
 

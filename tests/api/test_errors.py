@@ -26,6 +26,13 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
         415,
         "unsupported_content_type",
     ),
+    (
+        "POST",
+        "/v1/mixes/preview",
+        {"content": b"x", "headers": {"Content-Type": "text/plain"}},
+        415,
+        "unsupported_content_type",
+    ),
     ("GET", "/v1/mixes", {"params": {"limit": 0}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
     ("DELETE", "/v1/mixes/{mix_id}", {}, 404, "not_found"),

@@ -66,6 +66,19 @@ def test_corpora_gap_and_health(client: Client) -> None:
     assert client.ready() == {"status": "ready"}
 
 
+def test_previews_keys_and_progress(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    path.write_bytes(json_lines(task_rows(12, "told")))
+    preview = client.preview_mix(path, RECIPE)
+    sizes: list[int] = []
+    made = [client.create_mix(path, RECIPE, idempotency_key="k", advance=sizes.append) for _ in "ab"]
+    assert made[0] == made[1]
+    assert made[0]["created"]
+    assert made[0]["mix_id"] == preview["manifest"]["mix_id"]
+    assert sum(sizes) == 2 * path.stat().st_size
+    assert client.preview_mix(task_rows(12, "told"), RECIPE)["cost"] == preview["cost"]
+
+
 def test_sql_and_named_queries(client: Client) -> None:
     assert client.sql("select count(*) as n from gap")["rows"] == [{"n": 60}]
     assert client.sql_bytes("select 1 as a", "csv") == b"a\n1\n"
