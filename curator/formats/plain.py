@@ -5,6 +5,7 @@ to the careful way (`decode`, `record`), so that every refusal and every rule is
 holds the two to the same result.
 """
 
+from types import MappingProxyType
 from typing import Any
 from unicodedata import is_normalized
 
@@ -15,6 +16,7 @@ from curator.formats.record import SPECIAL_KEYS, read_labels, read_source, read_
 from curator.formats.rows import LABELS, Row
 
 _ROLES = frozenset({"system", "developer", "user", "tool"})
+_NO_LABELS: MappingProxyType[str, str | None] = MappingProxyType({})
 
 
 def read_plain(data: bytes, record: int, line: int | None) -> Row | None:
@@ -27,15 +29,18 @@ def read_plain(data: bytes, record: int, line: int | None) -> Row | None:
     if messages is None:
         return None
     json = orjson.dumps(messages)
-    # An object with one key twice has lost quotes on the way (unless a quote was written as an escape).
-    if len(value) == 1:
-        if data.count(b'"') != json.count(b'"') + 2 or b"\\u0022" in data:
-            return None
-        return Row(record, line, None, messages, json)
-    return _with_other_keys(value, data, Row(record, line, None, messages, json))
+    row = Row(record, line, None, messages, json, _NO_LABELS)
+    if len(value) > 1:
+        return _with_other_keys(value, data, row)
+    # An object with one key twice has more quotes than what came out of it. Each message needs eight, `messages` two.
+    quotes = data.count(b'"') - 2
+    if quotes != 8 * len(messages) and (quotes != json.count(b'"') or b"\\u0022" in data):
+        return None
+    return row
 
 
 def _plain_messages(turns: Any) -> list[Message] | None:
+    """The messages in canonical key order; None (or KeyError, TypeError) when canonical form changes more."""
     answered = False
     messages = []
     for turn in turns:

@@ -1,5 +1,6 @@
 """What a chat file gives: canonical rows, and records kept out with every reason."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,7 +81,7 @@ class Row:
     source_id: str | None
     messages: list[Message]
     json: bytes
-    labels: dict[str, str | None] = field(default_factory=dict)
+    labels: Mapping[str, str | None] = field(default_factory=dict)
     source: str | None = None
 
 
