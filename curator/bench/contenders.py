@@ -39,6 +39,7 @@ class Contenders:
         self.losses: dict[str, list[RowLoss]] = {}
         self.model_seconds: list[float] = []  # of each `engine` call, inside the model
         self._counting = False
+        self.clock: Callable[[], float] = time.perf_counter
         self._count_model_time()
 
     def tasks(self) -> dict[str, Callable[[], None]]:
@@ -102,12 +103,12 @@ class Contenders:
         inner = self.engine._nll
 
         def timed(*tensors: Any) -> Any:
-            started = time.perf_counter()
+            started = self.clock()
             result = inner(*tensors)
             if self._counting and self.device.startswith("cuda"):
                 torch.cuda.synchronize()
             if self._counting:
-                self.model_seconds[-1] += time.perf_counter() - started
+                self.model_seconds[-1] += self.clock() - started
             return result
 
         setattr(self.engine, "_nll", timed)  # noqa: B010 - mypy refuses to assign to a method

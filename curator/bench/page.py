@@ -12,6 +12,7 @@ _LINES = (
     ("merged_pass_over_base_pass", "a pass with the adapter merged over a base pass", "<= 1.05"),
     ("python_share_outside_the_model", "share of a run outside the model (render, batch, sum, write)", "<= 0.03"),
 )
+_CLOCKS = {"wall": "wall-clock seconds", "cpu": "CPU seconds of the process, for others used the cores too"}
 _NAMES = {
     "engine": "torch engine",
     "per_row": "transformers, row by row",
@@ -40,7 +41,7 @@ def page(document: Mapping[str, Any], command: str) -> str:
         f"{document['repeats']} rounds, contenders in turn",
         f"- versions: {versions}",
         "",
-        "Ratios are medians over rounds of the ratio inside each round.",
+        f"Ratios are medians over rounds of the ratio inside each round; seconds are {_CLOCKS[document['clock']]}.",
         "",
         "| figure | value | aim |",
         "|---|---|---|",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from curator.errors import BadInputError
 
@@ -10,7 +11,8 @@ from curator.errors import BadInputError
 class BenchRequest:
     """`rows` conversations of at most `max_length` tokens from a chat file, each scored `repeats` times by each
     contender. Without `adapter_dir` a seeded random LoRA of method.md section 7's shape is used: speed is the same.
-    `memory` runs a smaller and a ten times larger corpus in processes of their own.
+    `memory_rows` and ten times as many are scored in processes of their own for their peak memory; 0 leaves that out.
+    `clock` "cpu" counts this process's CPU seconds: on cores that others use, waiting for them is not the code's time.
     """
 
     model_dir: Path
@@ -22,9 +24,10 @@ class BenchRequest:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = 1
-    memory: bool = True
+    memory_rows: int = 8
+    clock: Literal["wall", "cpu"] = "wall"
 
     def __post_init__(self) -> None:
-        for name, least in (("rows", 1), ("repeats", 1), ("max_length", 16)):
+        for name, least in (("rows", 1), ("repeats", 1), ("max_length", 16), ("memory_rows", 0)):
             if getattr(self, name) < least:
                 raise BadInputError(f"{name.replace('_', ' ')} {getattr(self, name)}: give at least {least}")

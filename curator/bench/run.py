@@ -1,6 +1,7 @@
 """One benchmark run from rows to figures."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,6 @@ from curator.scoring.identity import check_model_dir
 from curator.scoring.torch_model import set_threads
 
 Document = dict[str, Any]
-MEMORY_ROWS = 8  # fewer would not fill a batch
 
 
 def run_bench(request: BenchRequest) -> Document:
@@ -38,9 +38,11 @@ def run_bench(request: BenchRequest) -> Document:
         parts = Contenders(request, renderer, rows, Path(scratch))
         batch_seconds = parts.warm_up()
         gemm: list[float] = []
-        tasks = {**parts.tasks(), "gemm": lambda: gemm.append(gemm_flops_per_s(parts.device, parts.dtype))}
+        clock = time.process_time if request.clock == "cpu" else time.perf_counter
+        parts.clock = clock
+        tasks = {**parts.tasks(), "gemm": lambda: gemm.append(gemm_flops_per_s(parts.device, parts.dtype, clock))}
         with Progress(len(tasks) * request.repeats, "passes", "benchmark") as bar:
-            seconds = interleaved(tasks, request.repeats, on_done=lambda name: bar.advance(1, last=name))
+            seconds = interleaved(tasks, request.repeats, clock, on_done=lambda name: bar.advance(1, last=name))
     seconds.pop("gemm")
     machine = {**describe(parts.device, parts.dtype), "load_average_before": round(load_before, 2)}
     document: Document = {"machine": machine, **_facts(request, parts, rows)}
@@ -69,6 +71,7 @@ def _facts(request: BenchRequest, parts: Contenders, rows: Sequence[BenchRow]) -
         },
         "adapter": "given" if request.adapter_dir else "random rsLoRA, rank 32, every linear layer but the head",
         "repeats": request.repeats,
+        "clock": request.clock,
     }
 
 
@@ -112,10 +115,10 @@ def _agreement(losses: dict[str, list[RowLoss]]) -> dict[str, float]:
 
 
 def _memory(request: BenchRequest, device: str, dtype: str) -> Document:
-    """Peaks of a tenth of `rows` (but enough to fill a batch) and of ten times that; null with a reason if not."""
-    n_few = max(MEMORY_ROWS, request.rows // GROWTH)
-    if not request.memory or device != "cpu":
-        return {"ratio": None, "reason": "not asked for" if not request.memory else "measured on a CPU only"}
+    """Peaks of `memory_rows` and of ten times that; null with a reason where they were not measured."""
+    n_few = request.memory_rows
+    if not n_few or device != "cpu":
+        return {"ratio": None, "reason": "measured on a CPU only" if n_few else "not asked for"}
     rows = bench_rows(request.corpus_file, Renderer.from_folder(request.model_dir), n_few * GROWTH, request.max_length)
     few, many = peak_bytes(request, dtype, rows[:n_few]), peak_bytes(request, dtype, rows)
     return {"n_rows": [n_few, n_few * GROWTH], "bytes": [few, many], "ratio": many / few}

@@ -30,7 +30,15 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="as for `score` (default: auto)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1, the steadiest on shared cores)")
-    add("--no-memory", action="store_true", help="leave out the two runs that measure memory")
+    add(
+        "--memory-rows",
+        type=int,
+        default=8,
+        metavar="N",
+        help="rows of the smaller of two runs that measure peak memory, the other has ten times as many; 0: neither",
+    )
+    add("--clock", choices=["wall", "cpu"], default="wall",
+        help="cpu: count the process's CPU seconds, for cores that others use meanwhile (default: wall)")  # fmt: skip
     add("--out", metavar="FILE", type=Path, help="also write the figures as a Markdown page")
 
 
@@ -42,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     request = BenchRequest(
         model_dir=args.model, corpus_file=args.corpus, adapter_dir=args.adapter, rows=args.rows, repeats=args.repeats,
         max_length=args.max_length, device=args.device, dtype=args.dtype, threads=args.threads,
-        memory=not args.no_memory,
+        memory_rows=args.memory_rows, clock=args.clock,
     )  # fmt: skip
     document = run_bench(request)
     text = page(document, _command(args))
@@ -60,5 +68,6 @@ def _command(args: argparse.Namespace) -> str:
     """The command as another person would give it: names of files, not where they lay."""
     words = ["python -m curator bench", "--model", args.model.resolve().name, "--corpus", args.corpus.name]
     words += ["--rows", str(args.rows), "--repeats", str(args.repeats), "--max-length", str(args.max_length)]
-    words += ["--dtype", args.dtype, "--threads", str(args.threads)]
+    words += ["--dtype", args.dtype, "--threads", str(args.threads), "--memory-rows", str(args.memory_rows)]
+    words += ["--clock", args.clock]
     return " ".join([words[0], *map(shlex.quote, words[1:])])

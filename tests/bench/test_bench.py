@@ -49,7 +49,24 @@ def test_a_small_run_gives_every_figure_and_the_ways_agree(tmp_path: Path, capsy
     model, chats = tiny_model_folder(tmp_path / "tiny"), chat_file(tmp_path / "chats.jsonl", 120)
     arguments = ["--model", str(model), "--corpus", str(chats), "--rows", "6", "--repeats", "2", "--dtype", "float32"]
     page = tmp_path / "docs" / "scoring.md"
-    assert main(["bench", *arguments, "--device", "cpu", "--max-length", "200", "--out", str(page), "--json"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                *arguments,
+                "--device",
+                "cpu",
+                "--max-length",
+                "200",
+                "--memory-rows",
+                "4",
+                "--out",
+                str(page),
+                "--json",
+            ]
+        )
+        == 0
+    )
     document = json.loads(capsys.readouterr().out)
     ratios = document["ratios"]
     measured = {name for name, value in ratios.items() if value is not None and value > 0}
