@@ -4,15 +4,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from curator.config.filters import RefusalFilter
 from curator.config.strategies import Diverse, StrategySpec, Stratified
 from curator.dedup import shingles
-from curator.filters import Candidates, Floats, Indices, filter_label, refusals, texts_of
+from curator.filters import Candidates, Floats, Indices, filter_label, is_refusal, texts_of
 from curator.mix import exact, largest_remainder
 from curator.strategies import Field, Ruled
 from curator.words import Hashes
@@ -39,12 +37,6 @@ class Picker:
         self._spec, self._candidates, self._field = spec, candidates, rows
         self._cap = cap if cap is not None and cap.max_share > 0 else None
         self._values, self._codes = _coded(spec, rows)
-
-    @cached_property
-    def _is_refusal(self) -> npt.NDArray[np.bool_]:
-        """By place in the ranking."""
-        assert self._cap is not None
-        return refusals([self._candidates.heads[i] for i in self._field.ranking.tolist()], self._cap.rule)
 
     @property
     def n_rows(self) -> int:
@@ -131,7 +123,7 @@ class Picker:
             row = int(self._field.ranking[place])
             if quota is not None and not quota[self._codes[place]]:
                 continue
-            counts_as_refusal = self._cap is not None and bool(self._is_refusal[place])
+            counts_as_refusal = self._cap is not None and is_refusal(self._candidates.heads[row], self._cap.rule)
             if self._cap is not None and counts_as_refusal and not refusals_left:
                 passed[filter_label(self._cap)].append(row)
                 continue

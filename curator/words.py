@@ -6,6 +6,8 @@ only part words. Hashes are written out here and are the same on every machine; 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ Offsets = npt.NDArray[np.int64]
 _BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_BASE, -1, 1 << 64)
 _STEP = np.uint64(0xBF58476D1CE4E5B9)  # parts the places of the words inside an n-gram
+_BLOCK_BYTES = 1 << 19  # texts hashed at once: small enough to stay in the processor's caches
 _IS_WORD = np.array([chr(byte).isalnum() or byte >= 0x80 for byte in range(256)])
 
 
@@ -40,10 +43,20 @@ class Hashed:
 
 
 def hash_words(texts: Sequence[str]) -> Hashed:
-    """The words of each text. Memory: about 40 bytes for each byte of text."""
+    """The words of each text, hashed in blocks so that memory stays near 40 MiB beside the answer."""
     blobs = [text.casefold().encode("utf-8", "surrogatepass") for text in texts]
-    lengths = np.fromiter((len(blob) for blob in blobs), dtype=np.int64, count=len(blobs))
-    text_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
+    lengths = np.fromiter((len(blob) + 1 for blob in blobs), dtype=np.int64, count=len(blobs))
+    blocks = np.cumsum(lengths) // _BLOCK_BYTES
+    bounds = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blobs)]
+    pieces = [_hash_block(blobs[start:end], lengths[start:end]) for start, end in pairwise(bounds)]
+    counts = np.concatenate([piece.counts for piece in pieces])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return Hashed(np.concatenate([piece.hashes for piece in pieces]), offsets)
+
+
+def _hash_block(blobs: Sequence[bytes], lengths: Offsets) -> Hashed:
+    """`lengths` are those of the texts in bytes, each with the zero byte that ends it."""
+    text_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     data = np.frombuffer(b"\0".join(blobs) + b"\0", dtype=np.uint8)
     inside = np.concatenate([[False], _IS_WORD[data]])
     edges = np.flatnonzero(inside[1:] != inside[:-1])  # the closing zero byte ends the last word
@@ -84,6 +97,11 @@ def jaccard(one: Hashes, two: Hashes) -> float:
 
 
 def _powers(base: int, n: int) -> Hashes:
+    return _power_table(base, max(2 * _BLOCK_BYTES, 1 << (n - 1).bit_length()))[:n]
+
+
+@lru_cache(maxsize=2)
+def _power_table(base: int, n: int) -> Hashes:
     powers = np.full(n, base, dtype=np.uint64)
     powers[:1] = 1
     return np.cumprod(powers, dtype=np.uint64)

@@ -49,9 +49,10 @@ def judge(spec: FilterSpec, candidates: Candidates, rows: Indices, around: Surro
     Raises RecipeError when rows lack the label that it reads and the recipe does not say what to do.
     """
     if isinstance(spec, RefusalFilter):
-        found = refusals([candidates.heads[i] for i in rows], spec.rule)
-        capped = spec.max_share > 0  # then the share is kept while rows are picked
-        return Verdict((filter_label(spec),), np.where(found & (not capped), 1, 0).astype(np.int16))
+        if spec.max_share > 0:  # the share is kept while rows are picked
+            return Verdict((filter_label(spec),), np.zeros(len(rows), dtype=np.int16))
+        found = refusals([candidates.heads[i] for i in rows.tolist()], spec.rule)
+        return Verdict((filter_label(spec),), found.astype(np.int16))
     if isinstance(spec, HarmFilter):
         return harm_verdict(spec, candidates, rows)
     if isinstance(spec, LabelFilter):
