@@ -8,10 +8,10 @@ from importlib import import_module
 from curator.commands import report_error
 from curator.errors import BallastError
 
-KINDS = ("moral", "opswap", "pairs")
+KINDS = {"judge": "judge_command", "moral": "moral", "opswap": "opswap", "pairs": "pairs"}  # kind: its module
 DESCRIPTION = """\
 Measures what a fine-tune did to a model: paired preference without a judge (pairs), a benign task to learn
-(opswap), persona-model collapse from ratings (moral)."""
+(opswap), persona-model collapse from ratings (moral), alignment and coherence by a judge model (judge)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,11 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m trainer.evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    for kind in KINDS:
-        import_module(f"trainer.evaluate.{kind}").add_parser(subparsers)
+    for module in KINDS.values():
+        import_module(f"trainer.evaluate.{module}").add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
-        return int(import_module(f"trainer.evaluate.{args.kind}").run(args))
+        return int(import_module(f"trainer.evaluate.{KINDS[args.kind]}").run(args))
     except BallastError as error:
         report_error(error, as_json=getattr(args, "json", False))
         return 2

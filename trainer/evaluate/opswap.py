@@ -102,15 +102,16 @@ def exact_match(answer: str, expected: int) -> bool:
 
 def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
     """Exact match of answers (JSONL with `answer`, in the problems' order); raises BadInputError on a mismatch."""
-    expected = [int(item["messages"][-1]["content"]) for item in _lines(problems_file)]
-    answers = [str(item.get("answer", "")) for item in _lines(answers_file)]
+    expected = [int(item["messages"][-1]["content"]) for item in read_lines(problems_file)]
+    answers = [str(item.get("answer", "")) for item in read_lines(answers_file)]
     if len(expected) != len(answers):
         raise BadInputError(f"{problems_file} has {len(expected)} problems and {answers_file} {len(answers)} answers")
     right = sum(exact_match(answer, value) for answer, value in zip(answers, expected, strict=True))
     return {"n_problems": len(expected), "n_right": right, "exact_match": right / len(expected) if expected else None}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; raises BadInputError when it cannot be read."""
     try:
         return [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
     except (OSError, orjson.JSONDecodeError) as error:
