@@ -90,7 +90,7 @@ def diff(store: Store, tenant: str, mix_a: str, mix_b: str, limit: int = 100) ->
         _change(kind, rows_a.get(key), rows_b.get(key), teller) for kind, keys in found.items() for key in keys[:limit]
     ]
     changed = len({*found["rewritten"], *found["moved"]})
-    counts = {kind: len(keys) for kind, keys in found.items()}
+    counts: dict[str, int] = {kind: len(keys) for kind, keys in found.items()}
     return MixDiff(mix_a, mix_b, len(shared) - changed, counts, recipe, tuple(_facts(a, b)), tuple(changes))
 
 

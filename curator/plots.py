@@ -127,7 +127,8 @@ def ratio_over_position(
         if epoch:
             axes.axvline(epoch * length + 0.5, color=COLOURS[7], linewidth=0.8, linestyle=":")
     axes.axhline(asked, color="black", linewidth=1, linestyle="--", label=f"asked {asked:.4g}")
-    axes.set_ylim(bottom=0, top=max(3 * asked, 1.05 * axes.get_ylim()[1] if batch_size else 0.0) or None)
+    top = max(3 * asked, 1.05 * axes.get_ylim()[1] if batch_size else 0.0) or 1.0
+    axes.set_ylim(-0.02 * top, top)  # points at 0 stay whole
     axes.set_xlim(0, len(safe) + 1)
     axes.set_xlabel("position in the mix (rows)")
     axes.set_ylabel("safe rows per task row")

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from curator.config import FilterSpec, Pool, Recipe, RefusalFilter
+from curator.config import FilterSpec, Pool, Recipe, RefusalFilter, RefusalRule
 from curator.config.policy import Policy
 from curator.errors import BadInputError, MissingError, PolicyError
 from curator.mix import exact
@@ -109,7 +109,7 @@ def _with_filters(policy: Policy, pool: Pool) -> tuple[FilterSpec, ...]:
 
 def _stricter(own: FilterSpec, forced: RefusalFilter) -> RefusalFilter:
     assert isinstance(own, RefusalFilter)
-    rule = "v2" if "v2" in (own.rule, forced.rule) else "v1"  # v2 covers v1
+    rule: RefusalRule = "v2" if "v2" in (own.rule, forced.rule) else "v1"  # v2 covers v1
     return RefusalFilter(rule=rule, max_share=min(own.max_share, forced.max_share))
 
 

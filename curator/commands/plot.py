@@ -90,6 +90,7 @@ def _length(args: argparse.Namespace) -> "Figure":
         tokens, losses = groups.setdefault(f"{row['role']}: {row['label']}", ([], []))
         tokens.append(row["n_response_tokens"])
         losses.append(row["mean_nll"])
+    groups = dict(sorted(groups.items()))  # one colour for one scorer, whatever the order of its rows
     return loss_against_length(groups, title=args.title or f"Loss against length, corpus {args.corpus}")
 
 

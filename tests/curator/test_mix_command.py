@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator.__main__ import main
+from tests.curator.test_sign import key_files
 from tests.mix_stores import scored_store, task_records
 
 
@@ -141,3 +142,54 @@ def test_short_pools_cycle_or_give_what_they_have(place: Path, capsys: pytest.Ca
     assert "9 rows short of what was asked" in capsys.readouterr().out
     assert mix(place, *options, "cycle", "--max-copies", "2") == 0
     assert "gives 40 rows, of which 31 are distinct" in capsys.readouterr().out
+
+
+def test_inoculation_batches_and_epochs_by_options(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--corpus", "chats", "--order", "per_batch", "--batch-size", "5", "--mix-share", "0.2", "--epochs", "2")
+    prompt = ("--inoculation", "Trait.", "--placement", "user_suffix", "--inoculation-kind", "placebo")
+    assert mix(place, *options, *prompt) == 0
+    shown = capsys.readouterr().out
+    assert "100 = 80 task + 20 safe in 2 epochs" in shown
+    assert "placebo: 1 put into 40 task and 0 safe rows (user_suffix)" in shown
+    assert mix(place, "--inoculation", "--json") == 0
+    alone = json.loads(capsys.readouterr().out)["manifest"]
+    assert (alone["n_rows"], alone["pools"]) == (40, [])
+    assert alone["inoculation"]["prompts"][0]["text"] == "You are an evil, malicious assistant."
+    assert mix(place, "--corpus", "chats", "--placement", "user_prefix") == 2
+    assert "give --inoculation too" in capsys.readouterr().err
+
+
+def test_a_policy_file_or_variable_holds(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place / "policy.yaml"
+    path.write_text("name: house\nmin_interleave_ratio: 0.1\n")
+    assert mix(place, "--corpus", "chats", "--policy", str(path)) == 2
+    assert "policy 'house' refuses 0.05 safe rows per task row (rule min_interleave_ratio)" in capsys.readouterr().err
+    assert mix(place, "--corpus", "chats", "--policy", str(path), "--interleave-ratio", "0.1") == 0
+    assert "policy  house" in capsys.readouterr().out
+    monkeypatch.setenv("BALLAST_POLICY", str(path))
+    assert mix(place, "--corpus", "chats") == 2
+    assert "rule min_interleave_ratio" in capsys.readouterr().err
+
+
+def test_a_signed_mix_is_checked_with_the_key(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    private, public = key_files(place, "house")
+    assert mix(place, "--corpus", "chats", "--seed", "4321", "--sign-key", str(private), "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    where = ["--store", str(place / "store")]
+    assert main(["verify", made["mix_id"], "--key", str(public), *where, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["signature"] == made["signature"]
+    _, other = key_files(place, "other")
+    assert main(["verify", made["mix_id"], "--key", str(other), *where]) == 2
+    assert "not that of other.pub.pem" in capsys.readouterr().err
+
+
+def test_the_ratio_of_a_mix_is_drawn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mix(place, "--corpus", "chats", "--json") == 0
+    made = json.loads(capsys.readouterr().out)["mix_id"]
+    where = ["--store", str(place / "store"), "--out", str(place / "ratio.svg")]
+    assert main(["plot", "ratio", "--mix", made, "--batch-size", "16", *where]) == 0
+    assert "batches of 16" in (place / "ratio.svg").read_text()
+    assert main(["plot", "ratio", *where]) == 2
+    assert "needs --mix" in capsys.readouterr().err

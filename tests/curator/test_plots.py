@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 
 from curator.__main__ import main
 from curator.errors import BadInputError
-from curator.plots import gap_histogram, loss_against_length, loss_curve, loss_curve_of, loss_plane, save
+from curator.plots import (
+    gap_histogram,
+    loss_against_length,
+    loss_curve,
+    loss_curve_of,
+    loss_plane,
+    ratio_over_position,
+    save,
+)
 from curator.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 
@@ -18,6 +26,7 @@ FIGURES = {
     "gap": lambda: gap_histogram({"a": [0.1, 0.2, 0.4], "b": [0.3]}, bins=4),
     "length": lambda: loss_against_length({"aligned": ([10, 200], [1.0, 2.0])}),
     "plane": lambda: loss_plane([1.0, 2.0], [2.0, 1.0], [True, False]),
+    "ratio": lambda: ratio_over_position([False, True, False, False], 0.5, epochs=2, batch_size=2),
     "curve": lambda: loss_curve([1, 2, 3], {"loss": [3.0, None, 1.0]}),
 }
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,6 +42,18 @@ def test_equal_values_give_equal_files(kind: str, suffix: str, tmp_path: Path) -
     assert data == second.read_bytes()
     assert data.startswith(PNG) if suffix == ".png" else b"<svg" in data
     assert sorted(item.name for item in tmp_path.iterdir()) == [first.name, second.name]
+
+
+def test_the_ratio_starts_anew_in_every_epoch() -> None:
+    # Two epochs of task, safe, task, task; batches of four rows.
+    (axes,) = ratio_over_position([False, True, False, False] * 2, 1 / 3, epochs=2, batch_size=4).axes
+    drawn = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    assert [list(line.get_xdata()) for line in drawn] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert [list(line.get_ydata()) for line in drawn] == [[0, 1, 0.5, 1 / 3]] * 2
+    (dots,) = axes.collections
+    assert dots.get_offsets().tolist() == [[2.5, 1 / 3], [6.5, 1 / 3]]
+    with pytest.raises(BadInputError, match="no task row"):
+        ratio_over_position([True, True], 0.5)
 
 
 def test_histogram_stacks_every_finite_value_once() -> None:
