@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and print or write the figures."""
-    from curator.bench import BenchRequest, run_bench
+    from curator.bench import BenchRequest
     from curator.bench.page import page
 
     request = BenchRequest(
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         max_length=args.max_length, device=args.device, dtype=args.dtype, threads=args.threads,
         memory_rows=args.memory_rows, clock=args.clock,
     )  # fmt: skip
+    from curator.bench.run import run_bench  # imports torch, so after the options are in order
+
     document = run_bench(request)
     text = page(document, _command(args))
     if args.out is not None:
