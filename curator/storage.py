@@ -6,6 +6,7 @@ is a service that stays away. Listings are never cached: other processes write t
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,17 @@ def reading_parquet(path: str, base: str) -> Iterator[None]:
         if type(cause) is OSError and cause.errno is None:  # Arrow's own, for bytes that do not decompress
             raise IntegrityError(f"{path} in store {base} is damaged: {cause}") from error
         raise
+
+
+def age_s(files: Any, folder: str) -> float:
+    """Seconds since anything in a folder was last written; 0 when it is going away."""
+    try:
+        times = [files.modified(file) for file in files.find(folder)]
+        if isinstance(files, LocalFileSystem):
+            times.append(files.modified(folder))
+    except FileNotFoundError:
+        return 0.0
+    return (datetime.now(UTC) - max(times)).total_seconds() if times else 0.0
 
 
 def _is_remote(error: Exception) -> bool:

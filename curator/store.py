@@ -26,7 +26,7 @@ from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.lease import LOCK_FILE, bucket_lease, folder_lock
 from curator.migrations import STORE_FILE, bring_up_to_date
 from curator.schema import STORE_FORMAT_VERSION, Table
-from curator.storage import BLOCK_BYTES, N_PIECES, in_our_words, reach, reading_parquet
+from curator.storage import BLOCK_BYTES, N_PIECES, age_s, in_our_words, reach, reading_parquet
 
 ROW_GROUP_ROWS = 5_000
 
@@ -177,9 +177,10 @@ class Store:
     def rename_dir(self, temporary: str, final: str) -> bool:
         """Put a finished folder in its place; False (and the folder removed) when one stands there already.
 
-        Locally one rename. On object storage the files are copied, JSON manifests last.
+        Locally one rename. On object storage the files are copied, JSON manifests last, over what a copy that was
+        cut off before its manifest may have left; a folder with a manifest stands.
         """
-        if self.exists(final):
+        if self.exists(final) if self._local else self.list(final, "*.json"):
             self.delete(temporary)
             return False
         if self._local:
@@ -224,6 +225,16 @@ class Store:
         for name in gone:
             self.delete(f"{path}/{name}")
         return gone
+
+    def stale(self, path: str, pattern: str, older_than_s: float) -> Sequence[str]:
+        """Sorted names of folders under a folder, hidden ones too, in which nothing was written for so long."""
+        with in_our_words("read", path, self._base):
+            try:
+                found = self._fs.ls(self._full(path), detail=False, refresh=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        folders = [item.rstrip("/") for item in found if fnmatch(PurePosixPath(item).name, pattern)]
+        return sorted(PurePosixPath(item).name for item in folders if age_s(self._fs, item) > older_than_s)
 
     def list(self, path: str, pattern: str = "*") -> list[str]:
         """Sorted names (files and folders) directly under a folder; [] when it does not exist."""

@@ -188,6 +188,7 @@ def test_scoring_on_a_full_disk_keeps_what_was_written(tmp_path: Path, model: Pa
             assert report["n_rows_now"] < report["n_rows"]
 
 
+@pytest.mark.slow
 def test_a_mix_on_a_full_disk_is_not_there(tmp_path: Path) -> None:
     tasks = tmp_path / "task.jsonl"
     tasks.write_text(

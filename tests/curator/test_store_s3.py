@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from curator.__main__ import main
+from curator.build import build_mix, remove_stale
 from curator.errors import IntegrityError, MissingError, StoreError
 from curator.lease import bucket_lease
 from curator.manifest import verify
@@ -18,6 +19,7 @@ from curator.queries import connect, run_statement
 from curator.schema import SOURCES
 from curator.store import Store, arrow_schema
 from tests.buckets import Losses, bucket_server, environment, losing_proxy
+from tests.mix_stores import recipe, task_set
 from tests.toy_scoring import chat_file, corpus_ids, losses, scored_chats, toy_model_folder, toy_score
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,21 @@ def test_a_large_file_is_uploaded_in_pieces_and_memory_stays_flat(url: str, tmp_
     assert size == 160 << 20
     assert growth_mib < 80
     assert losses.seen == 20  # pieces of 8 MiB
+
+
+def test_what_a_killed_build_left_in_the_bucket_is_written_over_and_swept(store: Store, tmp_path: Path) -> None:
+    scored_chats(store, tmp_path, n=12)
+    tasks = task_set(tmp_path, 20)
+    made = build_mix(store, tasks, recipe(rows=3))
+    store.delete(f"mixes/local/{made.mix_id}/manifest.json")  # a copy that was cut off before its manifest
+    store.write_bytes("mixes/local/.tmp-dead/mix.parquet", b"1")
+    again = build_mix(store, tasks, recipe(rows=3))
+    assert again.created
+    assert again.manifest.rows_sha256 == made.manifest.rows_sha256
+    verify(store, "local", made.mix_id)
+    assert remove_stale(store, "local") == []  # somebody may be writing it
+    assert remove_stale(store, "local", older_than_s=-60) == [".tmp-dead"]
+    assert not store.exists("mixes/local/.tmp-dead")
 
 
 def test_duckdb_reads_a_part_only_as_the_manifest_names_it(store: Store, tmp_path: Path) -> None:
