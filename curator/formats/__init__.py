@@ -137,7 +137,7 @@ def _read_file(
                 for raw in _raw_rows(kind, stream, layout, max_bytes):
                     raw.record += n_before
                     record = raw.record
-                    yield raw if type(raw) is Row else _row(raw, layout)
+                    yield raw if isinstance(raw, Row) else _row(raw, layout)
         except DamagedPackError as error:
             problem = Problem("", error.code, f"{error.message} (after {record} records)")
             yield Reject(record + 1, None, None, (problem,))

@@ -54,8 +54,8 @@ def read_record(value: Any, layout: Layout | None = None) -> Read:
     problems += media_problems(value, "")
     labels = read_labels(value, problems)
     source_id, source = read_source_id(value), read_source(value)
-    for key, text in (("id", source_id), ("source", source)):
-        if text is not None and not encodable(text):
+    for key, label in (("id", source_id), ("source", source)):
+        if label is not None and not encodable(label):
             problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
     return Read([] if problems else canonical_messages(messages), labels, source_id, problems, source)
 
