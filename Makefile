@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt constrain
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-short test test-all lint types contracts format clean help
+.PHONY: setup demo demo-short test test-all openapi lint types contracts format clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -31,6 +31,9 @@ test: setup ## the tests (under 10 minutes on 2 cores)
 
 test-all: setup ## every test, slow ones included
 	$(BIN)/python -m pytest -q
+
+openapi: setup ## write the API's description that a test pins (tests/golden/openapi.json)
+	$(BIN)/python -m tests.api.openapi
 
 lint: setup ## ruff
 	$(BIN)/ruff check .

@@ -6,15 +6,17 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.settings import Settings, flag_name, load_settings, variable_name
-from curator.errors import BadInputError, BallastError, MissingDependencyError
+from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 from curator.progress import say
 
 if TYPE_CHECKING:
     from curator.store import Store
 
+DEMO_STORE = Path("demo/store")
 DESCRIPTION = """\
 Serves a store over HTTP: send fine-tuning data and a recipe to POST /v1/mixes, get back a training mix with safe
 rows interleaved, and a manifest of what went in. Needs no GPU and loads no model."""
@@ -22,6 +24,7 @@ rows interleaved, and a manifest of what went in. Needs no GPU and loads no mode
 EPILOG = """\
 examples:
   python -m api --store ./store
+  python -m api --demo
   curl -F file=@task.jsonl -F 'recipe={"corpus": "chats"}' http://127.0.0.1:8765/v1/mixes
   curl http://127.0.0.1:8765/v1/mixes/MIX_ID/data?format=openai
 
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_keys(arguments[1:])
         flags = vars(_parser().parse_args(arguments))
-        settings = load_settings(os.environ, flags)
+        settings = _demo(load_settings(os.environ, flags))
         return _serve(settings)
     except BallastError as error:
         sys.stderr.write(f"error: {error.message}\n")
@@ -74,6 +77,15 @@ def _serve(settings: Settings) -> int:
     with _listen(settings) as listener:  # before the slow imports: a port in use is told at once
         _run(settings, listener)
     return 0
+
+
+def _demo(settings: Settings) -> Settings:
+    """The demo's store in place of the configured one; raises MissingError before `make demo` has run."""
+    if not settings.demo:
+        return settings
+    if not (DEMO_STORE / "store.json").exists():
+        raise MissingError(f"there is no {DEMO_STORE}: `make demo` writes it")
+    return settings.model_copy(update={"store": str(DEMO_STORE)})
 
 
 def _check_open(settings: Settings, store: "Store") -> None:

@@ -33,6 +33,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     sweeping = asyncio.create_task(_sweep(service))
     yield
+    service.stopping = True
     sweeping.cancel()
     service.close()
 

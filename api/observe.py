@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import internal_error
 from api.logs import log_event
+from api.metrics import Metrics
+from api.service import Service
 
 REQUEST_ID_HEADER = b"x-request-id"
 CLIENT_LEFT = 499  # in the log alone: nobody is there to read an answer
@@ -42,6 +44,7 @@ class _Exchange:
         self.started_s = time.perf_counter()
 
     async def run(self) -> None:
+        self.metrics.running.inc()
         try:
             await self.app(self.scope, self.receive, self.send)
         except ClientDisconnect:
@@ -52,6 +55,7 @@ class _Exchange:
                 raise _CutShortError from None  # too late for an error body: the server drops the connection
             await internal_error(self.request_id)(self.scope, self.receive, self.send)
         finally:
+            self.metrics.running.dec()
             self._log()
 
     async def send(self, message: Message) -> None:
@@ -67,17 +71,24 @@ class _Exchange:
         """The route's template: a path as typed could hold anything."""
         return getattr(self.scope.get("route"), "path", None)
 
+    @property
+    def metrics(self) -> Metrics:
+        service: Service = self.scope["app"].state.service
+        return service.metrics
+
     def _log(self) -> None:
-        method = self.scope["method"]
+        method = self.scope["method"] if self.scope["method"] in _METHODS else "OTHER"
+        seconds = time.perf_counter() - self.started_s
+        self.metrics.observe(self.route, method, self.status, self.n_bytes, seconds)
         log_event(
             logging.INFO,
             "request",
             request_id=self.request_id,
-            method=method if method in _METHODS else "OTHER",
+            method=method,
             route=self.route,
             status=self.status,
             n_bytes=self.n_bytes,
-            duration_ms=round((time.perf_counter() - self.started_s) * 1000, 1),
+            duration_ms=round(seconds * 1000, 1),
         )
 
 

@@ -11,8 +11,10 @@ from api.auth import Keyring, is_loopback
 from api.errors import ApiError
 from api.expiry import Expiry
 from api.idempotency import Idempotency
+from api.metrics import Metrics
 from api.quotas import Quotas
 from api.settings import Settings
+from curator.compose import product_version
 from curator.policy import Policy, load_policy
 from curator.sandbox import Sandbox, SqlLimits
 from curator.store import Store
@@ -29,6 +31,8 @@ class Service:
     n_waiting: int = 0
     keyring: Keyring = field(init=False)
     quotas: Quotas = field(init=False)
+    metrics: Metrics = field(init=False)
+    stopping: bool = False
     idempotency: Idempotency = field(init=False)
     expiry: Expiry = field(init=False)
     policy: Policy | None = field(init=False)
@@ -39,6 +43,7 @@ class Service:
     def __post_init__(self) -> None:
         self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
         self.quotas = Quotas(self.settings)
+        self.metrics = Metrics(self.settings, product_version())
         self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
         self.policy = load_policy(self.settings.policy) if self.settings.policy else None

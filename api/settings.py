@@ -46,6 +46,7 @@ class Settings(BaseModel):
         default=86_400.0, gt=0, description="seconds that an Idempotency-Key is remembered"
     )
     policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
+    demo: bool = Field(default=False, description="serve demo/store, which `make demo` writes")
     open: bool = Field(
         default=False,
         description="serve without any key on an address that others reach; `python -m api keys` is safer",

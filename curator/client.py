@@ -175,6 +175,10 @@ class Client:
         """Whether the process answers."""
         return self._json("GET", "/healthz")
 
+    def metrics(self) -> str:
+        """Counts and times of the process, as Prometheus reads them."""
+        return self._attempt(lambda: self._http.get("/metrics")).text
+
     def ready(self) -> Document:
         """Whether it can serve its store."""
         return self._json("GET", "/readyz")

@@ -63,6 +63,7 @@ async def create_mix(
         async with service.build_place(tenant):
             outcome = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
     answer, replayed = outcome
+    service.metrics.mixes.labels("replayed" if replayed else "created" if answer.created else "found").inc()
     headers = {"Location": answer.links["self"]} | ({"Idempotency-Replayed": "true"} if replayed else {})
     status = 201 if answer.created else 200
     return Response(answer.model_dump_json(), status, headers=headers, media_type="application/json")

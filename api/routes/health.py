@@ -1,11 +1,13 @@
 """Is the process alive, can it serve, and what does it offer."""
 
+import tempfile
 from html import escape
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
+from api.auth import GUARDED, AdminTenant
 from api.errors import ApiError
 from api.schemas import Health, Readiness, errors
 from api.service import service_of
@@ -30,12 +32,25 @@ def healthz(request: Request) -> dict[str, str]:
 
 @router.get("/readyz", response_model=Readiness, responses=errors(503))
 def readyz(request: Request) -> dict[str, Any]:
-    """The store can be read and has this version's format; otherwise 503."""
+    """The store can be read, has this version's format, and uploads can be taken; otherwise 503."""
+    service = service_of(request)
+    if service.stopping:
+        raise ApiError(503, "stopping", "the service is finishing its last requests")
     try:
-        service_of(request).store.open(create=False)
+        service.store.open(create=False)
+        with tempfile.TemporaryFile(dir=service.settings.temp_dir) as file:
+            file.write(b"x")
     except (BallastError, OSError) as error:
-        raise ApiError(503, "not_ready", "the store cannot be read, or has another format version") from error
+        raise ApiError(
+            503, "not_ready", "the store cannot be read, has another format version, or no upload can be taken"
+        ) from error
     return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=GUARDED)
+def metrics(request: Request, tenant: AdminTenant) -> Response:
+    """Counts and times of this process for Prometheus; needs the scope `admin` where there are keys."""
+    return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/docs", include_in_schema=False)

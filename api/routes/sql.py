@@ -63,6 +63,7 @@ async def run_sql(request: Request, tenant: SqlTenant, asked: SqlRequest) -> Res
         answer = await run_in_threadpool(
             sandbox.run, asked.statement, result_format=asked.format, max_rows=asked.max_rows
         )
+    service_of(request).metrics.statements.labels("truncated" if answer.truncated else "whole").inc()
     return _response(answer, asked.format)
 
 

@@ -1,7 +1,10 @@
 """A real server on a loopback port, and the small scored store that it serves."""
 
 import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -69,3 +72,23 @@ def running(app: FastAPI | Settings) -> Iterator[str]:
         thread.join(20)
         listener.close()
         assert not thread.is_alive()
+
+
+@contextmanager
+def started(root: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The running service and its address, read from the line that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api", "--store", str(root), "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, f"{line!r} {process.stderr.read() if process.stderr else ''}"
+        yield process, found.group()
+    finally:
+        process.kill()
+        process.communicate()

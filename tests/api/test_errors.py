@@ -16,7 +16,7 @@ from tests.api.serving import form, running, scored_store, task_rows
 
 ABSENT = "0" * 32
 # They read nothing and take nothing that could be wrong, but for a key.
-NEVER_REFUSED = {("GET", "/v1/queries")}
+NEVER_REFUSED = {("GET", "/v1/queries"), ("GET", "/metrics")}
 # For each route of the OpenAPI document: a request that it must refuse, and how.
 REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     (

@@ -1,21 +1,19 @@
 """The service as a process of its own: what it imports, how it starts and how it stops."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from tests.api.serving import form, scored_store, task_rows
+from tests.api.serving import form, scored_store, started, task_rows
 
 HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "accelerate", "datasets")
 # Processor time and not the clock: the latter is no measure on a shared machine.
@@ -37,26 +35,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("process") / "store"
     scored_store(path)
     return path
-
-
-@contextmanager
-def started(root: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The running service and its address, read from the line that it prints."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "api", "--store", str(root), "--port", "0", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, f"{line!r} {process.stderr.read() if process.stderr else ''}"
-        yield process, found.group()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_it_starts_quickly_and_loads_no_model_library(root: Path) -> None:
