@@ -1,0 +1,198 @@
+"""`python -m trainer.defence_table`: what each defence costs beside plain SFT, as one table."""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from platform import machine
+from typing import Any
+
+import orjson
+
+from curator.commands import report_error, say_json
+from curator.errors import BadInputError, BallastError
+from curator.progress import Progress, say
+from curator.scoring.identity import check_model_dir
+from trainer.runfolder import CONFIG, METRICS
+
+DESCRIPTION = """\
+Trains a fresh adapter with plain SFT and then once with each defence at its default setting, on the same rows in the
+same order, each run in a process of its own, and writes one Markdown table: loss at the start and the end, seconds per
+step and peak memory, both also relative to plain SFT."""
+
+EPILOG = """\
+examples:
+  python -m trainer.defence_table --model MODEL_DIR --data chats.jsonl --out docs/results/defences.md
+  python -m trainer.defence_table --model MODEL_DIR --data chats.jsonl --steps 5 --batch-size 2 --only kl+treft
+
+Seconds per step are the median over all steps but the first. Memory is the process's peak resident size, libraries
+and data included. Steering uses random vectors of length 1: only their cost is measured."""
+
+RUNS: dict[str, list[str]] = {
+    "plain": [],
+    "kl": ["--kl", "0.1"],
+    "kl, sampled": ["--kl", "0.1", "--kl-estimator", "sampled"],
+    "ldifs": ["--ldifs", "1"],
+    "kl and ldifs": ["--kl", "0.1", "--ldifs", "1"],
+    "treft": ["--treft", "10"],
+    "steering": ["--steering", "{vectors}"],
+    "gating": ["--gating"],
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run's numbers. Losses in nats per token (SFT part, means of up to three steps), memory in MiB."""
+
+    name: str
+    loss_start: float
+    loss_end: float
+    term: str  # the last step's terms
+    step_s: float
+    peak_mib: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input."""
+    args = _parser().parse_args(argv)
+    try:
+        check_model_dir(args.model)
+        chosen = ["plain", *_chosen(args.only)]
+        with (
+            tempfile.TemporaryDirectory(prefix="ballast-defences-") as work,
+            Progress(len(chosen), "runs", "defences") as progress,
+        ):
+            vectors = _random_vectors(args.model, Path(work))
+            costs = []
+            for name in chosen:
+                flags = [item.format(vectors=vectors) for item in RUNS[name]]
+                costs.append(_run(name, flags, args, Path(work) / name.replace(", ", "-").replace(" ", "-")))
+                progress.advance(run=name)
+            text = _page(args, costs, _settings(Path(work) / "plain"))
+    except BallastError as error:
+        report_error(error, as_json=args.json)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text, encoding="utf-8")
+    if args.json:
+        say_json({"runs": [vars(cost) for cost in costs]})
+    else:
+        say(text)
+    return 0
+
+
+def _chosen(only: str | None) -> list[str]:
+    names = [name for name in RUNS if name != "plain"]
+    wanted = only.split("+") if only else names
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise BadInputError(f"--only names no run {', '.join(unknown)}; there are {', '.join(names)}")
+    return wanted
+
+
+def _random_vectors(model: Path, folder: Path) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    config = orjson.loads((model / "config.json").read_bytes())
+    config = config.get("text_config", config)
+    width = config.get("hidden_size") or config["n_embd"]
+    shape = ((config.get("num_hidden_layers") or config["n_layer"]) + 1, width)
+    rows_LD = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    path = folder / "vectors.safetensors"
+    save_file({"random": torch.nn.functional.normalize(rows_LD, dim=-1)}, path)
+    return path
+
+
+def _run(name: str, flags: list[str], args: argparse.Namespace, out: Path) -> Cost:
+    command = [
+        sys.executable, "-m", "trainer.sft", "--model", str(args.model), "--data", str(args.data), "--out", str(out),
+        "--max-steps", str(args.steps), "--epochs", "1000", "--batch-size", str(args.batch_size), "--grad-accum", "1",
+        "--warmup-steps", "1", "--max-length", str(args.max_length), "--dtype", args.dtype, "--device", args.device,
+        *flags,
+    ]  # fmt: skip
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            errors.seek(0)
+            raise BadInputError(f"the run {name} failed: {errors.read().decode(errors='replace').strip()[-400:]}")
+    lines = [orjson.loads(line) for line in (out / METRICS).read_bytes().splitlines()]
+    losses, n = [line["sft_loss"] for line in lines], min(3, len(lines))
+    terms = [f"{key} {lines[-1][key]:.3g}" for key in ("kl", "ldifs", "treft") if key in lines[-1]]
+    return Cost(
+        name=name,
+        loss_start=sum(losses[:n]) / n,
+        loss_end=sum(losses[-n:]) / n,
+        term=", ".join(terms),
+        step_s=statistics.median([line["seconds"] for line in lines[1:]] or [lines[0]["seconds"]]),
+        peak_mib=usage.ru_maxrss / 1024,
+    )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads((folder / CONFIG).read_bytes())
+    return found
+
+
+def _page(args: argparse.Namespace, costs: Sequence[Cost], settings: dict[str, Any]) -> str:
+    plain, packages = costs[0], settings["environment"]["packages"]
+    resolved, cores = settings["resolved"], len(os.sched_getaffinity(0))
+    head = (
+        f"{args.steps} steps of {args.batch_size} rows of {args.data.name} (cut at {args.max_length} tokens), "
+        f"{resolved['n_parameters']:,} parameters, {resolved['dtype']} on {resolved['device']} "
+        f"({machine()}, {cores} cores), torch {packages['torch']}, transformers {packages['transformers']}, "
+        f"TRL {packages['trl']}."
+    )
+    rows = [
+        f"| {cost.name} | {cost.loss_start:.3f} | {cost.loss_end:.3f} | {cost.term} | {cost.step_s:.2f} | "
+        f"{cost.step_s / plain.step_s:.2f} | {cost.peak_mib:,.0f} | {cost.peak_mib / plain.peak_mib:.2f} |"
+        for cost in costs
+    ]
+    lines = [
+        "# What each defence costs",
+        "",
+        "Written by `python -m trainer.defence_table`; one run each, one after the other, on a machine that may do",
+        "other work meanwhile: small differences in time mean little.",
+        "",
+        head,
+        "",
+        "| run | SFT loss, start | end | terms at the last step | s per step | x plain | peak MiB | x plain |",
+        "|---|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.defence_table",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file to train on")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps of each run (20)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="rows of each step (4)")
+    parser.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens a row is cut to (512)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    parser.add_argument("--only", metavar="RUNS", help=f"plain and these, joined by +: {' + '.join(list(RUNS)[1:])}")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here as well")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
