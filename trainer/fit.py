@@ -58,7 +58,7 @@ def planned_steps(config: TrainConfig, n_rows: int, n_processes: int = 1) -> int
 def load(config: TrainConfig) -> Ready:
     """The model, with a fresh adapter unless it is trained in full; raises BadInputError when targets or defences do
     not fit it."""
-    with _quiet():
+    with quiet():
         base = load_for_training(config)
         dtype, device = base.dtype, base.device.type
         model = prepare_full(base, config.seed) if config.full else add_lora(base, config.lora, config.seed)
@@ -91,7 +91,7 @@ def fit(
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     n_steps = planned_steps(config, len(prepared.input_ids), n_processes)
     stop = StopRequest()
-    with _quiet(), Progress(n_steps, "steps", "training") as progress, stop.listening():
+    with quiet(), Progress(n_steps, "steps", "training") as progress, stop.listening():
         log = StepLog(metrics, progress, stop, checkpoint.step if checkpoint else 0)
         trainer = _trainer(ready, prepared, renderer.pad_id, config, n_steps, n_processes, log)
         log.trainer = trainer
@@ -164,7 +164,7 @@ def _trainer(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Libraries say nothing below an error, and draw no bars of their own."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
