@@ -1,7 +1,6 @@
 """`python -m curator score`: a corpus's losses under one model."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,12 @@ from curator.corpus import corpus_info
 from curator.errors import BadInputError
 from curator.progress import say
 from curator.render import Renderer
-from curator.scoring import Engine, Reference, Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
+from curator.scoring import Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
+from curator.scoring.dryrun import estimate
 from curator.scoring.identity import check_adapter_dir
+from curator.scoring.plans import check_options, server_plan, torch_plan
 from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
+from curator.scoring.run import ScoreRun
 
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
@@ -32,12 +34,25 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = new_parser(subparsers, "score", description=DESCRIPTION, examples=EXAMPLES)
     add = parser.add_argument
     add("--corpus", required=True, metavar="NAME", help="corpus to score")
-    add("--model", required=True, metavar="DIR", type=Path, help="Hugging Face model folder with its tokenizer")
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for --engine server)",
+    )
     add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
     add("--role", required=True, choices=["aligned", "misaligned", "benign"], help="what the model stands for")
     add("--domain", metavar="TEXT", help="narrow field a misaligned or benign model was tuned on (required for them)")
     add("--label", metavar="NAME", help="name for people and recipes (default: name of the adapter or model folder)")
-    add("--engine", choices=["torch"], default="torch", help="what runs the model (default: torch)")
+    add("--engine", choices=["torch", "server"], default="torch",
+        help="what runs the model: torch here, or a running vLLM server (default: torch)")  # fmt: skip
+    add("--server-url", metavar="URL", help="with --engine server: where it listens, such as http://localhost:8000")
+    add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter")
+    add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
+    add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
+    add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")
+    add("--declare-adapter-sha256", metavar="HEX", help="hash of the adapter behind --server-model, if it is one")
     add("--sample", type=int, metavar="N", help="score N rows only; a larger N with one seed contains a smaller")
     add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
     add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
@@ -57,33 +72,36 @@ def add_parser(subparsers: Subparsers) -> None:
         help="rows to score again, in another order and row by row in plain torch; 0: none, which is recorded "
         "(default: 1 %% of the new rows, at least 20)")  # fmt: skip
     add("--price-per-hour", type=float, metavar="P", help="price of this machine per hour: shows the cost so far")
+    add("--dry-run", action="store_true",
+        help="store nothing: count tokens, measure a few seconds, print hours and price")  # fmt: skip
+    add("--passes", type=int, metavar="K", help="with --dry-run: models that will be scored like this (default: 1)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
     _check_numbers(args)
+    check_options(args)
     store = open_store(args)
     corpus_info(store, args.corpus)
-    check_model_dir(args.model)
+    if args.engine == "torch":
+        check_model_dir(args.model)
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
     sample = Sample(args.sample, args.seed, args.sample_fit) if args.sample is not None else None
     renderer = Renderer.from_folder(args.model)
-    version, device, dtype, load = _engine(args)
+    plan = server_plan(args) if args.engine == "server" else torch_plan(args)
+    launch, reference = plan.launch, plan.reference
     request = ScoreRequest(
         corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter, role=args.role, domain=args.domain,
-        label=args.label, engine=args.engine, engine_version=version, dtype=dtype, mask_rule=args.mask_rule,
-        max_length=args.max_length, sample=sample, block_tokens=BLOCK_TOKENS[device.partition(":")[0]],
-        check_rows=args.check_rows, price_per_hour=args.price_per_hour,
+        label=plan.label, engine=launch.name, engine_version=launch.version, dtype=launch.dtype,
+        mask_rule=args.mask_rule, max_length=plan.max_length, sample=sample,
+        block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,
+        price_per_hour=args.price_per_hour, declared=plan.declared,
     )  # fmt: skip
-
-    def reference() -> Reference:
-        from curator.scoring.torch_reference import TorchReference
-
-        return TorchReference(args.model, args.adapter, device=device, dtype=dtype)
-
-    report = score_corpus(store, request, renderer, load, reference)
+    if args.dry_run:
+        return _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
+    report = score_corpus(store, request, renderer, launch, reference)
     if args.json:
         say_json(report.document())
     else:
@@ -92,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name in ("sample", "batch_tokens", "threads"):
+    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")
@@ -100,28 +118,34 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise BadInputError(f"--check-rows {args.check_rows}: give 0 for none")
     if args.price_per_hour is not None and not 0 <= args.price_per_hour < float("inf"):
         raise BadInputError(f"--price-per-hour {args.price_per_hour}: give a price that is not negative")
+    if args.passes is not None and not args.dry_run:
+        raise BadInputError("--passes needs --dry-run: one command scores one model")
     if args.sample_fit and args.sample is None:
         raise BadInputError("--sample-fit needs --sample N")
     if args.role != "aligned" and not args.domain:
         raise BadInputError(f"--role {args.role} needs --domain: the narrow field the model was tuned on")
 
 
-def _engine(args: argparse.Namespace) -> tuple[str, str, str, Callable[[], Engine]]:
-    """Version, resolved device and dtype, and how to load: importing torch takes seconds, so not before now."""
-    from curator.scoring.torch_model import engine_version, resolve_device, resolve_dtype, set_threads
-
-    device = resolve_device(args.device)
-    dtype = resolve_dtype(args.dtype, device)
-
-    def load() -> Engine:
-        from curator.scoring.torch_engine import TorchEngine
-
-        if device == "cpu":
-            set_threads(args.threads)
-
-        return TorchEngine(args.model, device=device, dtype=dtype, batch_tokens=args.batch_tokens)
-
-    return engine_version(), device, dtype, load
+def _dry_run(args: argparse.Namespace, run: ScoreRun) -> int:
+    try:
+        found = estimate(run, passes=args.passes or 1)
+    finally:
+        run.engine.close()
+    if args.json:
+        say_json(found.document())
+        return 0
+    kind = "counted" if found.exact else f"estimated from {found.n_rows_rendered:,} rows"
+    say(f"{found.n_rows:,} rows without a loss, {found.n_rows_to_score:,} of them can be scored")
+    say(f"  tokens: {found.n_tokens:,} a pass ({kind}), and {found.n_tokens_checked:,} scored again")
+    say(f"  passes: {found.passes}")
+    if found.hours is None or found.tokens_per_s is None:
+        say("  nothing to measure")
+        return 0
+    say(f"  hours:  {found.hours:.3g} at {found.tokens_per_s:,.0f} tokens/s (measured for {found.burst_s:.1f} s)")
+    if found.price is not None:
+        say(f"  price:  {found.price:.2f} at {args.price_per_hour:g} an hour")
+    say("Nothing was stored.")
+    return 0
 
 
 def _say(report: ScoreReport) -> None:

@@ -57,6 +57,43 @@ def model_identity(
     }
 
 
+def declared_identity(
+    weights: str,
+    adapter: str | None,
+    renderer: "Renderer",
+    mask_rule: str,
+    max_length: int,
+    dtype: str,
+    engine: str,
+    engine_version: str,
+) -> Identity:
+    """The same for weights that cannot be read here; `declared` lists the fields that rest on someone's word.
+
+    `weights` and `adapter` are SHA-256 in hex, best those of `weights_sha256` and `adapter_sha256`.
+    """
+    for name, value in (("weights", weights), ("adapter", adapter)):
+        if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
+            raise BadInputError(f"declared {name} hash {value!r} is no SHA-256: give 64 lower-case hex digits")
+    return {
+        "weights_sha256": weights,
+        "adapter_sha256": adapter,
+        "chat_template_sha256": renderer.template_sha256,
+        "tokenizer_sha256": renderer.tokenizer_sha256,
+        "mask_rule": mask_rule,
+        "max_length": max_length,
+        "dtype": dtype,
+        "engine": engine,
+        "engine_version": engine_version,
+        "declared": ["weights_sha256", "adapter_sha256", "dtype", "engine_version"],
+    }
+
+
+def has_weights(model_dir: Path) -> bool:
+    """Whether the folder holds a whole model, and not only its tokenizer and template."""
+    weights = (model_dir / _SINGLE).is_file() or (model_dir / _INDEX).is_file()
+    return weights and (model_dir / "config.json").is_file()
+
+
 def scorer_id(identity: Mapping[str, Any]) -> str:
     """128-bit hash of an identity, 32 hex digits."""
     return _hash_json(identity)

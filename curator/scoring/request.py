@@ -15,12 +15,21 @@ BLOCK_TOKENS = {"cpu": 16_384, "cuda": 1_048_576}  # tens of seconds of work: wh
 
 
 @dataclass(frozen=True)
+class Declared:
+    """Hashes of weights that run elsewhere, as its operator declares them (SHA-256, hex)."""
+
+    weights_sha256: str
+    adapter_sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class ScoreRequest:
     """One scorer over one corpus. `dtype` and `engine_version` are resolved values: they are hashed.
 
     `label` is a name for people and recipes; by default the adapter's folder name, else the model's. `check_rows`
     new rows are scored again when all have a loss (None: 1 %, at least 20; 0: none, which is recorded).
-    `price_per_hour` only shows a cost while the run goes on.
+    With `declared` the folder need only hold the tokenizer and template. `price_per_hour` only shows a cost
+    while the run goes on.
     """
 
     corpus: str
@@ -38,6 +47,7 @@ class ScoreRequest:
     block_tokens: int = BLOCK_TOKENS["cpu"]
     check_rows: int | None = None
     price_per_hour: float | None = None
+    declared: Declared | None = None
 
     def __post_init__(self) -> None:
         if self.role != "aligned" and not self.domain:

@@ -15,10 +15,10 @@ from curator.scoring import attempts
 from curator.scoring.blocks import blocks, corpus_ids, corpus_rows, without
 from curator.scoring.check import ReferenceFactory, n_check_rows
 from curator.scoring.engine import Engine
-from curator.scoring.identity import Identity, measure_id, model_identity, model_window, scorer_id
+from curator.scoring.identity import Identity, declared_identity, measure_id, model_identity, model_window, scorer_id
 from curator.scoring.meter import Meter
 from curator.scoring.outcome import ScoreRow
-from curator.scoring.parts import Finished, part_name, read_finished, sweep_temporary
+from curator.scoring.parts import PATTERN, Finished, part_name, read_finished, sweep_temporary
 from curator.scoring.recheck import recheck
 from curator.scoring.request import ScoreReport, ScoreRequest
 from curator.scoring.sample import Sample, choose, covers
@@ -47,27 +47,27 @@ def score_corpus(
     MissingError for an unknown corpus, BadInputError for a model that cannot be used, ScoringError when an engine
     fails or the check does.
     """
-    run = _Run(store, request, renderer, engine_factory, reference_factory)
+    run = ScoreRun(store, request, renderer, engine_factory, reference_factory)
     return run.skip() or run.go()
 
 
-class _Run:
+class ScoreRun:
+    """One request over one corpus: what its scorer is, what is there already, and the way to the rest."""
+
     def __init__(
         self,
         store: Store,
         request: ScoreRequest,
         renderer: "Renderer",
         engine_factory: Callable[[], Engine],
-        reference_factory: ReferenceFactory | None,
+        reference_factory: ReferenceFactory | None = None,
     ) -> None:
         self.store, self.request, self.renderer = store, request, renderer
         self._reference_factory = reference_factory
+        self.n_check_passes = 2 if reference_factory else 1
         self.corpus = corpus_info(store, request.corpus)
         self.window, notes = _window(request)
-        self.identity: Identity = model_identity(
-            request.model_dir, request.adapter_dir, renderer, request.mask_rule, self.window,
-            request.dtype, request.engine, request.engine_version,
-        )  # fmt: skip
+        self.identity = _identity(request, renderer, self.window)
         self.id = scorer_id(self.identity)
         self.folder = f"scores/{request.corpus}/{self.id}"
         path = f"{self.folder}/scorer.json"
@@ -77,9 +77,9 @@ class _Run:
             self.id, measure_id(self.identity), self._label(), request.role, request.domain, request.corpus,
             self.corpus.revision, request.dtype, self.window, warnings=notes,
         )  # fmt: skip
-        self._engine = LazyEngine(engine_factory, request)
+        self.engine = LazyEngine(engine_factory, request)
         self._meter = Meter(request.price_per_hour)
-        self._worker = BlockScorer(store, self.folder, request, renderer, self.window, self._engine, self._meter)
+        self.worker = BlockScorer(store, self.folder, request, renderer, self.window, self.engine, self._meter)
 
     def skip(self) -> ScoreReport | None:
         """The finished report when the manifest says that nothing is to do and its parts are there."""
@@ -103,7 +103,7 @@ class _Run:
         wanted = self._wanted()
         finished = self._read_finished()
         n_missing = len(wanted - finished.ids)
-        n_again = n_check_rows(self.request.check_rows, n_missing) * (2 if self._reference_factory else 1)
+        n_again = n_check_rows(self.request.check_rows, n_missing) * self.n_check_passes
         try:
             with Progress(n_missing + n_again, "rows", f"scoring {self.report.label}") as bar:
                 self._meter.show(bar)
@@ -112,11 +112,22 @@ class _Run:
                 self.report.n_tokens_now = self._meter.n_tokens
                 self.report.check = self._recheck(finished)
         finally:
-            self._engine.close()
+            self.engine.close()
         self.report.seconds_now = time.monotonic() - started
         self._publish(finished, renderer_id)
         attempts.sweep(self.store, self.folder)
         return self.report
+
+    def missing(self) -> frozenset[str]:
+        """Ids that have no row yet; for estimates: stores nothing."""
+        wanted = self._wanted(keep=False)
+        names = self.store.list(self.folder, PATTERN)
+        done = {
+            key
+            for name in names
+            for key in self.store.read_table(f"{self.folder}/{name}", ["example_id"])[0].to_pylist()
+        }
+        return wanted - done
 
     def _score_all(self, wanted: frozenset[str], finished: Finished) -> Finished:
         """A part that turns out broken when it is read back costs another round."""
@@ -127,12 +138,12 @@ class _Run:
                 block = without(whole, finished.ids)
                 # Where the part is there already, a worker beside us wrote it.
                 if block.ids and not self.store.exists(f"{self.folder}/{part_name(block.ids)}"):
-                    self.report.n_rows_now += self._worker.score(block)
+                    self.report.n_rows_now += self.worker.score(block)
             finished = self._read_finished()
         raise ScoringError(f"{self.folder}: parts vanish or break as fast as they are written; see warnings")
 
     def _note_failures(self) -> None:
-        failures = self._worker.failures
+        failures = self.worker.failures
         if failures:
             shown = "; ".join(failures[:_MAX_SHOWN])
             self.report.warnings.append(f"{len(failures)} rows have no loss and are marked failed: {shown}")
@@ -140,20 +151,20 @@ class _Run:
     def _recheck(self, finished: Finished) -> dict[str, Any]:
         listed = {part["name"] for part in (self.manifest or {"parts": []})["parts"]}
         new = [part["name"] for part in finished.parts if part["name"] not in listed]
-        return recheck(self._worker, self.corpus, new, self._reference_factory)
+        return recheck(self.worker, self.corpus, new, self._reference_factory)
 
-    def _wanted(self) -> frozenset[str]:
+    def _wanted(self, keep: bool = True) -> frozenset[str]:
         sample = self.request.sample
         ids = corpus_ids(self.store, self.corpus)
         if sample is None:
             return frozenset(ids)
-        chosen = self._chosen(ids, sample)
+        chosen = self._chosen(ids, sample, keep)
         if len(chosen) < sample.n:
             kind = "rows that can be scored" if sample.fit else "rows"
             self.report.warnings.append(f"sample of {sample.n} rows asked, the corpus has {len(chosen)} {kind}")
         return frozenset(chosen)
 
-    def _chosen(self, ids: list[str], sample: Sample) -> list[str]:
+    def _chosen(self, ids: list[str], sample: Sample, keep: bool) -> list[str]:
         """The sample, kept under samples/: every model of one gap has the same, and finding it renders rows."""
         basis = {
             "revision": self.corpus.revision, "renderer_id": self.renderer.renderer_id, "window": self.window,
@@ -163,7 +174,8 @@ class _Run:
         if self.store.exists(path):
             return list(self.store.read_json(path)["ids"])
         chosen = choose(ids, sample, self._fitting)
-        self.store.write_json(path, {**basis, "ids": chosen})
+        if keep:
+            self.store.write_json(path, {**basis, "ids": chosen})
         return chosen
 
     def _fitting(self, ids: Collection[str]) -> list[str]:
@@ -171,7 +183,7 @@ class _Run:
         with Progress(len(ids), "rows", "choosing the sample") as bar:
             fit = []
             for example_id, messages in rows:
-                row = self._worker.render(example_id, messages)
+                row = self.worker.render(example_id, messages)
                 if not isinstance(row, ScoreRow):
                     fit.append(example_id)
                 bar.advance()
@@ -225,7 +237,16 @@ class _Run:
             )
 
 
+def _identity(request: ScoreRequest, renderer: "Renderer", window: int) -> Identity:
+    measured = (renderer, request.mask_rule, window, request.dtype, request.engine, request.engine_version)
+    if request.declared is not None:
+        return declared_identity(request.declared.weights_sha256, request.declared.adapter_sha256, *measured)
+    return model_identity(request.model_dir, request.adapter_dir, *measured)
+
+
 def _window(request: ScoreRequest) -> tuple[int, list[str]]:
+    if request.declared is not None:  # the caller asked the server
+        return request.max_length, []
     own = model_window(request.model_dir)
     if own is None or own >= request.max_length:
         return request.max_length, []

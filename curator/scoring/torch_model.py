@@ -12,8 +12,8 @@ from curator.errors import BadInputError, MissingDependencyError
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
 
 try:
-    import torch
-    import transformers
+    import torch as torch
+    import transformers as transformers
 except ImportError as error:  # pragma: no cover - the core installs without torch
     raise MissingDependencyError(f"scoring needs torch: pip install 'ballast[score]' ({error})") from error
 

@@ -1,0 +1,78 @@
+"""What the options of the `score` command ask for: an engine, its reference, and what is declared."""
+
+import argparse
+from dataclasses import dataclass
+
+from curator.errors import BadInputError
+from curator.scoring.identity import adapter_sha256, has_weights, weights_sha256
+from curator.scoring.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
+from curator.scoring.request import Declared
+from curator.scoring.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
+
+_SERVER_ONLY = (
+    "server_url", "server_model", "server_version", "concurrency", "declare_weights_sha256", "declare_adapter_sha256",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """An engine to launch; `reference` is None where the weights are not here, `declared` where they are."""
+
+    launch: TorchLaunch | ServerLaunch
+    reference: TorchReferenceLaunch | None
+    label: str | None
+    max_length: int
+    declared: Declared | None = None
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise BadInputError for options that do not go together."""
+    if args.engine != "server":
+        given = [name for name in _SERVER_ONLY if getattr(args, name) is not None]
+        if given:
+            raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine server")
+        return
+    for name in ("server_url", "server_model"):
+        if getattr(args, name) is None:
+            raise BadInputError(f"--engine server needs --{name.replace('_', '-')}")
+    if args.dtype == "auto":
+        raise BadInputError("--engine server needs --dtype: what the server computes in cannot be seen from here")
+
+
+def torch_plan(args: argparse.Namespace) -> EnginePlan:
+    """The torch engine on this machine, checked against plain torch."""
+    launch = torch_launch(args.model, args.device, args.dtype, args.batch_tokens, args.threads)
+    reference = TorchReferenceLaunch(args.model, args.adapter, launch.device, launch.dtype)
+    return EnginePlan(launch, reference, args.label, args.max_length)
+
+
+def server_plan(args: argparse.Namespace) -> EnginePlan:
+    """A server that answers; one position of its window stays free for the token it must generate.
+
+    Where the model folder holds weights they serve as the reference, and their hash as the declared one.
+    """
+    found, window = find_version(args.server_url, args.server_model)
+    version = args.server_version or found
+    if version == "unknown":
+        raise BadInputError("the server does not tell its version: give --server-version")
+    local = has_weights(args.model)
+    weights = args.declare_weights_sha256 or (weights_sha256(args.model) if local else None)
+    if weights is None:
+        raise BadInputError(f"{args.model} holds no weights: give --declare-weights-sha256 of those the server runs")
+    adapter = args.declare_adapter_sha256 or (adapter_sha256(args.adapter) if args.adapter else None)
+    launch = ServerLaunch(
+        args.server_url, args.server_model, args.dtype, version, concurrency=args.concurrency or DEFAULT_CONCURRENCY
+    )
+    # Without the adapter's weights the local model is no reference for it.
+    comparable = local and (args.adapter is not None or adapter is None)
+    reference = _reference(args) if comparable else None
+    max_length = args.max_length if window is None else min(args.max_length, window - 1)
+    return EnginePlan(launch, reference, args.label or args.server_model, max_length, Declared(weights, adapter))
+
+
+def _reference(args: argparse.Namespace) -> TorchReferenceLaunch | None:
+    try:
+        here = torch_launch(args.model, args.device, args.dtype)
+    except ImportError:  # a machine without torch scores with the server alone
+        return None
+    return TorchReferenceLaunch(args.model, args.adapter, here.device, here.dtype)
