@@ -108,12 +108,21 @@ def with_json_columns(record: int, line: int | None, value: dict[str, Any]) -> R
     return Raw(record, line, value=value)
 
 
+def repeated(columns: list[str]) -> Problem | None:
+    """The problem of a column that stands there twice, so that readers disagree on its value."""
+    twice = next((name for number, name in enumerate(columns) if name in columns[:number]), None)
+    return None if twice is None else Problem(f"/{twice}", "duplicate_key", f"two columns {twice!r}: keep one")
+
+
 def _records(batches: Iterator[Any], code: str, max_bytes: int | None) -> Iterator[Raw]:
     import pyarrow as pa
 
     record = n_bytes = 0
     try:
         for batch in batches:
+            if twice := repeated(batch.schema.names):
+                yield Raw(record + 1, problem=twice)
+                return
             n_bytes += batch.nbytes
             _bound(n_bytes, max_bytes)
             for start in range(0, batch.num_rows, BATCH_ROWS):

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from curator.formats.columnar import with_json_columns
+from curator.formats.columnar import repeated, with_json_columns
 from curator.formats.decode import MAX_RECORD_BYTES
 from curator.formats.json_stream import BOM
 from curator.formats.rows import Problem, Raw
@@ -32,6 +32,9 @@ def read_csv(file: BinaryIO) -> Iterator[Raw]:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
+            if twice := repeated(header):
+                yield Raw(1, 1, problem=twice)
+                return
         elif cells:
             record += 1
             yield _record(record, begin, header, cells)

@@ -71,7 +71,7 @@ def _every_container(records: list[dict[str, str]]) -> dict[str, bytes]:
 TEXTS = st.text(st.sampled_from('ab,;\t"\n\r\\é日 😀'), min_size=1, max_size=8).filter(lambda text: text.strip() != "")
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.fixed_dictionaries({"instruction": TEXTS, "input": TEXTS, "output": TEXTS}), min_size=1, max_size=4))
 def test_every_container_gives_the_same_rows(records: list[dict[str, str]]) -> None:
     files = _every_container(records)
@@ -108,6 +108,12 @@ def test_a_bad_csv_row_does_not_stop_the_file() -> None:
     assert [row.line for row in rows] == [2, 3, 4, 5, 7, 8, 9]
     codes = [item.code if isinstance(item, Reject) else None for item in rows]
     assert codes == [None, "invalid_csv", "invalid_csv", "invalid_unicode", None, "missing_content", "invalid_csv"]
+
+
+def test_a_column_that_stands_twice_is_refused() -> None:
+    table = pa.Table.from_arrays([pa.array(["a"])] * 3, names=["prompt", "completion", "prompt"])
+    for data, name in ((_arrow(table, "stream"), "a.arrow"), (b"prompt,completion,prompt\na,b,c\n", "a.csv")):
+        assert [_code(row) for row in _read(data, name)] == ["duplicate_key"]
 
 
 def test_long_csv_cells_are_read() -> None:
@@ -163,8 +169,8 @@ def test_several_packed_members_are_one_file() -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
 def test_a_bomb_is_stopped_at_the_bound(pack: Any, name: str) -> None:
     record = {"prompt": "x" * 1_000_000, "completion": "y"}
-    data = _every_container([record] * 20)[name]
-    packed = pack(data if name != "a.parquet" else data + b"\0" * 20_000_000)
+    data = _every_container([record] * 5)[name]
+    packed = pack(data if name != "a.parquet" else data + b"\0" * 5_000_000)
     assert len(packed) < 100_000
     with pytest.raises(UnpackedTooLargeError, match="unpacks to more than 2,000,000 bytes"):
         _read(packed, name, max_unpacked_bytes=2_000_000)

@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from curator.canonical import example_id
 from curator.formats import CODES, CONTAINERS, LAYOUTS, Layout, Reject, Row, read_values
@@ -212,6 +212,7 @@ def test_every_code_container_and_layout_is_documented() -> None:
 TEXTS = st.text(min_size=1, max_size=6).filter(lambda text: text.strip() != "")
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 def test_different_texts_never_share_an_id(q1: str, a1: str, q2: str, a2: str) -> None:
     rows = [_one({"prompt": q, "completion": a}) for q, a in ((q1, a1), (q2, a2))]
@@ -219,6 +220,7 @@ def test_different_texts_never_share_an_id(q1: str, a1: str, q2: str, a2: str) -
     assert (example_id(one.json) == example_id(other.json)) == (one.messages == other.messages)
 
 
+@settings(deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=3), TEXTS)
 def test_part_borders_and_layouts_do_not_count(parts: list[str], answer: str) -> None:
     question = "".join(parts)

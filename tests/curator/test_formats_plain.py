@@ -5,7 +5,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 
 from curator.canonical import dump_messages
 from curator.formats.decode import UndecodableError, decode
@@ -41,12 +41,14 @@ def _check(data: bytes) -> bool:
     return row is not None
 
 
+@settings(deadline=None)
 @given(TURNS, OTHER, st.booleans())
 def test_both_ways_agree(turns: list[dict[str, str]], other: dict[str, Any], ascii_only: bool) -> None:
     for text in (json.dumps({**other, "messages": turns}, ensure_ascii=ascii_only), json.dumps({"messages": turns})):
         _check(text.encode())
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(['"', "{", "}", "[", "]", ":", ",", " ", "\\", "messages", "role", "\\u0022", "é"])))
 @example(['"'])
 def test_both_ways_agree_on_damaged_text(pieces: list[str]) -> None:

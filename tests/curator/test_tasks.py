@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from curator import tasks
 from curator.canonical import example_id
@@ -82,6 +82,7 @@ def test_no_file_is_left_when_reading_fails(tmp_path: Path) -> None:
     assert list((tmp_path / "work").iterdir()) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1).filter(str.strip), max_size=6))
 def test_memory_and_file_give_the_same_set(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("tasks")
