@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from curator.config import Pool, Recipe
 from curator.receipt import PoolReceipt, Protects, Statement, TaskReceipt, Tokens
 from curator.selection import IN_TASK_SET, NO_GAP
+from curator.strategies import ranks_by_score
 
 ORDER_NOTE = (
     "Train on the rows in this order. A trainer that shuffles voids it: at batch 16 and 5 %, 46 % of shuffled batches "
@@ -138,4 +139,4 @@ def is_negative_control(pool: Pool) -> bool:
 
 
 def _keeps_refusals(pool: Pool) -> bool:
-    return pool.strategy.name != "random" and not any(spec.name == "refusal" for spec in pool.filters)
+    return ranks_by_score(pool.strategy) and not any(spec.name == "refusal" for spec in pool.filters)

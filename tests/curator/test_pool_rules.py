@@ -282,3 +282,11 @@ def test_strategies_without_scores_need_no_scorer(tmp_path: Path) -> None:
         assert build_mix(store, task_set(tmp_path), recipe(strategy=strategy, rows=2)).created
     with pytest.raises(MissingError, match=r"aligned scorer.*give rows"):
         build_mix(store, task_set(tmp_path), recipe(strategy="random", tokens=10))
+
+
+@pytest.mark.parametrize(("strategy", "warned"), [("top_gap", True), ("quantile_band", False), ("diverse", True)])
+def test_kept_refusals_are_warned_of_where_they_would_rank_high(
+    store: Store, tmp_path: Path, strategy: str, warned: bool
+) -> None:
+    manifest = build_mix(store, task_set(tmp_path), recipe(strategy=strategy, filters=[], rows=1)).manifest
+    assert ("refusals_kept" in {warning.code for warning in manifest.warnings}) is warned
