@@ -121,7 +121,7 @@ class PoolReader:
 
     def __init__(self, source: Path, tar: tarfile.TarFile | None) -> None:
         self._source, self._tar = source, tar
-        self._members = _members(tar) if tar is not None else {}
+        self._members = _members(tar, source) if tar is not None else {}
         self.document = self._document()
         self.corpus = str(self.document["corpus"])
         self.files = {file.path: file for file in map(_pool_file, self.document["files"])}
@@ -189,11 +189,11 @@ def open_pool(source: Path) -> Iterator[PoolReader]:
         yield PoolReader(source, tar)
 
 
-def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile, source: Path) -> dict[str, tarfile.TarInfo]:
     try:
         return {member.name: member for member in tar.getmembers() if member.isreg()}
     except (tarfile.TarError, OSError) as error:
-        raise IntegrityError(f"{tar.name} is damaged or was cut off: {error}") from error
+        raise IntegrityError(f"{source} is damaged or was cut off: {error}") from error
 
 
 def _pool_file(entry: Any) -> PoolFile:

@@ -103,8 +103,17 @@ def import_pool(store: Store, source: Path, expect: str | None = None) -> PoolRe
 def _report(document: dict[str, Any], n_written: int, left_out: tuple[str, ...] = ()) -> PoolReport:
     sizes = [int(file["bytes"]) for file in document["files"]]
     labels = tuple(f"{item['label']} ({item['scorer_id'][:12]})" for item in document["scorers"])
-    head = (str(document[name]) for name in ("pool_id", "corpus", "revision"))
-    return PoolReport(*head, document["n_examples"], labels, len(sizes), sum(sizes), n_written, left_out)
+    return PoolReport(
+        pool_id=document["pool_id"],
+        corpus=document["corpus"],
+        revision=document["revision"],
+        n_examples=document["n_examples"],
+        scorers=labels,
+        n_files=len(sizes),
+        n_bytes=sum(sizes),
+        n_written=n_written,
+        left_out=left_out,
+    )
 
 
 def _choose(known: Sequence[Scorer], corpus: str, names: Sequence[str] | None) -> tuple[list[Scorer], list[Scorer]]:

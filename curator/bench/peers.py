@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class LmEval:
                 f"measuring lm-eval needs it: pip install 'ballast[bench]' ({error})"
             ) from error
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        self._make = lambda batch: HFLM(
+        self._make: Callable[[int], Any] = lambda batch: HFLM(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch, max_length=max_length,
             device=device,
         )  # fmt: skip
