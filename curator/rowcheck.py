@@ -99,10 +99,11 @@ class RowCheck:
         wrong = [i for i, text in enumerate(messages) if example_id(text) != ids[i]]
         self._note("an example_id that does not follow from the messages", wrong)
         before, pools = self._original_ids(batch, ids), batch.column("pool").to_pylist()
-        for i, value in enumerate(expected.tolist()):
+        checked = np.arange(len(expected)) if len(self._task_ids) else np.flatnonzero(expected < 0)
+        for i, value in zip(checked.tolist(), expected[checked].tolist(), strict=True):
             if value < 0:
                 self._check_safe(i, -1 - value, before[i], pools[i])
-            elif len(self._task_ids):
+            else:
                 self._check_task(i, value, before[i])
 
     def _original_ids(self, batch: pa.RecordBatch, ids: list[str]) -> list[str]:

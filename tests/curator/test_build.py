@@ -173,8 +173,9 @@ from curator.store import Store
 from curator.tasks import task_set_from_rows
 from tests.mix_stores import task_records
 store = Store(sys.argv[1])
-for order, strategy in (("even", "top_gap"), ("shuffle", "random")):
-    recipe = parse_recipe({"corpus": "chats", "order": order, "strategy": strategy, "seed": 5})
+inoculated = {"epochs": 2, "epoch_order": "own", "inoculation": {"prompts": ["a", "b", "c"], "share": 0.7}}
+for order, strategy, more in (("even", "top_gap", {}), ("shuffle", "random", {}), ("even", "random", inoculated)):
+    recipe = parse_recipe({"corpus": "chats", "order": order, "strategy": strategy, "seed": 5, **more})
     result = build_mix(store, task_set_from_rows(task_records(60), sys.argv[2]), recipe, sys.argv[3])
     print(result.mix_id, result.manifest.rows_sha256, result.manifest.files[0].sha256)
 """
@@ -191,7 +192,7 @@ def test_other_processes_hash_seeds_and_thread_counts_give_the_same_mix(store: S
         )  # fmt: skip
         outputs.add(done.stdout)
     assert len(outputs) == 1
-    assert len(set(outputs.pop().split())) == 6
+    assert len(set(outputs.pop().split())) == 9
 
 
 @pytest.mark.parametrize("epoch_order", ["same", "own"])
