@@ -13,7 +13,7 @@ from curator.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-MODULES = ("api", "trainer.demo", "trainer.evaluate", "trainer.nll", "trainer.sft")
+MODULES = ("api", "trainer.defence_table", "trainer.demo", "trainer.evaluate", "trainer.nll", "trainer.sft")
 
 
 def test_every_curator_command_stands_in_the_readme() -> None:

@@ -112,7 +112,7 @@ class TrainConfig(_Strict):
             raise ValueError("full and four_bit exclude each other: packed weights cannot be trained")
         if self.full and self.lora != LoraSettings():
             raise ValueError("full fine-tuning has no adapter: leave the lora settings out")
-        check_combination(self.defences, from_mix=self.mix_id is not None)
+        check_combination(self.defences, from_mix=self.mix_id is not None, full=self.full)
         return self
 
     @property

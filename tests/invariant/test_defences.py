@@ -1,5 +1,6 @@
 """Every defence in the product's own training loop: batch shapes, weight zero, checkpointing, windows, combinations."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def test_shares_of_a_term_add_up(llama: Path, settings: Any) -> None:
             assert (one is None) == (other is None)
             if one is not None and other is not None:
                 torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings", [KlSettings(), LdifsSettings(every=1), TreftSettings(tokens="all")], ids=lambda item: item.name
+)
+def test_rows_that_only_fill_up_a_batch_count_for_nothing(llama: Path, settings: Any) -> None:
+    """Several processes share the last batches of an epoch; what fills them has position -1 and one token."""
+    model, prepared = adapted_model(llama), rows(3)
+    defence = attached(model, settings)
+    expected = term_of(defence, model, batch_of(prepared, range(3))).item()
+    batch = batch_of(prepared, [0, 1, 2, 0], batch_of(prepared, range(3)).counts)
+    mask = batch.attention_mask.clone()
+    mask[3, 1:] = 0
+    assert batch.rows is not None
+    filled = replace(batch, attention_mask=mask, rows=torch.tensor([0, 1, 2, -1]))
+    assert term_of(defence, model, filled).item() == pytest.approx(expected, rel=1e-10)
 
 
 def settings_of(name: str, vectors: Path, weight: float) -> list[Any]:

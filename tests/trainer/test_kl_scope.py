@@ -13,6 +13,7 @@ from tests.trainer.test_kl import numpy_kl
 from tests.trainer.tiny import adapted_model, batch_of, lora_parameters, rows, term_of
 from trainer.config import parse_config
 from trainer.defenses.kl import kept_positions
+from trainer.defenses.rules import check_safe_rows
 from trainer.defenses.settings import KlSettings
 
 SAFE = [1, 4]  # every third row of the tiny rows
@@ -41,6 +42,10 @@ def test_selective_needs_a_mix() -> None:
     document = {"model": "m", "out": "o", "defences": [{"name": "kl", "rows": "safe"}]}
     with pytest.raises(BadInputError, match="rows=safe needs a mix"):
         parse_config(document | {"data": "d.jsonl"})
+    defences = parse_config(document | {"mix_id": "a" * 32, "store": "s"}).defences
+    check_safe_rows(defences, n_safe=1)
+    with pytest.raises(BadInputError, match="this mix holds no safe row"):
+        check_safe_rows(defences, n_safe=0)
     assert parse_config(document | {"mix_id": "a" * 32, "store": "s"}).defences[0].rows == "safe"
 
 

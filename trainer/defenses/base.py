@@ -50,6 +50,12 @@ class Batch:
     safe: torch.Tensor | None = None  # (B,) bool
     classes: torch.Tensor | None = None  # (B, T)
 
+    @property
+    def real(self) -> torch.Tensor:
+        """Tokens of the rows, (B, T) bool: no padding, and no row that only fills up a batch (position -1)."""
+        real_BT = self.attention_mask != 0
+        return real_BT if self.rows is None else real_BT & (self.rows >= 0)[:, None]
+
 
 @dataclass
 class Seen:

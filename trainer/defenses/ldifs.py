@@ -50,7 +50,7 @@ class Ldifs(Defence):
         if self.settings.tokens == "response":
             in_scope_BT, n_step = batch.labels != -100, batch.counts.n_response
         else:
-            in_scope_BT, n_step = batch.attention_mask != 0, batch.counts.n_tokens
+            in_scope_BT, n_step = batch.real, batch.counts.n_tokens
         total = torch.zeros((), dtype=wide(reference[_entry(min(self._blocks))]), device=batch.labels.device)
         for layer in self._blocks:
             unit_ND = _unit(student[_entry(layer)][in_scope_BT])

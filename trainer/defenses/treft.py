@@ -80,7 +80,7 @@ class Treft(Defence):
     def _scope(self, batch: Batch) -> tuple[torch.Tensor, int]:
         counts, tokens = batch.counts, self.settings.tokens
         if tokens == "all":
-            return batch.attention_mask != 0, counts.n_tokens
+            return batch.real, counts.n_tokens
         if batch.classes is None:
             raise BadInputError("treft: the rows were rendered without token classes")
         n_step = {"prefix": counts.n_prefix, "query": counts.n_query, "postfix": counts.n_postfix}[tokens]
