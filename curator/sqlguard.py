@@ -58,7 +58,7 @@ def check_statement(connection: duckdb.DuckDBPyConnection, statement: str) -> No
     except duckdb.Error as error:
         raise BadInputError(f"the statement failed: {str(error)[:2000]}") from error
     try:
-        tree = orjson.loads(row[0]) if row else {"error": True}
+        tree: dict[str, Any] = orjson.loads(row[0]) if row else {"error": True}
     except orjson.JSONDecodeError as error:  # nested beyond what the decoder takes
         raise BadInputError("the statement is nested too deeply") from error
     if tree["error"] or len(tree["statements"]) != 1:
