@@ -110,6 +110,8 @@ class TrainConfig(_Strict):
             raise ValueError("four_bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
         if self.full and self.four_bit:
             raise ValueError("full and four_bit exclude each other: packed weights cannot be trained")
+        if self.full and any(defence.name == "gating" for defence in self.defences):
+            raise ValueError("gating trains its gates alone, full trains every weight: choose one")
         if self.full and self.lora != LoraSettings():
             raise ValueError("full fine-tuning has no adapter: leave the lora settings out")
         check_combination(self.defences, from_mix=self.mix_id is not None, full=self.full)

@@ -139,6 +139,7 @@ def test_packed_bases_without_bitsandbytes_are_refused(tmp_path: Path) -> None:
     ("fields", "reason"),
     [
         ({"full": True, "lora": {"r": 4}}, "full fine-tuning has no adapter"),
+        ({"full": True, "defences": [{"name": "gating"}]}, "gating trains its gates alone, full trains every weight"),
         ({"report_to": ["nowhere"]}, "there is no tracker 'nowhere'; known are trackio"),
         ({"report_to": ["trackio"]}, "the tracker trackio is not installed"),
     ],
