@@ -162,3 +162,16 @@ def test_resuming_without_a_checkpoint_is_refused(
     assert claim.checkpoint.step == 5
     assert folder.claim(found, overwrite=True).checkpoint is None
     assert not complete_checkpoints(folder.path)
+
+
+@pytest.mark.slow
+def test_gates_are_resumed_as_well(llama: Path, chats: Path, tmp_path: Path) -> None:
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert sft.main(argv(llama, chats, whole, "--gating", "--save-steps", "3")) == 0
+    shutil.copytree(whole, again)
+    (again / "report.json").unlink()
+    shutil.rmtree(again / "adapter")
+    assert sft.main(argv(llama, chats, again, "--gating", "--resume", "3")) == 0
+    gates = [load_file(run / "adapter" / "gates.safetensors") for run in (whole, again)]
+    assert same(*gates)
+    assert any(bool(tensor.any()) for tensor in gates[0].values())
