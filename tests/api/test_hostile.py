@@ -17,6 +17,7 @@ MIB = 2**20
 GOOD = json_lines(task_rows(3))
 DEEP = 100_000
 BOUNDARY = b"frontier"
+LONG_ROW = b'{"a": "' + b"x" * 1_000_000 + b'"}\n'
 
 # name: (bytes, statuses that may answer)
 UPLOADS: dict[str, tuple[bytes | Callable[[], bytes], set[int]]] = {
@@ -43,8 +44,9 @@ UPLOADS: dict[str, tuple[bytes | Callable[[], bytes], set[int]]] = {
     "a line of 64 MiB": (lambda: b'{"messages": "' + b"x" * (64 * MIB) + b'"}\n', {413, 422}),
     "many empty rows": (lambda: b"{}\n" * 150_000, {413, 422}),
     "two million empty lines": (lambda: b"\n" * 2_000_000 + GOOD, {200, 201, 422}),
-    "a gzip bomb": (lambda: gzip.compress(b" " * 40_000_000, 1), {413}),
-    "a zstd bomb": (lambda: zstandard.compress(b"\n" * 100_000_000), {413}),
+    "a gzip bomb": (lambda: gzip.compress(LONG_ROW * 40, 1), {413}),
+    "a zstd bomb": (lambda: zstandard.compress(LONG_ROW * 40), {413}),
+    "packed emptiness": (lambda: zstandard.compress(b"\n" * 100_000_000), {413, 422}),
     "gzip in gzip": (gzip.compress(gzip.compress(GOOD)), {413, 422}),
     "a cut gzip": (gzip.compress(GOOD * 100)[:-20], {422}),
     "a gzip head alone": (b"\x1f\x8b\x08\x00", {422}),
