@@ -51,9 +51,10 @@ def run_bench(request: BenchRequest) -> Document:
     document["gemm_gflops_per_s"] = [round(rate / 1e9, 1) for rate in gemm]
     document["ratios"] = _ratios(seconds, parts, gemm)
     document["agreement"] = _agreement(parts.losses)
-    document["lm_eval"] = {"batch_seconds": batch_seconds, "missing": parts.lm_eval_missing} | (
-        {"batch_size": parts.lm_eval.batch_size} if parts.lm_eval else {}
-    )
+    document["lm_eval"] = {
+        "batch_seconds": {str(size): found for size, found in batch_seconds.items()},
+        "missing": parts.lm_eval_missing,
+    } | ({"batch_size": parts.lm_eval.batch_size} if parts.lm_eval else {})
     document["peak_memory"] = _memory(request, parts.device, parts.dtype)
     return document
 
