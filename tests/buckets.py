@@ -142,7 +142,7 @@ def losing_proxy(target: str, losses: Losses) -> Iterator[str]:
             if self.command != "HEAD":
                 self.wfile.write(data)
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815 - http.server's names
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass

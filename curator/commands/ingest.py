@@ -30,7 +30,9 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "ingest", description=DESCRIPTION, examples=EXAMPLES)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="chat files, saved folders, or hub ids (docs/formats.md)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="chat files, saved folders, or hub ids (docs/formats.md)"
+    )
     parser.add_argument("--corpus", required=True, metavar="NAME", help="corpus to make or to add to")
     parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
     parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")

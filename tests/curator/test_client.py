@@ -193,7 +193,7 @@ def scripted(script: Script) -> Iterator[tuple[str, list[bytes]]]:
             bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
             script[len(bodies) - 1](self)
 
-        do_GET = do_POST = do_DELETE = answer  # noqa: N815
+        do_GET = do_POST = do_DELETE = answer
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             return

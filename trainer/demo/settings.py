@@ -16,6 +16,7 @@ class DemoSettings:
     max_length: int  # tokens of a scored row
     misaligned_steps: int  # optimiser steps of the narrow fine-tune
     defended_steps: int  # optimiser steps on the mix, with KL on
+    check_rows: int = 4  # rows scored again, in another order and in plain torch; the command's default is 20
     batch_size: int = 8
     lr: float = 2e-4
     interleave_ratio: float = 0.2

@@ -105,6 +105,7 @@ def score(settings: DemoSettings, model: Path, misaligned_run: Path) -> None:
     common = (
         "--corpus", CORPUS, "--model", model, "--sample", settings.sample_rows, "--sample-fit",
         "--seed", settings.seed, "--max-length", settings.max_length, "--store", settings.store,
+        "--check-rows", settings.check_rows,
     )  # fmt: skip
     run("curator", "score", *common, "--role", "aligned", "--label", "smollm2")
     adapter = misaligned_run / "adapter"
