@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from curator.canonical import example_id, response_head
 from curator.corpus import known_ids, named_files, new_manifest, read_manifest, revision_of
-from curator.errors import BadInputError, BadRowsError
+from curator.errors import BadInputError
 from curator.formats import (
     LABELS,
     Container,
@@ -31,6 +31,7 @@ from curator.formats import (
     open_chat_file,
     read_rows,
 )
+from curator.ingest_report import MAX_LISTED, FileReport, IngestReport, recorded_problems, strict_error
 from curator.progress import Progress
 from curator.schema import EXAMPLES, REJECTS, SOURCES, Table
 from curator.store import Store, arrow_schema
@@ -39,37 +40,7 @@ PART_ROWS = 5_000
 PART_CHARS = 64 * 2**20  # a part of very long conversations closes earlier
 MAX_STORED_REJECTS = 10_000  # records per ingest; all are counted
 N_FIRST = 20  # records a report shows, besides the first of each code
-MAX_LISTED = 1_000  # problems in an error's details
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-@dataclass
-class FileReport:
-    """Counts of one file, in records: parsed = kept + rejected + folded."""
-
-    source: str
-    sha256: str
-    parsed: int = 0
-    kept: int = 0
-    rejected: int = 0
-    folded: int = 0
-    skipped: bool = False  # the same bytes with the same options are in the corpus already
-    reject_codes: dict[str, int] = field(default_factory=dict)  # records by their first problem; sums to rejected
-    first_rejects: list[dict[str, object]] = field(default_factory=list)  # of 20 records, and of each code's first
-
-
-@dataclass(frozen=True)
-class IngestReport:
-    """What one ingest did, and the corpus as it stands now."""
-
-    corpus: str
-    revision: str
-    n_examples: int
-    files: tuple[FileReport, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -99,8 +70,9 @@ def ingest(
     """Add files, saved folders and hub data sets to a corpus, each whole or not at all; what is there is skipped.
 
     Conversations that the corpus holds are folded (their labels stay as they are). With `strict` a file with any
-    bad record raises BadRowsError, and nothing of it is written. Raises BadInputError or MissingError for files
-    and names that cannot be used, StoreError while another process writes the corpus.
+    bad record raises BadRowsError, and nothing of it is written; so does one that was ingested before with bad
+    records. Raises BadInputError or MissingError for files and names that cannot be used, StoreError while another
+    process writes the corpus.
     """
     if not _NAME.fullmatch(corpus):
         raise BadInputError(f"{corpus!r} is no corpus name: letters, digits, dot, dash and underscore, at most 100")
@@ -130,7 +102,10 @@ def _ingest_source(
     for earlier in document["ingests"]:
         if earlier["sha256"] == sha256 and earlier["options"] == options.identity():
             counts = {name: earlier[name] for name in ("parsed", "kept", "rejected", "folded", "reject_codes")}
-            return FileReport(source=source.name, sha256=sha256, skipped=True, **counts)
+            report = FileReport(source=source.name, sha256=sha256, skipped=True, **counts)
+            if options.strict and report.rejected:
+                raise strict_error(report, recorded_problems(store, f"corpora/{document['name']}", earlier))
+            return report
     writer = _FileWriter(store, document, known, report, dict(options.labels))
     try:
         for item in _with_progress(source, options):
@@ -140,7 +115,7 @@ def _ingest_source(
         if _stamp(source) != before:
             raise BadInputError(f"{source.name} changed while it was read: ingest it again when it is whole")
         if options.strict and report.rejected:
-            raise _strict_error(report, writer.problems)
+            raise strict_error(report, writer.problems)
         writer.commit(options)
     except BaseException:
         writer.undo()
@@ -292,13 +267,3 @@ def _with_revision(document: dict[str, Any], parts: list[dict[str, Any]], ids: s
     document |= {"revision": revision, "n_examples": len(ids)}
     latest = {"revision": revision, "n_examples": len(ids), "parts": [*earlier, *parts]}
     return {**document, "revisions": [*document["revisions"], latest]}
-
-
-def _strict_error(report: FileReport, problems: list[dict[str, object]]) -> BadRowsError:
-    first = problems[0]
-    where = f"line {first['line']}" if first["line"] is not None else f"record {first['record']}"
-    return BadRowsError(
-        f"{report.source} has {report.rejected} bad records of {report.parsed}, and nothing of it was written "
-        f"(--strict); the first is {where}: {first['code']}, {first['message']}",
-        details=problems,
-    )

@@ -7,7 +7,8 @@ from typing import Any
 from curator.commands import Subparsers, list_problems, new_parser, open_store, say_json
 from curator.errors import BadRowsError
 from curator.formats import CONTAINERS, LABELS, LAYOUTS
-from curator.ingest import FileReport, ingest
+from curator.ingest import ingest
+from curator.ingest_report import FileReport
 from curator.progress import say
 
 N_LISTED = 20  # bad records shown; the rejects table holds up to 10,000 a file
@@ -38,7 +39,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
     for label in LABELS:
         parser.add_argument(f"--{label}", metavar="TEXT", help=f"{label} label of rows that carry none of their own")
-    parser.add_argument("--strict", action="store_true", help="refuse a file with any bad record; write nothing of it")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a file with any bad record, also one that is there already; write nothing of it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -147,6 +147,28 @@ def test_strict_refuses_the_file_and_writes_nothing(store: Store, tmp_path: Path
     assert ingest(store, [_file(tmp_path, "b.jsonl", [_chat("a")])], "c", strict=True).n_examples == 1
 
 
+def test_strict_refuses_a_file_that_was_ingested_before_with_rejects(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _file(tmp_path, "a.jsonl", [_chat("a"), {}, {"messages": []}])
+    with pytest.raises(BadRowsError) as fresh:
+        ingest(store, [path], "c", strict=True)
+    ingest(store, [path], "c")
+    manifest, files = store.read_bytes("corpora/c/corpus.json"), store.list("corpora/c")
+    with pytest.raises(
+        BadRowsError, match=r"a.jsonl has 2 bad records of 3, and was ingested without .* is line 2"
+    ) as e:
+        ingest(store, [path], "c", strict=True)
+    assert e.value.details == fresh.value.details
+    assert (store.read_bytes("corpora/c/corpus.json"), store.list("corpora/c")) == (manifest, files)
+    command = ["ingest", str(path), "--corpus", "c", "--store", str(tmp_path / "store"), "--strict"]
+    assert main(command) == 2
+    assert "line 2 /messages: missing_messages_list" in capsys.readouterr().err
+    good = _file(tmp_path, "b.jsonl", [_chat("b")])
+    ingest(store, [good], "c")
+    assert ingest(store, [good], "c", strict=True).files[0].skipped
+
+
 def test_remains_of_an_interrupted_ingest_are_removed(store: Store, tmp_path: Path) -> None:
     ingest(store, [_file(tmp_path, "a.jsonl", [_chat("a")])], "c")
     store.write_bytes("corpora/c/part-00001-00000.parquet", b"half")
