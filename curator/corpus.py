@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator.errors import MissingError, StoreError
+from curator.formats import LABELS
 from curator.store import Store
 
 CORPUS_FORMAT_VERSION = 1
+
+Labels = tuple[str | None, ...]  # of one example, in the order of LABELS
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,13 @@ def named_files(document: dict[str, Any]) -> set[str]:
     return {"corpus.json"} | {item["name"] for entry in document["ingests"] for kind in kinds for item in entry[kind]}
 
 
-def known_ids(store: Store, document: dict[str, Any]) -> set[bytes]:
-    """Example ids of the latest revision, 16 bytes each."""
-    known: set[bytes] = set()
+def known_labels(store: Store, document: dict[str, Any]) -> dict[bytes, Labels]:
+    """Example ids of the latest revision, 16 bytes each, with the stored labels; equal ones share a tuple."""
+    known: dict[bytes, Labels] = {}
+    shared: dict[Labels, Labels] = {}
     for part in document["revisions"][-1]["parts"] if document["revisions"] else []:
-        column = store.read_table(f"corpora/{document['name']}/{part['name']}", ["example_id"])["example_id"]
-        known.update(bytes.fromhex(digest) for digest in column.to_pylist())
+        table = store.read_table(f"corpora/{document['name']}/{part['name']}", ["example_id", *LABELS])
+        labels = zip(*(table[label].to_pylist() for label in LABELS), strict=True)
+        for digest, values in zip(table["example_id"].to_pylist(), labels, strict=True):
+            known[bytes.fromhex(digest)] = shared.setdefault(values, values)
     return known

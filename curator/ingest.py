@@ -8,7 +8,7 @@ killed at any moment leaves the corpus as it was, and the next one removes the r
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from curator.canonical import example_id, response_head
-from curator.corpus import known_ids, named_files, new_manifest, read_manifest, revision_of
+from curator.corpus import Labels, known_labels, named_files, new_manifest, read_manifest, revision_of
 from curator.errors import BadInputError
 from curator.formats import (
     LABELS,
@@ -69,10 +69,10 @@ def ingest(
 ) -> IngestReport:
     """Add files, saved folders and hub data sets to a corpus, each whole or not at all; what is there is skipped.
 
-    Conversations that the corpus holds are folded (their labels stay as they are). With `strict` a file with any
-    bad record raises BadRowsError, and nothing of it is written; so does one that was ingested before with bad
-    records. Raises BadInputError or MissingError for files and names that cannot be used, StoreError while another
-    process writes the corpus.
+    Conversations that the corpus holds are folded (the stored labels stay; records that bring others are counted).
+    With `strict` a file with any bad record raises BadRowsError, and nothing of it is written; so does one that was
+    ingested before with bad records. Raises BadInputError or MissingError for files and names that cannot be used,
+    StoreError while another process writes the corpus.
     """
     if not _NAME.fullmatch(corpus):
         raise BadInputError(f"{corpus!r} is no corpus name: letters, digits, dot, dash and underscore, at most 100")
@@ -86,7 +86,7 @@ def ingest(
     with store.lock(f"corpora/{corpus}"):
         document = read_manifest(store, corpus) or new_manifest(corpus)
         store.sweep(f"corpora/{corpus}", named_files(document))
-        known = known_ids(store, document)
+        known = known_labels(store, document)
         reports = []
         for source in located:
             reports.append(_ingest_source(store, document, known, source, options))
@@ -94,7 +94,7 @@ def ingest(
 
 
 def _ingest_source(
-    store: Store, document: dict[str, Any], known: set[bytes], source: Located, options: IngestOptions
+    store: Store, document: dict[str, Any], known: dict[bytes, Labels], source: Located, options: IngestOptions
 ) -> FileReport:
     before = _stamp(source)
     sha256 = _sha256(source)
@@ -102,6 +102,7 @@ def _ingest_source(
     for earlier in document["ingests"]:
         if earlier["sha256"] == sha256 and earlier["options"] == options.identity():
             counts = {name: earlier[name] for name in ("parsed", "kept", "rejected", "folded", "reject_codes")}
+            counts["labels_ignored"] = earlier.get("labels_ignored")
             report = FileReport(source=source.name, sha256=sha256, skipped=True, **counts)
             if options.strict and report.rejected:
                 raise strict_error(report, recorded_problems(store, f"corpora/{document['name']}", earlier))
@@ -159,12 +160,18 @@ class _FileWriter:
     """Takes one file's records and writes its parts; `commit` makes them part of the corpus, `undo` removes them."""
 
     def __init__(
-        self, store: Store, document: dict[str, Any], known: set[bytes], report: FileReport, labels: dict[str, str]
+        self,
+        store: Store,
+        document: dict[str, Any],
+        known: dict[bytes, Labels],
+        report: FileReport,
+        labels: dict[str, str],
     ) -> None:
         self.store, self.document, self.known, self.report, self.labels = store, document, known, report, labels
         self.folder = f"corpora/{document['name']}"
         self.number = len(document["ingests"])
-        self.new: set[bytes] = set()
+        self.new: dict[bytes, Labels] = {}
+        self.shared: dict[Labels, Labels] = {}  # equal labels are one object
         self.n_chars = 0  # of the examples not written yet
         self.examples: list[dict[str, Any]] = []
         self.sources: list[dict[str, Any]] = []
@@ -172,6 +179,7 @@ class _FileWriter:
         self.problems: list[dict[str, object]] = []
         self.files: dict[str, list[dict[str, Any]]] = {"part": [], "sources": [], "rejects": []}
         self.codes: Counter[str] = Counter()
+        self.n_ignored = 0
         self.dry = False  # counting only, once a strict file is known to be refused
         self.closing = False  # the manifest may name our files from here on
 
@@ -196,13 +204,16 @@ class _FileWriter:
     def _keep(self, row: Row) -> None:
         digest = example_id(row.json)
         key = bytes.fromhex(digest)
-        if key in self.known or key in self.new:
+        labels = tuple(row.labels.get(label, self.labels.get(label)) for label in LABELS)
+        stored = self.known.get(key) or self.new.get(key)
+        if stored is not None:
             self.report.folded += 1
+            self.n_ignored += any(new is not None and new != old for new, old in zip(labels, stored, strict=True))
         else:
             self.report.kept += 1
-            self.new.add(key)
+            self.new[key] = self.shared.setdefault(labels, labels)
             self.n_chars += len(row.json)
-            self.examples.append(_example(row, digest, self.labels))
+            self.examples.append(_example(row, digest, labels))
         source = {"example_id": digest, "source": self.report.source, "source_id": row.source_id}
         self.sources.append({**source, "record": row.record})
         self._flush(PART_ROWS)
@@ -225,12 +236,13 @@ class _FileWriter:
     def commit(self, options: IngestOptions) -> None:
         self._flush(1)
         self._write("rejects", self.rejects, REJECTS)
+        self.report.labels_ignored = self.n_ignored
         self.report.reject_codes = dict(sorted(self.codes.items()))
         document = _with_revision({**self.document}, self.files["part"], self.known | self.new)
         entry = {name: getattr(self.report, name) for name in ("source", "sha256", "parsed", "kept", "rejected")}
-        entry |= {"folded": self.report.folded, "reject_codes": self.report.reject_codes}
-        entry |= {"options": options.identity(), "parts": self.files["part"]}
-        entry |= {"sources": self.files["sources"], "rejects": self.files["rejects"]}
+        entry |= {"folded": self.report.folded, "labels_ignored": self.n_ignored}
+        entry |= {"reject_codes": self.report.reject_codes, "options": options.identity()}
+        entry |= {"parts": self.files["part"], "sources": self.files["sources"], "rejects": self.files["rejects"]}
         document["ingests"] = [*document["ingests"], entry]
         self.closing = True
         self.store.write_json(f"{self.folder}/corpus.json", document)
@@ -245,7 +257,7 @@ class _FileWriter:
             self.store.delete(f"{self.folder}/{item['name']}")
 
 
-def _example(row: Row, digest: str, labels: dict[str, str]) -> dict[str, Any]:
+def _example(row: Row, digest: str, labels: Labels) -> dict[str, Any]:
     messages = row.messages
     return {
         "example_id": digest,
@@ -254,11 +266,11 @@ def _example(row: Row, digest: str, labels: dict[str, str]) -> dict[str, Any]:
         "n_assistant_turns": sum(message["role"] == "assistant" for message in messages),
         "n_chars": sum(len(message.get("content") or "") for message in messages),
         "response_head": response_head(messages),
-        **{label: row.labels.get(label, labels.get(label)) for label in LABELS},
+        **dict(zip(LABELS, labels, strict=True)),
     }
 
 
-def _with_revision(document: dict[str, Any], parts: list[dict[str, Any]], ids: set[bytes]) -> dict[str, Any]:
+def _with_revision(document: dict[str, Any], parts: list[dict[str, Any]], ids: Collection[bytes]) -> dict[str, Any]:
     """The manifest with a new revision when the set of examples changed, and unchanged otherwise."""
     if not parts and document["revisions"]:
         return document

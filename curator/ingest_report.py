@@ -20,6 +20,9 @@ class FileReport:
     kept: int = 0
     rejected: int = 0
     folded: int = 0
+    labels_ignored: int | None = (
+        0  # folded, with a label other than the stored one; None: an older version's skipped file
+    )
     skipped: bool = False  # the same bytes with the same options are in the corpus already
     reject_codes: dict[str, int] = field(default_factory=dict)  # records by their first problem; sums to rejected
     first_rejects: list[dict[str, object]] = field(default_factory=list)  # of 20 records, and of each code's first

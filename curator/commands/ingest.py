@@ -17,8 +17,9 @@ DESCRIPTION = """\
 Reads chat data (messages, ShareGPT, Alpaca or prompt/completion, as JSON Lines, a JSON array of any size, CSV, Parquet
 or Arrow, each also packed with gzip or Zstandard; folders saved by `datasets`; hub ids) into a corpus of
 distinct conversations. A bad record is kept out, listed and counted; a conversation that is there already is
-folded into the earlier one. A file that was read before with the same options is skipped, and one whose reading
-was interrupted is read again from its start."""
+folded into the earlier one, whose labels stay: records that bring other labels are counted as labels ignored. A file
+that was read before with the same options is skipped, and one whose reading was interrupted is read again from its
+start."""
 
 EXAMPLES = """\
   python -m curator ingest chats.jsonl more.parquet --corpus chats
@@ -72,6 +73,8 @@ def _say_file(file: FileReport) -> None:
         say(f"{file.source}: ingested before with these options, skipped ({counts})")
         return
     say(f"{file.source}: {counts}")
+    if file.labels_ignored:
+        say(f"  labels ignored: {file.labels_ignored:,} folded records brought labels other than those stored")
     if file.rejected:
         say("  rejected: " + ", ".join(f"{code} {n:,}" for code, n in file.reject_codes.items()))
         list_problems(file.first_rejects)

@@ -96,6 +96,26 @@ def test_the_same_file_again_is_skipped_and_other_options_are_not(store: Store, 
     assert len(corpus_info(store, "c").revisions) == 1
 
 
+def test_labels_for_what_is_there_are_ignored_and_counted(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, web = [_chat("a"), _chat("b")], _chat("c", domain="web")
+    first = _file(tmp_path, "a.jsonl", [*bare, web, web, _chat("c", domain="law"), _chat("a", harm="none")])
+    second = _file(tmp_path, "b.jsonl", [*bare, web, _chat("c"), _chat("c", language="en"), _chat("d", domain="x")])
+    assert [file.labels_ignored for file in ingest(store, [first, second], "c").files] == [2, 1]
+    stored = [row["domain"] for row in _rows(store, "c", "parts")]
+    command = ["ingest", str(second), "--corpus", "c", "--store", str(tmp_path / "store"), "--domain", "web"]
+    assert main(command) == 0  # those of a, b and, by its own label alone, of c in English
+    assert "  labels ignored: 3 folded records brought labels other than those stored\n" in capsys.readouterr().out
+    assert [row["domain"] for row in _rows(store, "c", "parts")] == stored == [None, None, "web", "x"]
+    assert [entry["labels_ignored"] for entry in corpus_info(store, "c").ingests] == [2, 1, 3]
+    assert ingest(store, [second], "c").files[0].labels_ignored == 1
+    document = store.read_json("corpora/c/corpus.json")
+    del document["ingests"][1]["labels_ignored"]  # as older versions wrote it
+    store.write_json("corpora/c/corpus.json", document)
+    assert ingest(store, [second], "c").files[0].labels_ignored is None
+
+
 def test_more_rows_make_a_new_revision_and_keep_the_old_parts(store: Store, tmp_path: Path) -> None:
     first = ingest(store, [_file(tmp_path, "a.jsonl", [_chat("a")])], "c")
     second = ingest(store, [_file(tmp_path, "b.jsonl", [_chat("b")])], "c")
