@@ -13,7 +13,17 @@ from curator.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-MODULES = ("api", "trainer.defence_table", "trainer.demo", "trainer.evaluate", "trainer.nll", "trainer.sft")
+RUNS = 'if __name__ == "__main__":'
+
+
+def _module_commands() -> tuple[str, ...]:
+    """Every module of api and trainer that runs by `python -m`; curator has one, with commands of its own."""
+    found = [path for room in ("api", "trainer") for path in (ROOT / room).rglob("*.py") if RUNS in path.read_text()]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for path in found}
+    return tuple(sorted(names))
+
+
+MODULES = _module_commands()
 
 
 def test_every_curator_command_stands_in_the_readme() -> None:
@@ -29,14 +39,13 @@ def test_the_readme_names_no_command_that_is_not_there() -> None:
     named = set(re.findall(r"python -m curator (\w+)", README))
     assert named <= set(COMMANDS)
     modules = set(re.findall(r"python -m ((?:api|trainer)[\w.]*)", README))
-    absent = [name for name in modules if not list(ROOT.glob(name.replace(".", "/") + "*"))]
-    assert not absent
+    assert modules <= set(MODULES)
 
 
 def test_the_two_commands_are_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "test", "test-all", "lint", "types", "contracts"):
-        assert f"make {target}" in README or target in ("lint", "types", "contracts")
+        assert re.search(rf"make [\w ]*\b{target}\b", README), target
         assert re.search(rf"^{target}: ", makefile, re.M)
 
 

@@ -74,7 +74,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     check_quantisation(config.model)
     team.join(on_cpu=config.device == "cpu")
     weights = team.first(lambda: weights_sha256(config.model))
-    mark = fingerprint(config, weights, team.size)
+    mark = fingerprint(config, weights, Renderer.from_folder(config.model).renderer_id, team.size)
     claim = team.first(lambda: folder.claim(mark, invocation.overwrite, invocation.resume))
     if claim.report is not None:
         tell(f"{config.out} holds this very run, complete ({claim.report['steps']} steps); --overwrite trains again")
@@ -125,10 +125,15 @@ def gather_inputs(invocation: Invocation, weights: str, team: Team) -> Inputs:
     return Inputs(found[0], rows, Renderer.from_folder(config.model), warned, key)
 
 
-def fingerprint(config: TrainConfig, weights: str, n_processes: int = 1) -> Fingerprint:
-    """What makes two runs the same one: settings, model weights and row contents, and no path or address."""
+def fingerprint(config: TrainConfig, weights: str, renderer_id: str, n_processes: int = 1) -> Fingerprint:
+    """What makes two runs the same one: settings, weights, rendering and row contents, and no path or address."""
     data = None if config.data is None else file_sha256(config.data)
-    found = {"config": config.without_places(), "weights_sha256": weights, "data_sha256": data}
+    found = {
+        "config": config.without_places(),
+        "weights_sha256": weights,
+        "renderer_id": renderer_id,
+        "data_sha256": data,
+    }
     return found if n_processes == 1 else found | {"processes": n_processes}
 
 

@@ -25,7 +25,8 @@ MaskRule = Literal["all", "last"]
 
 # A closed list: templates such as '<|' + role + '|>' build control tokens out of the role.
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of the stored files
+RENDER_VERSION = 1  # of the ids and masks that the same files give: raise it whenever either changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class Renderer:
         self.tokenizer_sha256 = hashlib.sha256(canonical_bytes(files.tokenizer)).hexdigest()
         self.template_sha256 = hashlib.sha256(files.chat_template.encode()).hexdigest()
         self.renderer_id = hashlib.blake2b(
-            canonical_bytes([self.tokenizer_sha256, self.template_sha256, files.special_tokens]),
+            canonical_bytes([RENDER_VERSION, self.tokenizer_sha256, self.template_sha256, files.special_tokens]),
             digest_size=16,
         ).hexdigest()
         self.eos_id = self._named_id("eos_token")

@@ -49,6 +49,7 @@ def model_identity(
         "adapter_sha256": adapter_sha256(adapter_dir) if adapter_dir else None,
         "chat_template_sha256": renderer.template_sha256,
         "tokenizer_sha256": renderer.tokenizer_sha256,
+        "renderer_id": renderer.renderer_id,  # also the special tokens that a template prints, and our rendering rules
         "mask_rule": mask_rule,
         "max_length": max_length,
         "dtype": dtype,
@@ -79,6 +80,7 @@ def declared_identity(
         "adapter_sha256": adapter,
         "chat_template_sha256": renderer.template_sha256,
         "tokenizer_sha256": renderer.tokenizer_sha256,
+        "renderer_id": renderer.renderer_id,  # also the special tokens that a template prints, and our rendering rules
         "mask_rule": mask_rule,
         "max_length": max_length,
         "dtype": dtype,

@@ -232,6 +232,7 @@ def test_messages_come_back_by_id_and_a_missing_id_is_an_error(scored: Scored) -
     [
         ("drop table corpora", "exactly one SELECT statement; found DROP"),
         ("select 1; select 2", "exactly one SELECT statement; found SELECT, SELECT"),
+        ("explain analyze copy (select 1) to 'written.csv'", "exactly one SELECT statement; found EXPLAIN"),
         ("", "found nothing"),
         ("select nope from gap", "the statement failed: .*nope"),
         ("selec 1", "the statement failed"),

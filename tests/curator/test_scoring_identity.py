@@ -11,7 +11,7 @@ from curator.errors import BadInputError
 from curator.render import Renderer
 from curator.scoring import check_model_dir, measure_id, model_identity, model_window, scorer_id
 from curator.scoring.identity import Identity, adapter_sha256, weights_sha256
-from tests.models import tiny_adapter_folder, tiny_model_folder
+from tests.models import CHATML, tiny_adapter_folder, tiny_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,19 @@ def test_one_changed_weight_or_setting_counts(model: Path, copy: Path) -> None:
     assert weights_sha256(copy) == weights_sha256(model)
     edit(copy / "config.json", rms_norm_eps=0.5)
     assert weights_sha256(copy) != weights_sha256(model)
+
+
+def test_a_special_token_that_the_template_prints_counts(copy: Path, tmp_path: Path) -> None:
+    """Same tokenizer, same template, other bos_token: other ids, so another scorer and another measure."""
+    other = Path(shutil.copytree(copy, tmp_path / "other"))
+    for folder, token in ((other, "<|endoftext|>"), (copy, "<repo_name>")):
+        (folder / "chat_template.jinja").write_text("{{ bos_token }}" + CHATML)
+        edit(folder / "tokenizer_config.json", bos_token=token)
+    one, two = identity(other), identity(copy)
+    assert one["tokenizer_sha256"] == two["tokenizer_sha256"]
+    assert one["chat_template_sha256"] == two["chat_template_sha256"]
+    assert scorer_id(one) != scorer_id(two)
+    assert measure_id(one) != measure_id(two)
 
 
 def test_a_measure_ignores_weights_and_adapter_alone(model: Path, tmp_path: Path) -> None:

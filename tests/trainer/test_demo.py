@@ -8,7 +8,24 @@ from curator.errors import MissingDependencyError
 from trainer.demo.__main__ import main
 from trainer.demo.model import package_file
 from trainer.demo.shell import DemoFailedError, run, run_json
-from trainer.demo.steps import require_shift
+from trainer.demo.steps import require_all_read, require_shift
+
+
+def _entry(**changed: object) -> dict[str, object]:
+    entry = {"parsed": 17_672, "kept": 16_779, "rejected": 146, "folded": 747, "reject_codes": {"truncated_json": 1}}
+    return {**entry, **changed}
+
+
+def test_a_corpus_that_is_all_accounted_for_passes() -> None:
+    require_all_read(_entry())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"kept": 16_778}, {"parsed": 17_671, "folded": 746}, {"reject_codes": {"empty_messages_list": 126}}]
+)
+def test_a_corpus_that_lost_records_fails_the_demo(changed: dict[str, object]) -> None:
+    with pytest.raises(DemoFailedError, match="accounted for"):
+        require_all_read(_entry(**changed))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3, -0.01, float("nan")])

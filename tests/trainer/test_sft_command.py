@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,16 @@ def test_the_same_run_again_is_skipped(
     assert sft.main(argv(llama, chats, finished, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 4
     assert (finished / "report.json").stat().st_mtime_ns == before
+
+
+def test_another_chat_template_is_another_run(
+    finished: Path, llama: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = Path(shutil.copytree(llama, tmp_path / "changed"))
+    template = changed / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> ", 1))
+    assert sft.main(argv(changed, chats, finished)) == 2
+    assert "renderer_id" in capsys.readouterr().err
 
 
 def test_another_run_needs_another_folder_or_overwrite(

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from curator.errors import MissingDependencyError
+from curator.progress import say
 
 MODEL_NAME = "smollm2-135m-instruct"
 
@@ -34,6 +35,7 @@ def converted_model(models_dir: Path) -> Path:
     work = models_dir / f".{MODEL_NAME}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    say("  converting the model: about half a minute, once")
     _convert(source, work)
     # Renamed into place only when whole, so that an interrupted conversion is never mistaken for a model.
     work.rename(final)

