@@ -243,7 +243,7 @@ class _FileWriter:
         entry |= {"folded": self.report.folded, "labels_ignored": self.n_ignored}
         entry |= {"reject_codes": self.report.reject_codes, "options": options.identity()}
         entry |= {"parts": self.files["part"], "sources": self.files["sources"], "rejects": self.files["rejects"]}
-        document["ingests"] = [*document["ingests"], entry]
+        document["ingests"] = [*document["ingests"], entry | {"revision": document["revision"]}]
         self.closing = True
         self.store.write_json(f"{self.folder}/corpus.json", document)
         self.document.update(document)

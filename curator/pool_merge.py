@@ -7,6 +7,8 @@ from curator.errors import BadInputError
 
 Manifest = Mapping[str, Any]
 
+_LATER = ("labels_ignored", "revision")  # of an ingest's entry; older versions did not write them
+
 
 def changed(current: Mapping[str, Manifest], brought: Mapping[str, Manifest]) -> list[str]:
     """Paths of the manifests to write, in the order of `brought`: new ones, and those that go on from the store's.
@@ -38,13 +40,18 @@ def _size(document: Manifest) -> int:
 def _corpus_clash(ours: Manifest, theirs: Manifest) -> str | None:
     short, long = sorted((ours, theirs), key=_size)
     n_ingests, n_revisions = len(short["ingests"]), len(short["revisions"])
-    same = (long["ingests"][:n_ingests], long["revisions"][:n_revisions]) == (short["ingests"], short["revisions"])
-    if same:
+    same = long["revisions"][:n_revisions] == short["revisions"]
+    if same and all(map(_same_ingest, long["ingests"][:n_ingests], short["ingests"])):
         return None
     return (
         f"the store's corpus {ours['name']} (revision {ours['revision'][:12]}, {ours['n_examples']:,} examples) is not "
         f"the pool's (revision {theirs['revision'][:12]}, {theirs['n_examples']:,} examples): import into another store"
     )
+
+
+def _same_ingest(one: Manifest, other: Manifest) -> bool:
+    unknown = [name for name in _LATER if name not in one or name not in other]
+    return {**one, **dict.fromkeys(unknown)} == {**other, **dict.fromkeys(unknown)}
 
 
 def _scorer_clash(ours: Manifest, theirs: Manifest) -> str | None:

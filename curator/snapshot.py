@@ -19,6 +19,7 @@ LATEST = "latest"
 class Corpus:
     """One revision of a corpus; files are paths in the store, `sources` and `rejects` by ingest, in their order.
 
+    They are those of the ingests up to this revision, among them ones that brought it only copies or rejects.
     `earlier` and `later` are the corpus's other revisions.
     """
 
@@ -98,7 +99,7 @@ def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
             f"{problem} revision {wanted!r} of corpus {name}; there are: {', '.join(found)}", details=found
         )
     chosen, ids = revisions[places[0]], [str(item["revision"]) for item in revisions]
-    ingests = document.get("ingests", [])
+    ingests = _ingests_up_to(document.get("ingests", []), ids, places[0], path)
     return Corpus(
         name=name,
         revision=str(chosen["revision"]),
@@ -109,6 +110,25 @@ def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
         earlier=tuple(ids[: places[0]]),
         later=tuple(ids[places[0] + 1 :]),
     )
+
+
+def _ingests_up_to(entries: list[dict[str, Any]], ids: list[str], last: int, path: str) -> list[dict[str, Any]]:
+    """The ingests that led to the revision at place `last` of `ids`, or to an earlier one.
+
+    Entries of older versions do not name their revision: then each that has parts made the next one.
+    """
+    kept, place = [], -1
+    for entry in entries:
+        revision = entry.get("revision")
+        if revision is None:
+            place = max(0, place + bool(entry.get("parts")))
+        elif revision in ids:
+            place = ids.index(revision)
+        else:
+            raise IntegrityError(f"{path} has an ingest that led to revision {revision!r}, which it does not list")
+        if place <= last:
+            kept.append(entry)
+    return kept
 
 
 def read_scorers(store: Store, corpus: Corpus) -> list[Scorer]:
