@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api.errors import handle_http_error, handle_product_error, handle_validation_error
+from api.foreign import RefuseForeign
 from api.logs import log_event
 from api.observe import Observe
 from api.routes import corpora, create, health, mixes, sql
@@ -64,7 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.service = Service(settings, Store(settings.store))
-    app.add_middleware(Observe)
+    app.add_middleware(RefuseForeign)
+    app.add_middleware(Observe)  # the outermost: refusals are logged too
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)

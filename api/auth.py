@@ -49,7 +49,7 @@ class Keyring:
 
     def identify(self, token: str | None) -> Principal:
         """Who holds a token; raises ApiError 401, the same for an absent, unknown, expired or revoked one."""
-        if self._is_open():
+        if self.is_open():
             return _OPEN
         named = split_token(token or "")
         key = self._find(named[0]) if named else None
@@ -63,7 +63,8 @@ class Keyring:
             )
         return Principal(key.tenant, key.scopes)
 
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether everybody is served as one tenant: there was never a key, and the settings allow it."""
         self._closed = self._closed or any_keys(self.store)
         return not self._closed and self.may_open
 

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from curator.errors import BadInputError
 from curator.formats import Row, locate, read_rows
 
-datasets = pytest.importorskip("datasets")
 RECORDS = [{"prompt": f"q{number}", "completion": "a"} for number in range(5)]
 
 
