@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from api.auth import GUARDED, AdminTenant
 from api.errors import ApiError
@@ -22,6 +22,10 @@ td {{ padding: .2em 1em .2em 0; vertical-align: top }}
 code {{ white-space: nowrap }}
 </style><h1>{title}</h1><p>{description}</p>
 <p>The full description is <a href="openapi.json">openapi.json</a>.</p><table>{rows}</table></html>"""
+
+
+# A response class with a media type would give errors that type too; they are JSON like all others.
+_METRICS_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 @router.get("/healthz", response_model=Health)
@@ -47,7 +51,7 @@ def readyz(request: Request) -> dict[str, Any]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=GUARDED)
+@router.get("/metrics", response_class=Response, responses={200: _METRICS_TEXT, **GUARDED})
 def metrics(request: Request, tenant: AdminTenant) -> Response:
     """Counts and times of this process for Prometheus; needs the scope `admin` where there are keys."""
     return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -61,7 +61,7 @@ def test_the_published_values_are_the_defaults() -> None:
         (["--ldifs", "1", "--ldifs-layers", "3,3"], "each layer once"),
         (["--ldifs", "1", "--ldifs-layers", "0"], "greater than or equal to 1"),
         (["--kl", "0.1", "--kl-rows", "safe"], "rows=safe needs a mix"),
-        (["--gating", "--full"], "gating trains gates alone"),
+        (["--gating", "--full"], "gating trains its gates alone"),
         (["--kl", "nan"], "finite number"),
         (["--treft", "-1"], "greater than or equal to 0"),
         (["--treft", "1", "--treft-schedule", "window:5:5"], "must come after its first"),
