@@ -210,6 +210,7 @@ def test_a_mix_on_a_full_disk_is_not_there(tmp_path: Path) -> None:
         assert curator("verify", json.loads(done.stdout)["mix_id"], "--store", store.base).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_read_only_store_can_be_read_and_says_that_it_cannot_be_written(tmp_path: Path, model: Path) -> None:
     store = scored_chats(Store(tmp_path / "store").open(), tmp_path)
     more, tasks = chat_file(tmp_path / "more.jsonl", 5, seed=4), chat_file(tmp_path / "task.jsonl", 20, seed=5)

@@ -66,6 +66,7 @@ def test_packed_and_other_layouts_of_the_same_rows_fold(store: Store, tmp_path: 
     assert [(report.parsed, report.kept, report.folded) for report in reports] == [(5, 5, 0), (5, 0, 5), (5, 0, 5)]
 
 
+@pytest.mark.slow
 def test_a_cut_packed_file_is_counted_as_cut(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     lines = "".join(json.dumps({"prompt": str(n * 7919 % 10007), "completion": str(n)}) + "\n" for n in range(40_000))

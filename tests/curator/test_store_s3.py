@@ -92,6 +92,7 @@ def test_a_large_file_is_uploaded_in_pieces_and_memory_stays_flat(url: str, tmp_
     assert losses.seen == 20  # pieces of 8 MiB
 
 
+@pytest.mark.slow
 def test_what_a_killed_build_left_in_the_bucket_is_written_over_and_swept(store: Store, tmp_path: Path) -> None:
     scored_chats(store, tmp_path, n=12)
     tasks = task_set(tmp_path, 20)
@@ -201,6 +202,7 @@ def _run(root: str, workdir: Path, endpoint: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["after", pytest.param("before", marks=pytest.mark.slow), pytest.param("503", marks=pytest.mark.slow)]
 )

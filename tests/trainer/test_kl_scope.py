@@ -56,6 +56,7 @@ def test_gradient_equals_finite_differences(llama: Path, settings: dict[str, obj
     assert_gradient(lambda: term_of(defence, model, batch), lora_parameters(model))
 
 
+@pytest.mark.slow
 def test_the_sampled_estimate_is_unbiased_and_keeps_its_share(llama: Path) -> None:
     model, batch = adapted_model(llama), batch_of(rows(5), range(5))
     full = term_of(attached(model, KlSettings()), model, batch).item()

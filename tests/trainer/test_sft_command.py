@@ -124,6 +124,7 @@ def test_another_run_needs_another_folder_or_overwrite(
     assert "other weights_sha256" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_overwrite_trains_again_to_the_same_adapter(llama: Path, chats: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert sft.main(argv(llama, chats, out)) == 0
