@@ -114,7 +114,7 @@ def find_key(store: Store, key_id: str) -> Key | None:
 def opens(key: Key | None, secret: str) -> bool:
     """Whether a secret fits a key that is in force; a missing key takes the same comparison, in constant time."""
     fits = hmac.compare_digest(_hash(secret), _NO_HASH if key is None else key.sha256)
-    return fits and key is not None and key.status(_now()) == "active"
+    return fits and key is not None and key.status(datetime.now(UTC)) == "active"
 
 
 def _read(store: Store, key_id: str) -> Key:

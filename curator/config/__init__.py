@@ -4,6 +4,7 @@ Unknown keys are refused and ranges are checked when it is built. One pool is th
 flat: `{"corpus": "sharegpt", "strategy": "top_gap", "interleave_ratio": 0.05}`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -87,11 +88,27 @@ class Recipe(Strict):
         return self.batch_size
 
 
+def _huge_integers(value: Any, pointer: str) -> Iterator[str]:
+    """Pointers of integers that no manifest could hold, so that they are refused before any work."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield pointer or "/"
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _huge_integers(item, f"{pointer}/{key}")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _huge_integers(item, f"{pointer}/{number}")
+
+
 def parse_recipe(document: Any) -> Recipe:
     """A recipe from a decoded JSON or YAML document.
 
     Raises RecipeError naming every field at fault, so that one round of corrections is enough.
     """
+    huge = list(_huge_integers(document, ""))
+    if huge:
+        problems = [{"pointer": pointer, "message": "the integer does not fit 64 bits"} for pointer in huge[:5]]
+        raise RecipeError(f"recipe refused: {huge[0]}: the integer does not fit 64 bits", details=problems)
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
