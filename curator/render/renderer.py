@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from curator.canonical import Message
-from curator.errors import IntegrityError, RenderError
+from curator.errors import BadInputError, IntegrityError, RenderError
 from curator.render.classes import token_classes
 from curator.render.folder import RendererFiles, canonical_bytes, read_folder
 from curator.render.guard import GuardedTokenizer
@@ -85,12 +85,20 @@ class Renderer:
 
     @classmethod
     def from_store(cls, store: Store, renderer_id: str) -> Self:
-        """From what `save` wrote; raises MissingError, or IntegrityError when the files were changed."""
+        """From what `save` wrote; raises MissingError, IntegrityError when the files were changed.
+
+        Raises BadInputError for a renderer of another rendering version, whose losses are no longer comparable.
+        """
         folder = _folder(renderer_id)
         record = store.read_json(f"{folder}/renderer.json")
         tokenizer = orjson.loads(store.read_bytes(f"{folder}/tokenizer.json"))
         template = store.read_bytes(f"{folder}/chat_template.jinja").decode()
         renderer = cls(RendererFiles(tokenizer, template, record["special_tokens"]))
+        if record.get("render_version") != RENDER_VERSION:
+            raise BadInputError(
+                f"renderer {renderer_id} belongs to rendering version {record.get('render_version')}, this is version"
+                f" {RENDER_VERSION}: score the corpus again, so that scorer and trainer see the same tokens"
+            )
         if renderer.renderer_id != renderer_id:
             raise IntegrityError(f"renderer {renderer_id}: its files now hash to {renderer.renderer_id}")
         return renderer
@@ -103,6 +111,7 @@ class Renderer:
             store.write_bytes(f"{folder}/chat_template.jinja", self._files.chat_template.encode())
             record = {
                 "format_version": FORMAT_VERSION,
+                "render_version": RENDER_VERSION,
                 "renderer_id": self.renderer_id,
                 "tokenizer_sha256": self.tokenizer_sha256,
                 "template_sha256": self.template_sha256,

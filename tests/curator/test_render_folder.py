@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from curator.errors import IntegrityError, MissingError, RenderError
+from curator.errors import BadInputError, IntegrityError, MissingError, RenderError
 from curator.render import Renderer
 from curator.store import Store
 from tests.models import CHATML, random_conversations, tiny_tokenizer_folder
@@ -112,6 +112,15 @@ def test_store_round_trip(tmp_path: Path) -> None:
         Renderer.from_store(store, renderer_id)
     with pytest.raises(MissingError, match=r"renderer\.json"):
         Renderer.from_store(store, "0" * 32)
+
+
+def test_a_renderer_of_another_version_says_to_score_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store").open()
+    renderer_id = Renderer.from_folder(tiny_tokenizer_folder(tmp_path / "model")).save(store)
+    path = f"renderers/{renderer_id}/renderer.json"
+    store.write_json(path, {**store.read_json(path), "render_version": 0})
+    with pytest.raises(BadInputError, match=r"rendering version 0, .*score the corpus again"):
+        Renderer.from_store(store, renderer_id)
 
 
 def test_the_renderer_needs_neither_torch_nor_transformers() -> None:
