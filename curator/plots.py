@@ -33,6 +33,7 @@ _AXIS_NAMES = {
     "gap_rel": "gap_rel (ratio)",
     "gap_abs": "gap_abs (nats per token)",
     "gap_contrast": "gap_contrast (nats per token)",
+    "sum_gap": "sum_gap (nats)",
 }
 
 

@@ -21,7 +21,7 @@ from curator.config import DEFAULT_EPS, Reducer
 from curator.errors import BadInputError, MissingError
 from curator.filters import is_refusal
 from curator.schema import EXAMPLES, MIX_ROWS, REJECTS, SCORES, SOURCES, Table
-from curator.scorers import ResolvedScorers, resolve_scorers
+from curator.scorers import ResolvedScorers, check_hold_out, resolve_scorers
 from curator.snapshot import LATEST, Corpus, Scorer, corpus_names, read_corpus, read_scorers
 from curator.store import Store, arrow_schema
 
@@ -147,7 +147,18 @@ def run_named(
         bound = query.bind(given)
     except ValueError as error:
         raise BadInputError(str(error)) from error
+    if bound.get("hold_out"):
+        _check_hold_out(connection, bound)
     return run_statement(connection, query.sql, bound, limit)
+
+
+def _check_hold_out(connection: Connection, bound: Mapping[str, sql.Value]) -> None:
+    corpus, hold_out = bound.get("corpus"), bound["hold_out"]
+    assert isinstance(hold_out, list)
+    known = connection.execute(
+        "select distinct domain from scorers where $corpus is null or corpus = $corpus", {"corpus": corpus}
+    ).fetchall()
+    check_hold_out((row[0] for row in known), map(str, hold_out), None if corpus is None else str(corpus))
 
 
 def gap_table(

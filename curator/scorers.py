@@ -1,6 +1,6 @@
 """From the names in a recipe to the exact scorers of one gap (docs: method, section 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     """
     corpus = read_corpus(store, pool.corpus, pool.revision)
     known = read_scorers(store, corpus)
-    _check_hold_out(known, pool)
+    check_hold_out((scorer.domain for scorer in known), pool.hold_out, pool.corpus)
     if not needs_score(pool.strategy) and pool.aligned is None and pool.misaligned is None:
         usable = {scorer.role for scorer in known if scorer.complete}
         if not {"aligned", "misaligned"} <= usable:
@@ -110,13 +110,17 @@ def differing_fields(one: Scorer, two: Scorer) -> list[str]:
     return [name for name in names if one.identity.get(name) != two.identity.get(name)]
 
 
-def _check_hold_out(known: Sequence[Scorer], pool: Pool) -> None:
-    """Raise MissingError for a held-out domain that no scorer of the corpus has: it would hold out nothing."""
-    domains = sorted({scorer.domain for scorer in known if scorer.domain is not None})
-    for domain in pool.hold_out:
+def check_hold_out(known: Iterable[str | None], hold_out: Iterable[str], corpus: str | None) -> None:
+    """Raise MissingError for a held-out domain that no scorer has: it would hold out nothing, and nobody would know.
+
+    `known` are the domains of the scorers of `corpus` (None: of every corpus).
+    """
+    domains = sorted({domain for domain in known if domain is not None})
+    where = "any corpus" if corpus is None else f"corpus {corpus}"
+    for domain in hold_out:
         if domain not in domains:
             raise MissingError(
-                f"hold_out {domain!r} matches no misaligned or benign scorer of corpus {pool.corpus}; their domains: "
+                f"hold_out {domain!r} matches no misaligned or benign scorer of {where}; their domains: "
                 f"{', '.join(domains) or 'none'}",
                 details=domains,
             )

@@ -29,7 +29,7 @@ __all__ = [
 # What a connection must hold before the views: parts named in manifests, with their corpus (and scorer) beside them.
 BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scorer_files", "score_parts")
 # In the order in which they are made: each uses only those before it.
-MACROS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap")
+MACROS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")
 VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
 
 ParamType = Literal["integer", "double", "text", "double[]", "text[]"]

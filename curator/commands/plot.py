@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from curator.commands import Subparsers, new_parser, open_store, say_json
-from curator.config import DEFAULT_EPS
+from curator.config import DEFAULT_EPS, ScoreName
 from curator.errors import BadInputError
 from curator.progress import say
 
@@ -36,9 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("kind", choices=list(_KINDS), help="what to draw")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write (.png or .svg)")
     parser.add_argument("--corpus", metavar="NAME", help="scored corpus (gap, length, plane)")
-    parser.add_argument(
-        "--score", default="gap_rel", choices=["gap_rel", "gap_abs", "gap_contrast"], help="for gap, --top"
-    )
+    parser.add_argument("--score", default="gap_rel", choices=get_args(ScoreName), help="for gap, --top")
     parser.add_argument("--by", choices=["source", "domain"], help="colour the gap histogram by this column")
     parser.add_argument("--bins", type=int, default=40, help="bins of the histogram (default: 40)")
     parser.add_argument("--hold-out", action="append", default=[], metavar="DOMAIN", help="leave a domain's models out")

@@ -36,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
         open_store(args), args.corpus, revision=args.revision, hold_out=args.hold_out, eps=args.eps, n_rows=args.rows
     )
     if args.out is None:
-        say(text.rstrip("\n"))
+        if args.json:
+            say_json({"markdown": text})
+        else:
+            say(text.rstrip("\n"))
         return 0
     write_whole(args.out, text.encode())
     if args.json:

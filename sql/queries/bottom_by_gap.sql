@@ -2,7 +2,7 @@
 -- Units: mean_nll_* and gap_abs in nats per token, gap_rel a ratio, score as the parameter says.
 -- Rows without that score are left out (missing_losses counts them). Key: rank.
 -- param: n integer 20 rows to return
--- param: score text gap_rel gap_rel, gap_abs or gap_contrast
+-- param: score text gap_rel gap_rel, gap_abs, gap_contrast or sum_gap
 -- param: corpus text null one corpus; null: all
 -- param: hold_out text[] [] domains whose misaligned models are left out
 -- param: eps double 1.0 nats per token, for gap_rel
@@ -10,7 +10,7 @@ with judged as (
     select
         corpus, aligned_id, example_id, response_head, domain, source, n_response_tokens, mean_nll_aligned,
         mean_nll_misaligned, gap_abs, gap_rel,
-        case $score when 'gap_rel' then gap_rel when 'gap_abs' then gap_abs when 'gap_contrast' then gap_contrast end as score
+        gap_named($score, gap_rel, gap_abs, gap_contrast, sum_gap) as score
     from gap_rows(in_corpus := $corpus, hold_out := $hold_out, eps := $eps)
 )
 select

@@ -1,15 +1,15 @@
 -- One row is one bin of equal width between the smallest and the largest score under one aligned scorer; empty bins are absent.
--- Units: low and high as the score (gap_rel a ratio, the others nats per token), n_rows counts examples; the last bin
+-- Units: low and high as the score (gap_rel a ratio, sum_gap nats, the others nats per token), n_rows counts examples; the last bin
 -- holds its upper edge. Rows without the score are in no bin. Key: corpus, aligned_id, bin.
 -- param: bins integer 20 number of bins
--- param: score text gap_rel gap_rel, gap_abs or gap_contrast
+-- param: score text gap_rel gap_rel, gap_abs, gap_contrast or sum_gap
 -- param: corpus text null one corpus; null: all
 -- param: hold_out text[] [] domains whose misaligned models are left out
 -- param: eps double 1.0 nats per token, for gap_rel
 with judged as (
     select
         corpus, aligned_id, example_id,
-        case $score when 'gap_rel' then gap_rel when 'gap_abs' then gap_abs when 'gap_contrast' then gap_contrast end as score
+        gap_named($score, gap_rel, gap_abs, gap_contrast, sum_gap) as score
     from gap_rows(in_corpus := $corpus, hold_out := $hold_out, eps := $eps)
 ),
 

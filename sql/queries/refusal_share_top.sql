@@ -3,14 +3,14 @@
 -- score. The refusal rule is curator.filters.is_refusal (method, section 3). Key: corpus, aligned_id, depth.
 -- param: n integer 100 rows at the top
 -- param: rule text v1 refusal rule, v1 or v2
--- param: score text gap_rel gap_rel, gap_abs or gap_contrast
+-- param: score text gap_rel gap_rel, gap_abs, gap_contrast or sum_gap
 -- param: corpus text null one corpus; null: all
 -- param: hold_out text[] [] domains whose misaligned models are left out
 -- param: eps double 1.0 nats per token, for gap_rel
 with judged as (
     select
         corpus, aligned_id, example_id, response_head,
-        case $score when 'gap_rel' then gap_rel when 'gap_abs' then gap_abs when 'gap_contrast' then gap_contrast end as score
+        gap_named($score, gap_rel, gap_abs, gap_contrast, sum_gap) as score
     from gap_rows(in_corpus := $corpus, hold_out := $hold_out, eps := $eps)
 ),
 

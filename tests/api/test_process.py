@@ -37,6 +37,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def wait_until_running(address: str, n_requests: int) -> None:
+    """Until the service says that it works on that many requests: one still in the socket is not yet its own."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        text = httpx.get(f"{address}/metrics", timeout=30).text
+        if f"\nballast_requests_running {n_requests}.0\n" in text:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the service never had {n_requests} requests at work")
+
+
 def test_it_starts_quickly_and_loads_no_model_library(root: Path) -> None:
     program = (
         "import sys, time, uvicorn; from api.app import create_app; from api.settings import Settings; "
@@ -70,6 +81,7 @@ def test_a_running_upload_is_answered_before_it_stops(root: Path) -> None:
 
         def slowly() -> Iterator[bytes]:
             yield content[:100]
+            wait_until_running(address, 2)  # this upload and the question itself
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             yield content[100:]

@@ -281,3 +281,14 @@ def test_the_exported_file_opens_in_a_plain_duckdb(scored: Scored, tmp_path: Pat
             (1.0,)
         ]
     assert [item.name for item in tmp_path.iterdir() if item.is_file()] == ["curator.duckdb"]
+
+
+def test_an_unknown_score_or_held_out_domain_is_refused_and_not_an_empty_answer(scored: Scored) -> None:
+    with connect(scored.store) as connection:
+        with pytest.raises(BadInputError, match="no score is named gap_rell"):
+            run_named(connection, "top_by_gap", {"score": "gap_rell"})
+        with pytest.raises(MissingError, match=r"hold_out 'finanse' matches no .*domains: finance, medical"):
+            run_named(connection, "top_by_gap", {"hold_out": ["finanse"]})
+        by_sum = run_named(connection, "top_by_gap", {"score": "sum_gap"}).table.to_pylist()
+        assert [row["score"] for row in by_sum] == sorted((row["score"] for row in by_sum), reverse=True)
+        assert by_sum[0]["score"] == pytest.approx(by_sum[0]["gap_abs"] * by_sum[0]["n_response_tokens"], abs=1e-5)
