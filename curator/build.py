@@ -100,7 +100,7 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Ma
     """Write data file and manifest into a temporary folder."""
     order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
     counter, why_not = _token_counter(store, plan)
-    safe = safe_rows(store, plan.drawn, plan.recipe.seed)
+    safe = safe_rows(plan.drawn, plan.recipe.seed)
     prompts = row_prompts(plan.recipe, plan.allocation)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
     with store.fill(f"{temporary}/{MIX_FILE}") as path:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-Indices = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from curator.columns import Coded, Floats, Ids, Indices, Mask
+from curator.config import RefusalRule
+from curator.ranking import Scores
 
 CHUNK_ROWS = 8192  # rows whose texts are held at once
 
@@ -18,30 +17,27 @@ CHUNK_ROWS = 8192  # rows whose texts are held at once
 class Candidates:
     """The rows of one pool that may be drawn, column by column; all columns have shape (n_candidates,).
 
-    `heads` are the first ten words of the last answer; `score` is what the recipe ranks by, NaN where the row has
-    no gap (a loss is missing). `labels` are text columns, None where a row has no label; `counts` are numbers (
-    `n_chars`, `n_turns`, `n_response_tokens`), NaN where unknown. `messages` gives the canonical JSON texts of some
-    rows; filters and strategies that read texts need it.
+    `scores` are what the recipe ranks by, NaN where the row has no gap (a loss is missing). `refuses` tells by rule
+    which rows' last answers open like a refusal. `labels` are text columns; `counts` are numbers (`n_chars`,
+    `n_turns`, `n_response_tokens`), NaN where unknown. `messages` gives the canonical JSON texts of some rows;
+    filters and strategies that read texts need it.
     """
 
-    ids: Sequence[str]
-    heads: Sequence[str]
-    score: Floats
-    labels: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    ids: Ids
+    scores: Scores
+    refuses: Callable[[RefusalRule], Mask]
+    labels: Mapping[str, Coded] = field(default_factory=dict)
     counts: Mapping[str, Floats] = field(default_factory=dict)
     messages: Callable[[Indices], list[str]] | None = None
+    signatures: Callable[[Indices, str], npt.NDArray[np.uint32]] | None = None
 
-    def __post_init__(self) -> None:
-        assert len(self.ids) == len(self.heads) == len(self.score)
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    @cached_property
+    @property
     def id_rank(self) -> Indices:
         """Each row's place in the order of ids, shape (n_candidates,): what ties break on."""
-        if all(one < two for one, two in pairwise(self.ids)):
-            return np.arange(len(self.ids))
-        ranks = np.empty(len(self.ids), dtype=np.int64)
-        ranks[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
-        return ranks
+        return self.ids.rank
 
     def texts(self, rows: Indices) -> Iterator[list[str]]:
         """The canonical JSON of these rows in their order, chunk by chunk."""
@@ -63,9 +59,10 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one filter made of the rows that it was shown: code 0 stays, i > 0 stands for `reasons[i - 1]`.
+    """What one filter made of the rows: code 0 stays, i > 0 stands for `reasons[i - 1]`.
 
-    `codes` has their shape; `n_unjudged` rows lack the label that the filter reads and passed for that reason.
+    `codes` has shape (n_candidates,); those of rows that earlier rules left out mean nothing. `n_unjudged` of the
+    others lack the label that the filter reads and passed for that reason.
     """
 
     reasons: tuple[str, ...]

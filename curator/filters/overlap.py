@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from curator.columns import Indices
 from curator.config.filters import ContaminationFilter, ExactDuplicates, NearDuplicates, TextPart
 from curator.dedup import near_earlier, near_reference
-from curator.filters.candidates import Candidates, Indices, Surroundings, Verdict
+from curator.filters.candidates import Candidates, Surroundings, Verdict
 from curator.filters.parts import texts_of
 from curator.words import hash_words, word_ngrams
 
