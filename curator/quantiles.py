@@ -4,10 +4,7 @@ They need the score of every row, which nothing else of a mix from the top does.
 """
 
 import hashlib
-import os
-import secrets
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +14,7 @@ from pydantic import ValidationError
 from curator.receipt import Quantiles
 from curator.resolve import PoolData
 from curator.wide import Choice
+from curator.widefile import write_whole
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
@@ -40,7 +38,8 @@ def kept_quantiles(data: PoolData) -> Quantiles | None:
         return None if held is None else Quantiles.model_validate(held)
     found = quantiles(data.candidates.scores.every)
     with suppress(OSError):  # a store that cannot be written computes them each time
-        _write(path, orjson.dumps(None if found is None else found.model_dump()))
+        text = orjson.dumps(None if found is None else found.model_dump())
+        write_whole(path, lambda file: file.write(text))
     return found
 
 
@@ -49,13 +48,3 @@ def _name(choice: Choice) -> str:
     spec = choice.spec
     text = orjson.dumps([choice.name, choice.misaligned, choice.benign, spec.eps, spec.reducer, spec.weights])
     return hashlib.blake2b(text, digest_size=8).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """In one step: a reader sees all of it or nothing."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -107,6 +107,7 @@ def _candidates(kept: Kept, choice: Choice) -> Candidates:
         labels=wide.labels,
         counts=wide.counts,
         messages=kept.texts,
+        signatures=None if kept.folder is None else kept.signatures,
     )
 
 

@@ -21,21 +21,35 @@ import pyarrow.compute as pc
 
 from curator.columns import Coded, Floats, halves_of
 from curator.config import RefusalRule
+from curator.config.filters import TextPart
+from curator.dedup import signed
 from curator.errors import StoreError
-from curator.filters import is_refusal
+from curator.filters import is_refusal, texts_of
 from curator.gaps import bounds, definitions
+from curator.minhash import N_PERMUTATIONS, Signatures, algorithm
 from curator.pooltexts import PoolTexts
+from curator.progress import Progress
 from curator.queries import connect, run_named
 from curator.scorers import ResolvedScorers
 from curator.snapshot import Corpus, Scorer, read_corpus, read_scorers
 from curator.store import Store
 from curator.wide import BLOCK_ROWS, LABELS, REFUSAL_BITS, Member, Wide
-from curator.widefile import COLUMNS_FILE, TEXTS_FILE, WIDE_FORMAT_VERSION, Texts, read_wide, write_texts, write_wide
+from curator.widefile import (
+    COLUMNS_FILE,
+    TEXTS_FILE,
+    WIDE_FORMAT_VERSION,
+    Texts,
+    read_wide,
+    write_texts,
+    write_whole,
+    write_wide,
+)
 
 KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a table is found
 KEPT = 4  # tables of one corpus that stay on disk, and in the memory of a process
 _TEXT_WINDOW_CHARS = 1 << 29  # texts held at once while they are put into the table's order
 
+_SIGN_ROWS = 8_192
 _lock = threading.Lock()
 _open: dict[str, "Kept"] = {}
 
@@ -47,6 +61,31 @@ class Kept:
     wide: Wide
     texts: PoolTexts | Texts
     folder: Path | None
+
+    def signatures(self, part: TextPart) -> Signatures:
+        """MinHash signatures of one side of every row's text, kept beside the table once they are made.
+
+        Raises what reading the texts raises.
+        """
+        assert self.folder is not None
+        path = self.folder / f"signatures-{part}-{algorithm().replace('/', '-')}.npy"
+        with suppress(OSError, ValueError):
+            held = np.load(path, mmap_mode="r")
+            if held.shape == (N_PERMUTATIONS, len(self.wide)) and held.dtype == np.uint32:
+                return held
+        made = self._sign(part)
+        with suppress(OSError):  # a store that cannot be written makes them each time
+            write_whole(path, lambda file: np.save(file, made))
+        return made
+
+    def _sign(self, part: TextPart) -> Signatures:
+        made = np.zeros((N_PERMUTATIONS, len(self.wide)), dtype=np.uint32)
+        with Progress(len(self.wide), "rows", "signing texts") as bar:
+            for start in range(0, len(self.wide), _SIGN_ROWS):
+                rows = np.arange(start, min(start + _SIGN_ROWS, len(self.wide)))
+                made[:, rows] = signed([texts_of(self.texts(rows), part)])
+                bar.advance(len(rows))
+        return made
 
 
 def wide_of(store: Store, scorers: ResolvedScorers) -> Kept:

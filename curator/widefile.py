@@ -9,10 +9,12 @@ deleted at any time.
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +105,19 @@ def write_texts(path: Path, batches: Iterator[Sequence[str]]) -> None:
             _write_batches(writer, schema, held[:whole])
             held = held[whole:]
         _write_batches(writer, schema, held)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write or replace a file beside a table in one step: a reader sees all of it or nothing."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_batches(writer: Any, schema: pa.Schema, texts: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from curator.columns import Coded, Floats, Ids, Indices, Mask
 from curator.config import RefusalRule
+from curator.config.filters import TextPart
+from curator.minhash import Signatures
 from curator.ranking import Scores
 
 CHUNK_ROWS = 8192  # rows whose texts are held at once
@@ -20,7 +22,8 @@ class Candidates:
     `scores` are what the recipe ranks by, NaN where the row has no gap (a loss is missing). `refuses` tells by rule
     which rows' last answers open like a refusal. `labels` are text columns; `counts` are numbers (`n_chars`,
     `n_turns`, `n_response_tokens`), NaN where unknown. `messages` gives the canonical JSON texts of some rows;
-    filters and strategies that read texts need it.
+    filters and strategies that read texts need it. `signatures` (curator.minhash) gives those of all rows
+    where they are kept.
     """
 
     ids: Ids
@@ -29,7 +32,7 @@ class Candidates:
     labels: Mapping[str, Coded] = field(default_factory=dict)
     counts: Mapping[str, Floats] = field(default_factory=dict)
     messages: Callable[[Indices], list[str]] | None = None
-    signatures: Callable[[Indices, str], npt.NDArray[np.uint32]] | None = None
+    signatures: Callable[[TextPart], Signatures] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
