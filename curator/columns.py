@@ -1,6 +1,6 @@
 """Columns of a pool as arrays: ids, and labels by code. Pure values, so that millions of rows are no Python objects."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+Ranks = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint64]
+Codes = npt.NDArray[np.integer]
+Numbers = npt.NDArray[np.int32] | Floats
 
 _BITS = 20  # of an id's first half: a table of 1 MiB rules out nearly all rows that are not looked for
 
@@ -34,7 +37,7 @@ class Ids(Protocol):
         ...
 
     @property
-    def rank(self) -> Indices:
+    def rank(self) -> Ranks:
         """Each row's place in the order of ids: what ties break on."""
         ...
 
@@ -76,11 +79,17 @@ class HashIds:
     `rank` is each row's place in the order of ids, shape (n,).
     """
 
-    def __init__(self, halves: Words, rank: Indices) -> None:
-        self._halves, self.rank = halves, rank
+    def __init__(self, halves: Words, rank: Ranks) -> None:
+        self._halves = halves
+        self._rank = rank
 
     def __len__(self) -> int:
         return len(self._halves)
+
+    @property
+    def rank(self) -> Ranks:
+        """Each row's place in the order of ids."""
+        return self._rank
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), 1 << 16):
@@ -110,7 +119,7 @@ class HashIds:
     def _by_id(self) -> tuple[Words, Indices]:
         """First halves in the order of ids, and the row of each."""
         rows = np.empty(len(self), dtype=np.int64)
-        rows[self.rank] = np.arange(len(self))
+        rows[self._rank] = np.arange(len(self))
         return self._halves[rows, 0], rows
 
     def rows_of(self, ids: Sequence[str]) -> Indices:
@@ -175,21 +184,3 @@ class Coded:
     def missing(self) -> Mask:
         """Rows without a text, shape (n,)."""
         return self.codes < 0
-
-
-class Lazy(Mapping[str, Floats]):
-    """Number columns by name, each made as float64 (NaN where unknown) when it is first read."""
-
-    def __init__(self, make: Mapping[str, Callable[[], Floats]]) -> None:
-        self._make, self._made = make, dict[str, Floats]()
-
-    def __getitem__(self, name: str) -> Floats:
-        if name not in self._made:
-            self._made[name] = self._make[name]()
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._make)
-
-    def __len__(self) -> int:
-        return len(self._make)

@@ -1,7 +1,7 @@
 """Gaps of some rows of a wide table, by the definitions of `sql/`: nothing here computes one.
 
-Each thread has one small in-memory connection that holds the macros; rows go in and out as Arrow, without a copy of
-what is not asked for.
+Each thread has two small in-memory connections that hold the macros; rows go in as Arrow and
+come out as numpy arrays.
 """
 
 import threading
@@ -19,6 +19,7 @@ from curator.config import DEFAULT_EPS, Reducer
 
 Losses = npt.NDArray[np.float64]
 
+_FEW_ROWS = 200_000
 _local = threading.local()
 
 
@@ -31,6 +32,11 @@ class GapSpec:
     weights: tuple[float, ...] = ()
 
 
+def warm_up() -> None:
+    """Open this thread's connection for few rows, which otherwise the first gap does."""
+    _connection(many=False)
+
+
 def definitions() -> str:
     """The statements that gaps follow from, without their comments: part of what a choice is made from."""
     texts = [*map(sql.view_text, sql.MACROS), sql.wide_query("gap").sql]
@@ -38,10 +44,8 @@ def definitions() -> str:
     return "\n".join(line for line in lines if line and not line.startswith("--"))
 
 
-def gaps(
-    aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats, spec: GapSpec, only: str | None = None
-) -> pa.Table:
-    """Columns of `sql/wide/gap.sql` (or place and `only` one of them), in the rows' order.
+def gaps(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats, spec: GapSpec) -> dict[str, Floats]:
+    """Columns of `sql/wide/gap.sql` in the rows' order, NaN for null; each has shape (n,).
 
     `aligned` has shape (n,), `misaligned` (n, K) and `benign` (n, B): mean losses in nats per token, by scorer id, NaN
     where one is missing; `n_tokens` (n,) counts the aligned scorer's response tokens.
@@ -53,30 +57,19 @@ def gaps(
         "reducer": spec.reducer,
         "weights": list(spec.weights),
     }
-    return _run("gap", _rows(aligned, misaligned, benign, n_tokens), given, only)
+    return _run("gap", _rows(aligned, misaligned, benign, n_tokens), given)
 
 
 def score(name: str, aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats, spec: GapSpec) -> Floats:
-    """One column of `gaps` as float64 with NaN for null, shape (n,)."""
-    return floats(gaps(aligned, misaligned, benign, n_tokens, spec, name)[name])
+    """One column of `gaps`."""
+    return gaps(aligned, misaligned, benign, n_tokens, spec)[name]
 
 
 def bounds(aligned: Losses, misaligned: Losses, size: int) -> Floats:
     """What no gap_rel (eps 1) over `size` of the misaligned scorers exceeds, see `sql/wide/bound.sql`; shape (n,)."""
     nothing = np.zeros((len(aligned), 0))
     rows = _rows(aligned, misaligned, nothing, np.zeros(len(aligned)))
-    return floats(_run("bound", rows, {"size": size}, "bound")["bound"])
-
-
-def floats(column: pa.ChunkedArray | pa.Array) -> Floats:
-    """A number column as float64 with one NaN for every null, shape (n_rows,)."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if not column.null_count:
-        known: Floats = column.to_numpy(zero_copy_only=False).astype("<f8", copy=False)
-        return known
-    known = column.fill_null(0).to_numpy(zero_copy_only=False).astype("<f8")
-    return np.where(column.is_null().to_numpy(zero_copy_only=False), np.nan, known)
+    return _run("bound", rows, {"size": size})["bound"]
 
 
 def _rows(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats) -> pa.Table:
@@ -98,25 +91,32 @@ def _lists(losses: Losses) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(losses[there]))
 
 
-def _run(name: str, rows: pa.Table, given: Mapping[str, sql.Value], only: str | None) -> pa.Table:
-    connection, query = _connection(), sql.wide_query(name)
+def _run(name: str, rows: pa.Table, given: Mapping[str, sql.Value]) -> dict[str, Floats]:
+    connection, query = _connection(many=len(rows) > _FEW_ROWS), sql.wide_query(name)
     connection.register("wide_rows", rows)
     try:
-        relation = connection.sql(query.sql, params=query.bind(given))
-        found = (relation if only is None else relation.select("place", only)).to_arrow_table()
+        found = connection.execute(query.sql, query.bind(given)).fetchnumpy()
     finally:
         connection.unregister("wide_rows")
     # DuckDB keeps the order of what it reads, without a promise for every plan; to sort in SQL takes as long again.
-    place = found["place"].to_numpy()
-    return found if (np.diff(place) > 0).all() else found.sort_by("place")
+    place = np.asarray(found.pop("place"))
+    order = None if (np.diff(place) > 0).all() else np.argsort(place)
+    return {name: _filled(column, order) for name, column in found.items()}
 
 
-def _connection() -> duckdb.DuckDBPyConnection:
-    found: duckdb.DuckDBPyConnection | None = getattr(_local, "connection", None)
+def _filled(column: npt.NDArray[np.generic], order: npt.NDArray[np.int64] | None) -> Floats:
+    plain: Floats = np.ma.filled(column.astype("<f8", copy=False), np.nan)
+    return plain if order is None else plain[order]
+
+
+def _connection(*, many: bool) -> duckdb.DuckDBPyConnection:
+    """This thread's connection: with one thread for few rows, for which others take longer to wake than to work."""
+    name = "many" if many else "few"
+    found: duckdb.DuckDBPyConnection | None = getattr(_local, name, None)
     if found is None:
-        found = duckdb.connect(config={"python_enable_replacements": "false"})
+        found = duckdb.connect(config={"python_enable_replacements": "false"} | ({} if many else {"threads": 1}))
         found.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
         for macro in sql.MACROS:
             found.execute(sql.view_text(macro))
-        _local.connection = found
+        setattr(_local, name, found)
     return found

@@ -68,7 +68,7 @@ def among(keys: Keys, wanted: Keys) -> Mask:
     shift = np.uint64(64 - _TABLE_BITS)
     marks = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
     marks[wanted >> shift] = True
-    found = marks[keys >> shift]
+    found: Mask = marks[keys >> shift]
     near = np.flatnonzero(found)
     found[near] = np.isin(keys[near], wanted)
     return found

@@ -7,9 +7,8 @@ from fractions import Fraction
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
-from curator.columns import Floats, Indices
+from curator.columns import Codes, Indices, Numbers
 from curator.config.filters import RefusalFilter
 from curator.config.strategies import Diverse, StrategySpec, Stratified
 from curator.dedup import shingles
@@ -74,7 +73,7 @@ class Picker:
             low, high = (middle, high) if len(self.take(middle).chosen) == middle else (low, middle)
         return low
 
-    def within(self, weights: Floats, budget: float) -> Picked:
+    def within(self, weights: Numbers, budget: float) -> Picked:
         """The largest take whose weights (by candidate) do not add up to more than `budget`."""
         n = _FIRST_TAKE
         while len(picked := self.take(n).chosen) == n and weights[picked].sum() <= budget and n < self.n_rows:
@@ -173,7 +172,7 @@ class _Apart:
         return True
 
 
-def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], npt.NDArray[np.integer]]:
+def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], Codes]:
     """The values that have a quota, sorted, and for each candidate the place of its value among them, else -1."""
     if rows.strata is None or not isinstance(spec, Stratified):
         return [], np.zeros(0, np.int64)
@@ -186,6 +185,6 @@ def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], npt.NDArray[np.i
     return values, codes[column.codes]
 
 
-def _held(rows: Field, codes: npt.NDArray[np.integer], n_values: int) -> list[int]:
+def _held(rows: Field, codes: Codes, n_values: int) -> list[int]:
     """Rows of the field by the place of their value."""
     return [int(np.count_nonzero(rows.left & (codes == value))) for value in range(n_values)]

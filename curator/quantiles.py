@@ -11,10 +11,11 @@ import numpy.typing as npt
 import orjson
 from pydantic import ValidationError
 
+from curator.errors import StoreError
 from curator.receipt import Quantiles
 from curator.resolve import PoolData
+from curator.storage import writing_whole
 from curator.wide import Choice
-from curator.widefile import write_whole
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
@@ -37,9 +38,8 @@ def kept_quantiles(data: PoolData) -> Quantiles | None:
         held = orjson.loads(path.read_bytes())
         return None if held is None else Quantiles.model_validate(held)
     found = quantiles(data.candidates.scores.every)
-    with suppress(OSError):  # a store that cannot be written computes them each time
-        text = orjson.dumps(None if found is None else found.model_dump())
-        write_whole(path, lambda file: file.write(text))
+    with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written computes them each time
+        file.write(orjson.dumps(None if found is None else found.model_dump()))
     return found
 
 

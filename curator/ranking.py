@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from curator.columns import Floats, Indices, Mask
+from curator.columns import Floats, Indices, Mask, Ranks
 
 # Slack of a bound against the rounding of means: relative to the larger of it and 1.
 ROUNDING = 1e-9
@@ -35,14 +35,15 @@ class Scores(Protocol):
         ...
 
 
-def top(rows: Indices, keys: Floats, rank: Indices, n: int) -> Indices:
+def top(rows: Indices, keys: Floats, rank: Ranks, n: int) -> Indices:
     """The first n of `rows` in ascending order of `keys`, ties by `rank`, without sorting the others."""
     if n < 1:
         return rows[:0]
     if 4 * n < len(rows):
         near = np.flatnonzero(keys <= np.partition(keys, n - 1)[n - 1])
         rows, keys, rank = rows[near], keys[near], rank[near]
-    return rows[np.lexsort((rank, keys))[:n]]
+    best: Indices = rows[np.lexsort((rank, keys))[:n]]
+    return best
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ArrayScores:
     """Scores held as one array; `rank` breaks ties."""
 
     every: Floats
-    rank: Indices
+    rank: Ranks
 
     @cached_property
     def known(self) -> Mask:
@@ -68,7 +69,7 @@ class ArrayScores:
 
 
 def best_by_blocks(
-    among: Mask, n: int, at: Callable[[Indices], Floats], rank: Indices, bounds: Floats, block_rows: int
+    among: Mask, n: int, at: Callable[[Indices], Floats], rank: Ranks, bounds: Floats, block_rows: int
 ) -> Indices:
     """The n best masked rows with few scores computed: `bounds` has, for each block of rows, what none exceeds.
 

@@ -74,11 +74,11 @@ def _resolve_pool(store: Store, pool: Pool) -> PoolData:
     pool = pool.model_copy(update=exact)
     _check_needs(pool, scorers)
     kept = wide_of(store, scorers)
-    weights_of = pool.ensemble.weights or {}
-    weights = tuple(weights_of.get(scorer.scorer_id, 0.0) for scorer in scorers.misaligned) if weights_of else ()
-    spec = GapSpec(pool.score.eps, pool.ensemble.reducer, weights)
+    given = pool.ensemble.weights or {}
+    by_place = tuple(given.get(scorer.scorer_id, 0.0) for scorer in scorers.misaligned) if given else ()
+    gap = GapSpec(pool.score.eps, pool.ensemble.reducer, by_place)
     used = [scorer.scorer_id for scorer in (*scorers.misaligned, *scorers.benign)]
-    choice = kept.wide.choice(pool.score.name, used, spec)
+    choice = kept.wide.choice(pool.score.name, used, gap)
     names = sorted({name for spec in pool.filters if isinstance(spec, ContaminationFilter) for name in spec.sets})
     evaluations = {name: read_evaluation(store, name) for name in names}
     sha256 = _candidates_sha256(pool, scorers, kept.wide, evaluations)
@@ -105,7 +105,7 @@ def _candidates(kept: Kept, choice: Choice) -> Candidates:
         scores=wide.scores(choice),
         refuses=wide.refuses,
         labels=wide.labels,
-        counts=wide.counts,
+        counts=wide.numbers,
         messages=kept.texts,
         signatures=None if kept.folder is None else kept.signatures,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from curator.columns import Indices, Mask
+from curator.columns import Codes, Indices, Mask
 from curator.config.filters import FilterSpec, RefusalFilter
 from curator.config.pools import WhenShort
 from curator.config.strategies import StrategySpec, TopGap
@@ -45,7 +45,8 @@ class Screening:
     @property
     def left(self) -> Mask:
         """Which candidates may be drawn, shape (n_candidates,)."""
-        return self.outcome == 0
+        left: Mask = self.outcome == 0
+        return left
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -66,11 +67,11 @@ class Screening:
             outcome[left] = reasons.index(reason) + 1
         return Screening(reasons, outcome, self.unjudged)
 
-    def judged(self, reasons: Sequence[str], codes: npt.NDArray[np.int16]) -> "Screening":
+    def judged(self, reasons: Sequence[str], codes: Codes) -> "Screening":
         """The same after a rule over all candidates: code i > 0 leaves a row out for `reasons[i - 1]`."""
-        names, outcome, left = self._with(reasons), self.outcome.copy(), self.left
+        names, outcome, left = self._with(reasons), self.outcome, self.left
         for code, reason in enumerate(reasons, start=1):
-            outcome[left & (codes == code)] = names.index(reason) + 1
+            outcome = np.where(left & (codes == code), np.int16(names.index(reason) + 1), outcome)
         return Screening(names, outcome, self.unjudged)
 
     def _with(self, reasons: Sequence[str]) -> tuple[str, ...]:
@@ -133,9 +134,9 @@ def screen(
         if verdict.n_unjudged:
             unjudged[spec.name] = unjudged.get(spec.name, 0) + verdict.n_unjudged
     if needs_score(strategy):
-        screening = screening.judged((NO_GAP,), (~candidates.scores.known).astype(np.int16))
+        screening = screening.judged((NO_GAP,), (~candidates.scores.known).view(np.int8))
     if by_tokens:
-        screening = screening.judged((NO_TOKENS,), np.isnan(candidates.counts[TOKENS]).astype(np.int16))
+        screening = screening.judged((NO_TOKENS,), np.isnan(candidates.counts[TOKENS]).view(np.int8))
     return Screening(screening.reasons, screening.outcome, unjudged)
 
 
@@ -171,7 +172,7 @@ def select(
     if n_rows is not None:
         picked, chosen, short = _by_rows(picker, n_rows, asked, screening)
     else:
-        picked, chosen, short = _by_tokens(picker, candidates.counts[TOKENS], asked, screening)
+        picked, chosen, short = _by_tokens(picker, candidates.counts[TOKENS].astype(np.float64), asked, screening)
     screening = screening.also(picked.ruled_out)
     ranked = ranks_by_score(strategy)
     from_top = ranked and strategy.name != "bottom_gap"
@@ -224,6 +225,8 @@ def _evicted(candidates: Candidates, screening: Screening, chosen_from_top: Indi
         return Evicted(len(rows), None)
     if not len(chosen_from_top):
         return Evicted(len(rows), 0)
+    if not len(rows):
+        return Evicted(0, 0)
     lowest = candidates.scores.at(chosen_from_top).min()
     return Evicted(len(rows), int((candidates.scores.at(rows) >= lowest).sum()))
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from curator.columns import Coded, Floats, Indices, Mask
+from curator.columns import Coded, Indices, Mask, Numbers
 from curator.config.strategies import (
     Diverse,
     DomainMatched,
@@ -189,8 +189,8 @@ def _stratified(spec: StrategySpec, c: Candidates, left: Mask, around: Surroundi
     return ruled, strata
 
 
-def _coded_numbers(counts: Floats) -> Coded:
-    numbers, codes = np.unique(counts, return_inverse=True)  # one NaN at most, and last
+def _coded_numbers(counts: Numbers) -> Coded:
+    numbers, codes = np.unique(counts.astype(np.float64), return_inverse=True)  # one NaN at most, and last
     known = numbers[~np.isnan(numbers)]
     return Coded(np.where(codes < len(known), codes, -1), tuple(f"{number:g}" for number in known.tolist()))
 

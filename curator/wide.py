@@ -9,6 +9,7 @@ out. It is made from the corpus's parts and losses (`curator.widebuild`) and hol
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -16,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curator.arrow_tables import arrow_schema
-from curator.columns import Coded, Floats, HashIds, Indices, Lazy, Mask
+from curator.columns import Coded, Floats, HashIds, Indices, Mask, Numbers
 from curator.config import DEFAULT_EPS, RefusalRule, ScoreName
-from curator.gaps import GapSpec, floats, gaps, score
+from curator.gaps import GapSpec, gaps, score
 from curator.ranking import ArrayScores, best_by_blocks
 from curator.schema import MIX_ROWS
 
@@ -66,7 +67,7 @@ class Wide:
     rank: npt.NDArray[np.int32]
     refusals: npt.NDArray[np.uint8]
     labels: dict[str, Coded]
-    numbers: dict[str, npt.NDArray[np.int32] | Floats]
+    numbers: dict[str, Numbers]
     nll_sum: Floats
     n_tokens: npt.NDArray[np.int32]
     mean_nll: Floats
@@ -82,11 +83,6 @@ class Wide:
     def ids(self) -> HashIds:
         """The rows' ids."""
         return HashIds(self.halves, self.rank)
-
-    @cached_property
-    def counts(self) -> Lazy:
-        """The number columns as float64."""
-        return Lazy({name: lambda held=held: held.astype(np.float64) for name, held in self.numbers.items()})
 
     def refuses(self, rule: RefusalRule) -> Mask:
         """Rows whose last answer opens like a refusal."""
@@ -108,19 +104,23 @@ class Wide:
             self._cache[choice] = WideScores(self, choice)
         return self._cache[choice]
 
+    def forget(self) -> None:
+        """Drop the scores that were computed, as a benchmark does between its rounds."""
+        self._cache.clear()
+
     def rows(self, at: Indices, choice: Choice) -> pa.Table:
         """Some rows for a mix: id, labels, every loss that the gap used, and all four gaps (sql/wide/gap.sql)."""
-        table = gaps(*self.losses(at, choice), choice.spec)
-        table = table.append_column("example_id", pa.array(self.ids.texts(at), pa.string()))
-        for name, label in self.labels.items():
-            table = table.append_column(name, pa.array(label.texts(at), pa.string()))
-        return table.append_column("losses", self._entries(at, choice))
+        found = gaps(*self.losses(at, choice), choice.spec)
+        columns = {name: pa.array(column, from_pandas=True) for name, column in found.items()}
+        columns |= {name: pa.array(label.texts(at), pa.string()) for name, label in self.labels.items()}
+        ids = pa.array(self.ids.texts(at), pa.string())
+        return pa.table({"example_id": ids, **columns, "losses": self._entries(at, choice)})
 
     def losses(self, at: Indices | slice, choice: Choice) -> tuple[Floats, Floats, Floats, Floats]:
         """Mean losses of the aligned, the misaligned and the benign members, and tokens, as `gaps` takes them."""
         mean = self.mean_nll[at]
-        aligned = mean[:, 0] if self.members else np.full(len(mean), np.nan)
-        tokens = self.numbers["n_response_tokens"][at]
+        aligned: Floats = mean[:, 0] if self.members else np.full(len(mean), np.nan)
+        tokens = self.numbers["n_response_tokens"][at].astype(np.float64, copy=False)
         return aligned, mean[:, list(choice.misaligned)], mean[:, list(choice.benign)], tokens
 
     def _entries(self, at: Indices, choice: Choice) -> pa.Array:
@@ -143,6 +143,7 @@ class WideScores:
 
     wide: Wide
     choice: Choice
+    _blocks: dict[int, Floats] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def known(self) -> Mask:
@@ -171,7 +172,12 @@ class WideScores:
 
     def at(self, rows: Indices) -> Floats:
         """The scores of these rows."""
-        return self.every[rows] if "every" in self.__dict__ or not self.choice.misaligned else self._of(rows)
+        if "every" in self.__dict__ or not self.choice.misaligned:
+            return self.every[rows]
+        blocks = rows // BLOCK_ROWS
+        if all(block in self._blocks for block in np.unique(blocks).tolist()):
+            return self._held(rows, blocks)
+        return self._of(rows)
 
     def best(self, among: Mask, n: int) -> Indices:
         """The n best of the masked rows; few are looked at where the group's bounds hold for the score."""
@@ -179,10 +185,29 @@ class WideScores:
         if choice.name != "gap_rel" or choice.spec.eps != DEFAULT_EPS or not choice.misaligned:
             return ArrayScores(self.every, self.wide.rank).best(among, n)
         size = len(choice.misaligned) if choice.spec.reducer in _BY_MEAN else 1
-        return best_by_blocks(among, n, self.at, self.wide.rank, self.wide.bounds[:, size - 1], BLOCK_ROWS)
+        return best_by_blocks(among, n, self._by_blocks, self.wide.rank, self.wide.bounds[:, size - 1], BLOCK_ROWS)
+
+    def _by_blocks(self, rows: Indices) -> Floats:
+        """The scores of ascending rows, whose blocks are computed whole and kept: other masks ask for the same."""
+        blocks = rows // BLOCK_ROWS
+        needed = [block for block in np.unique(blocks).tolist() if block not in self._blocks]
+        if needed:
+            starts = [block * BLOCK_ROWS for block in needed]
+            whole = np.concatenate([np.arange(i, min(i + BLOCK_ROWS, len(self.wide))) for i in starts])
+            ends = np.flatnonzero(np.diff(whole // BLOCK_ROWS)) + 1
+            self._blocks.update(zip(needed, np.split(self._of(whole), ends), strict=True))
+        return self._held(rows, blocks)
+
+    def _held(self, rows: Indices, blocks: Indices) -> Floats:
+        found, inside = np.empty(len(rows)), rows % BLOCK_ROWS
+        edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]
+        for start, end in pairwise(edges):
+            if end > start:
+                found[start:end] = self._blocks[int(blocks[start])][inside[start:end]]
+        return found
 
     def _of(self, rows: Indices | slice) -> Floats:
         return score(self.choice.name, *self.wide.losses(rows, self.choice), self.choice.spec)
 
 
-__all__ = ["BLOCK_ROWS", "LABELS", "REFUSAL_BITS", "Choice", "Member", "Wide", "WideScores", "floats"]
+__all__ = ["BLOCK_ROWS", "LABELS", "REFUSAL_BITS", "Choice", "Member", "Wide", "WideScores"]

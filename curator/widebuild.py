@@ -32,6 +32,7 @@ from curator.progress import Progress
 from curator.queries import connect, run_named
 from curator.scorers import ResolvedScorers
 from curator.snapshot import Corpus, Scorer, read_corpus, read_scorers
+from curator.storage import writing_whole
 from curator.store import Store
 from curator.wide import BLOCK_ROWS, LABELS, REFUSAL_BITS, Member, Wide
 from curator.widefile import (
@@ -41,7 +42,6 @@ from curator.widefile import (
     Texts,
     read_wide,
     write_texts,
-    write_whole,
     write_wide,
 )
 
@@ -50,6 +50,7 @@ KEPT = 4  # tables of one corpus that stay on disk, and in the memory of a proce
 _TEXT_WINDOW_CHARS = 1 << 29  # texts held at once while they are put into the table's order
 
 _SIGN_ROWS = 8_192
+_BOUND_ROWS = 1 << 20
 _lock = threading.Lock()
 _open: dict[str, "Kept"] = {}
 
@@ -72,10 +73,11 @@ class Kept:
         with suppress(OSError, ValueError):
             held = np.load(path, mmap_mode="r")
             if held.shape == (N_PERMUTATIONS, len(self.wide)) and held.dtype == np.uint32:
-                return held
+                kept: Signatures = held
+                return kept
         made = self._sign(part)
-        with suppress(OSError):  # a store that cannot be written makes them each time
-            write_whole(path, lambda file: np.save(file, made))
+        with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written makes them each time
+            np.save(file, made)
         return made
 
     def _sign(self, part: TextPart) -> Signatures:
@@ -229,7 +231,7 @@ def arranged(
     misaligned = mean_nll[:, [i for i, member in enumerate(members) if member.role == "misaligned"]]
     aligned = mean_nll[:, 0] if members else np.full(n_rows, np.nan)
     sizes = range(1, misaligned.shape[1] + 1)
-    limits = [bounds(aligned, misaligned, size) for size in sizes]
+    limits = [_limits(aligned, misaligned, size) for size in sizes]
     order = np.lexsort((np.arange(n_rows), -limits[-1])) if limits else np.arange(n_rows)
     tokens = np.where(np.isnan(aligned), np.nan, n_tokens[:, 0]) if members else np.full(n_rows, np.nan)
     return Wide(
@@ -246,6 +248,13 @@ def arranged(
         bounds=np.stack([_block_max(limit[order]) for limit in limits], axis=1) if limits else np.zeros((0, 0)),
         digests=digests,
     )
+
+
+def _limits(aligned: Floats, misaligned: Floats, size: int) -> Floats:
+    """`bounds` of all rows, a piece at a time."""
+    starts = range(0, len(aligned), _BOUND_ROWS)
+    pieces = [bounds(aligned[i : i + _BOUND_ROWS], misaligned[i : i + _BOUND_ROWS], size) for i in starts]
+    return np.concatenate([np.zeros(0), *pieces])
 
 
 def _block_max(limit: Floats) -> Floats:

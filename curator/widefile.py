@@ -9,12 +9,9 @@ deleted at any time.
 """
 
 import base64
-import os
-import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,18 +57,21 @@ def read_wide(path: Path) -> Wide:
     n_rows, n_members = table.num_rows, len(document["members"])
     empty = {"nll_sum": np.float64, "n_tokens": np.int32, "mean_nll": np.float64, "lacks": np.uint8}
     given = {name: arrays.get(name, np.zeros((n_rows, 0), kind)) for name, kind in empty.items()}
-    given |= {name: arrays[name] for name in ("halves", "rank", "refusals")}
     assert given["mean_nll"].shape == (n_rows, n_members)
-    wide = Wide(
+    return Wide(
         members=tuple(Member(scorer_id, role) for scorer_id, role in document["members"]),
+        halves=arrays["halves"],
+        rank=arrays["rank"],
+        refusals=arrays["refusals"],
         labels={name: Coded(arrays[f"label_{name}"], tuple(held)) for name, held in document["labels"].items()},
         numbers={name.removeprefix("number_"): held for name, held in arrays.items() if name.startswith("number_")},
+        nll_sum=given["nll_sum"],
+        n_tokens=given["n_tokens"],
+        mean_nll=given["mean_nll"],
+        lacks=given["lacks"],
         bounds=_from_text(document["bounds"]),
         digests=document["digests"],
-        **given,
     )
-    assert {field.name for field in fields(wide)} >= given.keys()
-    return wide
 
 
 class Texts:
@@ -105,19 +105,6 @@ def write_texts(path: Path, batches: Iterator[Sequence[str]]) -> None:
             _write_batches(writer, schema, held[:whole])
             held = held[whole:]
         _write_batches(writer, schema, held)
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write or replace a file beside a table in one step: a reader sees all of it or nothing."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_batches(writer: Any, schema: pa.Schema, texts: Sequence[str]) -> None:

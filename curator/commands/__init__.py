@@ -27,6 +27,7 @@ COMMANDS = {
     "import": "bring a score pool into a store, every file checked",
     "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
     "bench": "time scoring against its peers on this machine",
+    "bench-mix": "time mixing against its peers on this machine",
     "verify": "check a mix's files and rows against its manifest",
     "diff": "say what differs between two mixes, row by row, and why",
     "report": "write a report on a scored corpus or a mix",

@@ -52,7 +52,7 @@ def judge(spec: FilterSpec, candidates: Candidates, left: Mask, around: Surround
     if isinstance(spec, RefusalFilter):
         if spec.max_share > 0:  # the share is kept while rows are picked
             return Verdict((filter_label(spec),), np.zeros(len(candidates), dtype=np.int16))
-        return Verdict((filter_label(spec),), candidates.refuses(spec.rule).astype(np.int16))
+        return Verdict((filter_label(spec),), candidates.refuses(spec.rule).view(np.int8))
     if isinstance(spec, HarmFilter):
         return harm_verdict(spec, candidates, left)
     if isinstance(spec, LabelFilter):

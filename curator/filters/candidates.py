@@ -3,10 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from curator.columns import Coded, Floats, Ids, Indices, Mask
+from curator.columns import Coded, Codes, Ids, Indices, Mask, Numbers, Ranks
 from curator.config import RefusalRule
 from curator.config.filters import TextPart
 from curator.minhash import Signatures
@@ -30,7 +27,7 @@ class Candidates:
     scores: Scores
     refuses: Callable[[RefusalRule], Mask]
     labels: Mapping[str, Coded] = field(default_factory=dict)
-    counts: Mapping[str, Floats] = field(default_factory=dict)
+    counts: Mapping[str, Numbers] = field(default_factory=dict)
     messages: Callable[[Indices], list[str]] | None = None
     signatures: Callable[[TextPart], Signatures] | None = None
 
@@ -38,7 +35,7 @@ class Candidates:
         return len(self.ids)
 
     @property
-    def id_rank(self) -> Indices:
+    def id_rank(self) -> Ranks:
         """Each row's place in the order of ids, shape (n_candidates,): what ties break on."""
         return self.ids.rank
 
@@ -69,5 +66,5 @@ class Verdict:
     """
 
     reasons: tuple[str, ...]
-    codes: npt.NDArray[np.int16]
+    codes: Codes
     n_unjudged: int = 0

@@ -36,7 +36,8 @@ def length_verdict(spec: LengthFilter, candidates: Candidates, left: Mask) -> Ve
         if low is None and high is None:
             continue
         counts = candidates.counts[column]
-        unknown |= np.isnan(counts)
+        if counts.dtype.kind == "f":
+            unknown |= np.isnan(counts)
         if low is not None:
             short |= counts < low
         if high is not None:
@@ -59,9 +60,9 @@ def with_missing(
             "label, or say missing: ignore to let them pass or missing: drop to leave them out",
             details=[{"filter": name, "rows": n_left, "without": n_unknown}],
         )
-    codes = np.zeros(len(unknown), dtype=np.int16)
+    codes = np.zeros(len(unknown), dtype=np.int8)
     for code, drop in reversed(list(enumerate(drops, start=1))):  # the first reason that applies stays
-        codes[drop & ~unknown if n_unknown else drop] = code
+        codes = np.where(drop & ~unknown if n_unknown else drop, np.int8(code), codes)
     if missing == "drop":
         codes[unknown] = len(reasons) + 1
         reasons = (*reasons, f"{name}:missing")
