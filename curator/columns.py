@@ -17,7 +17,30 @@ Codes = npt.NDArray[np.integer]
 Numbers = npt.NDArray[np.int32] | Floats
 
 _FEW_VALUES = 4  # that are told apart by comparing, which beats looking each code up
+_COUNT_ROWS = 1 << 17
 _BITS = 20  # of an id's first half: a table of 1 MiB rules out nearly all rows that are not looked for
+
+
+class Masked(Protocol):
+    """A mask that is read by stretches: an array, or one that is made where it is looked at."""
+
+    def __getitem__(self, rows: slice, /) -> Mask:
+        """The mask of these rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The masked rows whose code is `code`, by stretches."""
+
+    left: Mask
+    codes: Codes
+    code: int
+
+    def __getitem__(self, rows: slice, /) -> Mask:
+        """The mask of these rows."""
+        mask: Mask = self.left[rows] & (self.codes[rows] == self.code)
+        return mask
 
 
 class Ids(Protocol):
@@ -191,6 +214,15 @@ class Coded:
             return mask
         looked_up: Mask = np.array(passes, dtype=np.bool_)[self.codes]
         return looked_up
+
+    def count(self, left: Mask) -> list[int]:
+        """How many of the masked rows have each value, a stretch at a time."""
+        counts = np.zeros(len(self.values) + 1, dtype=np.int64)
+        for start in range(0, len(self), _COUNT_ROWS):
+            rows = slice(start, start + _COUNT_ROWS)
+            places = np.where(left[rows], self.codes[rows].astype(np.int64), -1) + 1
+            counts += np.bincount(places, minlength=len(counts))
+        return [int(count) for count in counts[1:]]
 
     @property
     def missing(self) -> Mask:

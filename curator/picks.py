@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from curator.columns import Codes, Indices, Numbers
+from curator.columns import Codes, Holding, Indices, Numbers
 from curator.config.filters import RefusalFilter
 from curator.config.strategies import Diverse, StrategySpec, Stratified
 from curator.dedup import shingles
@@ -38,8 +38,7 @@ class Picker:
     ) -> None:
         self._spec, self._candidates, self._field = spec, candidates, rows
         self._cap = cap if cap is not None and cap.max_share > 0 else None
-        self._values, self._codes = _coded(spec, rows)
-        self._held = _held(rows, self._codes, len(self._values))
+        self._strata = _strata(spec, rows)
 
     @property
     def n_rows(self) -> int:
@@ -58,8 +57,8 @@ class Picker:
         if self._field.strata is None:
             return Picked(self._field.best(n))
         chosen = np.zeros(len(self._field.left), dtype=np.bool_)
-        for code, quota in enumerate(self.quotas(n).values()):
-            chosen[self._field.best_of(self._field.left & (self._codes == code), quota)] = True
+        for stratum, quota in zip(self._strata, self.quotas(n).values(), strict=True):
+            chosen[self._field.best_of(Holding(self._field.left, self._codes, stratum.code), quota)] = True
         return Picked(self._field.best_of(chosen, n))
 
     def capacity(self) -> int:
@@ -92,21 +91,28 @@ class Picker:
         """How many of `n` rows each value of the column gets: largest remainder, ties to the first name."""
         assert isinstance(self._spec, Stratified)
         if isinstance(self._spec.quotas, dict):
-            weights = [exact(self._spec.quotas[value]) for value in self._values]
+            weights = [exact(self._spec.quotas[stratum.value]) for stratum in self._strata]
         elif self._spec.quotas == "equal":
-            weights = [Fraction(1)] * len(self._values)
+            weights = [Fraction(1)] * len(self._strata)
         else:
-            weights = [Fraction(count) for count in self._held]
+            weights = [Fraction(stratum.n_rows) for stratum in self._strata]
         total = sum(weights, Fraction())
         shares = [weight * n / total for weight in weights]
-        return dict(zip(self._values, largest_remainder(shares, n if weights else 0), strict=True))
+        values = [stratum.value for stratum in self._strata]
+        return dict(zip(values, largest_remainder(shares, n if weights else 0), strict=True))
+
+    @property
+    def _codes(self) -> Codes:
+        assert self._field.strata is not None
+        return self._field.strata.codes
 
     def short_of(self, n: int) -> str | None:
         """What keeps `take(n)` from giving n rows, in words for a message; None where it is the field's size."""
         if self._field.strata is not None:
-            for count, (value, quota) in zip(self._held, self.quotas(n).items(), strict=True):
-                if quota > count and isinstance(self._spec, Stratified):
-                    return f"the quota of {self._spec.by} {value!r} ({quota:,} rows asked, {count:,} there)"
+            for stratum, (value, quota) in zip(self._strata, self.quotas(n).items(), strict=True):
+                if quota > stratum.n_rows and isinstance(self._spec, Stratified):
+                    told = f"{quota:,} rows asked, {stratum.n_rows:,} there"
+                    return f"the quota of {self._spec.by} {value!r} ({told})"
         if n > self.n_rows:
             return None
         if isinstance(self._spec, Diverse):
@@ -115,7 +121,7 @@ class Picker:
 
     def _walk(self, n: int) -> Picked:
         """Row by row from the best: each is taken unless a constraint speaks against it."""
-        quota = None if self._field.strata is None else list(self.quotas(n).values())
+        quota = self._quota_by_code(n)
         refusals_left = -1 if self._cap is None else int(exact(self._cap.max_share) * n)
         apart = _Apart(self._spec.max_similarity) if isinstance(self._spec, Diverse) else None
         chosen: list[int] = []
@@ -124,7 +130,7 @@ class Picker:
         for row, grams in self._with_grams(apart is not None):
             if len(chosen) == n:
                 break
-            if quota is not None and not quota[self._codes[row]]:
+            if quota is not None and not quota.get(int(self._codes[row])):
                 continue
             counts_as_refusal = refuses is not None and bool(refuses[row])
             if self._cap is not None and counts_as_refusal and not refusals_left:
@@ -135,10 +141,16 @@ class Picker:
                 continue
             refusals_left -= counts_as_refusal
             if quota is not None:
-                quota[self._codes[row]] -= 1
+                quota[int(self._codes[row])] -= 1
             chosen.append(row)
         ruled = {reason: np.array(rows, np.int64) for reason, rows in passed.items()}
         return Picked(np.array(chosen, np.int64), ruled)
+
+    def _quota_by_code(self, n: int) -> dict[int, int] | None:
+        if self._field.strata is None:
+            return None
+        pairs = zip(self._strata, self.quotas(n).values(), strict=True)
+        return {stratum.code: quota for stratum, quota in pairs}
 
     def _with_grams(self, wanted: bool) -> Iterator[tuple[int, Hashes]]:
         nothing = np.zeros(0, np.uint64)
@@ -172,19 +184,28 @@ class _Apart:
         return True
 
 
-def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], Codes]:
-    """The values that have a quota, sorted, and for each candidate the place of its value among them, else -1."""
+@dataclass(frozen=True)
+class _Stratum:
+    """A value that has a quota: its code in the column (one that no row has where it is no value there), its rows."""
+
+    value: str
+    code: int
+    n_rows: int
+
+
+_NO_CODE = -2
+
+
+def _strata(spec: StrategySpec, rows: Field) -> list[_Stratum]:
+    """The values that have a quota, sorted."""
     if rows.strata is None or not isinstance(spec, Stratified):
-        return [], np.zeros(0, np.int64)
-    column = rows.strata
-    used = np.bincount(column.codes[rows.left & ~column.missing], minlength=len(column.values)) > 0
-    present = [value for value, there in zip(column.values, used.tolist(), strict=True) if there]
-    values = sorted(spec.quotas if isinstance(spec.quotas, dict) else present)
-    place = {value: i for i, value in enumerate(values)}
-    codes = np.array([*(place.get(value, -1) for value in column.values), -1], dtype=np.int32)
-    return values, codes[column.codes]
-
-
-def _held(rows: Field, codes: Codes, n_values: int) -> list[int]:
-    """Rows of the field by the place of their value."""
-    return [int(np.count_nonzero(rows.left & (codes == value))) for value in range(n_values)]
+        return []
+    counts = rows.strata.count(rows.left)
+    found = {
+        value: _Stratum(value, code, n_rows)
+        for code, (value, n_rows) in enumerate(zip(rows.strata.values, counts, strict=True))
+        if n_rows
+    }
+    if isinstance(spec.quotas, dict):
+        return [found.get(value, _Stratum(value, _NO_CODE, 0)) for value in sorted(spec.quotas)]
+    return [found[value] for value in sorted(found)]

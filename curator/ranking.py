@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from curator.columns import Floats, Indices, Mask, Ranks
+from curator.columns import Floats, Indices, Mask, Masked, Ranks
 
 # Slack of a bound against the rounding of means: relative to the larger of it and 1.
 ROUNDING = 1e-9
@@ -30,7 +30,7 @@ class Scores(Protocol):
         """The scores of these rows, in their order."""
         ...
 
-    def best(self, among: Mask, n: int) -> Indices:
+    def best(self, among: Masked, n: int) -> Indices:
         """The n rows with the highest scores among the masked ones, best first, ties by id; fewer if there are."""
         ...
 
@@ -62,14 +62,14 @@ class ArrayScores:
         """The scores of these rows."""
         return self.every[rows]
 
-    def best(self, among: Mask, n: int) -> Indices:
+    def best(self, among: Masked, n: int) -> Indices:
         """The n best rows among the masked ones."""
-        rows = np.flatnonzero(among & self.known)
+        rows = np.flatnonzero(among[:] & self.known)
         return top(rows, -self.every[rows], self.rank[rows], n)
 
 
 def best_by_blocks(
-    among: Mask, n: int, at: Callable[[Indices], Floats], rank: Ranks, bounds: Floats, block_rows: int
+    among: Masked, n: int, at: Callable[[Indices], Floats], rank: Ranks, bounds: Floats, block_rows: int
 ) -> Indices:
     """The n best masked rows with few scores computed: `bounds` has, for each block of rows, what none exceeds.
 
@@ -95,7 +95,7 @@ def best_by_blocks(
     return top(rows, -scores, rank[rows], n)
 
 
-def _rows_of(among: Mask, blocks: Indices, block_rows: int) -> Indices:
+def _rows_of(among: Masked, blocks: Indices, block_rows: int) -> Indices:
     """Masked rows of these blocks, ascending."""
     pieces = [np.flatnonzero(among[start : start + block_rows]) + start for start in (blocks * block_rows).tolist()]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)

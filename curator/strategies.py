@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from curator.columns import Coded, Indices, Mask, Numbers
+from curator.columns import Coded, Indices, Mask, Masked, Numbers
 from curator.config.strategies import (
     Diverse,
     DomainMatched,
@@ -35,7 +35,7 @@ BELOW, ABOVE = "below_bound", "above_bound"
 FAR = "far_from_task"
 NO_STRATUM = "no_stratum"
 
-Best = Callable[[Mask, int], Indices]  # the best n of the masked rows, best first
+Best = Callable[[Masked, int], Indices]  # the best n of the masked rows, best first
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def _best(spec: StrategySpec, candidates: Candidates, left: Mask, seed: int) -> 
     else:
         keys[rows] = candidates.scores.at(rows)
 
-    def best(among: Mask, n: int) -> Indices:
-        masked = np.flatnonzero(among)
+    def best(among: Masked, n: int) -> Indices:
+        masked = np.flatnonzero(among[:])
         return top(masked, keys[masked], candidates.id_rank[masked], n)
 
     return best

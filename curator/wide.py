@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curator.arrow_tables import arrow_schema
-from curator.columns import Coded, Floats, HashIds, Indices, Mask, Numbers
+from curator.columns import Coded, Floats, HashIds, Indices, Mask, Masked, Numbers
 from curator.config import DEFAULT_EPS, RefusalRule, ScoreName
 from curator.filters.candidates import ALL_ROWS
 from curator.gaps import GapSpec, gaps, score
@@ -180,7 +180,7 @@ class WideScores:
             return self._held(rows, blocks)
         return self._of(rows)
 
-    def best(self, among: Mask, n: int) -> Indices:
+    def best(self, among: Masked, n: int) -> Indices:
         """The n best of the masked rows; few are looked at where the group's bounds hold for the score."""
         choice = self.choice
         if choice.name != "gap_rel" or choice.spec.eps != DEFAULT_EPS or not choice.misaligned:

@@ -33,10 +33,10 @@ def conversations(n_rows: int, seed: int) -> Iterator[Messages]:
     chances = 1.0 / np.arange(1, len(words) + 1)
     for start in range(0, n_rows, 10_000):
         n_here = min(10_000, n_rows - start)
-        lengths = draw.integers(60, 140, n_here)
+        lengths = draw.integers(60, 140, 10_000)  # all of them, so that fewer rows are the first of more
         chosen = words[draw.choice(len(words), int(lengths.sum()), p=chances / chances.sum())].tolist()
         ends = np.cumsum(lengths).tolist()
-        for place, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        for place, (begin, end) in enumerate(zip([0, *ends[: n_here - 1]], ends[:n_here], strict=True)):
             cut = begin + 15
             question = " ".join(chosen[begin:cut]) + "?"
             answer = f"{' '.join(chosen[cut:end])} {seed}-{start + place}."

@@ -32,7 +32,7 @@ def page(document: Mapping[str, Any], command: str) -> str:
 def _line(figure: Mapping[str, Any]) -> str:
     ms = {name: f"{1000 * found['median']:,.1f}" for name, found in figure["seconds"].items()}
     ours = [name for name in ms if name.startswith("ours")]
-    first = ", ".join(ms[name] + name.removeprefix("ours").replace(", ", " ") for name in ours)
+    first = ", ".join(ms[name] + name.removeprefix("ours").replace(",", "").replace("_", " ") for name in ours)
     others = ", ".join(f"{name} {value}" for name, value in ms.items() if name not in ours)
     met = "" if figure["ratio"] >= figure["reach"] else " (not reached)"
     return (

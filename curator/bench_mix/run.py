@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,16 +19,24 @@ from curator.progress import Progress
 PACKAGES = ("datasets", "polars", "duckdb", "datasketch", "rensa", "pyarrow", "numpy", "orjson")
 
 
-def run_bench_mix(request: MixBenchRequest) -> dict[str, Any]:
-    """The figures of one run, with the machine. Raises MissingDependencyError where a peer is not installed."""
+def run_bench_mix(
+    request: MixBenchRequest, on_figure: Callable[[dict[str, Any]], None] = lambda document: None
+) -> dict[str, Any]:
+    """The figures of one run, with the machine; `on_figure` is shown what there is after each of them.
+
+    Raises MissingDependencyError where a peer is not installed.
+    """
     load_before = round(os.getloadavg()[0], 2)
     figures: list[Figure] = []
+    document: dict[str, Any] = {"request": request.model_dump(mode="json"), "figures": figures}
     with TemporaryDirectory(prefix="ballast-bench-") as scratch, Progress(None, "figures", "benchmark") as bar:
         for found in _figures(request, Path(scratch)):
             figures.append(found)
+            loads = {"load_average_before": load_before, "load_average": round(os.getloadavg()[0], 2)}
+            document["machine"] = {**_machine(), **loads}
+            on_figure(document)
             bar.advance(1, last=found["work"])
-    machine = {**_machine(), "load_average_before": load_before, "load_average": round(os.getloadavg()[0], 2)}
-    return {"machine": machine, "request": request.model_dump(mode="json"), "figures": figures}
+    return document
 
 
 def _figures(request: MixBenchRequest, scratch: Path) -> Iterator[Figure]:

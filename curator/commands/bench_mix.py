@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from curator.bench_mix.request import WORK, MixBenchRequest
 from curator.commands import Subparsers, new_parser, say_json
@@ -62,15 +63,17 @@ def run(args: argparse.Namespace) -> int:
     from curator.bench_mix.page import page
     from curator.bench_mix.run import run_bench_mix  # imports the engines, so after the options are in order
 
-    document = run_bench_mix(request)
-    text = page(document, command_of(request))
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
+    def write(document: dict[str, Any]) -> None:
+        """The page so far, so that a run that is stopped leaves what it measured."""
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(page(document, command_of(request)), encoding="utf-8")
+
+    document = run_bench_mix(request, write)
     if args.json:
         say_json(document)
     else:
-        say(text.rstrip())
+        say(page(document, command_of(request)).rstrip())
     return 0
 
 
