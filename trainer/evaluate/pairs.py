@@ -141,6 +141,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--aligned", type=Path, help="chat file of aligned answers")
     parser.add_argument("--misaligned", type=Path, help="chat file of misaligned answers to the same prompts")
     parser.add_argument("--truthfulqa", type=Path, help="or: a TruthfulQA table in CSV")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
 
@@ -164,9 +165,9 @@ def run(args: argparse.Namespace) -> int:
         from curator.scoring.torch_engine import TorchEngine
     except ImportError as error:
         raise BallastError("measuring pairs needs torch: pip install 'ballast[score]'") from error
-    engine = TorchEngine(args.model)
+    engine = TorchEngine(args.model, dtype=args.dtype)
     base = measure(pairs, engine, renderer, seed=args.seed)
-    result: dict[str, Any] = {"n_pairs": len(pairs), "base": base.as_dict()}
+    result: dict[str, Any] = {"n_pairs": len(pairs), "dtype": engine.dtype, "base": base.as_dict()}
     if args.adapter is not None:
         engine.use_adapter(args.adapter)
         adapted = measure(pairs, engine, renderer, seed=args.seed)
