@@ -225,6 +225,8 @@ def _scorer_ref(scorer: Scorer) -> ScorerRef:
         weights_sha256=scorer.identity.get("weights_sha256"),
         adapter_sha256=scorer.identity.get("adapter_sha256"),
         sample=dict(scorer.sample) if scorer.sample else None,
+        declared=tuple(scorer.identity.get("declared", ())),
+        adapter_mode=scorer.identity.get("adapter_mode"),
     )
 
 
