@@ -41,6 +41,20 @@ class Settings(BaseModel):
     max_waiting_builds: int = Field(
         default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )
+    async_rows: int = Field(
+        default=100_000, ge=0, description="rows of a data set above which a mix becomes a job (202) for a worker"
+    )
+    async_bytes: int = Field(
+        default=256 * MIB, ge=0, description="bytes of an upload above which a mix becomes a job (202) for a worker"
+    )
+    job_queue: str | None = Field(
+        default=None,
+        description="queue of jobs: a SQLite file, or a redis:// or postgresql:// URL; a local store has its own file",
+    )
+    job_ttl_s: float = Field(default=604_800.0, gt=0, description="seconds that a job is kept after its end")
+    tenant_jobs: int = Field(default=8, ge=1, description="jobs of one tenant that wait or run at once")
+    max_audit_rows: int = Field(default=10_000, ge=1, description="rows of one audit")
+    tenant_audits_per_hour: int | None = Field(default=30, ge=1, description="audits of one tenant an hour")
     mix_ttl_s: float | None = Field(default=None, gt=0, description="seconds that a mix is kept after it was built")
     idempotency_ttl_s: float = Field(
         default=86_400.0, gt=0, description="seconds that an Idempotency-Key is remembered"

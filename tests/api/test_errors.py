@@ -38,6 +38,13 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("DELETE", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
     ("GET", "/v1/mixes/{mix_id}/rows", {}, 404, "not_found"),
     ("GET", "/v1/mixes/{mix_id}/data", {}, 404, "not_found"),
+    ("GET", "/v1/jobs", {"params": {"limit": 0}}, 422, "bad_parameters"),
+    ("GET", "/v1/jobs/{job_id}", {}, 404, "not_found"),
+    ("DELETE", "/v1/jobs/{job_id}", {}, 404, "not_found"),
+    ("GET", "/v1/jobs/{job_id}/events", {}, 404, "not_found"),
+    ("POST", "/v1/audits", {"json": {"rows": [], "recipe": {}}}, 422, "unknown_part"),
+    ("GET", "/v1/audits/{job_id}", {}, 404, "not_found"),
+    ("GET", "/v1/audits/{job_id}/rows", {}, 404, "not_found"),
     ("GET", "/v1/corpora", {}, 500, "internal"),
     ("GET", "/v1/corpora/{corpus}", {}, 404, "not_found"),
     ("GET", "/v1/corpora/{corpus}/gap", {}, 404, "not_found"),
@@ -81,7 +88,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_every_endpoint_refuses_in_the_one_shape(
     broken: str, method: str, path: str, options: dict[str, Any], status: int, code: str
 ) -> None:
-    link = broken + path.format(mix_id=ABSENT, corpus="absent", name="absent")
+    link = broken + path.format(mix_id=ABSENT, job_id=ABSENT, corpus="absent", name="absent")
     answer = httpx.request(method, link, **options)
     assert (answer.status_code, check_shape(answer)["code"]) == (status, code)
     assert "SECRET" not in answer.text
