@@ -12,7 +12,7 @@ from curator.seeds import child_seed
 VerdictName = Literal["elevated", "not_elevated", "undecided"]
 
 EXPECTED_MEAN = 0.5  # of rows that are like the pool's
-MARGIN = 0.05  # a mean percentile nearer to the expected one than this counts as like the pool
+MARGIN = 0.1  # a mean percentile nearer to the expected one than this counts as like the pool
 TOP = 0.95
 N_RESAMPLES = 400
 MIN_JUDGED = 20
