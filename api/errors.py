@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from curator.errors import (
     BadInputError,
@@ -114,11 +115,19 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     """What the router itself refuses: unknown routes and wrong methods."""
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "bad_request")
+    headers = dict(error.headers or {})
     if error.status_code == 404:
         message = "there is no such route; /openapi.json lists what there is"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "other methods")
-        message = f"this route does not take that method; it takes {allowed}"
+        headers["Allow"] = ", ".join(_methods_of(request))
+        message = f"this route does not take that method; it takes {headers['Allow']}"
     else:
         message = str(error.detail)
-    return error_response(error.status_code, code, message, headers=error.headers)
+    return error_response(error.status_code, code, message, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Every method that some route takes at this path; the router itself names those of the first route alone."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in fitting for method in route.methods or ()})

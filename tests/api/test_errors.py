@@ -125,6 +125,24 @@ def test_wrong_methods(http: httpx.Client) -> None:
     assert "GET" in answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/mixes", "GET, POST"),
+        ("OPTIONS", f"/v1/mixes/{ABSENT}", "DELETE, GET"),
+        ("POST", f"/v1/mixes/{ABSENT}/data", "GET, HEAD"),
+        ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET"),
+        ("GET", "/v1/sql", "POST"),
+    ],
+)
+def test_allow_and_the_text_name_every_method_of_a_path(
+    http: httpx.Client, method: str, path: str, allowed: str
+) -> None:
+    answer = http.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert allowed in check_shape(answer)["message"]
+
+
 @pytest.mark.parametrize("mix_id", ["x", "..%2F..%2Fstore.json", "0" * 31, "0" * 33, "G" * 32, "%00"])
 def test_what_can_be_no_id_is_answered_like_an_absent_one(http: httpx.Client, mix_id: str) -> None:
     absent = http.get(f"/v1/mixes/{ABSENT}/rows")
@@ -199,6 +217,24 @@ def test_a_damaged_mix_is_a_failure_of_ours_and_listed_as_damaged(http: httpx.Cl
     assert check_shape(http.get(made["links"]["rows"]))["code"] == "internal"
     listed = {item["mix_id"]: item["status"] for item in http.get("/v1/mixes").json()["mixes"]}
     assert listed[made["mix_id"]] == "damaged"
+
+
+def test_a_mix_whose_manifest_is_of_another_shape_can_be_deleted_and_the_log_says_what_is_wrong(
+    http: httpx.Client, store_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = http.post("/v1/mixes", **form(task_rows(8, "of another shape"))).json()
+    folder = store_path / "mixes" / "local" / made["mix_id"]
+    document = json.loads((folder / "manifest.json").read_text())
+    document["shape"] = document.pop("ratio")
+    (folder / "manifest.json").write_text(json.dumps(document))
+    with caplog.at_level(logging.ERROR, LOGGER):
+        assert http.get(made["links"]["rows"]).status_code == 500
+    (event,) = [json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == LOGGER]
+    assert "manifest.json is no manifest of this version: /ratio" in event["reason"]
+    assert http.delete(made["links"]["self"], headers={"If-Match": '"other"'}).status_code == 412
+    assert http.delete(made["links"]["self"]).status_code == 204
+    assert not folder.exists()
+    assert http.delete(made["links"]["self"]).status_code == 404
 
 
 def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(http: httpx.Client, store_path: Path) -> None:
