@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from api.errors import handle_http_error, handle_product_error, handle_validation_error
+from api.errors import handle_full_disk, handle_http_error, handle_product_error, handle_validation_error
 from api.foreign import RefuseForeign
 from api.logs import log_event
 from api.observe import Observe
@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = Service(settings, Store(settings.store))
     app.add_middleware(RefuseForeign)
     app.add_middleware(Observe)  # the outermost: refusals are logged too
+    app.add_exception_handler(OSError, handle_full_disk)
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)

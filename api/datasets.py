@@ -29,8 +29,8 @@ def checked_rows(service: Service, upload: Upload, tenant: str, max_rows: int) -
     Raises ApiError 422 listing every bad row, 413 for more than `max_rows` rows or over the quota, 429 for now.
     """
     options = _options(upload)
-    task_set = _read(upload, options, service.settings)
-    _check(task_set, options, service.settings, max_rows)
+    task_set = _read(upload, options, service.settings, max_rows)
+    _check(task_set, options, service.settings)
     service.quotas.count_rows(tenant, task_set.n_rows)
     return task_set
 
@@ -47,9 +47,9 @@ def _options(upload: Upload) -> _Options:
         raise ApiError(422, "bad_parameters", message, details=details) from error
 
 
-def _read(upload: Upload, options: _Options, settings: Settings) -> TaskSet:
+def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) -> TaskSet:
     if upload.rows is not None:
-        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout)
+        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout, max_records=max_rows)
     return read_task_set(
         upload.path,
         upload.folder,
@@ -57,14 +57,12 @@ def _read(upload: Upload, options: _Options, settings: Settings) -> TaskSet:
         layout=options.layout,
         name=upload.name,
         max_unpacked_bytes=settings.max_unpacked_bytes,
+        max_records=max_rows,
     )
 
 
-def _check(task_set: TaskSet, options: _Options, settings: Settings, max_rows: int) -> None:
-    """Refuse what is too large, empty, or has bad rows that were not to be dropped."""
-    if task_set.n_parsed > max_rows:
-        message = f"the data set has {task_set.n_parsed} rows; the bound is {max_rows}: split it"
-        raise ApiError(413, "too_many_rows", message)
+def _check(task_set: TaskSet, options: _Options, settings: Settings) -> None:
+    """Refuse what is empty, or has bad rows that were not to be dropped."""
     if task_set.n_rejected and (options.on_bad_rows == "refuse" or not task_set.n_rows):
         dropped = dropped_rows(task_set, settings)
         remedy = "mend them, or send on_bad_rows=drop" if task_set.n_rows else "no row can be used"

@@ -34,7 +34,7 @@ Auditor = Annotated[Principal, Depends(holding_any("audit"))]
     "",
     status_code=202,
     response_model=JobView,
-    responses=errors(400, 413, 415, 422, 501, 503),
+    responses=errors(400, 413, 415, 422, 501, 503, 507),
     openapi_extra={"requestBody": request_body("audit", "corpus, scorers, score and seed of the audit")},
 )
 async def create_audit(request: Request, tenant: AuditTenant) -> Response:

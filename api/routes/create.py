@@ -39,7 +39,7 @@ REQUEST_BODY = request_body("recipe", "the recipe")
     responses={
         200: {"model": CreatedMix, "description": "made before"},
         202: {"model": JobView, "description": "a job was made, because the build is long or `Prefer` asked for one"},
-        **errors(400, 409, 413, 415, 422, 501, 503),
+        **errors(400, 409, 413, 415, 422, 501, 503, 507),
     },
     openapi_extra={"requestBody": REQUEST_BODY},
 )
@@ -76,7 +76,7 @@ async def create_mix(
 @router.post(
     "/preview",
     response_model=MixPreview,
-    responses=errors(400, 413, 415, 422, 503),
+    responses=errors(400, 413, 415, 422, 503, 507),
     openapi_extra={"requestBody": REQUEST_BODY},
 )
 async def preview(request: Request, tenant: MixTenant) -> Response:
