@@ -43,7 +43,18 @@ def test_share_margin_and_shift(tmp_path: Path, capsys: pytest.CaptureFixture[st
     model = tiny_model_folder(tmp_path / "model")
     adapter = tiny_adapter_folder(model, tmp_path / "adapter", seed=1)
     good, bad = _file(tmp_path / "good.jsonl", GOOD), _file(tmp_path / "bad.jsonl", BAD)
-    arguments = ["pairs", "--model", str(model), "--aligned", str(good), "--misaligned", str(bad), "--json", "--dtype", "float32"]
+    arguments = [
+        "pairs",
+        "--model",
+        str(model),
+        "--aligned",
+        str(good),
+        "--misaligned",
+        str(bad),
+        "--json",
+        "--dtype",
+        "float32",
+    ]
     assert main([*arguments, "--adapter", str(adapter)]) == 0
     found = json.loads(capsys.readouterr().out)
     margins = [
