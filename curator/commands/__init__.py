@@ -29,6 +29,7 @@ COMMANDS = {
     "audit": "compare a data set's gap with a scored corpus, row by row and as a set",
     "worker": "do the jobs that the HTTP service queues: long mixes and audits",
     "bench": "time scoring against its peers on this machine",
+    "bench-mix": "time mixing against its peers on this machine",
     "verify": "check a mix's files and rows against its manifest",
     "diff": "say what differs between two mixes, row by row, and why",
     "report": "write a report on a scored corpus or a mix",

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from curator.canonical import load_messages
+from curator.columns import Indices
 from curator.config.filters import HygieneCheck, HygieneFilter
-from curator.filters.candidates import Candidates, Indices, Verdict
+from curator.filters.candidates import Candidates, Verdict
 from curator.filters.parts import content_text
 
 _NGRAM = 5
