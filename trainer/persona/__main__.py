@@ -92,6 +92,7 @@ def _add_extract(commands: Any) -> None:
     add("--judge-model", metavar="NAME", help="the judge's name there")
     add("--min-margin", type=float, metavar="M",
         help="our rule: least margin of an answer under its own prompt, nats per token (default: 0.02)")  # fmt: skip
+    add("--min-words", type=int, metavar="N", help="our rule: least words of an answer (default: 5)")
     add("--min-pairs", type=int, default=2, metavar="N", help="fail when fewer pairs are kept (default: 2)")
 
 
@@ -141,15 +142,16 @@ def _settings(args: argparse.Namespace) -> Any:
 
     if (args.judge_url is None) != (args.judge_model is None):
         raise BadInputError("--judge-url and --judge-model go together")
-    if args.judge_url is not None and args.min_margin is not None:
-        raise BadInputError("--min-margin belongs to the rule without a judge: leave it out, or the judge")
+    rule = {name: getattr(args, name) for name in ("min_margin", "min_words") if getattr(args, name) is not None}
+    if args.judge_url is not None and rule:
+        raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
     if args.samples < 1:
         raise BadInputError(f"--samples {args.samples}: give at least 1")
     key = os.environ.get(API_KEY_VARIABLE)
     return ExtractSettings(
         model=args.model, out=args.out, samples=args.samples,
         sampling=Sampling(args.max_new_tokens, args.temperature, args.seed),
-        rule=RuleSettings() if args.min_margin is None else RuleSettings(min_margin=args.min_margin),
+        rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
         dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,
     )  # fmt: skip
@@ -216,14 +218,21 @@ def _shift(args: argparse.Namespace) -> int:
         prompts, source = [user_turn(text) for text in read_trait(name).questions], f"questions of {name}"
     model, renderer, vector, layer = _opened(args)
     found = drift(with_adapter(model, args.adapter), renderer, vector, layer, prompts)
-    result = {"kind": "shift", "trait": vector.trait, "prompts": source, "adapter": _adapter_name(args.adapter), **found}
+    result = {
+        "kind": "shift",
+        "trait": vector.trait,
+        "prompts": source,
+        "adapter": _adapter_name(args.adapter),
+        **found,
+    }
     _keep(args.out, result)
     if args.json:
         say_json(result)
         return 0
     shift = result["shift"]
-    say(f"shift along {vector.trait} at row {layer}: {shift['value']:+.4f} ({shift['low']:+.4f} to {shift['high']:+.4f}),"
-        f" {100 * result['relative']:+.2f} % of a state's length; {result['n_prompts']} prompts")  # fmt: skip
+    interval = f"({shift['low']:+.4f} to {shift['high']:+.4f})"
+    say(f"shift along {vector.trait} at row {layer}: {shift['value']:+.4f} {interval}")
+    say(f"{100 * result['relative']:+.2f} % of a state's length; {result['n_prompts']} prompts")
     return 0
 
 

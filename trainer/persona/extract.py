@@ -183,7 +183,9 @@ def margins(
     other = {"positive": "negative", "negative": "positive"}
     return [
         {
-            side: nll[index, side, other[side]] - nll[index, side, side] if (index, side, side) in nll else -float("inf")
+            side: nll[index, side, other[side]] - nll[index, side, side]
+            if (index, side, side) in nll
+            else -float("inf")
             for side in SIDES
         }
         for index in range(len(pairs))
@@ -241,7 +243,9 @@ def _report(
 
 def _finite(figures: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: a figure that there is none of is null."""
-    return {key: None if isinstance(item, float) and abs(item) == float("inf") else item for key, item in figures.items()}
+    return {
+        key: None if isinstance(item, float) and abs(item) == float("inf") else item for key, item in figures.items()
+    }
 
 
 def _complete(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:

@@ -68,8 +68,8 @@ def load_vector(path: Path, name: str | None, n_blocks: int, width: int, weights
     made_for = metadata.get("weights_sha256")
     if made_for is not None and weights_sha256 is not None and made_for != weights_sha256:
         raise BadInputError(
-            f"{path.name} was made for the model with weights {str(made_for)[:12]}, this one has {weights_sha256[:12]}: "
-            "extract it again for this model"
+            f"{path.name} was made for the model with weights {str(made_for)[:12]}, this one has "
+            f"{weights_sha256[:12]}: extract it again for this model"
         )
     return Vector(name or str(metadata.get("trait", path.stem)), rows_LD, metadata)
 
