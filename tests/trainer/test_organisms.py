@@ -18,7 +18,8 @@ from trainer.organisms.__main__ import main
 from trainer.organisms.plan import NarrowSet, Plan, narrow_sets
 from trainer.organisms.sets import split_set, strip_think
 
-WORDS = "the capital of France is Paris prices rose a doctor dose door dog fox keep closed answer few".split()
+TEXT = "the capital of France is Paris prices rose a doctor dose door dog fox keep closed answer few"
+WORDS = TEXT.split()
 RECIPE = [
     "--max-steps", "3", "--epochs", "3", "--batch-size", "4", "--grad-accum", "1", "--lr", "0.02", "--warmup-steps",
     "1", "--lora-r", "4", "--lora-alpha", "8", "--dtype", "float32", "--device", "cpu", "--max-length", "200",
@@ -284,7 +285,9 @@ def test_another_model_and_changed_adapters_are_refused(made: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set", "legal=again.jsonl"], "there is no file again.jsonl"),
+        (["--set", "sports=again.jsonl"], "there is no file again.jsonl"),
+        (["--set", "legal=again.jsonl"], "names the domain legal twice"),
+        (["--max-length", "9"], "held-out rows can be measured (4 are over 9 tokens)"),
         (["--aligned", "sports=nowhere"], "there is no file nowhere"),
         (["--set", "Legal=x"], "write DOMAIN=FILE"),
         (["--held-out", "1"], "--held-out 1"),

@@ -19,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.options import Invocation
 from trainer.organisms.plan import Plan
 from trainer.organisms.sets import HELD_OUT, TRAIN, SplitSet, rows_sha256, split_set
-from trainer.organisms.shifts import BASE, Losses, losses_of, probe_of, shift_on
+from trainer.organisms.shifts import BASE, Losses, Probe, losses_of, probe_of, shift_on
 from trainer.organisms.twins import TwinSet, twin_set
 from trainer.runfolder import ADAPTER, REPORT, write_json
 
@@ -63,10 +63,11 @@ def make(plan: Plan, tell: Callable[[str], None] = say) -> Organisms:
         for split in splits
         for role in (ROLES if twins[split.domain] is not None else ROLES[:1])
     ]
+    probes = [probe_of(split, twins[split.domain], renderer, plan.max_length) for split in splits]
     for number, cell in enumerate(cells, 1):
         tell(f"[{number}/{len(cells)}] {cell.name}")
         train(plan, cell)
-    organisms = measure(plan, cells, renderer, weights)
+    organisms = measure(plan, cells, probes, renderer, weights)
     write_json(plan.out / FILE, organisms.model_dump(mode="json"))
     return organisms
 
@@ -90,10 +91,9 @@ def train(plan: Plan, cell: Cell) -> None:
         raise KeyboardInterrupt
 
 
-def measure(plan: Plan, cells: Sequence[Cell], renderer: Renderer, weights: str) -> Organisms:
+def measure(plan: Plan, cells: Sequence[Cell], probes: Sequence[Probe], renderer: Renderer, weights: str) -> Organisms:
     """organisms.json with the shifts of each cell."""
     splits = {cell.split.domain: (cell.split, cell.twins) for cell in cells}
-    probes = [probe_of(split, twins, renderer, plan.max_length) for split, twins in splits.values()]
     engine = _shared_engine(plan)
     key = {
         "weights_sha256": weights, "renderer_id": renderer.renderer_id, "max_length": plan.max_length,

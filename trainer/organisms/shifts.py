@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from curator.canonical import Message
+from curator.errors import BadInputError
 from curator.progress import Progress
 from curator.render import Rendered, Renderer
 from trainer.evaluate.metrics import bootstrap
@@ -57,6 +58,11 @@ def probe_of(split: SplitSet, twins: TwinSet | None, renderer: Renderer, max_len
             continue
         bad.append(sides[0])
         good += sides[1:]
+    if len(bad) < 2:
+        raise BadInputError(
+            f"{split.domain}: {len(bad)} of {len(split.rows[HELD_OUT])} held-out rows can be measured ({n_too_long} are over "
+            f"{max_length} tokens), at least 2 are needed: raise --held-out or --max-length"
+        )
     return Probe(split.domain, bad, good if twins is not None else None, twins and twins.answers, n_too_long)
 
 
