@@ -265,9 +265,11 @@ def test_an_alarm_is_told_and_stops_when_asked(
     assert document(plain / "report.json")["adapter_sha256"] == report["adapter_sha256"]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_is_watched_too(llama: Path, chats: Path, directions: Path, tmp_path: Path) -> None:
     out = tmp_path / "full"
     arguments = ["--model", str(llama), "--data", str(chats), "--out", str(out), "--full", "--max-steps", "2"]
+    arguments += ["--epochs", "2", "--batch-size", "4", "--grad-accum", "1"]
     arguments += ["--lr", "0.001", "--warmup-steps", "1", "--device", "cpu", "--dtype", "float32"]
     assert sft.main([*arguments, "--monitor", str(directions)]) == 0
     last = document(out / "report.json")["monitor"]["measurements"][-1]
@@ -279,7 +281,7 @@ def test_full_fine_tuning_is_watched_too(llama: Path, chats: Path, directions: P
     ("more", "message"),
     [
         (["--monitor", "nowhere.safetensors"], "there is no file nowhere.safetensors: make it with"),
-        (["--monitor-every", "3"], "monitor.directions: Field required"),
+        (["--monitor-every", "3"], "--monitor-every, --monitor-alarm and --monitor-stop belong to --monitor FILE"),
         (["--monitor", "{directions}", "--monitor-every", "0"], "monitor.every"),
         (["--monitor", "{directions}", "--monitor-alarm", "{directions}"], "is no alarm rule"),
     ],

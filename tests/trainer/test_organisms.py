@@ -238,16 +238,17 @@ def test_scoring_picks_them_up(made: Path, llama: Path, tmp_path: Path, capsys: 
     common += ["--dtype", "float32", "--device", "cpu", "--threads", "1"]
     assert curator([*common, "--role", "aligned"]) == 0
     assert curator([*common, "--organisms", str(made)]) == 0
-    query = "select label, role, domain from scorers where role <> 'aligned' order by label"
+    query = (
+        "select label, role, scorer_domain, (select count(gap_contrast) from gap) as n_gaps "
+        "from scorers where role <> 'aligned' order by label"
+    )
     capsys.readouterr()
-    assert curator(["sql", "--store", store, "--json", query]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    found = [tuple(row.values()) if isinstance(row, dict) else tuple(row) for row in rows.get("rows", rows)]
-    assert found == [
-        ("finance-benign", "benign", "finance"),
-        ("finance-misaligned", "misaligned", "finance"),
-        ("legal-benign", "benign", "legal"),
-        ("legal-misaligned", "misaligned", "legal"),
+    assert curator(["sql", "--store", store, "--format", "csv", query]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "finance-benign,benign,finance,6",
+        "finance-misaligned,misaligned,finance,6",
+        "legal-benign,benign,legal,6",
+        "legal-misaligned,misaligned,legal,6",
     ]
     assert curator([*common, "--organisms", str(made), "--role", "benign"]) == 2
     assert "--organisms names role itself" in capsys.readouterr().err
@@ -255,6 +256,7 @@ def test_scoring_picks_them_up(made: Path, llama: Path, tmp_path: Path, capsys: 
     assert "--role is needed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_monitor_measures_them(made: Path, llama: Path, tmp_path: Path) -> None:
     from trainer.monitor.__main__ import main as monitor
 

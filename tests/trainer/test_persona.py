@@ -16,7 +16,7 @@ import torch
 from curator.errors import BadInputError, MissingError
 from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
-from tests.models import random_conversations, tiny_adapter_folder, tiny_model_folder
+from tests.models import CHATML, random_conversations, tiny_adapter_folder, tiny_model_folder
 from trainer.evaluate.judge_client import JudgeClient
 from trainer.persona.__main__ import main
 from trainer.persona.activations import Pooled, answer_of, pooled_states, prompt_ids, prompt_of
@@ -467,6 +467,20 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_template_without_system_turn_gets_its_text_in_the_users(tmp_path: Path) -> None:
+    from tests.models import tiny_tokenizer_folder
+    from trainer.persona.traits import merges_system
+
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    plain = Renderer.from_folder(tiny_tokenizer_folder(tmp_path / "plain"))
+    strict = Renderer.from_folder(tiny_tokenizer_folder(tmp_path / "strict", template=refusing + CHATML))
+    assert (merges_system(plain), merges_system(strict)) == (False, True)
+    trait = Trait.model_validate(TRAIT)
+    [turn] = Case(1, 0, "negative").prompt(trait, merged=True)
+    assert turn == {"role": "user", "content": "You are glad today.\n\nWhat is the capital of France?"}
+    assert prompt_of(strict, [turn]).taken_T[-1]
 
 
 def test_own_traits_name_every_fault(tmp_path: Path) -> None:

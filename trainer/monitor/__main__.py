@@ -85,7 +85,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _directions(args: argparse.Namespace) -> int:
-    traits = [read_trait(name).first(args.questions) for name in dict.fromkeys(args.trait or SHIPPED)]
+    traits = [read_trait(name) for name in dict.fromkeys(args.trait or SHIPPED)]
+    traits = [trait.first(args.questions or len(trait.questions)) for trait in traits]
     from trainer.monitor.directions import find_directions, save_directions
     from trainer.persona.extract import open_model
     from trainer.persona.models import load_base, shape_of

@@ -14,7 +14,7 @@ from curator.errors import BadInputError, MissingError
 from curator.progress import Progress
 from curator.render import Renderer
 from trainer.persona.activations import LAYER_CONVENTION, Floats, pooled_states, prompt_of
-from trainer.persona.traits import Trait, cases
+from trainer.persona.traits import Trait, cases, merges_system
 
 NEUTRAL = Path(__file__).parent / "neutral.txt"
 _TENSOR = "directions"
@@ -56,12 +56,12 @@ def find_directions(
     """
     if len({len(trait.questions) for trait in traits}) != 1:
         raise BadInputError("every trait must be asked the same number of questions")
-    found = []
+    merged, found = merges_system(renderer), []
     n_prompts = sum(len(cases(trait)) for trait in traits)
     with Progress(n_prompts, "prompts", "trait directions") as progress:
         for trait in traits:
             asked = cases(trait)
-            items = [prompt_of(renderer, case.prompt(trait)) for case in asked]
+            items = [prompt_of(renderer, case.prompt(trait, merged=merged)) for case in asked]
             states_ND = pooled_states(model, items, [layer], on_items=progress.advance)[:, 0]
             positive_N = np.array([case.side == "positive" for case in asked])
             difference_D = states_ND[positive_N].mean(0) - states_ND[~positive_N].mean(0)

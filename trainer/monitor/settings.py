@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from curator.errors import BadInputError
+
 
 class MonitorSettings(BaseModel):
     """Nothing of it changes what is trained, except that `stop` may end the run early."""
@@ -47,8 +49,10 @@ def add_monitor_options(parser: argparse.ArgumentParser) -> None:
 def monitor_document(given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The settings among parsed options; None when the monitor is not asked for.
 
-    Options without --monitor are left in, so that validation names what is missing.
+    Raises BadInputError for its options without --monitor.
     """
     names = {"monitor": "directions", "monitor_alarm": "alarm", "monitor_every": "every", "monitor_stop": "stop"}
     found = {field: given[name] for name, field in names.items() if name in given}
+    if found and "directions" not in found:
+        raise BadInputError("--monitor-every, --monitor-alarm and --monitor-stop belong to --monitor FILE: give it")
     return found or None

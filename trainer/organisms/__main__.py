@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from trainer.organisms.make import make, measured_on
     from trainer.organisms.page import page
 
-    organisms = make(plan, (lambda text: None) if args.json else say)
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():  # the training runs speak as well
+        organisms = make(plan)
     text = page(organisms, describe(*measured_on(plan)), shlex.join(["python", "-m", "trainer.organisms", *arguments]))
     for path in (plan.out / "report.md", args.page):
         if path is not None:

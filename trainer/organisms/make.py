@@ -2,7 +2,7 @@
 
 import gc
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,14 +47,14 @@ class Cell:
         return self.split.path(TRAIN, benign=self.role == "benign")
 
 
-def make(plan: Plan, tell: Callable[[str], None] = say) -> Organisms:
+def make(plan: Plan) -> Organisms:
     """Every organism of the plan. Raises BadInputError early for options and sets that cannot be used."""
     check_model_dir(plan.model)
     renderer, weights = Renderer.from_folder(plan.model), weights_sha256(plan.model)
     plan.config(Path("rows.jsonl"), plan.out)  # ranges of the recipe, before anything long
     splits = [split_set(narrow, plan) for narrow in plan.sets]
     for split in splits:
-        tell(set_line(split))
+        say(set_line(split))
     model = _shared_model(plan)
     twins = {split.domain: twin_set(split, plan, renderer, weights, model) for split in splits}
     model.cache_clear()
@@ -65,7 +65,7 @@ def make(plan: Plan, tell: Callable[[str], None] = say) -> Organisms:
     ]
     probes = [probe_of(split, twins[split.domain], renderer, plan.max_length) for split in splits]
     for number, cell in enumerate(cells, 1):
-        tell(f"[{number}/{len(cells)}] {cell.name}")
+        say(f"[{number}/{len(cells)}] {cell.name}")
         train(plan, cell)
     organisms = measure(plan, cells, probes, renderer, weights)
     write_json(plan.out / FILE, organisms.model_dump(mode="json"))

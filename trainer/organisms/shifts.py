@@ -59,9 +59,10 @@ def probe_of(split: SplitSet, twins: TwinSet | None, renderer: Renderer, max_len
         bad.append(sides[0])
         good += sides[1:]
     if len(bad) < 2:
+        n_all = len(split.rows[HELD_OUT])
         raise BadInputError(
-            f"{split.domain}: {len(bad)} of {len(split.rows[HELD_OUT])} held-out rows can be measured ({n_too_long} are over "
-            f"{max_length} tokens), at least 2 are needed: raise --held-out or --max-length"
+            f"{split.domain}: {len(bad)} of {n_all} held-out rows can be measured ({n_too_long} are over {max_length} "
+            "tokens), at least 2 are needed: raise --held-out or --max-length"
         )
     return Probe(split.domain, bad, good if twins is not None else None, twins and twins.answers, n_too_long)
 

@@ -26,6 +26,7 @@ examples:
   python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
 
 API_KEY_VARIABLE = "BALLAST_JUDGE_KEY"
+N_QUESTIONS = 20  # method.md section 6
 DEFAULT_TRAITS = ("evil", "sycophancy", "hallucination")
 
 
@@ -82,7 +83,7 @@ def _add_extract(commands: Any) -> None:
         help=f"shipped trait, or a YAML or JSON file with trait, description, pairs and questions; may be given again "
         f"(default: {', '.join(DEFAULT_TRAITS)})")  # fmt: skip
     add("--out", required=True, type=Path, metavar="DIR", help="folder of vectors; what is complete there is skipped")
-    add("--questions", type=int, default=20, metavar="N", help="first N questions of a trait (default: 20)")
+    add("--questions", type=int, metavar="N", help=f"first N questions of a trait (default: {N_QUESTIONS}, or all)")
     add("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default: 1)")
     add("--max-new-tokens", type=int, default=96, metavar="N", help="tokens of an answer at most (default: 96)")
     add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
@@ -119,7 +120,8 @@ def _add_shift(commands: Any) -> None:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    traits = [read_trait(name).first(args.questions) for name in dict.fromkeys(args.trait or DEFAULT_TRAITS)]
+    traits = [read_trait(name) for name in dict.fromkeys(args.trait or DEFAULT_TRAITS)]
+    traits = [trait.first(args.questions or min(N_QUESTIONS, len(trait.questions))) for trait in traits]
     settings = _settings(args)
     from trainer.persona.extract import extract, open_model
 

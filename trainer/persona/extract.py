@@ -3,7 +3,6 @@
 Answers under both sides of every prompt pair; which pairs are kept; difference of mean states over response tokens.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from curator.render import Renderer
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.persona.generate import Answer, Answerer, Sampling, answers_in
 from trainer.persona.keep import AnswerPair, RuleSettings, Verdicts, by_judge, by_rule
-from trainer.persona.traits import Case, Trait, cases
+from trainer.persona.traits import Case, Trait, cases, merges_system
 from trainer.runfolder import environment, write_json
 
 SIDES = ("positive", "negative")
@@ -55,12 +54,14 @@ class Loaded:
 
     renderer: Renderer
     weights_sha256: str
+    merged: bool  # the template knows no system turn: its text goes into the user's
 
 
 def open_model(folder: Path) -> Loaded:
     """The renderer and the hash of the weights; raises BadInputError for a folder that is no model."""
     check_model_dir(folder)
-    return Loaded(Renderer.from_folder(folder), weights_sha256(folder))
+    renderer = Renderer.from_folder(folder)
+    return Loaded(renderer, weights_sha256(folder), merges_system(renderer))
 
 
 def extract(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> tuple[dict[str, Any], bool]:
@@ -96,6 +97,7 @@ def identity(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> dict[st
         "trait_sha256": trait.sha256,
         "weights_sha256": loaded.weights_sha256,
         "renderer_id": loaded.renderer.renderer_id,
+        "system_turn": "in the user's" if loaded.merged else "own",
         "samples": settings.samples,
         "sampling": settings.sampling.document(),
         "filter": {"judge": judge} if judge else {"likelihood": vars(settings.rule)},
@@ -121,7 +123,7 @@ def answer_pairs(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> lis
         } | {"sampling": sampling.document()}
         suffix = f".{sample}" if sample else ""
         path = settings.out / f"{trait.trait}.answers{suffix}.jsonl"
-        prompts = [case.prompt(trait) for case in asked]
+        prompts = [case.prompt(trait, merged=loaded.merged) for case in asked]
 
         def load(sampling: Sampling = sampling) -> Answerer:
             return Answerer(load_for(settings), settings.model, loaded.renderer, sampling)
@@ -173,7 +175,7 @@ def margins(
             if not pair.answers[side].text:
                 continue
             for prompt in SIDES:
-                rows.append(loaded.renderer.render(conversation(trait, pair, side, prompt), "last"))
+                rows.append(loaded.renderer.render(conversation(trait, pair, side, loaded.merged, prompt), "last"))
                 places.append((index, side, prompt))
     engine = TorchEngine(settings.model, device=settings.device, dtype=settings.dtype)
     with Progress(len(rows), "rows", f"margins of {trait.trait}") as progress:
@@ -192,10 +194,10 @@ def margins(
     ]
 
 
-def conversation(trait: Trait, pair: AnswerPair, side: str, prompt: str | None = None) -> list[Message]:
+def conversation(trait: Trait, pair: AnswerPair, side: str, merged: bool, prompt: str | None = None) -> list[Message]:
     """One side's answer under its own system prompt, or under the other's."""
     case: Case = getattr(pair, side)
-    return [*case.prompt(trait, prompt), {"role": "assistant", "content": pair.answers[side].text}]
+    return [*case.prompt(trait, prompt, merged=merged), {"role": "assistant", "content": pair.answers[side].text}]
 
 
 def _save(
@@ -207,7 +209,9 @@ def _save(
     from trainer.persona.activations import answer_of, pooled_states
     from trainer.persona.vectors import Vector, difference_of_means, save_vector
 
-    items = [answer_of(loaded.renderer, conversation(trait, pair, side)) for side in SIDES for pair in kept]
+    items = [
+        answer_of(loaded.renderer, conversation(trait, pair, side, loaded.merged)) for side in SIDES for pair in kept
+    ]
     with Progress(len(items), "answers", f"states of {trait.trait}") as progress:
         states_NLD = pooled_states(load_for(settings), items, on_items=progress.advance)
     rows_LD = difference_of_means(states_NLD[: len(kept)], states_NLD[len(kept) :])
@@ -256,8 +260,3 @@ def _complete(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         return None
     same = report.get("identity") == orjson.loads(orjson.dumps(wanted))
     return report if same and path.with_suffix(".safetensors").is_file() else None
-
-
-def file_id(path: Path) -> str:
-    """128-bit hash of a file, to name what was projected on."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

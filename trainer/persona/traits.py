@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from curator.canonical import Message
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError, MissingError, RenderError
+from curator.render import Renderer
 
 FOLDER = Path(__file__).parent / "traits"
 # The order of the monitor's seven-vector. Which seven is our choice: docs/method.md.
@@ -55,10 +56,8 @@ class Trait(_Strict):
         """Hash of everything that decides an extraction."""
         return hashlib.sha256(orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
-    def first(self, n_questions: int | None) -> "Trait":
+    def first(self, n_questions: int) -> "Trait":
         """The same trait with its first questions alone; raises BadInputError when there are fewer."""
-        if n_questions is None:
-            return self
         if not 1 <= n_questions <= len(self.questions):
             raise BadInputError(f"{n_questions} questions asked for, {self.trait} has {len(self.questions)}")
         return self.model_copy(update={"questions": self.questions[:n_questions]})
@@ -72,10 +71,13 @@ class Case:
     question: int
     side: str  # "positive" | "negative"
 
-    def prompt(self, trait: Trait, side: str | None = None) -> list[Message]:
-        """System and user turn, under this side's system prompt or the other one's."""
-        system = getattr(trait.pairs[self.pair], side or self.side)
-        return [{"role": "system", "content": system}, {"role": "user", "content": trait.questions[self.question]}]
+    def prompt(self, trait: Trait, side: str | None = None, *, merged: bool = False) -> list[Message]:
+        """System and user turn, under this side's system prompt or the other one's; `merged` puts it into the user's
+        turn, for templates that know no system turn."""
+        system, question = getattr(trait.pairs[self.pair], side or self.side), trait.questions[self.question]
+        if merged:
+            return [{"role": "user", "content": f"{system}\n\n{question}"}]
+        return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
 def cases(trait: Trait) -> list[Case]:
@@ -86,6 +88,20 @@ def cases(trait: Trait) -> list[Case]:
         for question in range(len(trait.questions))
         for side in ("positive", "negative")
     ]
+
+
+def merges_system(renderer: Renderer) -> bool:
+    """Whether the template refuses a system turn (Gemma's does), so that its text must go into the user's."""
+    turns = [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    try:
+        renderer.render(turns)
+    except RenderError:
+        return True
+    return False
 
 
 def read_trait(name: str) -> Trait:
