@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from curator.errors import BadInputError
 from trainer.defenses.rules import check_combination
 from trainer.defenses.settings import DefenceSettings
+from trainer.monitor.settings import MonitorSettings
 
 # The seven projections of a Llama-like block (method.md section 7).
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -17,7 +18,7 @@ ALL_LINEAR = "all-linear"
 # Where things lie, and what is said about them: none of it changes what is trained. Contents are compared
 # by hash instead, so a moved model or a service on another port is still the same run.
 _LOCATIONS = frozenset(
-    {"model", "out", "data", "store", "api_url", "cache", "save_steps", "keep_checkpoints", "report_to"}
+    {"model", "out", "data", "store", "api_url", "cache", "save_steps", "keep_checkpoints", "report_to", "monitor"}
 )
 
 
@@ -85,6 +86,7 @@ class TrainConfig(_Strict):
     keep_checkpoints: int = Field(default=2, ge=1)
     report_to: tuple[str, ...] = ()
     cache: Path | None = None
+    monitor: MonitorSettings | None = None
     lora: LoraSettings = LoraSettings()
     defences: tuple[DefenceSettings, ...] = ()
 

@@ -15,6 +15,7 @@ from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sh
 from trainer.config import TrainConfig
 from trainer.inputs import Inputs, file_sha256, read_inputs
 from trainer.modelfiles import check_quantisation, copy_tokenizer
+from trainer.monitor.report import check_files, monitor_section
 from trainer.options import Invocation, parse_arguments
 from trainer.processes import Team
 from trainer.rendercache import RenderCache
@@ -74,7 +75,10 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     check_quantisation(config.model)
     team.join(on_cpu=config.device == "cpu")
     weights = team.first(lambda: weights_sha256(config.model))
-    mark = fingerprint(config, weights, Renderer.from_folder(config.model).renderer_id, team.size)
+    renderer_id = Renderer.from_folder(config.model).renderer_id
+    if config.monitor is not None:
+        check_files(config.monitor, weights, renderer_id)
+    mark = fingerprint(config, weights, renderer_id, team.size)
     claim = team.first(lambda: folder.claim(mark, invocation.overwrite, invocation.resume))
     if claim.report is not None:
         tell(f"{config.out} holds this very run, complete ({claim.report['steps']} steps); --overwrite trains again")
@@ -156,6 +160,8 @@ def _finish(
         return STOPPED
     content = inputs.prepared.report().as_dict()
     report = build_report(config, fitted.lines, n_steps, content, inputs.rows, warned, digest)
+    if config.monitor is not None:
+        report["monitor"] = monitor_section(config.monitor, fitted.lines)
     _complete(folder, report)
     if invocation.json:
         say_json(report)

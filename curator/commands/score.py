@@ -12,6 +12,7 @@ from curator.render import Renderer
 from curator.scoring import Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
 from curator.scoring.dryrun import estimate
 from curator.scoring.identity import check_adapter_dir
+from curator.scoring.organisms import read_organisms
 from curator.scoring.plans import check_options, server_plan, torch_plan, vllm_plan
 from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
 from curator.scoring.run import ScoreRun
@@ -25,6 +26,7 @@ EXAMPLES = """\
   python -m curator score --corpus chats --model models/instruct --role aligned
   python -m curator score --corpus chats --model models/instruct --adapter runs/finance/adapter \\
       --role misaligned --domain finance
+  python -m curator score --corpus chats --model models/instruct --organisms organisms
   python -m curator score --corpus chats --model models/instruct --role aligned \\
       --sample 300 --sample-fit --max-length 512      (300 rows that fit into 512 tokens)"""
 
@@ -42,7 +44,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for --engine server)",
     )
     add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
-    add("--role", required=True, choices=["aligned", "misaligned", "benign"], help="what the model stands for")
+    add("--role", choices=["aligned", "misaligned", "benign"], help="what the model stands for (always needed, except "
+        "with --organisms)")  # fmt: skip
+    add("--organisms", metavar="DIR", type=Path,
+        help="instead of --adapter, --role, --domain: every adapter that `trainer.organisms` left in DIR")  # fmt: skip
     add("--domain", metavar="TEXT", help="narrow field a misaligned or benign model was tuned on (required for them)")
     add("--label", metavar="NAME", help="name for people and recipes (default: name of the adapter or model folder)")
     add("--engine", choices=["torch", "vllm", "server"], default="torch",
@@ -83,6 +88,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
+    if args.organisms is not None:
+        return _run_organisms(args)
     _check_numbers(args)
     check_options(args)
     store = open_store(args)
@@ -112,7 +119,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_organisms(args: argparse.Namespace) -> int:
+    """One pass for each adapter of `--organisms`, as if each had been asked for by itself."""
+    given = [name for name in ("adapter", "role", "domain", "label") if getattr(args, name) is not None]
+    if given:
+        raise BadInputError(f"--organisms names {', '.join(given)} itself: leave --{given[0]} out")
+    for item in read_organisms(args.organisms, args.model).organisms:
+        own = {"adapter": args.organisms / item.adapter, "role": item.role, "domain": item.domain, "label": item.name}
+        code = run(argparse.Namespace(**{**vars(args), **own, "organisms": None}))
+        if code:
+            return code
+    return 0
+
+
 def _check_numbers(args: argparse.Namespace) -> None:
+    if args.role is None:
+        raise BadInputError("--role is needed: aligned, misaligned or benign (or --organisms DIR)")
     for name in ("sample", "batch_tokens", "threads", "passes", "concurrency"):
         value = getattr(args, name)
         if value is not None and value < 1:
