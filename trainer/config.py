@@ -46,6 +46,13 @@ class LoraSettings(_Strict):
         return value
 
 
+class SafeLoraSettings(_Strict):
+    """Projection after training (trainer.safelora): the model before alignment, and the cosine below which it acts."""
+
+    base: Path
+    tau: float = Field(default=0.3, ge=0.0, le=1.0)
+
+
 class TrainConfig(_Strict):
     """Everything that decides a run (method.md section 7). Rows come from exactly one of mix and data file.
 
@@ -87,6 +94,7 @@ class TrainConfig(_Strict):
     cache: Path | None = None
     lora: LoraSettings = LoraSettings()
     defences: tuple[DefenceSettings, ...] = ()
+    safelora: SafeLoraSettings | None = None
 
     @field_validator("report_to")
     @classmethod
@@ -112,6 +120,8 @@ class TrainConfig(_Strict):
             raise ValueError("full and four_bit exclude each other: packed weights cannot be trained")
         if self.full and any(defence.name == "gating" for defence in self.defences):
             raise ValueError("gating trains its gates alone, full trains every weight: choose one")
+        if self.safelora and (self.full or any(defence.name == "gating" for defence in self.defences)):
+            raise ValueError("safelora projects a trained adapter: neither full fine-tuning nor gating leaves one")
         if self.full and self.lora != LoraSettings():
             raise ValueError("full fine-tuning has no adapter: leave the lora settings out")
         check_combination(self.defences, from_mix=self.mix_id is not None, full=self.full)
@@ -124,8 +134,11 @@ class TrainConfig(_Strict):
 
     def without_places(self) -> dict[str, Any]:
         """The settings that decide what is trained, without where anything lies."""
-        settings = self.model_dump(mode="json", exclude=set(_LOCATIONS))
-        return settings | {"defences": [defence.identity() for defence in self.defences]}
+        settings = self.model_dump(mode="json", exclude=set(_LOCATIONS) | {"safelora"})
+        settings["defences"] = [defence.identity() for defence in self.defences]
+        if self.safelora is not None:
+            settings["safelora"] = {"tau": self.safelora.tau}
+        return settings
 
 
 def parse_config(document: Any) -> TrainConfig:

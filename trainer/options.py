@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.errors import BadInputError
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig, parse_config
 from trainer.defence_options import add_defence_options, defence_documents
 from trainer.runfolder import Resume
@@ -60,6 +61,11 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
     if lora:
         document["lora"] = lora
+    if "safelora_tau" in given and "safelora" not in given:
+        raise BadInputError("--safelora-tau goes with --safelora, which was not given")
+    if "safelora" in given:
+        tau = {"tau": given["safelora_tau"]} if "safelora_tau" in given else {}
+        document["safelora"] = {"base": given["safelora"], **tau}
     defences = defence_documents(given)
     if defences:
         document["defences"] = defences
@@ -79,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(parser)
     _add_adapter(parser)
     add_defence_options(parser)
+    _add_after(parser)
     add_run_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="DIR", help="run folder, for example runs/NAME")
@@ -150,6 +157,18 @@ def _add_adapter(parser: argparse.ArgumentParser) -> None:
         "--no-rslora", dest="lora_rslora", action="store_false", default=None,
         help="scale by alpha / r instead of alpha / sqrt(r)",
     )  # fmt: skip
+
+
+def _add_after(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("after training")
+    group.add_argument(
+        "--safelora", type=Path, metavar="BASE_DIR",
+        help="also write safelora/: the adapter projected onto the difference between --model and this model, the one "
+        "before alignment (python -m trainer.safelora)",
+    )  # fmt: skip
+    group.add_argument(
+        "--safelora-tau", type=float, metavar="X", help="project modules with a cosine below this (default: 0.3)"
+    )
 
 
 def _number_adder(group: Any) -> Any:
