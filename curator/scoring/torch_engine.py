@@ -6,7 +6,7 @@ stays resident while adapters are switched.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class TorchEngine:
         self.batch_tokens = batch_tokens or BATCH_TOKENS[torch.device(self.device).type]
         if not self._split.exact:
             self.batch_tokens = min(self.batch_tokens, max(1, _OWN_LOGITS_BYTES // (4 * self._n_vocab)))
+
+    @property
+    def model(self) -> Any:
+        """The transformers model that scores, for hooks on it."""
+        return self._split.model
 
     def use_adapter(self, path: Path | None) -> None:
         """Score with this LoRA adapter from now on, or with the base model alone for None."""
