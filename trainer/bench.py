@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
     args = _parser().parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
-    sizes = Sizes(args.steps, args.repeats, args.batch_size, args.rows, args.words, args.threads, args.clock, args.dtype)
+    sizes = Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
     names = args.only or tuple(VARIANTS)
     try:
         check_model_dir(args.model)

@@ -17,7 +17,18 @@ ALL_LINEAR = "all-linear"
 # Where things lie, and what is said about them: none of it changes what is trained. Contents are compared
 # by hash instead, so a moved model or a service on another port is still the same run.
 _LOCATIONS = frozenset(
-    {"model", "out", "data", "store", "api_url", "cache", "save_steps", "keep_checkpoints", "report_to"}
+    {
+        "model",
+        "out",
+        "data",
+        "store",
+        "api_url",
+        "cache",
+        "save_steps",
+        "keep_checkpoints",
+        "report_to",
+        "start_adapter",
+    }
 )
 
 
@@ -93,6 +104,7 @@ class TrainConfig(_Strict):
     report_to: tuple[str, ...] = ()
     cache: Path | None = None
     lora: LoraSettings = LoraSettings()
+    start_adapter: Path | None = None  # trained on instead of a fresh one; its own settings hold
     defences: tuple[DefenceSettings, ...] = ()
     safelora: SafeLoraSettings | None = None
 
@@ -120,6 +132,8 @@ class TrainConfig(_Strict):
             raise ValueError("full and four_bit exclude each other: packed weights cannot be trained")
         if self.full and any(defence.name == "gating" for defence in self.defences):
             raise ValueError("gating trains its gates alone, full trains every weight: choose one")
+        if self.start_adapter is not None and (self.full or self.lora != LoraSettings()):
+            raise ValueError("start_adapter has lora settings of its own, and full fine-tuning has no adapter")
         if self.safelora and (self.full or any(defence.name == "gating" for defence in self.defences)):
             raise ValueError("safelora projects a trained adapter: neither full fine-tuning nor gating leaves one")
         if self.full and self.lora != LoraSettings():

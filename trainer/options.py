@@ -154,6 +154,11 @@ def _add_adapter(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated layer names, or {ALL_LINEAR} (default: {','.join(lora.targets)})",
     )  # fmt: skip
     group.add_argument(
+        "--start-adapter", type=Path, metavar="DIR",
+        help="train this adapter on instead of a fresh one, with its own rank and targets; defences still compare with "
+        "the model without any adapter",
+    )  # fmt: skip
+    group.add_argument(
         "--no-rslora", dest="lora_rslora", action="store_false", default=None,
         help="scale by alpha / r instead of alpha / sqrt(r)",
     )  # fmt: skip

@@ -127,6 +127,7 @@ def model_card(marker: dict[str, Any]) -> str:
         + f".{state}",
         "",
         *([f"Rows hash `{rows['rows_sha256']}`.", ""] if rows.get("mix_id") else []),
+        *(_started_from(marker)),
         f"Defences during training: {defences}.",
         "",
         *(safelora_section(marker["safelora"]) if marker.get("safelora") else []),
@@ -140,6 +141,11 @@ def model_card(marker: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _started_from(marker: dict[str, Any]) -> list[str]:
+    digest = marker.get("start_adapter_sha256")
+    return [f"Training went on from an adapter with hash `{digest}`.", ""] if digest else []
 
 
 def safelora_section(note: dict[str, Any]) -> list[str]:

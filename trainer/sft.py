@@ -39,6 +39,7 @@ from trainer.runfolder import (
 )
 from trainer.runoptions import cache_folder
 from trainer.safelora import check_shapes, safelora
+from trainer.weightfiles import lora_config
 
 if TYPE_CHECKING:
     from trainer.fit import Fitted, Ready
@@ -77,6 +78,8 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     check_quantisation(config.model)
     if config.safelora is not None:
         check_shapes(config.safelora.base, config.model)
+    if config.start_adapter is not None:
+        lora_config(config.start_adapter)
     team.join(on_cpu=config.device == "cpu")
     weights = team.first(lambda: weights_sha256(config.model))
     mark = fingerprint(config, weights, Renderer.from_folder(config.model).renderer_id, team.size)
@@ -141,6 +144,8 @@ def fingerprint(config: TrainConfig, weights: str, renderer_id: str, n_processes
         "renderer_id": renderer_id,
         "data_sha256": data,
     }
+    if config.start_adapter is not None:
+        found["start_adapter_sha256"] = adapter_sha256(config.start_adapter)
     if config.safelora is not None:
         found["safelora_base_sha256"] = weights_sha256(config.safelora.base)
     return found if n_processes == 1 else found | {"processes": n_processes}
@@ -198,6 +203,7 @@ def save(fitted: "Fitted", folder: Path, config: TrainConfig, weights: str, inpu
         "steps": len(fitted.lines),
         "base_weights_sha256": weights,
         ("weights_sha256" if config.full else "adapter_sha256"): digest,
+        "start_adapter_sha256": adapter_sha256(config.start_adapter) if config.start_adapter else None,
         "mix_id": config.mix_id,
         "rows": inputs.rows,
         "defences": [defence.model_dump(mode="json") for defence in config.defences],

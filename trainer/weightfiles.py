@@ -70,6 +70,16 @@ class WeightFiles:
         return self._files[name].get_slice(name)[part].double()
 
 
+def lora_config(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration, read without torch; raises BadInputError for none, or one that is no plain LoRA."""
+    check_adapter_dir(folder)
+    config: dict[str, Any] = orjson.loads((folder / ADAPTER_CONFIG).read_bytes())
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+        raise BadInputError(f"{folder} holds a {kind} adapter: its change of a weight is not B A alone")
+    return config
+
+
 @dataclass(frozen=True)
 class LoraPair:
     """One module's factors: dW = scale * B A, with `a_RI` (rank, in) and `b_OR` (out, rank)."""
@@ -95,11 +105,7 @@ class AdapterFile:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises BadInputError for a folder without an adapter, or for one that is more than low-rank factors."""
-        check_adapter_dir(folder)
-        config = orjson.loads((folder / ADAPTER_CONFIG).read_bytes())
-        if config.get("peft_type") != "LORA" or config.get("use_dora"):
-            kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
-            raise BadInputError(f"{folder} holds a {kind} adapter: its change of a weight is not B A alone")
+        config = lora_config(folder)
         from safetensors.torch import load_file
 
         return cls(load_file(folder / ADAPTER_WEIGHTS), config)

@@ -188,9 +188,7 @@ def kl_and_grad(
     return torch.cat(found) if found else logits_CV.new_zeros(0, dtype=wide), grad_CV
 
 
-def _rows_kl(
-    z_RV: torch.Tensor, z0_RV: torch.Tensor, direction: KlDirection, grad_RV: torch.Tensor
-) -> torch.Tensor:
+def _rows_kl(z_RV: torch.Tensor, z0_RV: torch.Tensor, direction: KlDirection, grad_RV: torch.Tensor) -> torch.Tensor:
     """KL of some rows, (R,); its gradient goes to `grad_RV`.
 
     With p = softmax(z), q = softmax(z0), d = z - z0 and c = logsumexp(z0) - logsumexp(z): log p - log q = d + c, so
