@@ -57,6 +57,11 @@ class TorchEngine:
         self._merged: Path | None = None
         self._take(load_model(model_dir, self.device, self.dtype))
 
+    @property
+    def model(self) -> Any:
+        """The transformers model that scores, for hooks on it."""
+        return self._split.model
+
     def use_adapter(self, path: Path | None) -> None:
         """Score with this LoRA adapter from now on, or with the base model alone for None.
 
