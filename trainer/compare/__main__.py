@@ -23,7 +23,7 @@ Trains one model on one narrow set under each defence and writes the table: broa
 behaviour kept, benign task learnt, coherent, and cost, with intervals over seeds.
 
 A cell is one method, ratio and seed; its folder gets result.json last. Stop it at any moment and start it again:
-finished cells are skipped, training goes on from its checkpoint. Several of these commands may share a --work folder."""
+finished cells are skipped, training goes on from its checkpoint. Several such commands may share one --work folder."""
 
 EPILOG = """\
 examples:

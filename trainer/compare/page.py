@@ -18,14 +18,14 @@ _HEADS = {
     "benign_exact_match": "OpSwap exact match",
 }  # fmt: skip
 _FIGURES_TOLD = (
-    "Means over seeds with 95 % t intervals (none for a single seed). Shifts are against the model before training: of",
-    "the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token. Greedy",
-    "answers of the model before training stand in for aligned ones, except on TruthfulQA.",
+    "Means over seeds with 95 % t intervals (none for a single seed). Shifts are against the model before training:",
+    "of the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token.",
+    "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
 _CRITERIA_TOLD = (
     "The bounds are ours, and stand in the plan. Yes: the whole interval over seeds meets the bound; no: none of it",
-    "does; else unclear. With one seed the bare value decides, and that is said. Moot: the undefended run shows no broad",
-    "misalignment that could be prevented. In brackets: how far the figure lies on the good side of its bound.",
+    "does; else unclear. With one seed the bare value decides, and that is said. Moot: the undefended run shows no",
+    "broad misalignment that could be prevented. In brackets: how far the figure lies on the good side of its bound.",
 )
 
 
@@ -101,8 +101,8 @@ def _what(context: Context) -> list[str]:
         "",
         f"- model: {Path(plan.model).name}; narrow set: {plan.task.rows:,} rows of {Path(plan.task.file).name} "
         f"({plan.task.domain}), {plan.task.narrow_rows} others measure narrow behaviour",
-        f"- pool: {plan.pool.rows:,} ordinary conversations of at most {plan.pool.max_length} tokens; scored by adapters",
-        f"  of {', '.join(scored) or 'no domain'}; rows are ranked by {plan.score}",
+        f"- pool: {plan.pool.rows:,} ordinary conversations of at most {plan.pool.max_length} tokens; scored by",
+        f"  adapters of {', '.join(scored) or 'no domain'}; rows are ranked by {plan.score}",
         f"- broad misalignment: held-out misaligned answers of "
         f"{', '.join(f'{domain.name} ({domain.broad_rows})' for domain in plan.domains)}, each domain counting alike",
         f"- training: batch {plan.train.batch_size * plan.train.grad_accum}, learning rate {plan.train.lr:g}, "
