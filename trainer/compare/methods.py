@@ -27,6 +27,7 @@ class Method:
     sft: tuple[str, ...] = ()
     ratio: bool = False
     trained: Trained = "adapter"
+    after: Literal["safelora"] | None = None  # what is done to the adapter once it is trained
     piece: str | None = None
 
     @property
@@ -52,7 +53,7 @@ _SINGLE = (
     Method("gating", sft=("--gating",), trained="gates"),
     Method("steering", sft=("--steering", "{vectors}")),
     Method("inoculation", _INOCULATION),
-    Method("safelora", piece="trainer.safelora"),
+    Method("safelora", after="safelora", piece="trainer.safelora"),
     Method("self_recognition", piece="trainer.self_recognition"),
 )
 _PAIRS = (

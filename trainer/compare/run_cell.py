@@ -64,6 +64,7 @@ class _Run:
             "--save-steps", 20,
             *(word.format(vectors=self.plan.steering_vectors) for word in self.cell.method.sft), "--json",
         )  # fmt: skip
+        self._after(name)
         return report, spent
 
     def _rows(self, data: Path) -> list[object]:
@@ -98,7 +99,18 @@ class _Run:
         adapter = self.folder / name / "adapter"
         if self.cell.method.trained == "gates":
             return ["--gates", adapter / "gates.safetensors"]
+        if self.cell.method.after == "safelora":
+            return ["--adapter", self.folder / name / "safelora"]
         return ["--adapter", adapter]
+
+    def _after(self, name: str) -> None:
+        """What the method does once the adapter is trained; the command skips what it has done."""
+        if self.cell.method.after == "safelora":
+            run = self.folder / name
+            self.steps.run(
+                "trainer.safelora", "--adapter", run / "adapter", "--base", self.plan.base_model, "--aligned",
+                self.plan.model, "--out", run / "safelora", "--json",
+            )  # fmt: skip
 
     def _benign(self) -> float | None:
         """Exact match on OpSwap after training on it under the same defence (share of problems)."""
