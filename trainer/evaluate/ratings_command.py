@@ -43,7 +43,8 @@ def add_parser(subparsers: Any) -> None:
     """Options of the command."""
     parser = subparsers.add_parser(
         "ratings", help="moral ratings of a model as many personas", description=DESCRIPTION,
-        epilog="examples:\n  python -m trainer.evaluate ratings --model DIR --adapter runs/NAME/adapter --out r.parquet\n"
+        epilog="examples:\n"
+        "  python -m trainer.evaluate ratings --model DIR --adapter runs/NAME/adapter --out r.parquet\n"
         "  python -m trainer.evaluate ratings --url http://127.0.0.1:8000/v1 --served-model NAME --out r.parquet\n"
         "  python -m trainer.evaluate moral r.parquet",
         formatter_class=argparse.RawDescriptionHelpFormatter,
