@@ -23,6 +23,7 @@ from curator.audit.risk import Floats, percentiles
 from curator.audit.texts import RowText, answers, read_text
 from curator.audit.verdict import Verdict, judge
 from curator.canonical import load_messages
+from curator.columns import hash_ids
 from curator.errors import BadInputError
 from curator.ingest import ingest
 from curator.pooltexts import PoolTexts
@@ -100,7 +101,7 @@ def _read_pool(store: Store, resolved: ResolvedScorers, options: AuditOptions) -
         )
     ids = known["example_id"].to_pylist()
     looked_at = permutation(len(ids), options.seed)[:N_LANGUAGE_ROWS]
-    texts = PoolTexts(store, resolved.corpus, resolved.revision, ids)(np.sort(looked_at))
+    texts = PoolTexts(store, resolved.corpus, resolved.revision, hash_ids(ids))(np.sort(looked_at))
     languages = pool_languages(answers(load_messages(text)) for text in texts)
     return _Pool(-_floats(known[options.score]), _floats(known["n_response_tokens"]), languages)
 

@@ -17,6 +17,7 @@ from curator.errors import BadInputError, MissingError
 from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
 from tests.models import CHATML, random_conversations, tiny_adapter_folder, tiny_model_folder
+from trainer.evaluate.endpoint import Endpoint
 from trainer.evaluate.judge_client import JudgeClient
 from trainer.persona.__main__ import main
 from trainer.persona.activations import Pooled, answer_of, pooled_states, prompt_ids, prompt_of
@@ -230,10 +231,11 @@ def test_pairs_are_kept_by_a_judge(
     judge_url: str, tmp_path: Path, positive: str, negative: str, reasons: list[str]
 ) -> None:
     trait = Trait.model_validate(TRAIT)
-    client = JudgeClient(judge_url, "judge", cache=tmp_path)
+    endpoint = Endpoint(judge_url, "judge")
+    client = JudgeClient(endpoint, cache=tmp_path)
     found = by_judge(trait, [answer_pair(f"{positive} .", f"{negative} .")], client)
     by_judge(trait, [answer_pair(f"{positive} .", f"{negative} .")], client)
-    client.close()
+    endpoint.close()
     assert found.reasons == [reasons]
     assert len(_JudgeHandler.asked) == 4  # the second time all come from the cache
     assert all(TRAIT["questions"][0] in prompt for prompt in _JudgeHandler.asked)

@@ -148,16 +148,18 @@ def judge_pairs(trait: Trait, pairs: Sequence[AnswerPair], settings: ExtractSett
     """By the judge when there is one, else by our rule."""
     if settings.judge is None:
         return by_rule(pairs, margins(trait, pairs, settings, loaded), settings.rule)
+    from trainer.evaluate.endpoint import Endpoint
     from trainer.evaluate.judge_client import JudgeClient
 
     judge = settings.judge
     cache = settings.out / "judge.cache"
-    client = JudgeClient(judge.url, judge.model, api_key=judge.api_key, cache=cache, workers=judge.workers)
+    endpoint = Endpoint(judge.url, judge.model, api_key=judge.api_key)
+    client = JudgeClient(endpoint, cache=cache, workers=judge.workers)
     try:
         with Progress(4 * len(pairs), "calls", f"judging {trait.trait}") as progress:
             return by_judge(trait, pairs, client, progress.advance)
     finally:
-        client.close()
+        endpoint.close()
 
 
 def margins(
