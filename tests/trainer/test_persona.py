@@ -187,13 +187,18 @@ class _JudgeHandler(http.server.BaseHTTPRequestHandler):
     """Answers with the number that stands behind `score=` in the answer, by kind of call."""
 
     asked: list[str] = []  # noqa: RUF012
+    positive: frozenset[str] = frozenset()  # answers that show the trait
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
         self.asked.append(prompt)
         name = "trait" if "short-tempered" in prompt else "coherent"
-        token = prompt.split(f"{name}=")[1].split()[0]
+        if f"{name}=" in prompt:
+            token = prompt.split(f"{name}=")[1].split()[0]
+        else:
+            answer = prompt.split("Answer: ")[1].split("\n\nReply")[0]
+            token = "90" if name == "coherent" or answer in self.positive else "5"
         top = [{"token": token, "logprob": math.log(0.9)}]
         found = json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}).encode()
         self.send_response(200)
@@ -336,6 +341,26 @@ def test_another_rule_reuses_the_answers(extracted: Path, llama: Path, trait_fil
     (tmp_path / "gruff.answers.jsonl").write_bytes(answers)
     assert main(small(llama, trait_file, tmp_path, "--min-margin", "-8")) == 0
     assert (tmp_path / "gruff.answers.jsonl").read_bytes() == answers
+
+
+def test_extraction_by_a_judge_keeps_what_it_scores(
+    extracted: Path, llama: Path, trait_file: Path, tmp_path: Path, judge_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = (extracted / "gruff.answers.jsonl").read_bytes()
+    (tmp_path / "gruff.answers.jsonl").write_bytes(answers)
+    lines = sorted((orjson.loads(line) for line in answers.splitlines()[1:]), key=lambda line: line["index"])
+    shown = {line["text"] for line in lines[0:8:2]}  # the positive answers of the first four pairs
+    _JudgeHandler.positive = frozenset(shown - {line["text"] for line in lines[1::2]})
+    expected = sum(line["text"] in _JudgeHandler.positive for line in lines[0::2])
+    arguments = small(llama, trait_file, tmp_path, "--judge-url", judge_url, "--judge-model", "j")
+    at = arguments.index("--min-words")
+    assert main(arguments[:at] + arguments[at + 2 :]) == 0
+    report = json.loads((tmp_path / "gruff.json").read_text())
+    assert (report["rule"], report["n_kept"]) == ("judge", expected)
+    assert report["identity"]["filter"] == {"judge": "j"}
+    assert report["left_out"] == {"trait_positive": 6 - expected}
+    assert main(arguments) == 2
+    assert "belong to the rule without a judge" in capsys.readouterr().err
 
 
 def test_a_margin_that_no_pair_reaches_is_an_error_that_counts(
