@@ -26,7 +26,7 @@ from trainer.defenses import build_defences
 from trainer.defenses.base import Defence
 from trainer.frozen import FrozenCopy
 from trainer.loop import BallastTrainer, sft_config
-from trainer.modelling import add_lora, load_for_training, prepare_full
+from trainer.modelling import add_lora, continue_lora, load_for_training, prepare_full
 from trainer.monitor.callback import Watch
 
 
@@ -62,7 +62,7 @@ def load(config: TrainConfig) -> Ready:
     with quiet():
         base = load_for_training(config)
         dtype, device = base.dtype, base.device.type
-        model = prepare_full(base, config.seed) if config.full else add_lora(base, config.lora, config.seed)
+        model = _trained_model(base, config)
         defences = build_defences(config.defences)
         frozen = FrozenCopy(model) if config.full and any(item.needs_reference for item in defences) else None
         for defence in defences:
@@ -75,6 +75,14 @@ def load(config: TrainConfig) -> Ready:
         "reference_bytes": frozen.n_bytes if frozen else 0,
     }
     return Ready(model, defences, resolved, frozen)
+
+
+def _trained_model(base: Any, config: TrainConfig) -> Any:
+    if config.full:
+        return prepare_full(base, config.seed)
+    if config.start_adapter is not None:
+        return continue_lora(base, config.start_adapter, config.seed)
+    return add_lora(base, config.lora, config.seed)
 
 
 def fit(

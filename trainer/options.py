@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.errors import BadInputError
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig, parse_config
 from trainer.defence_options import add_defence_options, defence_documents
 from trainer.monitor.settings import add_monitor_options, monitor_document
@@ -58,6 +59,11 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     document = training_document(given) | {"monitor": monitor_document(given)}
     if "mix_id" in document and "api_url" not in document and "store" not in document:
         document["store"] = os.environ.get("BALLAST_STORE", "./store")
+    if "safelora_tau" in given and "safelora" not in given:
+        raise BadInputError("--safelora-tau goes with --safelora, which was not given")
+    if "safelora" in given:
+        tau = {"tau": given["safelora_tau"]} if "safelora_tau" in given else {}
+        document["safelora"] = {"base": given["safelora"], **tau}
     defences = defence_documents(given)
     if defences:
         document["defences"] = defences
@@ -85,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add_adapter_options(parser)
     add_defence_options(parser)
     add_monitor_options(parser)
+    _add_after(parser)
     add_run_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="DIR", help="run folder, for example runs/NAME")
@@ -155,9 +162,26 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated layer names, or {ALL_LINEAR} (default: {','.join(lora.targets)})",
     )  # fmt: skip
     group.add_argument(
+        "--start-adapter", type=Path, metavar="DIR",
+        help="train this adapter on instead of a fresh one, with its own rank and targets; defences still compare with "
+        "the model without any adapter",
+    )  # fmt: skip
+    group.add_argument(
         "--no-rslora", dest="lora_rslora", action="store_false", default=None,
         help="scale by alpha / r instead of alpha / sqrt(r)",
     )  # fmt: skip
+
+
+def _add_after(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("after training")
+    group.add_argument(
+        "--safelora", type=Path, metavar="BASE_DIR",
+        help="also write safelora/: the adapter projected onto the difference between --model and this model, the one "
+        "before alignment (python -m trainer.safelora)",
+    )  # fmt: skip
+    group.add_argument(
+        "--safelora-tau", type=float, metavar="X", help="project modules with a cosine below this (default: 0.3)"
+    )
 
 
 def _number_adder(group: Any) -> Any:

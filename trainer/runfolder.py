@@ -26,10 +26,11 @@ CONFIG, METRICS, REPORT, REPORT_TEXT, LOSS_PLOT, ADAPTER = (
 )  # fmt: skip
 MARKER = "ballast.json"
 TERMS_PLOT = "terms.png"
+SAFELORA = "safelora"  # the adapter after projection, where asked for
 MODEL = "model"  # in the place of adapter/ after full fine-tuning
 _OWN = (
-    REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, TERMS_PLOT, ADAPTER, MODEL, FOLDER, "manifest.json", "mix.jsonl",
-    "rows",
+    REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, TERMS_PLOT, ADAPTER, SAFELORA, MODEL, FOLDER, "manifest.json",
+    "mix.jsonl", "rows",
 )  # fmt: skip
 _KEPT = (FOLDER, METRICS)  # of an interrupted run that goes on
 _PACKAGES = ("ballast", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")

@@ -17,10 +17,12 @@ from curator.errors import BadInputError, MissingError
 from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
 from tests.models import CHATML, random_conversations, tiny_adapter_folder, tiny_model_folder
+from trainer.evaluate.endpoint import Endpoint
+from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
 from trainer.evaluate.judge_client import JudgeClient
 from trainer.persona.__main__ import main
 from trainer.persona.activations import Pooled, answer_of, pooled_states, prompt_ids, prompt_of
-from trainer.persona.generate import Answer, Answerer, Sampling, answers_in
+from trainer.persona.generate import answers_in
 from trainer.persona.keep import AnswerPair, RuleSettings, by_judge, by_rule, repeated_share
 from trainer.persona.models import load_base
 from trainer.persona.traits import SHIPPED, Case, Trait, cases, read_trait
@@ -109,48 +111,29 @@ def test_a_prompt_is_what_the_template_gives_before_an_answer(llama: Path) -> No
     assert prompt_of(renderer, messages).taken_T.tolist() == [False] * (len(wanted) - 1) + [True]
 
 
-def test_greedy_answers_equal_a_plain_loop_and_padding_changes_nothing(llama: Path, tmp_path: Path) -> None:
-    model, renderer = load_base(llama, "cpu", "float32"), Renderer.from_folder(llama)
-    prompts = [[{"role": "user", "content": text}] for text in ("Hi", "What is the capital of France today?", "And?")]
-    kept: dict[int, Answer] = {}
-    answerer = Answerer(model, llama, renderer, Sampling(max_new_tokens=7))
-    answerer.answer(prompts, kept.update)
-    for index, prompt in enumerate(prompts):
-        ids, new = prompt_ids(renderer, prompt).tolist(), []
-        for _ in range(7):
-            with torch.no_grad():
-                token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
-            if token == renderer.eos_id:
-                break
-            new.append(token)
-        assert kept[index].text == answerer._tokenizer.decode(new, skip_special_tokens=True).strip()
-        assert kept[index].finished == (len(new) < 7)
-
-
 def test_kept_answers_are_not_generated_again_and_a_cut_file_goes_on(llama: Path, tmp_path: Path) -> None:
-    renderer, path = Renderer.from_folder(llama), tmp_path / "a.jsonl"
+    path, how = tmp_path / "a.jsonl", Sampling(1, 1.0, 3, seed=4)
     prompts = [[{"role": "user", "content": f"Question {number}"}] for number in range(40)]  # two batches
-    sampling = Sampling(max_new_tokens=3, temperature=1.0, seed=4)
     loads: list[int] = []
 
-    def load() -> Answerer:
+    def load() -> LocalGenerator:
         loads.append(1)
-        return Answerer(load_base(llama, "cpu", "float32"), llama, renderer, sampling)
+        return LocalGenerator(llama, device="cpu", dtype="float32")
 
-    first = answers_in(path, prompts, {"header": 1}, load)
-    assert answers_in(path, prompts, {"header": 1}, load) == first
+    first = answers_in(path, prompts, {"header": 1}, how, load)
+    assert answers_in(path, prompts, {"header": 1}, how, load) == first
     assert len(loads) == 1
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:20]) + lines[20][:9])  # killed in the middle of a line of the first batch
-    assert answers_in(path, prompts, {"header": 1}, load) == first
+    assert answers_in(path, prompts, {"header": 1}, how, load) == first
     assert len(loads) == 2
-    answers_in(path, prompts, {"header": 2}, load)
+    answers_in(path, prompts, {"header": 2}, how, load)
     assert len(loads) == 3
     assert len({answer.text for answer in first}) > 1
 
 
 def answer_pair(positive: str, negative: str) -> AnswerPair:
-    sides = {"positive": Answer(positive, True), "negative": Answer(negative, True)}
+    sides = {"positive": Answer(positive, 9, True), "negative": Answer(negative, 9, True)}
     return AnswerPair(Case(0, 0, "positive"), Case(0, 0, "negative"), sides)
 
 
@@ -235,10 +218,11 @@ def test_pairs_are_kept_by_a_judge(
     judge_url: str, tmp_path: Path, positive: str, negative: str, reasons: list[str]
 ) -> None:
     trait = Trait.model_validate(TRAIT)
-    client = JudgeClient(judge_url, "judge", cache=tmp_path)
+    endpoint = Endpoint(judge_url, "judge")
+    client = JudgeClient(endpoint, cache=tmp_path)
     found = by_judge(trait, [answer_pair(f"{positive} .", f"{negative} .")], client)
     by_judge(trait, [answer_pair(f"{positive} .", f"{negative} .")], client)
-    client.close()
+    endpoint.close()
     assert found.reasons == [reasons]
     assert len(_JudgeHandler.asked) == 4  # the second time all come from the cache
     assert all(TRAIT["questions"][0] in prompt for prompt in _JudgeHandler.asked)

@@ -8,7 +8,10 @@ from importlib import import_module
 from curator.commands import report_error
 from curator.errors import BallastError
 
-KINDS = {"judge": "judge_command", "moral": "moral", "opswap": "opswap", "pairs": "pairs"}  # kind: its module
+KINDS = {
+    "behaviour": "behaviour_command", "generate": "generate", "judge": "judge_command", "moral": "moral",
+    "opswap": "opswap", "pairs": "pairs", "ratings": "ratings_command",
+}  # kind: its module  # fmt: skip
 DESCRIPTION = """\
 Measures what a fine-tune did to a model: paired preference without a judge (pairs), a benign task to learn
 (opswap), persona-model collapse from ratings (moral), alignment and coherence by a judge model (judge)."""

@@ -18,6 +18,7 @@ from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import say
 from curator.seeds import child_seed, hash_keys
+from trainer.evaluate.lines import read_lines
 
 Tier = Literal[1, 2, 3]
 Split = Literal["train", "test"]
@@ -108,14 +109,6 @@ def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
         raise BadInputError(f"{problems_file} has {len(expected)} problems and {answers_file} {len(answers)} answers")
     right = sum(exact_match(answer, value) for answer, value in zip(answers, expected, strict=True))
     return {"n_problems": len(expected), "n_right": right, "exact_match": right / len(expected) if expected else None}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; raises BadInputError when it cannot be read."""
-    try:
-        return [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise BadInputError(f"{path}: not a readable JSONL file: {error}") from error
 
 
 def add_parser(subparsers: Any) -> None:

@@ -52,7 +52,7 @@ def pairs_from_twins(aligned: Path, misaligned: Path) -> list[Pair]:
 
     Raises BadInputError when a row cannot be read, the lengths differ or a prompt differs.
     """
-    rows = {path: _all_rows(path) for path in (aligned, misaligned)}
+    rows = {path: all_rows(path) for path in (aligned, misaligned)}
     if len(rows[aligned]) != len(rows[misaligned]):
         raise BadInputError(
             f"{aligned} has {len(rows[aligned])} rows and {misaligned} {len(rows[misaligned])}: twins need the same"
@@ -83,7 +83,8 @@ def _turns(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _all_rows(path: Path) -> list[list[Message]]:
+def all_rows(path: Path) -> list[list[Message]]:
+    """Every conversation of a chat file; raises BadInputError at the first record that cannot be read."""
     rows = []
     for item in read_rows(path):
         if isinstance(item, Reject):
@@ -94,9 +95,22 @@ def _all_rows(path: Path) -> list[list[Message]]:
 
 def measure(pairs: Sequence[Pair], engine: Any, renderer: Renderer, *, seed: int = 0) -> Preference:
     """The preference of the model as the engine now holds it; the last assistant turn alone is scored."""
-    rendered = [renderer.render(side, "last") for pair in pairs for side in (pair.aligned, pair.misaligned)]
-    nll_2P = _mean_nlls(engine, rendered)
-    margins_P = nll_2P[0::2] - nll_2P[1::2]
+    return preference(pair_nlls(render_pairs(pairs, renderer), engine), seed=seed)
+
+
+def render_pairs(pairs: Sequence[Pair], renderer: Renderer) -> list[Rendered]:
+    """Both sides of every pair, aligned before misaligned, with the last assistant turn as the response."""
+    return [renderer.render(side, "last") for pair in pairs for side in (pair.aligned, pair.misaligned)]
+
+
+def pair_nlls(rendered: Sequence[Rendered], engine: Any) -> Floats:
+    """Mean loss of each side, (P, 2): aligned, misaligned; nats per token."""
+    return mean_nlls(engine, rendered).reshape(-1, 2)
+
+
+def preference(nll_P2: Floats, *, seed: int = 0) -> Preference:
+    """Margins and their two figures from mean losses."""
+    margins_P = nll_P2[:, 0] - nll_P2[:, 1]
     n_pairs = len(margins_P)
     return Preference(
         margins_P,
@@ -105,8 +119,9 @@ def measure(pairs: Sequence[Pair], engine: Any, renderer: Renderer, *, seed: int
     )
 
 
-def _mean_nlls(engine: Any, rendered: Sequence[Rendered]) -> Floats:
-    with Progress(len(rendered), "rows", "measuring pairs") as progress:
+def mean_nlls(engine: Any, rendered: Sequence[Rendered]) -> Floats:
+    """Mean loss of each row's response, (N,), nats per token."""
+    with Progress(len(rendered), "rows", "measuring") as progress:
         losses = engine.score(rendered, on_rows=lambda n_rows, n_tokens: progress.advance(n_rows))
     return np.array([loss.nll_sum / loss.n_response_tokens for loss in losses])
 
@@ -141,6 +156,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--aligned", type=Path, help="chat file of aligned answers")
     parser.add_argument("--misaligned", type=Path, help="chat file of misaligned answers to the same prompts")
     parser.add_argument("--truthfulqa", type=Path, help="or: a TruthfulQA table in CSV")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
 
@@ -164,9 +180,9 @@ def run(args: argparse.Namespace) -> int:
         from curator.scoring.torch_engine import TorchEngine
     except ImportError as error:
         raise BallastError("measuring pairs needs torch: pip install 'ballast[score]'") from error
-    engine = TorchEngine(args.model)
+    engine = TorchEngine(args.model, dtype=args.dtype)
     base = measure(pairs, engine, renderer, seed=args.seed)
-    result: dict[str, Any] = {"n_pairs": len(pairs), "base": base.as_dict()}
+    result: dict[str, Any] = {"n_pairs": len(pairs), "dtype": engine.dtype, "base": base.as_dict()}
     if args.adapter is not None:
         engine.use_adapter(args.adapter)
         adapted = measure(pairs, engine, renderer, seed=args.seed)
