@@ -466,7 +466,7 @@ def test_a_vector_of_other_weights_is_refused(
         (["--trait", "kindness"], "there is no trait kindness and no such file; shipped are evil, sycophancy"),
         (["--judge-url", "http://127.0.0.1:1/v1"], "--judge-url and --judge-model go together"),
         (["--questions", "31"], "31 questions asked for, evil has 30"),
-        (["--temperature", "-1"], "temperature from 0 to 10"),
+        (["--temperature", "-1"], "a temperature >= 0"),
     ],
 )
 def test_bad_input_is_one_line(
