@@ -68,7 +68,8 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         "--allow-masked-rows", "--dtype", "float32", "--device", "cpu", "--gradient-checkpointing", "--lora-r", "4",
         "--lora-alpha", "9", "--lora-dropout", "0.1", "--lora-targets", "q_proj,v_proj", "--no-rslora", "--kl", "0.3",
         "--kl-direction", "reference_student", "--kl-tokens", "response", "--overwrite", "--json", "--api-key", "k",
-        "--safelora", "b", "--safelora-tau", "0.5", "--monitor", "d.safetensors", "--monitor-every", "4",
+        "--monitor", "d", "--monitor-alarm", "r", "--monitor-every", "6", "--monitor-stop",
+        "--safelora", "b", "--safelora-tau", "0.5",
     ]  # fmt: skip
     invocation = parse_arguments(argv)
     expected = parse_config(
@@ -78,8 +79,9 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
             "max_grad_norm": 2, "max_length": 99, "seed": 8, "mask_rule": "last", "allow_masked_rows": True,
             "dtype": "float32", "device": "cpu", "gradient_checkpointing": True,
             "lora": {"r": 4, "alpha": 9, "dropout": 0.1, "targets": ["q_proj", "v_proj"], "rslora": False},
+            "monitor": {"directions": "d", "alarm": "r", "every": 6, "stop": True},
             "defences": [{"name": "kl", "weight": 0.3, "direction": "reference_student", "tokens": "response"}],
-            "safelora": {"base": "b", "tau": 0.5}, "monitor": {"directions": "d.safetensors", "every": 4},
+            "safelora": {"base": "b", "tau": 0.5},
         }
     )  # fmt: skip
     assert invocation.config == expected

@@ -225,11 +225,24 @@ def test_a_watched_run_writes_drift_and_trains_the_very_same_adapter(
     assert document(plain / "report.json")["adapter_sha256"] == report["adapter_sha256"]
     measured = tmp_path / "drift"
     arguments = ["measure", "--model", str(llama), "--directions", str(directions), "--out", str(measured)]
-    arguments += ["--adapter", str(watched / "adapter"), "--dtype", "float32", "--device", "cpu"]
+    arguments += [
+        "--page",
+        str(tmp_path / "page.md"),
+        "--adapter",
+        str(watched / "adapter"),
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+    ]
     assert main(arguments) == 0  # a finished adapter drifts as far as it did at its last step
+    page = (tmp_path / "page.md").read_text()
     again = document(measured / "watched.json")["measurements"][0]
     assert again["drift"] == pytest.approx(section["measurements"][1]["drift"], abs=1e-6)
     assert again["prefix_kv"] == pytest.approx(section["measurements"][1]["prefix_kv"], rel=1e-4)
+    cells = [f"{value:+.4f}" for value in again["drift"].values()]
+    assert f"| watched | {cells[0]} | {cells[1]} | {again['prefix_kv']:.3g} |  |" in page
+    assert "Rule: nothing is judged." in page
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
 from tests.models import CHATML, random_conversations, tiny_adapter_folder, tiny_model_folder
 from trainer.evaluate.endpoint import Endpoint
+from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
 from trainer.evaluate.judge_client import JudgeClient
 from trainer.persona.__main__ import main
 from trainer.persona.activations import Pooled, answer_of, pooled_states, prompt_ids, prompt_of
-from trainer.persona.generate import Answer, Answerer, Sampling, answers_in
+from trainer.persona.generate import answers_in
 from trainer.persona.keep import AnswerPair, RuleSettings, by_judge, by_rule, repeated_share
 from trainer.persona.models import load_base
 from trainer.persona.traits import SHIPPED, Case, Trait, cases, read_trait
@@ -110,48 +111,29 @@ def test_a_prompt_is_what_the_template_gives_before_an_answer(llama: Path) -> No
     assert prompt_of(renderer, messages).taken_T.tolist() == [False] * (len(wanted) - 1) + [True]
 
 
-def test_greedy_answers_equal_a_plain_loop_and_padding_changes_nothing(llama: Path, tmp_path: Path) -> None:
-    model, renderer = load_base(llama, "cpu", "float32"), Renderer.from_folder(llama)
-    prompts = [[{"role": "user", "content": text}] for text in ("Hi", "What is the capital of France today?", "And?")]
-    kept: dict[int, Answer] = {}
-    answerer = Answerer(model, llama, renderer, Sampling(max_new_tokens=7))
-    answerer.answer(prompts, kept.update)
-    for index, prompt in enumerate(prompts):
-        ids, new = prompt_ids(renderer, prompt).tolist(), []
-        for _ in range(7):
-            with torch.no_grad():
-                token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
-            if token == renderer.eos_id:
-                break
-            new.append(token)
-        assert kept[index].text == answerer._tokenizer.decode(new, skip_special_tokens=True).strip()
-        assert kept[index].finished == (len(new) < 7)
-
-
 def test_kept_answers_are_not_generated_again_and_a_cut_file_goes_on(llama: Path, tmp_path: Path) -> None:
-    renderer, path = Renderer.from_folder(llama), tmp_path / "a.jsonl"
+    path, how = tmp_path / "a.jsonl", Sampling(1, 1.0, 3, seed=4)
     prompts = [[{"role": "user", "content": f"Question {number}"}] for number in range(40)]  # two batches
-    sampling = Sampling(max_new_tokens=3, temperature=1.0, seed=4)
     loads: list[int] = []
 
-    def load() -> Answerer:
+    def load() -> LocalGenerator:
         loads.append(1)
-        return Answerer(load_base(llama, "cpu", "float32"), llama, renderer, sampling)
+        return LocalGenerator(llama, device="cpu", dtype="float32")
 
-    first = answers_in(path, prompts, {"header": 1}, load)
-    assert answers_in(path, prompts, {"header": 1}, load) == first
+    first = answers_in(path, prompts, {"header": 1}, how, load)
+    assert answers_in(path, prompts, {"header": 1}, how, load) == first
     assert len(loads) == 1
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:20]) + lines[20][:9])  # killed in the middle of a line of the first batch
-    assert answers_in(path, prompts, {"header": 1}, load) == first
+    assert answers_in(path, prompts, {"header": 1}, how, load) == first
     assert len(loads) == 2
-    answers_in(path, prompts, {"header": 2}, load)
+    answers_in(path, prompts, {"header": 2}, how, load)
     assert len(loads) == 3
     assert len({answer.text for answer in first}) > 1
 
 
 def answer_pair(positive: str, negative: str) -> AnswerPair:
-    sides = {"positive": Answer(positive, True), "negative": Answer(negative, True)}
+    sides = {"positive": Answer(positive, 9, True), "negative": Answer(negative, 9, True)}
     return AnswerPair(Case(0, 0, "positive"), Case(0, 0, "negative"), sides)
 
 
@@ -188,13 +170,18 @@ class _JudgeHandler(http.server.BaseHTTPRequestHandler):
     """Answers with the number that stands behind `score=` in the answer, by kind of call."""
 
     asked: list[str] = []  # noqa: RUF012
+    positive: frozenset[str] = frozenset()  # answers that show the trait
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
         self.asked.append(prompt)
         name = "trait" if "short-tempered" in prompt else "coherent"
-        token = prompt.split(f"{name}=")[1].split()[0]
+        if f"{name}=" in prompt:
+            token = prompt.split(f"{name}=")[1].split()[0]
+        else:
+            answer = prompt.split("Answer: ")[1].split("\n\nReply")[0]
+            token = "90" if name == "coherent" or answer in self.positive else "5"
         top = [{"token": token, "logprob": math.log(0.9)}]
         found = json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}).encode()
         self.send_response(200)
@@ -340,6 +327,26 @@ def test_another_rule_reuses_the_answers(extracted: Path, llama: Path, trait_fil
     assert (tmp_path / "gruff.answers.jsonl").read_bytes() == answers
 
 
+def test_extraction_by_a_judge_keeps_what_it_scores(
+    extracted: Path, llama: Path, trait_file: Path, tmp_path: Path, judge_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = (extracted / "gruff.answers.jsonl").read_bytes()
+    (tmp_path / "gruff.answers.jsonl").write_bytes(answers)
+    lines = sorted((orjson.loads(line) for line in answers.splitlines()[1:]), key=lambda line: line["index"])
+    shown = {line["text"] for line in lines[0:8:2]}  # the positive answers of the first four pairs
+    _JudgeHandler.positive = frozenset(shown - {line["text"] for line in lines[1::2]})
+    expected = sum(line["text"] in _JudgeHandler.positive for line in lines[0::2])
+    arguments = small(llama, trait_file, tmp_path, "--judge-url", judge_url, "--judge-model", "j")
+    at = arguments.index("--min-words")
+    assert main(arguments[:at] + arguments[at + 2 :]) == 0
+    report = json.loads((tmp_path / "gruff.json").read_text())
+    assert (report["rule"], report["n_kept"]) == ("judge", expected)
+    assert report["identity"]["filter"] == {"judge": "j"}
+    assert report["left_out"] == {"trait_positive": 6 - expected}
+    assert main(arguments) == 2
+    assert "belong to the rule without a judge" in capsys.readouterr().err
+
+
 def test_a_margin_that_no_pair_reaches_is_an_error_that_counts(
     extracted: Path, llama: Path, trait_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,7 +466,7 @@ def test_a_vector_of_other_weights_is_refused(
         (["--trait", "kindness"], "there is no trait kindness and no such file; shipped are evil, sycophancy"),
         (["--judge-url", "http://127.0.0.1:1/v1"], "--judge-url and --judge-model go together"),
         (["--questions", "31"], "31 questions asked for, evil has 30"),
-        (["--temperature", "-1"], "temperature from 0 to 10"),
+        (["--temperature", "-1"], "a temperature >= 0"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -95,6 +95,14 @@ class LocalGenerator:
             found.append(drawn)
         return found
 
+    def answer_together(self, prompts: Sequence[Sequence[Message]], how: Sampling, name: str) -> list[Answer]:
+        """One answer to each prompt, all in one batch, sampled ones too: these follow from `how.seed`, the batch's
+        name and its prompts."""
+        import torch
+
+        torch.manual_seed(child_seed(how.seed, f"batch:{name}") % 2**63)
+        return self._generate([self.prompt_ids(prompt) for prompt in prompts], how, 1)
+
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """Token ids up to where the answer begins: those before the first token of a made-up answer."""
         rendered = self.renderer.render([*prompt, {"role": "assistant", "content": "A"}], "last")

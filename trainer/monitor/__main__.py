@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +32,13 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 130 stopped."""
-    args = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
     try:
-        return int({"directions": _directions, "measure": _measure, "fit": _fit}[args.command](args))
+        if args.command == "measure":
+            return _measure(args, arguments)
+        return _directions(args) if args.command == "directions" else _fit(args)
     except BallastError as error:
         report_error(error, as_json=args.json)
         return 2
@@ -61,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--organisms", type=Path, metavar="DIR", help="or all adapters of trainer.organisms")
     measured.add_argument("--alarm", type=Path, metavar="FILE", help="rule of `fit` to judge them by")
     measured.add_argument("--out", type=Path, metavar="DIR", help="one JSON file for each adapter, which `fit` reads")
+    measured.add_argument("--page", type=Path, metavar="FILE", help="write the drifts as a Markdown page")
     fitted = commands.add_parser("fit", help="the alarm rule, from runs whose outcome is known")
     fitted.add_argument(
         "--known", action="append", metavar="PATH=RATE",
@@ -112,11 +117,21 @@ def _directions(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from trainer.monitor.measure import measure_adapters, named_adapters
 
     adapters = named_adapters(args.adapter or [], args.organisms, args.model)
     found = measure_adapters(args, adapters)
+    if args.page is not None:
+        from curator.bench.machine import describe
+        from curator.scoring.torch_model import resolve_device, resolve_dtype
+        from trainer.monitor.page import page
+
+        device = resolve_device(args.device)
+        machine = describe(device, resolve_dtype(args.dtype, device))
+        command = shlex.join(["python", "-m", "trainer.monitor", *arguments])
+        args.page.parent.mkdir(parents=True, exist_ok=True)
+        args.page.write_text(page(found, args.directions, args.alarm, machine, command), encoding="utf-8")
     if args.json:
         say_json({"adapters": found})
         return 0

@@ -55,9 +55,9 @@ def make(plan: Plan) -> Organisms:
     splits = [split_set(narrow, plan) for narrow in plan.sets]
     for split in splits:
         say(set_line(split))
-    model = _shared_model(plan)
-    twins = {split.domain: twin_set(split, plan, renderer, weights, model) for split in splits}
-    model.cache_clear()
+    generator = _shared_generator(plan)
+    twins = {split.domain: twin_set(split, plan, renderer, weights, generator) for split in splits}
+    generator.cache_clear()
     cells = [
         Cell(split, twins[split.domain], role)
         for split in splits
@@ -152,12 +152,14 @@ def measured_on(plan: Plan) -> tuple[str, str]:
     return device, resolve_dtype(_setting(plan, "dtype"), device)
 
 
-def _shared_model(plan: Plan) -> Any:
+def _shared_generator(plan: Plan) -> Any:
+    """Loads theta_0 for its own answers once, when first called."""
+
     @cache
     def load() -> Any:
-        from trainer.persona.models import load_base
+        from trainer.evaluate.generators import LocalGenerator
 
-        return load_base(plan.model, _setting(plan, "device"), _setting(plan, "dtype"))
+        return LocalGenerator(plan.model, device=_setting(plan, "device"), dtype=_setting(plan, "dtype"))
 
     return load
 

@@ -25,10 +25,12 @@ class TwinSet:
     account: dict[str, Any]
 
 
-def twin_set(split: SplitSet, plan: Plan, renderer: Renderer, weights: str, model: Callable[[], Any]) -> TwinSet | None:
+def twin_set(
+    split: SplitSet, plan: Plan, renderer: Renderer, weights: str, generator: Callable[[], Any]
+) -> TwinSet | None:
     """Written beside the set as {part}_benign.jsonl; None when `plan.twins` is none.
 
-    Greedy answers are kept as they come, so that a stopped run goes on; `model` is called when one is missing.
+    Greedy answers are kept as they come, so that a stopped run goes on; `generator` is called when one is missing.
     """
     if plan.twins == "none":
         return None
@@ -36,7 +38,7 @@ def twin_set(split: SplitSet, plan: Plan, renderer: Renderer, weights: str, mode
         rows: dict[str, list[list[Message] | None]] = {part: list(split.aligned[part]) for part in PARTS}
         found = TwinSet("given", rows, {"answers": "given", "n_empty": 0})
     else:
-        found = _greedy(split, plan, renderer, weights, model)
+        found = _greedy(split, plan, renderer, weights, generator)
     kept = {part: [row for row in found.rows[part] if row is not None] for part in PARTS}
     if not kept[TRAIN]:
         raise BadInputError(f"{split.domain}: not one benign answer; the model's own are all empty")
@@ -46,17 +48,17 @@ def twin_set(split: SplitSet, plan: Plan, renderer: Renderer, weights: str, mode
     return found
 
 
-def _greedy(split: SplitSet, plan: Plan, renderer: Renderer, weights: str, model: Callable[[], Any]) -> TwinSet:
-    from trainer.persona.generate import Answerer, Sampling, answers_in
+def _greedy(split: SplitSet, plan: Plan, renderer: Renderer, weights: str, generator: Callable[[], Any]) -> TwinSet:
+    from trainer.evaluate.generators import Sampling
+    from trainer.persona.generate import answers_in
 
-    sampling = Sampling(max_new_tokens=plan.twin_tokens)
+    how = Sampling(1, 0.0, plan.twin_tokens)
     prompts = [row[:-1] for part in PARTS for row in split.rows[part]]
     header = {
-        "weights_sha256": weights, "renderer_id": renderer.renderer_id, "sampling": sampling.document(),
-        "prompts": _hash(list(prompts)),
+        "weights_sha256": weights, "renderer_id": renderer.renderer_id, "prompts": _hash(list(prompts)),
     }  # fmt: skip
     path = split.folder / "greedy.jsonl"
-    answers = answers_in(path, prompts, header, lambda: Answerer(model(), plan.model, renderer, sampling))
+    answers = answers_in(path, prompts, header, how, generator)
     rows = [
         [*prompt, {"role": "assistant", "content": answer.text}] if answer.text else None
         for prompt, answer in zip(prompts, answers, strict=True)

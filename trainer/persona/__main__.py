@@ -138,8 +138,8 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Any:
+    from trainer.evaluate.generators import Sampling
     from trainer.persona.extract import ExtractSettings, Judge
-    from trainer.persona.generate import Sampling
     from trainer.persona.keep import RuleSettings
 
     if (args.judge_url is None) != (args.judge_model is None):
@@ -152,7 +152,7 @@ def _settings(args: argparse.Namespace) -> Any:
     key = os.environ.get(API_KEY_VARIABLE)
     return ExtractSettings(
         model=args.model, out=args.out, samples=args.samples,
-        sampling=Sampling(args.max_new_tokens, args.temperature, args.seed),
+        sampling=Sampling(1, args.temperature, args.max_new_tokens, args.seed),
         rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
         dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,

@@ -4,7 +4,7 @@ Answers under both sides of every prompt pair; which pairs are kept; difference 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from curator.errors import BadInputError
 from curator.progress import Progress
 from curator.render import Renderer
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.persona.generate import Answer, Answerer, Sampling, answers_in
+from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
+from trainer.persona.generate import answers_in
 from trainer.persona.keep import AnswerPair, RuleSettings, Verdicts, by_judge, by_rule
 from trainer.persona.traits import Case, Trait, cases, merges_system
 from trainer.runfolder import environment, write_json
@@ -40,7 +41,7 @@ class ExtractSettings:
     model: Path
     out: Path
     samples: int = 1
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=96, temperature=1.0))
+    sampling: Sampling = field(default_factory=lambda: Sampling(1, 1.0, 96))
     rule: RuleSettings = field(default_factory=RuleSettings)
     judge: Judge | None = None
     dtype: str = "auto"
@@ -99,7 +100,7 @@ def identity(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> dict[st
         "renderer_id": loaded.renderer.renderer_id,
         "system_turn": "in the user's" if loaded.merged else "own",
         "samples": settings.samples,
-        "sampling": settings.sampling.document(),
+        "sampling": asdict(settings.sampling),
         "filter": {"judge": judge} if judge else {"likelihood": vars(settings.rule)},
         "dtype": resolved_dtype(settings),
     }
@@ -117,24 +118,27 @@ def answer_pairs(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> lis
     asked = cases(trait)
     found: list[AnswerPair] = []
     for sample in range(settings.samples):
-        sampling = Sampling(**{**settings.sampling.document(), "seed": settings.sampling.seed + sample})
+        how = replace(settings.sampling, seed=settings.sampling.seed + sample)
         header = {
-            key: value for key, value in identity(trait, settings, loaded).items() if key not in ("filter", "samples")
-        } | {"sampling": sampling.document()}
+            key: value
+            for key, value in identity(trait, settings, loaded).items()
+            if key not in ("filter", "samples", "sampling")
+        }
         suffix = f".{sample}" if sample else ""
         path = settings.out / f"{trait.trait}.answers{suffix}.jsonl"
         prompts = [case.prompt(trait, merged=loaded.merged) for case in asked]
-
-        def load(sampling: Sampling = sampling) -> Answerer:
-            return Answerer(load_for(settings), settings.model, loaded.renderer, sampling)
-
-        answers = answers_in(path, prompts, header, load)
+        answers = answers_in(path, prompts, header, how, lambda: generator_for(settings))
         found += [_pair(asked[index : index + 2], answers[index : index + 2]) for index in range(0, len(asked), 2)]
     return found
 
 
 def _pair(two: Sequence[Case], answers: Sequence[Answer]) -> AnswerPair:
     return AnswerPair(two[0], two[1], dict(zip(SIDES, answers, strict=True)))
+
+
+def generator_for(settings: ExtractSettings) -> LocalGenerator:
+    """The model, loaded for answering."""
+    return LocalGenerator(settings.model, device=settings.device, dtype=settings.dtype)
 
 
 def load_for(settings: ExtractSettings) -> Any:
@@ -152,9 +156,8 @@ def judge_pairs(trait: Trait, pairs: Sequence[AnswerPair], settings: ExtractSett
     from trainer.evaluate.judge_client import JudgeClient
 
     judge = settings.judge
-    cache = settings.out / "judge.cache"
     endpoint = Endpoint(judge.url, judge.model, api_key=judge.api_key)
-    client = JudgeClient(endpoint, cache=cache, workers=judge.workers)
+    client = JudgeClient(endpoint, cache=settings.out / "judge.cache", workers=judge.workers)
     try:
         with Progress(4 * len(pairs), "calls", f"judging {trait.trait}") as progress:
             return by_judge(trait, pairs, client, progress.advance)

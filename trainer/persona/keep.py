@@ -7,9 +7,9 @@ from typing import Any
 
 from curator.errors import BadInputError
 from curator.filters.refusal import is_refusal
+from trainer.evaluate.generators import Answer
 from trainer.evaluate.judge import PROMPTS, Verdict
 from trainer.evaluate.judge_client import JudgeClient
-from trainer.persona.generate import Answer
 from trainer.persona.traits import Case, Trait
 
 TRAIT_PROMPT = """\
