@@ -72,7 +72,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Path:
     chats = next((Path(spec.origin).parent / "data").glob("*.json"))
     run("curator", "ingest", str(chats), "--corpus", CORPUS, "--store", str(work / "store"))
     shared = ["--corpus", CORPUS, "--store", str(work / "store"), "--model", args.model, "--sample", str(args.pool)]
-    shared += ["--sample-fit", "--max-length", "384", "--threads", "1", "--check-rows", "20"]
+    shared += ["--sample-fit", "--max-length", "384", "--threads", "1", "--check-rows", "0"]
     run("curator", "score", *shared, "--role", "aligned")
     run("curator", "score", *shared, "--role", "misaligned", "--domain", "legal", "--adapter", str(adapter))
     return adapter
