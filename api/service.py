@@ -14,10 +14,12 @@ from api.expiry import Expiry
 from api.idempotency import Idempotency
 from api.metrics import Metrics
 from api.quotas import Quotas
+from api.renditions import Renditions
 from api.settings import Settings
 from curator.compose import product_version
 from curator.jobs.board import Board
 from curator.jobs.queue import JobQueue, open_queue
+from curator.mixrows import MANIFEST_FILE, mix_path
 from curator.policy import Policy, load_policy
 from curator.sandbox import Sandbox, SqlLimits
 from curator.store import Store
@@ -42,6 +44,7 @@ class Service:
     sandbox: Sandbox | None = field(init=False)
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
+    renditions: Renditions = field(init=False)
     submitting: Lock = field(default_factory=Lock)
     _builds: Semaphore = field(init=False)
     _statements: Semaphore = field(init=False)
@@ -54,6 +57,7 @@ class Service:
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
         self.policy = load_policy(self.settings.policy) if self.settings.policy else None
         self.sandbox = _sandbox(self.store, self.settings)
+        self.renditions = Renditions(self.settings.download_cache_bytes, self.settings.temp_dir)
         self.board = Board(self.store)
         self.queue = _queue(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
@@ -92,6 +96,16 @@ class Service:
             self.sandbox.close()
         if self.queue is not None:
             self.queue.close()
+        self.renditions.close()
+
+    def tidy(self) -> None:
+        """Remove what is over its time or left behind: mixes, keys, jobs, copies of downloads."""
+        self.expiry.sweep()
+        self.board.sweep(self.settings.job_ttl_s)
+        self.renditions.sweep(self._has_mix)
+
+    def _has_mix(self, tenant: str, mix_id: str) -> bool:
+        return self.store.exists(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}")
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
