@@ -54,6 +54,7 @@ def taken_up_again(job: Job) -> bool:
     return job.state == "done" and job.n_attempts == 2 and "retried" in [event.kind for event in job.events]
 
 
+@pytest.mark.slow
 def test_a_mix_job_begins_again(tmp_path: Path) -> None:
     root = tmp_path / "store"
     store = scored_store(root)
