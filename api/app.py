@@ -43,8 +43,7 @@ async def _sweep(service: Service) -> None:
     """Tidy up at the start and then now and again: a failure is logged and tried again."""
     while True:
         try:
-            await run_in_threadpool(service.expiry.sweep)
-            await run_in_threadpool(service.board.sweep, service.settings.job_ttl_s)
+            await run_in_threadpool(service.tidy)
         except (BallastError, OSError) as error:
             log_event(logging.WARNING, "sweep failed", error)
         await asyncio.sleep(min(SWEEP_S, service.settings.mix_ttl_s or SWEEP_S))

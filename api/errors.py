@@ -152,7 +152,10 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods_of(request: Request) -> list[str]:
-    """Every method that some route takes at this path; the router itself names those of the first route alone."""
-    routes = (route for route in request.app.routes if isinstance(route, Route))
-    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
-    return sorted({method for route in fitting for method in route.methods or ()})
+    """Every method of the path's template; the router itself names those of one route alone.
+
+    A path may fit several templates (`/preview` and `/{mix_id}`): the first one, as for the router.
+    """
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    template = next((route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE), None)
+    return sorted({method for route in routes if route.path == template for method in route.methods or ()})

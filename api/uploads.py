@@ -5,6 +5,7 @@ bound, and a JSON body has one of its own.
 """
 
 import hashlib
+import json
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 from anyio import move_on_after
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -81,7 +81,9 @@ class Upload:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that was asked, to tell a repeat from another request under the same key."""
-        digest = hashlib.sha256(orjson.dumps({"fields": self.fields, "name": self.name}, option=orjson.OPT_SORT_KEYS))
+        # json, not orjson: a field may hold an integer of any size, which is refused later and with its reason.
+        asked = json.dumps({"fields": self.fields, "name": self.name}, sort_keys=True)
+        digest = hashlib.sha256(asked.encode())
         if self.body_sha256 is not None:
             digest.update(self.body_sha256.encode())
         else:

@@ -87,9 +87,7 @@ class Board:
     def end(self, job: Job) -> None:
         """Replace the record of a job that has ended, and drop the user's data, what was made of it, and the mark."""
         self.write(job)
-        for name in (INPUT_FILE, WORK_FOLDER):
-            self.store.delete(f"{job_path(job.tenant, job.job_id)}/{name}")
-        self.store.delete(_mark(job))
+        self._drop(job)
 
     @contextmanager
     def held(self, tenant: str, job_id: str) -> Iterator[Job | None]:
@@ -154,9 +152,18 @@ class Board:
         except (MissingError, IntegrityError):
             return False
         if not self.is_expired(job, ttl_s):
+            if not job.active:
+                self._drop(job)  # a worker that died right after the record was written may have left it
             return False
         self.remove(tenant, job_id)
         return True
+
+    def _drop(self, job: Job) -> None:
+        folder = job_path(job.tenant, job.job_id)
+        for name in (INPUT_FILE, WORK_FOLDER):
+            if self.store.exists(f"{folder}/{name}"):
+                self.store.delete(f"{folder}/{name}")
+        self.store.delete(_mark(job))
 
     def _still_there(self, tenant: str, job_id: str) -> Job | None:
         """The job, read again under its lock: it may have been removed meanwhile, and the lock made its folder anew."""

@@ -133,6 +133,7 @@ def test_wrong_methods(http: httpx.Client) -> None:
         ("POST", f"/v1/mixes/{ABSENT}/data", "GET, HEAD"),
         ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET"),
         ("GET", "/v1/sql", "POST"),
+        ("OPTIONS", "/v1/mixes/preview", "POST"),
     ],
 )
 def test_allow_and_the_text_name_every_method_of_a_path(

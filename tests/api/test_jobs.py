@@ -1,5 +1,6 @@
 """Jobs over HTTP: when a mix becomes one, what its tenant sees of it, and what other tenants do not."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -197,7 +198,11 @@ def test_another_tenants_job_is_answered_like_one_that_does_not_exist(tmp_path: 
             return answer.status_code, answer.content, told
 
         headers = {**ASYNC, "Authorization": f"Bearer {tokens['anna']}"}
-        job_id = http.post("/v1/mixes", **form(task_rows(9)), headers=headers).json()["job_id"]
+        made = [
+            http.post("/v1/mixes", **form(task_rows(9)), headers=headers),
+            http.post("/v1/audits", json={"rows": task_rows(9), "audit": {"corpus": "chats"}}, headers=headers),
+        ]
+        mix_job, audit_job = (answer.json()["job_id"] for answer in made)
         paths = http.get("/openapi.json").json()["paths"]
         links = [
             (method.upper(), path + query)
@@ -208,10 +213,13 @@ def test_another_tenants_job_is_answered_like_one_that_does_not_exist(tmp_path: 
         ]
         assert len(links) >= 20
         for state in ("queued", "done"):
-            for token in (tokens["bert"], narrow):
+            for token, job_id in ((tokens["bert"], mix_job), (tokens["bert"], audit_job), (narrow, mix_job)):
                 for method, link in links:
                     theirs, absent = (ask(token, method, link.format(job_id=item)) for item in (job_id, ABSENT))
                     assert theirs == absent, f"{method} {link} {state}"
-                assert ask(token, "GET", "/v1/jobs")[1] == b'{"jobs":[],"next_after":null}'
-            assert ask(tokens["anna"], "GET", f"/v1/jobs/{job_id}")[0] == 200, "nothing of it was removed"
+            assert ask(tokens["bert"], "GET", "/v1/jobs")[1] == b'{"jobs":[],"next_after":null}'
+            listed = json.loads(ask(narrow, "GET", "/v1/jobs")[1])["jobs"]
+            assert [job["job_id"] for job in listed] == [audit_job], "another scope's job is not listed"
+            for job_id in (mix_job, audit_job):
+                assert ask(tokens["anna"], "GET", f"/v1/jobs/{job_id}")[0] == 200, "nothing of it was removed"
             work(tmp_path)

@@ -45,6 +45,7 @@ def fill(path: Path, leave: int) -> Path:
     return ballast
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -> None:
     root, uploads = small_disk / "store", small_disk / "uploads"
     scored_store(root)
@@ -72,6 +73,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -
         assert not list((root / "mixes" / "local").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_job_on_a_full_disk_is_tried_again_when_there_is_room(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

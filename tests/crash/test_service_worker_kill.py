@@ -54,6 +54,7 @@ def taken_up_again(job: Job) -> bool:
     return job.state == "done" and job.n_attempts == 2 and "retried" in [event.kind for event in job.events]
 
 
+@pytest.mark.slow
 def test_a_mix_job_begins_again(tmp_path: Path) -> None:
     root = tmp_path / "store"
     store = scored_store(root)
@@ -115,7 +116,7 @@ def test_an_audit_goes_on_where_it_was(tmp_path: Path) -> None:
             until(lambda: len(parts()) > len(scored), process)
             kept = {name: (root / folder / "work/scores/audited" / name).stat().st_mtime_ns for name in scored}
             assert kept == scored, "what was scored before the kill was scored again"
-            until(lambda: not board.read("local", job["job_id"]).active, process)
+            until(lambda: board.active() == [], process)
         assert taken_up_again(board.read("local", job["job_id"]))
         report = http.get(f"/v1/audits/{job['job_id']}").json()
         page = http.get(f"/v1/audits/{job['job_id']}/rows", params={"limit": 1_000}).json()

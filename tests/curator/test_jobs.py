@@ -181,6 +181,15 @@ def test_old_jobs_are_swept_and_active_ones_stay(store: Store, queue: JobQueue, 
     assert board.active(tenant="bert") == [("bert", waiting)]
 
 
+def test_what_a_worker_left_at_a_jobs_end_is_swept(store: Store, queue: JobQueue, tmp_path: Path) -> None:
+    board, job_id = Board(store), put(store, queue, tmp_path)
+    board.write(board.read("anna", job_id).ended("done", "done"))  # killed before it removed the user's data
+    assert store.exists(f"jobs/anna/{job_id}/input.parquet")
+    board.sweep(3600.0)
+    assert store.list(f"jobs/anna/{job_id}") == ["job.json"]
+    assert store.list(ACTIVE_FOLDER) == []
+
+
 def test_events_are_bounded() -> None:
     job = new_job("anna", "mix", {})
     for number in range(MAX_EVENTS + 50):
