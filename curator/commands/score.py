@@ -1,7 +1,6 @@
 """`python -m curator score`: a corpus's losses under one model."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from curator.render import Renderer
 from curator.scoring import Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
 from curator.scoring.dryrun import estimate
 from curator.scoring.identity import check_adapter_dir
-from curator.scoring.plans import EnginePlan, check_options, engine_of, engine_plan, ray_plan
+from curator.scoring.plans import EnginePlan, check_options, engine_of, engine_plan, ray_plan, worker_launch
 from curator.scoring.ray_crew import RayCrew
 from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
 from curator.scoring.run import CrewFactory, ScoreRun
@@ -126,8 +125,7 @@ def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
     if args.engine != "ray":
         return None
     workers = ray_plan(args, plan)
-    # A worker has the cores that Ray gives it: measuring threads beside the others would find them busy.
-    launch = replace(plan.launch, threads=workers.cpus) if hasattr(plan.launch, "threads") else plan.launch
+    launch = worker_launch(plan, workers)
     return lambda worker: RayCrew(workers, worker, args.model, launch)
 
 

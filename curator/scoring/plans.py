@@ -1,7 +1,7 @@
 """What the options of the `score` command ask for: an engine, its reference, and what is declared."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from curator.errors import BadInputError
 from curator.scoring.identity import adapter_sha256, has_weights, model_window, weights_sha256
@@ -64,6 +64,12 @@ def ray_plan(args: argparse.Namespace, plan: EnginePlan) -> RayPlan:
     """Workers with a core for each of their threads, and a GPU each where the engine runs on one here."""
     local_gpu = plan.launch.device.startswith("cuda") and plan.launch.name != "server"
     return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, int(local_gpu), args.ray_address)
+
+
+def worker_launch(plan: EnginePlan, workers: RayPlan) -> TorchLaunch | ServerLaunch | VllmLaunch:
+    """One worker's launch, with the threads that Ray gives it: measuring them would find the others at work."""
+    launch = plan.launch
+    return launch if isinstance(launch, ServerLaunch) else replace(launch, threads=workers.cpus)
 
 
 def torch_plan(args: argparse.Namespace) -> EnginePlan:
