@@ -16,6 +16,7 @@ from curator.scoring.outcome import scored_row
 from curator.scoring.parts import write_part
 from curator.scoring.torch_engine import TorchEngine
 from curator.scoring.torch_model import load_model, torch, transformers
+from curator.scoring.vllm_engine import VllmEngine, VllmLaunch, engine_version
 from curator.store import Store
 
 LORA_RANK = 32  # method.md section 7
@@ -36,6 +37,7 @@ class Contenders:
         self.merged = TorchEngine(request.model_dir, device=self.device, dtype=self.dtype, merge=True)
         self.merged.use_adapter(self.adapter)
         self.lm_eval, self.lm_eval_missing = self._lm_eval(request)
+        self.vllm, self.vllm_missing = self._vllm(request)
         self.losses: dict[str, list[RowLoss]] = {}
         self.model_seconds: list[float] = []  # of each `engine` call, inside the model
         self._counting = False
@@ -54,6 +56,9 @@ class Contenders:
         harness = self.lm_eval
         if harness is not None:
             tasks["lm_eval_last_answer"] = lambda: harness.score(self.last)
+        vllm = self.vllm
+        if vllm is not None:
+            tasks["vllm"] = lambda: vllm.score(self.whole)
         timed = {name: self._kept(name, task) for name, task in tasks.items()}
         return {**timed, "render_and_write": self._around_the_engine}
 
@@ -67,6 +72,8 @@ class Contenders:
         self.engine.use_adapter(None)
         per_row(self.model, self.device, few)
         self._around_the_engine()
+        if self.vllm is not None:
+            self.vllm.score(few)
         return self.lm_eval.settle(self.last) if self.lm_eval is not None else {}
 
     def _engine(self) -> list[RowLoss]:
@@ -119,6 +126,17 @@ class Contenders:
         tokenizer = AutoTokenizer.from_pretrained(request.model_dir, local_files_only=True)
         try:
             return LmEval(self.model, tokenizer, self.device, request.max_length), None
+        except MissingDependencyError as error:
+            return None, error.message
+
+    def _vllm(self, request: BenchRequest) -> tuple[VllmEngine | None, str | None]:
+        if self.device != "cpu":
+            return None, "measured on a CPU only, for on a GPU it takes the memory that the others need"
+        try:
+            launch = VllmLaunch(
+                request.model_dir, "cpu", self.dtype, engine_version(), request.max_length, threads=request.threads
+            )
+            return launch(), None
         except MissingDependencyError as error:
             return None, error.message
 

@@ -13,9 +13,10 @@ from curator.scoring import Sample, ScoreReport, ScoreRequest, check_model_dir, 
 from curator.scoring.dryrun import estimate
 from curator.scoring.identity import check_adapter_dir
 from curator.scoring.organisms import read_organisms
-from curator.scoring.plans import check_options, server_plan, torch_plan, vllm_plan
+from curator.scoring.plans import EnginePlan, check_options, engine_of, engine_plan, ray_plan, worker_launch
+from curator.scoring.ray_crew import RayCrew
 from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
-from curator.scoring.run import ScoreRun
+from curator.scoring.run import CrewFactory, ScoreRun
 
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
@@ -50,8 +51,16 @@ def add_parser(subparsers: Subparsers) -> None:
         help="instead of --adapter, --role, --domain: every adapter that `trainer.organisms` left in DIR")  # fmt: skip
     add("--domain", metavar="TEXT", help="narrow field a misaligned or benign model was tuned on (required for them)")
     add("--label", metavar="NAME", help="name for people and recipes (default: name of the adapter or model folder)")
-    add("--engine", choices=["torch", "vllm", "server"], default="torch",
-        help="what runs the model: torch or vLLM here, or a running vLLM server (default: torch)")  # fmt: skip
+    add("--engine", choices=["torch", "vllm", "server", "ray"], default="torch",
+        help="what runs the model: torch or vLLM here, a running vLLM server, or Ray workers with one of "
+        "those each (default: torch)")  # fmt: skip
+    add("--workers", type=int, metavar="N", help="with --engine ray: engines at work (default: 2)")
+    add(
+        "--worker-engine",
+        choices=["torch", "vllm", "server"],
+        help="with --engine ray: what each runs (default: torch)",
+    )
+    add("--ray-address", metavar="A", help="with --engine ray: a running cluster (default: RAY_ADDRESS, else Ray here)")
     add("--merge-adapter", action="store_true",
         help="merge adapters into the weights: faster, another measure (give it for every model of a gap), and its "
         "error is measured on the rows scored again")  # fmt: skip
@@ -94,13 +103,13 @@ def run(args: argparse.Namespace) -> int:
     check_options(args)
     store = open_store(args)
     corpus_info(store, args.corpus)
-    if args.engine != "server":
+    if engine_of(args) != "server":
         check_model_dir(args.model)
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
     sample = Sample(args.sample, args.seed, args.sample_fit) if args.sample is not None else None
     renderer = Renderer.from_folder(args.model)
-    plan = {"torch": torch_plan, "vllm": vllm_plan, "server": server_plan}[args.engine](args)
+    plan = engine_plan(args)
     launch, reference = plan.launch, plan.reference
     request = ScoreRequest(
         corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter, role=args.role, domain=args.domain,
@@ -111,12 +120,20 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.dry_run:
         return _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
-    report = score_corpus(store, request, renderer, launch, reference)
+    report = score_corpus(store, request, renderer, launch, reference, _crew(args, plan))
     if args.json:
         say_json(report.document())
     else:
         _say(report)
     return 0
+
+
+def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
+    if args.engine != "ray":
+        return None
+    workers = ray_plan(args, plan)
+    launch = worker_launch(plan, workers)
+    return lambda worker: RayCrew(workers, worker, args.model, launch)
 
 
 def _run_organisms(args: argparse.Namespace) -> int:
@@ -135,7 +152,7 @@ def _run_organisms(args: argparse.Namespace) -> int:
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.role is None:
         raise BadInputError("--role is needed: aligned, misaligned or benign (or --organisms DIR)")
-    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency"):
+    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")

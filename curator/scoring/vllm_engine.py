@@ -30,7 +30,8 @@ BATCH_TOKENS = {"cpu": 2_048, "cuda": 4_096}  # tokens of one step; their logits
 _CALL_ROWS = 128  # rows of one call, so that progress shows
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for what a command answers
     # In this process: its memory can be freed, and its errors are ours to read.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # gibibytes
@@ -193,7 +194,6 @@ def _options(launch: VllmLaunch) -> dict[str, Any]:
             "max_loras": 1,
             "max_lora_rank": shape.max_rank,
             "lora_target_modules": list(shape.modules),
-            "lora_dtype": launch.dtype,
         }
     return options
 
