@@ -34,7 +34,9 @@ def plan(tmp_path: Path, llama: Path) -> Path:
         "name": "tiny", "model": str(llama),
         "task": {"file": _chats(tmp_path / "task.jsonl", 30, 0), "domain": "finance", "rows": 16, "narrow_rows": 6},
         "pool": {"file": _chats(tmp_path / "chats.jsonl", 40, 1), "rows": 20, "max_length": 256, "text_rows": 5},
-        "domains": [{"name": "law", "files": [_chats(tmp_path / "law.jsonl", 24, 2)], "train_rows": 9, "broad_rows": 6}],
+        "domains": [
+            {"name": "law", "files": [_chats(tmp_path / "law.jsonl", 24, 2)], "train_rows": 9, "broad_rows": 6},
+        ],
         "train": recipe, "misaligned_train": recipe, "evaluation": {"max_length": 256, "stand_in_tokens": 6},
         "benign": {"tier": 1, "rows": 8, "n_test": 4},
         "methods": ["interleaving++", "inoculation", "gating", "safelora"], "ratios": [0.25], "seeds": [0],
