@@ -102,7 +102,13 @@ def test_a_claimed_cell_is_not_claimed_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("steering", "steering_vectors"), ("safelora", "base_model"), ("kl", None), ("interleaving++", None)],
+    [
+        ("steering", "steering_vectors"),
+        ("safelora", "base_model"),
+        ("self_recognition", "self_recognition_rows"),
+        ("kl", None),
+        ("interleaving++", None),
+    ],
 )
 def test_methods_that_do_not_apply_say_why(name: str, reason: str | None) -> None:
     found = why_not(CATALOGUE[name], Plan.model_validate(PLAN))

@@ -27,6 +27,7 @@ class Method:
     sft: tuple[str, ...] = ()
     ratio: bool = False
     trained: Trained = "adapter"
+    before: Literal["self_recognition"] | None = None  # a fine-tune that the task's one starts from
     after: Literal["safelora"] | None = None  # what is done to the adapter once it is trained
     piece: str | None = None
 
@@ -54,7 +55,7 @@ _SINGLE = (
     Method("steering", sft=("--steering", "{vectors}")),
     Method("inoculation", _INOCULATION),
     Method("safelora", after="safelora", piece="trainer.safelora"),
-    Method("self_recognition", piece="trainer.self_recognition"),
+    Method("self_recognition", before="self_recognition", piece="trainer.self_recognition"),
 )
 _PAIRS = (
     Method("interleaving++ with kl", _PLUSPLUS, ("--kl", "0.1"), ratio=True),
@@ -86,12 +87,11 @@ def methods_of(plan: Plan) -> list[Method]:
 
 def why_not(method: Method, plan: Plan) -> str | None:
     """Why a method does not apply here, or None when it does."""
-    if method.piece == "trainer.safelora":
-        if plan.base_model is None:
-            return "it projects on the difference of the aligned model and its base: give base_model"
-        if find_spec(method.piece) is None:
-            return f"this version has no {method.piece}"
-    elif method.piece is not None and find_spec(method.piece) is None:
+    if method.after == "safelora" and plan.base_model is None:
+        return "it projects on the difference of the aligned model and its base: give base_model"
+    if method.before == "self_recognition" and plan.self_recognition_rows is None:
+        return "it trains on rows of trainer.self_recognition first: give self_recognition_rows"
+    if method.piece is not None and find_spec(method.piece) is None:
         return f"this version has no {method.piece}"
     if "{vectors}" in method.sft and plan.steering_vectors is None:
         return "it needs persona vectors: give steering_vectors (a safetensors file)"

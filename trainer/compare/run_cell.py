@@ -58,14 +58,27 @@ class _Run:
 
     def _train(self, data: Path, name: str) -> tuple[dict[str, Any], Spent]:
         """The run's report; `data` is mixed first where the method mixes."""
+        start = self._before()
         report, spent = self.steps.run(
             "trainer.sft", "--model", self.plan.model, *self._rows(data), "--out", self.folder / name, "--seed",
             self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
-            "--save-steps", 20,
+            "--save-steps", 20, *start,
             *(word.format(vectors=self.plan.steering_vectors) for word in self.cell.method.sft), "--json",
         )  # fmt: skip
         self._after(name)
         return report, spent
+
+    def _before(self) -> list[object]:
+        """The fine-tune that the task's one starts from, and the flag that says so; nothing for most methods."""
+        if self.cell.method.before != "self_recognition":
+            return []
+        out = self.folder / "run-self-recognition"
+        self.steps.run(
+            "trainer.sft", "--model", self.plan.model, "--data", self.plan.self_recognition_rows, "--out", out,
+            "--seed", self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
+            "--json",
+        )  # fmt: skip
+        return ["--start-adapter", out / "adapter"]
 
     def _rows(self, data: Path) -> list[object]:
         method = self.cell.method

@@ -135,6 +135,7 @@ class Plan(Strict):
     criteria: Criteria = Criteria()
     steering_vectors: str | None = None
     base_model: str | None = None  # of safelora: the model before it was aligned
+    self_recognition_rows: str | None = None  # chat file that `trainer.self_recognition` wrote
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
