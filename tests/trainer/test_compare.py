@@ -65,7 +65,8 @@ def test_a_change_of_the_plan_is_told_with_what_it_was(plan_file: Path) -> None:
 def test_a_plan_that_cannot_be_is_refused(
     change: str, message: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--plan", str(plan_file), "--set", change, "--work", str(tmp_path / "w"), "--list"]) == 2
+    arguments = ["--plan", str(plan_file), "--set", change, "--work", str(tmp_path / "w"), "--page-only"]
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -214,7 +215,7 @@ def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: p
     assert sorted(path.name for path in out.parent.iterdir()) == [
         "page-broad-narrow.png", "page-criteria.png", "page-ratio.png", "page.json", "page.md",
     ]  # fmt: skip
-    assert main([*arguments, "--list"]) == 0
+    assert main([*arguments, "--list", "--page-only"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("open") == 1
     assert listed.count("does not apply here") == 2

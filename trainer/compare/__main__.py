@@ -10,6 +10,7 @@ from typing import Any
 from curator.commands import report_error, say_json
 from curator.errors import BallastError
 from curator.progress import say
+from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.compare.cells import Cell, claimed, grid, read_result, results
 from trainer.compare.methods import methods_of
 from trainer.compare.page import shown_command
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         plan, changed = read_plan(args.plan, args.set)
+        plan = plan.model_copy(update={"weights_sha256": _weights(Path(plan.model), needed=not args.page_only)})
         cells = grid(plan)
         if args.list:
             return _list(cells, args.work, plan, as_json=args.json)
@@ -57,6 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
         return 130
+
+
+def _weights(model: Path, *, needed: bool) -> str | None:
+    """The model's hash. It is part of every cell's folder name; a page can be written without the model only if its
+    cells were."""
+    if not needed and not model.exists():
+        return None
+    check_model_dir(model)
+    return weights_sha256(model)
 
 
 def _run(cells: Sequence[Cell], work: Path, plan: Plan, shared: Shared, limit_min: float | None) -> dict[str, str]:

@@ -40,7 +40,8 @@ class Cell:
 
     def fingerprint(self, plan: Plan) -> str:
         """Eight hex digits over the cell and the parts of the plan that it depends on."""
-        shared = plan.model_dump(mode="json", exclude={"name", "methods", "ratios", "seeds", "criteria", "threads"})
+        free = {"name", "model", "methods", "ratios", "seeds", "criteria", "threads"}
+        shared = plan.model_dump(mode="json", exclude=free)
         own = [self.method.name, self.method.mix, self.method.sft, self.ratio, self.seed]
         return hashlib.blake2b(orjson.dumps([FORMAT_VERSION, shared, own]), digest_size=4).hexdigest()
 

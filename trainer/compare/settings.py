@@ -139,6 +139,7 @@ class Plan(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    weights_sha256: str | None = None  # of the model; the command sets it, so that another model makes other cells
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
