@@ -8,7 +8,8 @@ import orjson
 
 from trainer.compare.cells import Cell, write_result
 from trainer.compare.methods import why_not
-from trainer.compare.settings import Plan
+from trainer.compare.organism_cell import organism_cell
+from trainer.compare.settings import AnyPlan, Plan
 from trainer.compare.shared import CORPUS, Shared, place_flags, recipe_flags
 from trainer.compare.steps import Spent, Steps
 from trainer.evaluate.lines import read_lines
@@ -16,7 +17,7 @@ from trainer.evaluate.opswap import score
 from trainer.runfolder import environment
 
 
-def run_cell(cell: Cell, work: Path, plan: Plan, shared: Shared, lock: int | None = None) -> dict[str, Any]:
+def run_cell(cell: Cell, work: Path, plan: AnyPlan, shared: Shared | None, lock: int | None = None) -> dict[str, Any]:
     """Run what is not done yet and write result.json; raises StepError when a command fails."""
     folder = cell.folder(work, plan)
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +26,11 @@ def run_cell(cell: Cell, work: Path, plan: Plan, shared: Shared, lock: int | Non
         write_result(folder, cell, {"status": "does not apply here", "reason": reason})
         return {"status": "does not apply here"}
     steps = Steps(folder / "log.txt", plan.threads, lock)
-    document = _Run(cell, folder, plan, shared, steps).all()
+    if isinstance(plan, Plan):
+        assert shared is not None
+        document = _Run(cell, folder, plan, shared, steps).all()
+    else:
+        document = organism_cell(cell, plan, work / "organism", steps)
     write_result(folder, cell, document | {"environment": environment(), "commands": steps.commands})
     for checkpoints in folder.glob("run*/checkpoints"):
         shutil.rmtree(checkpoints)
