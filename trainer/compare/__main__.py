@@ -124,7 +124,7 @@ def _list(cells: Sequence[Cell], work: Path, plan: AnyPlan, *, as_json: bool) ->
         say_json({"cells": found})
         return 0
     for item in found:
-        ratio = "" if item["ratio"] is None else f" at {100 * item['ratio']:g} %"  # type: ignore[operator]
+        ratio = "" if item["ratio"] is None else f" at {100 * item['ratio']:g} %"
         say(f"{item['status']:<22}{item['method']}{ratio}, seed {item['seed']}")
     return 0
 

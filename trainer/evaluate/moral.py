@@ -100,8 +100,8 @@ def collapse(ratings: Ratings, *, seed: int = 0, n_resamples: int = N_RESAMPLES)
     n_personas, n_questions = ratings.mean_PQ.shape
     common = {"n_units": n_personas, "seed": seed, "n_resamples": n_resamples}
     return Collapse(
-        bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),  # type: ignore[arg-type]
-        bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),  # type: ignore[arg-type]
+        bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),
+        bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),
         n_personas, n_questions, ratings.n_ratings, ratings.n_missing,
     )  # fmt: skip
 
