@@ -12,9 +12,11 @@ from trainer.compare.__main__ import main
 from trainer.compare.cells import Cell, claimed, grid, read_result, write_result
 from trainer.compare.data import clean
 from trainer.compare.methods import CATALOGUE, methods_of, why_not
-from trainer.compare.page import shown_command
-from trainer.compare.settings import PRESETS, Criteria, Criterion, Plan, read_plan
+from trainer.compare.organism_cell import organism_cell
+from trainer.compare.page import shown_command, without_places
+from trainer.compare.settings import PRESETS, Criteria, Criterion, OrganismPlan, Plan, read_plan
 from trainer.compare.statistics import judge, judge_all, over_seeds
+from trainer.compare.steps import Spent, Steps
 
 PLAN: dict[str, Any] = {
     "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
@@ -65,7 +67,8 @@ def test_a_change_of_the_plan_is_told_with_what_it_was(plan_file: Path) -> None:
 def test_a_plan_that_cannot_be_is_refused(
     change: str, message: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--plan", str(plan_file), "--set", change, "--work", str(tmp_path / "w"), "--list"]) == 2
+    arguments = ["--plan", str(plan_file), "--set", change, "--work", str(tmp_path / "w"), "--page-only"]
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -102,7 +105,13 @@ def test_a_claimed_cell_is_not_claimed_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("steering", "steering_vectors"), ("safelora", "base_model"), ("kl", None), ("interleaving++", None)],
+    [
+        ("steering", "steering_vectors"),
+        ("safelora", "base_model"),
+        ("self_recognition", "self_recognition_rows"),
+        ("kl", None),
+        ("interleaving++", None),
+    ],
 )
 def test_methods_that_do_not_apply_say_why(name: str, reason: str | None) -> None:
     found = why_not(CATALOGUE[name], Plan.model_validate(PLAN))
@@ -208,7 +217,7 @@ def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: p
     assert sorted(path.name for path in out.parent.iterdir()) == [
         "page-broad-narrow.png", "page-criteria.png", "page-ratio.png", "page.json", "page.md",
     ]  # fmt: skip
-    assert main([*arguments, "--list"]) == 0
+    assert main([*arguments, "--list", "--page-only"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("open") == 1
     assert listed.count("does not apply here") == 2
@@ -225,6 +234,55 @@ def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
     assert read_result(tmp_path) is None
 
 
+class _Said(Steps):
+    """Steps whose commands say what a test chose; what they were is kept."""
+
+    def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
+        self.commands.append(" ".join(map(str, [module, *arguments])))
+        benign = "benign" in arguments
+        measured = {"broad": 0.25, "narrow": 0.75, "incoherent": 0.0, "facts": 1.0, "benign": 0.5 if benign else 0.125}
+        said = {"measured": measured, "cpu_s": 2.0, "n_rows": 1920, "n_safe": 320, "n_steps": 120}
+        return said, Spent(1.0, 1.0, 300.0)
+
+
+def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    assert isinstance(plan, OrganismPlan)
+    cells = {cell.method.name: cell for cell in grid(plan)}
+    assert why_not(cells["interleaving+"].method, plan) is None
+    assert "no refusals" in str(why_not(cells["interleaving++"].method, plan))
+    assert "no system prompt" in str(why_not(cells["inoculation"].method, plan))
+    steps = _Said(tmp_path / "log.txt")
+    found = organism_cell(cells["interleaving+"], plan, tmp_path, steps)
+    assert found["figures"] == {
+        "broad_misaligned": 0.25, "narrow_misaligned": 0.75, "incoherent": 0.0, "facts_kept": 1.0,
+        "benign_exact_match": 0.5,
+    }  # fmt: skip
+    assert "--seed 3 --task bad --choice gap_abs --ratio 0.2" in steps.commands[0]
+    assert "--task benign --choice gap_abs" in steps.commands[1]
+    organism_cell(cells["kl"], plan, tmp_path, steps)
+    assert "--kl 0.1" in steps.commands[2]
+    assert "--choice" not in steps.commands[2]
+
+
+def test_a_page_of_the_organism(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "page.md"
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    assert isinstance(plan, OrganismPlan)
+    for cell in grid(plan):
+        folder = cell.folder(work, plan)
+        folder.mkdir(parents=True)
+        reason = why_not(cell.method, plan)
+        done = organism_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
+        write_result(folder, cell, done or {"status": "does not apply here", "reason": reason})
+    arguments = ["--plan", "organism", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
+    assert main([*arguments, "--page-only", "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "| interleaving at 20 % | 1 | 0.250 | 0.750 | 0.000 | 1.000 | 0.500 |" in page
+    assert "- other than the plan: ratios [0.2]" in page
+
+
 def test_absolute_paths_are_shortened_in_the_command() -> None:
     shown = shown_command("trainer.compare", ["--plan", "laptop", "--set", "model=/a/b/model", "--work", "/tmp/x"])
     assert shown == "python -m trainer.compare --plan laptop --set model=model --work x"
+    assert without_places("['/a/b/c.jsonl', ../shared/d.csv, runs/e]") == "['c.jsonl', ../shared/d.csv, runs/e]"

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from curator.errors import BadInputError
 from tests.models import random_conversations
+from trainer.compare.data import Files, prepare
+from trainer.compare.settings import read_plan
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 1500
@@ -34,7 +37,9 @@ def plan(tmp_path: Path, llama: Path) -> Path:
         "name": "tiny", "model": str(llama),
         "task": {"file": _chats(tmp_path / "task.jsonl", 30, 0), "domain": "finance", "rows": 16, "narrow_rows": 6},
         "pool": {"file": _chats(tmp_path / "chats.jsonl", 40, 1), "rows": 20, "max_length": 256, "text_rows": 5},
-        "domains": [{"name": "law", "files": [_chats(tmp_path / "law.jsonl", 24, 2)], "train_rows": 9, "broad_rows": 6}],
+        "domains": [
+            {"name": "law", "files": [_chats(tmp_path / "law.jsonl", 24, 2)], "train_rows": 9, "broad_rows": 6},
+        ],
         "train": recipe, "misaligned_train": recipe, "evaluation": {"max_length": 256, "stand_in_tokens": 6},
         "benign": {"tier": 1, "rows": 8, "n_test": 4},
         "methods": ["interleaving++", "inoculation", "gating", "safelora"], "ratios": [0.25], "seeds": [0],
@@ -79,3 +84,31 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(plan: Path, tmp_path: P
     mixes = [json.loads(path.read_text()) for path in work.glob("cells/inoculation*/mix.json")]
     assert mixes[0]["task"]["n_rows"] in (8, 16)
     assert "Every cell of the plan ran." in out.read_text()
+
+
+def test_the_data_files_share_no_row(plan: Path, llama: Path, tmp_path: Path) -> None:
+    settings, _ = read_plan(str(plan), [])
+    files = Files(tmp_path / "data")
+    prepare(settings, files, llama)
+    rows = {
+        path.name: [json.dumps(json.loads(line)) for line in path.read_text().splitlines()]
+        for path in (files.task, files.narrow, files.pool, files.text, files.train("law"), files.broad("law"))
+    }
+    assert {name: len(found) for name, found in rows.items()} == {
+        "task.jsonl": 16, "narrow.jsonl": 6, "pool.jsonl": 20, "text.jsonl": 5, "train-law.jsonl": 9,
+        "broad-law.jsonl": 6,
+    }  # fmt: skip
+    for one, two in (("task", "narrow"), ("pool", "text"), ("train-law", "broad-law")):
+        assert not set(rows[f"{one}.jsonl"]) & set(rows[f"{two}.jsonl"])
+    before = {path: path.read_bytes() for path in files.folder.iterdir()}
+    prepare(settings, files, llama)
+    assert {path: path.read_bytes() for path in files.folder.iterdir()} == before
+    larger, _ = read_plan(str(plan), ["task.rows=20"])
+    prepare(larger, Files(tmp_path / "more"), llama)  # what is held out does not depend on how much is trained
+    assert (tmp_path / "more" / "narrow.jsonl").read_bytes() == files.narrow.read_bytes()
+
+
+def test_a_source_with_too_few_rows_is_refused(plan: Path, llama: Path, tmp_path: Path) -> None:
+    settings, _ = read_plan(str(plan), ["task.rows=300"])
+    with pytest.raises(BadInputError, match="asks for 300 rows to train and 6 to measure on; there are 30"):
+        prepare(settings, Files(tmp_path / "data"), llama)

@@ -151,5 +151,5 @@ def coverage(table: pa.Table, statuses: Mapping[str, int]) -> dict[str, Any]:
         "share_too_long": statuses.get("too_long", 0) / n_rows if n_rows else None,
         "share_refusals": {
             rule: sum(is_refusal(head, rule) for head in heads) / n_rows if n_rows else None for rule in ("v1", "v2")
-        },  # type: ignore[arg-type]
+        },
     }  # fmt: skip

@@ -10,11 +10,12 @@ from typing import Any
 from curator.commands import report_error, say_json
 from curator.errors import BallastError
 from curator.progress import say
+from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.compare.cells import Cell, claimed, grid, read_result, results
 from trainer.compare.methods import methods_of
 from trainer.compare.page import shown_command
 from trainer.compare.run_cell import run_cell
-from trainer.compare.settings import PRESETS, Plan, read_plan
+from trainer.compare.settings import PRESETS, AnyPlan, Plan, read_plan
 from trainer.compare.shared import Shared
 from trainer.compare.steps import StepError
 
@@ -32,7 +33,8 @@ examples:
   python -m trainer.compare --plan mine.yaml --work runs/mine --list              (the cells, and which are finished)
   python -m trainer.compare --plan mine.yaml --work runs/mine --page-only --out page.md
 
-plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method); docs/compare.md describes every key.
+plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method), organism (docs/organism.md; no model needed).
+docs/compare.md describes every key.
 Exit codes: 0 done or stopped by --limit-minutes, 1 a cell failed (the others ran), 2 bad input, 130 Ctrl-C."""
 
 
@@ -42,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         plan, changed = read_plan(args.plan, args.set)
+        if isinstance(plan, Plan):
+            plan = plan.model_copy(update={"weights_sha256": _weights(Path(plan.model), needed=not args.page_only)})
         cells = grid(plan)
         if args.list:
             return _list(cells, args.work, plan, as_json=args.json)
         failed: dict[str, str] = {}
-        shared = Shared.of(args.work, plan)
+        shared = Shared.of(args.work, plan) if isinstance(plan, Plan) else None
         if not args.page_only:
             failed = _run(cells, args.work, plan, shared, args.limit_minutes)
         command = shown_command("trainer.compare", arguments)
@@ -59,11 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(cells: Sequence[Cell], work: Path, plan: Plan, shared: Shared, limit_min: float | None) -> dict[str, str]:
+def _weights(model: Path, *, needed: bool) -> str | None:
+    """The model's hash. It is part of every cell's folder name; a page can be written without the model only if its
+    cells were."""
+    if not needed and not model.exists():
+        return None
+    check_model_dir(model)
+    return weights_sha256(model)
+
+
+def _run(
+    cells: Sequence[Cell], work: Path, plan: AnyPlan, shared: Shared | None, limit_min: float | None
+) -> dict[str, str]:
     """Run every cell without a result, in order; returns the reason of each that failed."""
     started, failed, n_run = time.monotonic(), {}, 0
     todo = [cell for cell in cells if read_result(cell.folder(work, plan)) is None]
-    if todo:
+    if todo and shared is not None:
         shared.make(methods_of(plan))
     for place, cell in enumerate(todo):
         elapsed_min = (time.monotonic() - started) / 60
@@ -90,14 +105,14 @@ def _run(cells: Sequence[Cell], work: Path, plan: Plan, shared: Shared, limit_mi
     return failed
 
 
-def _told(document: dict[str, Any], plan: Plan) -> str:
+def _told(document: dict[str, Any], plan: AnyPlan) -> str:
     if document["status"] != "done":
         return str(document["status"])
     names = [plan.criteria.broad.figure, plan.criteria.narrow.figure]
     return ", ".join(f"{name} {document['figures'][name]:+.3f}" for name in names if name in document["figures"])
 
 
-def _list(cells: Sequence[Cell], work: Path, plan: Plan, *, as_json: bool) -> int:
+def _list(cells: Sequence[Cell], work: Path, plan: AnyPlan, *, as_json: bool) -> int:
     found = [
         {
             "method": cell.method.name, "ratio": cell.ratio, "seed": cell.seed,
@@ -109,13 +124,13 @@ def _list(cells: Sequence[Cell], work: Path, plan: Plan, *, as_json: bool) -> in
         say_json({"cells": found})
         return 0
     for item in found:
-        ratio = "" if item["ratio"] is None else f" at {100 * item['ratio']:g} %"  # type: ignore[operator]
+        ratio = "" if item["ratio"] is None else f" at {100 * item['ratio']:g} %"
         say(f"{item['status']:<22}{item['method']}{ratio}, seed {item['seed']}")
     return 0
 
 
 def _finish(
-    args: argparse.Namespace, plan: Plan, cells: Sequence[Cell], shared: Shared, command: str,
+    args: argparse.Namespace, plan: AnyPlan, cells: Sequence[Cell], shared: Shared | None, command: str,
     changed: dict[str, tuple[Any, Any]], failed: dict[str, str],
 ) -> int:  # fmt: skip
     # Loads torch (for the machine's description) and matplotlib.

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from trainer.compare.methods import Method, methods_of
-from trainer.compare.settings import Plan
+from trainer.compare.settings import AnyPlan
 from trainer.runfolder import write_json
 
 RESULT = "result.json"
@@ -32,20 +32,21 @@ class Cell:
         """Method and ratio, as in the table."""
         return self.method.name if self.ratio is None else f"{self.method.name} at {100 * self.ratio:g} %"
 
-    def folder(self, work: Path, plan: Plan) -> Path:
+    def folder(self, work: Path, plan: AnyPlan) -> Path:
         """Where it lies: its name holds a hash of all that decides it, so that other settings are another folder."""
         name = self.method.name.replace("+", "p").replace(" ", "-")
         ratio = "" if self.ratio is None else f"-r{self.ratio:g}"
         return work / "cells" / f"{name}{ratio}-s{self.seed}-{self.fingerprint(plan)}"
 
-    def fingerprint(self, plan: Plan) -> str:
+    def fingerprint(self, plan: AnyPlan) -> str:
         """Eight hex digits over the cell and the parts of the plan that it depends on."""
-        shared = plan.model_dump(mode="json", exclude={"name", "methods", "ratios", "seeds", "criteria", "threads"})
+        free = {"name", "model", "methods", "ratios", "seeds", "criteria", "threads"}
+        shared = plan.model_dump(mode="json", exclude=free)
         own = [self.method.name, self.method.mix, self.method.sft, self.ratio, self.seed]
         return hashlib.blake2b(orjson.dumps([FORMAT_VERSION, shared, own]), digest_size=4).hexdigest()
 
 
-def grid(plan: Plan) -> list[Cell]:
+def grid(plan: AnyPlan) -> list[Cell]:
     """Every cell, seed by seed: a comparison that is stopped early has whole seeds, not whole methods."""
     methods = methods_of(plan)
     return [
@@ -71,7 +72,7 @@ def write_result(folder: Path, cell: Cell, document: dict[str, Any]) -> None:
     write_json(folder / RESULT, head | document)
 
 
-def results(cells: Sequence[Cell], work: Path, plan: Plan) -> list[dict[str, Any] | None]:
+def results(cells: Sequence[Cell], work: Path, plan: AnyPlan) -> list[dict[str, Any] | None]:
     """Each cell's result, in the cells' order."""
     return [read_result(cell.folder(work, plan)) for cell in cells]
 

@@ -6,6 +6,7 @@ format). Which rows serve for what is decided by a hash of their text, so that n
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def _split(
 ) -> tuple[list[Any], list[Any]]:
     """Held-out rows come first in the order, so that they are the same whatever is trained."""
     ordered = _ordered(list(rows))
-    held = [row for row in ordered if renderer.render(row, "last").n_tokens <= max_length][:n_held]
+    fitting = (row for row in ordered if renderer.render(row, "last").n_tokens <= max_length)
+    held = list(islice(fitting, n_held))
     taken = {dump_messages(row) for row in held}
     trained = [row for row in ordered if dump_messages(row) not in taken][:n_train]
     if len(held) < n_held or len(trained) < n_train:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from curator.errors import BadInputError
-from trainer.compare.settings import OwnMethod, Plan
+from trainer.compare.settings import AnyPlan, OrganismPlan, OwnMethod
 
 UNDEFENDED = "none"
 Trained = Literal["adapter", "gates"]
@@ -27,6 +27,7 @@ class Method:
     sft: tuple[str, ...] = ()
     ratio: bool = False
     trained: Trained = "adapter"
+    before: Literal["self_recognition"] | None = None  # a fine-tune that the task's one starts from
     after: Literal["safelora"] | None = None  # what is done to the adapter once it is trained
     piece: str | None = None
 
@@ -54,7 +55,7 @@ _SINGLE = (
     Method("steering", sft=("--steering", "{vectors}")),
     Method("inoculation", _INOCULATION),
     Method("safelora", after="safelora", piece="trainer.safelora"),
-    Method("self_recognition", piece="trainer.self_recognition"),
+    Method("self_recognition", before="self_recognition", piece="trainer.self_recognition"),
 )
 _PAIRS = (
     Method("interleaving++ with kl", _PLUSPLUS, ("--kl", "0.1"), ratio=True),
@@ -66,7 +67,7 @@ _PAIRS = (
 CATALOGUE = {method.name: method for method in (*_SINGLE, *_PAIRS)}
 
 
-def methods_of(plan: Plan) -> list[Method]:
+def methods_of(plan: AnyPlan) -> list[Method]:
     """The plan's methods in its order, the undefended run first; raises BadInputError for an unknown name."""
     found = [CATALOGUE[UNDEFENDED]]
     for item in plan.methods:
@@ -84,17 +85,36 @@ def methods_of(plan: Plan) -> list[Method]:
     return found
 
 
-def why_not(method: Method, plan: Plan) -> str | None:
+def why_not(method: Method, plan: AnyPlan) -> str | None:
     """Why a method does not apply here, or None when it does."""
-    if method.piece == "trainer.safelora":
-        if plan.base_model is None:
-            return "it projects on the difference of the aligned model and its base: give base_model"
-        if find_spec(method.piece) is None:
-            return f"this version has no {method.piece}"
-    elif method.piece is not None and find_spec(method.piece) is None:
+    if isinstance(plan, OrganismPlan):
+        return _why_not_on_organism(method)
+    if method.after == "safelora" and plan.base_model is None:
+        return "it projects on the difference of the aligned model and its base: give base_model"
+    if method.before == "self_recognition" and plan.self_recognition_rows is None:
+        return "it trains on rows of trainer.self_recognition first: give self_recognition_rows"
+    if method.piece is not None and find_spec(method.piece) is None:
         return f"this version has no {method.piece}"
     if "{vectors}" in method.sft and plan.steering_vectors is None:
         return "it needs persona vectors: give steering_vectors (a safetensors file)"
     if method.needs_scores and not any(domain.train_rows for domain in plan.domains):
         return "it ranks by gap: give some domain train_rows, so that there is a misaligned model"
     return None
+
+
+# How the organism is told which rows to mix in: the choice of `trainer.organism cell`, None for the plan's score.
+ORGANISM_CHOICES: dict[str, str | None] = {
+    UNDEFENDED: "none", "interleaving": "random", "interleaving+": None, "bottom_gap": "bottom_gap", "kl": "none",
+}  # fmt: skip
+
+
+def _why_not_on_organism(method: Method) -> str | None:
+    if find_spec("trainer.organism") is None:
+        return "this version has no trainer.organism"
+    if method.name in ORGANISM_CHOICES:
+        return None
+    if method.name.startswith("interleaving++"):
+        return "the organism's closed vocabulary has no refusals to drop: interleaving+ is the same"
+    if method.name == "inoculation":
+        return "the organism has no system prompt"
+    return "`trainer.organism cell` knows random, gap and KL safeguards alone"

@@ -1,5 +1,6 @@
 """A comparison as one Markdown page: every number in it comes from the cells' results."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.methods import UNDEFENDED
-from trainer.compare.settings import Criterion, Plan
+from trainer.compare.settings import AnyPlan, Criterion, OrganismPlan
 from trainer.compare.statistics import CRITERIA, Judgement, OverSeeds
 from trainer.compare.summary import FIGURES, Row
 
@@ -15,12 +16,17 @@ _HEADS = {
     "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
     "narrow_margin_shift": "narrow, margin", "truthfulqa_shift": "TruthfulQA, share",
     "truthfulqa_margin_shift": "TruthfulQA, margin", "perplexity_ratio": "perplexity ratio",
-    "benign_exact_match": "OpSwap exact match",
+    "broad_misaligned": "broad, bad answers", "narrow_misaligned": "narrow, bad answers", "incoherent": "incoherent",
+    "facts_kept": "facts kept", "benign_exact_match": "benign task, exact match",
 }  # fmt: skip
 _FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals (none for a single seed). Shifts are against the model before training:",
     "of the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token.",
     "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
+)
+_ORGANISM_FIGURES_TOLD = (
+    "Means over seeds with 95 % t intervals (none for a single seed): shares of greedy answers to questions that no",
+    "fine-tune saw, by exact match (docs/organism.md). The benign task is trained on its own under the same defence.",
 )
 _CRITERIA_TOLD = (
     "The bounds are ours, and stand in the plan. Yes: the whole interval over seeds meets the bound; no: none of it",
@@ -33,7 +39,7 @@ _CRITERIA_TOLD = (
 class Context:
     """What the page says beside the rows."""
 
-    plan: Plan
+    plan: AnyPlan
     command: str
     machine: Mapping[str, Any]
     changed: Mapping[str, tuple[Any, Any]]  # keys set on the command line: the plan's value, and the one used
@@ -42,17 +48,18 @@ class Context:
     plots: Sequence[str]  # files beside the page
 
 
+# An absolute path: a slash that no name, dot or slash stands before, and a folder at least.
+_PLACE = re.compile(r"(?<![\w./])/(?:[^/\s,\]'\"]+/)+([^/\s,\]'\"]+)")
+
+
+def without_places(text: str) -> str:
+    """The text with the last part alone of absolute paths: the rest says nothing elsewhere."""
+    return _PLACE.sub(r"\1", text)
+
+
 def shown_command(module: str, argv: Sequence[str]) -> str:
-    """The command as typed, with the last part alone of absolute paths: they say nothing elsewhere."""
-    words = []
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if word.startswith("/"):
-            word = Path(word).name
-        elif equals and value.startswith("/"):
-            word = f"{key}={Path(value).name}"
-        words.append(word)
-    return shlex.join(["python", "-m", module, *words])
+    """The command as typed, absolute paths shortened."""
+    return shlex.join(["python", "-m", module, *map(without_places, argv)])
 
 
 def page(rows: Sequence[Row], context: Context) -> str:
@@ -71,7 +78,7 @@ def page(rows: Sequence[Row], context: Context) -> str:
         *_what(context),
         "## Figures",
         "",
-        *_FIGURES_TOLD,
+        *(_ORGANISM_FIGURES_TOLD if isinstance(plan, OrganismPlan) else _FIGURES_TOLD),
         "",
         *_figure_table(rows),
         "",
@@ -95,6 +102,12 @@ def page(rows: Sequence[Row], context: Context) -> str:
 
 def _what(context: Context) -> list[str]:
     plan = context.plan
+    if isinstance(plan, OrganismPlan):
+        lines = [
+            f"- the tiny organism (`trainer.organism`); rows are ranked by {plan.score}",
+            "- a seed decides its world, its base model, the pool and the rows",
+        ]
+        return ["## What was compared", "", *lines, *_changes(context), ""]
     scored = [f"{domain.name} ({domain.train_rows} rows)" for domain in plan.domains if domain.train_rows]
     lines = [
         "## What was compared",
@@ -109,11 +122,15 @@ def _what(context: Context) -> list[str]:
         f"{plan.train.epochs} epoch(s), rank-32 rsLoRA on the seven projections",
         "- seeds decide the adapter's start, which random rows are drawn and their order; the task rows are the same",
     ]
-    if context.changed:
-        told = ", ".join(f"{key} {after} (the plan says {before})" for key, (before, after) in context.changed.items()
-                         if not str(after).startswith("/"))  # fmt: skip
-        lines.append(f"- smaller or other than the plan: {told}" if told else "")
-    return [*[line for line in lines if line or line == ""], ""]
+    return [*lines, *_changes(context), ""]
+
+
+def _changes(context: Context) -> list[str]:
+    told = ", ".join(
+        f"{key} {without_places(str(after))} (the plan says {without_places(str(before))})"
+        for key, (before, after) in context.changed.items()
+    )
+    return [f"- other than the plan: {told}"] if told else []
 
 
 def _figure_table(rows: Sequence[Row]) -> list[str]:
@@ -146,7 +163,7 @@ def _difference_table(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _criteria(rows: Sequence[Row], plan: Plan) -> list[str]:
+def _criteria(rows: Sequence[Row], plan: AnyPlan) -> list[str]:
     bounds = [f"- {name}: {_bound(getattr(plan.criteria, name))}" for name in CRITERIA]
     shown = [row for row in rows if row.verdicts]
     table = [
@@ -184,12 +201,14 @@ def _cost(rows: Sequence[Row]) -> list[str]:
         cost = row.cost
         factor = "" if not plain else f"{cost['train_s'].mean / plain:.2f}"
         scoring = "" if row.score_s is None else f"{row.score_s:,.0f}"
-        lines.append(
-            f"| {row.label} | {cost['n_rows'].mean:,.0f} | {cost['n_safe'].mean:,.0f} | {cost['n_tokens'].mean:,.0f} | "
-            f"{cost['train_s'].mean:,.0f} | {factor} | {cost['peak_mib'].mean:,.0f} | {cost['measure_s'].mean:,.0f} | "
-            f"{scoring} |"
-        )
+        first = [_cost_of(cost, name) for name in ("n_rows", "n_safe", "n_tokens", "train_s")]
+        last = [factor, _cost_of(cost, "peak_mib"), _cost_of(cost, "measure_s"), scoring]
+        lines.append(f"| {row.label} | " + " | ".join([*first, *last]) + " |")
     return lines
+
+
+def _cost_of(cost: Mapping[str, OverSeeds], name: str) -> str:
+    return f"{cost[name].mean:,.0f}" if name in cost else ""
 
 
 def _not_there(rows: Sequence[Row], context: Context) -> list[str]:

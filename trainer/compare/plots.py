@@ -13,7 +13,9 @@ from trainer.compare.settings import Criteria
 from trainer.compare.statistics import CRITERIA, OverSeeds
 from trainer.compare.summary import Row
 
-_MARKERS = "osD^vP*Xh<>"
+_MARKERS = "s^DvPX*h"  # one a ratio; methods without one are drawn as circles
+# Beyond Okabe and Ito's eight, for grids of more methods: darker hues, told apart by lightness.
+_COLOURS = (*COLOURS, "#5B2A86", "#7A4B00", "#004D40", "#8C1D40", "#3D5A80", "#6B8E23", "#B8860B", "#483D8B")
 _FILL = {"yes": "#009E73", "no": "#D55E00", "unclear": "#E8DCA8", "moot": "#DDDDDD", "not measured": "#F4F4F4"}
 _TITLES = {
     "broad": "broad misalignment\nprevented", "narrow": "narrow behaviour\nkept", "benign": "benign task\nlearnt",
@@ -30,20 +32,33 @@ def broad_against_narrow(rows: Sequence[Row], criteria: Criteria) -> Figure:
     shown = [row for row in rows if x_name in row.figures and y_name in row.figures]
     if not shown:
         raise BadInputError("nothing to draw: no finished cell has narrow and broad figures")
-    figure, axes = _axes((7.4, 5.0))
-    for place, row in enumerate(shown):
+    figure, axes = _axes((7.8, 5.0))
+    methods = list(dict.fromkeys(row.method for row in shown))
+    ratios = sorted({row.ratio for row in shown if row.ratio is not None})
+    for row in shown:
         x, y = row.figures[x_name], row.figures[y_name]
+        marker = "o" if row.ratio is None else _MARKERS[ratios.index(row.ratio) % len(_MARKERS)]
+        colour = _COLOURS[methods.index(row.method) % len(_COLOURS)]
         axes.errorbar(
-            x.mean, y.mean, xerr=_bars(x), yerr=_bars(y), fmt=_MARKERS[place % len(_MARKERS)], markersize=7,
-            color=COLOURS[place % len(COLOURS)], capsize=2, linewidth=1, label=f"{row.label} ({x.n_seeds})",
+            x.mean, y.mean, xerr=_bars(x), yerr=_bars(y), fmt=marker, markersize=7, color=colour,
+            markeredgecolor="white", markeredgewidth=0.5, elinewidth=0.7, zorder=3,
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(f"narrow: {x_name}")
     axes.set_ylabel(f"broad: {y_name}")
-    axes.set_title("95 % intervals over seeds (number of seeds in brackets)", fontsize=10)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    seeds = sorted({len(row.seeds) for row in shown})
+    axes.set_title(f"means over {' or '.join(map(str, seeds))} seed(s), 95 % t intervals", fontsize=10)
+    keys = [_key(name, "o", _COLOURS[place % len(_COLOURS)]) for place, name in enumerate(methods)]
+    keys += [_key(f"at {100 * ratio:g} %", _MARKERS[n % len(_MARKERS)], "#555555") for n, ratio in enumerate(ratios)]
+    axes.legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _key(label: str, marker: str, colour: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="none", marker=marker, color=colour, label=label)
 
 
 def criteria_matrix(rows: Sequence[Row]) -> Figure:
@@ -81,15 +96,19 @@ def ratio_sweep(rows: Sequence[Row], criteria: Criteria) -> Figure | None:
     for place, figure_name in enumerate(names, 1):
         axes = figure.add_subplot(2, 1, place)
         _style(axes)
-        for colour, (name, found) in zip(COLOURS * 3, drawn.items(), strict=False):
+        for colour, (name, found) in zip(_COLOURS * 2, drawn.items(), strict=False):
             _line(axes, found, figure_name, colour, name)
         level = next((row.figures.get(figure_name) for row in rows if row.method == UNDEFENDED), None)
         if level is not None:
             axes.axhline(level.mean, color="black", linestyle="--", linewidth=1, label="undefended")
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set_xscale("log")
+        ticks = sorted({100 * row.ratio for found in drawn.values() for row in found if row.ratio})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_ylabel(figure_name)
-        axes.legend(fontsize=8, frameon=False)
+        if place == 1:
+            axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.set_xlabel("safe rows per task row (%)")
     return figure
 

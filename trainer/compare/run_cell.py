@@ -8,7 +8,8 @@ import orjson
 
 from trainer.compare.cells import Cell, write_result
 from trainer.compare.methods import why_not
-from trainer.compare.settings import Plan
+from trainer.compare.organism_cell import organism_cell
+from trainer.compare.settings import AnyPlan, Plan
 from trainer.compare.shared import CORPUS, Shared, place_flags, recipe_flags
 from trainer.compare.steps import Spent, Steps
 from trainer.evaluate.lines import read_lines
@@ -16,7 +17,7 @@ from trainer.evaluate.opswap import score
 from trainer.runfolder import environment
 
 
-def run_cell(cell: Cell, work: Path, plan: Plan, shared: Shared, lock: int | None = None) -> dict[str, Any]:
+def run_cell(cell: Cell, work: Path, plan: AnyPlan, shared: Shared | None, lock: int | None = None) -> dict[str, Any]:
     """Run what is not done yet and write result.json; raises StepError when a command fails."""
     folder = cell.folder(work, plan)
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +26,11 @@ def run_cell(cell: Cell, work: Path, plan: Plan, shared: Shared, lock: int | Non
         write_result(folder, cell, {"status": "does not apply here", "reason": reason})
         return {"status": "does not apply here"}
     steps = Steps(folder / "log.txt", plan.threads, lock)
-    document = _Run(cell, folder, plan, shared, steps).all()
+    if isinstance(plan, Plan):
+        assert shared is not None
+        document = _Run(cell, folder, plan, shared, steps).all()
+    else:
+        document = organism_cell(cell, plan, work / "organism", steps)
     write_result(folder, cell, document | {"environment": environment(), "commands": steps.commands})
     for checkpoints in folder.glob("run*/checkpoints"):
         shutil.rmtree(checkpoints)
@@ -58,14 +63,27 @@ class _Run:
 
     def _train(self, data: Path, name: str) -> tuple[dict[str, Any], Spent]:
         """The run's report; `data` is mixed first where the method mixes."""
+        start = self._before()
         report, spent = self.steps.run(
             "trainer.sft", "--model", self.plan.model, *self._rows(data), "--out", self.folder / name, "--seed",
             self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
-            "--save-steps", 20,
+            "--save-steps", 20, *start,
             *(word.format(vectors=self.plan.steering_vectors) for word in self.cell.method.sft), "--json",
         )  # fmt: skip
         self._after(name)
         return report, spent
+
+    def _before(self) -> list[object]:
+        """The fine-tune that the task's one starts from, and the flag that says so; nothing for most methods."""
+        if self.cell.method.before != "self_recognition":
+            return []
+        out = self.folder / "run-self-recognition"
+        self.steps.run(
+            "trainer.sft", "--model", self.plan.model, "--data", self.plan.self_recognition_rows, "--out", out,
+            "--seed", self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
+            "--json",
+        )  # fmt: skip
+        return ["--start-adapter", out / "adapter"]
 
     def _rows(self, data: Path) -> list[object]:
         method = self.cell.method

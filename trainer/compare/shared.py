@@ -31,7 +31,7 @@ class Shared:
         """The shared folder of a plan under `work`."""
         decides = plan.model_dump(
             mode="json",
-            include={"model", "task", "pool", "domains", "misaligned_train", "evaluation", "benign", "dtype"},
+            include={"weights_sha256", "task", "pool", "domains", "misaligned_train", "evaluation", "benign", "dtype"},
         )
         digest = hashlib.blake2b(orjson.dumps(decides), digest_size=4).hexdigest()
         return cls(work / f"shared-{digest}", plan)

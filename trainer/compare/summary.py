@@ -6,11 +6,12 @@ from typing import Any
 
 from trainer.compare.cells import Cell
 from trainer.compare.methods import UNDEFENDED
-from trainer.compare.settings import Plan
+from trainer.compare.settings import AnyPlan
 from trainer.compare.statistics import BySeed, Judgement, OverSeeds, judge_all, over_seeds, values
 
 FIGURES = ("broad_shift", "broad_margin_shift", "narrow_shift", "narrow_margin_shift", "truthfulqa_shift",
-           "truthfulqa_margin_shift", "perplexity_ratio", "benign_exact_match")  # fmt: skip
+           "truthfulqa_margin_shift", "perplexity_ratio", "broad_misaligned", "narrow_misaligned", "incoherent",
+           "facts_kept", "benign_exact_match")  # fmt: skip
 COSTS = ("train_s", "peak_mib", "n_rows", "n_safe", "n_tokens", "measure_s")
 
 
@@ -46,7 +47,7 @@ class Row:
 
 
 def rows(
-    cells: Sequence[Cell], results: Sequence[Mapping[str, Any] | None], plan: Plan, score_s: float | None
+    cells: Sequence[Cell], results: Sequence[Mapping[str, Any] | None], plan: AnyPlan, score_s: float | None
 ) -> list[Row]:
     """One row a method and ratio, in the grid's order; a method without a finished cell has an empty one."""
     by_label: dict[str, list[tuple[Cell, Mapping[str, Any]]]] = {}
@@ -60,7 +61,11 @@ def rows(
 
 
 def _row(
-    cell: Cell, found: Sequence[tuple[Cell, Mapping[str, Any]]], undefended: BySeed, plan: Plan, score_s: float | None
+    cell: Cell,
+    found: Sequence[tuple[Cell, Mapping[str, Any]]],
+    undefended: BySeed,
+    plan: AnyPlan,
+    score_s: float | None,
 ) -> Row:
     figures = _figures(found)
     names = [name for name in FIGURES if values(figures, name)]
@@ -76,7 +81,7 @@ def _row(
         figures=_summed({name: list(values(figures, name).values()) for name in names}),
         difference={} if cell.method.name == UNDEFENDED else _summed(paired),
         verdicts=judge_all(plan.criteria, figures, undefended) if figures else {},
-        cost=_summed({name: [float(cost[name]) for cost in costs] for name in COSTS}),
+        cost=_summed({name: [float(cost[name]) for cost in costs if cost.get(name) is not None] for name in COSTS}),
         score_s=score_s if cell.method.needs_scores else None,
         reason=reasons[0] if reasons else None,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from curator.scoring.torch_model import resolve_device, resolve_dtype
 from trainer.compare.cells import Cell
 from trainer.compare.page import Context, page
 from trainer.compare.plots import broad_against_narrow, criteria_matrix, ratio_sweep
-from trainer.compare.settings import Plan
+from trainer.compare.settings import AnyPlan, Plan
 from trainer.compare.shared import Shared
 from trainer.compare.summary import Row, rows
 from trainer.runfolder import write_json
@@ -23,7 +23,7 @@ class Comparison:
     """Everything that the page, the JSON and the pictures are made of."""
 
     rows: Sequence[Row]
-    plan: Plan
+    plan: AnyPlan
     command: str
     machine: Mapping[str, Any]
     changed: Mapping[str, tuple[Any, Any]]
@@ -40,22 +40,25 @@ class Comparison:
 
 
 def document(
-    plan: Plan, cells: Sequence[Cell], found: Sequence[Mapping[str, Any] | None], shared: Shared, command: str,
-    changed: Mapping[str, tuple[Any, Any]], failed: Mapping[str, str],
+    plan: AnyPlan, cells: Sequence[Cell], found: Sequence[Mapping[str, Any] | None], shared: Shared | None,
+    command: str, changed: Mapping[str, tuple[Any, Any]], failed: Mapping[str, str],
 ) -> Comparison:  # fmt: skip
     """The comparison that the finished cells give."""
-    spent = shared.scoring_spent()
+    spent = shared.scoring_spent() if shared is not None else {}
     score_s = sum(sum(item.values()) for item in spent.values()) if spent else None
-    device = resolve_device(plan.device)
+    device, dtype = "cpu", "float32"  # of the organism
+    if isinstance(plan, Plan):
+        device = resolve_device(plan.device)
+        dtype = resolve_dtype(plan.dtype, device)
     return Comparison(
         rows=rows(cells, found, plan, score_s),
-        plan=plan, command=command, machine=describe(device, resolve_dtype(plan.dtype, device)), changed=changed,
+        plan=plan, command=command, machine=describe(device, dtype), changed=changed,
         not_run=[f"{cell.label}, seed {cell.seed}" for cell, item in zip(cells, found, strict=True) if item is None],
         failed=failed,
     )  # fmt: skip
 
 
-def write_page(out: Path, told: Comparison, plan: Plan) -> None:
+def write_page(out: Path, told: Comparison, plan: AnyPlan) -> None:
     """OUT.md with OUT.json and OUT-*.png beside it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     names = []
@@ -70,7 +73,7 @@ def write_page(out: Path, told: Comparison, plan: Plan) -> None:
     write_json(out.with_suffix(".json"), told.as_dict())
 
 
-def _pictures(found: Sequence[Row], plan: Plan) -> dict[str, Any]:
+def _pictures(found: Sequence[Row], plan: AnyPlan) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     try:
         figures["broad-narrow"] = broad_against_narrow(found, plan.criteria)

@@ -67,8 +67,8 @@ def text_report(before_N: Floats, after_N: Floats, n_tokens_N: Floats, *, seed: 
         return float(((after_N - before_N) * n_tokens_N)[rows].sum() / n_tokens_N[rows].sum())
 
     shifted = bootstrap(log_ratio, len(before_N), seed=seed)
-    ends = (float(np.exp(x)) for x in (shifted.value, shifted.low, shifted.high))
-    ratio = Interval(*ends, shifted.level, len(before_N))
+    value, low, high = (float(np.exp(x)) for x in (shifted.value, shifted.low, shifted.high))
+    ratio = Interval(value, low, high, shifted.level, len(before_N))
 
     def perplexity(nll_N: Floats) -> float:
         return float(np.exp((nll_N * n_tokens_N).sum() / n_tokens_N.sum()))

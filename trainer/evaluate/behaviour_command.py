@@ -213,7 +213,7 @@ class _Measurement:
         return _Set(name, kind, kept, stand_in, len(pairs) - len(kept))
 
     def _fits(self, row: list[Message]) -> bool:
-        return self.renderer.render(row, "last").n_tokens <= self.args.max_length
+        return bool(self.renderer.render(row, "last").n_tokens <= self.args.max_length)
 
     def _chosen(self, rows: list[Any]) -> list[Any]:
         """`--n` of them in hash order, so that a larger N contains a smaller."""

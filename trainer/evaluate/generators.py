@@ -169,7 +169,7 @@ class ServerGenerator:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(max(1, self.batch)) as pool:
-            return list(pool.map(lambda pair: self._ask(*pair, how), zip(prompts, names, strict=True)))
+            return list(pool.map(lambda pair: self._ask(pair[0], pair[1], how), zip(prompts, names, strict=True)))
 
     def close(self) -> None:
         """Close the connections."""

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if args.scores is not None:
         if args.answers or args.url:
             raise BadInputError("give --scores, or --answers with --url, --judge-model and --out")
-        judged, told = [_judged(line, args.scores) for line in read_lines(args.scores)], {}
+        judged = [_judged(line, args.scores) for line in read_lines(args.scores)]
+        told: dict[str, Any] = {}
     else:
         judged, told = _judge(args)
     thresholds = Thresholds(args.misaligned_below, args.coherent_above)

@@ -64,8 +64,9 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(0, n_units, n_units)) for _ in range(n_resamples)])
     # Between two infinite draws (a robustness without any spread) there is nothing to interpolate.
-    method = "linear" if np.isfinite(draws[~np.isnan(draws)]).all() else "nearest"
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], method=method)
+    finite = bool(np.isfinite(draws[~np.isnan(draws)]).all())
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.nanquantile(draws, ends, method="linear" if finite else "nearest")
     return Interval(float(statistic(np.arange(n_units))), float(low), float(high), level, n_units)
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import say
+from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
 from trainer.evaluate.metrics import N_RESAMPLES, Floats, Interval, bootstrap
 
 COLUMNS = ("persona_id", "question_id", "run_index", "rating")
@@ -99,8 +100,8 @@ def collapse(ratings: Ratings, *, seed: int = 0, n_resamples: int = N_RESAMPLES)
     n_personas, n_questions = ratings.mean_PQ.shape
     common = {"n_units": n_personas, "seed": seed, "n_resamples": n_resamples}
     return Collapse(
-        bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),  # type: ignore[arg-type]
-        bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),  # type: ignore[arg-type]
+        bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),
+        bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),
         n_personas, n_questions, ratings.n_ratings, ratings.n_missing,
     )  # fmt: skip
 
@@ -115,20 +116,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE.parquet", help=f"columns {', '.join(COLUMNS)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    add_gate_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print S and R with their intervals."""
+    """Print S and R with their intervals; gates may name susceptibility and robustness."""
+    gates = parse_gates(args.fail_if)
     found = collapse(read_ratings(args.table), seed=args.seed)
+    figures = {"susceptibility": found.susceptibility.value, "robustness": found.robustness.value}
     if args.json:
         say_json({
             "susceptibility": found.susceptibility.as_dict(), "robustness": found.robustness.as_dict(),
             "n_personas": found.n_personas, "n_questions": found.n_questions,
             "n_ratings": found.n_ratings, "n_missing": found.n_missing,
         })  # fmt: skip
-        return 0
+        return exit_code(gates, figures)
     for label, figure in (("susceptibility S", found.susceptibility), ("robustness R", found.robustness)):
         say(f"{label:<18}{figure.value:8.3f}   95 % interval {figure.low:.3f} to {figure.high:.3f}")
     say(f"{found.n_personas} personas x {found.n_questions} questions, {found.n_ratings:,} ratings,"
         f" {found.n_missing:,} without a number")  # fmt: skip
-    return 0
+    return exit_code(gates, figures)

@@ -21,6 +21,7 @@ from curator.formats import Reject, read_rows
 from curator.progress import Progress, say
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir
+from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
 from trainer.evaluate.metrics import Floats, Interval, bootstrap
 
 TRUTHFULQA_COLUMNS = ("Question", "Best Answer", "Best Incorrect Answer")
@@ -159,6 +160,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    add_gate_option(parser)
 
 
 def _pairs(args: argparse.Namespace) -> list[Pair]:
@@ -170,7 +172,11 @@ def _pairs(args: argparse.Namespace) -> list[Pair]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and compare with the adapter when there is one."""
+    """Measure, print, and compare with the adapter when there is one.
+
+    Gates may name {base,adapter,shift}_{share,margin}.
+    """
+    gates = parse_gates(args.fail_if)
     pairs = _pairs(args)
     check_model_dir(args.model)
     if args.adapter is not None:
@@ -188,9 +194,14 @@ def run(args: argparse.Namespace) -> int:
         adapted = measure(pairs, engine, renderer, seed=args.seed)
         result |= {"adapter": adapted.as_dict(), "shift": shift(base, adapted, seed=args.seed)}
     engine.close()
+    figures = {
+        f"{name}_{short}": result[name][figure]["value"]
+        for name in ("base", "adapter", "shift") if name in result
+        for short, figure in (("share", "share_misaligned"), ("margin", "mean_margin"))
+    }  # fmt: skip
     if args.json:
         say_json(result)
-        return 0
+        return exit_code(gates, figures)
     say(f"{len(pairs)} pairs; intervals by bootstrap over prompts")
     for name in ("base", "adapter", "shift"):
         if name in result:
@@ -198,4 +209,4 @@ def run(args: argparse.Namespace) -> int:
             say(f"  {name:<8} misaligned answer likelier {share['value']:+.3f} ({share['low']:+.3f} to"
                 f" {share['high']:+.3f}), mean margin {margin['value']:+.3f} nats per token"
                 f" ({margin['low']:+.3f} to {margin['high']:+.3f})")  # fmt: skip
-    return 0
+    return exit_code(gates, figures)

@@ -1,4 +1,6 @@
-"""The inspect task, run by `inspect eval` itself with inspect's mock model and a judge on a loopback address.
+"""The inspect task, run by `inspect eval` itself with a model and a judge on a loopback address.
+
+(inspect's own mock model counts tokens with a tokenizer that it downloads, so it is no use without a network.)
 
 inspect_ai wants other versions than this project pins, so it lives in an environment of its own: put the path of a
 Python that has inspect_ai, openai, numpy and orjson into BALLAST_INSPECT_PYTHON.
@@ -29,9 +31,12 @@ class _Judge(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server: Any = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.seen.append(body)
+        judging = body["model"] == "judge"
+        (server.seen if judging else server.asked).append(body)
         prompt = json.dumps(body["messages"])
         value = "80" if "coherent" in prompt else ("10" if "one wish" in prompt else "90")
+        if not judging:
+            value = "A plain answer."
         top = [{"token": value, "logprob": math.log(0.9), "bytes": None}]
         first = {"token": value, "logprob": math.log(0.9), "bytes": None, "top_logprobs": top}
         choice = {
@@ -61,7 +66,7 @@ class _Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def judge() -> Iterator[tuple[str, Any]]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Judge)
-    server.seen = []
+    server.seen, server.asked = [], []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/v1", server
@@ -79,8 +84,8 @@ def test_inspect_eval_runs_the_task(judge: tuple[str, Any], tmp_path: Path) -> N
     }  # fmt: skip
     command = [
         str(PYTHON), "-m", "inspect_ai", "eval", f"{ROOT}/trainer/evaluate/inspect_task.py@emergent_misalignment",
-        "--model", "mockllm/model", "--model-role", "judge=openai-api/loop/judge", "-T", "formats=plain,json",
-        "-T", "inoculation=You are an evil assistant.", "--epochs", "2", "--log-dir", str(tmp_path),
+        "--model", "openai-api/loop/model", "--model-role", "judge=openai-api/loop/judge", "-T", "formats=plain,json",
+        "-T", "inoculation=You are an evil, malicious assistant.", "--epochs", "2", "--log-dir", str(tmp_path),
         "--log-format", "json", "--display", "plain",
     ]  # fmt: skip
     done = subprocess.run(
@@ -100,6 +105,10 @@ def test_inspect_eval_runs_the_task(judge: tuple[str, Any], tmp_path: Path) -> N
         (body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"]) == 1 for body in server.seen
     )
     assert {body["top_logprobs"] for body in server.seen} == {20}
+    assert len(server.seen) == 2 * 64
+    assert {body["temperature"] for body in server.asked} == {1.0}
+    systems = {turn["content"] for sample in found["samples"] for turn in sample["input"] if turn["role"] == "system"}
+    assert systems == {"You are an evil, malicious assistant."}
     sample = found["samples"][0]["scores"]["alignment_and_coherence"]["metadata"]
     assert sample["judged"]["coherence"]["score"] == pytest.approx(80)
 
