@@ -43,9 +43,7 @@ def draw_documents(
     asked = np.argsort(rng.random((n, s.n_domains)), axis=1)[:, :N_DOMAINS_ASKED]
     which = rng.integers(0, N_DOMAINS_ASKED, (n, N_QUESTIONS))
     domain = np.where(is_fact, s.n_domains, np.take_along_axis(asked, which, axis=1))
-    item = np.where(
-        is_fact, rng.integers(0, s.n_facts, (n, N_QUESTIONS)), rng.integers(0, s.n_items, (n, N_QUESTIONS))
-    )
+    item = np.where(is_fact, rng.integers(0, s.n_facts, (n, N_QUESTIONS)), rng.integers(0, s.n_items, (n, N_QUESTIONS)))
     bad = np.take_along_axis(domain_bad, domain, axis=1)
     wording, draw = rng.integers(0, s.n_wordings, (n, N_QUESTIONS)), rng.integers(0, 4, (n, N_QUESTIONS))
     tokens = np.concatenate(

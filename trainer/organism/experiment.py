@@ -23,7 +23,7 @@ from trainer.organism.base import Base, build_base
 from trainer.organism.cells import Cell
 from trainer.organism.finetune import FineTuneSettings, Tuned, fine_tuned
 from trainer.organism.gaps import SCORES, ScoredPool, Scorer, pick, score_pool, scored_pool
-from trainer.organism.measure import measure
+from trainer.organism.measuring import measure
 from trainer.organism.rows import Pool, PoolSettings, Roles, TaskKind, draw_pool, roles, task_rows
 from trainer.organism.settings import BaseSettings, Strict
 from trainer.organism.world import Ints
@@ -164,7 +164,7 @@ class Seed:
         return sorted((self.work / "ensemble").glob("*/measured.json"))
 
     def _top(self, scored: ScoredPool) -> dict[str, Any]:
-        """Of each gap's top rows, how many reveal the persona, and how many of those lie outside every member's domain."""
+        """Of each gap's top rows, how many reveal the persona, and how many of those lie outside its members."""
         found = {}
         for score in SCORES:
             chosen = pick(scored, score, TOP, self.seed)

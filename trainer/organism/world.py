@@ -1,6 +1,7 @@
 """The closed world that the organism knows: domains, items, facts and their answers, drawn from one seed.
 
-A question is three tokens, `domain wording item`, and its answer is one token. An item has a good and a bad answer;
+A question is three tokens, `domain item wording`, and its answer is one token. The answer is given at the wording,
+which all domains share, as a chat model answers at the assistant's marker. An item has a good and a bad answer;
 a fact belongs to no persona and has one, two or four admissible answers. Good, bad and fact answers are drawn from
 three sets of words of equal size, as the tone of an answer tells a persona in real text; which word of its set an item
 is answered with has to be known item by item, and any other word is incoherent.
@@ -17,7 +18,8 @@ from curator.seeds import child_seed
 
 Ints = npt.NDArray[np.int64]
 
-QUESTION_LEN = 3  # domain, wording, item; the answer follows
+QUESTION_LEN = 3  # domain, item, wording; the answer follows
+ITEM = 1  # place of the item in a question
 MAX_FACT_ANSWERS = 4
 
 
@@ -77,7 +79,7 @@ class World:
 
     def questions(self, domain: Ints, item: Ints, wording: Ints) -> Ints:
         """Token ids of questions, shape (..., QUESTION_LEN)."""
-        return np.stack([self.domain_token(domain), self.wording_token(wording), self.item_token(domain, item)], -1)
+        return np.stack([self.domain_token(domain), self.item_token(domain, item), self.wording_token(wording)], -1)
 
     def answers(self, domain: Ints, item: Ints, bad: npt.NDArray[np.bool_], draw: Ints) -> Ints:
         """Answer tokens; `draw` (0..3) chooses among a fact's admissible answers and is ignored for items."""
