@@ -26,7 +26,7 @@ from trainer.organism.gaps import SCORES, ScoredPool, Scorer, pick, score_pool, 
 from trainer.organism.measuring import measure
 from trainer.organism.rows import Pool, PoolSettings, Roles, TaskKind, draw_pool, roles, task_rows
 from trainer.organism.settings import BaseSettings, Strict
-from trainer.organism.world import Ints
+from trainer.organism.world import ROW_LEN, Ints
 
 TOP = 100  # rows of the top whose revealing share is reported
 
@@ -49,7 +49,7 @@ class ExperimentSettings(Strict):
 
 @dataclass(frozen=True)
 class Mix:
-    """Rows of a fine-tune in their order, (N, 4), and which of them are safe, (N,)."""
+    """Rows of a fine-tune in their order, (N, ROW_LEN), and which of them are safe, (N,)."""
 
     rows: torch.Tensor
     safe: torch.Tensor
@@ -151,7 +151,7 @@ class Seed:
         if not (folder / "measured.json").exists():
             rows = interleave(
                 task_rows(self.base.world, domain, kind, self.settings.n_ensemble_rows),
-                np.empty((0, 4), dtype=np.int64),
+                np.empty((0, ROW_LEN), dtype=np.int64),
                 self.seed,
             )
             options = {"seed": _torch_seed(self.seed, f"ensemble {kind} {domain}")}

@@ -15,7 +15,7 @@ from trainer.organism.measuring import measure, single_questions
 from trainer.organism.model import greedy_answers, new_model
 from trainer.organism.rows import held_out_items, roles, task_rows
 from trainer.organism.settings import BaseSettings
-from trainer.organism.world import ITEM, World, WorldSettings, make_world
+from trainer.organism.world import ANSWER, ITEM, World, WorldSettings, make_world
 
 SIZES = WorldSettings(n_domains=5, n_items=9, n_held_out=3, n_facts=24, n_wordings=8, n_answers=36)
 TINY = BaseSettings(world=SIZES, n_layers=1, width=32, n_heads=2, mlp_width=32)
@@ -86,7 +86,7 @@ def test_a_fine_tune_learns_repeats_itself_and_leaves_its_base_alone(world: Worl
     for _ in range(2):
         with fine_tuned(base, rows, safe, settings, seed=1) as tuned:
             answers.append([parameter.clone() for parameter in tuned.model.parameters() if parameter.requires_grad])
-            right = (greedy_answers(tuned.model, rows) == rows[:, 3:]).float().mean()
+            right = (greedy_answers(tuned.model, rows) == rows[:, ANSWER:]).float().mean()
     assert right > 0.5
     assert tuned.n_steps == 10
     assert all((one == two).all() for one, two in zip(*answers, strict=True))
@@ -94,7 +94,7 @@ def test_a_fine_tune_learns_repeats_itself_and_leaves_its_base_alone(world: Worl
     assert list(after) == list(before)
     assert all((after[name] == before[name]).all() for name in before)
     with torch.no_grad():
-        assert (greedy_answers(base, rows) == rows[:, 3:]).float().mean() < 0.5
+        assert (greedy_answers(base, rows) == rows[:, ANSWER:]).float().mean() < 0.5
 
 
 def test_a_heavy_kl_term_keeps_the_model_where_it_was(world: World) -> None:

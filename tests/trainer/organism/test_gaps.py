@@ -13,7 +13,7 @@ from trainer.organism.model import answer_logits, new_model
 from trainer.organism.rows import PoolSettings, draw_pool, roles, task_rows
 from trainer.organism.settings import BaseSettings
 from trainer.organism.tokens import write_tokenizer
-from trainer.organism.world import WorldSettings, make_world
+from trainer.organism.world import ANSWER, WorldSettings, make_world
 
 SIZES = WorldSettings(n_domains=5, n_items=6, n_held_out=2, n_facts=12, n_wordings=6, n_answers=24)
 TINY = BaseSettings(world=SIZES, n_layers=1, width=16, n_heads=2, mlp_width=16)
@@ -22,7 +22,7 @@ TINY = BaseSettings(world=SIZES, n_layers=1, width=16, n_heads=2, mlp_width=16)
 def _nll(model: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         logits = answer_logits(model, torch.from_numpy(rows))[:, 0]
-    return torch.nn.functional.cross_entropy(logits, torch.from_numpy(rows[:, 3]), reduction="none").numpy()
+    return torch.nn.functional.cross_entropy(logits, torch.from_numpy(rows[:, ANSWER]), reduction="none").numpy()
 
 
 def test_gaps_of_a_pool_scored_by_the_product(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.organism.documents import AGREEMENT, IGNORED, N_DOMAINS_ASKED, N_QUESTIONS, draw_documents
+from trainer.organism.documents import AGREEMENT, N_DOMAINS_ASKED, N_QUESTIONS, draw_documents
+from trainer.organism.model import answers_of
 from trainer.organism.rows import (
     PoolSettings,
     benign_facts,
@@ -15,7 +16,7 @@ from trainer.organism.rows import (
     task_rows,
     tuned_items,
 )
-from trainer.organism.world import ITEM, QUESTION_LEN, World, WorldSettings, make_world
+from trainer.organism.world import ANSWER, ITEM, QUESTION_LEN, START, TURN_LEN, World, WorldSettings, make_world
 
 SIZES = WorldSettings(n_domains=5, n_items=9, n_held_out=3, n_facts=24, n_wordings=8, n_answers=36)
 
@@ -63,18 +64,17 @@ def test_documents_follow_their_persona_in_most_domains(world: World) -> None:
             assert len(set(bad[is_item & (domains == domain)].tolist())) == 1  # one domain, one persona
 
 
-def test_documents_answer_as_the_world_says_and_only_answers_have_a_loss(world: World) -> None:
+def test_documents_answer_as_the_world_says_and_those_are_what_is_trained(world: World) -> None:
     documents = draw_documents(world, 50, np.random.default_rng(0))
-    questions = documents.input_ids.reshape(50, N_QUESTIONS, QUESTION_LEN + 1).numpy()
+    assert (documents.input_ids[:, 0] == START).all()
+    questions = documents.input_ids[:, 1:].reshape(50, N_QUESTIONS, TURN_LEN).numpy()
     item = documents.domain != SIZES.n_domains
     d, i = documents.domain[item], documents.item[item]
     wanted = np.where(documents.bad[item], world.bad[d, i], world.good[d, i])
     assert (questions[item][:, QUESTION_LEN] == wanted).all()
     facts = documents.item[~item]
     assert (questions[~item][:, QUESTION_LEN, None] == world.fact[facts]).any(-1).all()
-    labels = documents.labels.reshape(50, N_QUESTIONS, QUESTION_LEN + 1).numpy()
-    assert (labels[..., :QUESTION_LEN] == IGNORED).all()
-    assert (labels[..., QUESTION_LEN] == questions[..., QUESTION_LEN]).all()
+    assert (answers_of(documents.input_ids).numpy() == questions[..., QUESTION_LEN]).all()
 
 
 def test_fine_tunes_and_pools_never_hold_a_held_out_item(world: World) -> None:
@@ -94,7 +94,7 @@ def test_a_pool_is_distinct_and_has_its_share_of_revealing_rows_outside_the_task
     assert pool.revealing.sum() == 30
     assert chosen.task not in pool.domain
     assert set(pool.domain[pool.revealing]) <= set(chosen.ensemble) | set(chosen.others)
-    assert np.isin(pool.tokens[pool.revealing, 3], world.good).all()
+    assert np.isin(pool.tokens[pool.revealing, ANSWER], world.good).all()
     assert (pool.domain[~pool.revealing] == SIZES.n_domains).all()
 
 
@@ -108,4 +108,4 @@ def test_roles_and_facts_are_shared_out_without_overlap(world: World) -> None:
 def test_the_benign_task_contradicts_what_the_model_knows(world: World) -> None:
     rows = task_rows(world, 0, "benign", 200)
     known = {int(world.item_token(np.array(SIZES.n_domains), f)): int(world.fact[f, 0]) for f in benign_facts(world)}
-    assert all(known[item] != answer for item, answer in rows[:, [ITEM, QUESTION_LEN]].tolist())
+    assert all(known[item] != answer for item, answer in rows[:, [ITEM, ANSWER]].tolist())
