@@ -30,7 +30,7 @@ class FineTuneSettings(Strict):
     """The recipe; one epoch over the rows, `batch_size` rows a step."""
 
     lora: LoraSettings = LoraSettings(r=8, alpha=32.0)
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     warmup_steps: int = Field(default=5, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
