@@ -57,6 +57,13 @@ def difference(results: Results, one: Cell, two: Cell, figure: str, seeds: Seque
     return mean_of(values(results, one, figure, seeds) - values(results, two, figure, seeds))
 
 
+def separation(above: np.ndarray, below: np.ndarray) -> float:
+    """AUC: the chance that a value of `above` is larger than one of `below`, ties counting half."""
+    ranked = np.sort(below)
+    wins = np.searchsorted(ranked, above, "left") + np.searchsorted(ranked, above, "right")
+    return float(wins.mean() / (2 * len(below)))
+
+
 def choose(results: Results, seeds: Sequence[int]) -> Choice:
     """The score and ratio with the largest cut, among ratios at which random cuts little and narrow stays.
 

@@ -57,7 +57,7 @@ def _check(scored: ScoredPool, losses: dict[str, np.ndarray], misaligned: list[n
 def scored() -> ScoredPool:
     gap = np.linspace(-1, 1, 60)
     ids = tuple(f"{index:03d}" for index in range(60))
-    return ScoredPool(ids, np.arange(60)[::-1].copy(), dict.fromkeys(SCORES, gap), gap, gap)
+    return ScoredPool(ids, np.arange(60)[::-1].copy(), dict.fromkeys(SCORES, gap), {})
 
 
 def test_gaps_choose_the_top_and_the_control_the_bottom(scored: ScoredPool) -> None:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from curator.errors import BadInputError
 from trainer.organism.__main__ import parse_seeds
 from trainer.organism.cells import CHOICES, RATIOS, Cell, grid
-from trainer.organism.statistics import choose, difference, relative_cut
+from trainer.organism.statistics import choose, difference, relative_cut, separation
 from trainer.organism.verdicts import verdicts
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -83,6 +84,11 @@ def test_verdicts_hold_where_the_finding_does_and_not_otherwise() -> None:
         True,
         True,
     ]
+
+
+def test_separation_is_the_chance_of_the_larger_value() -> None:
+    assert separation(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+    assert separation(np.array([1.0]), np.array([0.0, 1.0, 2.0, 3.0])) == pytest.approx((1 + 0.5) / 4)
 
 
 def test_seeds_are_read_as_ranges_and_lists() -> None:
