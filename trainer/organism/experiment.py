@@ -35,7 +35,7 @@ class ExperimentSettings(Strict):
 
     base: BaseSettings = BaseSettings()
     pool: PoolSettings = PoolSettings()
-    tune: FineTuneSettings = FineTuneSettings()
+    tune: FineTuneSettings = FineTuneSettings(lr=1e-3)
     n_task_rows: int = Field(default=1600, ge=1)
     ensemble: FineTuneSettings = FineTuneSettings()
     n_ensemble_rows: int = Field(default=800, ge=1)

@@ -79,7 +79,8 @@ def _finding(about: Mapping[int, Any], seeds: Seeds) -> list[str]:
     lines = [
         "", "## Do the gaps find the revealing rows? (mean over seeds)", "",
         f"A pool has {top:.0f} revealing rows; found: those among as many rows at the top."
-        " Outside: of domains on which no misaligned model was trained. AUC: the chance that a revealing row has a larger gap than a fact.", "",
+        " Outside: of domains on which no misaligned model was trained. AUC: the chance that a revealing row has a"
+        " larger gap than a fact.", "",
         "| gap | AUC, own domain held out | found | of these outside | AUC with the own domain's model | found | "
         "of these outside |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
