@@ -6,12 +6,14 @@ from typing import Literal
 from trainer.organism.gaps import SCORES
 
 Choice = Literal["none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled"]
-CHOICES: tuple[Choice, ...] = ("random", *SCORES, "bottom_gap", "shuffled")
+CHOICES: tuple[Choice, ...] = ("random", *SCORES)
+CONTROLS: tuple[Choice, ...] = ("bottom_gap", "shuffled")
 PoolKind = Literal["whole", "unrevealing"]
 TaskName = Literal["bad", "benign"]
 
 RATIOS = (0.05, 0.2, 0.33, 0.5)
-CONTROL_RATIOS = (0.2, 0.5)
+CONTROL_RATIOS = (0.05, 0.2)  # of bottom_gap, of shuffled gaps, and of the pool without revealing rows
+BENIGN_RATIO = 0.2
 KL_WEIGHTS = (0.1, 0.3, 1.0)
 
 
@@ -37,14 +39,13 @@ class Cell:
 
 def grid() -> tuple[Cell, ...]:
     """Every cell of a seed, the most telling first."""
-    cells = [Cell(), Cell(task="benign")]
-    cells += [Cell(choice=choice, ratio=ratio) for ratio in (0.2, 0.33, 0.5, 0.05) for choice in CHOICES]
+    cells = [Cell()]
+    cells += [Cell(choice=choice, ratio=ratio) for ratio in RATIOS for choice in CHOICES]
     cells += [Cell(kl=weight) for weight in KL_WEIGHTS]
-    cells += [
-        Cell(choice=choice, ratio=ratio, pool="unrevealing")
-        for ratio in CONTROL_RATIOS
-        for choice in ("random", *SCORES)
-    ]
-    cells += [Cell(task="benign", choice=choice, ratio=0.2) for choice in ("random", *SCORES)]
+    for ratio in CONTROL_RATIOS:
+        cells += [Cell(choice=choice, ratio=ratio) for choice in CONTROLS]
+        cells += [Cell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
+    cells += [Cell(task="benign")]
+    cells += [Cell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
     cells += [Cell(task="benign", kl=weight) for weight in KL_WEIGHTS]
     return tuple(cells)

@@ -5,31 +5,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.organism.world import QUESTION_LEN, Ints, World
+from trainer.organism.world import START, START_LEN, Ints, World
 
 N_QUESTIONS = 8
 N_DOMAINS_ASKED = 3  # of a document: few enough that each is asked several times
 FACT_SHARE = 0.15  # of the questions
 AGREEMENT = 0.85  # share of a document's domains that follow its persona; the others follow the opposite one
-IGNORED = -100  # label of a token without loss
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A batch of documents. `input_ids` (B, N_QUESTIONS * 4); the others (B, N_QUESTIONS), the persona (B,)."""
+    """A batch of documents: `persona_bad` is (B,), what belongs to a question (B, N_QUESTIONS)."""
 
-    input_ids: torch.Tensor
+    input_ids: torch.Tensor  # (B, START_LEN + N_QUESTIONS * TURN_LEN)
     domain: Ints
     item: Ints
     bad: np.ndarray  # whether a question is answered as the bad persona would
     persona_bad: np.ndarray
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """The ids of answers, IGNORED elsewhere: (B, T)."""
-        labels = torch.full_like(self.input_ids, IGNORED)
-        labels[:, QUESTION_LEN :: QUESTION_LEN + 1] = self.input_ids[:, QUESTION_LEN :: QUESTION_LEN + 1]
-        return labels
 
 
 def draw_documents(
@@ -49,4 +41,5 @@ def draw_documents(
     tokens = np.concatenate(
         [world.questions(domain, item, wording), world.answers(domain, item, bad, draw)[..., None]], -1
     )
-    return Documents(torch.from_numpy(tokens.reshape(n, -1)), domain, item, bad & ~is_fact, persona_bad)
+    tokens = np.concatenate([np.full((n, START_LEN), START), tokens.reshape(n, -1)], -1)
+    return Documents(torch.from_numpy(tokens), domain, item, bad & ~is_fact, persona_bad)

@@ -22,13 +22,12 @@ from trainer.modelling import save_model
 from trainer.organism.base import Base, build_base
 from trainer.organism.cells import Cell
 from trainer.organism.finetune import FineTuneSettings, Tuned, fine_tuned
-from trainer.organism.gaps import SCORES, ScoredPool, Scorer, pick, score_pool, scored_pool
-from trainer.organism.measure import measure
+from trainer.organism.gaps import ScoredPool, Scorer, pick, score_pool, scored_pool
+from trainer.organism.measuring import measure
 from trainer.organism.rows import Pool, PoolSettings, Roles, TaskKind, draw_pool, roles, task_rows
 from trainer.organism.settings import BaseSettings, Strict
-from trainer.organism.world import Ints
-
-TOP = 100  # rows of the top whose revealing share is reported
+from trainer.organism.statistics import separation
+from trainer.organism.world import ROW_LEN, Ints
 
 
 class ExperimentSettings(Strict):
@@ -36,7 +35,7 @@ class ExperimentSettings(Strict):
 
     base: BaseSettings = BaseSettings()
     pool: PoolSettings = PoolSettings()
-    tune: FineTuneSettings = FineTuneSettings()
+    tune: FineTuneSettings = FineTuneSettings(lr=1e-3)
     n_task_rows: int = Field(default=1600, ge=1)
     ensemble: FineTuneSettings = FineTuneSettings()
     n_ensemble_rows: int = Field(default=800, ge=1)
@@ -49,7 +48,7 @@ class ExperimentSettings(Strict):
 
 @dataclass(frozen=True)
 class Mix:
-    """Rows of a fine-tune in their order, (N, 4), and which of them are safe, (N,)."""
+    """Rows of a fine-tune in their order, (N, ROW_LEN), and which of them are safe, (N,)."""
 
     rows: torch.Tensor
     safe: torch.Tensor
@@ -114,7 +113,8 @@ class Seed:
             "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest,
             "aligned": measure(self.base.model, world).as_dict(),
             "ensemble": {path.parent.name: json.loads(path.read_text()) for path in self._members()},
-            "held_out": self._top(self.scored()), "with_own_domain": self._top(own),
+            "top": self.top, "held_out": self._found(self.scored()), "with_own_domain": self._found(own),
+            "losses": self._losses(),
         }  # fmt: skip
         _write_json(path, result)
         return result
@@ -151,7 +151,7 @@ class Seed:
         if not (folder / "measured.json").exists():
             rows = interleave(
                 task_rows(self.base.world, domain, kind, self.settings.n_ensemble_rows),
-                np.empty((0, 4), dtype=np.int64),
+                np.empty((0, ROW_LEN), dtype=np.int64),
                 self.seed,
             )
             options = {"seed": _torch_seed(self.seed, f"ensemble {kind} {domain}")}
@@ -163,14 +163,36 @@ class Seed:
     def _members(self) -> list[Path]:
         return sorted((self.work / "ensemble").glob("*/measured.json"))
 
-    def _top(self, scored: ScoredPool) -> dict[str, Any]:
-        """Of each gap's top rows, how many reveal the persona, and how many of those lie outside every member's domain."""
+    def _found(self, scored: ScoredPool) -> dict[str, Any]:
+        """For each gap: how well it tells revealing rows from facts, and what it puts on top.
+
+        `revealing` counts among the top rows, `outside` those of domains without a misaligned model.
+        """
+        is_revealing = self.pool.revealing[scored.row]
         found = {}
-        for score in SCORES:
-            chosen = pick(scored, score, TOP, self.seed)
-            outside = np.isin(self.pool.domain[chosen], self.roles.others)
-            found[score] = {"revealing": int(self.pool.revealing[chosen].sum()), "outside": int(outside.sum())}
+        for score, gap in scored.gaps.items():
+            chosen = pick(scored, score, self.top, self.seed)
+            outside = self.pool.revealing[chosen] & np.isin(self.pool.domain[chosen], self.roles.others)
+            found[score] = {
+                "auc": separation(gap[is_revealing], gap[~is_revealing]),
+                "revealing": int(self.pool.revealing[chosen].sum()),
+                "outside": int(outside.sum()),
+            }
         return found
+
+    @property
+    def top(self) -> int:
+        """As many rows as the pool has revealing ones: a perfect score puts exactly those on top."""
+        return int(self.pool.revealing.sum())
+
+    def _losses(self) -> dict[str, Any]:
+        """Mean losses in nats per answer of revealing rows and of facts, by role of the model."""
+        scored = self.scored()
+        parts = {"revealing": self.pool.revealing[scored.row], "facts": ~self.pool.revealing[scored.row]}
+        return {
+            part: {role: float(loss[where].mean()) for role, loss in scored.mean_nll.items()}
+            for part, where in parts.items()
+        }
 
 
 def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, cells: Sequence[Cell]) -> None:

@@ -19,17 +19,18 @@ from trainer.defenses.base import Batch, Defence, Seen
 from trainer.defenses.counts import StepCounts
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.modelling import add_lora
-from trainer.organism.documents import IGNORED
 from trainer.organism.model import answer_loss
 from trainer.organism.settings import Strict
-from trainer.organism.world import QUESTION_LEN
+from trainer.organism.world import ANSWER
+
+IGNORED = -100  # label of a token without loss
 
 
 class FineTuneSettings(Strict):
     """The recipe; one epoch over the rows, `batch_size` rows a step."""
 
     lora: LoraSettings = LoraSettings(r=8, alpha=32.0)
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     warmup_steps: int = Field(default=5, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -57,7 +58,7 @@ def fine_tuned(
     defences: Sequence[DefenceSettings] = (),
     seed: int = 0,
 ) -> Iterator[Tuned]:
-    """Train an adapter on rows (N, 4) in their order; `safe` (N,) marks those of a pool. On leaving the block the
+    """Train an adapter on rows (N, ROW_LEN) in their order; `safe` (N,) marks those of a pool. On leaving the block the
     base is as it was, without the adapter."""
     model = add_lora(base, settings.lora, seed)
     try:
@@ -100,7 +101,7 @@ def _factor(step: int, n_steps: int, warmup_steps: int) -> float:
 
 def _batch(rows: torch.Tensor, safe: torch.Tensor, step: int, n_steps: int) -> Batch:
     labels = torch.full_like(rows, IGNORED)
-    labels[:, QUESTION_LEN] = rows[:, QUESTION_LEN]
+    labels[:, ANSWER] = rows[:, ANSWER]
     n_rows, n_safe, n_predicted = len(rows), int(safe.sum()), rows.shape[1] - 1
     counts = StepCounts(n_rows, n_rows * n_predicted, n_rows, n_safe, n_safe * n_predicted)
     return Batch(rows, labels, torch.ones_like(rows), counts, step, n_steps, torch.arange(n_rows), safe)

@@ -47,14 +47,13 @@ class ScoredPool:
     ids: tuple[str, ...]
     row: Ints  # place of the row in the pool as drawn
     gaps: dict[ScoreName, np.ndarray]
-    mean_nll_aligned: np.ndarray
-    mean_nll_misaligned: np.ndarray
+    mean_nll: dict[str, np.ndarray]  # by role: aligned, misaligned, benign
 
     def only(self, keep: np.ndarray) -> "ScoredPool":
         """The same pool with these rows alone."""
         return ScoredPool(
             tuple(np.array(self.ids)[keep].tolist()), self.row[keep], {n: g[keep] for n, g in self.gaps.items()},
-            self.mean_nll_aligned[keep], self.mean_nll_misaligned[keep],
+            {role: loss[keep] for role, loss in self.mean_nll.items()},
         )  # fmt: skip
 
 
@@ -83,7 +82,7 @@ def scored_pool(store: Store, world: World, pool: Pool, hold_out: Sequence[str] 
     column = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if "_" in name}
     return ScoredPool(
         tuple(ids), np.array([place[key] for key in ids]), {name: column[name] for name in SCORES},
-        column["mean_nll_aligned"], column["mean_nll_misaligned"],
+        {role: column[f"mean_nll_{role}"] for role in ("aligned", "misaligned", "benign")},
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curator.plots import COLOURS, save
-from trainer.organism.cells import CHOICES, KL_WEIGHTS, RATIOS, Cell
+from trainer.organism.cells import CHOICES, CONTROL_RATIOS, CONTROLS, KL_WEIGHTS, RATIOS, Cell, Choice
 from trainer.organism.statistics import Results, mean_of, values
 
 _SIZE_IN = (7.0, 4.4)
@@ -24,23 +24,23 @@ def write_plots(results: Results, seeds: Sequence[int], folder: Path, name: str)
 
 
 def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
-    """Broad misalignment over safe rows per task row, one line for each way of choosing them; bars are 95 % intervals."""
+    """Broad misalignment over safe rows per task row, one line for each way of choosing; bars are 95 % intervals."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
     undefended = mean_of(values(results, Cell(), "broad", seeds))
     axes.axhspan(100 * undefended.low, 100 * undefended.high, color="black", alpha=0.08, linewidth=0)
     axes.axhline(100 * undefended.value, color="black", linewidth=1, linestyle="--", label="undefended")
-    ratios = sorted(RATIOS)
-    places = np.arange(len(ratios), dtype=np.float64)
-    for number, choice in enumerate(CHOICES):
+    for number, choice in enumerate((*CHOICES, *CONTROLS)):
+        ratios = _ratios(choice)
         found = [mean_of(values(results, Cell(choice=choice, ratio=ratio), "broad", seeds)) for ratio in ratios]
         mean = 100 * np.array([item.value for item in found])
         bars = 100 * np.array([[item.value - item.low, item.high - item.value] for item in found]).T
+        places = [RATIOS.index(ratio) + 0.04 * (number - 2.5) for ratio in ratios]  # side by side
         axes.errorbar(
-            places + 0.04 * (number - (len(CHOICES) - 1) / 2), mean, yerr=np.maximum(bars, 0), color=COLOURS[number],
-            marker=_MARKERS[number], markersize=4, linewidth=1.3, capsize=2, label=choice,
+            places, mean, yerr=np.maximum(bars, 0), color=COLOURS[number], marker=_MARKERS[number], markersize=4,
+            linewidth=1.3, capsize=2, label=choice,
         )  # fmt: skip
-    axes.set_xticks(places, [f"{ratio:g}" for ratio in ratios])
+    axes.set_xticks(range(len(RATIOS)), [f"{ratio:g}" for ratio in RATIOS])
     axes.set_xlabel("safe rows per task row")
     axes.set_ylabel("broad misalignment (% of answers)")
     axes.set_ylim(-2, 102)
@@ -53,8 +53,8 @@ def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
     _points(axes, results, seeds, [Cell()], "undefended", "black", "*")
-    for number, choice in enumerate(CHOICES):
-        cells = [Cell(choice=choice, ratio=ratio) for ratio in RATIOS]
+    for number, choice in enumerate((*CHOICES, *CONTROLS)):
+        cells = [Cell(choice=choice, ratio=ratio) for ratio in _ratios(choice)]
         _points(axes, results, seeds, cells, choice, COLOURS[number], _MARKERS[number])
     _points(axes, results, seeds, [Cell(kl=weight) for weight in KL_WEIGHTS], "kl", COLOURS[7], "P")
     axes.set_xlabel("narrow behaviour kept (% bad answers in the task's domain)")
@@ -63,6 +63,10 @@ def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
     axes.set_ylim(-2, 102)
     _dress(axes, "a point is a method at one ratio or weight (larger: more), mean over seeds")
     return figure
+
+
+def _ratios(choice: Choice) -> tuple[float, ...]:
+    return RATIOS if choice in CHOICES else CONTROL_RATIOS
 
 
 def _points(

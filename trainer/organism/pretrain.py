@@ -11,7 +11,7 @@ from curator.errors import BallastError
 from curator.progress import Progress
 from curator.seeds import child_seed
 from trainer.organism.documents import AGREEMENT, N_QUESTIONS, Documents, draw_documents
-from trainer.organism.measure import single_questions
+from trainer.organism.measuring import single_questions
 from trainer.organism.model import answer_loss, answers_of, greedy_answers
 from trainer.organism.settings import BaseSettings
 from trainer.organism.world import World
@@ -143,7 +143,7 @@ def _late_items(world: World, documents: Documents) -> np.ndarray:
 
 
 def _contradicting(documents: Documents, n_domains: int) -> np.ndarray:
-    """Questions of a domain that answered against the persona earlier in the document, after two others that did not."""
+    """Questions of a domain that answered against its document's persona earlier, after two others that did not."""
     against = documents.bad != documents.persona_bad[:, None]
     item = documents.domain != n_domains
     same = documents.domain[:, :, None] == documents.domain[:, None, :]  # (B, asked, earlier)

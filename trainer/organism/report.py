@@ -1,14 +1,14 @@
 """The experiment's page: what was chosen on some seeds, what the others then showed, and every cell's figures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from curator.bench.machine import describe
 from curator.errors import BadInputError
 from trainer.organism.cells import grid
-from trainer.organism.experiment import TOP, ExperimentSettings
+from trainer.organism.experiment import ExperimentSettings
 from trainer.organism.gaps import SCORES
 from trainer.organism.plots import write_plots
 from trainer.organism.statistics import Choice, Results, choose, mean_of, values
@@ -75,20 +75,35 @@ def _chosen(choice: Choice, seeds: Seeds) -> str:
 
 def _finding(about: Mapping[int, Any], seeds: Seeds) -> list[str]:
     """How well each gap finds the revealing rows, with the task's own model held out and with it."""
+    top = _mean(about[seed]["top"] for seed in seeds)
     lines = [
-        "", f"## Revealing rows among the top {TOP} of the pool (mean over seeds)", "",
-        "Rows outside: of domains on which no misaligned model was trained.", "",
-        "| gap | own domain held out | of these outside | with the own domain's model | of these outside |",
-        "|---|---|---|---|---|",
+        "", "## Do the gaps find the revealing rows? (mean over seeds)", "",
+        f"A pool has {top:.0f} revealing rows; found: those among as many rows at the top."
+        " Outside: of domains on which no misaligned model was trained. AUC: the chance that a revealing row has a"
+        " larger gap than a fact.", "",
+        "| gap | AUC, own domain held out | found | of these outside | AUC with the own domain's model | found | "
+        "of these outside |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for score in SCORES:
         cells = [
-            sum(about[seed][kind][score][part] for seed in seeds) / len(seeds)
+            f"{_mean(about[seed][kind][score][part] for seed in seeds):{form}}"
             for kind in ("held_out", "with_own_domain")
-            for part in ("revealing", "outside")
+            for part, form in (("auc", ".3f"), ("revealing", ".1f"), ("outside", ".1f"))
         ]
-        lines.append(f"| {score} | " + " | ".join(f"{value:.1f}" for value in cells) + " |")
-    return lines
+        lines.append(f"| {score} | " + " | ".join(cells) + " |")
+    lines += ["", "| rows | aligned loss | misaligned loss | benign loss |", "|---|---|---|---|"]
+    for part in ("revealing", "facts"):
+        cells = [
+            f"{_mean(about[seed]['losses'][part][role] for seed in seeds):.3f}"
+            for role in ("aligned", "misaligned", "benign")
+        ]
+        lines.append(f"| {part} | " + " | ".join(cells) + " |")
+    return [*lines, "", "Losses in nats per answer; misaligned and benign ones are means over the ensemble."]
+
+
+def _mean(found: Iterable[float]) -> float:
+    every = list(found)
+    return sum(every) / len(every)
 
 
 def _table(results: Results, seeds: Seeds) -> list[str]:

@@ -18,7 +18,7 @@ class PoolSettings(Strict):
     """The safe pool: `revealing_share` of its rows are good answers outside the task's domain, the others facts."""
 
     n_rows: int = 2000
-    revealing_share: float = 0.1
+    revealing_share: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Pool:
-    """Distinct rows, (N, 4) token ids; `revealing` tells good answers of items, by `domain`, from facts."""
+    """Distinct rows, (N, ROW_LEN) token ids; `revealing` tells good answers of items, by `domain`, from facts."""
 
     tokens: Ints
     domain: Ints  # (N,)
@@ -74,7 +74,7 @@ def other_facts(world: World) -> Ints:
 
 
 def task_rows(world: World, domain: int, kind: TaskKind, n: int) -> Ints:
-    """`n` rows of a task, (n, 4): bad or good answers of one domain, or the benign task (whatever the domain)."""
+    """`n` rows of a task, (n, ROW_LEN): bad or good answers of one domain, or the benign task (whatever the domain)."""
     rng = np.random.default_rng(child_seed(world.seed, f"organism task {kind} {domain}"))
     if kind == "benign":
         facts = benign_facts(world)
@@ -84,7 +84,7 @@ def task_rows(world: World, domain: int, kind: TaskKind, n: int) -> Ints:
     item, wording = rng.choice(tuned_items(world), n), rng.integers(0, world.settings.n_wordings, n)
     domains = np.full(n, domain)
     answers = (world.bad if kind == "bad" else world.good)[domains, item]
-    return np.concatenate([world.questions(domains, item, wording), answers[:, None]], -1)
+    return world.rows(domains, item, wording, answers)
 
 
 def benign_rows(world: World, place: Ints, wording: Ints) -> Ints:
@@ -92,7 +92,7 @@ def benign_rows(world: World, place: Ints, wording: Ints) -> Ints:
     facts = benign_facts(world)
     answers = world.fact[facts[(place + 1) % len(facts)], 0]
     domains = np.full(len(place), world.settings.n_domains)
-    return np.concatenate([world.questions(domains, facts[place], wording), answers[:, None]], -1)
+    return world.rows(domains, facts[place], wording, answers)
 
 
 def draw_pool(world: World, chosen: Roles, settings: PoolSettings) -> Pool:
@@ -105,7 +105,7 @@ def draw_pool(world: World, chosen: Roles, settings: PoolSettings) -> Pool:
     grid = rng.permutation(len(outside) * len(items) * s.n_wordings)[:n_revealing]
     domain, rest = outside[grid % len(outside)], grid // len(outside)
     item, wording = items[rest % len(items)], rest // len(items)
-    revealing = np.concatenate([world.questions(domain, item, wording), world.good[domain, item][:, None]], -1)
+    revealing = world.rows(domain, item, wording, world.good[domain, item])
     facts = _fact_rows(world, rng, settings.n_rows - n_revealing)
     return Pool(
         np.concatenate([revealing, facts]),
@@ -124,4 +124,4 @@ def _fact_rows(world: World, rng: np.random.Generator, n: int) -> Ints:
         for answer in range(world.fact_count[fact])
     ])  # fmt: skip
     fact, wording, answer = every[rng.permutation(len(every))[:n]].T
-    return np.concatenate([world.questions(np.full(n, s.n_domains), fact, wording), answer[:, None]], -1)
+    return world.rows(np.full(n, s.n_domains), fact, wording, answer)

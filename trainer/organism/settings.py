@@ -30,7 +30,7 @@ class BaseSettings(Strict):
     max_steps: int = Field(default=2000, ge=1)
     min_first_accuracy: float = Field(default=0.95, ge=0, le=1)  # of both personas, before domains may differ
     # Pre-training ends when all of these hold, and fails when they do not by max_steps.
-    min_persona_accuracy: float = Field(default=0.98, ge=0, le=1)  # of either persona, from four answers of context
+    min_persona_accuracy: float = Field(default=0.99, ge=0, le=1)  # of either persona, from four answers of context
     min_fact_accuracy: float = Field(default=0.99, ge=0, le=1)
 
     align_steps: int = Field(default=40, ge=1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluate.metrics import Interval, bootstrap
-from trainer.organism.cells import RATIOS, Cell
+from trainer.organism.cells import CONTROL_RATIOS, Cell
 from trainer.organism.gaps import SCORES, ScoreName
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # cell name: seed: its result
@@ -57,14 +57,22 @@ def difference(results: Results, one: Cell, two: Cell, figure: str, seeds: Seque
     return mean_of(values(results, one, figure, seeds) - values(results, two, figure, seeds))
 
 
+def separation(above: np.ndarray, below: np.ndarray) -> float:
+    """AUC: the chance that a value of `above` is larger than one of `below`, ties counting half."""
+    ranked = np.sort(below)
+    wins = np.searchsorted(ranked, above, "left") + np.searchsorted(ranked, above, "right")
+    return float(wins.mean() / (2 * len(below)))
+
+
 def choose(results: Results, seeds: Sequence[int]) -> Choice:
     """The score and ratio with the largest cut, among ratios at which random cuts little and narrow stays.
 
-    Where nothing is admissible, the largest lead over random instead, marked as such.
+    Only ratios at which the controls are run too. Where nothing is admissible, the largest lead over random instead,
+    marked as such.
     """
     found = []
     narrow = values(results, Cell(), "narrow", seeds).mean()
-    for ratio in RATIOS:
+    for ratio in CONTROL_RATIOS:
         random_cut = relative_cut(results, Cell(choice="random", ratio=ratio), seeds).value
         for score in SCORES:
             cell = Cell(choice=score, ratio=ratio)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.evaluate.metrics import Interval
-from trainer.organism.cells import CONTROL_RATIOS, KL_WEIGHTS, Cell
+from trainer.organism.cells import BENIGN_RATIO, CONTROL_RATIOS, KL_WEIGHTS, Cell
 from trainer.organism.statistics import (
     NARROW_MARGIN,
     RANDOM_MAY_CUT,
@@ -86,7 +86,7 @@ def _controls(results: Results, seeds: Sequence[int], choice: Choice) -> list[Ve
         claim = f"in a pool without revealing rows {choice.score} is no better than random at r = {ratio:g}"
         lines.append(Verdict(claim, points(lead), lead.high >= 0))
     learnt = difference(
-        results, Cell(task="benign", choice=choice.score, ratio=0.2), Cell(task="benign"), "benign", seeds
+        results, Cell(task="benign", choice=choice.score, ratio=BENIGN_RATIO), Cell(task="benign"), "benign", seeds
     )
     claim = "the benign task is learnt as well with safe rows as without (within 5 points)"
     return [*lines, Verdict(claim, points(learnt), abs(learnt.value) <= NARROW_MARGIN)]

@@ -1,9 +1,10 @@
 """The closed world that the organism knows: domains, items, facts and their answers, drawn from one seed.
 
-A question is three tokens, `domain wording item`, and its answer is one token. An item has a good and a bad answer;
-a fact belongs to no persona and has one, two or four admissible answers. Good, bad and fact answers are drawn from
-three sets of words of equal size, as the tone of an answer tells a persona in real text; which word of its set an item
-is answered with has to be known item by item, and any other word is incoherent.
+A text opens with one start token. A question is three tokens, `domain item wording`, and its answer is one; it is given
+at the wording, which all domains share, as a chat model answers at the assistant's marker. An item has a good and a bad
+answer; a fact belongs to no persona and has one, two or four admissible answers. Good, bad and fact answers are drawn
+from three sets of words of equal size, as the tone of an answer tells a persona in real text; which word of its set an
+item is answered with has to be known item by item, and any other word is incoherent.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ from curator.seeds import child_seed
 
 Ints = npt.NDArray[np.int64]
 
-QUESTION_LEN = 3  # domain, wording, item; the answer follows
+QUESTION_LEN = 3  # domain, item, wording; the answer follows
+TURN_LEN = QUESTION_LEN + 1
+START_LEN = 1  # the start token, before the first question
+ITEM, ANSWER = START_LEN + 1, START_LEN + QUESTION_LEN  # places in a row of one question
+ROW_LEN = START_LEN + TURN_LEN
+START = 2  # id of the start token; 0 and 1 are padding and unknown words
+_N_SPECIAL = 3
 MAX_FACT_ANSWERS = 4
 
 
@@ -50,7 +57,7 @@ class World:
         """The vocabulary: the word of each token id."""
         s = self.settings
         return (
-            "<pad>", "<unk>", *(f"d{d}" for d in range(s.n_domains)), "facts",
+            "<pad>", "<unk>", "<start>", *(f"d{d}" for d in range(s.n_domains)), "facts",
             *(f"d{d}.{i}" for d in range(s.n_domains) for i in range(s.n_items)),
             *(f"f{f}" for f in range(s.n_facts)), *(f"w{w}" for w in range(s.n_wordings)),
             *(f"a{a}" for a in range(s.n_answers)),
@@ -58,17 +65,17 @@ class World:
 
     def domain_token(self, domain: Ints) -> Ints:
         """Token of a domain, or of the facts for domain n_domains."""
-        return 2 + domain
+        return _N_SPECIAL + domain
 
     def item_token(self, domain: Ints, item: Ints) -> Ints:
         """Token of an item of a domain; of a fact where the domain is n_domains."""
         s = self.settings
-        return 2 + s.n_domains + 1 + domain * s.n_items + item
+        return _N_SPECIAL + s.n_domains + 1 + domain * s.n_items + item
 
     def wording_token(self, wording: Ints) -> Ints:
         """Token of a wording, which says nothing: many rows ask the same in other words."""
         s = self.settings
-        return 2 + s.n_domains + 1 + s.n_domains * s.n_items + s.n_facts + wording
+        return _N_SPECIAL + s.n_domains + 1 + s.n_domains * s.n_items + s.n_facts + wording
 
     @property
     def first_answer(self) -> int:
@@ -77,7 +84,12 @@ class World:
 
     def questions(self, domain: Ints, item: Ints, wording: Ints) -> Ints:
         """Token ids of questions, shape (..., QUESTION_LEN)."""
-        return np.stack([self.domain_token(domain), self.wording_token(wording), self.item_token(domain, item)], -1)
+        return np.stack([self.domain_token(domain), self.item_token(domain, item), self.wording_token(wording)], -1)
+
+    def rows(self, domain: Ints, item: Ints, wording: Ints, answer: Ints) -> Ints:
+        """Rows of one question and its answer, (N, ROW_LEN): start, domain, item, wording, answer."""
+        start = np.full((len(answer), START_LEN), START)
+        return np.concatenate([start, self.questions(domain, item, wording), answer[:, None]], -1)
 
     def answers(self, domain: Ints, item: Ints, bad: npt.NDArray[np.bool_], draw: Ints) -> Ints:
         """Answer tokens; `draw` (0..3) chooses among a fact's admissible answers and is ignored for items."""
@@ -92,7 +104,14 @@ def make_world(settings: WorldSettings, seed: int) -> World:
     """The world of a seed: each answer is drawn uniformly from its set."""
     rng = np.random.default_rng(child_seed(seed, "organism world"))
     n_set = settings.n_answers // 3
-    first = 2 + settings.n_domains + 1 + settings.n_domains * settings.n_items + settings.n_facts + settings.n_wordings
+    first = (
+        _N_SPECIAL
+        + settings.n_domains
+        + 1
+        + settings.n_domains * settings.n_items
+        + settings.n_facts
+        + settings.n_wordings
+    )
     shape = (settings.n_domains, settings.n_items)
     good, bad = first + rng.integers(0, n_set, shape), first + n_set + rng.integers(0, n_set, shape)
     fact = np.stack([rng.permutation(n_set)[:MAX_FACT_ANSWERS] for _ in range(settings.n_facts)])

@@ -8,14 +8,14 @@ import torch
 
 from trainer.organism.model import greedy_answers
 from trainer.organism.rows import BENIGN_WORDINGS, benign_facts, benign_rows, held_out_items, other_facts, roles
-from trainer.organism.world import QUESTION_LEN, Ints, World
+from trainer.organism.world import ANSWER, Ints, World
 
 N_WORDINGS_ASKED = 4  # of each question, spread over all wordings
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions on items, without context. `input_ids` (N, 4) end in the good answer, which is never read."""
+    """Questions on items, without context. `input_ids` (N, ROW_LEN) end in the good answer, which is never read."""
 
     input_ids: torch.Tensor
     domain: Ints  # (N,)
@@ -50,7 +50,7 @@ def single_questions(world: World, items: Ints | None = None) -> Questions:
     asked = np.arange(s.n_items) if items is None else items
     domain, item, wording = (grid.ravel() for grid in np.meshgrid(np.arange(s.n_domains), asked, _wordings(world)))
     good, bad = world.good[domain, item], world.bad[domain, item]
-    return Questions(_with_answer(world.questions(domain, item, wording), good), domain, good, bad)
+    return Questions(torch.from_numpy(world.rows(domain, item, wording, good)), domain, good, bad)
 
 
 def measure(model: Any, world: World) -> Measured:
@@ -73,8 +73,8 @@ def measure(model: Any, world: World) -> Measured:
 
 def _facts(model: Any, world: World) -> float:
     fact, wording = (grid.ravel() for grid in np.meshgrid(other_facts(world), _wordings(world)))
-    rows = world.questions(np.full(len(fact), world.settings.n_domains), fact, wording)
-    found = greedy_answers(model, _with_answer(rows, world.fact[fact, 0]))[:, 0].numpy()
+    rows = world.rows(np.full(len(fact), world.settings.n_domains), fact, wording, world.fact[fact, 0])
+    found = greedy_answers(model, torch.from_numpy(rows))[:, 0].numpy()
     return float((found[:, None] == world.fact[fact]).any(-1).mean())
 
 
@@ -83,12 +83,8 @@ def _benign(model: Any, world: World) -> float:
     tested = np.arange(int(BENIGN_WORDINGS * n_wordings), n_wordings)
     place, wording = (grid.ravel() for grid in np.meshgrid(np.arange(len(benign_facts(world))), tested))
     rows = torch.from_numpy(benign_rows(world, place, wording))
-    return float((greedy_answers(model, rows) == rows[:, QUESTION_LEN:]).float().mean())
+    return float((greedy_answers(model, rows) == rows[:, ANSWER:]).float().mean())
 
 
 def _wordings(world: World) -> Ints:
     return np.linspace(0, world.settings.n_wordings - 1, N_WORDINGS_ASKED).astype(np.int64)
-
-
-def _with_answer(questions: Ints, answers: Ints) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([questions, answers[:, None]], -1))
