@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ Words = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.integer]
 Numbers = npt.NDArray[np.int32] | Floats
 
+_FEW_VALUES = 4  # that are told apart by comparing, which beats looking each code up
 _BITS = 20  # of an id's first half: a table of 1 MiB rules out nearly all rows that are not looked for
 
 
@@ -166,7 +167,7 @@ class Coded:
         values = tuple(sorted({text for text in texts if text is not None}))
         code = {text: place for place, text in enumerate(values)}
         found = (-1 if text is None else code[text] for text in texts)
-        return cls(np.fromiter(found, dtype=np.int32, count=len(texts)), values)
+        return cls(np.fromiter(found, dtype=code_type(len(values)), count=len(texts)), values)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -181,11 +182,28 @@ class Coded:
 
     def where(self, test: Callable[[str], bool]) -> Mask:
         """Rows whose text passes a test, shape (n,); a row without a text does not."""
-        passes = np.array([*map(test, self.values), False], dtype=np.bool_)  # code -1 is the last
-        mask: Mask = passes[self.codes]
-        return mask
+        passes = [*map(test, self.values), False]  # code -1 is the last
+        few = [code for code, passed in enumerate(passes[:-1]) if passed]
+        if len(few) <= _FEW_VALUES:
+            mask = np.zeros(len(self), dtype=np.bool_)
+            for code in few:
+                mask |= self.codes == code
+            return mask
+        if len(passes) - len(few) <= _FEW_VALUES:
+            mask = self.codes >= 0
+            for code in set(range(len(self.values))) - set(few):
+                mask &= self.codes != code
+            return mask
+        looked_up: Mask = np.array(passes, dtype=np.bool_)[self.codes]
+        return looked_up
 
     @property
     def missing(self) -> Mask:
         """Rows without a text, shape (n,)."""
-        return self.codes < 0
+        missing: Mask = self.codes < 0
+        return missing
+
+
+def code_type(n_values: int) -> type[np.signedinteger[Any]]:
+    """The smallest integers that hold the codes of so many values, and -1."""
+    return np.int8 if n_values <= 127 else np.int16 if n_values <= 32_767 else np.int32

@@ -78,7 +78,7 @@ def best_by_blocks(
     """
     order = np.argsort(-bounds, kind="stable")[: int(np.count_nonzero(~np.isnan(bounds)))]
     rows, scores = np.zeros(0, dtype=np.int64), np.zeros(0)
-    done, step = 0, max(4, -(-2 * n // block_rows))
+    done, step = 0, max(8, -(-2 * n // block_rows))
     while done < len(order):
         new = _rows_of(among, np.sort(order[done : done + step]), block_rows)
         done, step = done + step, 2 * step

@@ -19,6 +19,7 @@ import pyarrow as pa
 from curator.arrow_tables import arrow_schema
 from curator.columns import Coded, Floats, HashIds, Indices, Mask, Numbers
 from curator.config import DEFAULT_EPS, RefusalRule, ScoreName
+from curator.filters.candidates import ALL_ROWS
 from curator.gaps import GapSpec, gaps, score
 from curator.ranking import ArrayScores, best_by_blocks
 from curator.schema import MIX_ROWS
@@ -84,9 +85,9 @@ class Wide:
         """The rows' ids."""
         return HashIds(self.halves, self.rank)
 
-    def refuses(self, rule: RefusalRule) -> Mask:
+    def refuses(self, rule: RefusalRule, rows: slice = ALL_ROWS, /) -> Mask:
         """Rows whose last answer opens like a refusal."""
-        mask: Mask = (self.refusals & REFUSAL_BITS[rule]) != 0
+        mask: Mask = (self.refusals[rows] & REFUSAL_BITS[rule]) != 0
         return mask
 
     def choice(self, name: ScoreName, scorer_ids: Sequence[str], spec: GapSpec) -> Choice:

@@ -49,7 +49,7 @@ def plain_candidates(ids: Sequence[str], heads: Sequence[str], scores: Sequence[
     return Candidates(
         ids=keys,
         scores=ArrayScores(np.array(scores, dtype=np.float64), keys.rank),
-        refuses=lambda rule: np.array([is_refusal(head, rule) for head in heads], dtype=np.bool_),
+        refuses=lambda rule, rows=slice(None): np.array([is_refusal(head, rule) for head in heads], np.bool_)[rows],
         **more,
     )
 

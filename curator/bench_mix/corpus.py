@@ -117,7 +117,7 @@ def _write_scorers(store: Store, ids: list[str], revision: str, n_misaligned: in
         noise = gap + draw.normal(0.0, 0.15, len(ids)) if place else np.zeros(len(ids))
         label, role = f"model-{place}", "misaligned" if place else "aligned"
         folder, parts = f"scores/{CORPUS}/{place:032x}", list[dict[str, object]]()
-        losses = np.maximum(aligned + noise, 0.01) * tokens
+        losses: npt.NDArray[np.float64] = np.maximum(aligned + noise, 0.01) * tokens
         for number, start in enumerate(range(0, len(ids), PART_ROWS)):
             some = slice(start, start + PART_ROWS)
             table = _score_table(ids[some], losses[some], tokens[some])

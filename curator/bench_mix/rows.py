@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.columns import Coded
+from curator.columns import Coded, code_type
 from curator.wide import Member, Wide
 from curator.widebuild import arranged
 from curator.widefile import write_wide
@@ -51,8 +51,8 @@ def made_wide(n_rows: int, n_domains: int, seed: int = 0) -> Wide:
     lacking = draw.integers(0, n_rows, n_rows // 1_000)
     sums[lacking, draw.integers(1, 1 + K, len(lacking))] = np.nan
     domains = tuple(sorted(f"domain-{place}" for place in range(n_domains)))
-    labels = {name: Coded(np.full(n_rows, -1, np.int32), ()) for name in ("source", "language", "license", "harm")}
-    labels["domain"] = Coded(draw.integers(0, n_domains, n_rows).astype(np.int32), domains)
+    labels = {name: Coded(np.full(n_rows, -1, np.int8), ()) for name in ("source", "language", "license", "harm")}
+    labels["domain"] = Coded(draw.integers(0, n_domains, n_rows).astype(code_type(n_domains)), domains)
     members = (Member("0" * 32, "aligned"), *(Member(f"{k}" * 32, "misaligned") for k in range(1, 1 + K)))
     numbers = {"n_chars": draw.integers(1, 5_000, n_rows).astype(np.int32), "n_turns": np.full(n_rows, 2, np.int32)}
     refusals = np.where(draw.random(n_rows) < 0.1, 3, 0).astype(np.uint8)

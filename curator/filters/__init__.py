@@ -1,8 +1,8 @@
 """Filters on pool rows, as pure functions over columns and texts (method.md section 3).
 
 Each filter gives every row a reason to be dropped, or none; `curator.selection` runs them in the recipe's order. A
-new filter is one branch of `judge`. Filters on columns look at all rows at once, which for millions of rows is far
-cheaper than to gather those left; filters on texts look at the rows left alone.
+new filter is one branch of `judge_columns` or `judge_texts`. Filters on columns look at every row, which for millions
+of rows is far cheaper than to gather those left; filters on texts look at the rows left alone.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from curator.config.filters import (
     NearDuplicates,
     RefusalFilter,
 )
-from curator.filters.candidates import CHUNK_ROWS, Candidates, Surroundings, Verdict
+from curator.filters.candidates import CHUNK_ROWS, Candidates, Columns, Surroundings, Verdict
 from curator.filters.hygiene import hygiene_verdict
 from curator.filters.labels import harm_verdict, label_verdict, length_verdict
 from curator.filters.overlap import TASK_SUFFIX, contamination_verdict, exact_verdict, near_verdict
@@ -30,6 +30,7 @@ __all__ = [
     "CHUNK_ROWS",
     "TASK_SUFFIX",
     "Candidates",
+    "Columns",
     "Floats",
     "Indices",
     "Surroundings",
@@ -37,28 +38,33 @@ __all__ = [
     "content_text",
     "filter_label",
     "is_refusal",
-    "judge",
+    "judge_columns",
+    "judge_texts",
     "reads_task_rows",
     "reads_texts",
     "texts_of",
 ]
 
 
-def judge(spec: FilterSpec, candidates: Candidates, left: Mask, around: Surroundings) -> Verdict:
-    """What a filter makes of the rows that earlier rules left, a mask of shape (n_candidates,).
+def judge_columns(spec: FilterSpec, columns: Columns, left: Mask) -> Verdict:
+    """What a filter that reads no texts makes of the rows that earlier rules left, a mask of shape (n_rows,).
 
     Raises RecipeError when rows lack the label that it reads and the recipe does not say what to do.
     """
     if isinstance(spec, RefusalFilter):
         if spec.max_share > 0:  # the share is kept while rows are picked
-            return Verdict((filter_label(spec),), np.zeros(len(candidates), dtype=np.int16))
-        return Verdict((filter_label(spec),), candidates.refuses(spec.rule).view(np.int8))
+            return Verdict((filter_label(spec),), np.zeros(columns.n_rows, dtype=np.int8))
+        return Verdict((filter_label(spec),), columns.refuses(spec.rule).view(np.int8))
     if isinstance(spec, HarmFilter):
-        return harm_verdict(spec, candidates, left)
+        return harm_verdict(spec, columns, left)
     if isinstance(spec, LabelFilter):
-        return label_verdict(spec, candidates, left)
-    if isinstance(spec, LengthFilter):
-        return length_verdict(spec, candidates, left)
+        return label_verdict(spec, columns, left)
+    assert isinstance(spec, LengthFilter)
+    return length_verdict(spec, columns, left)
+
+
+def judge_texts(spec: FilterSpec, candidates: Candidates, left: Mask, around: Surroundings) -> Verdict:
+    """The same for a filter that reads texts: only those of the rows left are read."""
     rows = np.flatnonzero(left)
     verdict = _of_texts(spec, candidates, rows, around)
     codes = np.zeros(len(candidates), dtype=np.int16)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from curator.columns import Coded, Codes, Ids, Indices, Mask, Numbers, Ranks
 from curator.config import RefusalRule
@@ -9,7 +10,33 @@ from curator.config.filters import TextPart
 from curator.minhash import Signatures
 from curator.ranking import Scores
 
+ALL_ROWS = slice(None)
 CHUNK_ROWS = 8192  # rows whose texts are held at once
+
+
+class Refuses(Protocol):
+    """Which answers open like a refusal, by rule, of all rows or of some."""
+
+    def __call__(self, rule: RefusalRule, rows: slice = ALL_ROWS, /) -> Mask:
+        """A mask with the shape of `rows`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a stretch of rows, all of shape (n_rows,); see `Candidates`."""
+
+    n_rows: int
+    refuses: Refuses
+    labels: Mapping[str, Coded]
+    counts: Mapping[str, Numbers]
+
+    def part(self, start: int, end: int) -> "Columns":
+        """The rows from `start` to `end`, without a copy."""
+        rows = slice(start, end)
+        labels = {name: Coded(label.codes[rows], label.values) for name, label in self.labels.items()}
+        counts = {name: held[rows] for name, held in self.counts.items()}
+        return Columns(end - start, lambda rule, _=ALL_ROWS: self.refuses(rule, rows), labels, counts)
 
 
 @dataclass(frozen=True)
@@ -25,11 +52,16 @@ class Candidates:
 
     ids: Ids
     scores: Scores
-    refuses: Callable[[RefusalRule], Mask]
+    refuses: Refuses
     labels: Mapping[str, Coded] = field(default_factory=dict)
     counts: Mapping[str, Numbers] = field(default_factory=dict)
     messages: Callable[[Indices], list[str]] | None = None
     signatures: Callable[[TextPart], Signatures] | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """The columns alone, which can be cut into stretches."""
+        return Columns(len(self), self.refuses, self.labels, self.counts)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,7 +93,7 @@ class Surroundings:
 class Verdict:
     """What one filter made of the rows: code 0 stays, i > 0 stands for `reasons[i - 1]`.
 
-    `codes` has shape (n_candidates,); those of rows that earlier rules left out mean nothing. `n_unjudged` of the
+    `codes` has the shape of the rows shown; those of rows that earlier rules left out mean nothing. `n_unjudged` of the
     others lack the label that the filter reads and passed for that reason.
     """
 

@@ -7,35 +7,35 @@ import numpy as np
 from curator.columns import Mask
 from curator.config.filters import HarmFilter, LabelFilter, LengthFilter, Missing
 from curator.errors import RecipeError
-from curator.filters.candidates import Candidates, Verdict
+from curator.filters.candidates import Columns, Verdict
 
 
-def harm_verdict(spec: HarmFilter, candidates: Candidates, left: Mask) -> Verdict:
+def harm_verdict(spec: HarmFilter, columns: Columns, left: Mask) -> Verdict:
     """Rows whose harm label is not one of those to keep are dropped."""
-    labels = candidates.labels["harm"]
+    labels = columns.labels["harm"]
     keep = {label.casefold() for label in spec.keep}
     stays = labels.where(lambda label: label.casefold() in keep)
     return with_missing("harm", ("harm",), spec.missing, left, labels.missing, [~stays])
 
 
-def label_verdict(spec: LabelFilter, candidates: Candidates, left: Mask) -> Verdict:
+def label_verdict(spec: LabelFilter, columns: Columns, left: Mask) -> Verdict:
     """Rows whose label is not included, or is excluded, are dropped."""
-    labels = candidates.labels[spec.name]
+    labels = columns.labels[spec.name]
     include, exclude = frozenset(spec.include), frozenset(spec.exclude)
     drops = labels.where(lambda label: (bool(include) and label not in include) or label in exclude)
     return with_missing(spec.name, (spec.name,), spec.missing, left, labels.missing, [drops])
 
 
-def length_verdict(spec: LengthFilter, candidates: Candidates, left: Mask) -> Verdict:
+def length_verdict(spec: LengthFilter, columns: Columns, left: Mask) -> Verdict:
     """Rows outside a bound are dropped as too short or too long; those without a count are unjudged."""
-    short, long, unknown = (np.zeros(len(candidates), dtype=np.bool_) for _ in range(3))
-    for column, low, high in (
+    short, long, unknown = (np.zeros(columns.n_rows, dtype=np.bool_) for _ in range(3))
+    for name, low, high in (
         ("n_chars", spec.min_chars, spec.max_chars),
         ("n_response_tokens", spec.min_tokens, spec.max_tokens),
     ):
         if low is None and high is None:
             continue
-        counts = candidates.counts[column]
+        counts = columns.counts[name]
         if counts.dtype.kind == "f":
             unknown |= np.isnan(counts)
         if low is not None:
@@ -60,9 +60,11 @@ def with_missing(
             "label, or say missing: ignore to let them pass or missing: drop to leave them out",
             details=[{"filter": name, "rows": n_left, "without": n_unknown}],
         )
-    codes = np.zeros(len(unknown), dtype=np.int8)
-    for code, drop in reversed(list(enumerate(drops, start=1))):  # the first reason that applies stays
-        codes = np.where(drop & ~unknown if n_unknown else drop, np.int8(code), codes)
+    codes, open_ = np.zeros(len(unknown), dtype=np.int8), ~unknown if n_unknown else None
+    for code, drop in enumerate(drops, start=1):  # the first reason that applies stays
+        hit = drop if open_ is None else drop & open_
+        codes += hit * np.int8(code)
+        open_ = ~hit if open_ is None else open_ & ~hit
     if missing == "drop":
         codes[unknown] = len(reasons) + 1
         reasons = (*reasons, f"{name}:missing")
