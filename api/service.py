@@ -4,6 +4,7 @@ from asyncio import Semaphore, wait_for
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 
 from starlette.requests import Request
 
@@ -15,6 +16,8 @@ from api.metrics import Metrics
 from api.quotas import Quotas
 from api.settings import Settings
 from curator.compose import product_version
+from curator.jobs.board import Board
+from curator.jobs.queue import JobQueue, open_queue
 from curator.policy import Policy, load_policy
 from curator.sandbox import Sandbox, SqlLimits
 from curator.store import Store
@@ -37,6 +40,9 @@ class Service:
     expiry: Expiry = field(init=False)
     policy: Policy | None = field(init=False)
     sandbox: Sandbox | None = field(init=False)
+    board: Board = field(init=False)
+    queue: JobQueue | None = field(init=False)
+    submitting: Lock = field(default_factory=Lock)
     _builds: Semaphore = field(init=False)
     _statements: Semaphore = field(init=False)
 
@@ -48,6 +54,8 @@ class Service:
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
         self.policy = load_policy(self.settings.policy) if self.settings.policy else None
         self.sandbox = _sandbox(self.store, self.settings)
+        self.board = Board(self.store)
+        self.queue = _queue(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)
 
@@ -82,6 +90,8 @@ class Service:
         """End what runs beside the requests."""
         if self.sandbox is not None:
             self.sandbox.close()
+        if self.queue is not None:
+            self.queue.close()
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -101,6 +111,13 @@ class Service:
             yield
         finally:
             self._builds.release()
+
+
+def _queue(store: Store, settings: Settings) -> JobQueue | None:
+    """The queue of jobs; None for a store in a bucket whose settings name none: it takes no jobs."""
+    if settings.job_queue is None and store.local_path("") is None:
+        return None
+    return open_queue(store, settings.job_queue)
 
 
 def _sandbox(store: Store, settings: Settings) -> Sandbox | None:

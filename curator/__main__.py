@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args = argparse.Namespace()
     try:
-        module = import_module(f"curator.commands.{chosen}{'_' if iskeyword(chosen) else ''}")
+        module = import_module(f"curator.commands.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
         module.add_parser(subparsers)
         parser.parse_args(arguments, args)
         return int(module.run(args))

@@ -7,12 +7,14 @@ whoever sees the folder sees a complete mix.
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from curator.compose import compose
 from curator.config import Recipe
 from curator.errors import MissingError
 from curator.manifest import read_manifest
-from curator.mixrows import DEFAULT_TENANT, MANIFEST_FILE, MIX_FILE, mix_path, tenant_path
+from curator.mixrows import DEFAULT_TENANT, MANIFEST_FILE, MIX_FILE, mix_batches, mix_path, row_lines, tenant_path
 from curator.mixwriter import TokenCounter, write_rows
 from curator.orders import keeps_task_order, schedule
 from curator.plan import MixPlan, plan_mix
@@ -21,6 +23,7 @@ from curator.receipt import Manifest, Tokens
 from curator.render import Renderer
 from curator.rowprompts import count_prompts, row_prompts
 from curator.saferows import safe_rows
+from curator.storage import writing_whole
 from curator.store import Store
 from curator.tasks import TaskSet
 
@@ -39,16 +42,30 @@ class MixResult:
 
 
 def build_mix(
-    store: Store, task_set: TaskSet, recipe: Recipe, tenant: str = DEFAULT_TENANT, policy: Policy | None = None
+    store: Store,
+    task_set: TaskSet,
+    recipe: Recipe,
+    tenant: str = DEFAULT_TENANT,
+    policy: Policy | None = None,
+    jsonl: Path | None = None,
 ) -> MixResult:
     """Make the mix that a recipe gives for a task set under a provider's policy, or find it made already.
 
-    The same request against the same store gives the same id, rows and manifest, at any thread count. Raises what
-    `plan_mix` raises; a failure or kill at any moment leaves no mix behind.
+    The same request against the same store gives the same id, rows and manifest, at any thread count. `jsonl` is a
+    file to write the rows to as well, as the JSON Lines that `rows_sha256` is over. Raises what `plan_mix` raises; a
+    failure or kill at any moment leaves no mix behind.
     """
     tenant_path(tenant)  # a bad name is refused before the work
     plan = plan_mix(store, task_set, recipe, policy)
-    return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))
+    if jsonl is None:
+        return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))
+    with writing_whole(jsonl) as file:
+        result = publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set, file))
+        if not result.created:  # or another process made it first: its rows are the same
+            file.seek(0)
+            file.writelines(line for batch in mix_batches(store, tenant, plan.mix_id) for line in row_lines(batch))
+            file.truncate()
+    return result
 
 
 def publish(store: Store, tenant: str, mix_id: str, write: Callable[[str], Manifest]) -> MixResult:
@@ -96,17 +113,18 @@ def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> li
     return stale
 
 
-def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Manifest:
+def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl: BinaryIO | None = None) -> Manifest:
     """Write data file and manifest into a temporary folder."""
     order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
     counter, why_not = _token_counter(store, plan)
-    safe = safe_rows(store, plan.drawn, plan.recipe.seed)
+    safe = safe_rows(plan.drawn, plan.recipe.seed)
     prompts = row_prompts(plan.recipe, plan.allocation)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
     with store.fill(f"{temporary}/{MIX_FILE}") as path:
         written = write_rows(
-            path, order, task_set, safe, counter, shuffled=shuffled, epochs=plan.recipe.epochs, prompts=prompts
-        )
+            path, order, task_set, safe, counter,
+            shuffled=shuffled, epochs=plan.recipe.epochs, prompts=prompts, jsonl=jsonl,
+        )  # fmt: skip
     tokens = _tokens(plan, counter, why_not)
     manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.write_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))

@@ -1,22 +1,23 @@
 """Filling in a mix's manifest from its plan and from what was written."""
 
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
+from curator.columns import Mask
 from curator.config import Recipe
-from curator.filters import is_refusal
 from curator.inoculation import prompts
 from curator.manifest import ratio_of
 from curator.mixwriter import Written
 from curator.orders import Allocation, Schedule, keeps_task_order
 from curator.plan import MixPlan
 from curator.policy import Policy, policy_sha256
+from curator.quantiles import kept_quantiles, quantiles
 from curator.receipt import (
     Amounts,
     Evictions,
@@ -27,7 +28,6 @@ from curator.receipt import (
     PolicyReceipt,
     PoolReceipt,
     PromptReceipt,
-    Quantiles,
     ScorerRef,
     TaskReceipt,
     Tokens,
@@ -38,8 +38,6 @@ from curator.selection import TOKENS
 from curator.snapshot import Scorer
 from curator.statements import INOCULATION_NOTE, ORDER_NOTE, is_negative_control, protects, warnings_for
 from curator.tasks import TaskSet
-
-_QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
 def compose(
@@ -155,25 +153,27 @@ def policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
 
 
 def product_version() -> str:
-    """The installed version, or `unknown` in a bare checkout."""
+    """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
     try:
         return version("ballast")
     except PackageNotFoundError:
-        return "unknown"
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(project["project"]["version"])
 
 
 def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
     """The receipt of one pool of a mix with these counts."""
     data, selection = drawn.data, drawn.selection
-    score, heads, chosen = data.candidates.score, data.candidates.heads, selection.chosen
+    scores, refuses, chosen = data.candidates.scores, data.candidates.refuses("v1"), selection.chosen
+    rows = data.rows(chosen)
     return PoolReceipt(
         name=drawn.name,
         corpus=data.pool.corpus,
         revision=data.pool.revision,
         candidates_sha256=data.candidates_sha256,
         scorers=tuple(_scorer_ref(scorer) for scorer in data.scorers.all),
-        n_candidates=len(score),
-        n_without_gap=int(np.isnan(score).sum()),
+        n_candidates=len(data.candidates),
+        n_without_gap=int(np.count_nonzero(~scores.known)),
         dropped=selection.screening.dropped,
         n_eligible=selection.n_eligible,
         chosen=len(chosen),
@@ -182,13 +182,13 @@ def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
         n_short=selection.n_short,
         n_passed_unjudged=dict(selection.screening.unjudged),
         score=data.pool.score.name,
-        quantiles={"candidates": _quantiles(score), "chosen": _quantiles(score[chosen])},
+        quantiles={"candidates": kept_quantiles(data), "chosen": quantiles(scores.at(chosen))},
         refusal_share={
-            "candidates": _refusal_share(heads),
-            "chosen": _refusal_share([heads[i] for i in chosen.tolist()]),
+            "candidates": _refusal_share(refuses),
+            "chosen": _refusal_share(refuses[chosen]),
         },
-        domains=_label_shares(data.table["domain"].take(pa.array(chosen)).to_pylist()),
-        licences=_label_shares(data.table["license"].take(pa.array(chosen)).to_pylist()),
+        domains=_label_shares(rows["domain"].to_pylist()),
+        licences=_label_shares(rows["license"].to_pylist()),
         evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
     )
 
@@ -206,9 +206,9 @@ def _amounts(drawn: Drawn, allocation: Allocation) -> Amounts:
     )
 
 
-def _refusal_share(heads: Sequence[str]) -> float | None:
+def _refusal_share(refuses: Mask) -> float | None:
     """Share of answers that open like a refusal, rule v1; None without any."""
-    return sum(is_refusal(head, "v1") for head in heads) / len(heads) if heads else None
+    return int(np.count_nonzero(refuses)) / len(refuses) if len(refuses) else None
 
 
 def _label_shares(values: Sequence[str | None]) -> tuple[LabelShare, ...]:
@@ -225,13 +225,6 @@ def _scorer_ref(scorer: Scorer) -> ScorerRef:
         weights_sha256=scorer.identity.get("weights_sha256"),
         adapter_sha256=scorer.identity.get("adapter_sha256"),
         sample=dict(scorer.sample) if scorer.sample else None,
+        declared=tuple(scorer.identity.get("declared", ())),
+        adapter_mode=scorer.identity.get("adapter_mode"),
     )
-
-
-def _quantiles(score: npt.NDArray[np.float64]) -> Quantiles | None:
-    """Quantiles over the rows that have a score; None where no row has."""
-    known = score[~np.isnan(score)]
-    if not len(known):
-        return None
-    values = np.quantile(known, list(_QUANTILES.values()), method="inverted_cdf").tolist()
-    return Quantiles(n=len(known), **dict(zip(_QUANTILES, values, strict=True)))

@@ -1,79 +1,92 @@
-"""Near duplicates: MinHash (rensa) proposes pairs, exact Jaccard similarity of word 3-grams decides.
+"""Near duplicates: MinHash (`curator.minhash`) proposes pairs, exact Jaccard similarity of word 3-grams decides.
 
 Proposals miss a pair at the bound itself with probability below 0.001; what is dropped is never less similar than
-the bound. Memory: about 1 KiB for each row in an index.
+the bound. Memory: 256 bytes for each row compared, and the shingles of those proposed.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curator.words import Hashed, Hashes, hash_words, jaccard, word_ngrams
+from curator.columns import Mask
+from curator.minhash import (
+    N_PERMUTATIONS,
+    Signatures,
+    algorithm,
+    among,
+    band_keys,
+    band_rows,
+    repeated,
+    shingles,
+    signatures,
+)
+from curator.words import Hashes, jaccard
 
-SHINGLE_WORDS = 3
-N_PERMUTATIONS = 64
-RECALL = 0.999
-INDEX_ROWS = 100_000  # rows of the user's in one index at a time
-_SEED = 1
+__all__ = ["algorithm", "near_earlier", "near_reference", "shingles", "signed"]
 
-Mask = npt.NDArray[np.bool_]
-Chunks = Callable[[npt.NDArray[np.int64]], Iterable[list[str]]]  # texts of these rows, in order, chunk by chunk
+REFERENCE_ROWS = 100_000  # rows of the user's compared at a time
+
+Rows = npt.NDArray[np.int64]
+Chunks = Callable[[Rows], Iterable[list[str]]]  # texts of these rows, in order, chunk by chunk
 
 
-def algorithm() -> str:
-    """What proposals depend on; part of a mix's identity where near duplicates are looked for."""
-    return f"rminhash-{_rensa().RMinHash.ALGORITHM_VERSION}/{N_PERMUTATIONS}/{SHINGLE_WORDS}"
+def signed(chunks: Iterable[list[str]]) -> Signatures:
+    """Signatures of texts given chunk by chunk, shape (N_PERMUTATIONS, n_texts)."""
+    pieces = [signatures(shingles(chunk)) for chunk in chunks]
+    return np.concatenate([np.zeros((N_PERMUTATIONS, 0), np.uint32), *pieces], axis=1)
 
 
-def shingles(texts: list[str]) -> Hashed:
-    """Word 3-grams of each text; a shorter text is one shingle, one without words has none."""
-    return word_ngrams(hash_words(texts), SHINGLE_WORDS)
-
-
-def near_earlier(texts: Chunks, n_rows: int, similarity: float) -> Mask:
-    """Rows that are at least so similar to an earlier row that stays; shape (n_rows,)."""
-    index, matrices = _index(similarity), []
-    done = 0
-    for chunk in texts(np.arange(n_rows)):
-        matrices.append(_signatures(shingles(chunk)))
-        index.insert_matrix(matrices[-1], done)
-        done += len(chunk)
-    flags = [index.query_duplicate_flags_matrix(matrix) for matrix in matrices]
-    suspects = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *(np.array(item, np.bool_) for item in flags)]))
+def near_earlier(texts: Chunks, rows: Rows, pool: Signatures, similarity: float) -> Rows:
+    """Those of `rows` that are at least so similar to an earlier one that stays; `pool` has signatures of all rows."""
+    own = pool[:, rows]
+    flags = np.zeros(len(rows), dtype=np.bool_)
+    for keys in band_keys(own, similarity):
+        flags |= repeated(keys)
+    suspects = rows[flags]
     kept = _Buckets(similarity)
-    dropped = np.zeros(n_rows, dtype=np.bool_)
+    dropped = []
     for row, grams, bands in _sketches(texts(suspects), suspects, similarity):
         if kept.holds_near(grams, bands):
-            dropped[row] = True
+            dropped.append(row)
         else:
             kept.add(row, grams, bands)
-    return dropped
+    return np.array(dropped, dtype=np.int64)
 
 
 def near_reference(
-    texts: Chunks, n_rows: int, references: Callable[[], Iterator[list[str]]], similarity: float
-) -> Mask:
-    """Rows that are at least so similar to any reference text; shape (n_rows,). `references()` starts a new pass."""
-    matrices = [_signatures(shingles(chunk)) for chunk in texts(np.arange(n_rows))]
-    flags = np.zeros(n_rows, dtype=np.bool_)
-    for batch in _gathered(references(), INDEX_ROWS):
-        index = _doubled_index(_signatures(shingles(batch)), len(batch), similarity)
-        found = [np.array(index.query_duplicate_flags_matrix(matrix), np.bool_) for matrix in matrices]
-        flags |= np.concatenate([np.zeros(0, np.bool_), *found])
+    texts: Chunks, rows: Rows, pool: Signatures, references: Callable[[], Iterator[list[str]]], similarity: float
+) -> Rows:
+    """Those of `rows` that are at least so similar to any reference text, in any order.
+
+    `pool` has the signatures of all rows that `rows` may name; `references()` starts a pass over the texts.
+    """
+    left = np.zeros(pool.shape[1], dtype=np.bool_)
+    left[rows] = True
+    found: set[int] = set()
+    for batch in _gathered(references(), REFERENCE_ROWS):
+        new = list(_near_batch(texts, left, pool, batch, similarity))
+        left[new] = False
+        found.update(new)
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def _near_batch(texts: Chunks, left: Mask, pool: Signatures, batch: list[str], similarity: float) -> Iterator[int]:
+    """The rows left that are near to a text of the batch: both sides are sketched only where their bands meet."""
+    own = signatures(shingles(batch))
+    flags, partners = np.zeros(pool.shape[1], dtype=np.bool_), np.zeros(len(batch), dtype=np.bool_)
+    for keys, wanted in zip(band_keys(pool, similarity), band_keys(own, similarity), strict=True):
+        met = among(keys, wanted) & left
+        flags |= met
+        partners |= np.isin(wanted, keys[met])
     suspects = np.flatnonzero(flags)
-    dropped = np.zeros(n_rows, dtype=np.bool_)
-    if not len(suspects):
-        return dropped
     known = _Buckets(similarity)
     for row, grams, bands in _sketches(texts(suspects), suspects, similarity):
         known.add(row, grams, bands)
-    for batch in references():
-        for _, grams, bands in _sketches([batch], np.arange(len(batch)), similarity):
-            dropped[known.pop_near(grams, bands)] = True
-    return dropped
+    places = np.flatnonzero(partners)
+    for _, grams, bands in _sketches([[batch[place] for place in places.tolist()]], places, similarity):
+        yield from known.pop_near(grams, bands)
 
 
 class _Buckets:
@@ -104,51 +117,18 @@ class _Buckets:
         return found
 
 
-def _rensa() -> Any:
-    import rensa  # only where near duplicates are looked for
-
-    return rensa
-
-
-def _band_rows(similarity: float) -> int:
-    """Signature slots in a band: as many as keep the chance to propose a pair at the bound above RECALL."""
-    for rows in (8, 4, 2):
-        if 1 - (1 - similarity**rows) ** (N_PERMUTATIONS // rows) >= RECALL:
-            return rows
-    return 1
-
-
-def _index(similarity: float) -> Any:
-    return _rensa().RMinHashLSH(similarity, N_PERMUTATIONS, N_PERMUTATIONS // _band_rows(similarity))
-
-
-def _doubled_index(signatures: Any, n_rows: int, similarity: float) -> Any:
-    # The library flags a row when its bands hold more than one key, expecting the row itself to be one of them.
-    index = _index(similarity)
-    index.insert_matrix(signatures, 0)
-    index.insert_matrix(signatures, n_rows)
-    return index
-
-
-def _signatures(grams: Hashed) -> Any:
-    # Hashes of 64 bits, row offsets; the call reads both buffers without making Python objects.
-    return _rensa().RMinHash.digest_matrix_from_flat_token_hashes(
-        grams.hashes, grams.offsets.astype(np.uint64), N_PERMUTATIONS, _SEED
-    )
-
-
 def _sketches(
-    chunks: Iterable[list[str]], rows: npt.NDArray[np.int64], similarity: float
+    chunks: Iterable[list[str]], rows: Rows, similarity: float
 ) -> Iterator[tuple[int, Hashes, list[tuple[int, ...]]]]:
     """Each row with its distinct shingles and the bands of its signature; rows without a word are left out."""
-    width = _band_rows(similarity)
+    width = band_rows(similarity)
+    starts = range(0, N_PERMUTATIONS, width)
     place = 0
     for chunk in chunks:
         grams = shingles(chunk)
-        for i, signature in enumerate(_signatures(grams).to_rows()):
+        for i, signature in enumerate(signatures(grams).T.tolist()):
             distinct = np.unique(grams.of(i))
             if len(distinct):
-                starts = range(0, N_PERMUTATIONS, width)
                 yield int(rows[place]), distinct, [(k, *signature[k : k + width]) for k in starts]
             place += 1
 

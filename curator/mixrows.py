@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator.errors import BadInputError, MissingError
@@ -49,9 +50,22 @@ def row_line(row: Mapping[str, Any]) -> bytes:
 
 def row_lines(rows: pa.Table | pa.RecordBatch) -> Iterator[bytes]:
     """The canonical JSON lines of a piece of a mix, all columns present."""
-    names = rows.schema.names
-    for values in zip(*(rows.column(name).to_pylist() for name in names), strict=True):
-        yield row_line(dict(zip(names, values, strict=True)))
+    is_task = pc.equal(rows.column("origin"), "task")
+    # Task rows lack half of the columns: apart, each kind is read without those that it lacks.
+    kinds = [iter(_lines(rows.filter(is_task))), iter(_lines(rows.filter(pc.invert(is_task))))]
+    for task in is_task.to_pylist():
+        yield next(kinds[0 if task else 1])
+
+
+def _lines(rows: pa.Table | pa.RecordBatch) -> list[bytes]:
+    there = [name for name in rows.schema.names if rows.column(name).null_count < len(rows)]
+    columns = {name: rows.column(name).to_pylist() for name in there}
+    if rows.num_rows and any(rows.column(name).null_count for name in there):
+        return [row_line(dict(zip(there, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    if rows.num_rows:
+        columns["messages"] = [orjson.Fragment(text) for text in columns["messages"]]
+    rows_of = (dict(zip(there, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows_of]
 
 
 def rows_sha256(lines: Iterable[bytes]) -> str:

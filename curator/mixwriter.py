@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,11 @@ WINDOW_BYTES = 64 << 20
 SHUFFLE_WINDOW_BYTES = 128 << 20
 MAX_WINDOW_ROWS = 1 << 18
 PIECE_ROWS = 1024  # rows held as Python objects at once
+
+# Texts and ids are all different: to look for repeats in them, or for their bounds, costs more than to write them.
+_PLAIN = ("messages", "example_id", "original_id")
+_COLUMNS = [column.name for column in MIX_ROWS.columns if column.name not in _PLAIN]
+_PARQUET: dict[str, Any] = {"use_dictionary": _COLUMNS, "write_statistics": _COLUMNS}
 
 Indices = npt.NDArray[np.int64]
 
@@ -109,23 +115,28 @@ def write_rows(
     shuffled: bool,
     epochs: int = 1,
     prompts: RowPrompts | None = None,
+    jsonl: BinaryIO | None = None,
 ) -> Written:
     """Write a mix's Parquet file in the given order, which is that of `epochs` epochs, with inoculation prompts put in.
 
-    `safe` holds the safe rows in their order (columns of `schema.MIX_ROWS` without position). Memory stays within
-    a window of task rows, the safe rows and the schedule (8 bytes a row).
+    `safe` holds the safe rows in their order (columns of `schema.MIX_ROWS` without position). The canonical lines,
+    which are hashed in any case, also go to `jsonl` where one is given. Memory stays within a window of task rows, the
+    safe rows and the schedule (8 bytes a row).
     """
     cursor = TaskCursor(tasks)
     lines = hashlib.sha256()
     schema = arrow_schema(MIX_ROWS)
     window = _window_rows(tasks, SHUFFLE_WINDOW_BYTES if shuffled else WINDOW_BYTES)
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer, Progress(len(order), "rows", "mixing") as bar:
+    with (
+        pq.ParquetWriter(target, schema, compression="zstd", **_PARQUET) as writer,
+        Progress(len(order), "rows", "mixing") as bar,
+    ):
         for start, end in _windows(len(order), len(order) // epochs, window):
             rows = _window(order[start:end], start, cursor, safe, prompts)
             if epochs > 1:
                 rows = _with_epoch(rows, 1 + start // (len(order) // epochs))
             for piece in rows.to_batches(max_chunksize=PIECE_ROWS):
-                _account(piece, lines, counter)
+                _account(piece, lines, counter, jsonl)
                 bar.advance(len(piece))
             writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
     return Written(_file_receipt(target, len(order)), lines.hexdigest())
@@ -138,10 +149,14 @@ def _windows(n_rows: int, n_epoch_rows: int, window: int) -> Iterator[tuple[int,
             yield start, min(start + window, epoch + n_epoch_rows)
 
 
-def _account(rows: pa.RecordBatch, lines: "hashlib._Hash", counter: TokenCounter | None) -> None:
-    """Hash the rows' lines and count their tokens."""
-    for line in row_lines(rows):
-        lines.update(line)
+def _account(
+    rows: pa.RecordBatch, lines: "hashlib._Hash", counter: TokenCounter | None, jsonl: BinaryIO | None
+) -> None:
+    """Hash the rows' lines, write them where that is asked for, and count their tokens."""
+    text = b"".join(row_lines(rows))
+    lines.update(text)
+    if jsonl is not None:
+        jsonl.write(text)
     if counter is not None:
         for origin, text in zip(rows["origin"].to_pylist(), rows["messages"].to_pylist(), strict=True):
             counter.add(origin, text)

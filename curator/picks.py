@@ -4,13 +4,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 
+from curator.columns import Codes, Indices, Numbers
 from curator.config.filters import RefusalFilter
 from curator.config.strategies import Diverse, StrategySpec, Stratified
 from curator.dedup import shingles
-from curator.filters import Candidates, Floats, Indices, filter_label, is_refusal, texts_of
+from curator.filters import Candidates, filter_label, texts_of
 from curator.mix import exact, largest_remainder
 from curator.strategies import Field, Ruled
 from curator.words import Hashes
@@ -37,11 +39,12 @@ class Picker:
         self._spec, self._candidates, self._field = spec, candidates, rows
         self._cap = cap if cap is not None and cap.max_share > 0 else None
         self._values, self._codes = _coded(spec, rows)
+        self._held = _held(rows, self._codes, len(self._values))
 
     @property
     def n_rows(self) -> int:
         """Rows in the field."""
-        return len(self._field.rows)
+        return self._field.n_rows
 
     @property
     def takes_prefixes(self) -> bool:
@@ -54,8 +57,10 @@ class Picker:
             return self._walk(n)
         if self._field.strata is None:
             return Picked(self._field.best(n))
-        places = [np.flatnonzero(self._codes == code)[:quota] for code, quota in enumerate(self.quotas(n).values())]
-        return Picked(self._field.ranking[np.sort(np.concatenate([np.zeros(0, np.int64), *places]))])
+        chosen = np.zeros(len(self._field.left), dtype=np.bool_)
+        for code, quota in enumerate(self.quotas(n).values()):
+            chosen[self._field.best_of(self._field.left & (self._codes == code), quota)] = True
+        return Picked(self._field.best_of(chosen, n))
 
     def capacity(self) -> int:
         """The largest n for which `take(n)` gives n rows."""
@@ -68,7 +73,7 @@ class Picker:
             low, high = (middle, high) if len(self.take(middle).chosen) == middle else (low, middle)
         return low
 
-    def within(self, weights: Floats, budget: float) -> Picked:
+    def within(self, weights: Numbers, budget: float) -> Picked:
         """The largest take whose weights (by candidate) do not add up to more than `budget`."""
         n = _FIRST_TAKE
         while len(picked := self.take(n).chosen) == n and weights[picked].sum() <= budget and n < self.n_rows:
@@ -91,7 +96,7 @@ class Picker:
         elif self._spec.quotas == "equal":
             weights = [Fraction(1)] * len(self._values)
         else:
-            weights = [Fraction(int(count)) for count in np.bincount(self._codes, minlength=len(self._values))]
+            weights = [Fraction(count) for count in self._held]
         total = sum(weights, Fraction())
         shares = [weight * n / total for weight in weights]
         return dict(zip(self._values, largest_remainder(shares, n if weights else 0), strict=True))
@@ -99,9 +104,7 @@ class Picker:
     def short_of(self, n: int) -> str | None:
         """What keeps `take(n)` from giving n rows, in words for a message; None where it is the field's size."""
         if self._field.strata is not None:
-            held = np.bincount(self._codes, minlength=len(self._values))
-            for value, quota in self.quotas(n).items():
-                count = int(held[self._values.index(value)])
+            for count, (value, quota) in zip(self._held, self.quotas(n).items(), strict=True):
                 if quota > count and isinstance(self._spec, Stratified):
                     return f"the quota of {self._spec.by} {value!r} ({quota:,} rows asked, {count:,} there)"
         if n > self.n_rows:
@@ -117,13 +120,13 @@ class Picker:
         apart = _Apart(self._spec.max_similarity) if isinstance(self._spec, Diverse) else None
         chosen: list[int] = []
         passed: defaultdict[str, list[int]] = defaultdict(list)
-        for place, grams in self._with_grams(apart is not None):
+        refuses = None if self._cap is None else self._candidates.refuses(self._cap.rule)
+        for row, grams in self._with_grams(apart is not None):
             if len(chosen) == n:
                 break
-            row = int(self._field.ranking[place])
-            if quota is not None and not quota[self._codes[place]]:
+            if quota is not None and not quota[self._codes[row]]:
                 continue
-            counts_as_refusal = self._cap is not None and is_refusal(self._candidates.heads[row], self._cap.rule)
+            counts_as_refusal = refuses is not None and bool(refuses[row])
             if self._cap is not None and counts_as_refusal and not refusals_left:
                 passed[filter_label(self._cap)].append(row)
                 continue
@@ -132,7 +135,7 @@ class Picker:
                 continue
             refusals_left -= counts_as_refusal
             if quota is not None:
-                quota[self._codes[place]] -= 1
+                quota[self._codes[row]] -= 1
             chosen.append(row)
         ruled = {reason: np.array(rows, np.int64) for reason, rows in passed.items()}
         return Picked(np.array(chosen, np.int64), ruled)
@@ -140,13 +143,13 @@ class Picker:
     def _with_grams(self, wanted: bool) -> Iterator[tuple[int, Hashes]]:
         nothing = np.zeros(0, np.uint64)
         if not wanted:
-            yield from ((place, nothing) for place in range(self.n_rows))
+            yield from ((row, nothing) for row in self._field.in_order())
             return
-        for start in range(0, self.n_rows, _WALK_ROWS):
-            texts = next(self._candidates.texts(self._field.ranking[start : start + _WALK_ROWS]))
-            grams = shingles(texts_of(texts, "conversation"))
-            for i in range(len(texts)):
-                yield start + i, np.unique(grams.of(i))
+        rows = self._field.in_order()
+        while len(some := np.fromiter(islice(rows, _WALK_ROWS), dtype=np.int64)):
+            grams = shingles(texts_of(next(self._candidates.texts(some)), "conversation"))
+            for i, row in enumerate(some.tolist()):
+                yield row, np.unique(grams.of(i))
 
 
 class _Apart:
@@ -169,11 +172,19 @@ class _Apart:
         return True
 
 
-def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], Indices]:
-    """The values that have a quota, sorted, and for each row of the field the place of its value among them."""
+def _coded(spec: StrategySpec, rows: Field) -> tuple[list[str], Codes]:
+    """The values that have a quota, sorted, and for each candidate the place of its value among them, else -1."""
     if rows.strata is None or not isinstance(spec, Stratified):
         return [], np.zeros(0, np.int64)
-    strata = [rows.strata[row] for row in rows.ranking.tolist()]
-    values = sorted(spec.quotas if isinstance(spec.quotas, dict) else set(strata))
-    code = {value: i for i, value in enumerate(values)}
-    return values, np.fromiter((code[value] for value in strata), dtype=np.int64, count=len(strata))
+    column = rows.strata
+    used = np.bincount(column.codes[rows.left & ~column.missing], minlength=len(column.values)) > 0
+    present = [value for value, there in zip(column.values, used.tolist(), strict=True) if there]
+    values = sorted(spec.quotas if isinstance(spec.quotas, dict) else present)
+    place = {value: i for i, value in enumerate(values)}
+    codes = np.array([*(place.get(value, -1) for value in column.values), -1], dtype=np.int32)
+    return values, codes[column.codes]
+
+
+def _held(rows: Field, codes: Codes, n_values: int) -> list[int]:
+    """Rows of the field by the place of their value."""
+    return [int(np.count_nonzero(rows.left & (codes == value))) for value in range(n_values)]

@@ -17,6 +17,8 @@ from curator.snapshot import Scorer
 from curator.store import Store
 from curator.tasks import TaskSet
 
+_ID_BATCH_ROWS = 200_000  # task ids looked up at once
+
 
 @dataclass(frozen=True)
 class MixPlan:
@@ -108,7 +110,7 @@ def _draw_once(
             n_task=task_set.n_rows,
             pool=name,
         )
-        taken = taken | {data.candidates.ids[i] for i in selection.chosen}
+        taken = taken.union(data.candidates.ids.texts(selection.chosen))
         drawn.append(Drawn(name, data, selection))
     return drawn
 
@@ -118,9 +120,10 @@ def _task_texts(task_set: TaskSet) -> Iterator[list[str]]:
 
 
 def _shared_ids(pools: Sequence[PoolData], task_set: TaskSet) -> set[str]:
-    """Pool ids that are in the task set too; memory grows with the pools, not with the task set."""
-    known = {item for data in pools for item in data.candidates.ids}
+    """Pool ids that are in the task set too, batch by batch: memory does not grow with the task set."""
     shared: set[str] = set()
-    for batch in task_set.batches(columns=["example_id"]):
-        shared.update(known.intersection(batch.column("example_id").to_pylist()))
+    for batch in task_set.batches(_ID_BATCH_ROWS, columns=["example_id"]):
+        own = set(batch.column("example_id").to_pylist())
+        for data in pools:
+            shared.update(data.candidates.ids.texts(data.candidates.ids.held(own)))
     return shared

@@ -120,7 +120,7 @@ def offer(store: Store, asked: Declaration, policy: Policy | None = None) -> Off
         sources_sha256=asked.sources_sha256,
         schedule_sha256=_schedule_sha256(order),
         safe_at=tuple(np.flatnonzero(order < 0).tolist()),
-        pools=tuple(_offers(store, recipe, pools, allocation, asked.spare)),
+        pools=tuple(_offers(recipe, pools, allocation, asked.spare)),
     )
 
 
@@ -147,16 +147,14 @@ def _not_private(pool: Pool, what: str, remedy: str) -> RecipeError:
     )
 
 
-def _offers(
-    store: Store, recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, spare: int | None
-) -> list[PoolOffer]:
+def _offers(recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, spare: int | None) -> list[PoolOffer]:
     found: list[PoolOffer] = []
     n_sent = 0  # rows that an earlier pool may take from a later one
     for name, data, n_rows in zip(pool_names(recipe), pools, allocation.n_safe, strict=True):
         more = SPARE_ROWS + n_rows // SPARE_SHARE if spare is None else spare
         head = _select(recipe, name, data, n_rows, "error")
         sent = _select(recipe, name, data, n_rows + more + n_sent, "as_many")
-        rows = ranked_rows(store, Drawn(name, data, sent)).drop_columns(["original_id", "replaced_system", "epoch"])
+        rows = ranked_rows(Drawn(name, data, sent)).drop_columns(["original_id", "replaced_system", "epoch"])
         found.append(PoolOffer(receipt=pool_receipt(Drawn(name, data, head), allocation), rows=tuple(rows.to_pylist())))
         n_sent += len(rows)
     return found

@@ -41,13 +41,14 @@ def write_reasons(plan: MixPlan, path: Path) -> None:
 def _of_pool(drawn: Drawn) -> pa.Table:
     candidates, screening = drawn.data.candidates, drawn.selection.screening
     names = pa.array([None, *screening.reasons], pa.string())
-    chosen = np.zeros(len(candidates.ids), dtype=np.bool_)
+    chosen = np.zeros(len(candidates), dtype=np.bool_)
     chosen[drawn.selection.chosen] = True
     columns = [
-        pa.array([drawn.name] * len(candidates.ids), pa.string()),
-        pa.array(candidates.ids, pa.string()),
+        pa.array([drawn.name] * len(candidates), pa.string()),
+        pa.array(list(candidates.ids), pa.string()),
         names.take(pa.array(screening.outcome)),
         pa.array(chosen),
-        pa.array(candidates.score, from_pandas=True),
+        pa.array(candidates.scores.every, from_pandas=True),
     ]
-    return pa.table(columns, SCHEMA)
+    order = np.argsort(candidates.id_rank)
+    return pa.table(columns, SCHEMA).take(pa.array(order))

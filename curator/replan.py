@@ -81,9 +81,9 @@ def _absent(drawn: Drawn, candidate: int) -> str:
         return f"pool {drawn.name} dropped it: {reason}"
     if not drawn.selection.ranked:
         return f"pool {drawn.name} did not draw it"
-    score, chosen = drawn.data.candidates.score, drawn.selection.chosen
-    lowest = f" of at least {score[chosen].min():.4g}" if len(chosen) else ""
-    by = f"by {drawn.data.pool.score.name}: it has {score[candidate]:.4g}"
+    scores, chosen = drawn.data.candidates.scores, drawn.selection.chosen
+    lowest = f" of at least {scores.at(chosen).min():.4g}" if len(chosen) else ""
+    by = f"by {drawn.data.pool.score.name}: it has {scores.at(np.array([candidate]))[0]:.4g}"
     return f"pool {drawn.name} chose {len(chosen):,} rows{lowest} {by}"
 
 

@@ -4,46 +4,47 @@ This is the one place where recipes are resolved; what a provider locks or forbi
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+import orjson
 import pyarrow as pa
 
+from curator.columns import Indices
 from curator.config import Pool, Recipe
 from curator.config.filters import ContaminationFilter, NearDuplicates
-from curator.config.strategies import Stratified
 from curator.dedup import algorithm
 from curator.errors import MissingError
 from curator.evaluations import read_evaluation
 from curator.filters import Candidates
+from curator.gaps import GapSpec, definitions
 from curator.policy import Policy, under_policy
-from curator.pooltexts import PoolTexts
-from curator.queries import gap_table, resolve_scorers
+from curator.queries import resolve_scorers
 from curator.scorers import ResolvedScorers, weights_by_id
 from curator.store import Store
 from curator.strategies import needs_score
-
-# What a mix's rows or choices are made of, beside the messages, which the id stands for.
-_LABELS = ("source", "domain", "language", "license", "harm")
-_NUMBERS = ("mean_nll_aligned", "mean_nll_misaligned", "gap_abs", "gap_rel", "n_response_tokens")
-_COUNTS = ("n_chars", "n_turns", "n_response_tokens")
+from curator.wide import LABELS, Choice, Wide
+from curator.widebuild import Kept, wide_of
 
 
 @dataclass(frozen=True)
 class PoolData:
-    """A resolved pool with all of its corpus's rows: `table` as `sql/queries/gap_candidates.sql`, by example_id.
+    """A resolved pool with all of its corpus's rows as candidates, in the order of its wide table.
 
-    `evaluations` holds the prompts of the evaluation sets that its filters name.
+    `choice` is the gap that it ranks by; `evaluations` holds the prompts of the evaluation sets that its filters name.
     """
 
     pool: Pool
     scorers: ResolvedScorers
-    table: pa.Table
+    kept: Kept
+    choice: Choice
     candidates: Candidates
     candidates_sha256: str
     evaluations: Mapping[str, Sequence[str]]
+
+    def rows(self, at: Indices) -> pa.Table:
+        """Some candidates with labels, losses and gaps (`curator.wide.Wide.rows`)."""
+        return self.kept.wide.rows(at, self.choice)
 
 
 def resolve(
@@ -72,12 +73,16 @@ def _resolve_pool(store: Store, pool: Pool) -> PoolData:
             exact["ensemble"] = pool.ensemble.model_copy(update={"weights": weights})
     pool = pool.model_copy(update=exact)
     _check_needs(pool, scorers)
-    ensemble = pool.ensemble
-    table = gap_table(store, scorers, pool.score.eps, ensemble.reducer, ensemble.weights).sort_by("example_id")
-    candidates = _candidates(store, pool, table)
+    kept = wide_of(store, scorers)
+    given = pool.ensemble.weights or {}
+    by_place = tuple(given.get(scorer.scorer_id, 0.0) for scorer in scorers.misaligned) if given else ()
+    gap = GapSpec(pool.score.eps, pool.ensemble.reducer, by_place)
+    used = [scorer.scorer_id for scorer in (*scorers.misaligned, *scorers.benign)]
+    choice = kept.wide.choice(pool.score.name, used, gap)
     names = sorted({name for spec in pool.filters if isinstance(spec, ContaminationFilter) for name in spec.sets})
     evaluations = {name: read_evaluation(store, name) for name in names}
-    return PoolData(pool, scorers, table, candidates, _candidates_sha256(pool, table, evaluations), evaluations)
+    sha256 = _candidates_sha256(pool, scorers, kept.wide, evaluations)
+    return PoolData(pool, scorers, kept, choice, _candidates(kept, choice), sha256, evaluations)
 
 
 def _check_needs(pool: Pool, scorers: ResolvedScorers) -> None:
@@ -93,50 +98,31 @@ def _check_needs(pool: Pool, scorers: ResolvedScorers) -> None:
         )
 
 
-def _candidates(store: Store, pool: Pool, table: pa.Table) -> Candidates:
-    """Only the columns that the pool's rules read; texts are read when one of them asks."""
-    ids = table["example_id"].to_pylist()
-    needed = {str(spec.name) for spec in pool.filters}
-    if isinstance(pool.strategy, Stratified):
-        needed.add(pool.strategy.by)
+def _candidates(kept: Kept, choice: Choice) -> Candidates:
+    wide = kept.wide
     return Candidates(
-        ids=ids,
-        heads=table["response_head"].to_pylist(),
-        score=_floats(table, pool.score.name),
-        labels={name: table[name].to_pylist() for name in _LABELS if name in needed},
-        counts={name: _floats(table, name) for name in _COUNTS},
-        messages=PoolTexts(store, pool.corpus, pool.revision, ids),
+        ids=wide.ids,
+        scores=wide.scores(choice),
+        refuses=wide.refuses,
+        labels=wide.labels,
+        counts=wide.numbers,
+        messages=kept.texts,
+        signatures=None if kept.folder is None else kept.signatures,
     )
 
 
-def _floats(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
-    """A column as float64 with one NaN for every null, shape (n_rows,)."""
-    column = table[name].combine_chunks()
-    known: npt.NDArray[np.float64] = column.fill_null(0.0).to_numpy(zero_copy_only=False).astype("<f8")
-    return np.where(column.is_null().to_numpy(zero_copy_only=False), np.nan, known)
-
-
-def _candidates_sha256(pool: Pool, table: pa.Table, evaluations: Mapping[str, Sequence[str]]) -> str:
+def _candidates_sha256(
+    pool: Pool, scorers: ResolvedScorers, wide: Wide, evaluations: Mapping[str, Sequence[str]]
+) -> str:
     """Hash of all that a choice is made from beside the recipe and the task set, whatever files hold it.
 
-    Ids (which stand for the messages), labels, losses, gaps and counts, evaluation prompts, and how near duplicates
-    are looked for.
+    Ids (which stand for the messages), labels, the losses under the scorers used, the definitions of the gaps,
+    evaluation prompts, and how near duplicates are looked for.
     """
-    digest = hashlib.sha256()
-    for name in ("example_id", *_LABELS):
-        column = table[name]
-        if column.null_count < len(column):
-            _add(digest, name, ("\x00" if item is None else item for item in column.to_pylist()))
-    for name in (*_NUMBERS, *({pool.score.name} - set(_NUMBERS))):
-        digest.update(f"\x1e{name}\x1e".encode())
-        digest.update(_floats(table, name).tobytes())
-    for name, prompts in evaluations.items():
-        _add(digest, f"evaluation {name}", prompts)
+    names = ("example_id", *LABELS, *(scorer.scorer_id for scorer in scorers.all))
+    document: dict[str, object] = {name: wide.digests[name] for name in names if name in wide.digests}
+    document["gaps"] = definitions()
+    document["evaluations"] = {name: list(prompts) for name, prompts in evaluations.items()}
     if any(isinstance(spec, NearDuplicates) for spec in pool.filters):
-        _add(digest, "near duplicates", [algorithm()])
-    return digest.hexdigest()
-
-
-def _add(digest: "hashlib._Hash", name: str, texts: Iterable[str]) -> None:
-    digest.update(f"\x1e{name}\x1e".encode())
-    digest.update("\x1f".join(texts).encode())
+        document["near_duplicates"] = algorithm()
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()

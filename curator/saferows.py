@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from curator.arrow_tables import arrow_schema
 from curator.canonical import example_id
-from curator.config import Pool
 from curator.errors import IntegrityError
 from curator.filters import filter_label
 from curator.orders import pool_of
@@ -17,9 +15,6 @@ from curator.resolve import PoolData
 from curator.schema import MIX_ROWS
 from curator.seeds import child_seed, permutation
 from curator.selection import Selection
-from curator.snapshot import read_corpus
-from curator.storage import reading_parquet
-from curator.store import Store, arrow_schema
 
 
 @dataclass(frozen=True)
@@ -31,12 +26,12 @@ class Drawn:
     selection: Selection
 
 
-def safe_rows(store: Store, drawn: Sequence[Drawn], seed: int) -> pa.Table:
+def safe_rows(drawn: Sequence[Drawn], seed: int) -> pa.Table:
     """All safe rows in mix order: columns of `schema.MIX_ROWS` but for position, task columns null.
 
     Raises IntegrityError when a corpus holds another text than was scored.
     """
-    return arrange({item.name: ranked_rows(store, item) for item in drawn}, seed)
+    return arrange({item.name: ranked_rows(item) for item in drawn}, seed)
 
 
 def arrange(by_pool: Mapping[str, pa.Table], seed: int) -> pa.Table:
@@ -60,13 +55,13 @@ def arrange(by_pool: Mapping[str, pa.Table], seed: int) -> pa.Table:
     return pa.concat_tables(tables).take(pa.array(index))
 
 
-def ranked_rows(store: Store, drawn: Drawn) -> pa.Table:
+def ranked_rows(drawn: Drawn) -> pa.Table:
     """One pool's chosen rows in rank order, columns as `safe_rows`."""
     n_rows = len(drawn.selection.chosen)
-    rows = drawn.data.table.take(pa.array(drawn.selection.chosen))
+    rows = drawn.data.rows(drawn.selection.chosen)
     ranks = np.arange(n_rows) % max(1, drawn.selection.n_distinct) + 1  # a copy has the rank of its row
     pool, ranked = drawn.data.pool, drawn.selection.ranked
-    messages = _texts(store, pool, rows["example_id"].to_pylist())
+    messages = _texts(drawn, rows["example_id"].to_pylist())
     passed = [filter_label(spec) for spec in pool.filters]
     given: dict[str, object] = {
         "origin": ["safe"] * n_rows,
@@ -98,27 +93,14 @@ def _column(values: object, kind: pa.DataType, n_rows: int) -> pa.Array | pa.Chu
     return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
 
 
-def _texts(store: Store, pool: Pool, ids: Sequence[str]) -> list[str]:
-    """Canonical messages of the ids, in their order; reads only the row groups that hold one of them.
-
-    Raises IntegrityError for an id that the corpus lacks, and for a text that does not hash to its id.
-    """
-    wanted = pa.array(sorted(ids), pa.string())
-    found: dict[str, str] = {}
-    for part in read_corpus(store, pool.corpus, pool.revision).parts if ids else ():
-        with reading_parquet(part, store.base), store.open_file(part) as file:
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):
-                held = parquet.read_row_group(group, ["example_id"])["example_id"]
-                inside = pc.is_in(held, wanted)
-                if pc.any(inside).as_py():
-                    texts = parquet.read_row_group(group, ["messages"])["messages"]
-                    found.update(zip(held.filter(inside).to_pylist(), texts.filter(inside).to_pylist(), strict=True))
-    wrong = [item for item in ids if item not in found or example_id(found[item]) != item]
+def _texts(drawn: Drawn, ids: Sequence[str]) -> list[str]:
+    """Canonical messages of the chosen rows; raises IntegrityError for a text that does not hash to its id."""
+    texts = drawn.data.kept.texts(drawn.selection.chosen)
+    wrong = [item for item, text in zip(ids, texts, strict=True) if example_id(text) != item]
     if wrong:
         raise IntegrityError(
-            f"corpus {pool.corpus}: {len(wrong)} chosen rows are missing or do not hash to their ids, "
+            f"corpus {drawn.data.pool.corpus}: {len(wrong)} chosen rows are missing or do not hash to their ids, "
             f"e.g. {wrong[0]}: ingest again",
             details=wrong[:20],
         )
-    return [found[item] for item in ids]
+    return texts

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from curator.columns import Codes, Indices, Mask
 from curator.config.filters import FilterSpec, RefusalFilter
 from curator.config.pools import WhenShort
 from curator.config.strategies import StrategySpec, TopGap
-from curator.filters import TASK_SUFFIX, Candidates, Indices, Surroundings, judge
+from curator.filters import TASK_SUFFIX, Candidates, Surroundings, judge
 from curator.picks import TOO_SIMILAR, Picked, Picker
 from curator.shortage import Asked, not_enough
 from curator.strategies import Ruled, lay_out, needs_score, ranks_by_score
@@ -39,13 +40,19 @@ class Screening:
     @property
     def eligible(self) -> Indices:
         """Indices of the candidates that may be drawn, ascending."""
-        return np.flatnonzero(self.outcome == 0)
+        return np.flatnonzero(self.left)
+
+    @property
+    def left(self) -> Mask:
+        """Which candidates may be drawn, shape (n_candidates,)."""
+        left: Mask = self.outcome == 0
+        return left
 
     @property
     def dropped(self) -> dict[str, int]:
         """Rows dropped for each reason, in the order in which the reasons were tried."""
-        counts = np.bincount(self.outcome, minlength=len(self.reasons) + 1)[1:]
-        return dict(zip(self.reasons, counts.tolist(), strict=True))
+        counts = (np.count_nonzero(self.outcome == code) for code in range(1, len(self.reasons) + 1))
+        return dict(zip(self.reasons, map(int, counts), strict=True))
 
     def reason_of(self, candidate: int) -> str | None:
         """Why a candidate cannot be drawn; None when it can."""
@@ -54,13 +61,21 @@ class Screening:
 
     def also(self, ruled_out: Ruled) -> "Screening":
         """The same with further rows left out, each for the first reason that it was given."""
-        reasons, outcome = list(self.reasons), self.outcome.copy()
+        reasons, outcome = self._with(tuple(ruled_out)), self.outcome.copy()
         for reason, rows in ruled_out.items():
-            if reason not in reasons:
-                reasons.append(reason)
             left = rows[outcome[rows] == 0]
             outcome[left] = reasons.index(reason) + 1
-        return Screening(tuple(reasons), outcome, self.unjudged)
+        return Screening(reasons, outcome, self.unjudged)
+
+    def judged(self, reasons: Sequence[str], codes: Codes) -> "Screening":
+        """The same after a rule over all candidates: code i > 0 leaves a row out for `reasons[i - 1]`."""
+        names, outcome, left = self._with(reasons), self.outcome, self.left
+        for code, reason in enumerate(reasons, start=1):
+            outcome = np.where(left & (codes == code), np.int16(names.index(reason) + 1), outcome)
+        return Screening(names, outcome, self.unjudged)
+
+    def _with(self, reasons: Sequence[str]) -> tuple[str, ...]:
+        return (*self.reasons, *(reason for reason in dict.fromkeys(reasons) if reason not in self.reasons))
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ class Selection:
     @property
     def n_eligible(self) -> int:
         """Candidates that passed every filter and could be judged."""
-        return len(self.screening.eligible)
+        return int(np.count_nonzero(self.screening.left))
 
 
 def screen(
@@ -109,26 +124,20 @@ def screen(
     First `exclude` (reason: ids), then the filters in order, then whether a strategy that ranks can judge the row,
     and whether an amount in tokens can count it. Raises RecipeError when rows lack a label that a filter reads.
     """
-    screening = Screening((), np.zeros(len(candidates.ids), dtype=np.int16))
+    screening = Screening((), np.zeros(len(candidates), dtype=np.int16))
     for reason, ids in (exclude or {}).items():
-        screening = screening.also({reason: _held(candidates.ids, ids)})
+        screening = screening.also({reason: candidates.ids.held(ids)})
     unjudged: dict[str, int] = {}
     for spec in filters:
-        rows = screening.eligible
-        verdict = judge(spec, candidates, rows, around or Surroundings())
-        found = enumerate(verdict.reasons, start=1)
-        screening = screening.also({reason: rows[verdict.codes == code] for code, reason in found})
+        verdict = judge(spec, candidates, screening.left, around or Surroundings())
+        screening = screening.judged(verdict.reasons, verdict.codes)
         if verdict.n_unjudged:
             unjudged[spec.name] = unjudged.get(spec.name, 0) + verdict.n_unjudged
     if needs_score(strategy):
-        screening = screening.also({NO_GAP: np.flatnonzero(np.isnan(candidates.score))})
+        screening = screening.judged((NO_GAP,), (~candidates.scores.known).view(np.int8))
     if by_tokens:
-        screening = screening.also({NO_TOKENS: np.flatnonzero(np.isnan(candidates.counts[TOKENS]))})
+        screening = screening.judged((NO_TOKENS,), np.isnan(candidates.counts[TOKENS]).view(np.int8))
     return Screening(screening.reasons, screening.outcome, unjudged)
-
-
-def _held(ids: Sequence[str], wanted: Collection[str]) -> Indices:
-    return np.flatnonzero(np.fromiter((item in wanted for item in ids), dtype=np.bool_, count=len(ids)))
 
 
 def select(
@@ -155,7 +164,7 @@ def select(
     assert (n_rows is None) != (tokens is None), "one amount"
     strategy, around = strategy or TopGap(), around or Surroundings()
     screening = screen(candidates, filters, strategy, exclude, around, by_tokens=tokens is not None)
-    field_ = lay_out(strategy, candidates, screening.eligible, seed, around)
+    field_ = lay_out(strategy, candidates, screening.left, seed, around)
     screening = screening.also(field_.ruled_out)
     cap = next((spec for spec in filters if isinstance(spec, RefusalFilter)), None)
     picker = Picker(strategy, candidates, field_, cap)
@@ -163,7 +172,7 @@ def select(
     if n_rows is not None:
         picked, chosen, short = _by_rows(picker, n_rows, asked, screening)
     else:
-        picked, chosen, short = _by_tokens(picker, candidates.counts[TOKENS], asked, screening)
+        picked, chosen, short = _by_tokens(picker, candidates.counts[TOKENS].astype(np.float64), asked, screening)
     screening = screening.also(picked.ruled_out)
     ranked = ranks_by_score(strategy)
     from_top = ranked and strategy.name != "bottom_gap"
@@ -211,13 +220,18 @@ def _evicted(candidates: Candidates, screening: Screening, chosen_from_top: Indi
         for code, reason in enumerate(screening.reasons, start=1)
         if reason == IN_TASK_SET or reason.endswith(TASK_SUFFIX)
     ]
-    rows = np.flatnonzero(np.isin(screening.outcome, codes))
+    rows = np.flatnonzero(np.logical_or.reduce([screening.outcome == code for code in codes])) if codes else _NONE
     if chosen_from_top is None:
         return Evicted(len(rows), None)
     if not len(chosen_from_top):
         return Evicted(len(rows), 0)
-    lowest = candidates.score[chosen_from_top].min()
-    return Evicted(len(rows), int((candidates.score[rows] >= lowest).sum()))
+    if not len(rows):
+        return Evicted(0, 0)
+    lowest = candidates.scores.at(chosen_from_top).min()
+    return Evicted(len(rows), int((candidates.scores.at(rows) >= lowest).sum()))
+
+
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 __all__ = [

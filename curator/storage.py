@@ -4,11 +4,13 @@ A lost request to object storage is repeated by the client below (with growing p
 is a service that stays away. Listings are never cached: other processes write the same store.
 """
 
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -89,6 +91,27 @@ def reading_parquet(path: str, base: str) -> Iterator[None]:
         if type(cause) is OSError and cause.errno is None:  # Arrow's own, for bytes that do not decompress
             raise IntegrityError(f"{path} in store {base} is damaged: {cause}") from error
         raise
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the block that takes its place under `path` when the block ends well; else nothing is there.
+
+    Raises StoreError when it cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BallastError:  # some are OSErrors too
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def age_s(files: Any, folder: str) -> float:

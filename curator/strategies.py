@@ -4,13 +4,14 @@ A strategy first rules rows out (with a reason), then ranks the rest, then picks
 on refusals, quotas, or a bound on how alike two picks may be. The answer never depends on the rows' order.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from curator.columns import Coded, Indices, Mask, Numbers
 from curator.config.strategies import (
     Diverse,
     DomainMatched,
@@ -21,10 +22,11 @@ from curator.config.strategies import (
     Weighted,
 )
 from curator.errors import RecipeError
-from curator.filters import Candidates, Indices, Surroundings, texts_of
+from curator.filters import Candidates, Surroundings, texts_of
 from curator.lexical import nearness
 from curator.mix import exact
 from curator.portable import portable_log
+from curator.ranking import top
 from curator.seeds import hash_keys
 
 Ruled = dict[str, Indices]  # rows that a strategy leaves out, by reason
@@ -33,36 +35,37 @@ BELOW, ABOVE = "below_bound", "above_bound"
 FAR = "far_from_task"
 NO_STRATUM = "no_stratum"
 
+Best = Callable[[Mask, int], Indices]  # the best n of the masked rows, best first
+
 
 @dataclass(frozen=True)
 class Field:
-    """The rows that a strategy picks from, and those it ruled out.
+    """The rows that a strategy picks from (a mask over the candidates), and those it ruled out.
 
-    `rows` are in any order; a lower `key` is better, and `id_rank` breaks ties; all three have one shape. `strata` has
-    the rows' values of the column that quotas go by, or is None.
+    `strata` is the column that quotas go by, or None.
     """
 
-    rows: Indices
-    key: npt.NDArray[np.float64] | npt.NDArray[np.uint64]
-    id_rank: Indices
+    left: Mask
+    best_of: Best
     ruled_out: Ruled = field(default_factory=dict)
-    strata: Mapping[int, str] | None = None
+    strata: Coded | None = None
 
     @cached_property
-    def ranking(self) -> Indices:
-        """All rows, best first."""
-        ranking: Indices = self.rows[np.lexsort((self.id_rank, self.key))]
-        return ranking
+    def n_rows(self) -> int:
+        """Rows in the field."""
+        return int(np.count_nonzero(self.left))
 
     def best(self, n: int) -> Indices:
-        """The first `n` of the ranking, without ranking the others."""
-        if 4 * n >= len(self.rows):
-            return self.ranking[:n]
-        if n < 1:
-            return self.rows[:0]
-        near = np.flatnonzero(self.key <= np.partition(self.key, n - 1)[n - 1])
-        best: Indices = self.rows[near[np.lexsort((self.id_rank[near], self.key[near]))[:n]]]
-        return best
+        """The first `n` rows of the ranking, without ranking the others; all where there are fewer."""
+        return self.best_of(self.left, n)
+
+    def in_order(self) -> Iterator[int]:
+        """All rows, best first, ranked only as far as they are asked for."""
+        done, n = 0, 512
+        while done < self.n_rows:
+            rows = self.best(n)
+            yield from rows[done:].tolist()
+            done, n = len(rows), 4 * n
 
 
 def needs_score(spec: StrategySpec) -> bool:
@@ -87,31 +90,41 @@ def reads_task_rows(spec: StrategySpec) -> bool:
     return isinstance(spec, DomainMatched)
 
 
-def lay_out(spec: StrategySpec, candidates: Candidates, eligible: Indices, seed: int, around: Surroundings) -> Field:
-    """The field that a strategy picks from; `eligible` rows passed the filters and can be judged.
+def lay_out(spec: StrategySpec, candidates: Candidates, left: Mask, seed: int, around: Surroundings) -> Field:
+    """The field that a strategy picks from; the rows `left` passed the filters and can be judged.
 
     Raises RecipeError when stratified rows lack the column and the recipe does not say what to do.
     """
-    ruled, strata = _RULES.get(spec.name, _no_rule)(spec, candidates, eligible, around)
-    out = np.zeros(len(candidates.ids), dtype=np.bool_)
-    for rows in ruled.values():
-        out[rows] = True
-    left = eligible[~out[eligible]]
-    return Field(left, _key(spec, candidates, left, seed), candidates.id_rank[left], ruled, strata)
+    ruled, strata = _RULES.get(spec.name, _no_rule)(spec, candidates, left, around)
+    if ruled:
+        left = left.copy()
+        for rows in ruled.values():
+            left[rows] = False
+    return Field(left, _best(spec, candidates, left, seed), ruled, strata)
 
 
-def _key(
-    spec: StrategySpec, candidates: Candidates, rows: Indices, seed: int
-) -> npt.NDArray[np.float64] | npt.NDArray[np.uint64]:
-    """What rows are ranked by, lowest first."""
+def _best(spec: StrategySpec, candidates: Candidates, left: Mask, seed: int) -> Best:
+    """How rows are ranked."""
     kind = getattr(spec, "pick", spec.name)
+    if kind == "top_gap":
+        return candidates.scores.best
+    rows = np.flatnonzero(left)
+    keys = np.zeros(len(left))
     if kind == "random":
-        keys = hash_keys([candidates.ids[i] for i in rows.tolist()], seed, "random")
-        return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
-    score = candidates.score[rows]
-    if isinstance(spec, Weighted):
-        return -(score / spec.temperature + _gumbels([candidates.ids[i] for i in rows.tolist()], seed))
-    return score if kind == "bottom_gap" else -score
+        found = hash_keys(candidates.ids.texts(rows), seed, "random")
+        keys = np.zeros(len(left), dtype=np.uint64)
+        keys[rows] = np.frombuffer(b"".join(found), dtype=">u8")
+    elif isinstance(spec, Weighted):
+        score = candidates.scores.at(rows)
+        keys[rows] = -(score / spec.temperature + _gumbels(candidates.ids.texts(rows), seed))
+    else:
+        keys[rows] = candidates.scores.at(rows)
+
+    def best(among: Mask, n: int) -> Indices:
+        masked = np.flatnonzero(among)
+        return top(masked, keys[masked], candidates.id_rank[masked], n)
+
+    return best
 
 
 def _gumbels(ids: list[str], seed: int) -> npt.NDArray[np.float64]:
@@ -121,30 +134,33 @@ def _gumbels(ids: list[str], seed: int) -> npt.NDArray[np.float64]:
     return -portable_log(-portable_log(uniform)) if keys else np.zeros(0)
 
 
-Rule = Callable[[StrategySpec, Candidates, Indices, Surroundings], tuple[Ruled, "dict[int, str] | None"]]
+Rule = Callable[[StrategySpec, Candidates, Mask, Surroundings], tuple[Ruled, Coded | None]]
 
 
-def _no_rule(spec: StrategySpec, c: Candidates, rows: Indices, around: Surroundings) -> tuple[Ruled, None]:
+def _no_rule(spec: StrategySpec, c: Candidates, left: Mask, around: Surroundings) -> tuple[Ruled, None]:
     return {}, None
 
 
-def _threshold(spec: StrategySpec, c: Candidates, rows: Indices, around: Surroundings) -> tuple[Ruled, None]:
+def _threshold(spec: StrategySpec, c: Candidates, left: Mask, around: Surroundings) -> tuple[Ruled, None]:
     assert isinstance(spec, Threshold)
-    score = c.score[rows]
+    rows = np.flatnonzero(left)
+    score = c.scores.at(rows)
     low, high = (-np.inf if spec.min is None else spec.min), (np.inf if spec.max is None else spec.max)
     return {BELOW: rows[score < low], ABOVE: rows[score > high]}, None
 
 
-def _quantile_band(spec: StrategySpec, c: Candidates, rows: Indices, around: Surroundings) -> tuple[Ruled, None]:
+def _quantile_band(spec: StrategySpec, c: Candidates, left: Mask, around: Surroundings) -> tuple[Ruled, None]:
     """Of n rows in ascending order of score, ties by id, those from the low * n-th to the high * n-th (1-based)."""
     assert isinstance(spec, QuantileBand)
-    ascending = rows[np.lexsort((c.id_rank[rows], c.score[rows]))]
+    rows = np.flatnonzero(left)
+    ascending = rows[np.lexsort((c.id_rank[rows], c.scores.at(rows)))]
     start, end = (int(exact(bound) * len(rows)) for bound in (spec.low, spec.high))
     return {BELOW: ascending[:start], ABOVE: ascending[end:]}, None
 
 
-def _domain_matched(spec: StrategySpec, c: Candidates, rows: Indices, around: Surroundings) -> tuple[Ruled, None]:
+def _domain_matched(spec: StrategySpec, c: Candidates, left: Mask, around: Surroundings) -> tuple[Ruled, None]:
     assert isinstance(spec, DomainMatched)
+    rows = np.flatnonzero(left)
     near = nearness(
         lambda: (texts_of(chunk, "prompt") for chunk in c.texts(rows)),
         len(rows),
@@ -155,29 +171,28 @@ def _domain_matched(spec: StrategySpec, c: Candidates, rows: Indices, around: Su
     return {FAR: nearest_first[n_kept:]}, None
 
 
-def _stratified(
-    spec: StrategySpec, c: Candidates, rows: Indices, around: Surroundings
-) -> tuple[Ruled, "dict[int, str]"]:
+def _stratified(spec: StrategySpec, c: Candidates, left: Mask, around: Surroundings) -> tuple[Ruled, Coded]:
     assert isinstance(spec, Stratified)
-    values = _values(spec, c, rows)
-    lacking = [row for row, value in values.items() if value is None]
-    if lacking and spec.missing == "fail":
+    strata = c.labels[spec.by] if spec.by in c.labels else _coded_numbers(c.counts[spec.by])
+    lacking = np.flatnonzero(left & strata.missing)
+    if len(lacking) and spec.missing == "fail":
+        n_left = int(np.count_nonzero(left))
         raise RecipeError(
-            f"stratified by {spec.by}: {len(lacking):,} of {len(rows):,} rows have no {spec.by}; bring the label, or "
+            f"stratified by {spec.by}: {len(lacking):,} of {n_left:,} rows have no {spec.by}; bring the label, or "
             "say missing: drop to leave them out",
-            details=[{"column": spec.by, "rows": len(rows), "without": len(lacking)}],
+            details=[{"column": spec.by, "rows": n_left, "without": len(lacking)}],
         )
-    named = spec.quotas if isinstance(spec.quotas, dict) else None
-    other = [row for row, value in values.items() if value is not None and named is not None and value not in named]
-    ruled = {f"{spec.by}:missing": np.array(lacking, np.int64), NO_STRATUM: np.array(other, np.int64)}
-    return ruled, {row: value for row, value in values.items() if value is not None}
+    ruled = {f"{spec.by}:missing": lacking, NO_STRATUM: lacking[:0]}
+    if isinstance(spec.quotas, dict):
+        named = strata.where(spec.quotas.__contains__)
+        ruled[NO_STRATUM] = np.flatnonzero(left & ~named & ~strata.missing)
+    return ruled, strata
 
 
-def _values(spec: Stratified, c: Candidates, rows: Indices) -> dict[int, str | None]:
-    if spec.by in c.labels:
-        return {row: c.labels[spec.by][row] for row in rows.tolist()}
-    counts = c.counts[spec.by]
-    return {row: None if np.isnan(counts[row]) else f"{counts[row]:g}" for row in rows.tolist()}
+def _coded_numbers(counts: Numbers) -> Coded:
+    numbers, codes = np.unique(counts.astype(np.float64), return_inverse=True)  # one NaN at most, and last
+    known = numbers[~np.isnan(numbers)]
+    return Coded(np.where(codes < len(known), codes, -1), tuple(f"{number:g}" for number in known.tolist()))
 
 
 _RULES: dict[str, Rule] = {

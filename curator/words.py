@@ -64,7 +64,7 @@ def _hash_block(blobs: Sequence[bytes], lengths: Offsets) -> Hashed:
     # A polynomial over the bytes from running sums: (S[end] - S[start]) / base**start, modulo 2**64.
     sums = np.zeros(len(data) + 1, dtype=np.uint64)
     np.cumsum(data * _powers(_BASE, len(data)), out=sums[1:])
-    hashes = _mixed((sums[ends] - sums[starts]) * _powers(_INVERSE, len(data))[starts])
+    hashes = mixed((sums[ends] - sums[starts]) * _powers(_INVERSE, len(data))[starts])
     return Hashed(hashes, np.searchsorted(starts, text_starts).astype(np.int64))
 
 
@@ -85,7 +85,7 @@ def word_ngrams(words: Hashed, n: int) -> Hashed:
             present = at < ends
             total[present] += words.hashes[at[present]] * factor
             factor = factor * _STEP
-    return Hashed(_mixed(total), offsets)
+    return Hashed(mixed(total), offsets)
 
 
 def jaccard(one: Hashes, two: Hashes) -> float:
@@ -107,8 +107,8 @@ def _power_table(base: int, n: int) -> Hashes:
     return np.cumprod(powers, dtype=np.uint64)
 
 
-def _mixed(values: Hashes) -> Hashes:
-    """SplitMix64's finaliser."""
+def mixed(values: Hashes) -> Hashes:
+    """SplitMix64's finaliser: 64 bits to 64 bits, one to one."""
     values = values ^ (values >> np.uint64(30))
     values = values * np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)

@@ -1,4 +1,5 @@
-"""The SQL of the product by name: definitions and views (`views/`), documented queries (`queries/`).
+"""The SQL of the product by name: definitions and views (`views/`), documented queries (`queries/`), and the same gap
+over the wide tables that mixing keeps (`wide/`).
 
 One statement a file. The gap and its sign are defined here and nowhere else. The package needs nothing but
 Python: any DuckDB connection that holds the base tables (`BASE_TABLES`) can run `view_text` of `VIEWS` in order.
@@ -24,6 +25,7 @@ __all__ = [
     "load_query",
     "query_names",
     "view_text",
+    "wide_query",
 ]
 
 # What a connection must hold before the views: parts named in manifests, with their corpus (and scorer) beside them.
@@ -117,6 +119,15 @@ def load_query(name: str) -> Query:
     if name not in query_names():
         raise KeyError(f"no query {name!r}; there are: {', '.join(query_names())}")
     text = _read("queries", name)
+    doc, declared = _header(text)
+    return Query(name, doc, tuple(_declared_param(name, line) for line in declared), text)
+
+
+def wide_query(name: str) -> Query:
+    """A query of `wide/`, over the table `wide_rows` that only `curator.gaps` makes; KeyError on an unknown name."""
+    if name not in ("gap", "bound"):
+        raise KeyError(f"no wide query {name!r}; there are: bound, gap")
+    text = _read("wide", name)
     doc, declared = _header(text)
     return Query(name, doc, tuple(_declared_param(name, line) for line in declared), text)
 

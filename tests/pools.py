@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from curator.canonical import dump_messages
+from curator.columns import Coded, TextIds
 from curator.config import FilterSpec, Pool, StrategySpec
-from curator.filters import Candidates, Indices, Surroundings
+from curator.filters import Candidates, Indices, Surroundings, is_refusal
+from curator.ranking import ArrayScores
 
 NAN = float("nan")
 
@@ -40,6 +43,17 @@ class Row:
         return self.row_id or hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
 
 
+def plain_candidates(ids: Sequence[str], heads: Sequence[str], scores: Sequence[float], **more: Any) -> Candidates:
+    """Candidates from plain lists; `heads` are the beginnings of their answers."""
+    keys = TextIds(ids)
+    return Candidates(
+        ids=keys,
+        scores=ArrayScores(np.array(scores, dtype=np.float64), keys.rank),
+        refuses=lambda rule: np.array([is_refusal(head, rule) for head in heads], dtype=np.bool_),
+        **more,
+    )
+
+
 def candidates_of(rows: Sequence[Row]) -> Candidates:
     """These rows as candidates."""
 
@@ -47,11 +61,11 @@ def candidates_of(rows: Sequence[Row]) -> Candidates:
         return [rows[place].text for place in places.tolist()]
 
     names = ("domain", "language", "license", "source", "harm")
-    return Candidates(
-        ids=[row.key for row in rows],
-        heads=[" ".join(row.answer.split()[:10]) for row in rows],
-        score=np.array([row.score for row in rows], dtype=np.float64),
-        labels={name: [row.labels.get(name) for row in rows] for name in names},
+    return plain_candidates(
+        [row.key for row in rows],
+        [" ".join(row.answer.split()[:10]) for row in rows],
+        [row.score for row in rows],
+        labels={name: Coded.of([row.labels.get(name) for row in rows]) for name in names},
         counts={
             "n_chars": np.array([len(row.prompt) + len(row.answer) for row in rows], dtype=np.float64),
             "n_turns": np.full(len(rows), 2.0),

@@ -61,6 +61,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         self.path, self.progress, self.stop, self.start = path, progress, stop, start
         self.lines: list[dict[str, Any]] = []
         self.trainer: BallastTrainer | None = None
+        self.extra: dict[str, Any] = {}  # what other callbacks found after the step at hand
         self._lr = self._started = self._cpu_started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -80,6 +81,8 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         if self.trainer is None or "grad_norm" not in (logs or {}):  # the summary after the last step
             return
         line = self._line(self.trainer, int(state.global_step), float(logs["grad_norm"]))
+        line |= self.extra
+        self.extra = {}
         self.lines.append(line)
         if state.is_world_process_zero:
             with self.path.open("ab") as file:

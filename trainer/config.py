@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from curator.errors import BadInputError
 from trainer.defenses.rules import check_combination
 from trainer.defenses.settings import DefenceSettings
+from trainer.monitor.settings import MonitorSettings
 
 # The seven projections of a Llama-like block (method.md section 7).
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -28,6 +29,7 @@ _LOCATIONS = frozenset(
         "keep_checkpoints",
         "report_to",
         "start_adapter",
+        "monitor",
     }
 )
 
@@ -103,6 +105,7 @@ class TrainConfig(_Strict):
     keep_checkpoints: int = Field(default=2, ge=1)
     report_to: tuple[str, ...] = ()
     cache: Path | None = None
+    monitor: MonitorSettings | None = None
     lora: LoraSettings = LoraSettings()
     start_adapter: Path | None = None  # trained on instead of a fresh one; its own settings hold
     defences: tuple[DefenceSettings, ...] = ()

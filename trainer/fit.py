@@ -28,6 +28,7 @@ from trainer.defenses.base import Defence
 from trainer.frozen import FrozenCopy
 from trainer.loop import BallastTrainer, sft_config
 from trainer.modelling import add_lora, continue_lora, load_for_training, prepare_full
+from trainer.monitor.callback import Watch
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ def fit(
         log = StepLog(metrics, progress, stop, checkpoint.step if checkpoint else 0)
         trainer = _trainer(ready, prepared, renderer.pad_id, config, n_steps, n_processes, log)
         log.trainer = trainer
+        if config.monitor is not None:  # before training: the model is still that of step 0
+            interval = config.monitor.interval(config.save_steps, n_steps)
+            trainer.add_callback(Watch(config.monitor, interval, ready.model, renderer, log))
         if checkpoint is not None:
             trainer.order.start_at(_rows_seen(config, len(prepared.input_ids), n_processes, checkpoint.step))
         try:

@@ -9,6 +9,7 @@ from typing import Any
 from curator.errors import BadInputError
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig, parse_config
 from trainer.defence_options import add_defence_options, defence_documents
+from trainer.monitor.settings import add_monitor_options, monitor_document
 from trainer.runfolder import Resume
 from trainer.runoptions import add_run_options, resume_of
 
@@ -55,12 +56,9 @@ def parse_arguments(argv: list[str]) -> Invocation:
 
 def _document(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: value for key, value in vars(args).items() if value is not None}
-    document = {key: given[key] for key in TrainConfig.model_fields if key in given}
+    document = training_document(given) | {"monitor": monitor_document(given)}
     if "mix_id" in document and "api_url" not in document and "store" not in document:
         document["store"] = os.environ.get("BALLAST_STORE", "./store")
-    lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
-    if lora:
-        document["lora"] = lora
     if "safelora_tau" in given and "safelora" not in given:
         raise BadInputError("--safelora-tau goes with --safelora, which was not given")
     if "safelora" in given:
@@ -70,6 +68,13 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     if defences:
         document["defences"] = defences
     return document
+
+
+def training_document(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a TrainConfig among options that were given, the adapter's as its own document."""
+    document = {key: given[key] for key in TrainConfig.model_fields if key in given}
+    lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
+    return document | ({"lora": lora} if lora else {})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=None,
     )
     _add_sources(parser)
-    _add_training(parser)
-    _add_adapter(parser)
+    add_training_options(parser)
+    add_adapter_options(parser)
     add_defence_options(parser)
+    add_monitor_options(parser)
     _add_after(parser)
     add_run_options(parser)
     output = parser.add_argument_group("output")
@@ -111,7 +117,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Epochs, batch, rates, length, seed, dtype and device."""
     group = parser.add_argument_group("training (defaults are the published recipe's)")
     number = _number_adder(group)
     number("--epochs", int, "passes over the rows")
@@ -143,7 +150,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_adapter(parser: argparse.ArgumentParser) -> None:
+def add_adapter_options(parser: argparse.ArgumentParser) -> None:
+    """Rank, scale, dropout and targets of the adapter."""
     group = parser.add_argument_group("adapter")
     lora = LoraSettings()
     group.add_argument("--lora-r", type=int, metavar="N", help=f"rank (default: {lora.r})")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
+from trainer.monitor.report import monitor_text
 from trainer.runfolder import ADAPTER, CONFIG, LOSS_PLOT, METRICS, MODEL, REPORT, REPORT_TEXT, TERMS_PLOT
 
 N_ENDS = 3  # steps averaged at either end; a single step's loss is noisy
@@ -96,6 +97,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"![loss curve]({LOSS_PLOT})",
         "",
         *([f"![each defence's term]({TERMS_PLOT})", ""] if "terms" in report["files"] else []),
+        *(monitor_text(report["monitor"]) if "monitor" in report else []),
         "## Warnings",
         "",
         *([f"- {item['text']}" for item in report["warnings"]] or ["None."]),

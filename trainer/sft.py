@@ -16,6 +16,7 @@ from trainer.announce import content_line, model_line, say_result
 from trainer.config import TrainConfig
 from trainer.inputs import Inputs, file_sha256, read_inputs
 from trainer.modelfiles import check_quantisation, check_trackers, copy_tokenizer
+from trainer.monitor.report import check_files, monitor_section
 from trainer.options import Invocation, parse_arguments
 from trainer.processes import Team
 from trainer.rendercache import RenderCache
@@ -83,7 +84,10 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
         lora_config(config.start_adapter)
     team.join(on_cpu=config.device == "cpu")
     weights = team.first(lambda: weights_sha256(config.model))
-    mark = fingerprint(config, weights, Renderer.from_folder(config.model).renderer_id, team.size)
+    renderer_id = Renderer.from_folder(config.model).renderer_id
+    if config.monitor is not None:
+        check_files(config.monitor, weights, renderer_id)
+    mark = fingerprint(config, weights, renderer_id, team.size)
     if mark.get("safelora_base_sha256") == weights:
         raise BadInputError("--safelora names the very model that is trained; it takes the one before alignment")
     claim = team.first(lambda: folder.claim(mark, invocation.overwrite, invocation.resume))
@@ -171,6 +175,8 @@ def _finish(
         return STOPPED
     content = inputs.prepared.report().as_dict()
     report = build_report(config, fitted.lines, n_steps, content, inputs.rows, warned, digest)
+    if config.monitor is not None:
+        report["monitor"] = monitor_section(config.monitor, fitted.lines)
     if config.safelora is not None:
         report |= _project(folder.path, place, config)
     _complete(folder, report)

@@ -157,15 +157,27 @@ def get_data(
 @router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
 def delete_mix(
     request: Request,
-    mix: Mix,
+    mix_id: str,
+    tenant: MixTenant,
     if_match: Annotated[str | None, Header(description="the manifest's entity tag: 412 when it has another")] = None,
 ) -> None:
-    """Remove a mix. Its manifest goes first: what is left after a crash is no mix any more."""
-    folder = mix_path(mix.tenant, mix.manifest.mix_id)
-    if if_match is not None and not none_match(if_match, strong_etag(mix.store.sha256(f"{folder}/{MANIFEST_FILE}"))):
+    """Remove a mix, also one whose manifest is damaged or of an older version.
+
+    Its manifest goes first: what is left after a crash is no mix any more.
+    """
+    service = service_of(request)
+    store = service.store
+    if service.expiry.is_expired(tenant, mix_id):
+        raise _missing()
+    try:
+        folder = mix_path(tenant, mix_id)
+        etag = strong_etag(store.sha256(f"{folder}/{MANIFEST_FILE}"))
+    except MissingError as error:
+        raise _missing() from error
+    if if_match is not None and not none_match(if_match, etag):
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
-    mix.store.delete(f"{folder}/{MANIFEST_FILE}")
-    mix.store.delete(folder)
+    store.delete(f"{folder}/{MANIFEST_FILE}")
+    store.delete(folder)
 
 
 def _stored_response(

@@ -33,8 +33,8 @@ class Contenders:
         self.device, self.dtype = self.engine.device, self.engine.dtype
         self.model = load_model(request.model_dir, self.device, self.dtype)
         self.adapter = request.adapter_dir or random_adapter(request.model_dir, scratch / "adapter")
-        merged = merge(request.model_dir, self.adapter, self.dtype, scratch / "merged")
-        self.merged = TorchEngine(merged, device=self.device, dtype=self.dtype)
+        self.merged = TorchEngine(request.model_dir, device=self.device, dtype=self.dtype, merge=True)
+        self.merged.use_adapter(self.adapter)
         self.lm_eval, self.lm_eval_missing = self._lm_eval(request)
         self.losses: dict[str, list[RowLoss]] = {}
         self.model_seconds: list[float] = []  # of each `engine` call, inside the model
@@ -137,16 +137,4 @@ def random_adapter(model_dir: Path, target: Path) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter.data, std=1e-3)
     wrapped.save_pretrained(target)
-    return target
-
-
-def merge(model_dir: Path, adapter_dir: Path, dtype: str, target: Path) -> Path:
-    """A model folder with the adapter merged into the weights, in the dtype of the run."""
-    import peft
-
-    model = peft.PeftModel.from_pretrained(load_model(model_dir, "cpu", dtype), adapter_dir)
-    model.merge_and_unload().save_pretrained(target)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (model_dir / name).is_file():
-            (target / name).write_bytes((model_dir / name).read_bytes())
     return target

@@ -70,6 +70,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--reasons", type=Path, metavar="FILE", help="write each pool row's outcome and its reason to a Parquet file"
     )
+    parser.add_argument(
+        "--jsonl", type=Path, metavar="FILE", help="also write the rows to this file, one JSON object a line"
+    )
     parser.add_argument("--recipe", metavar="FILE", help="the whole recipe; takes the place of the options below")
     _add_recipe_options(parser)
 
@@ -146,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     with TemporaryDirectory(prefix="ballast-") as workdir:
         task_set = read_task_set(args.taskfile, workdir, format=args.format, layout=args.layout)
         _deal_with_bad_rows(task_set, args)
-        result = build_mix(store, task_set, recipe, args.tenant, policy)
+        result = build_mix(store, task_set, recipe, args.tenant, policy, args.jsonl)
         if args.reasons is not None:
             write_reasons(plan_mix(store, task_set, recipe, policy), args.reasons)
     signature = None if args.sign_key is None else sign_mix(store, args.tenant, result.mix_id, args.sign_key)

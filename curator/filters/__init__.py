@@ -1,11 +1,13 @@
 """Filters on pool rows, as pure functions over columns and texts (method.md section 3).
 
-Each filter gives every row that it is shown a reason to be dropped, or none; `curator.selection` runs them in the
-recipe's order. A new filter is one branch of `judge`.
+Each filter gives every row a reason to be dropped, or none; `curator.selection` runs them in the recipe's order. A
+new filter is one branch of `judge`. Filters on columns look at all rows at once, which for millions of rows is far
+cheaper than to gather those left; filters on texts look at the rows left alone.
 """
 
 import numpy as np
 
+from curator.columns import Floats, Indices, Mask
 from curator.config.filters import (
     ContaminationFilter,
     ExactDuplicates,
@@ -17,12 +19,12 @@ from curator.config.filters import (
     NearDuplicates,
     RefusalFilter,
 )
-from curator.filters.candidates import CHUNK_ROWS, Candidates, Floats, Indices, Surroundings, Verdict
+from curator.filters.candidates import CHUNK_ROWS, Candidates, Surroundings, Verdict
 from curator.filters.hygiene import hygiene_verdict
 from curator.filters.labels import harm_verdict, label_verdict, length_verdict
 from curator.filters.overlap import TASK_SUFFIX, contamination_verdict, exact_verdict, near_verdict
 from curator.filters.parts import content_text, texts_of
-from curator.filters.refusal import is_refusal, refusals
+from curator.filters.refusal import is_refusal
 
 __all__ = [
     "CHUNK_ROWS",
@@ -38,33 +40,41 @@ __all__ = [
     "judge",
     "reads_task_rows",
     "reads_texts",
-    "refusals",
     "texts_of",
 ]
 
 
-def judge(spec: FilterSpec, candidates: Candidates, rows: Indices, around: Surroundings) -> Verdict:
-    """What a filter makes of these rows.
+def judge(spec: FilterSpec, candidates: Candidates, left: Mask, around: Surroundings) -> Verdict:
+    """What a filter makes of the rows that earlier rules left, a mask of shape (n_candidates,).
 
     Raises RecipeError when rows lack the label that it reads and the recipe does not say what to do.
     """
     if isinstance(spec, RefusalFilter):
         if spec.max_share > 0:  # the share is kept while rows are picked
-            return Verdict((filter_label(spec),), np.zeros(len(rows), dtype=np.int16))
-        found = refusals([candidates.heads[i] for i in rows.tolist()], spec.rule)
-        return Verdict((filter_label(spec),), found.astype(np.int16))
+            return Verdict((filter_label(spec),), np.zeros(len(candidates), dtype=np.int16))
+        return Verdict((filter_label(spec),), candidates.refuses(spec.rule).view(np.int8))
     if isinstance(spec, HarmFilter):
-        return harm_verdict(spec, candidates, rows)
+        return harm_verdict(spec, candidates, left)
     if isinstance(spec, LabelFilter):
-        return label_verdict(spec, candidates, rows)
+        return label_verdict(spec, candidates, left)
     if isinstance(spec, LengthFilter):
-        return length_verdict(spec, candidates, rows)
+        return length_verdict(spec, candidates, left)
+    rows = np.flatnonzero(left)
+    verdict = _of_texts(spec, candidates, rows, around)
+    codes = np.zeros(len(candidates), dtype=np.int16)
+    codes[rows] = verdict.codes
+    return Verdict(verdict.reasons, codes)
+
+
+def _of_texts(spec: FilterSpec, candidates: Candidates, rows: Indices, around: Surroundings) -> Verdict:
+    """The verdict on these rows alone; its codes have their shape."""
     if isinstance(spec, HygieneFilter):
         return hygiene_verdict(spec, candidates, rows)
     if isinstance(spec, ExactDuplicates):
         return exact_verdict(spec, candidates, rows, around)
     if isinstance(spec, NearDuplicates):
         return near_verdict(spec, candidates, rows, around)
+    assert isinstance(spec, ContaminationFilter)
     return contamination_verdict(spec, candidates, rows, around)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from curator.canonical import load_messages
+from curator.columns import Indices
 from curator.config.filters import HygieneCheck, HygieneFilter
-from curator.filters.candidates import Candidates, Indices, Verdict
+from curator.filters.candidates import Candidates, Verdict
 from curator.filters.parts import content_text
 
 _NGRAM = 5
@@ -42,6 +43,12 @@ def hygiene_verdict(spec: HygieneFilter, candidates: Candidates, rows: Indices) 
 
 def _has_marker(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
     return any(_MARKERS.search(content_text(turn.get("content"))) for turn in turns)
+
+
+def template_marker(text: str) -> str | None:
+    """The first mark of a chat template in a turn's text, which there forges a turn; None without one."""
+    found = _MARKERS.search(text)
+    return None if found is None else found.group().strip()
 
 
 def _has_empty_turn(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:

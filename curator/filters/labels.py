@@ -3,69 +3,67 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from curator.columns import Mask
 from curator.config.filters import HarmFilter, LabelFilter, LengthFilter, Missing
 from curator.errors import RecipeError
-from curator.filters.candidates import Candidates, Indices, Verdict
-
-Mask = npt.NDArray[np.bool_]
+from curator.filters.candidates import Candidates, Verdict
 
 
-def harm_verdict(spec: HarmFilter, candidates: Candidates, rows: Indices) -> Verdict:
+def harm_verdict(spec: HarmFilter, candidates: Candidates, left: Mask) -> Verdict:
     """Rows whose harm label is not one of those to keep are dropped."""
-    labels = [candidates.labels["harm"][i] for i in rows]
+    labels = candidates.labels["harm"]
     keep = {label.casefold() for label in spec.keep}
-    stays = _mask(label is not None and label.casefold() in keep for label in labels)
-    return with_missing("harm", ("harm",), spec.missing, _mask(label is None for label in labels), [~stays])
+    stays = labels.where(lambda label: label.casefold() in keep)
+    return with_missing("harm", ("harm",), spec.missing, left, labels.missing, [~stays])
 
 
-def label_verdict(spec: LabelFilter, candidates: Candidates, rows: Indices) -> Verdict:
+def label_verdict(spec: LabelFilter, candidates: Candidates, left: Mask) -> Verdict:
     """Rows whose label is not included, or is excluded, are dropped."""
-    labels = [candidates.labels[spec.name][i] for i in rows]
+    labels = candidates.labels[spec.name]
     include, exclude = frozenset(spec.include), frozenset(spec.exclude)
-    drops = _mask((bool(include) and label not in include) or label in exclude for label in labels)
-    return with_missing(spec.name, (spec.name,), spec.missing, _mask(label is None for label in labels), [drops])
+    drops = labels.where(lambda label: (bool(include) and label not in include) or label in exclude)
+    return with_missing(spec.name, (spec.name,), spec.missing, left, labels.missing, [drops])
 
 
-def length_verdict(spec: LengthFilter, candidates: Candidates, rows: Indices) -> Verdict:
+def length_verdict(spec: LengthFilter, candidates: Candidates, left: Mask) -> Verdict:
     """Rows outside a bound are dropped as too short or too long; those without a count are unjudged."""
-    short, long, unknown = (np.zeros(len(rows), dtype=np.bool_) for _ in range(3))
+    short, long, unknown = (np.zeros(len(candidates), dtype=np.bool_) for _ in range(3))
     for column, low, high in (
         ("n_chars", spec.min_chars, spec.max_chars),
         ("n_response_tokens", spec.min_tokens, spec.max_tokens),
     ):
         if low is None and high is None:
             continue
-        counts = candidates.counts[column][rows]
-        unknown |= np.isnan(counts)
-        short |= counts < (-np.inf if low is None else low)
-        long |= counts > (np.inf if high is None else high)
-    return with_missing("length", ("length:short", "length:long"), spec.missing, unknown, [short, long])
+        counts = candidates.counts[column]
+        if counts.dtype.kind == "f":
+            unknown |= np.isnan(counts)
+        if low is not None:
+            short |= counts < low
+        if high is not None:
+            long |= counts > high
+    return with_missing("length", ("length:short", "length:long"), spec.missing, left, unknown, [short, long])
 
 
 def with_missing(
-    name: str, reasons: tuple[str, ...], missing: Missing, unknown: Mask, drops: Sequence[Mask]
+    name: str, reasons: tuple[str, ...], missing: Missing, left: Mask, unknown: Mask, drops: Sequence[Mask]
 ) -> Verdict:
     """A verdict from what each reason would drop, rows without a label apart; the first reason that applies counts.
 
     Raises RecipeError when rows lack the label and `missing` is `fail`.
     """
-    n_unknown = int(unknown.sum())
+    n_unknown = int(np.count_nonzero(unknown & left))
+    n_left = int(np.count_nonzero(left)) if n_unknown else 0
     if n_unknown and missing == "fail":
         raise RecipeError(
-            f"the {name} filter cannot judge {n_unknown:,} of {len(unknown):,} rows, which have no {name}: bring the "
+            f"the {name} filter cannot judge {n_unknown:,} of {n_left:,} rows, which have no {name}: bring the "
             "label, or say missing: ignore to let them pass or missing: drop to leave them out",
-            details=[{"filter": name, "rows": len(unknown), "without": n_unknown}],
+            details=[{"filter": name, "rows": n_left, "without": n_unknown}],
         )
-    codes = np.zeros(len(unknown), dtype=np.int16)
-    for code, drop in enumerate(drops, start=1):
-        codes[(codes == 0) & drop & ~unknown] = code
+    codes = np.zeros(len(unknown), dtype=np.int8)
+    for code, drop in reversed(list(enumerate(drops, start=1))):  # the first reason that applies stays
+        codes = np.where(drop & ~unknown if n_unknown else drop, np.int8(code), codes)
     if missing == "drop":
         codes[unknown] = len(reasons) + 1
         reasons = (*reasons, f"{name}:missing")
     return Verdict(reasons, codes, n_unknown if missing == "ignore" else 0)
-
-
-def _mask(values: object) -> Mask:
-    return np.fromiter(values, dtype=np.bool_)  # type: ignore[call-overload, no-any-return]

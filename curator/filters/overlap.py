@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from curator.columns import Indices
 from curator.config.filters import ContaminationFilter, ExactDuplicates, NearDuplicates, TextPart
-from curator.dedup import near_earlier, near_reference
-from curator.filters.candidates import Candidates, Indices, Surroundings, Verdict
+from curator.dedup import near_earlier, near_reference, signed
+from curator.filters.candidates import Candidates, Surroundings, Verdict
 from curator.filters.parts import texts_of
+from curator.minhash import Signatures
 from curator.words import hash_words, word_ngrams
 
 TASK_SUFFIX = ":task"  # reasons that end so stem from the user's rows
@@ -34,20 +36,29 @@ def exact_verdict(spec: ExactDuplicates, candidates: Candidates, rows: Indices, 
 
 def near_verdict(spec: NearDuplicates, candidates: Candidates, rows: Indices, around: Surroundings) -> Verdict:
     """Rows near to a task row, then those near to an earlier row (by id) that stays."""
-    order = _by_id(candidates, rows)
-    codes = np.zeros(len(rows), dtype=np.int16)
+    codes = np.zeros(len(candidates), dtype=np.int16)
 
-    def texts(places: Indices) -> Iterator[list[str]]:
-        return (texts_of(chunk, spec.part) for chunk in candidates.texts(rows[left[places]]))
+    def texts(at: Indices) -> Iterator[list[str]]:
+        return (texts_of(chunk, spec.part) for chunk in candidates.texts(at))
 
-    left = order
+    pool, left = _signatures(candidates, rows, spec.part), rows[_by_id(candidates, rows)]
     if "task" in spec.against:
         references = lambda: (texts_of(batch, spec.part) for batch in around.task_texts())  # noqa: E731
-        codes[left[near_reference(texts, len(left), references, spec.similarity)]] = 1
+        codes[near_reference(texts, left, pool, references, spec.similarity)] = 1
         left = left[codes[left] == 0]
     if "pool" in spec.against:
-        codes[left[near_earlier(texts, len(left), spec.similarity)]] = 2
-    return Verdict((spec.name + TASK_SUFFIX, spec.name + ":pool"), codes)
+        codes[near_earlier(texts, left, pool, spec.similarity)] = 2
+    return Verdict((spec.name + TASK_SUFFIX, spec.name + ":pool"), codes[rows])
+
+
+def _signatures(candidates: Candidates, rows: Indices, part: TextPart) -> Signatures:
+    """Signatures of all candidates where they are kept; otherwise those of these rows, the others' being zero."""
+    if candidates.signatures is not None:
+        return candidates.signatures(part)
+    own = signed(texts_of(chunk, part) for chunk in candidates.texts(rows))
+    whole = np.zeros((len(own), len(candidates)), dtype=np.uint32)
+    whole[:, rows] = own
+    return whole
 
 
 def contamination_verdict(

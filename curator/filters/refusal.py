@@ -3,9 +3,6 @@
 import re
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from curator.canonical import N_HEAD_WORDS
 from curator.config import RefusalRule
 
@@ -37,8 +34,3 @@ def is_refusal(head: str, rule: RefusalRule) -> bool:
         return False
     words = head.split(maxsplit=N_HEAD_WORDS)[:N_HEAD_WORDS]
     return _REFUSALS[rule].search(" ".join(words).casefold().translate(_APOSTROPHES)) is not None
-
-
-def refusals(heads: Sequence[str], rule: RefusalRule) -> npt.NDArray[np.bool_]:
-    """Which of the heads open a refusal, shape (len(heads),)."""
-    return np.fromiter((is_refusal(head, rule) for head in heads), dtype=np.bool_, count=len(heads))

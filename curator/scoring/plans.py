@@ -4,10 +4,12 @@ import argparse
 from dataclasses import dataclass
 
 from curator.errors import BadInputError
-from curator.scoring.identity import adapter_sha256, has_weights, weights_sha256
+from curator.scoring.identity import adapter_sha256, has_weights, model_window, weights_sha256
 from curator.scoring.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
 from curator.scoring.request import Declared
 from curator.scoring.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
+from curator.scoring.vllm_adapter import vllm_adapter
+from curator.scoring.vllm_engine import VllmLaunch, engine_version, installed_vllm
 
 _SERVER_ONLY = (
     "server_url", "server_model", "server_version", "concurrency", "declare_weights_sha256", "declare_adapter_sha256",
@@ -18,7 +20,7 @@ _SERVER_ONLY = (
 class EnginePlan:
     """An engine to launch; `reference` is None where the weights are not here, `declared` where they are."""
 
-    launch: TorchLaunch | ServerLaunch
+    launch: TorchLaunch | ServerLaunch | VllmLaunch
     reference: TorchReferenceLaunch | None
     label: str | None
     max_length: int
@@ -32,6 +34,8 @@ def check_options(args: argparse.Namespace) -> None:
         if given:
             raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine server")
         return
+    if args.merge_adapter:
+        raise BadInputError("--merge-adapter does not go with --engine server: the server has its own weights")
     for name in ("server_url", "server_model"):
         if getattr(args, name) is None:
             raise BadInputError(f"--engine server needs --{name.replace('_', '-')}")
@@ -41,9 +45,29 @@ def check_options(args: argparse.Namespace) -> None:
 
 def torch_plan(args: argparse.Namespace) -> EnginePlan:
     """The torch engine on this machine, checked against plain torch."""
-    launch = torch_launch(args.model, args.device, args.dtype, args.batch_tokens, args.threads)
+    launch = torch_launch(
+        args.model, args.device, args.dtype, args.batch_tokens, args.threads, merge=args.merge_adapter
+    )
     reference = TorchReferenceLaunch(args.model, args.adapter, launch.device, launch.dtype)
     return EnginePlan(launch, reference, args.label, args.max_length)
+
+
+def vllm_plan(args: argparse.Namespace) -> EnginePlan:
+    """vLLM in this process, checked against plain torch; one position of the model's window stays free for it."""
+    _, device = installed_vllm()
+    if args.device not in ("auto", device):
+        raise BadInputError(f"--device {args.device}: the vLLM that is installed runs on {device}")
+    if args.adapter is not None and not args.merge_adapter:
+        vllm_adapter(args.adapter)
+    here = torch_launch(args.model, device, args.dtype)
+    own = model_window(args.model)
+    max_length = args.max_length if own is None else min(args.max_length, own - 1)
+    launch = VllmLaunch(
+        args.model.absolute(), device, here.dtype, engine_version(), max_length, args.adapter, args.merge_adapter,
+        args.batch_tokens, args.threads,
+    )  # fmt: skip
+    reference = TorchReferenceLaunch(args.model, args.adapter, device, here.dtype)
+    return EnginePlan(launch, reference, args.label, max_length)
 
 
 def server_plan(args: argparse.Namespace) -> EnginePlan:

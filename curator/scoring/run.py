@@ -241,7 +241,9 @@ def _identity(request: ScoreRequest, renderer: "Renderer", window: int) -> Ident
     measured = (renderer, request.mask_rule, window, request.dtype, request.engine, request.engine_version)
     if request.declared is not None:
         return declared_identity(request.declared.weights_sha256, request.declared.adapter_sha256, *measured)
-    return model_identity(request.model_dir, request.adapter_dir, *measured)
+    identity = model_identity(request.model_dir, request.adapter_dir, *measured)
+    # The aligned model's too, though it has no adapter: what may share a gap was scored with the same options.
+    return {**identity, "adapter_mode": "merged"} if request.merge_adapter else identity
 
 
 def _window(request: ScoreRequest) -> tuple[int, list[str]]:

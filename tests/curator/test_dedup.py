@@ -1,11 +1,11 @@
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from curator import dedup
-from curator.dedup import near_earlier, near_reference
+from curator.minhash import SHINGLE_WORDS
 from curator.words import hash_words, jaccard, word_ngrams
 
 
@@ -24,8 +24,20 @@ def chunks_of(texts: list[str], size: int = 7) -> dedup.Chunks:
     return lambda rows: ([texts[i] for i in rows[k : k + size]] for k in range(0, len(rows), size))
 
 
+def near_earlier(texts: list[str], bound: float) -> list[bool]:
+    rows = np.arange(len(texts))
+    found = dedup.near_earlier(chunks_of(texts), rows, dedup.signed(chunks_of(texts)(rows)), bound)
+    return np.isin(rows, found).tolist()
+
+
+def near_reference(texts: list[str], references: Callable[[], Iterator[list[str]]], bound: float) -> list[bool]:
+    rows = np.arange(len(texts))
+    found = dedup.near_reference(chunks_of(texts), rows, dedup.signed(chunks_of(texts)(rows)), references, bound)
+    return np.isin(rows, found).tolist()
+
+
 def similarity(one: str, two: str) -> float:
-    grams = word_ngrams(hash_words([one, two]), dedup.SHINGLE_WORDS)
+    grams = word_ngrams(hash_words([one, two]), SHINGLE_WORDS)
     return jaccard(np.unique(grams.of(0)), np.unique(grams.of(1)))
 
 
@@ -37,25 +49,25 @@ def test_pairs_at_the_bound_or_above_are_found_and_no_others(bound: float) -> No
         copy = changed(words, i % 8)
         texts += [" ".join(words), " ".join(copy)]
         expected += [False, similarity(texts[-2], texts[-1]) >= bound]
-    found = near_earlier(chunks_of(texts), len(texts), bound)
-    assert found.tolist() == expected
+    found = near_earlier(texts, bound)
+    assert found == expected
     assert 5 <= sum(expected) <= 40
 
     references = lambda: iter([[" ".join(words)] for words in originals])  # noqa: E731
-    against = near_reference(chunks_of(texts), len(texts), references, bound)
-    assert against.tolist() == [True if i % 2 == 0 else expected[i] for i in range(len(texts))]
+    against = near_reference(texts, references, bound)
+    assert against == [True if i % 2 == 0 else expected[i] for i in range(len(texts))]
 
 
 def test_one_of_each_group_stays() -> None:
     words = document(1)
     texts = [" ".join(words)] * 3 + [" ".join(document(2))] + [" ".join(words).upper() + "!"]
-    assert near_earlier(chunks_of(texts), 5, 0.9).tolist() == [False, True, True, False, True]
+    assert near_earlier(texts, 0.9) == [False, True, True, False, True]
 
 
 def test_a_chain_is_judged_against_rows_that_stay() -> None:
     words = document(3)
     chain = [" ".join(changed(words, n)) for n in (0, 1, 2, 3, 4, 5, 6)]
-    found = near_earlier(chunks_of(chain), len(chain), 0.8)
+    found = near_earlier(chain, 0.8)
     kept = [text for text, drop in zip(chain, found, strict=True) if not drop]
     for i, text in enumerate(chain):
         if found[i]:
@@ -64,17 +76,17 @@ def test_a_chain_is_judged_against_rows_that_stay() -> None:
 
 
 def test_rows_without_words_are_near_to_nothing() -> None:
-    assert not near_earlier(chunks_of(["", "!?", ""]), 3, 0.5).any()
-    assert not near_reference(chunks_of(["", "!?"]), 2, lambda: iter([["", "…"]]), 0.5).any()
-    assert near_earlier(chunks_of([]), 0, 0.5).tolist() == []
+    assert not any(near_earlier(["", "!?", ""], 0.5))
+    assert not any(near_reference(["", "!?"], lambda: iter([["", "…"]]), 0.5))
+    assert near_earlier([], 0.5) == []
 
 
-def test_many_references_go_through_several_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedup, "INDEX_ROWS", 5)
+def test_many_references_go_through_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dedup, "REFERENCE_ROWS", 5)
     references = [" ".join(document(i)) for i in range(23)]
     pool = [" ".join(document(i)) for i in (22, 100, 0, 101, 11)]
 
     def batches() -> Iterator[list[str]]:
         return (references[k : k + 3] for k in range(0, len(references), 3))
 
-    assert near_reference(chunks_of(pool), 5, batches, 0.9).tolist() == [True, False, True, False, True]
+    assert near_reference(pool, batches, 0.9) == [True, False, True, False, True]

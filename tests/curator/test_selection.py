@@ -8,6 +8,7 @@ from curator.errors import NotEnoughRowsError
 from curator.filters import Candidates
 from curator.seeds import child_seed, hash_keys
 from curator.selection import IN_TASK_SET, NO_GAP, screen, select
+from tests.pools import plain_candidates
 
 NAN = float("nan")
 REFUSAL = (RefusalFilter(),)
@@ -21,7 +22,7 @@ def spec_of(name: object) -> StrategySpec:
 def rows_of(*rows: tuple[str, float] | tuple[str, float, str]) -> Candidates:
     """Candidates from (id, score) or (id, score, head)."""
     heads = [row[2] if len(row) == 3 else "Sure" for row in rows]
-    return Candidates([row[0] for row in rows], heads, np.array([row[1] for row in rows], dtype=np.float64))
+    return plain_candidates([row[0] for row in rows], heads, [row[1] for row in rows])
 
 
 def chosen_ids(candidates: Candidates, n: int, strategy: object, seed: int = 0) -> list[str]:

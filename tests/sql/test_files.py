@@ -12,7 +12,7 @@ from curator.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 
 ROOM = Path(sql.__file__).parent
-FILES = sorted([*ROOM.glob("views/*.sql"), *ROOM.glob("queries/*.sql")])
+FILES = sorted([*ROOM.glob("views/*.sql"), *ROOM.glob("queries/*.sql"), *ROOM.glob("wide/*.sql")])
 NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
 # Arguments of the required parameters, for running everything.
 REQUIRED: dict[str, dict[str, sql.Value]] = {

@@ -68,7 +68,7 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         "--allow-masked-rows", "--dtype", "float32", "--device", "cpu", "--gradient-checkpointing", "--lora-r", "4",
         "--lora-alpha", "9", "--lora-dropout", "0.1", "--lora-targets", "q_proj,v_proj", "--no-rslora", "--kl", "0.3",
         "--kl-direction", "reference_student", "--kl-tokens", "response", "--overwrite", "--json", "--api-key", "k",
-        "--safelora", "b", "--safelora-tau", "0.5",
+        "--safelora", "b", "--safelora-tau", "0.5", "--monitor", "d.safetensors", "--monitor-every", "4",
     ]  # fmt: skip
     invocation = parse_arguments(argv)
     expected = parse_config(
@@ -79,7 +79,7 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
             "dtype": "float32", "device": "cpu", "gradient_checkpointing": True,
             "lora": {"r": 4, "alpha": 9, "dropout": 0.1, "targets": ["q_proj", "v_proj"], "rslora": False},
             "defences": [{"name": "kl", "weight": 0.3, "direction": "reference_student", "tokens": "response"}],
-            "safelora": {"base": "b", "tau": 0.5},
+            "safelora": {"base": "b", "tau": 0.5}, "monitor": {"directions": "d.safetensors", "every": 4},
         }
     )  # fmt: skip
     assert invocation.config == expected

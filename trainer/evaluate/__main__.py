@@ -10,7 +10,7 @@ from curator.errors import BallastError
 
 KINDS = {
     "behaviour": "behaviour_command", "generate": "generate", "judge": "judge_command", "moral": "moral",
-    "opswap": "opswap", "pairs": "pairs",
+    "opswap": "opswap", "pairs": "pairs", "ratings": "ratings_command",
 }  # kind: its module  # fmt: skip
 DESCRIPTION = """\
 Measures what a fine-tune did to a model: paired preference without a judge (pairs), a benign task to learn

@@ -71,6 +71,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask what is not answered yet."""
+    _check_source(args)
     questions = _questions(args)
     how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
     open_questions, n_before = _unanswered(questions, how, args.out)
@@ -158,15 +159,20 @@ def _questions(args: argparse.Namespace) -> list[Question]:
     return found
 
 
-def _generator(args: argparse.Namespace) -> Generator:
+def _check_source(args: argparse.Namespace) -> None:
     if args.url:
         if args.model or args.adapter or not args.served_model:
             raise BadInputError("with --url give --served-model, and neither --model nor --adapter")
-        endpoint = Endpoint(args.url, args.served_model, api_key=os.environ.get(API_KEY_VARIABLE), timeout_s=600.0)
-        return ServerGenerator(endpoint, batch=args.batch)
+        return
     if args.model is None:
         raise BadInputError("give --model DIR, or --url with --served-model")
     check_model_dir(args.model)
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
+
+
+def _generator(args: argparse.Namespace) -> Generator:
+    if args.url:
+        endpoint = Endpoint(args.url, args.served_model, api_key=os.environ.get(API_KEY_VARIABLE), timeout_s=600.0)
+        return ServerGenerator(endpoint, batch=args.batch)
     return LocalGenerator(args.model, args.adapter, device=args.device, dtype=args.dtype, batch=args.batch)

@@ -100,28 +100,49 @@ class LocalGenerator:
         rendered = self.renderer.render([*prompt, {"role": "assistant", "content": "A"}], "last")
         return [int(token) for token in rendered.input_ids[: int(rendered.response_mask.argmax())]]
 
+    def next_token(self, prompts: Sequence[Sequence[Message]]) -> Any:
+        """Probabilities of each answer's first token at temperature 1, (P, V), float32 on the CPU."""
+        import torch
+
+        ids_BT, mask_BT = self._padded([self.prompt_ids(prompt) for prompt in prompts])
+        position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits_BV = self.model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=position_BT).logits[:, -1]
+            return logits_BV.float().softmax(-1).cpu()
+
+    def text_of(self, token: int) -> str:
+        """A single token as text."""
+        return str(self._tokenizer.decode([token], skip_special_tokens=True))
+
     def close(self) -> None:
         """Free the model's memory."""
         del self.model, self._adapters
 
+    def _padded(self, prompts: list[list[int]]) -> tuple[Any, Any]:
+        """Ids and attention mask, (B, T), padded on the left: answers begin where rows end."""
+        import torch
+
+        longest, pad = max(len(ids) for ids in prompts), self.renderer.pad_id
+        ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=self._device)
+        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=self._device)
+        return ids_BT, mask_BT
+
     def _generate(self, prompts: list[list[int]], how: Sampling, n_each: int) -> list[Answer]:
         import torch
 
-        longest = max(len(ids) for ids in prompts)
-        pad = self.renderer.pad_id
-        ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=self._device)
-        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=self._device)
+        ids_BT, mask_BT = self._padded(prompts)
         sampled: dict[str, Any] = {"do_sample": False}
         if how.temperature > 0:
             # Top-k and top-p off: the folder's own generation settings would make it another distribution.
             sampled = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode():
             out_BT = self.model.generate(
-                input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_new_tokens, pad_token_id=pad,
+                input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_new_tokens,
+                pad_token_id=self.renderer.pad_id,
                 eos_token_id=self._ends or None, num_return_sequences=n_each, use_cache=True, repetition_penalty=1.0,
                 **sampled,
             )  # fmt: skip
-        return [self._answer(row) for row in out_BT[:, longest:].tolist()]
+        return [self._answer(row) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
 
     def _answer(self, ids: list[int]) -> Answer:
         end = next((place for place, token in enumerate(ids) if token in self._ends), None)

@@ -40,6 +40,15 @@ class JudgeClient:
             # After a failure: what is not under way yet is not asked any more.
             pool.shutdown(cancel_futures=True)
 
+    def verdicts(self, prompts: Sequence[str], on_verdict: Callable[[], None] = lambda: None) -> list[Verdict]:
+        """One verdict for each prompt of one's own, in order; kept and retried like those of `judge`."""
+        with ThreadPoolExecutor(self._workers) as pool:
+            found = []
+            for item in pool.map(self._verdict, prompts):
+                found.append(item)
+                on_verdict()
+            return found
+
     def _one(self, item: dict[str, str]) -> Judged:
         calls = {
             name: self._verdict(text.format(question=item["question"], answer=item["answer"]))

@@ -63,7 +63,9 @@ def bootstrap(
         raise BadInputError(f"an interval needs at least 2 units to resample, found {n_units}")
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(0, n_units, n_units)) for _ in range(n_resamples)])
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    # Between two infinite draws (a robustness without any spread) there is nothing to interpolate.
+    method = "linear" if np.isfinite(draws[~np.isnan(draws)]).all() else "nearest"
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], method=method)
     return Interval(float(statistic(np.arange(n_units))), float(low), float(high), level, n_units)
 
 

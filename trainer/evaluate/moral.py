@@ -81,12 +81,15 @@ def _moments(cell: np.ndarray[Any, Any], rating: Floats, n_cells: int) -> tuple[
 
 
 def susceptibility(mean_PQ: Floats) -> float:
-    """S of the personas in the rows."""
-    return float(np.nanmean(np.nanstd(mean_PQ, axis=0)))
+    """S of the personas in the rows; a question that none of them rated is left out, nan when that is every one."""
+    rated_PQ = mean_PQ[:, ~np.isnan(mean_PQ).all(axis=0)]
+    return float(np.nanmean(np.nanstd(rated_PQ, axis=0))) if rated_PQ.size else float("nan")
 
 
 def robustness(sd_PQ: Floats) -> float:
-    """R of the personas in the rows; infinite when no rating ever varies."""
+    """R of the personas in the rows; infinite when no rating ever varies, nan when none of them has two ratings."""
+    if np.isnan(sd_PQ).all():
+        return float("nan")
     spread = float(np.nanmean(sd_PQ))
     return float("inf") if spread == 0 else 1 / spread
 

@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
         raise BallastError("measuring pairs needs torch: pip install 'ballast[score]'") from error
     engine = TorchEngine(args.model, dtype=args.dtype)
     base = measure(pairs, engine, renderer, seed=args.seed)
-    result: dict[str, Any] = {"n_pairs": len(pairs), "base": base.as_dict()}
+    result: dict[str, Any] = {"n_pairs": len(pairs), "dtype": engine.dtype, "base": base.as_dict()}
     if args.adapter is not None:
         engine.use_adapter(args.adapter)
         adapted = measure(pairs, engine, renderer, seed=args.seed)

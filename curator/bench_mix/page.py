@@ -1,0 +1,85 @@
+"""A benchmark run as one Markdown page: every number in it comes from the run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def page(document: Mapping[str, Any], command: str) -> str:
+    """The page; `command` is what ran."""
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
+    lines = [
+        "# Mixing speed",
+        "",
+        f"Written by `{command}` on {machine['date']}.",
+        "",
+        f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; load average "
+        f"{machine['load_average_before']} before and {machine['load_average']} at the end",
+        f"- versions: Python {machine['python']}, {versions}",
+        "",
+        "Ours and its peer take turns in one run; a ratio is the median over the turns of the peer's time over ours:",
+        "above 1 ours is faster. Milliseconds are medians, reported and not judged.",
+        "",
+        "| work | beside | ratio | aim | ms: ours | ms: peers |",
+        "|---|---|---|---|---|---|",
+        *map(_line, document["figures"]),
+        "",
+        *_notes(document["figures"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(figure: Mapping[str, Any]) -> str:
+    ms = {name: f"{1000 * found['median']:,.1f}" for name, found in figure["seconds"].items()}
+    ours = [name for name in ms if name.startswith("ours")]
+    first = ", ".join(ms[name] + name.removeprefix("ours").replace(", ", " ") for name in ours)
+    others = ", ".join(f"{name} {value}" for name, value in ms.items() if name not in ours)
+    met = "" if figure["ratio"] >= figure["reach"] else " (not reached)"
+    return (
+        f"| {figure['work']} | {figure['peer']} | {figure['ratio']:,.2f} | >= {figure['reach']:g}{met} "
+        f"| {first} | {others} |"
+    )
+
+
+def _notes(figures: list[Mapping[str, Any]]) -> list[str]:
+    notes: list[str] = []
+    for figure in figures:
+        text = _note(figure)
+        if text and text not in notes:
+            notes += [text, ""]
+    return notes[:-1]
+
+
+def _note(figure: Mapping[str, Any]) -> str | None:
+    if "ratio_streamed" in figure:
+        return (
+            "The format check as published decodes all rows first. Its streamed form, one row in memory as ours, takes "
+            f"{figure['ratio_streamed']:.2f} of our time. Ours names the row and field of every problem, and gives "
+            "canonical JSON."
+        )
+    if "ratio_from_file" in figure:
+        return (
+            "The mix starts from the user's rows as read, and from the pool's wide table, which the first mix after "
+            f"scoring makes ({figure['wide_table_built_s']:,.0f} s here). With the user's file read and checked anew "
+            f"the ratio is {figure['ratio_from_file']:.2f}, while datasets keeps its rows loaded. Tokens are not "
+            "counted: the pool has no renderer."
+        )
+    if "planted" in figure:
+        found = ", ".join(f"{name} {count:,}" for name, count in figure["found"].items())
+        return (
+            f"{figure['planted']:,} user rows are near copies of pool rows; pool rows found: {found} (ours by exact "
+            f"Jaccard similarity, datasketch by its estimate). Prepared once: {_prepared(figure)}. Ours reads "
+            f"{figure['signatures_mib']:,} MiB of signatures from disk; the process, which also holds the peer's "
+            f"index, peaked at {figure['peak_memory_mib']:,} MiB."
+        )
+    if "fastest_peer" in figure:
+        return (
+            f"Choices are made from a pool of {figure['n_rows']:,} rows. Ours also counts every row's reason; all "
+            "ways are checked to choose the same rows. Cold: a new process, its files out of the page cache. Tables "
+            f"made once: {_prepared(figure)}."
+        )
+    return None
+
+
+def _prepared(figure: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in figure["prepared_s"].items())
