@@ -3,9 +3,10 @@
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def _trainer(
         save_steps=config.save_steps or n_steps,
         report_to=list(config.report_to) or "none",
         run_name=config.out.name,
+        project="ballast",
     )
     n_fill = -len(prepared.input_ids) % (config.batch_size * n_processes) if n_processes > 1 else 0
     trainer = BallastTrainer(
@@ -177,11 +179,11 @@ def _trainer(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries say nothing below an error, and draw no bars of their own."""
+    """Libraries say nothing below an error, draw no bars of their own, and print to stderr (trackers greet)."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for name in ("accelerate", "trl", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         yield

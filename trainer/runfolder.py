@@ -1,7 +1,9 @@
 """A run's folder: what stands in it, when it counts as complete, and when it may be written over."""
 
 import os
+import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -121,6 +123,11 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def shown_command(module: str, arguments: Sequence[str]) -> str:
+    """A command line for a page of results, with files' names in the place of their paths."""
+    return shlex.join(["python", "-m", module, *(Path(item).name if "/" in item else item for item in arguments)])
 
 
 def environment() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sh
 from trainer.announce import content_line, model_line, say_result
 from trainer.config import TrainConfig
 from trainer.inputs import Inputs, file_sha256, read_inputs
-from trainer.modelfiles import check_quantisation, copy_tokenizer
+from trainer.modelfiles import check_quantisation, check_trackers, copy_tokenizer
 from trainer.monitor.report import check_files, monitor_section
 from trainer.options import Invocation, parse_arguments
 from trainer.processes import Team
@@ -77,6 +77,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     folder = RunFolder(config.out)
     check_model_dir(config.model)
     check_quantisation(config.model)
+    check_trackers(config.report_to)
     if config.safelora is not None:
         check_shapes(config.safelora.base, config.model)
     if config.start_adapter is not None:
