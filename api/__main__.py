@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from api.settings import Settings, flag_name, load_settings, variable_name
+from api.settings import CONFIG_VARIABLE, Settings, flag_name, load_settings, read_settings_file, variable_name
 from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 from curator.progress import say
 
@@ -28,7 +28,8 @@ examples:
   curl -F file=@task.jsonl -F 'recipe={"corpus": "chats"}' http://127.0.0.1:8765/v1/mixes
   curl http://127.0.0.1:8765/v1/mixes/MIX_ID/data?format=openai
 
-/docs lists the endpoints, /openapi.json describes them. A flag overrides its environment variable.
+/docs lists the endpoints, /openapi.json describes them. A flag overrides its environment
+variable, and that the file of --config.
 `python -m api keys create` makes API keys, one tenant's mixes apart from another's. Without any key the service is
 open to whoever reaches it: it then listens on loopback alone, unless --open says that the network is a trusted network.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_keys(arguments[1:])
         flags = vars(_parser().parse_args(arguments))
-        settings = _demo(load_settings(os.environ, flags))
+        config = flags.pop("config")
+        settings = _demo(load_settings(os.environ, flags, read_settings_file(config) if config else None))
         return _serve(settings)
     except BallastError as error:
         sys.stderr.write(f"error: {error.message}\n")
@@ -58,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        default=os.environ.get(CONFIG_VARIABLE),
+        metavar="FILE",
+        help=f"YAML or JSON file of settings by their names, such as max_builds (${CONFIG_VARIABLE})",
     )
     for name, field in Settings.model_fields.items():
         shown = "none" if field.default is None else field.default

@@ -10,11 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from api.errors import handle_http_error, handle_product_error, handle_validation_error
+from api.errors import handle_full_disk, handle_http_error, handle_product_error, handle_validation_error
 from api.foreign import RefuseForeign
 from api.logs import log_event
 from api.observe import Observe
-from api.routes import corpora, create, health, mixes, sql
+from api.routes import audits, corpora, create, health, jobs, mixes, sql
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
@@ -43,7 +43,7 @@ async def _sweep(service: Service) -> None:
     """Tidy up at the start and then now and again: a failure is logged and tried again."""
     while True:
         try:
-            await run_in_threadpool(service.expiry.sweep)
+            await run_in_threadpool(service.tidy)
         except (BallastError, OSError) as error:
             log_event(logging.WARNING, "sweep failed", error)
         await asyncio.sleep(min(SWEEP_S, service.settings.mix_ttl_s or SWEEP_S))
@@ -67,9 +67,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = Service(settings, Store(settings.store))
     app.add_middleware(RefuseForeign)
     app.add_middleware(Observe)  # the outermost: refusals are logged too
+    app.add_exception_handler(OSError, handle_full_disk)
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (create, mixes, corpora, sql, health):
+    for module in (create, mixes, jobs, audits, corpora, sql, health):
         app.include_router(module.router)
     return app

@@ -90,21 +90,31 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def holding(scope: Scope) -> Callable[..., Awaitable[str]]:
-    """A dependency: the tenant that asks, if its key has the scope and its request rate allows.
+def holding_any(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
+    """A dependency: who asks, if the key has one of these scopes and its request rate allows.
 
-    Raises ApiError 401 without a valid key, 403 without the scope, 429 beyond the rate.
+    Raises ApiError 401 without a valid key, 403 without such a scope, 429 beyond the rate.
     """
 
-    async def tenant_with_scope(
+    async def principal_with_scope(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
-    ) -> str:
+    ) -> Principal:
         service = request.app.state.service
         token = credentials.credentials if credentials is not None else None
         principal: Principal = await run_in_threadpool(service.keyring.identify, token)
         service.quotas.count_request(principal.tenant)
-        if scope not in principal.scopes:
-            raise ApiError(403, "scope_missing", f"this needs a key with the scope `{scope}`")
+        if not set(scopes) & set(principal.scopes):
+            shown = " or ".join(f"`{scope}`" for scope in scopes)
+            raise ApiError(403, "scope_missing", f"this needs a key with the scope {shown}")
+        return principal
+
+    return principal_with_scope
+
+
+def holding(scope: Scope) -> Callable[..., Awaitable[str]]:
+    """The same for one scope: the tenant that asks."""
+
+    async def tenant_with_scope(principal: Annotated[Principal, Depends(holding_any(scope))]) -> str:
         return principal.tenant
 
     return tenant_with_scope
@@ -112,4 +122,5 @@ def holding(scope: Scope) -> Callable[..., Awaitable[str]]:
 
 MixTenant = Annotated[str, Depends(holding("mix"))]
 SqlTenant = Annotated[str, Depends(holding("sql"))]
+AuditTenant = Annotated[str, Depends(holding("audit"))]
 AdminTenant = Annotated[str, Depends(holding("admin"))]

@@ -3,6 +3,8 @@
 `{"error": {"code", "message", "details": [...]}}`, with `"truncated": true` beside them when `details` was cut.
 """
 
+import errno
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,16 +13,20 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
+from api.logs import log_event
 from curator.errors import (
     BadInputError,
     BallastError,
     MissingDependencyError,
     MissingError,
     StoreError,
+    TooManyRowsError,
     UnpackedTooLargeError,
 )
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
@@ -75,7 +81,7 @@ def status_of(error: BallastError) -> int:
         return error.status
     if isinstance(error, MissingError):
         return 404
-    if isinstance(error, UnpackedTooLargeError):
+    if isinstance(error, UnpackedTooLargeError | TooManyRowsError):
         return 413
     if isinstance(error, BadInputError):
         return 422
@@ -84,10 +90,30 @@ def status_of(error: BallastError) -> int:
     return 500
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a disk without room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+async def handle_full_disk(request: Request, error: Exception) -> Response:
+    """A full disk where uploads are kept; every other failure of the system is one of ours."""
+    if not is_full(error):
+        raise error
+    log_event(logging.ERROR, "no space left", error)
+    return error_response(507, "storage_full", "the service has no space left: try again later")
+
+
 async def handle_product_error(request: Request, error: Exception) -> Response:
     """Our own errors. Failures of the store are logged and answered without their text, which names paths."""
     assert isinstance(error, BallastError)
     status = status_of(error)
+    if isinstance(error, StoreError) and is_full(error):
+        log_event(logging.ERROR, "no space left", error)
+        return error_response(507, "storage_full", "the service has no space left: try again later")
     if isinstance(error, StoreError) or status == 500:
         raise error  # the outermost layer logs it and answers as internal
     root: str = request.app.state.service.store.url("")
@@ -114,11 +140,22 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     """What the router itself refuses: unknown routes and wrong methods."""
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "bad_request")
+    headers = dict(error.headers or {})
     if error.status_code == 404:
         message = "there is no such route; /openapi.json lists what there is"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "other methods")
-        message = f"this route does not take that method; it takes {allowed}"
+        headers["Allow"] = ", ".join(_methods_of(request))
+        message = f"this route does not take that method; it takes {headers['Allow']}"
     else:
         message = str(error.detail)
-    return error_response(error.status_code, code, message, headers=error.headers)
+    return error_response(error.status_code, code, message, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Every method of the path's template; the router itself names those of one route alone.
+
+    A path may fit several templates (`/preview` and `/{mix_id}`): the first one, as for the router.
+    """
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    template = next((route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE), None)
+    return sorted({method for route in routes if route.path == template for method in route.methods or ()})

@@ -26,7 +26,7 @@ class _Refusal:
 
 _FOREIGN_HOST = _Refusal(
     "foreign_host",
-    "a service without API keys answers at localhost, 127.0.0.1 and [::1] alone; "
+    "a service without API keys answers at localhost, 127.0.0.1, [::1] and its allowed_hosts alone; "
     "`python -m api keys create` makes a key",
 )
 _FOREIGN_ORIGIN = _Refusal(
@@ -46,7 +46,7 @@ class RefuseForeign:
         """Serve one request, or refuse it with 403."""
         if scope["type"] == "http":
             service: Service = scope["app"].state.service
-            refusal = _refusal(scope, is_loopback(service.settings.host))
+            refusal = _refusal(scope, is_loopback(service.settings.host), service.settings.allowed_hosts)
             # Asked last: whether there are keys is a look into the store.
             if refusal is not None and await run_in_threadpool(service.keyring.is_open):
                 await error_response(403, refusal.code, refusal.message)(scope, receive, send)
@@ -54,9 +54,10 @@ class RefuseForeign:
         await self.app(scope, receive, send)
 
 
-def _refusal(scope: Scope, loopback: bool) -> _Refusal | None:
+def _refusal(scope: Scope, loopback: bool, allowed: str) -> _Refusal | None:
     hosts = _values(scope, b"host")
-    if loopback and not (len(hosts) == 1 and _LOCAL_HOST.fullmatch(hosts[0])):
+    named = {name.strip().lower() for name in allowed.split(",")} - {""}
+    if loopback and not (len(hosts) == 1 and (_LOCAL_HOST.fullmatch(hosts[0]) or hosts[0] in named)):
         return _FOREIGN_HOST
     if scope["method"] in _SAFE_METHODS:
         return None

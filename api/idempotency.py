@@ -24,15 +24,16 @@ RETRY_S = 5
 
 
 class Remembered(BaseModel):
-    """An answer as kept: which request it was to, and what it said beside the manifest."""
+    """An answer as kept: which request it was to, and the mix (with what else it said) or the job that it named."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
     request_sha256: str
-    mix_id: str
-    created: bool
-    dropped: DroppedRows
+    mix_id: str | None = None
+    created: bool = False
+    dropped: DroppedRows | None = None
+    job_id: str | None = None
     at_s: float
 
 
@@ -73,12 +74,9 @@ class Idempotency:
             raise ApiError(422, "idempotency_key_reused", message)
         return found
 
-    def remember(
-        self, tenant: str, key: str, fingerprint: str, mix_id: str, created: bool, dropped: DroppedRows
-    ) -> None:
+    def remember(self, tenant: str, key: str, answer: Remembered) -> None:
         """Keep an answer."""
-        kept = Remembered(request_sha256=fingerprint, mix_id=mix_id, created=created, dropped=dropped, at_s=time.time())
-        self.store.write_json(_path(tenant, key), kept.model_dump(mode="json"))
+        self.store.write_json(_path(tenant, key), answer.model_dump(mode="json"))
 
 
 def _path(tenant: str, key: str) -> str:

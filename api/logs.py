@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line on stderr, with request ids and without user text.
 
-The text of an exception may quote a user's row, so only its type and the places it passed are written.
+The text of an exception may quote a user's row, so only its type and the places it passed are written; and the text
+of the store's own errors, which name files and hashes.
 """
 
 import logging
@@ -10,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+
+from curator.errors import StoreError
 
 LOGGER = "ballast.api"
 FIELDS = "fields"  # name of the extra attribute that carries an event's own fields
@@ -32,7 +35,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """An exception's type, its causes' types, and the places it passed (module file, line, function)."""
+    """An exception's type, its causes' types, and the places it passed (module file, line, function).
+
+    Of the store's own errors also the reason: it says which file is not what its manifest says.
+    """
     kinds: list[str] = []
     current: BaseException | None = error
     while current is not None and len(kinds) < 5:
@@ -40,7 +46,8 @@ def describe_error(error: BaseException) -> dict[str, Any]:
         current = current.__cause__ or current.__context__
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     places = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
-    return {"error": kinds, "at": places}
+    reason = {"reason": error.message} if isinstance(error, StoreError) else {}
+    return {"error": kinds, **reason, "at": places}
 
 
 def set_up_logging(level: str) -> None:

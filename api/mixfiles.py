@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from api.conditional import ByteRange, strong_etag, weak_etag
+from api.lines import json_lines, message_lines
 from curator.errors import IntegrityError
 from curator.manifest import Manifest
 from curator.mixrows import MIX_FILE, mix_batches, mix_path, row_lines
 from curator.store import Store
 
 DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 1024 * 1024
 BATCH_ROWS = 1024
 MEDIA_TYPES: dict[DataFormat, str] = {
     "jsonl": "application/jsonl",
@@ -66,9 +66,9 @@ class MixFile:
         """The whole mix in a format that is made while it is sent; memory is one batch of rows."""
         batches = mix_batches(self.store, self.tenant, self.manifest.mix_id, BATCH_ROWS)
         if data_format == "jsonl":
-            return _gathered(line for batch in batches for line in row_lines(batch))
+            return (json_lines(batch) for batch in batches)
         if data_format == "openai":
-            return _gathered(line for batch in batches for line in _openai_lines(batch))
+            return (message_lines(batch) for batch in batches)
         return _arrow_stream(batches)
 
     def open_stored(self) -> tuple[BinaryIO, int]:
@@ -123,25 +123,6 @@ def _row_slice(parquet: pq.ParquetFile, start: int, stop: int) -> pa.Table:
             groups.append(group)
         offset += n_rows
     return parquet.read_row_groups(groups).slice(start - first, stop - start)
-
-
-def _openai_lines(batch: pa.RecordBatch) -> Iterator[bytes]:
-    for text in batch.column("messages").to_pylist():
-        yield orjson.dumps({"messages": orjson.Fragment(text)}, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines joined into chunks worth sending."""
-    held: list[bytes] = []
-    n_bytes = 0
-    for line in lines:
-        held.append(line)
-        n_bytes += len(line)
-        if n_bytes >= CHUNK_BYTES:
-            yield b"".join(held)
-            held, n_bytes = [], 0
-    if held:
-        yield b"".join(held)
 
 
 def _arrow_stream(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:

@@ -9,15 +9,16 @@ from python_multipart.multipart import parse_options_header
 from api.errors import ApiError
 
 FILE_PART = "file"
-TEXT_PARTS = ("recipe", "on_bad_rows", "format", "layout")
+TEXT_PARTS = ("on_bad_rows", "format", "layout")  # and the document that the route takes
 MAX_TEXT_BYTES = 64 * 1024  # YAML is read slowly
 
 
 @dataclass
 class Parts:
-    """Sorts multipart data: the file's bytes to `path`, the text parts to memory."""
+    """Sorts multipart data: the file's bytes to `path`, the text parts to memory; `document` is one of these."""
 
     path: Path
+    document: str = "recipe"
     file_name: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
     ended: bool = False
@@ -63,8 +64,9 @@ class Parts:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
-        if self._name not in (FILE_PART, *TEXT_PARTS):
-            known = ", ".join((FILE_PART, *TEXT_PARTS))
+        names = (FILE_PART, self.document, *TEXT_PARTS)
+        if self._name not in names:
+            known = ", ".join(names)
             raise ApiError(422, "unknown_part", f"unknown part {self._name!r}; there are: {known}")
         if self._name in self.texts or (self._name == FILE_PART and self.file_name is not None):
             raise ApiError(422, "repeated_part", f"the part {self._name!r} came twice")

@@ -59,6 +59,10 @@ class Quotas:
         """Count bytes of an upload; raises as `count_rows`."""
         self._take(tenant, "bytes", n_bytes, self.settings.tenant_bytes_per_hour, HOUR_S)
 
+    def count_audit(self, tenant: str) -> None:
+        """Count one audit; raises ApiError 429 beyond the rate."""
+        self._take(tenant, "audits", 1, self.settings.tenant_audits_per_hour, HOUR_S)
+
     @contextmanager
     def place(self, tenant: str, what: str, bound: int) -> Iterator[None]:
         """One of a tenant's own places for something that runs long; raises ApiError 429 when all are taken."""

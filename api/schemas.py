@@ -3,10 +3,12 @@
 What a manifest holds is declared once, in curator.manifest.
 """
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from curator.jobs.record import Event, JobError, JobKind, JobState, Progress
 from curator.manifest import Manifest
 
 
@@ -137,6 +139,94 @@ class CorpusGap(_Answer):
     hold_out: list[str]
     quantiles: list[dict[str, Any]]
     histogram: list[dict[str, Any]]
+
+
+class JobView(_Answer):
+    """A job: work that a worker does. Times are UTC; `result` and `error` are null until it has ended.
+
+    `n_attempts` is above 1 when a worker died and another took the job up again.
+    """
+
+    job_id: str
+    kind: JobKind
+    state: JobState
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    n_attempts: int
+    progress: Progress | None
+    result: dict[str, Any] | None = Field(description="a mix: mix_id, created, dropped; an audit: its verdict")
+    error: JobError | None
+    links: dict[str, str]
+
+
+class JobPage(_Answer):
+    """Jobs in order of time; `next_after` is null on the last page."""
+
+    jobs: list[JobView]
+    next_after: str | None
+
+
+class JobEvents(_Answer):
+    """Events of a job in order, and its state."""
+
+    job_id: str
+    state: JobState
+    events: list[Event]
+
+
+class AuditInterval(_Answer):
+    """A value with its 95 % bootstrap interval over rows and pool rows."""
+
+    value: float
+    low: float
+    high: float
+
+
+class AuditPool(_Answer):
+    """What the rows were compared with: scored rows, their range of response tokens, their languages."""
+
+    corpus: str
+    revision: str
+    n_rows: int
+    n_response_tokens: list[int]
+    languages: dict[str, float]
+
+
+class AuditReport(_Answer):
+    """The verdict on a data set (docs/method.md, "Audits"); intervals are null without enough judged rows.
+
+    `mean_percentile` is about 0.5 and `top_share` about 0.05 for rows that are like the pool's; `abstained` counts
+    rows that were not judged, by reason; `n_forged` rows with turn markers inside a turn.
+    """
+
+    method_version: int
+    verdict: Literal["elevated", "not_elevated", "undecided"]
+    reason: str
+    n_judged: int
+    mean_percentile: AuditInterval | None
+    top_share: AuditInterval | None
+    n_rows: int
+    n_distinct: int
+    abstained: dict[str, int]
+    n_forged: int
+    score: str
+    eps: float
+    seed: int
+    pool: AuditPool
+    scorers: list[dict[str, Any]]
+
+
+class AuditRowPage(_Answer):
+    """Rows of an audit in the order sent; `next_after` is null on the last page.
+
+    Each: ordinal, example_id, n_response_tokens, gap, percentile, n_reference, abstained, reason, language, forged.
+    """
+
+    job_id: str
+    n_rows: int
+    rows: list[dict[str, Any]]
+    next_after: int | None
 
 
 class SqlColumn(_Answer):

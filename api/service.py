@@ -4,6 +4,7 @@ from asyncio import Semaphore, wait_for
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 
 from starlette.requests import Request
 
@@ -13,8 +14,13 @@ from api.expiry import Expiry
 from api.idempotency import Idempotency
 from api.metrics import Metrics
 from api.quotas import Quotas
+from api.renditions import Renditions
 from api.settings import Settings
 from curator.compose import product_version
+from curator.jobs.board import Board
+from curator.jobs.queue import JobQueue, open_queue
+from curator.localcopy import LocalCopy
+from curator.mixrows import MANIFEST_FILE, mix_path
 from curator.policy import Policy, load_policy
 from curator.sandbox import Sandbox, SqlLimits
 from curator.store import Store
@@ -36,7 +42,12 @@ class Service:
     idempotency: Idempotency = field(init=False)
     expiry: Expiry = field(init=False)
     policy: Policy | None = field(init=False)
-    sandbox: Sandbox | None = field(init=False)
+    local_copy: LocalCopy | None = field(init=False)
+    sandbox: Sandbox = field(init=False)
+    board: Board = field(init=False)
+    queue: JobQueue | None = field(init=False)
+    renditions: Renditions = field(init=False)
+    submitting: Lock = field(default_factory=Lock)
     _builds: Semaphore = field(init=False)
     _statements: Semaphore = field(init=False)
 
@@ -47,7 +58,12 @@ class Service:
         self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
         self.policy = load_policy(self.settings.policy) if self.settings.policy else None
-        self.sandbox = _sandbox(self.store, self.settings)
+        remote = self.store.local_path("") is None
+        self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
+        self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
+        self.renditions = Renditions(self.settings.download_cache_bytes, self.settings.temp_dir)
+        self.board = Board(self.store)
+        self.queue = _queue(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)
 
@@ -63,9 +79,7 @@ class Service:
 
     @asynccontextmanager
     async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
-        """One of the places for SQL statements; raises ApiError 429 or 503 when there is none in time, or at all."""
-        if self.sandbox is None:
-            raise ApiError(501, "no_local_store", "SQL over HTTP needs a store in a local folder")
+        """One of the places for SQL statements; raises ApiError 429 or 503 when there is none in time."""
         with self.quotas.place(tenant, "statements", self.settings.tenant_sql):
             try:
                 await wait_for(self._statements.acquire(), self.settings.sql_timeout_s)
@@ -80,8 +94,21 @@ class Service:
 
     def close(self) -> None:
         """End what runs beside the requests."""
-        if self.sandbox is not None:
-            self.sandbox.close()
+        self.sandbox.close()
+        if self.local_copy is not None:
+            self.local_copy.close()
+        if self.queue is not None:
+            self.queue.close()
+        self.renditions.close()
+
+    def tidy(self) -> None:
+        """Remove what is over its time or left behind: mixes, keys, jobs, copies of downloads."""
+        self.expiry.sweep()
+        self.board.sweep(self.settings.job_ttl_s)
+        self.renditions.sweep(self._has_mix)
+
+    def _has_mix(self, tenant: str, mix_id: str) -> bool:
+        return self.store.exists(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}")
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -103,12 +130,18 @@ class Service:
             self._builds.release()
 
 
-def _sandbox(store: Store, settings: Settings) -> Sandbox | None:
-    path = store.local_path("")
-    if path is None:
+def _queue(store: Store, settings: Settings) -> JobQueue | None:
+    """The queue of jobs; None for a store in a bucket whose settings name none: it takes no jobs."""
+    if settings.job_queue is None and store.local_path("") is None:
         return None
+    return open_queue(store, settings.job_queue)
+
+
+def _sandbox(store: Store, copy: LocalCopy | None, settings: Settings) -> Sandbox:
     limits = SqlLimits(settings.sql_timeout_s, settings.sql_memory_bytes, settings.sql_max_rows, settings.sql_max_bytes)
-    return Sandbox(str(path), limits)
+    if copy is None:
+        return Sandbox(lambda: str(store.local_path("")), limits)
+    return Sandbox(lambda: str(copy.path()), limits)
 
 
 def service_of(request: Request) -> Service:

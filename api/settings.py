@@ -1,9 +1,10 @@
-"""Settings of the service: one model, read from the environment (BALLAST_*) and then from flags.
+"""Settings of the service: one model, read from a file, then the environment (BALLAST_*), then flags.
 
 Each option is described once, in its field; `python -m api --help` is rendered from here.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,9 +42,28 @@ class Settings(BaseModel):
     max_waiting_builds: int = Field(
         default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )
+    async_rows: int = Field(
+        default=100_000, ge=0, description="rows of a data set above which a mix becomes a job (202) for a worker"
+    )
+    async_bytes: int = Field(
+        default=256 * MIB, ge=0, description="bytes of an upload above which a mix becomes a job (202) for a worker"
+    )
+    job_queue: str | None = Field(
+        default=None,
+        description="queue of jobs: a SQLite file, or a redis:// or postgresql:// URL; a local store has its own file",
+    )
+    job_ttl_s: float = Field(default=604_800.0, gt=0, description="seconds that a job is kept after its end")
+    tenant_jobs: int = Field(default=8, ge=1, description="jobs of one tenant that wait or run at once")
+    max_audit_rows: int = Field(default=10_000, ge=1, description="rows of one audit")
+    tenant_audits_per_hour: int | None = Field(default=30, ge=1, description="audits of one tenant an hour")
     mix_ttl_s: float | None = Field(default=None, gt=0, description="seconds that a mix is kept after it was built")
     idempotency_ttl_s: float = Field(
         default=86_400.0, gt=0, description="seconds that an Idempotency-Key is remembered"
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="names (host or host:port, by comma) that a service without keys answers to besides localhost, "
+        "such as those of a reverse proxy before it",
     )
     policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
     demo: bool = Field(default=False, description="serve demo/store, which `make demo` writes")
@@ -63,27 +83,57 @@ class Settings(BaseModel):
     sql_memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB, description="memory of one SQL statement, in bytes")
     sql_max_rows: int = Field(default=10_000, ge=1, le=1_000_000, description="rows of one SQL answer")
     sql_max_bytes: int = Field(default=16 * MIB, ge=1024, description="bytes of one SQL answer's values")
+    download_cache_bytes: int = Field(
+        default=4 * 1024 * MIB,
+        ge=0,
+        description="bytes of finished downloads of large mixes kept on this machine's disk; 0 keeps none",
+    )
     shutdown_timeout_s: int = Field(
         default=30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM"
     )
     temp_dir: str | None = Field(default=None, description="folder for uploads in flight; the system's own by default")
 
 
-def load_settings(environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
-    """Settings from BALLAST_* variables, overridden by the flags that are not None.
+CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+
+
+def read_settings_file(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML or JSON file, by name; raises BadInputError when it is none, or names unknown ones."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is neither YAML nor JSON"
+        raise BadInputError(f"settings file {path} cannot be read: {reason}") from error
+    if not isinstance(document, dict):
+        raise BadInputError(f"settings file {path} must map names of settings to values")
+    unknown = sorted(str(name) for name in document if name not in Settings.model_fields)
+    if unknown:
+        raise BadInputError(f"settings file {path} has no setting {unknown[0]!r}; `python -m api --help` lists them")
+    return {name: value for name, value in document.items() if value is not None}
+
+
+def load_settings(
+    environment: Mapping[str, str], flags: Mapping[str, Any], file: Mapping[str, Any] | None = None
+) -> Settings:
+    """Settings of a file, overridden by BALLAST_* variables, overridden by the flags that are not None.
 
     Raises BadInputError naming every setting at fault and where it came from.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(file or {})
+    sources = dict.fromkeys(found, "settings file")
     for name in Settings.model_fields:
         variable = variable_name(name)
         if variable in environment:
-            found[name] = environment[variable]
-    found |= {name: value for name, value in flags.items() if value is not None}
+            found[name], sources[name] = environment[variable], variable
+    given = {name: value for name, value in flags.items() if value is not None}
+    found |= given
+    sources |= {name: flag_name(name) for name in given}
     try:
         return Settings.model_validate(found)
     except ValidationError as error:
-        problems = [_problem(item["loc"], item["msg"], flags) for item in error.errors()]
+        problems = [_problem(item["loc"], item["msg"], sources) for item in error.errors()]
         raise BadInputError("; ".join(problems), details=problems) from error
 
 
@@ -97,7 +147,8 @@ def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def _problem(location: tuple[int | str, ...], message: str, flags: Mapping[str, Any]) -> str:
+def _problem(location: tuple[int | str, ...], message: str, sources: Mapping[str, str]) -> str:
     field = str(location[0]) if location else "settings"
-    source = flag_name(field) if flags.get(field) is not None else variable_name(field)
-    return f"{source}: {message[0].lower()}{message[1:]}"
+    source = sources.get(field, field)
+    shown = f"{source}, {field}" if source == "settings file" else source
+    return f"{shown}: {message[0].lower()}{message[1:]}"

@@ -5,6 +5,7 @@ bound, and a JSON body has one of its own.
 """
 
 import hashlib
+import json
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 from anyio import move_on_after
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -24,37 +24,45 @@ from api.parts import FILE_PART, Parts
 from api.settings import Settings
 from curator.formats.decode import UndecodableError, decode
 
-JSON_KEYS = ("rows", "recipe", "on_bad_rows", "layout")
+DOCUMENTS = ("recipe", "audit")  # what is asked of the rows: each route knows one
+_OTHER_KEYS = ("on_bad_rows", "layout")
 FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
 DRAIN_S = 10.0
 _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
-# The body of POST /v1/mixes for the OpenAPI document.
-REQUEST_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": [FILE_PART, "recipe"],
-                "properties": {
-                    FILE_PART: {"type": "string", "format": "binary", "description": "chat data, plain or .gz/.zst"},
-                    "recipe": {"type": "string", "description": "the recipe as JSON or YAML"},
-                    "format": _TEXT,
-                    **_CHOICE,
-                },
-            }
+
+
+def request_body(document: str, meaning: str) -> dict[str, Any]:
+    """The body of a route that takes rows and one `document`, for the OpenAPI document."""
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FILE_PART, document],
+                    "properties": {
+                        FILE_PART: {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "chat data, plain or .gz/.zst",
+                        },
+                        document: {"type": "string", "description": f"{meaning}, as JSON or YAML"},
+                        "format": _TEXT,
+                        **_CHOICE,
+                    },
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["rows", document],
+                    "additionalProperties": False,
+                    "properties": {"rows": {"type": "array", "items": {}}, document: {"type": "object"}, **_CHOICE},
+                }
+            },
         },
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["rows", "recipe"],
-                "additionalProperties": False,
-                "properties": {"rows": {"type": "array", "items": {}}, "recipe": {"type": "object"}, **_CHOICE},
-            }
-        },
-    },
-}
+    }
 
 
 @dataclass
@@ -73,7 +81,9 @@ class Upload:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that was asked, to tell a repeat from another request under the same key."""
-        digest = hashlib.sha256(orjson.dumps({"fields": self.fields, "name": self.name}, option=orjson.OPT_SORT_KEYS))
+        # json, not orjson: a field may hold an integer of any size, which is refused later and with its reason.
+        asked = json.dumps({"fields": self.fields, "name": self.name}, sort_keys=True)
+        digest = hashlib.sha256(asked.encode())
         if self.body_sha256 is not None:
             digest.update(self.body_sha256.encode())
         else:
@@ -88,15 +98,17 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, settings: Settings) -> AsyncIterator[Upload]:
+async def received(request: Request, settings: Settings, document: str = "recipe") -> AsyncIterator[Upload]:
     """The upload of a request, for the length of the block; its folder is removed at the end.
+
+    `document` (one of DOCUMENTS) is what comes beside the rows.
 
     Raises ApiError 400 for a malformed body, 413 for one over its bound, 415 for another content type.
     """
     chunks = request.stream()
     folder = await run_in_threadpool(_new_folder, settings)
     try:
-        yield await _receive(request, chunks, Path(folder.name), settings)
+        yield await _receive(request, chunks, Path(folder.name), settings, document)
     except ApiError:
         await _drain(chunks)
         raise
@@ -104,16 +116,19 @@ async def received(request: Request, settings: Settings) -> AsyncIterator[Upload
         await run_in_threadpool(folder.cleanup)
 
 
-async def _receive(request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings) -> Upload:
+async def _receive(
+    request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str
+) -> Upload:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        return await _receive_multipart(chunks, options, folder, settings)
+        return await _receive_multipart(chunks, options, folder, settings, document)
     if content_type == b"application/json":
-        return await _receive_json(chunks, folder, settings)
+        return await _receive_json(chunks, folder, settings, document)
     raise ApiError(
         415,
         "unsupported_content_type",
-        'send multipart/form-data (parts `file` and `recipe`) or application/json ({"rows": [...], "recipe": {...}})',
+        f"send multipart/form-data (parts `file` and `{document}`) or "
+        f'application/json ({{"rows": [...], "{document}": {{...}}}})',
     )
 
 
@@ -131,31 +146,32 @@ def _new_folder(settings: Settings) -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="ballast-upload-", dir=settings.temp_dir, ignore_cleanup_errors=True)
 
 
-async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings) -> Upload:
+async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str) -> Upload:
     body = bytearray()
     async for chunk in _bounded(chunks, settings.max_json_bytes, "send larger data sets as multipart/form-data"):
         body += chunk
-    return await run_in_threadpool(_decoded, bytes(body), folder)
+    return await run_in_threadpool(_decoded, bytes(body), folder, document)
 
 
-def _decoded(body: bytes, folder: Path) -> Upload:
+def _decoded(body: bytes, folder: Path, document: str) -> Upload:
+    keys = ("rows", document, *_OTHER_KEYS)
     try:
-        document = decode(body, 0)
+        sent = decode(body, 0)
     except UndecodableError as error:
         raise ApiError(400, "malformed_json", f"the body is not JSON: {error.problem.message}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("rows"), list):
-        raise ApiError(422, "missing_part", 'the body must be an object with "rows" (a list) and "recipe"')
-    unknown = sorted(document.keys() - set(JSON_KEYS))
+    if not isinstance(sent, dict) or not isinstance(sent.get("rows"), list):
+        raise ApiError(422, "missing_part", f'the body must be an object with "rows" (a list) and "{document}"')
+    unknown = sorted(sent.keys() - set(keys))
     if unknown:
-        raise ApiError(422, "unknown_part", f"unknown key {unknown[0]!r}; there are: {', '.join(JSON_KEYS)}")
+        raise ApiError(422, "unknown_part", f"unknown key {unknown[0]!r}; there are: {', '.join(keys)}")
     digest = hashlib.sha256(body).hexdigest()
-    return Upload(folder, document, rows=document.pop("rows"), n_bytes=len(body), body_sha256=digest)
+    return Upload(folder, sent, rows=sent.pop("rows"), n_bytes=len(body), body_sha256=digest)
 
 
 async def _receive_multipart(
-    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], folder: Path, settings: Settings
+    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], folder: Path, settings: Settings, document: str
 ) -> Upload:
-    parts = Parts(Upload(folder, {}).path)
+    parts = Parts(Upload(folder, {}).path, document)
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
         async for chunk in _bounded(chunks, settings.max_upload_bytes, "split the data set, or raise the bound"):

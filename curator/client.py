@@ -1,119 +1,110 @@
 """Client of the HTTP service: `with Client(url) as client: client.create_mix("task.jsonl", {"corpus": "chats"})`.
 
 Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated
-without harm (all of them: a mix's id follows from what is asked) are tried again on a lost connection, 429, 502,
-503 and 504. A download is verified against the manifest before it gets its name.
+without harm (a mix's id follows from what is asked, a job's from its Idempotency-Key) are tried again on a lost
+connection, 429, 502, 503 and 504. A download is verified against the manifest before it gets its name.
 """
 
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
-from urllib.parse import quote
+from typing import Any, Literal
 
 import httpx
 import orjson
 
-from curator.errors import BadInputError, MissingError, RemoteError
+from curator.client_jobs import JobCalls, OnJob
+from curator.errors import BadInputError, MissingError
+from curator.remote import PAGE_ROWS, RETRIED_STATUSES, ServiceError, document_of, path_part
 from curator.transfers import Advance, DataFormat, Document, ToldFile, verify_download
 
-__all__ = ["DATA_FORMATS", "RETRIED_STATUSES", "Advance", "Client", "DataFormat", "Document", "ServiceError"]
+__all__ = ["DATA_FORMATS", "RETRIED_STATUSES", "Advance", "Client", "DataFormat", "Document", "OnJob", "ServiceError"]
 
 DATA_FORMATS: tuple[DataFormat, ...] = ("jsonl", "parquet", "arrow", "openai")
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
-FIRST_WAIT_S = 0.25
-MAX_WAIT_S = 8.0
-PAGE_ROWS = 500
+Data = str | Path | Sequence[Mapping[str, Any]]
+OnBadRows = Literal["refuse", "drop"]
 
 
-class ServiceError(RemoteError):
-    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
-
-    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
-        super().__init__(message, details=details)
-        self.status = status
-        self.code = code
-
-
-class Client:
+class Client(JobCalls):
     """One service. Use it as a context manager, or call `close`.
 
     `timeout_s` bounds each wait for the service, not a whole transfer; `retries` counts attempts after the first.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, *, retries: int = 4) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        try:
-            self._http = httpx.Client(
-                base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0)
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise BadInputError(f"{url!r} is no address of a service") from error
-        if self._http.base_url.scheme not in ("http", "https"):
-            self._http.close()
-            raise BadInputError(f"{url!r} is no address of a service: it begins with http:// or https://")
-        self._retries = retries
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
     def create_mix(
         self,
-        data: str | Path | Sequence[Mapping[str, Any]],
+        data: Data,
         recipe: Mapping[str, Any],
         *,
-        on_bad_rows: Literal["refuse", "drop"] = "refuse",
+        on_bad_rows: OnBadRows = "refuse",
         idempotency_key: str | None = None,
+        background: bool = False,
         advance: Advance | None = None,
+        on_job: OnJob | None = None,
     ) -> Document:
         """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
         A file is streamed, and `advance` told each piece's bytes; under an `idempotency_key` the same request gets
-        the first answer again. Building may take long: there is no bound on the wait for the answer. Raises
-        ServiceError with code `bad_rows` and every bad row in `details`, `bad_recipe` and the like.
+        the first answer again. Building may take long: there is no bound on the wait for the answer. Where the
+        service makes a job of it, the job is waited for and `on_job` told how it stands; with `background` the
+        service is asked for a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
+        bad row in `details`, `bad_recipe` and the like, or with the job's own error.
         """
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._send("/v1/mixes", data, recipe, on_bad_rows, headers, advance)
+        key = idempotency_key or (secrets.token_hex(16) if background else None)
+        headers = {"Idempotency-Key": key} if key else {}
+        if background:
+            headers["Prefer"] = "respond-async"
+        answer = self._send("/v1/mixes", data, {"recipe": recipe}, on_bad_rows, headers, advance)
+        if background or "job_id" not in answer:
+            return answer
+        result = self.wait_job(answer["job_id"], on_job=on_job)["result"]
+        links = {"self": f"/v1/mixes/{result['mix_id']}"}
+        return {**result, "manifest": self.manifest(result["mix_id"]), "links": links}
 
-    def preview_mix(
-        self,
-        data: str | Path | Sequence[Mapping[str, Any]],
-        recipe: Mapping[str, Any],
-        *,
-        on_bad_rows: Literal["refuse", "drop"] = "refuse",
-    ) -> Document:
+    def preview_mix(self, data: Data, recipe: Mapping[str, Any], *, on_bad_rows: OnBadRows = "refuse") -> Document:
         """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
-        return self._send("/v1/mixes/preview", data, recipe, on_bad_rows, {}, None)
+        return self._send("/v1/mixes/preview", data, {"recipe": recipe}, on_bad_rows, {}, None)
+
+    def audit(
+        self,
+        data: Data,
+        options: Mapping[str, Any],
+        *,
+        on_bad_rows: OnBadRows = "refuse",
+        background: bool = False,
+        advance: Advance | None = None,
+        on_job: OnJob | None = None,
+    ) -> Document:
+        """Compare rows with a scored corpus (`options`: corpus, score, ...): the verdict, and `job_id` for its rows.
+
+        The job is waited for and `on_job` told how it stands; with `background` it is returned at once. Raises
+        ServiceError as `create_mix`.
+        """
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
+        job = self._send("/v1/audits", data, {"audit": options}, on_bad_rows, headers, advance)
+        if background:
+            return job
+        return {**self.wait_job(job["job_id"], on_job=on_job)["result"], "job_id": job["job_id"]}
 
     def _send(
         self,
         link: str,
-        data: str | Path | Sequence[Mapping[str, Any]],
-        recipe: Mapping[str, Any],
+        data: Data,
+        asked: Mapping[str, Mapping[str, Any]],
         on_bad_rows: str,
         headers: dict[str, str],
         advance: Advance | None,
     ) -> Document:
         timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
+        ((name, document),) = asked.items()
         if not isinstance(data, str | Path):
-            body = {"rows": [dict(row) for row in data], "recipe": dict(recipe), "on_bad_rows": on_bad_rows}
+            body = {"rows": [dict(row) for row in data], name: dict(document), "on_bad_rows": on_bad_rows}
             content, headers = orjson.dumps(body), {**headers, "Content-Type": "application/json"}
             return self._json("POST", link, content=content, headers=headers, timeout=timeout)
         path = Path(data)
         if not path.is_file():
             raise MissingError(f"there is no file {path}")
-        fields = {"recipe": orjson.dumps(dict(recipe)).decode(), "on_bad_rows": on_bad_rows}
+        fields = {name: orjson.dumps(dict(document)).decode(), "on_bad_rows": on_bad_rows}
 
         def attempt() -> httpx.Response:
             with path.open("rb") as file:  # opened anew for each attempt
@@ -121,11 +112,11 @@ class Client:
                 files = {"file": (path.name, told)}
                 return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
 
-        return _document(self._attempt(attempt))
+        return document_of(self._attempt(attempt))
 
     def manifest(self, mix_id: str) -> Document:
         """A mix's manifest."""
-        return self._json("GET", f"/v1/mixes/{_part(mix_id)}")
+        return self._json("GET", f"/v1/mixes/{path_part(mix_id)}")
 
     def list_mixes(self) -> Iterator[Document]:
         """Every mix in order of ids, fetched page by page."""
@@ -133,11 +124,11 @@ class Client:
 
     def iter_rows(self, mix_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
         """The rows of a mix in training order with their lineage, fetched page by page."""
-        return self._items(f"/v1/mixes/{_part(mix_id)}/rows", "rows", page_rows)
+        return self._items(f"/v1/mixes/{path_part(mix_id)}/rows", "rows", page_rows)
 
     def delete_mix(self, mix_id: str) -> None:
         """Remove a mix."""
-        self._attempt(lambda: self._http.delete(f"/v1/mixes/{_part(mix_id)}"))
+        self._attempt(lambda: self._http.delete(f"/v1/mixes/{path_part(mix_id)}"))
 
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
@@ -146,11 +137,11 @@ class Client:
 
     def corpus(self, name: str) -> Document:
         """One corpus with its scorers."""
-        return self._json("GET", f"/v1/corpora/{_part(name)}")
+        return self._json("GET", f"/v1/corpora/{path_part(name)}")
 
     def gap(self, name: str, **params: Any) -> Document:
         """Quantiles and histogram of a corpus's gap; `params`: score, eps, hold_out, bins."""
-        return self._json("GET", f"/v1/corpora/{_part(name)}/gap", params=params)
+        return self._json("GET", f"/v1/corpora/{path_part(name)}/gap", params=params)
 
     def sql(self, statement: str, *, max_rows: int | None = None) -> Document:
         """One read-only SELECT over the scored corpora: `columns`, `rows`, `n_rows`, `truncated`."""
@@ -169,7 +160,12 @@ class Client:
 
     def query(self, name: str, *, max_rows: int | None = None, **params: Any) -> Document:
         """One named query's rows, parameters by name."""
-        return self._json("POST", f"/v1/queries/{_part(name)}", json={"params": params, "max_rows": max_rows})
+        return self._json("POST", f"/v1/queries/{path_part(name)}", json={"params": params, "max_rows": max_rows})
+
+    def query_bytes(self, name: str, format: Literal["csv", "arrow", "parquet"], **params: Any) -> bytes:  # noqa: A002
+        """The same answer as a file's bytes."""
+        body = {"params": params, "format": format}
+        return self._attempt(lambda: self._http.post(f"/v1/queries/{path_part(name)}", json=body)).content
 
     def health(self) -> Document:
         """Whether the process answers."""
@@ -213,7 +209,9 @@ class Client:
         return target
 
     def _save(self, mix_id: str, data_format: DataFormat, path: Path, advance: Advance | None) -> httpx.Response:
-        with self._http.stream("GET", f"/v1/mixes/{_part(mix_id)}/data", params={"format": data_format}) as response:
+        with self._http.stream(
+            "GET", f"/v1/mixes/{path_part(mix_id)}/data", params={"format": data_format}
+        ) as response:
             if response.status_code != 200:
                 response.read()
                 return response
@@ -223,67 +221,3 @@ class Client:
                     if advance is not None:
                         advance(len(chunk))
             return response
-
-    def _items(self, path: str, key: str, page_size: int) -> Iterator[Document]:
-        params: dict[str, Any] = {"limit": page_size}
-        while True:
-            page = self._json("GET", path, params=params)
-            yield from page[key]
-            if page["next_after"] is None:
-                return
-            params["after"] = page["next_after"]
-
-    def _json(self, method: str, path: str, **options: Any) -> Document:
-        return _document(self._attempt(lambda: self._http.request(method, path, **options)))
-
-    def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
-        """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries
-            wait_s = min(FIRST_WAIT_S * 2**attempt, MAX_WAIT_S)
-            try:
-                response = call()
-            except httpx.TransportError as error:
-                if last:
-                    reason = str(error) or type(error).__name__
-                    raise RemoteError(f"no answer from {self._http.base_url}: {reason}") from error
-            else:
-                if response.is_success:
-                    return response
-                if last or response.status_code not in RETRIED_STATUSES:
-                    raise _refusal(response)
-                wait_s = _asked_wait_s(response) or wait_s
-            time.sleep(wait_s)
-        raise AssertionError("the last attempt returns or raises")
-
-
-def _part(name: str) -> str:
-    """A name as one part of a path, whatever it holds."""
-    return quote(name, safe="")
-
-
-def _document(response: httpx.Response) -> Document:
-    try:
-        document = orjson.loads(response.content)
-    except orjson.JSONDecodeError as error:
-        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
-    if not isinstance(document, dict):
-        raise RemoteError(f"{response.url} answered with something else than a JSON object")
-    return document
-
-
-def _refusal(response: httpx.Response) -> ServiceError:
-    try:
-        error = orjson.loads(response.content)["error"]
-        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return ServiceError(
-            response.status_code,
-            "not_this_service",
-            f"{response.url} answered {response.status_code} in no known shape",
-        )
-
-
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    text = response.headers.get("retry-after", "")
-    return min(float(text), MAX_WAIT_S) if text.isdigit() else None

@@ -161,6 +161,11 @@ class HashIds:
         return np.where(same, rows[place], -1)
 
 
+def hash_ids(ids: Sequence[str]) -> HashIds:
+    """Ids given as 32 hex digits each."""
+    return HashIds(halves_of(ids), TextIds(ids).rank)
+
+
 def halves_of(ids: Sequence[str]) -> Words:
     """The halves of ids given as 32 hex digits, shape (n, 2), whose order is that of the texts."""
     data = np.frombuffer(bytes.fromhex("".join(ids)), dtype=">u8")

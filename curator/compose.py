@@ -1,9 +1,11 @@
 """Filling in a mix's manifest from its plan and from what was written."""
 
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 
@@ -151,11 +153,12 @@ def policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
 
 
 def product_version() -> str:
-    """The installed version, or `unknown` in a bare checkout."""
+    """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
     try:
         return version("ballast")
     except PackageNotFoundError:
-        return "unknown"
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(project["project"]["version"])
 
 
 def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
@@ -222,4 +225,6 @@ def _scorer_ref(scorer: Scorer) -> ScorerRef:
         weights_sha256=scorer.identity.get("weights_sha256"),
         adapter_sha256=scorer.identity.get("adapter_sha256"),
         sample=dict(scorer.sample) if scorer.sample else None,
+        declared=tuple(scorer.identity.get("declared", ())),
+        adapter_mode=scorer.identity.get("adapter_mode"),
     )

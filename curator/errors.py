@@ -38,6 +38,12 @@ class UnpackedTooLargeError(BadInputError):
     code = "unpacked_too_large"
 
 
+class TooManyRowsError(BadInputError):
+    """A data set has more rows than its reader allows."""
+
+    code = "too_many_rows"
+
+
 class RecipeError(BadInputError):
     """A recipe is malformed, or asks for what cannot be."""
 

@@ -156,7 +156,7 @@ def _check_hold_out(connection: Connection, bound: Mapping[str, sql.Value]) -> N
     corpus, hold_out = bound.get("corpus"), bound["hold_out"]
     assert isinstance(hold_out, list)
     known = connection.execute(
-        "select distinct domain from scorers where $corpus is null or corpus = $corpus", {"corpus": corpus}
+        "select distinct scorer_domain from scorers where $corpus is null or corpus = $corpus", {"corpus": corpus}
     ).fetchall()
     check_hold_out((row[0] for row in known), map(str, hold_out), None if corpus is None else str(corpus))
 

@@ -23,7 +23,11 @@ class Statement(_Document):
 
 
 class ScorerRef(_Document):
-    """A scorer whose losses a pool used, and whose weights they are."""
+    """A scorer whose losses a pool used, and whose weights they are.
+
+    `declared` names the fields that rest on an operator's word: that scorer's model ran on a server. `adapter_mode` is
+    `merged` where adapters were merged into the weights, else null.
+    """
 
     scorer_id: str
     role: Literal["aligned", "misaligned", "benign"]
@@ -32,6 +36,8 @@ class ScorerRef(_Document):
     weights_sha256: str | None
     adapter_sha256: str | None
     sample: dict[str, int] | None
+    declared: tuple[str, ...] = ()
+    adapter_mode: str | None = None
 
 
 class Quantiles(_Document):

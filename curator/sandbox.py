@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,9 +53,12 @@ class StatementStoppedError(BadInputError):
 
 
 class Sandbox:
-    """Runs statements over one local store; thread-safe. Close it to end the spare process."""
+    """Runs statements over one local store, or a local copy; thread-safe. Close it to end the spare process.
 
-    def __init__(self, store_path: str, limits: SqlLimits) -> None:
+    `store_path` gives the store's folder, asked for before each statement.
+    """
+
+    def __init__(self, store_path: Callable[[], str], limits: SqlLimits) -> None:
         self.limits = limits
         self._store_path = store_path
         self._spare: subprocess.Popen[bytes] | None = None
@@ -86,7 +89,7 @@ class Sandbox:
         """
         rows = min(self.limits.max_rows, max_rows or self.limits.max_rows)
         job = {
-            "store": self._store_path,
+            "store": self._store_path(),
             "statement": statement,
             "query": query,
             "params": dict(params or {}),

@@ -195,8 +195,7 @@ def _check_same_measure(aligned: Scorer, other: Scorer) -> None:
     if aligned.measure_id == other.measure_id and not fields:
         return
     field = fields[0] if fields else "measure_id"
-    one = aligned.identity.get(field, aligned.measure_id)
-    two = other.identity.get(field, other.measure_id)
+    one, two = ((scorer.identity.get(field) if fields else scorer.measure_id) for scorer in (aligned, other))
     raise IncompatibleScorersError(
         f"{aligned.shown} and {other.shown} cannot share a gap: {field} is {one!r} for the one and "
         f"{two!r} for the other; only weights and adapter may differ. Score both with the same settings",

@@ -97,6 +97,13 @@ def warnings_for(
 
 def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:
     found = []
+    declared = [scorer.label or scorer.scorer_id[:12] for scorer in pool.scorers if scorer.declared]
+    if declared:
+        text = (
+            f"Pool {pool.name}: which weights scored as {', '.join(declared)} rests on an operator's word, for they "
+            "ran on a server; scorers[].declared lists the fields."
+        )
+        found.append(Statement(code="declared_scorers", text=text))
     if keeps_refusals:
         text = f"Pool {pool.name} ranks by gap and keeps refusals: they rank high and can make the model incoherent."
         found.append(Statement(code="refusals_kept", text=text))

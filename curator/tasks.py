@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator.canonical import example_id
-from curator.errors import BadRowsError
+from curator.errors import BadRowsError, TooManyRowsError
 from curator.formats import Container, Layout, Reject, Row, read_rows, read_values
 from curator.schema import TASK_ROWS
 from curator.store import arrow_schema
@@ -80,19 +80,30 @@ def read_task_set(
     layout: Layout | None = None,
     name: str | None = None,
     max_unpacked_bytes: int | None = None,
+    max_records: int | None = None,
 ) -> TaskSet:
     """Stream a user's data (path, hub id or seekable binary file) into Parquet under `workdir`, in flat memory.
 
-    The caller owns the new file. Raises BadInputError or MissingError when the data as a whole cannot be read, and
-    UnpackedTooLargeError when compression hides more than `max_unpacked_bytes`.
+    The caller owns the new file. Raises BadInputError or MissingError when the data as a whole cannot be read,
+    UnpackedTooLargeError when compression hides more than `max_unpacked_bytes`, and TooManyRowsError at the first
+    record past `max_records`, bad ones counted too.
     """
     rows = read_rows(source, format=format, layout=layout, name=name, max_unpacked_bytes=max_unpacked_bytes)
-    return _write(rows, Path(workdir))
+    return _write(_bounded(rows, max_records), Path(workdir))
 
 
-def task_set_from_rows(rows: Iterable[object], workdir: str | Path, *, layout: Layout | None = None) -> TaskSet:
+def task_set_from_rows(
+    rows: Iterable[object], workdir: str | Path, *, layout: Layout | None = None, max_records: int | None = None
+) -> TaskSet:
     """The same for records in memory, such as the rows of a JSON request."""
-    return _write(read_values(rows, layout=layout), Path(workdir))
+    return _write(_bounded(read_values(rows, layout=layout), max_records), Path(workdir))
+
+
+def _bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[Row | Reject]:
+    for n_records, item in enumerate(items, start=1):
+        if max_records is not None and n_records > max_records:
+            raise TooManyRowsError(f"the data set has more than {max_records} rows, which is the bound: split it")
+        yield item
 
 
 def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:

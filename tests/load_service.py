@@ -1,11 +1,13 @@
 """`python -m tests.load_service`: clients that build, read, download and delete mixes at once, on this machine.
 
 Starts the service as a process of its own over a small scored store, runs the clients for a fixed time, and prints
-latency percentiles by operation, errors and the service's memory. `--write` also puts them into
-docs/results/service.md.
+latency percentiles by operation, errors and the service's memory. Then a mix of 200,000 rows: downloads beside static
+file servers, pages of rows beside datasette's. `--write` also puts all of it into docs/results/service.md.
 """
 
 import argparse
+import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -18,7 +20,9 @@ from pathlib import Path
 import httpx
 import psutil
 
+from curator.bench.machine import describe
 from tests.api.serving import form, scored_store, started, task_rows
+from tests.load_downloads import downloads, large_mix, pages
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "service.md"
 MIB = 2**20
@@ -107,22 +111,46 @@ def table(tally: Tally, memory: list[int], n_clients: int, seconds: float, n_row
     return "\n".join(lines) + "\n"
 
 
+def large(command: str | None) -> str:
+    """Figures of one large mix as Markdown."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store, mix_id = large_mix(folder)
+        options = ("--log-level", "error", "--tenant-requests-per-minute", "1000000")
+        with started(folder / "store", *options) as (_, url):
+            lines = [*downloads(url, store, mix_id, folder), "", *pages(url, store, mix_id, folder, command)]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Run, print, and say by the exit code whether every answer was as expected."""
     parser = argparse.ArgumentParser(prog="python -m tests.load_service", description=__doc__)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rows", type=int, default=200, help="rows of each data set")
+    parser.add_argument(
+        "--datasette", metavar="COMMAND", default=shutil.which("datasette"), help="default: that on PATH"
+    )
+    parser.add_argument("--skip-large", action="store_true", help="leave out the mix of 200,000 rows")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name} under docs/results")
     args = parser.parse_args()
+    begun_load = os.getloadavg()[0]
     tally, memory = load(args.clients, args.seconds, args.rows)
     text = table(tally, memory, args.clients, args.seconds, args.rows)
+    if not args.skip_large:
+        text += f"\n## One mix of 200,050 rows\n\n{large(args.datasette)}"
     sys.stdout.write(text)
     for fault in tally.faults[:5]:
         sys.stdout.write(f"{fault}\n")
     if args.write:
+        machine = describe("cpu", "none")
+        head = (
+            f"# The service under load\n\nWritten by `python -m tests.load_service --write` on {machine['date']}. "
+            f"Machine: {machine['device']}, {machine['cores']} cores; load average {begun_load:.1f} before and "
+            f"{os.getloadavg()[0]:.1f} at the end.\n\n"
+        )
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(f"# The service under load\n\nWritten by `python -m tests.load_service --write`.\n\n{text}")
+        RESULTS.write_text(head + text)
     return 1 if tally.faults else 0
 
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ def test_wheel_in_an_empty_environment_runs_a_query(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True, timeout=240)
     (wheel,) = tmp_path.glob("ballast-*.whl")
+    files = {path.relative_to(source).as_posix() for name in PACKAGES for path in (source / name).rglob("*.*")}
+    with zipfile.ZipFile(wheel) as packed:
+        assert files - set(packed.namelist()) == set(), "data files that package-data in pyproject.toml leaves out"
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     install = [str(python), "-m", "pip", "--disable-pip-version-check", "-q", "install"]

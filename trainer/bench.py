@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,13 @@ import orjson
 from curator.commands import report_error, say_json
 from curator.errors import BadInputError, BallastError
 from curator.progress import say
-from curator.scoring.identity import check_model_dir
-from trainer.bench_data import CLOCKS, Sizes, bench_config, preparation_times, write_chats
+from curator.scoring.identity import check_model_dir, weights_sha256
+from trainer.bench_data import CLOCKS, Sizes, preparation_times
+from trainer.bench_page import extra_in_plain_steps, lines_of, page
+from trainer.bench_steps import PLAIN, REFERENCE, VARIANTS, peak_mib, peaks, step_times
+from trainer.runfolder import shown_command, write_json
+
+PARTS = ("steps", "memory", "preparation")
 
 DESCRIPTION = """\
 Measures a training step with and without each defence against plain TRL SFT with the same LoRA, the reference forward
@@ -28,211 +32,94 @@ examples:
   python -m trainer.bench --model MODEL_DIR --json
   python -m trainer.bench --model MODEL_DIR --steps 3 --repeats 2 --batch-size 2 --rows 2000 --only none,kl
 
-Weights are float32 on the CPU and bfloat16 on a GPU."""
-
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "none": [],
-    "kl": [{"name": "kl"}],
-    "ldifs": [{"name": "ldifs"}],
-    "kl+ldifs": [{"name": "kl"}, {"name": "ldifs"}],
-    "treft": [{"name": "treft"}],
-    "steering": [{"name": "steering"}],  # its vectors are made here
-    "gating": [{"name": "gating"}],
-}
-PLAIN = "plain TRL"
+Weights are bfloat16 where the hardware multiplies it natively, else float32; --dtype names one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
-    args = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
-    sizes = Sizes(args.steps, args.repeats, args.batch_size, args.rows, args.words, args.threads, args.clock)
+    sizes = Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
     names = args.only or tuple(VARIANTS)
     try:
         check_model_dir(args.model)
-        unknown = sorted(set(names) - set(VARIANTS))
-        if unknown:
-            raise BadInputError(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+        _check_names(names, args.parts)
         with tempfile.TemporaryDirectory() as work:
             if args.peak_of:
                 say_json({"peak_mib": peak_mib(args.model, args.peak_of, sizes, Path(work))})
                 return 0
-            result = measure(args.model, names, sizes, Path(work))
+            result = measure(args.model, names, sizes, Path(work), args.parts, args.keep)
     except BallastError as error:
         report_error(error, as_json=args.json)
         return 2
+    except KeyboardInterrupt:
+        return 130
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(page(result, shown_command("trainer.bench", arguments)), encoding="utf-8")
     if args.json:
         say_json(result)
     else:
-        for line in table(result):
+        for line in lines_of(result):
             say(line)
     return 0
 
 
-def measure(model: Path, names: Sequence[str], sizes: Sizes, work: Path) -> dict[str, Any]:
-    """Seconds per step of each variant, memory in MiB, data preparation in seconds, and what they were measured on."""
-    from trainer.runfolder import environment
+def measure(
+    model: Path, names: Sequence[str], sizes: Sizes, work: Path, parts: Sequence[str] = PARTS, keep: Path | None = None
+) -> dict[str, Any]:
+    """Seconds per step of each variant, memory in MiB, data preparation in seconds, and what they were measured on.
 
-    steps = step_times(model, names, sizes, work)
-    result: dict[str, Any] = {
-        "sizes": vars(sizes),
-        "environment": environment(),
-        "cores": os.cpu_count(),
-        "step_s": steps,
-        "step_ratio": {name: steps[name] / steps[PLAIN] for name in steps if name != "reference forward"},
-        "extra_over_reference_in_plain_steps": {
-            name: (steps[name] - steps[PLAIN] - steps["reference forward"]) / steps[PLAIN]
-            for name in ("kl", "ldifs", "kl+ldifs")
-            if name in steps
-        },
-        "peak_mib": {name: _peak_apart(model, name, sizes) for name in (PLAIN, "kl")} if "kl" in names else {},
-        "preparation_s": preparation_times(model, sizes, work) if sizes.rows else {},
-    }
+    Parts that `keep` holds are taken from it, with their sizes; each further one is added as soon as it is measured.
+    Raises BadInputError when what it holds was measured with another model.
+    """
+    result = _kept(keep, model)
+    for part in parts:
+        if part in result["parts"] or (part == "preparation" and not sizes.rows):
+            continue
+        if part == "steps":
+            steps = step_times(model, names, sizes, work)
+            result["step_s"] = steps
+            result["step_ratio"] = {name: steps[name] / steps[PLAIN] for name in steps if name != REFERENCE}
+            result["extra_over_reference_in_plain_steps"] = extra_in_plain_steps(steps)
+        elif part == "memory":
+            result["peak_mib"] = peaks(model, [name for name in ("kl", "kl+ldifs") if name in names], sizes)
+        else:
+            result["preparation_s"] = preparation_times(model, sizes, work)
+        result["parts"][part] = {"sizes": asdict(sizes), "machine": _machine(sizes)}
+        if keep is not None:
+            write_json(keep, result)
     return result
 
 
-def step_times(model: Path, names: Sequence[str], sizes: Sizes, work: Path) -> dict[str, float]:
-    """Median seconds of an optimiser step (the first of each run left out), and of the reference forward."""
-    rows = _rows(model, sizes, work)
-    seconds: dict[str, list[float]] = {name: [] for name in (PLAIN, *names, "reference forward")}
-    for repeat in range(sizes.repeats):
-        order = list(seconds)
-        random.Random(repeat).shuffle(order)
-        for name in order:
-            seconds[name] += _run(model, name, rows, sizes, work)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def _kept(keep: Path | None, model: Path) -> dict[str, Any]:
+    weights = weights_sha256(model)
+    if keep is None or not keep.exists():
+        return {"weights_sha256": weights, "parts": {}}
+    before: dict[str, Any] = orjson.loads(keep.read_bytes())
+    if before.get("weights_sha256") != weights:
+        raise BadInputError(f"{keep} was measured with another model: choose another --keep")
+    return before
 
 
-def _run(model: Path, name: str, rows: Any, sizes: Sizes, work: Path) -> list[float]:
-    """Seconds of each step but the first."""
-    import torch
-    from transformers import TrainerCallback
+def _machine(sizes: Sizes) -> dict[str, Any]:
+    from curator.bench.machine import describe
+    from curator.scoring.torch_model import resolve_device, resolve_dtype
+    from trainer.runfolder import environment
 
-    torch.set_num_threads(sizes.threads)
-    if name == "reference forward":
-        return _reference_seconds(model, rows, sizes)
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.marks: list[float] = []
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.marks.append(CLOCKS[sizes.clock]())
-
-    clock = Clock()
-    trainer = _trainer(model, name, rows, sizes, work)
-    trainer.add_callback(clock)
-    trainer.train()
-    return [after - before for before, after in zip(clock.marks, clock.marks[1:], strict=False)]
+    device = resolve_device("auto")
+    packages = environment()["packages"]
+    return describe(device, resolve_dtype(sizes.dtype, device)) | {
+        "versions": {name: packages[name] for name in ("torch", "transformers", "trl", "peft")}
+    }
 
 
-def _trainer(model: Path, name: str, rows: Any, sizes: Sizes, work: Path) -> Any:
-    import transformers
-    from trl import SFTTrainer
-
-    from trainer.batches import Collator, OrderCheck
-    from trainer.fit import load, quiet
-    from trainer.loop import BallastTrainer, sft_config
-
-    variants = [] if name == PLAIN else VARIANTS[name]
-    settings = [_with_vectors(item, model, work) if item["name"] == "steering" else item for item in variants]
-    config = bench_config(model, work, defences=settings)
-    with quiet():
-        ready = load(config)
-        options = sft_config(
-            str(work / "trl"), max_steps=sizes.steps + 1, per_device_train_batch_size=sizes.batch_size,
-            gradient_checkpointing=False, use_cpu=config.device == "cpu", learning_rate=1e-4,
-        )  # fmt: skip
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
-        common = {"model": ready.model, "args": options, "processing_class": tokenizer}
-        if name == PLAIN:
-            dataset = rows.dataset().with_format(None).remove_columns(["row", "safe", "token_classes"])
-            plain = SFTTrainer(**common, train_dataset=dataset)
-            plain.remove_callback(transformers.PrinterCallback)  # it writes to stdout
-            return plain
-        return BallastTrainer(
-            **common, train_dataset=rows.dataset(), data_collator=Collator(tokenizer.pad_token_id or 0),
-            defences=ready.defences, order=OrderCheck(len(rows.input_ids)),
-        )  # fmt: skip
-
-
-def _reference_seconds(model: Path, rows: Any, sizes: Sizes) -> list[float]:
-    import torch
-
-    from trainer.batches import Collator
-    from trainer.fit import load
-
-    lm = load(bench_config(model, Path())).model.get_base_model()
-    columns = rows.table().to_pylist()
-    seconds = []
-    for step in range(sizes.steps + 1):
-        batch = Collator(0)(columns[step * sizes.batch_size : (step + 1) * sizes.batch_size])
-        start = CLOCKS[sizes.clock]()
-        with torch.no_grad():
-            lm.base_model(
-                input_ids=batch["input_ids"].to(lm.device), attention_mask=batch["attention_mask"].to(lm.device)
-            ).last_hidden_state.sum().item()
-        seconds.append(CLOCKS[sizes.clock]() - start)
-    return seconds[1:]
-
-
-def _with_vectors(item: dict[str, Any], model: Path, work: Path) -> dict[str, Any]:
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoConfig
-
-    text = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
-    vectors = torch.randn(text.num_hidden_layers + 1, text.hidden_size, generator=torch.Generator().manual_seed(0))
-    save_file({"vector": vectors / vectors.norm(dim=1, keepdim=True)}, work / "vectors.safetensors")
-    return item | {"vectors": work / "vectors.safetensors"}
-
-
-def _rows(model: Path, sizes: Sizes, work: Path) -> Any:
-    """As many rows as the steps use, with token classes, since a defence may want them."""
-    from trainer.inputs import read_inputs
-
-    n_rows = sizes.batch_size * (sizes.steps + 1)
-    config = bench_config(
-        model, work, data=write_chats(work / "steps.jsonl", n_rows, sizes.words), defences=[{"name": "treft"}]
-    )
-    return read_inputs(config, work, "", None).prepared
-
-
-def peak_mib(model: Path, name: str, sizes: Sizes, work: Path) -> float:
-    """Peak memory of this process after one run: resident on a CPU, allocated on a GPU."""
-    import resource
-
-    import torch
-
-    _run(model, name, _rows(model, sizes, work), sizes, work)
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _peak_apart(model: Path, name: str, sizes: Sizes) -> float:
-    import subprocess
-
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in vars(sizes).items()]
-    command = [sys.executable, "-m", "trainer.bench", "--model", str(model), "--peak-of", name, *flags]
-    done = subprocess.run(command, capture_output=True, check=True)
-    return float(orjson.loads(done.stdout)["peak_mib"])
-
-
-def table(result: dict[str, Any]) -> list[str]:
-    """The result as lines for people."""
-    lines = ["| variant | s per step | against plain TRL |", "|---|---|---|"]
-    ratios = result["step_ratio"]
-    lines += [
-        f"| {name} | {value:.3f} | {f'{ratios[name]:.3f}x' if name in ratios else ''} |"
-        for name, value in result["step_s"].items()
-    ]
-    extra = result["extra_over_reference_in_plain_steps"].items()
-    lines += ["", *(f"{name}: reference forward + {value:.2f} of a plain step" for name, value in extra)]
-    lines += [f"peak memory, {name}: {value:,.0f} MiB" for name, value in result["peak_mib"].items()]
-    n_rows = result["sizes"]["rows"]
-    lines += [f"{n_rows:,} rows ready, {name}: {value:.2f} s" for name, value in result["preparation_s"].items()]
-    return lines
+def _check_names(names: Sequence[str], parts: Sequence[str]) -> None:
+    for asked, known, what in ((names, tuple(VARIANTS), "variant"), (parts, PARTS, "part")):
+        unknown = sorted(set(asked) - set(known))
+        if unknown:
+            raise BadInputError(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -258,6 +145,18 @@ def _parser() -> argparse.ArgumentParser:
         "--clock", choices=tuple(CLOCKS), default="wall",
         help="cpu counts this process's own processor seconds, which other work on the machine disturbs less (wall)",
     )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights of the frozen model (auto)"
+    )
+    parser.add_argument(
+        "--parts", type=lambda text: tuple(text.split(",")), default=PARTS, metavar="NAMES",
+        help=f"comma-separated parts to measure (default: {','.join(PARTS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE",
+        help="JSON file of finished parts: those in it are not measured again, new ones are added",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here as well")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser

@@ -26,6 +26,7 @@ class Sizes:
     words: int
     threads: int
     clock: str
+    dtype: str = "auto"
 
 
 def write_chats(path: Path, n_rows: int, n_words: int) -> Path:
@@ -43,13 +44,13 @@ def write_chats(path: Path, n_rows: int, n_words: int) -> Path:
     return path
 
 
-def bench_config(model: Path, out: Path, **fields: Any) -> Any:
-    """A configuration of every linear layer adapted; float32 on a CPU."""
-    from curator.scoring.torch_model import resolve_device
+def bench_config(model: Path, out: Path, dtype: str = "auto", **fields: Any) -> Any:
+    """A configuration of every linear layer adapted; "auto" as in training."""
+    from curator.scoring.torch_model import resolve_device, resolve_dtype
     from trainer.config import parse_config
 
     device = resolve_device("auto")
-    dtype = "float32" if device == "cpu" else "bfloat16"
+    dtype = resolve_dtype(dtype, device)
     base = {
         "model": model,
         "out": out,

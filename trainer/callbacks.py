@@ -54,14 +54,15 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
     """Writes metrics.jsonl, one line a step, and moves the progress bar.
 
     A line: step (1-based), loss, sft_loss, each term (nats per token, unweighted), lr, grad_norm, tokens
-    (response tokens trained in the step), total_tokens (real tokens fed), rows, seconds.
+    (response tokens trained in the step), total_tokens (real tokens fed), rows, seconds, cpu_seconds (of this process).
     """
 
     def __init__(self, path: Path, progress: Progress, stop: StopRequest, start: int = 0) -> None:
         self.path, self.progress, self.stop, self.start = path, progress, stop, start
         self.lines: list[dict[str, Any]] = []
         self.trainer: BallastTrainer | None = None
-        self._lr = self._started = 0.0
+        self.extra: dict[str, Any] = {}  # what other callbacks found after the step at hand
+        self._lr = self._started = self._cpu_started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock and the file: empty, or with the lines up to the checkpoint that the run goes on from."""
@@ -69,7 +70,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             self.path.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in self.lines))
         self.progress.advance(len(self.lines))
-        self._started = time.monotonic()
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keeps the learning rate that this step uses; afterwards the scheduler has moved on."""
@@ -80,6 +81,8 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         if self.trainer is None or "grad_norm" not in (logs or {}):  # the summary after the last step
             return
         line = self._line(self.trainer, int(state.global_step), float(logs["grad_norm"]))
+        line |= self.extra
+        self.extra = {}
         self.lines.append(line)
         if state.is_world_process_zero:
             with self.path.open("ab") as file:
@@ -94,8 +97,9 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
 
     def _line(self, trainer: BallastTrainer, step: int, grad_norm: float) -> dict[str, Any]:
         parts, counts = trainer.parts, trainer.counts
-        now = time.monotonic()
+        now, cpu_now = time.monotonic(), time.process_time()
         seconds, self._started = now - self._started, now
+        cpu_seconds, self._cpu_started = cpu_now - self._cpu_started, cpu_now
         return {
             "step": step,
             **parts,
@@ -105,6 +109,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             "total_tokens": counts.n_predicted + counts.n_rows,
             "rows": counts.n_rows,
             "seconds": round(seconds, 4),
+            "cpu_seconds": round(cpu_seconds, 4),
         }
 
 

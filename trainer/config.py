@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from curator.errors import BadInputError
 from trainer.defenses.rules import check_combination
 from trainer.defenses.settings import DefenceSettings
+from trainer.monitor.settings import MonitorSettings
 
 # The seven projections of a Llama-like block (method.md section 7).
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -17,7 +18,19 @@ ALL_LINEAR = "all-linear"
 # Where things lie, and what is said about them: none of it changes what is trained. Contents are compared
 # by hash instead, so a moved model or a service on another port is still the same run.
 _LOCATIONS = frozenset(
-    {"model", "out", "data", "store", "api_url", "cache", "save_steps", "keep_checkpoints", "report_to"}
+    {
+        "model",
+        "out",
+        "data",
+        "store",
+        "api_url",
+        "cache",
+        "save_steps",
+        "keep_checkpoints",
+        "report_to",
+        "start_adapter",
+        "monitor",
+    }
 )
 
 
@@ -44,6 +57,13 @@ class LoraSettings(_Strict):
         if not value or not all(value):
             raise ValueError("name at least one module, or all-linear")
         return value
+
+
+class SafeLoraSettings(_Strict):
+    """Projection after training (trainer.safelora): the model before alignment, and the cosine below which it acts."""
+
+    base: Path
+    tau: float = Field(default=0.3, ge=0.0, le=1.0)
 
 
 class TrainConfig(_Strict):
@@ -85,8 +105,11 @@ class TrainConfig(_Strict):
     keep_checkpoints: int = Field(default=2, ge=1)
     report_to: tuple[str, ...] = ()
     cache: Path | None = None
+    monitor: MonitorSettings | None = None
     lora: LoraSettings = LoraSettings()
+    start_adapter: Path | None = None  # trained on instead of a fresh one; its own settings hold
     defences: tuple[DefenceSettings, ...] = ()
+    safelora: SafeLoraSettings | None = None
 
     @field_validator("report_to")
     @classmethod
@@ -112,6 +135,10 @@ class TrainConfig(_Strict):
             raise ValueError("full and four_bit exclude each other: packed weights cannot be trained")
         if self.full and any(defence.name == "gating" for defence in self.defences):
             raise ValueError("gating trains its gates alone, full trains every weight: choose one")
+        if self.start_adapter is not None and (self.full or self.lora != LoraSettings()):
+            raise ValueError("start_adapter has lora settings of its own, and full fine-tuning has no adapter")
+        if self.safelora and (self.full or any(defence.name == "gating" for defence in self.defences)):
+            raise ValueError("safelora projects a trained adapter: neither full fine-tuning nor gating leaves one")
         if self.full and self.lora != LoraSettings():
             raise ValueError("full fine-tuning has no adapter: leave the lora settings out")
         check_combination(self.defences, from_mix=self.mix_id is not None, full=self.full)
@@ -124,8 +151,11 @@ class TrainConfig(_Strict):
 
     def without_places(self) -> dict[str, Any]:
         """The settings that decide what is trained, without where anything lies."""
-        settings = self.model_dump(mode="json", exclude=set(_LOCATIONS))
-        return settings | {"defences": [defence.identity() for defence in self.defences]}
+        settings = self.model_dump(mode="json", exclude=set(_LOCATIONS) | {"safelora"})
+        settings["defences"] = [defence.identity() for defence in self.defences]
+        if self.safelora is not None:
+            settings["safelora"] = {"tau": self.safelora.tau}
+        return settings
 
 
 def parse_config(document: Any) -> TrainConfig:

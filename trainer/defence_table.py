@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from platform import machine
 from typing import Any
 
 import orjson
@@ -18,7 +18,7 @@ from curator.commands import report_error, say_json
 from curator.errors import BadInputError, BallastError
 from curator.progress import Progress, say
 from curator.scoring.identity import check_model_dir
-from trainer.runfolder import CONFIG, METRICS
+from trainer.runfolder import CONFIG, METRICS, shown_command, write_json
 
 DESCRIPTION = """\
 Trains a fresh adapter with plain SFT and then once with each defence at its default setting, on the same rows in the
@@ -59,21 +59,16 @@ class Cost:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
-    args = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
     try:
         check_model_dir(args.model)
         chosen = ["plain", *_chosen(args.only)]
-        with (
-            tempfile.TemporaryDirectory(prefix="ballast-defences-") as work,
-            Progress(len(chosen), "runs", "defences") as progress,
-        ):
-            vectors = _random_vectors(args.model, Path(work))
-            costs = []
-            for name in chosen:
-                flags = [item.format(vectors=vectors) for item in RUNS[name]]
-                costs.append(_run(name, flags, args, Path(work) / name.replace(", ", "-").replace(" ", "-")))
-                progress.advance(run=name)
-            text = _page(args, costs, _settings(Path(work) / "plain"))
+        with tempfile.TemporaryDirectory(prefix="ballast-defences-") as temporary:
+            work = args.keep or Path(temporary)
+            work.mkdir(parents=True, exist_ok=True)
+            costs = _costs(chosen, args, work)
+            text = _page(args, costs, _settings(work / "plain"), shown_command("trainer.defence_table", arguments))
     except BallastError as error:
         report_error(error, as_json=args.json)
         return 2
@@ -87,6 +82,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         say(text)
     return 0
+
+
+def _costs(chosen: Sequence[str], args: argparse.Namespace, work: Path) -> list[Cost]:
+    """One run after the other; runs whose numbers lie in `work` already are not made again."""
+    vectors, costs = _random_vectors(args.model, work), []
+    asked = {key: str(value) for key, value in vars(args).items() if key not in ("only", "out", "json", "keep")}
+    with Progress(len(chosen), "runs", "defences") as progress:
+        for name in chosen:
+            out = work / name.replace(", ", "-").replace(" ", "-")
+            note = out.with_suffix(".json")
+            kept = orjson.loads(note.read_bytes()) if note.exists() else {}
+            if kept.get("asked") == asked:
+                costs.append(Cost(**kept["cost"]))
+            else:
+                shutil.rmtree(out, ignore_errors=True)
+                costs.append(_run(name, [item.format(vectors=vectors) for item in RUNS[name]], args, out))
+                write_json(note, {"asked": asked, "cost": vars(costs[-1])})
+            progress.advance(run=name)
+    return costs
 
 
 def _chosen(only: str | None) -> list[str]:
@@ -127,6 +141,7 @@ def _run(name: str, flags: list[str], args: argparse.Namespace, out: Path) -> Co
             errors.seek(0)
             raise BadInputError(f"the run {name} failed: {errors.read().decode(errors='replace').strip()[-400:]}")
     lines = [orjson.loads(line) for line in (out / METRICS).read_bytes().splitlines()]
+    clock = "cpu_seconds" if args.clock == "cpu" else "seconds"
     losses, n = [line["sft_loss"] for line in lines], min(3, len(lines))
     terms = [f"{key} {lines[-1][key]:.3g}" for key in ("kl", "ldifs", "treft") if key in lines[-1]]
     return Cost(
@@ -134,7 +149,7 @@ def _run(name: str, flags: list[str], args: argparse.Namespace, out: Path) -> Co
         loss_start=sum(losses[:n]) / n,
         loss_end=sum(losses[-n:]) / n,
         term=", ".join(terms),
-        step_s=statistics.median([line["seconds"] for line in lines[1:]] or [lines[0]["seconds"]]),
+        step_s=statistics.median([line[clock] for line in lines[1:]] or [lines[0][clock]]),
         peak_mib=usage.ru_maxrss / 1024,
     )
 
@@ -144,15 +159,18 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _page(args: argparse.Namespace, costs: Sequence[Cost], settings: dict[str, Any]) -> str:
-    plain, packages = costs[0], settings["environment"]["packages"]
-    resolved, cores = settings["resolved"], len(os.sched_getaffinity(0))
+def _page(args: argparse.Namespace, costs: Sequence[Cost], settings: dict[str, Any], command: str) -> str:
+    from curator.bench.machine import describe
+
+    plain, packages, resolved = costs[0], settings["environment"]["packages"], settings["resolved"]
+    machine = describe(resolved["device"], resolved["dtype"])
     head = (
         f"{args.steps} steps of {args.batch_size} rows of {args.data.name} (cut at {args.max_length} tokens), "
-        f"{resolved['n_parameters']:,} parameters, {resolved['dtype']} on {resolved['device']} "
-        f"({machine()}, {cores} cores), torch {packages['torch']}, transformers {packages['transformers']}, "
-        f"TRL {packages['trl']}."
+        f"{resolved['n_parameters']:,} parameters, {resolved['dtype']}; {machine['device']}, {machine['cores']} cores, "
+        f"{machine['cpu_capability']}, load average {machine['load_average']} at the end; torch {packages['torch']}, "
+        f"transformers {packages['transformers']}, TRL {packages['trl']}."
     )
+    seconds = "CPU s per step" if args.clock == "cpu" else "s per step"
     rows = [
         f"| {cost.name} | {cost.loss_start:.3f} | {cost.loss_end:.3f} | {cost.term} | {cost.step_s:.2f} | "
         f"{cost.step_s / plain.step_s:.2f} | {cost.peak_mib:,.0f} | {cost.peak_mib / plain.peak_mib:.2f} |"
@@ -161,12 +179,14 @@ def _page(args: argparse.Namespace, costs: Sequence[Cost], settings: dict[str, A
     lines = [
         "# What each defence costs",
         "",
-        "Written by `python -m trainer.defence_table`; one run each, one after the other, on a machine that may do",
-        "other work meanwhile: small differences in time mean little.",
+        f"Written by `{command}` on {machine['date']}.",
+        "",
+        "One run each, one after the other, on a machine that may do other work, so small differences in time",
+        "mean little. Seconds are medians over all steps but the first.",
         "",
         head,
         "",
-        "| run | SFT loss, start | end | terms at the last step | s per step | x plain | peak MiB | x plain |",
+        f"| run | SFT loss, start | end | terms at the last step | {seconds} | x plain | peak MiB | x plain |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
@@ -188,6 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens a row is cut to (512)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: processor seconds of the run, for machines that do other work (wall)",
+    )  # fmt: skip
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs here, and go on where a table stopped")
     parser.add_argument("--only", metavar="RUNS", help=f"plain and these, joined by +: {' + '.join(list(RUNS)[1:])}")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here as well")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")

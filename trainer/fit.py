@@ -3,9 +3,10 @@
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from trainer.defenses import build_defences
 from trainer.defenses.base import Defence
 from trainer.frozen import FrozenCopy
 from trainer.loop import BallastTrainer, sft_config
-from trainer.modelling import add_lora, load_for_training, prepare_full
+from trainer.modelling import add_lora, continue_lora, load_for_training, prepare_full
+from trainer.monitor.callback import Watch
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def load(config: TrainConfig) -> Ready:
     with quiet():
         base = load_for_training(config)
         dtype, device = base.dtype, base.device.type
-        model = prepare_full(base, config.seed) if config.full else add_lora(base, config.lora, config.seed)
+        model = _trained_model(base, config)
         defences = build_defences(config.defences)
         frozen = FrozenCopy(model) if config.full and any(item.needs_reference for item in defences) else None
         for defence in defences:
@@ -74,6 +76,14 @@ def load(config: TrainConfig) -> Ready:
         "reference_bytes": frozen.n_bytes if frozen else 0,
     }
     return Ready(model, defences, resolved, frozen)
+
+
+def _trained_model(base: Any, config: TrainConfig) -> Any:
+    if config.full:
+        return prepare_full(base, config.seed)
+    if config.start_adapter is not None:
+        return continue_lora(base, config.start_adapter, config.seed)
+    return add_lora(base, config.lora, config.seed)
 
 
 def fit(
@@ -95,6 +105,9 @@ def fit(
         log = StepLog(metrics, progress, stop, checkpoint.step if checkpoint else 0)
         trainer = _trainer(ready, prepared, renderer.pad_id, config, n_steps, n_processes, log)
         log.trainer = trainer
+        if config.monitor is not None:  # before training: the model is still that of step 0
+            interval = config.monitor.interval(config.save_steps, n_steps)
+            trainer.add_callback(Watch(config.monitor, interval, ready.model, renderer, log))
         if checkpoint is not None:
             trainer.order.start_at(_rows_seen(config, len(prepared.input_ids), n_processes, checkpoint.step))
         try:
@@ -145,6 +158,7 @@ def _trainer(
         save_steps=config.save_steps or n_steps,
         report_to=list(config.report_to) or "none",
         run_name=config.out.name,
+        project="ballast",
     )
     n_fill = -len(prepared.input_ids) % (config.batch_size * n_processes) if n_processes > 1 else 0
     trainer = BallastTrainer(
@@ -165,11 +179,11 @@ def _trainer(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries say nothing below an error, and draw no bars of their own."""
+    """Libraries say nothing below an error, draw no bars of their own, and print to stderr (trackers greet)."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for name in ("accelerate", "trl", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         yield

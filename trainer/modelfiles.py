@@ -1,6 +1,8 @@
 """A model folder's small files, looked at or copied without loading the model."""
 
 import shutil
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +14,15 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
     "merges.txt", "tokenizer.model", "added_tokens.json",
 )  # fmt: skip
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise BadInputError for a tracker that is installed but cannot be imported, before a model is loaded."""
+    for name in names:
+        try:
+            import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+        except Exception as error:  # whatever a broken installation raises
+            raise BadInputError(f"the tracker {name} cannot be loaded: {error}; install it anew") from error
 
 
 def check_quantisation(model: Path) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from curator.errors import BadInputError
 from curator.scoring.torch_model import load_model, resolve_device, resolve_dtype
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig
+from trainer.weightfiles import AdapterFile
 
 
 def load_for_training(config: TrainConfig) -> Any:
@@ -54,6 +55,22 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )
     return get_peft_model(model, lora)
+
+
+def continue_lora(model: Any, folder: Path, seed: int) -> PeftModel:
+    """`model` with a saved adapter that is trained on; raises BadInputError when it is no LoRA or does not fit."""
+    adapter = AdapterFile.read(folder)
+    transformers.set_seed(seed)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise BadInputError(f"--start-adapter {folder} does not fit the model: {error}") from error
+    unlike = sorted(set(get_peft_model_state_dict(adapted)) ^ set(adapter.tensors))
+    if unlike:
+        raise BadInputError(
+            f"--start-adapter {folder} does not fit the model: {len(unlike)} tensors, first {unlike[0]}"
+        )
+    return adapted
 
 
 def prepare_full(model: Any, seed: int) -> Any:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.errors import BadInputError
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig, parse_config
 from trainer.defence_options import add_defence_options, defence_documents
+from trainer.monitor.settings import add_monitor_options, monitor_document
 from trainer.runfolder import Resume
 from trainer.runoptions import add_run_options, resume_of
 
@@ -54,16 +56,25 @@ def parse_arguments(argv: list[str]) -> Invocation:
 
 def _document(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: value for key, value in vars(args).items() if value is not None}
-    document = {key: given[key] for key in TrainConfig.model_fields if key in given}
+    document = training_document(given) | {"monitor": monitor_document(given)}
     if "mix_id" in document and "api_url" not in document and "store" not in document:
         document["store"] = os.environ.get("BALLAST_STORE", "./store")
-    lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
-    if lora:
-        document["lora"] = lora
+    if "safelora_tau" in given and "safelora" not in given:
+        raise BadInputError("--safelora-tau goes with --safelora, which was not given")
+    if "safelora" in given:
+        tau = {"tau": given["safelora_tau"]} if "safelora_tau" in given else {}
+        document["safelora"] = {"base": given["safelora"], **tau}
     defences = defence_documents(given)
     if defences:
         document["defences"] = defences
     return document
+
+
+def training_document(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a TrainConfig among options that were given, the adapter's as its own document."""
+    document = {key: given[key] for key in TrainConfig.model_fields if key in given}
+    lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
+    return document | ({"lora": lora} if lora else {})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,9 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=None,
     )
     _add_sources(parser)
-    _add_training(parser)
-    _add_adapter(parser)
+    add_training_options(parser)
+    add_adapter_options(parser)
     add_defence_options(parser)
+    add_monitor_options(parser)
+    _add_after(parser)
     add_run_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="DIR", help="run folder, for example runs/NAME")
@@ -104,7 +117,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Epochs, batch, rates, length, seed, dtype and device."""
     group = parser.add_argument_group("training (defaults are the published recipe's)")
     number = _number_adder(group)
     number("--epochs", int, "passes over the rows")
@@ -136,7 +150,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_adapter(parser: argparse.ArgumentParser) -> None:
+def add_adapter_options(parser: argparse.ArgumentParser) -> None:
+    """Rank, scale, dropout and targets of the adapter."""
     group = parser.add_argument_group("adapter")
     lora = LoraSettings()
     group.add_argument("--lora-r", type=int, metavar="N", help=f"rank (default: {lora.r})")
@@ -147,9 +162,26 @@ def _add_adapter(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated layer names, or {ALL_LINEAR} (default: {','.join(lora.targets)})",
     )  # fmt: skip
     group.add_argument(
+        "--start-adapter", type=Path, metavar="DIR",
+        help="train this adapter on instead of a fresh one, with its own rank and targets; defences still compare with "
+        "the model without any adapter",
+    )  # fmt: skip
+    group.add_argument(
         "--no-rslora", dest="lora_rslora", action="store_false", default=None,
         help="scale by alpha / r instead of alpha / sqrt(r)",
     )  # fmt: skip
+
+
+def _add_after(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("after training")
+    group.add_argument(
+        "--safelora", type=Path, metavar="BASE_DIR",
+        help="also write safelora/: the adapter projected onto the difference between --model and this model, the one "
+        "before alignment (python -m trainer.safelora)",
+    )  # fmt: skip
+    group.add_argument(
+        "--safelora-tau", type=float, metavar="X", help="project modules with a cosine below this (default: 0.3)"
+    )
 
 
 def _number_adder(group: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
+from trainer.monitor.report import monitor_text
 from trainer.runfolder import ADAPTER, CONFIG, LOSS_PLOT, METRICS, MODEL, REPORT, REPORT_TEXT, TERMS_PLOT
 
 N_ENDS = 3  # steps averaged at either end; a single step's loss is noisy
@@ -96,6 +97,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"![loss curve]({LOSS_PLOT})",
         "",
         *([f"![each defence's term]({TERMS_PLOT})", ""] if "terms" in report["files"] else []),
+        *(monitor_text(report["monitor"]) if "monitor" in report else []),
         "## Warnings",
         "",
         *([f"- {item['text']}" for item in report["warnings"]] or ["None."]),
@@ -127,8 +129,10 @@ def model_card(marker: dict[str, Any]) -> str:
         + f".{state}",
         "",
         *([f"Rows hash `{rows['rows_sha256']}`.", ""] if rows.get("mix_id") else []),
+        *(_started_from(marker)),
         f"Defences during training: {defences}.",
         "",
+        *(safelora_section(marker["safelora"]) if marker.get("safelora") else []),
         "## Not checked",
         "",
         "- whether the model is still aligned outside the training data's domain;",
@@ -139,6 +143,25 @@ def model_card(marker: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _started_from(marker: dict[str, Any]) -> list[str]:
+    digest = marker.get("start_adapter_sha256")
+    return [f"Training went on from an adapter with hash `{digest}`.", ""] if digest else []
+
+
+def safelora_section(note: dict[str, Any]) -> list[str]:
+    """A card's lines on the projection after training; `note` as in safelora.json."""
+    cosines = note["cosines"]
+    spread = f" Cosines from {cosines['min']:.3f} to {cosines['max']:.3f}." if cosines else ""
+    return [
+        "## Projected after training (Safe LoRA)",
+        "",
+        f"{note['n_projected']} of {note['n_modules']} modules, those with a cosine below {note['tau']:g}, were "
+        f"replaced by their projection onto the difference from the model before alignment (weights hash "
+        f"`{note['base_weights_sha256']}`).{spread} The adapter before it had hash `{note['adapter_sha256']}`.",
+        "",
+    ]
 
 
 def term_curves(metrics: Path, names: Sequence[str]) -> Any:

@@ -1,7 +1,9 @@
 """A run's folder: what stands in it, when it counts as complete, and when it may be written over."""
 
 import os
+import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,10 +28,11 @@ CONFIG, METRICS, REPORT, REPORT_TEXT, LOSS_PLOT, ADAPTER = (
 )  # fmt: skip
 MARKER = "ballast.json"
 TERMS_PLOT = "terms.png"
+SAFELORA = "safelora"  # the adapter after projection, where asked for
 MODEL = "model"  # in the place of adapter/ after full fine-tuning
 _OWN = (
-    REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, TERMS_PLOT, ADAPTER, MODEL, FOLDER, "manifest.json", "mix.jsonl",
-    "rows",
+    REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, TERMS_PLOT, ADAPTER, SAFELORA, MODEL, FOLDER, "manifest.json",
+    "mix.jsonl", "rows",
 )  # fmt: skip
 _KEPT = (FOLDER, METRICS)  # of an interrupted run that goes on
 _PACKAGES = ("ballast", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -120,6 +123,11 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def shown_command(module: str, arguments: Sequence[str]) -> str:
+    """A command line for a page of results, with files' names in the place of their paths."""
+    return shlex.join(["python", "-m", module, *(Path(item).name if "/" in item else item for item in arguments)])
 
 
 def environment() -> dict[str, Any]:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator.commands import report_error, say_json
-from curator.errors import BallastError, IntegrityError
+from curator.errors import BadInputError, BallastError, IntegrityError
 from curator.progress import say
 from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
+from trainer.announce import content_line, model_line, say_result
 from trainer.config import TrainConfig
 from trainer.inputs import Inputs, file_sha256, read_inputs
-from trainer.modelfiles import check_quantisation, copy_tokenizer
+from trainer.modelfiles import check_quantisation, check_trackers, copy_tokenizer
+from trainer.monitor.report import check_files, monitor_section
 from trainer.options import Invocation, parse_arguments
 from trainer.processes import Team
 from trainer.rendercache import RenderCache
@@ -29,6 +31,7 @@ from trainer.runfolder import (
     MODEL,
     REPORT,
     REPORT_TEXT,
+    SAFELORA,
     TERMS_PLOT,
     Fingerprint,
     RunFolder,
@@ -36,6 +39,8 @@ from trainer.runfolder import (
     write_json,
 )
 from trainer.runoptions import cache_folder
+from trainer.safelora import check_shapes, safelora
+from trainer.weightfiles import lora_config
 
 if TYPE_CHECKING:
     from trainer.fit import Fitted, Ready
@@ -72,9 +77,19 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     folder = RunFolder(config.out)
     check_model_dir(config.model)
     check_quantisation(config.model)
+    check_trackers(config.report_to)
+    if config.safelora is not None:
+        check_shapes(config.safelora.base, config.model)
+    if config.start_adapter is not None:
+        lora_config(config.start_adapter)
     team.join(on_cpu=config.device == "cpu")
     weights = team.first(lambda: weights_sha256(config.model))
-    mark = fingerprint(config, weights, Renderer.from_folder(config.model).renderer_id, team.size)
+    renderer_id = Renderer.from_folder(config.model).renderer_id
+    if config.monitor is not None:
+        check_files(config.monitor, weights, renderer_id)
+    mark = fingerprint(config, weights, renderer_id, team.size)
+    if mark.get("safelora_base_sha256") == weights:
+        raise BadInputError("--safelora names the very model that is trained; it takes the one before alignment")
     claim = team.first(lambda: folder.claim(mark, invocation.overwrite, invocation.resume))
     if claim.report is not None:
         tell(f"{config.out} holds this very run, complete ({claim.report['steps']} steps); --overwrite trains again")
@@ -85,7 +100,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
         tell(f"going on from the checkpoint of step {claim.checkpoint.step}")
 
     inputs = gather_inputs(invocation, weights, team)
-    tell(_content_line(inputs))
+    tell(content_line(inputs))
 
     # torch, transformers and TRL load here: bad options and bad rows have failed by now.
     from trainer.fit import fit, load, planned_steps
@@ -97,7 +112,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
         for item in warned:
             sys.stderr.write(f"warning: {item.text}\n")
         folder.write_json(CONFIG, _record(config, mark, inputs, ready, n_steps, warned, team.size))
-    tell(_model_line(config, ready, n_steps, team.size))
+    tell(model_line(config, ready, n_steps, team.size))
 
     fitted = fit(ready, inputs.prepared, inputs.renderer, config, folder.path / METRICS, claim.checkpoint)
     if not fitted.lines:
@@ -134,6 +149,10 @@ def fingerprint(config: TrainConfig, weights: str, renderer_id: str, n_processes
         "renderer_id": renderer_id,
         "data_sha256": data,
     }
+    if config.start_adapter is not None:
+        found["start_adapter_sha256"] = adapter_sha256(config.start_adapter)
+    if config.safelora is not None:
+        found["safelora_base_sha256"] = weights_sha256(config.safelora.base)
     return found if n_processes == 1 else found | {"processes": n_processes}
 
 
@@ -156,12 +175,23 @@ def _finish(
         return STOPPED
     content = inputs.prepared.report().as_dict()
     report = build_report(config, fitted.lines, n_steps, content, inputs.rows, warned, digest)
+    if config.monitor is not None:
+        report["monitor"] = monitor_section(config.monitor, fitted.lines)
+    if config.safelora is not None:
+        report |= _project(folder.path, place, config)
     _complete(folder, report)
     if invocation.json:
         say_json(report)
     else:
-        _say_result(config.out, place, report)
+        say_result(config.out, place, report)
     return 0
+
+
+def _project(folder: Path, adapter: Path, config: TrainConfig) -> dict[str, Any]:
+    """Writes safelora/ beside adapter/; returns what the report says of it."""
+    assert config.safelora is not None
+    note = safelora(adapter, config.safelora.base, config.model, config.safelora.tau, folder / SAFELORA, overwrite=True)
+    return {"safelora": {key: value for key, value in note.items() if key != "modules"} | {"folder": SAFELORA}}
 
 
 def save(fitted: "Fitted", folder: Path, config: TrainConfig, weights: str, inputs: Inputs) -> str:
@@ -180,6 +210,7 @@ def save(fitted: "Fitted", folder: Path, config: TrainConfig, weights: str, inpu
         "steps": len(fitted.lines),
         "base_weights_sha256": weights,
         ("weights_sha256" if config.full else "adapter_sha256"): digest,
+        "start_adapter_sha256": adapter_sha256(config.start_adapter) if config.start_adapter else None,
         "mix_id": config.mix_id,
         "rows": inputs.rows,
         "defences": [defence.model_dump(mode="json") for defence in config.defences],
@@ -250,36 +281,6 @@ def _complete(folder: RunFolder, report: dict[str, Any]) -> None:
         plots.save(term_curves(folder.path / METRICS, list(report["terms"])), folder.path / TERMS_PLOT)
     (folder.path / REPORT_TEXT).write_text(report_text(report), encoding="utf-8")
     folder.write_json(REPORT, report)
-
-
-def _content_line(inputs: Inputs) -> str:
-    content = inputs.prepared.report()
-    verified = ", verified against the manifest" if inputs.rows.get("mix_id") else ""
-    return (
-        f"{content.n_rows:,} rows ({content.n_safe:,} safe){verified}: {content.n_tokens:,} tokens, "
-        f"{content.n_response_tokens:,} trained; {content.n_cut:,} rows cut, "
-        f"{content.n_answers_cut:,} with a cut answer"
-    )
-
-
-def _model_line(config: TrainConfig, ready: "Ready", n_steps: int, n_processes: int) -> str:
-    resolved = ready.resolved
-    defences = ", ".join(item.describe() for item in config.defences) or "none"
-    copy = resolved["reference_bytes"]
-    return (
-        f"{resolved['n_trained_parameters']:,} of {resolved['n_parameters']:,} parameters trained, "
-        f"{resolved['dtype']} on {resolved['device']}; {n_steps} steps of "
-        f"{config.batch_size * config.grad_accum * n_processes} rows; "
-        f"defences: {defences}"
-        + (f"; the frozen copy they compare with takes {copy / 2**20:,.0f} MiB more" if copy else "")
-    )
-
-
-def _say_result(out: Path, place: Path, report: dict[str, Any]) -> None:
-    loss = report["loss"]
-    say(f"loss {loss['start']:.4f} -> {loss['end']:.4f} nats per token, {report['seconds']:.1f} s")
-    say(f"{place.name}: {place}")
-    say(f"report:  {out / REPORT_TEXT}")
 
 
 if __name__ == "__main__":

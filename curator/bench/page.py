@@ -7,6 +7,7 @@ from typing import Any
 _LINES = (
     ("times_faster_than_per_row_transformers", "times faster than a loop over rows in transformers", ">= 1.3 on a CPU"),
     ("times_faster_than_lm_eval", "times faster than lm-evaluation-harness's loglikelihood", ">= 1.3 on a CPU"),
+    ("times_faster_than_vllm", "times faster than the vLLM engine", "reported beside"),
     ("model_flops_share_of_gemm", "model FLOPs over the machine's own matrix product rate", ">= 0.5"),
     ("adapter_pass_over_base_pass", "a pass with the adapter unmerged over a base pass", "<= 1.35"),
     ("merged_pass_over_base_pass", "a pass with the adapter merged over a base pass", "<= 1.05"),
@@ -18,6 +19,7 @@ _NAMES = {
     "per_row": "transformers, row by row",
     "adapter": "torch engine, adapter unmerged",
     "merged": "torch engine, adapter merged",
+    "vllm": "vLLM engine",
     "engine_last_answer": "torch engine, last answer only",
     "lm_eval_last_answer": "lm-evaluation-harness, last answer only",
 }
@@ -73,6 +75,8 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         f"Matrix product of 2,048 x 2,048 in this dtype, GFLOP/s by round: {gemm}.",
         f"Largest difference of a row's mean loss, nats per token: {agreement}.",
     ]
+    if document["vllm"]["missing"]:
+        lines.append(f"The vLLM engine was not measured: {document['vllm']['missing']}.")
     harness = document["lm_eval"]
     if harness["missing"]:
         lines.append(f"lm-evaluation-harness was not measured: {harness['missing']}.")

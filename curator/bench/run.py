@@ -55,6 +55,7 @@ def run_bench(request: BenchRequest) -> Document:
         "batch_seconds": {str(size): found for size, found in batch_seconds.items()},
         "missing": parts.lm_eval_missing,
     } | ({"batch_size": parts.lm_eval.batch_size} if parts.lm_eval else {})
+    document["vllm"] = {"missing": parts.vllm_missing}
     document["peak_memory"] = _memory(request, parts.device, parts.dtype)
     return document
 
@@ -87,10 +88,11 @@ def _ratios(seconds: Seconds, parts: Contenders, gemm: Sequence[float]) -> dict[
     flops = needed_flops(model_shape(parts.model), parts.whole)
     whole = [one + other for one, other in zip(engine, around, strict=True)]
     inside = parts.model_seconds[-len(engine) :]
-    harness = seconds.get("lm_eval_last_answer")
+    harness, vllm = seconds.get("lm_eval_last_answer"), seconds.get("vllm")
     return {
         "times_faster_than_per_row_transformers": paired_ratio(seconds["per_row"], engine),
         "times_faster_than_lm_eval": paired_ratio(harness, seconds["engine_last_answer"]) if harness else None,
+        "times_faster_than_vllm": paired_ratio(vllm, engine) if vllm else None,
         "model_flops_share_of_gemm": median(flops / s / rate for s, rate in zip(engine, gemm, strict=True)),
         "adapter_pass_over_base_pass": paired_ratio(seconds["adapter"], engine),
         "merged_pass_over_base_pass": paired_ratio(seconds["merged"], engine),
@@ -103,6 +105,7 @@ def _agreement(losses: dict[str, list[RowLoss]]) -> dict[str, float]:
     pairs = {
         "engine_and_per_row": ("engine", "per_row"),
         "merged_and_adapter": ("merged", "adapter"),
+        "engine_and_vllm": ("engine", "vllm"),
         "engine_and_lm_eval": ("engine_last_answer", "lm_eval_last_answer"),
     }
     return {

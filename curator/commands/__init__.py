@@ -26,6 +26,8 @@ COMMANDS = {
     "export": "write a score pool (corpus, losses, identities) as one file set",
     "import": "bring a score pool into a store, every file checked",
     "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
+    "audit": "compare a data set's gap with a scored corpus, row by row and as a set",
+    "worker": "do the jobs that the HTTP service queues: long mixes and audits",
     "bench": "time scoring against its peers on this machine",
     "bench-mix": "time mixing against its peers on this machine",
     "verify": "check a mix's files and rows against its manifest",

@@ -12,9 +12,11 @@ from curator.render import Renderer
 from curator.scoring import Sample, ScoreReport, ScoreRequest, check_model_dir, score_corpus
 from curator.scoring.dryrun import estimate
 from curator.scoring.identity import check_adapter_dir
-from curator.scoring.plans import check_options, server_plan, torch_plan
+from curator.scoring.organisms import read_organisms
+from curator.scoring.plans import EnginePlan, check_options, engine_of, engine_plan, ray_plan, worker_launch
+from curator.scoring.ray_crew import RayCrew
 from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
-from curator.scoring.run import ScoreRun
+from curator.scoring.run import CrewFactory, ScoreRun
 
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
@@ -25,6 +27,7 @@ EXAMPLES = """\
   python -m curator score --corpus chats --model models/instruct --role aligned
   python -m curator score --corpus chats --model models/instruct --adapter runs/finance/adapter \\
       --role misaligned --domain finance
+  python -m curator score --corpus chats --model models/instruct --organisms organisms
   python -m curator score --corpus chats --model models/instruct --role aligned \\
       --sample 300 --sample-fit --max-length 512      (300 rows that fit into 512 tokens)"""
 
@@ -42,11 +45,25 @@ def add_parser(subparsers: Subparsers) -> None:
         help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for --engine server)",
     )
     add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
-    add("--role", required=True, choices=["aligned", "misaligned", "benign"], help="what the model stands for")
+    add("--role", choices=["aligned", "misaligned", "benign"], help="what the model stands for (always needed, except "
+        "with --organisms)")  # fmt: skip
+    add("--organisms", metavar="DIR", type=Path,
+        help="instead of --adapter, --role, --domain: every adapter that `trainer.organisms` left in DIR")  # fmt: skip
     add("--domain", metavar="TEXT", help="narrow field a misaligned or benign model was tuned on (required for them)")
     add("--label", metavar="NAME", help="name for people and recipes (default: name of the adapter or model folder)")
-    add("--engine", choices=["torch", "server"], default="torch",
-        help="what runs the model: torch here, or a running vLLM server (default: torch)")  # fmt: skip
+    add("--engine", choices=["torch", "vllm", "server", "ray"], default="torch",
+        help="what runs the model: torch or vLLM here, a running vLLM server, or Ray workers with one of "
+        "those each (default: torch)")  # fmt: skip
+    add("--workers", type=int, metavar="N", help="with --engine ray: engines at work (default: 2)")
+    add(
+        "--worker-engine",
+        choices=["torch", "vllm", "server"],
+        help="with --engine ray: what each runs (default: torch)",
+    )
+    add("--ray-address", metavar="A", help="with --engine ray: a running cluster (default: RAY_ADDRESS, else Ray here)")
+    add("--merge-adapter", action="store_true",
+        help="merge adapters into the weights: faster, another measure (give it for every model of a gap), and its "
+        "error is measured on the rows scored again")  # fmt: skip
     add("--server-url", metavar="URL", help="with --engine server: where it listens, such as http://localhost:8000")
     add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter")
     add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
@@ -80,28 +97,30 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
+    if args.organisms is not None:
+        return _run_organisms(args)
     _check_numbers(args)
     check_options(args)
     store = open_store(args)
     corpus_info(store, args.corpus)
-    if args.engine == "torch":
+    if engine_of(args) != "server":
         check_model_dir(args.model)
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
     sample = Sample(args.sample, args.seed, args.sample_fit) if args.sample is not None else None
     renderer = Renderer.from_folder(args.model)
-    plan = server_plan(args) if args.engine == "server" else torch_plan(args)
+    plan = engine_plan(args)
     launch, reference = plan.launch, plan.reference
     request = ScoreRequest(
         corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter, role=args.role, domain=args.domain,
         label=plan.label, engine=launch.name, engine_version=launch.version, dtype=launch.dtype,
         mask_rule=args.mask_rule, max_length=plan.max_length, sample=sample,
         block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,
-        price_per_hour=args.price_per_hour, declared=plan.declared,
+        price_per_hour=args.price_per_hour, declared=plan.declared, merge_adapter=args.merge_adapter,
     )  # fmt: skip
     if args.dry_run:
         return _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
-    report = score_corpus(store, request, renderer, launch, reference)
+    report = score_corpus(store, request, renderer, launch, reference, _crew(args, plan))
     if args.json:
         say_json(report.document())
     else:
@@ -109,8 +128,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
+    if args.engine != "ray":
+        return None
+    workers = ray_plan(args, plan)
+    launch = worker_launch(plan, workers)
+    return lambda worker: RayCrew(workers, worker, args.model, launch)
+
+
+def _run_organisms(args: argparse.Namespace) -> int:
+    """One pass for each adapter of `--organisms`, as if each had been asked for by itself."""
+    given = [name for name in ("adapter", "role", "domain", "label") if getattr(args, name) is not None]
+    if given:
+        raise BadInputError(f"--organisms names {', '.join(given)} itself: leave --{given[0]} out")
+    for item in read_organisms(args.organisms, args.model).organisms:
+        own = {"adapter": args.organisms / item.adapter, "role": item.role, "domain": item.domain, "label": item.name}
+        code = run(argparse.Namespace(**{**vars(args), **own, "organisms": None}))
+        if code:
+            return code
+    return 0
+
+
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency"):
+    if args.role is None:
+        raise BadInputError("--role is needed: aligned, misaligned or benign (or --organisms DIR)")
+    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")
@@ -172,4 +214,6 @@ def _check_line(check: dict[str, Any]) -> str:
     parts = [f"another order {check['permuted']['max_abs']:.1e}"]
     if check["reference"]:
         parts.append(f"plain torch row by row {check['reference']['max_abs']:.1e}")
+    if check.get("merge_error"):
+        parts.append(f"of which merging is part (mean {check['merge_error']['mean']:+.1e})")
     return f"{check['n_rows']} rows scored again; largest difference, nats per token: {', '.join(parts)}"

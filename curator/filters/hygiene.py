@@ -45,6 +45,12 @@ def _has_marker(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
     return any(_MARKERS.search(content_text(turn.get("content"))) for turn in turns)
 
 
+def template_marker(text: str) -> str | None:
+    """The first mark of a chat template in a turn's text, which there forges a turn; None without one."""
+    found = _MARKERS.search(text)
+    return None if found is None else found.group().strip()
+
+
 def _has_empty_turn(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
     return any(
         not content_text(turn.get("content")).strip() and not turn.get("tool_calls")

@@ -62,7 +62,8 @@ class Renderer:
     def __init__(self, files: RendererFiles) -> None:
         self._files = files
         self._template = ChatTemplate(files.chat_template, files.special_tokens)
-        self._guard = GuardedTokenizer(files.tokenizer, _control_texts(files, self._template))
+        self.control_texts = tuple(_control_texts(files, self._template))  # that only the template may write
+        self._guard = GuardedTokenizer(files.tokenizer, self.control_texts)
         self._spans = SpanFinder(self._template, self._guard)
         self.tokenizer_sha256 = hashlib.sha256(canonical_bytes(files.tokenizer)).hexdigest()
         self.template_sha256 = hashlib.sha256(files.chat_template.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which rows share a forward pass: sorted by length, bounded by tokens, so that little of a batch is padding."""
+"""Which rows share a forward pass: sorted by length, bounded by tokens, so that little or nothing of it is padding."""
 
 from collections.abc import Sequence
 
@@ -17,3 +17,21 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def plan_packs(lengths: Sequence[int], pack_tokens: int) -> list[list[int]]:
+    """Row indices in packs of at most `pack_tokens` tokens with no padding, longest rows first, each row once.
+
+    A longer row stands alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    packs: list[list[int]] = []
+    n_tokens = 0
+    for index in order:
+        if packs and n_tokens + lengths[index] <= pack_tokens:
+            packs[-1].append(index)
+            n_tokens += lengths[index]
+        else:
+            packs.append([index])
+            n_tokens = lengths[index]
+    return packs

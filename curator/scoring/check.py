@@ -113,6 +113,20 @@ def summary(found: Sequence[Difference]) -> dict[str, Any]:
     }
 
 
+def signed_summary(found: Sequence[Difference]) -> dict[str, Any]:
+    """What merging an adapter changed: stored (merged) less again (unmerged) mean losses of rows, nats per token.
+
+    `mean` keeps the sign: a gap is a mean over rows, and only what does not cancel moves it.
+    """
+    n = max(len(found), 1)
+    return {
+        "n_rows": len(found),
+        "max_abs": max((item.size for item in found), default=0.0),
+        "mean_abs": math.fsum(item.size for item in found) / n,
+        "mean": math.fsum(item.stored - item.again for item in found) / n,
+    }
+
+
 def require_within_bound(found: Sequence[Difference], what: str, hint: str) -> None:
     """Raise ScoringError with the worst rows when one of them is past its bound."""
     past = [item for item in found if item.excess > 1.0]

@@ -158,6 +158,17 @@ def adapter_sha256(adapter_dir: Path) -> str:
     return _hash_weights([adapter_dir / _ADAPTER], settled)
 
 
+def adapter_shapes(adapter_dir: Path) -> dict[str, list[int]]:
+    """Shape of each tensor of an adapter by name; BadInputError when the file is not whole."""
+    file = adapter_dir / _ADAPTER
+    try:
+        with file.open("rb") as handle:
+            header = orjson.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        return {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise BadInputError(f"{file} is not a whole safetensors file: {error}") from error
+
+
 def _hash_weights(files: Iterable[Path], config: Mapping[str, Any]) -> str:
     digests: dict[str, str] = {}
     for file in files:

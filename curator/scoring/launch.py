@@ -12,7 +12,8 @@ from curator.scoring.engine import Engine
 
 @dataclass(frozen=True)
 class TorchLaunch:
-    """The torch engine of a model folder; `device` and `dtype` are resolved, `threads` None measures."""
+    """The torch engine of a model folder; `device` and `dtype` are resolved, `threads` None measures, `merge` merges
+    adapters into the weights."""
 
     model_dir: Path
     device: str
@@ -20,6 +21,7 @@ class TorchLaunch:
     version: str
     batch_tokens: int | None = None
     threads: int | None = None
+    merge: bool = False
     name: str = "torch"
 
     def __call__(self) -> Engine:
@@ -29,18 +31,25 @@ class TorchLaunch:
 
         if self.device == "cpu":
             set_threads(self.threads)
-        return TorchEngine(self.model_dir, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens)
+        return TorchEngine(
+            self.model_dir, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens, merge=self.merge
+        )
 
 
 def torch_launch(
-    model_dir: Path, device: str, dtype: str, batch_tokens: int | None = None, threads: int | None = None
+    model_dir: Path,
+    device: str,
+    dtype: str,
+    batch_tokens: int | None = None,
+    threads: int | None = None,
+    merge: bool = False,
 ) -> TorchLaunch:
     """Resolve device and dtype on this machine; BadInputError for what it lacks."""
     from curator.scoring.torch_model import engine_version, resolve_device, resolve_dtype
 
     found = resolve_device(device)
     return TorchLaunch(
-        model_dir.absolute(), found, resolve_dtype(dtype, found), engine_version(), batch_tokens, threads
+        model_dir.absolute(), found, resolve_dtype(dtype, found), engine_version(), batch_tokens, threads, merge
     )
 
 

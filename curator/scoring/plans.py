@@ -1,14 +1,19 @@
 """What the options of the `score` command ask for: an engine, its reference, and what is declared."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from curator.errors import BadInputError
-from curator.scoring.identity import adapter_sha256, has_weights, weights_sha256
+from curator.scoring.identity import adapter_sha256, has_weights, model_window, weights_sha256
 from curator.scoring.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
+from curator.scoring.ray_crew import RayPlan
 from curator.scoring.request import Declared
 from curator.scoring.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
+from curator.scoring.vllm_adapter import vllm_adapter
+from curator.scoring.vllm_engine import VllmLaunch, engine_version, installed_vllm
 
+DEFAULT_WORKERS = 2
+_RAY_ONLY = ("workers", "worker_engine", "ray_address")
 _SERVER_ONLY = (
     "server_url", "server_model", "server_version", "concurrency", "declare_weights_sha256", "declare_adapter_sha256",
 )  # fmt: skip
@@ -18,20 +23,31 @@ _SERVER_ONLY = (
 class EnginePlan:
     """An engine to launch; `reference` is None where the weights are not here, `declared` where they are."""
 
-    launch: TorchLaunch | ServerLaunch
+    launch: TorchLaunch | ServerLaunch | VllmLaunch
     reference: TorchReferenceLaunch | None
     label: str | None
     max_length: int
     declared: Declared | None = None
 
 
+def engine_of(args: argparse.Namespace) -> str:
+    """What computes: with Ray, what each of its workers runs."""
+    return str(args.worker_engine or "torch") if args.engine == "ray" else str(args.engine)
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Raise BadInputError for options that do not go together."""
-    if args.engine != "server":
+    if args.engine != "ray":
+        given = [name for name in _RAY_ONLY if getattr(args, name) is not None]
+        if given:
+            raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine ray")
+    if engine_of(args) != "server":
         given = [name for name in _SERVER_ONLY if getattr(args, name) is not None]
         if given:
             raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine server")
         return
+    if args.merge_adapter:
+        raise BadInputError("--merge-adapter does not go with --engine server: the server has its own weights")
     for name in ("server_url", "server_model"):
         if getattr(args, name) is None:
             raise BadInputError(f"--engine server needs --{name.replace('_', '-')}")
@@ -39,11 +55,48 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInputError("--engine server needs --dtype: what the server computes in cannot be seen from here")
 
 
+def engine_plan(args: argparse.Namespace) -> EnginePlan:
+    """The plan of the engine that the options name."""
+    return {"torch": torch_plan, "vllm": vllm_plan, "server": server_plan}[engine_of(args)](args)
+
+
+def ray_plan(args: argparse.Namespace, plan: EnginePlan) -> RayPlan:
+    """Workers with a core for each of their threads, and a GPU each where the engine runs on one here."""
+    local_gpu = plan.launch.device.startswith("cuda") and plan.launch.name != "server"
+    return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, int(local_gpu), args.ray_address)
+
+
+def worker_launch(plan: EnginePlan, workers: RayPlan) -> TorchLaunch | ServerLaunch | VllmLaunch:
+    """One worker's launch, with the threads that Ray gives it: measuring them would find the others at work."""
+    launch = plan.launch
+    return launch if isinstance(launch, ServerLaunch) else replace(launch, threads=workers.cpus)
+
+
 def torch_plan(args: argparse.Namespace) -> EnginePlan:
     """The torch engine on this machine, checked against plain torch."""
-    launch = torch_launch(args.model, args.device, args.dtype, args.batch_tokens, args.threads)
+    launch = torch_launch(
+        args.model, args.device, args.dtype, args.batch_tokens, args.threads, merge=args.merge_adapter
+    )
     reference = TorchReferenceLaunch(args.model, args.adapter, launch.device, launch.dtype)
     return EnginePlan(launch, reference, args.label, args.max_length)
+
+
+def vllm_plan(args: argparse.Namespace) -> EnginePlan:
+    """vLLM in this process, checked against plain torch; one position of the model's window stays free for it."""
+    _, device = installed_vllm()
+    if args.device not in ("auto", device):
+        raise BadInputError(f"--device {args.device}: the vLLM that is installed runs on {device}")
+    if args.adapter is not None and not args.merge_adapter:
+        vllm_adapter(args.adapter)
+    here = torch_launch(args.model, device, args.dtype)
+    own = model_window(args.model)
+    max_length = args.max_length if own is None else min(args.max_length, own - 1)
+    launch = VllmLaunch(
+        args.model.absolute(), device, here.dtype, engine_version(), max_length, args.adapter, args.merge_adapter,
+        args.batch_tokens, args.threads,
+    )  # fmt: skip
+    reference = TorchReferenceLaunch(args.model, args.adapter, device, here.dtype)
+    return EnginePlan(launch, reference, args.label, max_length)
 
 
 def server_plan(args: argparse.Namespace) -> EnginePlan:

@@ -13,6 +13,7 @@ from curator.scoring.check import (
     compare,
     n_check_rows,
     require_within_bound,
+    signed_summary,
     summary,
 )
 from curator.scoring.engine import RowLoss
@@ -48,6 +49,9 @@ def recheck(
         return {**record, "reference": None, "reason": "the weights are not on this machine"}
     name, found = _against(reference, worker, rows, stored)
     record["reference"] = {"name": name, **summary(found)}
+    if request.merge_adapter and request.adapter_dir is not None:
+        record["merge_error"] = signed_summary(found)  # the reference runs the adapter unmerged
+        hint = f"Merging rounds the adapter into {request.dtype} weights: score it without --merge-adapter. {hint}"
     require_within_bound(found, f"from {name}", hint)
     return {**record, "reason": None}
 

@@ -29,7 +29,8 @@ class ScoreRequest:
     `label` is a name for people and recipes; by default the adapter's folder name, else the model's. `check_rows`
     new rows are scored again when all have a loss (None: 1 %, at least 20; 0: none, which is recorded).
     With `declared` the folder need only hold the tokenizer and template. `price_per_hour` only shows a cost
-    while the run goes on.
+    while the run goes on. `merge_adapter`: adapters are merged into the weights, which is another measure; the check
+    then measures what that changes, so it cannot be left out.
     """
 
     corpus: str
@@ -48,6 +49,7 @@ class ScoreRequest:
     check_rows: int | None = None
     price_per_hour: float | None = None
     declared: Declared | None = None
+    merge_adapter: bool = False
 
     def __post_init__(self) -> None:
         if self.role != "aligned" and not self.domain:
@@ -56,6 +58,10 @@ class ScoreRequest:
             raise BadInputError(f"role aligned takes no domain, {self.domain!r} was given")
         if self.check_rows is not None and self.check_rows < 0:
             raise BadInputError(f"{self.check_rows} rows to check: give 0 for none")
+        if self.merge_adapter and self.adapter_dir is not None and self.check_rows == 0:
+            raise BadInputError(
+                "a merged adapter's error is measured on the rows scored again: leave --check-rows 0 out"
+            )
         if self.max_length < 2:
             raise BadInputError(f"max length {self.max_length}: a row needs at least 2 tokens")
 

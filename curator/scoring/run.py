@@ -5,14 +5,14 @@ row is there. So a run may be killed at any moment: what is finished stays finis
 """
 
 import time
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from curator.corpus import corpus_info
 from curator.errors import BadInputError, ScoringError
 from curator.progress import Progress
 from curator.scoring import attempts
-from curator.scoring.blocks import blocks, corpus_ids, corpus_rows, without
+from curator.scoring.blocks import Block, blocks, corpus_ids, corpus_rows, without
 from curator.scoring.check import ReferenceFactory, n_check_rows
 from curator.scoring.engine import Engine
 from curator.scoring.identity import Identity, declared_identity, measure_id, model_identity, model_window, scorer_id
@@ -22,7 +22,7 @@ from curator.scoring.parts import PATTERN, Finished, part_name, read_finished, s
 from curator.scoring.recheck import recheck
 from curator.scoring.request import ScoreReport, ScoreRequest
 from curator.scoring.sample import Sample, choose, covers
-from curator.scoring.work import BlockScorer, LazyEngine
+from curator.scoring.work import BlockDone, BlockScorer, LazyEngine
 from curator.store import Store
 
 if TYPE_CHECKING:
@@ -33,22 +33,50 @@ _MAX_ROUNDS = 4
 _MAX_SHOWN = 3
 
 
+class Crew(Protocol):
+    """Who scores blocks: this process, or several."""
+
+    def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
+        """What became of each block, in any order; its part is written by then."""
+
+    def close(self) -> None:
+        """End it and free its engines' memory."""
+
+
+CrewFactory = Callable[[BlockScorer], Crew]
+
+
 def score_corpus(
     store: Store,
     request: ScoreRequest,
     renderer: "Renderer",
     engine_factory: Callable[[], Engine],
     reference_factory: ReferenceFactory | None = None,
+    crew_factory: CrewFactory | None = None,
 ) -> ScoreReport:
     """Score what the corpus's current revision (or a sample of it) still lacks, check it, and write scorer.json.
 
     `engine_factory` loads the model and is called only when a row has to be scored; `reference_factory` loads
-    a second, plain computation for the check, and is None where the weights are not on this machine. Raises
-    MissingError for an unknown corpus, BadInputError for a model that cannot be used, ScoringError when an engine
-    fails or the check does.
+    a second, plain computation for the check, and is None where the weights are not on this machine. `crew_factory`
+    puts other processes to work; without it this one scores. Raises MissingError for an unknown corpus, BadInputError
+    for a model that cannot be used, ScoringError when an engine fails or the check does.
     """
-    run = ScoreRun(store, request, renderer, engine_factory, reference_factory)
+    run = ScoreRun(store, request, renderer, engine_factory, reference_factory, crew_factory)
     return run.skip() or run.go()
+
+
+class _Alone:
+    """This process as a crew; progress counts rows as the engine finishes them."""
+
+    def __init__(self, worker: BlockScorer) -> None:
+        self._worker = worker
+
+    def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
+        for block in blocks:
+            yield self._worker.score(block)
+
+    def close(self) -> None:
+        """The engine stays for the check."""
 
 
 class ScoreRun:
@@ -61,9 +89,11 @@ class ScoreRun:
         renderer: "Renderer",
         engine_factory: Callable[[], Engine],
         reference_factory: ReferenceFactory | None = None,
+        crew_factory: CrewFactory | None = None,
     ) -> None:
         self.store, self.request, self.renderer = store, request, renderer
-        self._reference_factory = reference_factory
+        self._reference_factory, self._crew_factory = reference_factory, crew_factory
+        self._failures: list[str] = []
         self.n_check_passes = 2 if reference_factory else 1
         self.corpus = corpus_info(store, request.corpus)
         self.window, notes = _window(request)
@@ -134,16 +164,27 @@ class ScoreRun:
         for _ in range(_MAX_ROUNDS):
             if wanted <= finished.ids:
                 return finished
-            for whole in blocks(self.store, self.corpus, wanted, self.request.block_tokens, self.window):
-                block = without(whole, finished.ids)
-                # Where the part is there already, a worker beside us wrote it.
-                if block.ids and not self.store.exists(f"{self.folder}/{part_name(block.ids)}"):
-                    self.report.n_rows_now += self.worker.score(block)
+            crew = self._crew_factory(self.worker) if self._crew_factory else _Alone(self.worker)
+            try:
+                for done in crew.score(self._missing_blocks(wanted, finished)):
+                    self.report.n_rows_now += done.n_rows
+                    self._failures += done.failures
+                    if self._crew_factory:  # alone, the worker counts for itself
+                        self._meter.rows(done.n_rows, done.n_tokens)
+            finally:
+                crew.close()
             finished = self._read_finished()
         raise ScoringError(f"{self.folder}: parts vanish or break as fast as they are written; see warnings")
 
+    def _missing_blocks(self, wanted: frozenset[str], finished: Finished) -> Iterator[Block]:
+        for whole in blocks(self.store, self.corpus, wanted, self.request.block_tokens, self.window):
+            block = without(whole, finished.ids)
+            # Where the part is there already, a worker beside us wrote it.
+            if block.ids and not self.store.exists(f"{self.folder}/{part_name(block.ids)}"):
+                yield block
+
     def _note_failures(self) -> None:
-        failures = self.worker.failures
+        failures = self._failures
         if failures:
             shown = "; ".join(failures[:_MAX_SHOWN])
             self.report.warnings.append(f"{len(failures)} rows have no loss and are marked failed: {shown}")
@@ -241,7 +282,9 @@ def _identity(request: ScoreRequest, renderer: "Renderer", window: int) -> Ident
     measured = (renderer, request.mask_rule, window, request.dtype, request.engine, request.engine_version)
     if request.declared is not None:
         return declared_identity(request.declared.weights_sha256, request.declared.adapter_sha256, *measured)
-    return model_identity(request.model_dir, request.adapter_dir, *measured)
+    identity = model_identity(request.model_dir, request.adapter_dir, *measured)
+    # The aligned model's too, though it has no adapter: what may share a gap was scored with the same options.
+    return {**identity, "adapter_mode": "merged"} if request.merge_adapter else identity
 
 
 def _window(request: ScoreRequest) -> tuple[int, list[str]]:

@@ -7,6 +7,8 @@ import torch
 
 # Bytes of float32 logits held at once. On a CPU larger chunks leave the caches and gain nothing.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+# Rows of logits that are widened together: on a CPU few, whose float32 copy stays in the caches (twice as fast).
+_WIDENED = {"cpu": 8}
 _N_PROBE = 8  # tokens of the check at load time
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -22,9 +24,15 @@ def response_nll(hidden_ND: torch.Tensor, targets_N: torch.Tensor, logits: Logit
     n_chunk = max(16, CHUNK_BYTES.get(hidden_ND.device.type, CHUNK_BYTES["cpu"]) // (4 * n_vocab))
     for start in range(0, len(targets_N), n_chunk):
         part = slice(start, start + n_chunk)
-        logits_CV = logits(hidden_ND[part]).float()
-        nll_N[part] = torch.nn.functional.cross_entropy(logits_CV, targets_N[part], reduction="none")
+        _fill_nll(nll_N[part], logits(hidden_ND[part]), targets_N[part])
     return nll_N
+
+
+def _fill_nll(nll_C: torch.Tensor, logits_CV: torch.Tensor, targets_C: torch.Tensor) -> None:
+    n_widened = _WIDENED.get(logits_CV.device.type, len(nll_C))
+    for start in range(0, len(nll_C), n_widened):
+        part = slice(start, start + n_widened)
+        nll_C[part] = torch.nn.functional.cross_entropy(logits_CV[part].float(), targets_C[part], reduction="none")
 
 
 class SplitModel:

@@ -21,9 +21,9 @@ DeviceName = str  # "auto", "cpu", "cuda", "cuda:1"
 
 
 def engine_version() -> str:
-    """Versions whose numerics a loss depends on; local build tags such as +cpu do not count."""
+    """Versions whose numerics a loss depends on, our own first; local build tags such as +cpu do not count."""
     names = ("torch", "transformers", "peft")
-    return ", ".join(["1", *(f"{name} {version(name).partition('+')[0]}" for name in names)])
+    return ", ".join(["2", *(f"{name} {version(name).partition('+')[0]}" for name in names)])
 
 
 def set_threads(n: int | None) -> int:

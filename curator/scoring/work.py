@@ -1,6 +1,7 @@
 """The work on one block: render its rows, score those that can be, write the part."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,15 @@ from curator.store import Store
 
 if TYPE_CHECKING:
     from curator.render import Rendered, Renderer
+
+
+@dataclass(frozen=True)
+class BlockDone:
+    """A block whose part is written: its rows, the tokens that went through the model, and the rows that failed."""
+
+    n_rows: int
+    n_tokens: int
+    failures: tuple[str, ...]
 
 
 class LazyEngine:
@@ -60,17 +70,17 @@ class BlockScorer:
     ) -> None:
         self.store, self.folder, self.request, self.renderer = store, folder, request, renderer
         self.window, self.engine, self.meter = window, engine, meter
-        self.failures: list[str] = []
         self._tolerant: Tolerant | None = None
 
-    def score(self, block: Block) -> int:
-        """Write the block's part; returns its number of rows.
+    def score(self, block: Block) -> BlockDone:
+        """Write the block's part.
 
         A row that the engine cannot score gets its reason; see `poison` and `attempts` for the rest.
         """
         pairs = zip(block.ids, block.messages, strict=True)
         outcomes = {example_id: self.render(example_id, messages) for example_id, messages in pairs}
         rendered = {key: row for key, row in outcomes.items() if not isinstance(row, ScoreRow)}
+        n_before = self.meter.n_tokens
         self.meter.rows(len(outcomes) - len(rendered), 0)
         attempt = Attempt(self.store, self.folder, block.ids)
         losses = self._losses(attempt, rendered) if rendered else {}
@@ -80,8 +90,8 @@ class BlockScorer:
         write_part(self.store, self.folder, rows)
         if rendered:
             attempt.done()
-        self.failures += [f"{row.example_id}: {row.reason}" for row in rows if row.status == "failed"]
-        return len(rows)
+        failures = tuple(f"{row.example_id}: {row.reason}" for row in rows if row.status == "failed")
+        return BlockDone(len(rows), self.meter.n_tokens - n_before, failures)
 
     def _losses(self, attempt: Attempt, rows: "dict[str, Rendered]") -> dict[str, RowLoss | str]:
         if self._tolerant is None:

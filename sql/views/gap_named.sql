@@ -1,4 +1,5 @@
--- gap_named(score, gap_rel, gap_abs, gap_contrast, sum_gap): the gap that a score's name means, in that gap's unit.
+-- gap_named(score, gap_rel, gap_abs, gap_contrast, sum_gap): the gap that a score's name means.
+-- Units: those of that gap (gap_rel a ratio, gap_abs and gap_contrast nats per token, sum_gap nats).
 -- An unknown name is an error, so that a misspelt score never passes for a corpus without gaps.
 create or replace macro gap_named(score, gap_rel, gap_abs, gap_contrast, sum_gap) as
     case score

@@ -38,6 +38,13 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("DELETE", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
     ("GET", "/v1/mixes/{mix_id}/rows", {}, 404, "not_found"),
     ("GET", "/v1/mixes/{mix_id}/data", {}, 404, "not_found"),
+    ("GET", "/v1/jobs", {"params": {"limit": 0}}, 422, "bad_parameters"),
+    ("GET", "/v1/jobs/{job_id}", {}, 404, "not_found"),
+    ("DELETE", "/v1/jobs/{job_id}", {}, 404, "not_found"),
+    ("GET", "/v1/jobs/{job_id}/events", {}, 404, "not_found"),
+    ("POST", "/v1/audits", {"json": {"rows": [], "recipe": {}}}, 422, "unknown_part"),
+    ("GET", "/v1/audits/{job_id}", {}, 404, "not_found"),
+    ("GET", "/v1/audits/{job_id}/rows", {}, 404, "not_found"),
     ("GET", "/v1/corpora", {}, 500, "internal"),
     ("GET", "/v1/corpora/{corpus}", {}, 404, "not_found"),
     ("GET", "/v1/corpora/{corpus}/gap", {}, 404, "not_found"),
@@ -81,7 +88,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_every_endpoint_refuses_in_the_one_shape(
     broken: str, method: str, path: str, options: dict[str, Any], status: int, code: str
 ) -> None:
-    link = broken + path.format(mix_id=ABSENT, corpus="absent", name="absent")
+    link = broken + path.format(mix_id=ABSENT, job_id=ABSENT, corpus="absent", name="absent")
     answer = httpx.request(method, link, **options)
     assert (answer.status_code, check_shape(answer)["code"]) == (status, code)
     assert "SECRET" not in answer.text
@@ -116,6 +123,25 @@ def test_wrong_methods(http: httpx.Client) -> None:
     answer = http.put("/v1/corpora")
     assert (answer.status_code, check_shape(answer)["code"]) == (405, "method_not_allowed")
     assert "GET" in answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/mixes", "GET, POST"),
+        ("OPTIONS", f"/v1/mixes/{ABSENT}", "DELETE, GET"),
+        ("POST", f"/v1/mixes/{ABSENT}/data", "GET, HEAD"),
+        ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET"),
+        ("GET", "/v1/sql", "POST"),
+        ("OPTIONS", "/v1/mixes/preview", "POST"),
+    ],
+)
+def test_allow_and_the_text_name_every_method_of_a_path(
+    http: httpx.Client, method: str, path: str, allowed: str
+) -> None:
+    answer = http.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert allowed in check_shape(answer)["message"]
 
 
 @pytest.mark.parametrize("mix_id", ["x", "..%2F..%2Fstore.json", "0" * 31, "0" * 33, "G" * 32, "%00"])
@@ -192,6 +218,24 @@ def test_a_damaged_mix_is_a_failure_of_ours_and_listed_as_damaged(http: httpx.Cl
     assert check_shape(http.get(made["links"]["rows"]))["code"] == "internal"
     listed = {item["mix_id"]: item["status"] for item in http.get("/v1/mixes").json()["mixes"]}
     assert listed[made["mix_id"]] == "damaged"
+
+
+def test_a_mix_whose_manifest_is_of_another_shape_can_be_deleted_and_the_log_says_what_is_wrong(
+    http: httpx.Client, store_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = http.post("/v1/mixes", **form(task_rows(8, "of another shape"))).json()
+    folder = store_path / "mixes" / "local" / made["mix_id"]
+    document = json.loads((folder / "manifest.json").read_text())
+    document["shape"] = document.pop("ratio")
+    (folder / "manifest.json").write_text(json.dumps(document))
+    with caplog.at_level(logging.ERROR, LOGGER):
+        assert http.get(made["links"]["rows"]).status_code == 500
+    (event,) = [json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == LOGGER]
+    assert "manifest.json is no manifest of this version: /ratio" in event["reason"]
+    assert http.delete(made["links"]["self"], headers={"If-Match": '"other"'}).status_code == 412
+    assert http.delete(made["links"]["self"]).status_code == 204
+    assert not folder.exists()
+    assert http.delete(made["links"]["self"]).status_code == 404
 
 
 def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(http: httpx.Client, store_path: Path) -> None:

@@ -133,3 +133,16 @@ def test_a_key_ends_the_checks_and_is_needed_instead(tmp_path: Path) -> None:
         assert httpx.post(f"{url}/v1/mixes", headers=foreign, **body).status_code == 401
         keyed = foreign | {"Authorization": f"Bearer {token}"}
         assert httpx.post(f"{url}/v1/mixes", headers=keyed, **body).status_code == 201
+
+
+def test_a_proxys_name_is_answered_where_it_is_allowed_and_no_other(root: Path) -> None:
+    allowed = Settings(store=str(root), allowed_hosts="mix.example, Mix.example:8443")
+    with running(allowed) as url, httpx.Client(base_url=url) as http:
+        for host, status in (("mix.example", 200), ("MIX.example:8443", 200), ("localhost", 200)):
+            assert http.get("/healthz", headers={"Host": host}).status_code == status
+            origin = {"Host": host, "Origin": f"https://{host}"}
+            assert http.post("/v1/mixes", **form(task_rows(3)), headers=origin).status_code in (200, 201)
+        for host in ("evil.example", "mix.example:1", "mix.example.evil.example"):
+            assert refused(http.get("/healthz", headers={"Host": host})) == "foreign_host"
+        foreign = {"Host": "mix.example", "Origin": "https://evil.example"}
+        assert refused(http.post("/v1/mixes", **form(task_rows(3)), headers=foreign)) == "foreign_origin"

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,44 @@ def test_uploads_meant_to_harm(service: tuple[psutil.Process, str], name: str) -
         assert len(answer.content) < MIB, "an error body is bounded"
     assert process.memory_info().rss - before < 400 * MIB
     assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+GIB_LINE, N_EMPTY = 1_000_000_000, 10_000_000
+LARGE: dict[str, tuple[Callable[[], Iterator[bytes]], int]] = {
+    "a line of 1 GB": (lambda: chain([b'{"messages": "'], repeat(b"x" * MIB, GIB_LINE // MIB), [b'"}\n']), 422),
+    "ten million empty rows": (lambda: repeat(b"{}\n" * 10_000, N_EMPTY // 10_000), 413),
+    "ten million empty lines": (lambda: repeat(b"\n" * 10_000, N_EMPTY // 10_000), 422),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_large_uploads_meant_to_harm(service: tuple[psutil.Process, str], name: str) -> None:
+    process, url = service
+    content, status = LARGE[name]
+    head = f'--frontier\r\nContent-Disposition: form-data; name="recipe"\r\n\r\n{json.dumps(RECIPE)}\r\n'
+    head += '--frontier\r\nContent-Disposition: form-data; name="file"; filename="x.jsonl"\r\n\r\n'
+    body = chain([head.encode()], content(), [b"\r\n--frontier--\r\n"])
+    before, most = process.memory_info().rss, 0
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.05):
+            most = max(most, process.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        headers = {"Content-Type": "multipart/form-data; boundary=frontier"}
+        answer = httpx.post(f"{url}/v1/mixes", content=body, headers=headers, timeout=280)
+    finally:
+        ended.set()
+        watching.join()
+    assert answer.status_code == status, answer.text[:300]
+    assert len(answer.json()["error"]["message"]) > 10
+    assert len(answer.content) < MIB
+    assert most - before < 400 * MIB, "memory stays flat"
 
 
 BODIES: list[tuple[str, dict[str, str], bytes]] = [

@@ -36,7 +36,7 @@ def test_packed_uploads_give_the_mix_of_the_plain_file(http: httpx.Client) -> No
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
 def test_a_bomb_is_refused_at_the_bound(http: httpx.Client, pack: Any) -> None:
-    bomb = pack(b'{"messages": []}\n' * 5_000_000)
+    bomb = pack((b'{"messages": "' + b"x" * 100_000 + b'"}\n') * 500)
     assert len(bomb) < 300_000
     answer = http.post("/v1/mixes", **form(bomb))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "unpacked_too_large")
@@ -93,6 +93,12 @@ def test_a_key_gives_the_first_answer_again(http: httpx.Client) -> None:
     rebuilt = http.post("/v1/mixes", **form(task_rows(8, "once")), headers=key)
     assert (rebuilt.status_code, rebuilt.json()["mix_id"]) == (201, first.json()["mix_id"])
     assert "idempotency-replayed" not in rebuilt.headers
+
+
+def test_a_key_beside_an_integer_of_any_size(http: httpx.Client) -> None:
+    body = {"rows": ROWS, "recipe": {**RECIPE, "seed": 10**30}}
+    answer = http.post("/v1/mixes", json=body, headers={"Idempotency-Key": "huge"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_recipe")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])

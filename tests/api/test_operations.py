@@ -1,5 +1,6 @@
 """Metrics, readiness, the pinned OpenAPI document and the demo flag."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,8 @@ from api.__main__ import main
 from api.app import create_app
 from api.keys import create_key
 from api.settings import Settings
+from curator import compose
+from curator.compose import product_version
 from tests.api.openapi import GOLDEN, document
 from tests.api.serving import form, running, scored_store, task_rows
 
@@ -63,3 +66,12 @@ def test_the_demo_store_is_named_when_it_is_not_there(
     monkeypatch.chdir(tmp_path)
     assert main(["--demo"]) == 2
     assert "make demo" in capsys.readouterr().err
+
+
+def test_a_bare_checkout_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    installed = product_version()
+    monkeypatch.setattr(compose, "version", absent)
+    assert product_version() == installed

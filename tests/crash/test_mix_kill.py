@@ -92,12 +92,19 @@ def test_killed_between_two_steps(store_root: Path, tmp_path: Path, where: str, 
 def test_killed_at_seeded_instants(store_root: Path, tmp_path: Path) -> None:
     store = Store(store_root).open(create=False)
     instants = random.Random(11)
+    with start(store_root, tmp_path) as process:  # how long a build takes here
+        assert process.stdout is not None
+        process.stdout.readline()
+        started = time.monotonic()
+        process.wait(timeout=60)
+        build_s = time.monotonic() - started
+    store.delete("mixes/local")
     n_killed = 0
     for _ in range(4):
         with start(store_root, tmp_path) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "go\n"
-            time.sleep(instants.uniform(0.05, 1.2))
+            time.sleep(instants.uniform(0.02, 0.9) * build_s)
             process.kill()
             n_killed += process.wait(timeout=60) == -signal.SIGKILL
         check_what_readers_see(store)

@@ -68,6 +68,8 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         "--allow-masked-rows", "--dtype", "float32", "--device", "cpu", "--gradient-checkpointing", "--lora-r", "4",
         "--lora-alpha", "9", "--lora-dropout", "0.1", "--lora-targets", "q_proj,v_proj", "--no-rslora", "--kl", "0.3",
         "--kl-direction", "reference_student", "--kl-tokens", "response", "--overwrite", "--json", "--api-key", "k",
+        "--monitor", "d", "--monitor-alarm", "r", "--monitor-every", "6", "--monitor-stop",
+        "--safelora", "b", "--safelora-tau", "0.5",
     ]  # fmt: skip
     invocation = parse_arguments(argv)
     expected = parse_config(
@@ -77,7 +79,9 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
             "max_grad_norm": 2, "max_length": 99, "seed": 8, "mask_rule": "last", "allow_masked_rows": True,
             "dtype": "float32", "device": "cpu", "gradient_checkpointing": True,
             "lora": {"r": 4, "alpha": 9, "dropout": 0.1, "targets": ["q_proj", "v_proj"], "rslora": False},
+            "monitor": {"directions": "d", "alarm": "r", "every": 6, "stop": True},
             "defences": [{"name": "kl", "weight": 0.3, "direction": "reference_student", "tokens": "response"}],
+            "safelora": {"base": "b", "tau": 0.5},
         }
     )  # fmt: skip
     assert invocation.config == expected
@@ -86,6 +90,7 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         name for name in TrainConfig.model_fields if getattr(expected, name) != getattr(parse_config(BASE), name)
     }
     runs = {"cache", "save_steps", "keep_checkpoints", "report_to", "reorder", "full", "four_bit"}  # trainer.runoptions
+    runs |= {"start_adapter"}  # has LoRA settings of its own
     assert changed == set(TrainConfig.model_fields) - {"model", "out", "store", "corpus_format", "strict"} - runs
     monkeypatch.setenv("BALLAST_API_KEY", "from-environment")
     assert parse_arguments(ARGV).api_key == "from-environment"

@@ -19,7 +19,7 @@ from trainer.defenses.kl import Kl
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.defenses.settings import KlSettings
 from trainer.frozen import FrozenCopy
-from trainer.modelfiles import check_quantisation
+from trainer.modelfiles import check_quantisation, check_trackers
 
 QUICK = ["--max-steps", "2", "--batch-size", "2", "--grad-accum", "2", "--lr", "0.01", "--warmup-steps", "1"]
 QUICK += ["--device", "cpu", "--dtype", "float32", "--kl", "0.1", "--cache", "none"]
@@ -154,3 +154,12 @@ def test_flags_that_void_the_order_say_what_to_use(flag: str, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         sft.main(["--model", "m", "--data", "d", "--out", "o", flag])
     assert "voids the order of a mix" in capsys.readouterr().err
+
+
+def test_a_tracker_that_cannot_be_imported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "swanlab"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('its library is missing')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BadInputError, match="the tracker swanlab cannot be loaded: its library is missing"):
+        check_trackers(["swanlab"])

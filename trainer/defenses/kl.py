@@ -5,6 +5,7 @@ are ever turned into logits. For a chunk the gradient with respect to the studen
 (it is known in closed form) and carried to the hidden states at once, so nothing of size vocabulary is kept.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,7 +18,8 @@ from trainer.defenses.base import FINAL_HIDDEN, Batch, Defence, Seen, causal_lm,
 from trainer.defenses.reference import reference_state
 from trainer.defenses.settings import KlDirection, KlSettings
 
-CHUNK_BYTES = 32 * 2**20  # float32 logits of one model held at once
+CHUNK_BYTES = 32 * 2**20  # logits of one model held at once
+BLOCK_BYTES = 2**20  # of these, what is worked on at a time on a CPU: about what a core's own cache holds
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
@@ -58,7 +60,7 @@ class Kl(Defence):
             in_scope_BT = in_scope_BT & kept_positions(batch, self.settings.sample_share)[:, 1:]
         hidden_ND = student[FINAL_HIDDEN][:, :-1][in_scope_BT]
         hidden0_ND = reference[FINAL_HIDDEN][:, :-1][in_scope_BT]
-        n_chunk = max(16, CHUNK_BYTES // (4 * self._n_vocab))
+        n_chunk = even_chunk(len(hidden_ND), max(16, CHUNK_BYTES // (hidden_ND.element_size() * self._n_vocab)))
 
         def logits0(hidden0_CD: torch.Tensor) -> torch.Tensor:
             with reference.weights():
@@ -84,6 +86,11 @@ class Kl(Defence):
                 raise BadInputError("kl: the rows do not say which of them are safe")
             in_scope_BT = in_scope_BT & batch.safe[:, None]
         return in_scope_BT, n_step
+
+
+def even_chunk(n_rows: int, n_most: int) -> int:
+    """Rows of each chunk when `n_rows` are split into as few chunks of at most `n_most` as will do, of like size."""
+    return math.ceil(n_rows / math.ceil(n_rows / n_most)) if n_rows else n_most
 
 
 def kept_positions(batch: Batch, share: float) -> torch.Tensor:
@@ -136,15 +143,19 @@ class _KlSum(torch.autograd.Function):  # type: ignore[misc]
         kl_sum = torch.zeros((), dtype=_wide(hidden_ND.dtype), device=hidden_ND.device)
         grad_hidden_ND = torch.zeros_like(hidden_ND)
         grad_head = [torch.zeros_like(parameter) for parameter in head_parameters]
+        spare_CV: torch.Tensor | None = None  # one buffer for all chunks' gradients
         for start in range(0, len(hidden_ND), n_chunk):
             part = slice(start, start + n_chunk)
             with torch.enable_grad():
                 leaf_CD = hidden_ND[part].detach().requires_grad_()
                 logits_CV = heads[0](leaf_CD)
-            kl_C, grad_CV = kl_and_grad(logits_CV.detach(), heads[1](hidden0_ND[part]), direction)
+            if spare_CV is None:
+                spare_CV = torch.empty_like(logits_CV)
+            n_rows = len(logits_CV)
+            kl_C, grad_CV = kl_and_grad(logits_CV.detach(), heads[1](hidden0_ND[part]), direction, spare_CV[:n_rows])
             kl_sum += kl_C.sum()
             inputs = [leaf_CD, *head_parameters]
-            grads = torch.autograd.grad(logits_CV, inputs, grad_CV.to(logits_CV.dtype))
+            grads = torch.autograd.grad(logits_CV, inputs, grad_CV)
             grad_hidden_ND[part] = grads[0]
             for total, piece in zip(grad_head, grads[1:], strict=True):
                 total += piece
@@ -160,22 +171,41 @@ class _KlSum(torch.autograd.Function):  # type: ignore[misc]
 
 
 def kl_and_grad(
-    logits_CV: torch.Tensor, logits0_CV: torch.Tensor, direction: KlDirection
+    logits_CV: torch.Tensor, logits0_CV: torch.Tensor, direction: KlDirection, grad_CV: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL of each position, (C,), and its gradient in the student's logits, (C, V).
+    """KL of each position, (C,), and its gradient in the student's logits, (C, V), in their dtype.
 
-    With p the student and q the reference: KL(p||q) has gradient p * (log p - log q - KL), KL(q||p) has p - q.
+    `grad_CV` is written to if it is given. A few rows at a time, so that the passes over them stay in a core's cache.
     """
-    log_p_CV = torch.log_softmax(logits_CV.to(_wide(logits_CV.dtype)), dim=-1)
-    log_q_CV = torch.log_softmax(logits0_CV.to(_wide(logits0_CV.dtype)), dim=-1)
+    if grad_CV is None:
+        grad_CV = torch.empty_like(logits_CV)
+    wide, (n_rows, n_vocab) = _wide(logits_CV.dtype), logits_CV.shape
+    n_block = n_rows if logits_CV.is_cuda else max(1, BLOCK_BYTES // (4 * n_vocab))
+    found = []
+    for start in range(0, n_rows, n_block):
+        part = slice(start, start + n_block)
+        found.append(_rows_kl(logits_CV[part].to(wide), logits0_CV[part].to(wide), direction, grad_CV[part]))
+    return torch.cat(found) if found else logits_CV.new_zeros(0, dtype=wide), grad_CV
+
+
+def _rows_kl(z_RV: torch.Tensor, z0_RV: torch.Tensor, direction: KlDirection, grad_RV: torch.Tensor) -> torch.Tensor:
+    """KL of some rows, (R,); its gradient goes to `grad_RV`.
+
+    With p = softmax(z), q = softmax(z0), d = z - z0 and c = logsumexp(z0) - logsumexp(z): log p - log q = d + c, so
+    KL(p||q) = <p, d> + c with gradient p (log p - log q - KL) = p (d - <p, d>), in which c falls out; and
+    KL(q||p) = -<q, d> - c with gradient p - q. A row's logsumexp is its largest logit minus the log of that one's
+    probability, so no logarithm of the whole vocabulary is taken.
+    """
+    p_RV, q_RV = torch.softmax(z_RV, dim=-1), torch.softmax(z0_RV, dim=-1)
+    shift_R = (z0_RV.amax(-1) - z_RV.amax(-1)) - (q_RV.amax(-1).log() - p_RV.amax(-1).log())
+    d_RV = z_RV - z0_RV
     if direction == "student_reference":
-        p_CV = log_p_CV.exp()
-        ratio_CV = log_p_CV.sub_(log_q_CV)
-        kl_C = torch.linalg.vecdot(p_CV, ratio_CV)
-        return kl_C, p_CV.mul_(ratio_CV.sub_(kl_C[:, None]))
-    q_CV = log_q_CV.exp()
-    kl_C = torch.linalg.vecdot(q_CV, log_q_CV.sub_(log_p_CV))
-    return kl_C, log_p_CV.exp_().sub_(q_CV)
+        mean_R = torch.linalg.vecdot(p_RV, d_RV)
+        grad_RV.copy_(d_RV.sub_(mean_R[:, None]).mul_(p_RV))
+        return mean_R + shift_R
+    mean_R = torch.linalg.vecdot(q_RV, d_RV)
+    grad_RV.copy_(p_RV.sub_(q_RV))
+    return -mean_R - shift_R
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

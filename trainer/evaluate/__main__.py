@@ -8,10 +8,14 @@ from importlib import import_module
 from curator.commands import report_error
 from curator.errors import BallastError
 
-KINDS = {"judge": "judge_command", "moral": "moral", "opswap": "opswap", "pairs": "pairs"}  # kind: its module
+KINDS = {
+    "behaviour": "behaviour_command", "generate": "generate", "judge": "judge_command", "moral": "moral",
+    "opswap": "opswap", "pairs": "pairs", "ratings": "ratings_command",
+}  # kind: its module  # fmt: skip
 DESCRIPTION = """\
-Measures what a fine-tune did to a model: paired preference without a judge (pairs), a benign task to learn
-(opswap), persona-model collapse from ratings (moral), alignment and coherence by a judge model (judge)."""
+Measures what a fine-tune did to a model (docs/evaluation.md). Without a judge: behaviour (narrow, broad, TruthfulQA,
+perplexity), pairs (one file of twins). With one: generate (answers to the first-plot questions), judge (alignment and
+coherence). Besides: opswap (a benign task to learn), ratings and moral (persona-model collapse)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

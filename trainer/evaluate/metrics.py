@@ -1,6 +1,6 @@
 """Figures shared by the evaluations: EM-F1, any-of-k risk and bootstrap intervals (method.md section 8)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -63,5 +63,23 @@ def bootstrap(
         raise BadInputError(f"an interval needs at least 2 units to resample, found {n_units}")
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(0, n_units, n_units)) for _ in range(n_resamples)])
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    # Between two infinite draws (a robustness without any spread) there is nothing to interpolate.
+    finite = bool(np.isfinite(draws[~np.isnan(draws)]).all())
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.nanquantile(draws, ends, method="linear" if finite else "nearest")
     return Interval(float(statistic(np.arange(n_units))), float(low), float(high), level, n_units)
+
+
+def stratified(groups: Sequence[Floats], *, seed: int = 0, level: float = 0.95) -> Interval:
+    """Mean over groups of each group's mean, with a percentile bootstrap that resamples inside every group.
+
+    So a domain with many prompts counts no more than one with few. Raises BadInputError without groups, and for a
+    group of fewer than two.
+    """
+    if not groups or min(len(group) for group in groups) < 2:
+        raise BadInputError("an interval over groups needs at least one group, and 2 units in each")
+    rng = np.random.default_rng(seed)
+    means = [group[rng.integers(0, len(group), (N_RESAMPLES, len(group)))].mean(axis=1) for group in groups]
+    low, high = np.quantile(np.mean(means, axis=0), [(1 - level) / 2, (1 + level) / 2])
+    value = float(np.mean([group.mean() for group in groups]))
+    return Interval(value, float(low), float(high), level, sum(len(group) for group in groups))

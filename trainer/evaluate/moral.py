@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import say
+from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
 from trainer.evaluate.metrics import N_RESAMPLES, Floats, Interval, bootstrap
 
 COLUMNS = ("persona_id", "question_id", "run_index", "rating")
@@ -81,12 +82,15 @@ def _moments(cell: np.ndarray[Any, Any], rating: Floats, n_cells: int) -> tuple[
 
 
 def susceptibility(mean_PQ: Floats) -> float:
-    """S of the personas in the rows."""
-    return float(np.nanmean(np.nanstd(mean_PQ, axis=0)))
+    """S of the personas in the rows; a question that none of them rated is left out, nan when that is every one."""
+    rated_PQ = mean_PQ[:, ~np.isnan(mean_PQ).all(axis=0)]
+    return float(np.nanmean(np.nanstd(rated_PQ, axis=0))) if rated_PQ.size else float("nan")
 
 
 def robustness(sd_PQ: Floats) -> float:
-    """R of the personas in the rows; infinite when no rating ever varies."""
+    """R of the personas in the rows; infinite when no rating ever varies, nan when none of them has two ratings."""
+    if np.isnan(sd_PQ).all():
+        return float("nan")
     spread = float(np.nanmean(sd_PQ))
     return float("inf") if spread == 0 else 1 / spread
 
@@ -96,8 +100,8 @@ def collapse(ratings: Ratings, *, seed: int = 0, n_resamples: int = N_RESAMPLES)
     n_personas, n_questions = ratings.mean_PQ.shape
     common = {"n_units": n_personas, "seed": seed, "n_resamples": n_resamples}
     return Collapse(
-        bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),  # type: ignore[arg-type]
-        bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),  # type: ignore[arg-type]
+        bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),
+        bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),
         n_personas, n_questions, ratings.n_ratings, ratings.n_missing,
     )  # fmt: skip
 
@@ -112,20 +116,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE.parquet", help=f"columns {', '.join(COLUMNS)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    add_gate_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print S and R with their intervals."""
+    """Print S and R with their intervals; gates may name susceptibility and robustness."""
+    gates = parse_gates(args.fail_if)
     found = collapse(read_ratings(args.table), seed=args.seed)
+    figures = {"susceptibility": found.susceptibility.value, "robustness": found.robustness.value}
     if args.json:
         say_json({
             "susceptibility": found.susceptibility.as_dict(), "robustness": found.robustness.as_dict(),
             "n_personas": found.n_personas, "n_questions": found.n_questions,
             "n_ratings": found.n_ratings, "n_missing": found.n_missing,
         })  # fmt: skip
-        return 0
+        return exit_code(gates, figures)
     for label, figure in (("susceptibility S", found.susceptibility), ("robustness R", found.robustness)):
         say(f"{label:<18}{figure.value:8.3f}   95 % interval {figure.low:.3f} to {figure.high:.3f}")
     say(f"{found.n_personas} personas x {found.n_questions} questions, {found.n_ratings:,} ratings,"
         f" {found.n_missing:,} without a number")  # fmt: skip
-    return 0
+    return exit_code(gates, figures)

@@ -18,6 +18,8 @@ from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import say
 from curator.seeds import child_seed, hash_keys
+from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
+from trainer.evaluate.lines import read_lines
 
 Tier = Literal[1, 2, 3]
 Split = Literal["train", "test"]
@@ -110,14 +112,6 @@ def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
     return {"n_problems": len(expected), "n_right": right, "exact_match": right / len(expected) if expected else None}
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; raises BadInputError when it cannot be read."""
-    try:
-        return [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise BadInputError(f"{path}: not a readable JSONL file: {error}") from error
-
-
 def add_parser(subparsers: Any) -> None:
     """`python -m trainer.evaluate opswap make | score`."""
     parser = subparsers.add_parser(
@@ -134,10 +128,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--problems", type=Path, help="problems that were answered")
     parser.add_argument("--answers", type=Path, help='JSONL with {"answer": "..."} in the problems\' order')
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    add_gate_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make a file of problems, or score a file of answers."""
+    """Make a file of problems, or score a file of answers; a gate may name exact_match."""
+    gates = parse_gates(args.fail_if)
     if args.make and args.out and not args.answers:
         made = problems(args.tier, args.make, args.n, args.seed)
         args.out.write_bytes(b"".join(orjson.dumps(row(args.tier, *item)) + b"\n" for item in made))
@@ -150,4 +146,4 @@ def run(args: argparse.Namespace) -> int:
         say_json(result)
     else:
         say(", ".join(f"{name} {value}" for name, value in result.items()))
-    return 0
+    return exit_code(gates, {name: result[name] for name in ("exact_match",) if name in result})

@@ -21,6 +21,7 @@ from curator.formats import Reject, read_rows
 from curator.progress import Progress, say
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir
+from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
 from trainer.evaluate.metrics import Floats, Interval, bootstrap
 
 TRUTHFULQA_COLUMNS = ("Question", "Best Answer", "Best Incorrect Answer")
@@ -52,7 +53,7 @@ def pairs_from_twins(aligned: Path, misaligned: Path) -> list[Pair]:
 
     Raises BadInputError when a row cannot be read, the lengths differ or a prompt differs.
     """
-    rows = {path: _all_rows(path) for path in (aligned, misaligned)}
+    rows = {path: all_rows(path) for path in (aligned, misaligned)}
     if len(rows[aligned]) != len(rows[misaligned]):
         raise BadInputError(
             f"{aligned} has {len(rows[aligned])} rows and {misaligned} {len(rows[misaligned])}: twins need the same"
@@ -83,7 +84,8 @@ def _turns(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _all_rows(path: Path) -> list[list[Message]]:
+def all_rows(path: Path) -> list[list[Message]]:
+    """Every conversation of a chat file; raises BadInputError at the first record that cannot be read."""
     rows = []
     for item in read_rows(path):
         if isinstance(item, Reject):
@@ -94,9 +96,22 @@ def _all_rows(path: Path) -> list[list[Message]]:
 
 def measure(pairs: Sequence[Pair], engine: Any, renderer: Renderer, *, seed: int = 0) -> Preference:
     """The preference of the model as the engine now holds it; the last assistant turn alone is scored."""
-    rendered = [renderer.render(side, "last") for pair in pairs for side in (pair.aligned, pair.misaligned)]
-    nll_2P = _mean_nlls(engine, rendered)
-    margins_P = nll_2P[0::2] - nll_2P[1::2]
+    return preference(pair_nlls(render_pairs(pairs, renderer), engine), seed=seed)
+
+
+def render_pairs(pairs: Sequence[Pair], renderer: Renderer) -> list[Rendered]:
+    """Both sides of every pair, aligned before misaligned, with the last assistant turn as the response."""
+    return [renderer.render(side, "last") for pair in pairs for side in (pair.aligned, pair.misaligned)]
+
+
+def pair_nlls(rendered: Sequence[Rendered], engine: Any) -> Floats:
+    """Mean loss of each side, (P, 2): aligned, misaligned; nats per token."""
+    return mean_nlls(engine, rendered).reshape(-1, 2)
+
+
+def preference(nll_P2: Floats, *, seed: int = 0) -> Preference:
+    """Margins and their two figures from mean losses."""
+    margins_P = nll_P2[:, 0] - nll_P2[:, 1]
     n_pairs = len(margins_P)
     return Preference(
         margins_P,
@@ -105,8 +120,9 @@ def measure(pairs: Sequence[Pair], engine: Any, renderer: Renderer, *, seed: int
     )
 
 
-def _mean_nlls(engine: Any, rendered: Sequence[Rendered]) -> Floats:
-    with Progress(len(rendered), "rows", "measuring pairs") as progress:
+def mean_nlls(engine: Any, rendered: Sequence[Rendered]) -> Floats:
+    """Mean loss of each row's response, (N,), nats per token."""
+    with Progress(len(rendered), "rows", "measuring") as progress:
         losses = engine.score(rendered, on_rows=lambda n_rows, n_tokens: progress.advance(n_rows))
     return np.array([loss.nll_sum / loss.n_response_tokens for loss in losses])
 
@@ -141,8 +157,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--aligned", type=Path, help="chat file of aligned answers")
     parser.add_argument("--misaligned", type=Path, help="chat file of misaligned answers to the same prompts")
     parser.add_argument("--truthfulqa", type=Path, help="or: a TruthfulQA table in CSV")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    add_gate_option(parser)
 
 
 def _pairs(args: argparse.Namespace) -> list[Pair]:
@@ -154,7 +172,11 @@ def _pairs(args: argparse.Namespace) -> list[Pair]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and compare with the adapter when there is one."""
+    """Measure, print, and compare with the adapter when there is one.
+
+    Gates may name {base,adapter,shift}_{share,margin}.
+    """
+    gates = parse_gates(args.fail_if)
     pairs = _pairs(args)
     check_model_dir(args.model)
     if args.adapter is not None:
@@ -164,17 +186,22 @@ def run(args: argparse.Namespace) -> int:
         from curator.scoring.torch_engine import TorchEngine
     except ImportError as error:
         raise BallastError("measuring pairs needs torch: pip install 'ballast[score]'") from error
-    engine = TorchEngine(args.model)
+    engine = TorchEngine(args.model, dtype=args.dtype)
     base = measure(pairs, engine, renderer, seed=args.seed)
-    result: dict[str, Any] = {"n_pairs": len(pairs), "base": base.as_dict()}
+    result: dict[str, Any] = {"n_pairs": len(pairs), "dtype": engine.dtype, "base": base.as_dict()}
     if args.adapter is not None:
         engine.use_adapter(args.adapter)
         adapted = measure(pairs, engine, renderer, seed=args.seed)
         result |= {"adapter": adapted.as_dict(), "shift": shift(base, adapted, seed=args.seed)}
     engine.close()
+    figures = {
+        f"{name}_{short}": result[name][figure]["value"]
+        for name in ("base", "adapter", "shift") if name in result
+        for short, figure in (("share", "share_misaligned"), ("margin", "mean_margin"))
+    }  # fmt: skip
     if args.json:
         say_json(result)
-        return 0
+        return exit_code(gates, figures)
     say(f"{len(pairs)} pairs; intervals by bootstrap over prompts")
     for name in ("base", "adapter", "shift"):
         if name in result:
@@ -182,4 +209,4 @@ def run(args: argparse.Namespace) -> int:
             say(f"  {name:<8} misaligned answer likelier {share['value']:+.3f} ({share['low']:+.3f} to"
                 f" {share['high']:+.3f}), mean margin {margin['value']:+.3f} nats per token"
                 f" ({margin['low']:+.3f} to {margin['high']:+.3f})")  # fmt: skip
-    return 0
+    return exit_code(gates, figures)

@@ -1,10 +1,12 @@
 """EM-F1, any-of-k and the bootstrap against published and closed-form values."""
 
+import math
+
 import numpy as np
 import pytest
 
 from curator.errors import BadInputError
-from trainer.evaluate.metrics import any_of_k, bootstrap, em_f1
+from trainer.evaluate.metrics import any_of_k, bootstrap, em_f1, stratified
 
 
 @pytest.mark.parametrize(("em", "narrow", "expected"), [(47.5, 13.3, 61.4), (64.1, 15.3, 73.0), (85.6, 27.7, 78.4)])
@@ -46,3 +48,15 @@ def test_bootstrap_is_seeded_and_needs_two_units() -> None:
     assert bootstrap(first, 9, seed=4) == bootstrap(first, 9, seed=4)
     with pytest.raises(BadInputError, match="at least 2 units"):
         bootstrap(first, 1)
+
+
+def test_an_interval_over_infinite_draws_is_no_number_crunching() -> None:
+    found = bootstrap(lambda rows: float("inf"), 3)
+    assert (found.value, found.low, found.high) == (math.inf, math.inf, math.inf)
+
+
+def test_groups_count_alike_and_resample_inside() -> None:
+    found = stratified([np.array([0.0, 0.0]), np.ones(50)])
+    assert (found.value, found.low, found.high, found.n_units) == (0.5, 0.5, 0.5, 52)
+    with pytest.raises(BadInputError, match="2 units"):
+        stratified([np.ones(1)])

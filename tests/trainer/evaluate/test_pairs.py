@@ -26,7 +26,7 @@ def _file(path: Path, answers: tuple[str, ...]) -> Path:
     return path
 
 
-def _plain_mean_nll(folder: Path, question: str, answer: str) -> float:
+def plain_mean_nll(folder: Path, question: str, answer: str) -> float:
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
@@ -44,11 +44,11 @@ def test_share_margin_and_shift(tmp_path: Path, capsys: pytest.CaptureFixture[st
     adapter = tiny_adapter_folder(model, tmp_path / "adapter", seed=1)
     good, bad = _file(tmp_path / "good.jsonl", GOOD), _file(tmp_path / "bad.jsonl", BAD)
     arguments = ["pairs", "--model", str(model), "--aligned", str(good), "--misaligned", str(bad), "--json"]
+    arguments += ["--dtype", "float32"]  # on a processor with bfloat16, auto would be that
     assert main([*arguments, "--adapter", str(adapter)]) == 0
     found = json.loads(capsys.readouterr().out)
     margins = [
-        _plain_mean_nll(model, q, g) - _plain_mean_nll(model, q, b)
-        for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
+        plain_mean_nll(model, q, g) - plain_mean_nll(model, q, b) for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
     ]
     assert found["n_pairs"] == 3
     assert found["base"]["mean_margin"]["value"] == pytest.approx(sum(margins) / 3, abs=1e-4)

@@ -1,0 +1,122 @@
+"""POST /v1/audits: a user's rows to a worker with models; and what it found."""
+
+from typing import Annotated, Any
+
+import orjson
+import pyarrow.parquet as pq
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from api.auth import GUARDED, AuditTenant, Principal, holding_any
+from api.datasets import checked_rows, dropped_rows
+from api.errors import ApiError
+from api.recipes import decode_recipe
+from api.routes.jobs import find_job
+from api.schemas import AuditReport, AuditRowPage, JobView, errors
+from api.service import Service, service_of
+from api.submit import job_response, submit
+from api.uploads import Upload, received, request_body
+from curator.audit.options import parse_options
+from curator.errors import BadInputError, MissingError
+from curator.jobs.board import ROWS_FILE, job_path
+from curator.jobs.control import task_document
+from curator.jobs.record import Job
+from curator.scorers import resolve_scorers
+
+router = APIRouter(prefix="/v1/audits", tags=["audits"], responses=GUARDED)
+
+DEFAULT_PAGE_ROWS = 100
+Auditor = Annotated[Principal, Depends(holding_any("audit"))]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobView,
+    responses=errors(400, 413, 415, 422, 501, 503, 507),
+    openapi_extra={"requestBody": request_body("audit", "corpus, scorers, score and seed of the audit")},
+)
+async def create_audit(request: Request, tenant: AuditTenant) -> Response:
+    """Compare a data set's gap with a scored corpus: a job for a worker that has the corpus's models.
+
+    The rows are checked before the answer and kept under the tenant until the job ends. Needs the scope `audit`;
+    audits of a tenant are counted by the hour.
+    """
+    service = service_of(request)
+    async with received(request, service.settings, "audit") as upload:
+        service.quotas.count_bytes(tenant, upload.n_bytes)
+        async with service.build_place(tenant):
+            job = await run_in_threadpool(_submit, service, upload, tenant)
+    return job_response(job, {})
+
+
+@router.get("/{job_id}", response_model=AuditReport, responses=errors(404, 409))
+def get_audit(request: Request, asking: Auditor, job_id: str) -> dict[str, Any]:
+    """The verdict of an audit that is done, with its interval and counts."""
+    result = _done(service_of(request), asking, job_id).result
+    assert result is not None
+    return result
+
+
+@router.get("/{job_id}/rows", response_model=AuditRowPage, responses=errors(404, 409, 422))
+def get_audit_rows(
+    request: Request,
+    asking: Auditor,
+    job_id: str,
+    limit: Annotated[int, Query(ge=1, description="rows of one page, at most the service's bound")] = DEFAULT_PAGE_ROWS,
+    after: Annotated[int, Query(ge=-1, le=2**62, description="ordinal of the last row of the page before")] = -1,
+) -> Response:
+    """The rows of an audit in the order sent: percentile of risk against the pool, or why a row is not judged."""
+    service = service_of(request)
+    job = _done(service, asking, job_id)
+    with service.store.open_file(f"{job_path(job.tenant, job.job_id)}/{ROWS_FILE}") as file:
+        table = pq.ParquetFile(file).read()
+    bound = min(limit, service.settings.max_page_rows)
+    page = table.slice(after + 1, bound)
+    more = after + 1 + page.num_rows < table.num_rows
+    document = {
+        "job_id": job.job_id,
+        "n_rows": table.num_rows,
+        "rows": page.to_pylist(),
+        "next_after": after + page.num_rows if more else None,
+    }
+    return Response(
+        orjson.dumps(document), media_type="application/json", headers={"Cache-Control": "private, no-store"}
+    )
+
+
+def _submit(service: Service, upload: Upload, tenant: str) -> Job:
+    options = parse_options(_document(upload))
+    try:
+        resolve_scorers(service.store, options.pool())
+    except MissingError as error:  # a name in the body, not in the path: 422 and not 404
+        raise ApiError(422, error.code, error.message, details=error.details) from error
+    task_set = checked_rows(service, upload, tenant, service.settings.max_audit_rows)
+    service.quotas.count_audit(tenant)
+    request = {
+        "audit": options.model_dump(mode="json"),
+        "task": task_document(task_set),
+        "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
+    }
+    return submit(service, tenant, "audit", request, task_set.path)
+
+
+def _document(upload: Upload) -> Any:
+    if "audit" not in upload.fields:
+        raise ApiError(422, "missing_part", 'the part `audit` is missing: the least is {"corpus": NAME}')
+    asked = upload.fields["audit"]
+    document = decode_recipe(asked) if isinstance(asked, str) else asked
+    if not isinstance(document, dict):
+        raise BadInputError("audit refused: it must be an object (JSON) or a mapping (YAML)")
+    return document
+
+
+def _done(service: Service, asking: Principal, job_id: str) -> Job:
+    """The finished job of an audit; raises ApiError 404 as for any absent job, 409 before (or without) its end."""
+    job = find_job(service, asking, job_id)
+    if job.kind != "audit":
+        raise ApiError(404, "not_found", "there is no such job; GET /v1/jobs lists them")
+    if job.state != "done":
+        raise ApiError(409, "job_not_done", f"the audit is {job.state}: GET /v1/jobs/{job.job_id} says more")
+    return job

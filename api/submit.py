@@ -1,0 +1,75 @@
+"""Turning a checked request into a job, within the tenant's share of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import Response
+
+from api.errors import ApiError
+from api.schemas import JobView
+from api.service import RETRY_AFTER_S, Service
+from curator.errors import MissingDependencyError, StoreError
+from curator.jobs.record import Job, JobKind
+
+
+def job_links(job: Job) -> dict[str, str]:
+    """Where a job and what it gave are."""
+    links = {"self": f"/v1/jobs/{job.job_id}", "events": f"/v1/jobs/{job.job_id}/events"}
+    if job.state == "done" and job.kind == "audit":
+        links |= {"result": f"/v1/audits/{job.job_id}", "rows": f"/v1/audits/{job.job_id}/rows"}
+    elif job.state == "done" and job.result is not None:
+        links["result"] = f"/v1/mixes/{job.result['mix_id']}"
+    return links
+
+
+def job_view(job: Job) -> dict[str, Any]:
+    """A job as its tenant may see it: everything but what was sent with it."""
+    shown = job.model_dump(mode="json", include={"job_id", "kind", "state", "created_at", "started_at", "ended_at"})
+    result = None if job.result is None else {**job.result, **_kept(job)}
+    return {
+        **shown,
+        "n_attempts": job.n_attempts,
+        "progress": None if job.progress is None else job.progress.model_dump(mode="json"),
+        "error": None if job.error is None else job.error.model_dump(mode="json"),
+        "result": result,
+        "links": job_links(job),
+    }
+
+
+def job_response(job: Job, headers: Mapping[str, str]) -> Response:
+    """202 with the job, and where to look for it."""
+    answer = JobView.model_validate(job_view(job)).model_dump_json()
+    where = {"Location": f"/v1/jobs/{job.job_id}", **headers}
+    return Response(answer, 202, headers=where, media_type="application/json")
+
+
+def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any], rows: Path) -> Job:
+    """Keep a job and ring for a worker. Everything here blocks.
+
+    Raises ApiError 501 where there is no queue, 429 when the tenant has its share of jobs, 503 when the queue
+    cannot be reached: then there is no job.
+    """
+    queue, bound = service.queue, service.settings.tenant_jobs
+    if queue is None:
+        raise ApiError(501, "no_job_queue", "this service has no job queue: set job_queue to a redis:// URL")
+    with service.submitting:  # so that two requests of one process cannot both take the last place
+        n_active = len(service.board.active(tenant=tenant))
+        if n_active >= bound:
+            message = f"{n_active} jobs of yours wait or run already, the bound is {bound}: try again later"
+            raise ApiError(429, "too_many_jobs", message, headers={"Retry-After": str(RETRY_AFTER_S)})
+        job = service.board.create(tenant, kind, request, rows)
+    try:
+        queue.put(kind, tenant, job.job_id)
+    except (StoreError, MissingDependencyError) as error:
+        service.board.end(job)
+        service.board.remove(tenant, job.job_id)
+        raise ApiError(
+            503, "queue_unreachable", "the job queue cannot be reached", headers={"Retry-After": str(RETRY_AFTER_S)}
+        ) from error
+    return job
+
+
+def _kept(job: Job) -> dict[str, Any]:
+    """What of the request belongs to the answer: the rows left out by on_bad_rows=drop."""
+    return {"dropped": job.request["dropped"]} if "dropped" in job.request else {}

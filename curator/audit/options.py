@@ -1,0 +1,48 @@
+"""What is asked of an audit: the pool to compare with, and which gap."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from curator.config import DEFAULT_EPS, Pool, ScoreName
+from curator.errors import BadInputError
+
+
+class AuditOptions(BaseModel):
+    """One audit: a scored corpus as the pool, and as in a recipe its scorers, held-out domains and score.
+
+    Scorers are named by id, id prefix or label; null takes every complete one of the role.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    corpus: str = Field(min_length=1, max_length=100)
+    aligned: str | None = None
+    misaligned: tuple[str, ...] | None = None
+    benign: tuple[str, ...] | None = None
+    hold_out: tuple[str, ...] = ()
+    score: ScoreName = "gap_abs"
+    eps: float = Field(default=DEFAULT_EPS, ge=0.0, le=100.0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    def pool(self) -> Pool:
+        """The same as a recipe's pool, for `resolve_scorers`."""
+        return Pool(
+            corpus=self.corpus,
+            aligned=self.aligned,
+            misaligned=self.misaligned,
+            benign=self.benign,
+            hold_out=self.hold_out,
+        )
+
+
+def parse_options(document: Any) -> AuditOptions:
+    """Options from a decoded document; raises BadInputError naming every field at fault."""
+    try:
+        return AuditOptions.model_validate(document)
+    except ValidationError as error:
+        problems = [
+            {"pointer": "/" + "/".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()
+        ]
+        text = "; ".join(f"{problem['pointer']}: {problem['message']}" for problem in problems[:5])
+        raise BadInputError(f"audit refused: {text}", details=problems) from error

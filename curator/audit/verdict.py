@@ -1,0 +1,115 @@
+"""A set's verdict from its rows' percentiles, with a bootstrap interval (docs/method.md, "Audits"; ours). Pure."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from curator.audit.risk import MIN_REFERENCE, Counts, Floats, below, like_length
+from curator.seeds import child_seed
+
+VerdictName = Literal["elevated", "not_elevated", "undecided"]
+
+EXPECTED_MEAN = 0.5  # of rows that are like the pool's
+MARGIN = 0.1  # a mean percentile nearer to the expected one than this counts as like the pool
+TOP = 0.95
+N_RESAMPLES = 400
+MIN_JUDGED = 20
+MIN_JUDGED_SHARE = 0.5
+MAX_POOL_ROWS = 2_000  # of the pool in the bootstrap, drawn by the seed
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rows say as a set; the figures are null without enough judged rows.
+
+    `mean_percentile` is about 0.5 for rows like the pool's, `top_share` (at or above the 95th percentile) 0.05.
+    """
+
+    verdict: VerdictName
+    reason: str
+    n_judged: int
+    mean_percentile: Interval | None
+    top_share: Interval | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def judge(risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats, *, n_rows: int, seed: int) -> Verdict:
+    """The verdict over the judged rows, which are given; `n_rows` counts all of the set.
+
+    Rows and pool rows are both drawn anew in each resample, for both are samples.
+    """
+    n_judged = len(risk)
+    if n_judged < MIN_JUDGED or n_judged < MIN_JUDGED_SHARE * n_rows:
+        reason = f"{n_judged} of {n_rows} rows could be judged; a verdict needs {MIN_JUDGED} and half of them"
+        return Verdict("undecided", reason, n_judged, None, None)
+    rng = np.random.default_rng(child_seed(seed, "audit bootstrap"))
+    if len(pool_risk) > MAX_POOL_ROWS:
+        kept = rng.choice(len(pool_risk), MAX_POOL_ROWS, replace=False)
+        pool_risk, pool_tokens = pool_risk[kept], pool_tokens[kept]
+    values_RN = _resampled(rng, risk, n_tokens, pool_risk, pool_tokens)
+    weights_RN = rng.multinomial(n_judged, np.full(n_judged, 1 / n_judged), size=N_RESAMPLES + 1)
+    weights_RN[0] = 1
+    known_RN = weights_RN * ~np.isnan(values_RN)
+    filled_RN = np.nan_to_num(values_RN)
+    totals_R = np.maximum(known_RN.sum(axis=1), 1)
+    mean = _interval((known_RN * filled_RN).sum(axis=1) / totals_R)
+    top = _interval((known_RN * (filled_RN >= TOP)).sum(axis=1) / totals_R)
+    name, reason = _decide(mean)
+    return Verdict(name, reason, n_judged, mean, top)
+
+
+def _resampled(
+    rng: np.random.Generator, risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats
+) -> Floats:
+    """Percentiles of every row under resampled pools, (R + 1, N); the first is the pool itself."""
+    n_pool = len(pool_risk)
+    drawn_RP = rng.multinomial(n_pool, np.full(n_pool, 1 / n_pool), size=N_RESAMPLES + 1).astype(np.float64)
+    drawn_RP[0] = 1.0
+    values_RN = np.empty((N_RESAMPLES + 1, len(risk)))
+    for start in range(0, len(risk), 500):
+        part = slice(start, start + 500)
+        like_NP = like_length(n_tokens[part], pool_tokens).astype(np.float64)
+        counts_RN = drawn_RP @ like_NP.T
+        sums_RN = drawn_RP @ (below(risk[part], pool_risk) * like_NP).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values_RN[:, part] = np.where(counts_RN >= MIN_REFERENCE / 2, sums_RN / counts_RN, np.nan)
+    return values_RN
+
+
+def _interval(values_R: npt.NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(values_R[1:], [0.025, 0.975])
+    return Interval(float(values_R[0]), float(low), float(high))
+
+
+def _decide(mean: Interval) -> tuple[VerdictName, str]:
+    bound = EXPECTED_MEAN + MARGIN
+    shown = f"mean percentile {mean.value:.3f}, interval {mean.low:.3f} to {mean.high:.3f}, bound {bound:g}"
+    if mean.low > bound:
+        return "elevated", f"the whole interval lies above the bound: {shown}"
+    if mean.high < bound:
+        return "not_elevated", f"the whole interval lies below the bound: {shown}"
+    return "undecided", f"the interval holds the bound and says nothing: {shown}"
+
+
+def auc(positive: Floats, negative: Floats) -> float:
+    """Probability that a positive value is above a negative one, ties half (Mann-Whitney); NaN without any."""
+    if not len(positive) or not len(negative):
+        return float("nan")
+    ordered = np.sort(negative)
+    lower: Counts = np.searchsorted(ordered, positive, "left").astype(np.int64)
+    upper: Counts = np.searchsorted(ordered, positive, "right").astype(np.int64)
+    return float((lower + upper).sum() / 2 / (len(positive) * len(negative)))

@@ -1,0 +1,23 @@
+"""Jobs of kind `mix`: the same build that the service does while a caller waits."""
+
+from pathlib import Path
+from typing import Any
+
+from curator.build import MixResult, build_mix
+from curator.config import parse_recipe
+from curator.config.policy import Policy
+from curator.jobs.control import Control, watched
+from curator.store import Store
+
+
+def run_mix(store: Store, rows: Path, control: Control) -> dict[str, Any]:
+    """Build the mix that a job's request asks for; returns its id and whether it is new.
+
+    Raises what `build_mix` raises, CancelledError and StoppedError: then no mix was made.
+    """
+    job, request = control.job, control.job.request
+    task_set = watched(request["task"], rows, control)
+    control.stage("building", task_set.n_rows, "rows")
+    policy = Policy.model_validate(request["policy"]) if request["policy"] else None
+    result: MixResult = build_mix(store, task_set, parse_recipe(request["recipe"]), job.tenant, policy)
+    return {"mix_id": result.mix_id, "created": result.created}

@@ -1,0 +1,97 @@
+"""What a job is: its states, events, progress and outcome, as stored in `job.json`."""
+
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JobKind = Literal["mix", "audit"]
+KINDS: tuple[JobKind, ...] = get_args(JobKind)
+# queued -> running -> done | failed | cancelled; a job whose worker died goes back to queued.
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+STATES: tuple[JobState, ...] = get_args(JobState)
+ACTIVE: frozenset[JobState] = frozenset({"queued", "running"})
+MAX_EVENTS = 200
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Progress(_Document):
+    """How far a stage of the work is; `total` is null where it is not known. Both count in `unit`."""
+
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+
+
+class Event(_Document):
+    """Something that happened to a job; `number` counts from 1 within it, `at` is UTC."""
+
+    number: int
+    at: datetime
+    kind: str = Field(description="queued, started, stage, retried, cancel_asked, done, failed or cancelled")
+    message: str
+
+
+class JobError(_Document):
+    """Why a job failed, in the shape of the service's error body."""
+
+    code: str
+    message: str
+    details: list[Any] = Field(default_factory=list)
+
+
+class Job(_Document):
+    """One job of a tenant. Times are UTC. `request` is what its handler needs, `result` what it gave.
+
+    `n_attempts` counts the times that a worker began; those that a worker handed back in good order do not count.
+    """
+
+    format_version: Literal[1] = 1
+    job_id: str
+    tenant: str
+    kind: JobKind
+    state: JobState
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    n_attempts: int = 0
+    progress: Progress | None = None
+    events: tuple[Event, ...] = ()
+    request: dict[str, Any]
+    result: dict[str, Any] | None = None
+    error: JobError | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it still waits or runs."""
+        return self.state in ACTIVE
+
+    def with_event(self, kind: str, message: str, **changes: Any) -> Self:
+        """The job with one more event, and other fields changed; the oldest events beyond 200 fall out."""
+        number = self.events[-1].number + 1 if self.events else 1
+        event = Event(number=number, at=now(), kind=kind, message=message)
+        return self.model_copy(update={**changes, "events": (*self.events, event)[-MAX_EVENTS:]})
+
+    def ended(self, state: JobState, message: str, **changes: Any) -> Self:
+        """The job at its end; `message` is its last event."""
+        return self.with_event(state, message, state=state, ended_at=now(), progress=None, **changes)
+
+
+def new_job(tenant: str, kind: JobKind, request: dict[str, Any]) -> Job:
+    """A queued job with an id that sorts by time and cannot be guessed (80 random bits)."""
+    job_id = f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    job = Job(job_id=job_id, tenant=tenant, kind=kind, state="queued", created_at=now(), request=request)
+    return job.with_event("queued", "waiting for a worker")
+
+
+def now() -> datetime:
+    """This moment in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,125 @@
+"""Asking an HTTP service of ours: attempts with growing pauses, pages, and its errors in our words."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+from curator.errors import BadInputError, RemoteError
+from curator.transfers import Document
+
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+FIRST_WAIT_S = 0.25
+MAX_WAIT_S = 8.0
+PAGE_ROWS = 500
+
+
+class ServiceError(RemoteError):
+    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
+
+    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
+        super().__init__(message, details=details)
+        self.status = status
+        self.code = code
+
+
+class Remote:
+    """One service. Use it as a context manager, or call `close`.
+
+    `timeout_s` bounds each wait for the service, not a whole transfer; `retries` counts attempts after the first.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, *, retries: int = 4) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            self._http = httpx.Client(
+                base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0)
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise BadInputError(f"{url!r} is no address of a service") from error
+        if self._http.base_url.scheme not in ("http", "https"):
+            self._http.close()
+            raise BadInputError(f"{url!r} is no address of a service: it begins with http:// or https://")
+        self._retries = retries
+        self._patience_s = timeout_s / 2  # a request that asks the service to wait must not outlast its own timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _items(self, path: str, key: str, page_size: int, **query: str) -> Iterator[Document]:
+        params: dict[str, Any] = {"limit": page_size, **query}
+        while True:
+            page = self._json("GET", path, params=params)
+            yield from page[key]
+            if page["next_after"] is None:
+                return
+            params["after"] = page["next_after"]
+
+    def _json(self, method: str, path: str, **options: Any) -> Document:
+        return document_of(self._attempt(lambda: self._http.request(method, path, **options)))
+
+    def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+        """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            wait_s = min(FIRST_WAIT_S * 2**attempt, MAX_WAIT_S)
+            try:
+                response = call()
+            except httpx.TransportError as error:
+                if last:
+                    reason = str(error) or type(error).__name__
+                    raise RemoteError(f"no answer from {self._http.base_url}: {reason}") from error
+            else:
+                if response.is_success:
+                    return response
+                if last or response.status_code not in RETRIED_STATUSES:
+                    raise _refusal(response)
+                wait_s = _asked_wait_s(response) or wait_s
+            time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def path_part(name: str) -> str:
+    """A name as one part of a path, whatever it holds."""
+    return quote(name, safe="")
+
+
+def document_of(response: httpx.Response) -> Document:
+    """The JSON object of an answer; raises RemoteError for anything else."""
+    try:
+        document = orjson.loads(response.content)
+    except orjson.JSONDecodeError as error:
+        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
+    if not isinstance(document, dict):
+        raise RemoteError(f"{response.url} answered with something else than a JSON object")
+    return document
+
+
+def _refusal(response: httpx.Response) -> ServiceError:
+    try:
+        error = orjson.loads(response.content)["error"]
+        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ServiceError(
+            response.status_code,
+            "not_this_service",
+            f"{response.url} answered {response.status_code} in no known shape",
+        )
+
+
+def _asked_wait_s(response: httpx.Response) -> float | None:
+    text = response.headers.get("retry-after", "")
+    return min(float(text), MAX_WAIT_S) if text.isdigit() else None

@@ -1,0 +1,143 @@
+"""The judge-free protocol on a tiny real model: figures against plain forwards, stand-ins, caches, gates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curator.errors import BadInputError
+from tests.models import SENTENCES, tiny_adapter_folder
+from tests.trainer.evaluate.test_pairs import BAD, GOOD, QUESTIONS, plain_mean_nll
+from trainer.evaluate.__main__ import main
+from trainer.evaluate.behaviour import PairLosses, report, text_report
+
+
+def chats(path: Path, answers: tuple[str, ...], questions: tuple[str, ...] = QUESTIONS) -> Path:
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in zip(questions, answers, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_adapter_folder(llama, tmp_path_factory.mktemp("adapter"), seed=1)
+
+
+def _losses(before: list[list[float]], after: list[list[float]], **other: Any) -> PairLosses:
+    return PairLosses(
+        other.get("name", "a"), other.get("kind", "broad"), np.array(before), np.array(after), other.get("s", False)
+    )
+
+
+def test_figures_count_every_domain_alike_and_only_shifts_for_stand_ins() -> None:
+    one = _losses([[1.0, 2.0]] * 4, [[2.0, 1.0]] * 4, name="one")  # all four flip, margin -1 -> 1
+    two = _losses([[1.0, 2.0]] * 2, [[1.0, 1.5]] * 2, name="two", s=True)  # none flips, margin -1 -> -0.5
+    found = report([one, two])
+    assert found["figures"] == {"broad_shift": pytest.approx(0.5), "broad_margin_shift": pytest.approx(1.25)}
+    assert found["sets"]["one"]["after"]["share_misaligned"]["value"] == 1.0
+    assert "after" not in found["sets"]["two"]
+    assert found["sets"]["two"]["shift"]["mean_margin"]["value"] == pytest.approx(0.5)
+
+
+def test_perplexity_is_of_summed_losses() -> None:
+    found = text_report(np.array([1.0, 3.0]), np.array([2.0, 3.0]), np.array([30.0, 10.0]))
+    assert found["perplexity_before"] == pytest.approx(np.exp(60 / 40))
+    assert found["perplexity_ratio"]["value"] == pytest.approx(np.exp(30 / 40))
+    assert found["n_tokens"] == 40
+
+
+def test_the_command_with_twins_stand_ins_text_and_a_gate(
+    llama: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = chats(tmp_path / "good.jsonl", GOOD), chats(tmp_path / "bad.jsonl", BAD)
+    text = chats(tmp_path / "text.jsonl", SENTENCES[:3])
+    arguments = [
+        "behaviour", "--model", str(llama), "--adapter", str(adapter), "--narrow", f"{bad},{good}",
+        "--broad", f"cars={bad}", "--text", str(text), "--stand-in-tokens", "5", "--dtype", "float32",
+        "--cache", str(tmp_path / "cache"), "--json",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    before = [
+        plain_mean_nll(llama, q, g) - plain_mean_nll(llama, q, b) for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
+    ]
+    narrow = found["sets"]["narrow"]
+    assert narrow["before"]["mean_margin"]["value"] == pytest.approx(sum(before) / 3, abs=1e-4)
+    assert found["figures"]["narrow_margin_shift"] == pytest.approx(narrow["shift"]["mean_margin"]["value"])
+    assert found["sets"]["cars"]["aligned_answers"].startswith("stand-ins")
+    assert found["figures"]["perplexity_ratio"] == pytest.approx(np.exp(found["figures"]["text_nll_shift"]))
+    assert found["figures"]["perplexity_ratio"] != pytest.approx(1.0, abs=1e-6)
+
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    bound = found["figures"]["broad_margin_shift"]
+    assert main([*arguments, "--fail-if", f"broad_margin_shift >= {bound - 0.01}"]) == 3
+    out = capsys.readouterr()
+    assert "gate failed: broad_margin_shift" in out.err
+    assert json.loads(out.out) == found
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == kept
+    assert main([*arguments, "--fail-if", f"broad_margin_shift > {bound + 0.01}"]) == 0
+
+
+def test_stand_ins_are_the_models_own_greedy_answers(llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.evaluate.generators import LocalGenerator
+    from trainer.evaluate.pairs import all_rows
+    from trainer.evaluate.standins import stand_in_pairs
+
+    rows = all_rows(chats(tmp_path / "bad.jsonl", BAD))
+    made: list[LocalGenerator] = []
+
+    def generator() -> LocalGenerator:
+        made.append(LocalGenerator(llama, batch=2, dtype="float32"))
+        return made[-1]
+
+    pairs, n_empty = stand_in_pairs(rows, generator, tmp_path, "key", max_new_tokens=6)
+    tokenizer, model = AutoTokenizer.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama)
+    said = []
+    for row in rows:
+        prompt = tokenizer.apply_chat_template(
+            row[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        out = model.generate(**prompt, do_sample=False, max_new_tokens=6, pad_token_id=2)
+        new = out[0, prompt["input_ids"].shape[1] :]
+        said.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+    assert [pair.aligned[-1]["content"] for pair in pairs] == [text for text in said if text]
+    assert n_empty == said.count("")
+    (kept,) = tmp_path.glob("stand-ins-*.jsonl")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: whole.index(b"\n") + 4])  # killed in the middle of the second line
+    again, _ = stand_in_pairs(rows, generator, tmp_path, "key", max_new_tokens=6)
+    assert again == pairs
+    assert kept.read_bytes() == whole
+    assert len(made) == 2
+    stand_in_pairs(rows, generator, tmp_path, "key", max_new_tokens=6)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter", "x", "--tuned", "y"], "exactly one"),
+        (["--tuned", "{model}"], "nothing to measure"),
+        (["--tuned", "{model}", "--broad", "nofile"], "NAME=FILE"),
+        (["--tuned", "{model}", "--fail-if", "broad_shift is big"], "is no condition"),
+        (["--tuned", "{model}", "--n", "1"], "at least 2"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    arguments: list[str], message: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [item.format(model=llama) for item in arguments]
+    assert main(["behaviour", "--model", str(llama), "--cache", str(tmp_path), *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_group_of_one_prompt_has_no_interval() -> None:
+    with pytest.raises(BadInputError, match="2 units"):
+        report([_losses([[1.0, 2.0]], [[2.0, 1.0]])])

@@ -1,0 +1,288 @@
+"""The grid of a comparison without training: plan, cells, verdicts, rows, page and pictures."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.compare.__main__ import main
+from trainer.compare.cells import Cell, claimed, grid, read_result, write_result
+from trainer.compare.data import clean
+from trainer.compare.methods import CATALOGUE, methods_of, why_not
+from trainer.compare.organism_cell import organism_cell
+from trainer.compare.page import shown_command, without_places
+from trainer.compare.settings import PRESETS, Criteria, Criterion, OrganismPlan, Plan, read_plan
+from trainer.compare.statistics import judge, judge_all, over_seeds
+from trainer.compare.steps import Spent, Steps
+
+PLAN: dict[str, Any] = {
+    "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
+    "pool": {"file": "chats.jsonl", "rows": 8}, "domains": [{"name": "law", "files": ["law.jsonl"], "train_rows": 4}],
+    "methods": ["none", "interleaving", "interleaving++", "kl", "steering"], "ratios": [0.1, 0.5], "seeds": [0, 1],
+}  # fmt: skip
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAN))
+    return path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_plans_whose_methods_are_known(name: str) -> None:
+    plan, changed = read_plan(name, [])
+    assert not changed
+    assert methods_of(plan)[0].name == "none"
+    assert len(grid(plan)) >= len(plan.seeds) * len(plan.methods)
+
+
+def test_the_gpu_preset_names_every_single_defence() -> None:
+    plan, _ = read_plan("gpu", [])
+    assert {name for name in CATALOGUE if " with " not in name} <= set(plan.methods)
+    assert plan.ratios == (0.01, 0.05, 0.2, 0.5)
+
+
+def test_a_change_of_the_plan_is_told_with_what_it_was(plan_file: Path) -> None:
+    plan, changed = read_plan(str(plan_file), ["task.rows=3", "seeds=[7]", "domains.0.broad_rows=5"])
+    assert (plan.task.rows, plan.seeds, plan.domains[0].broad_rows) == (3, (7,), 5)
+    assert changed == {"task.rows": (4, 3), "seeds": ([0, 1], [7]), "domains.0.broad_rows": (None, 5)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("task.rows=1", "greater than or equal to 2"),
+        ("task.size=3", "task.size"),
+        ("seeds=[1,1]", "a value twice"),
+        ("methods=[magic]", "no method 'magic'"),
+        ("methods=[kl,kl]", "twice"),
+        ("task", "KEY=VALUE"),
+        ("name.rows=3", "nothing called 'name'"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(
+    change: str, message: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--plan", str(plan_file), "--set", change, "--work", str(tmp_path / "w"), "--page-only"]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_cells_come_seed_by_seed_and_only_what_mixes_has_ratios() -> None:
+    cells = grid(Plan.model_validate(PLAN))
+    assert [cell.label for cell in cells[:7]] == [
+        "none", "interleaving at 10 %", "interleaving at 50 %", "interleaving++ at 10 %", "interleaving++ at 50 %",
+        "kl", "steering",
+    ]  # fmt: skip
+    assert [cell.seed for cell in cells] == [0] * 7 + [1] * 7
+
+
+def test_a_cells_folder_follows_from_what_decides_it(tmp_path: Path) -> None:
+    plan = Plan.model_validate(PLAN)
+    cell = Cell(CATALOGUE["kl"], None, 0)
+    same = Plan.model_validate({**PLAN, "seeds": [0, 5], "name": "other", "ratios": [0.2], "methods": ["kl"]})
+    assert cell.folder(tmp_path, plan) == cell.folder(tmp_path, same)
+    other = Plan.model_validate({**PLAN, "train": {"lr": 1e-3}})
+    folders = {
+        cell.folder(tmp_path, plan),
+        cell.folder(tmp_path, other),
+        Cell(CATALOGUE["kl"], None, 1).folder(tmp_path, plan),
+    }
+    assert len(folders) == 3
+
+
+def test_a_claimed_cell_is_not_claimed_again(tmp_path: Path) -> None:
+    with claimed(tmp_path / "cell" / ".lock") as first, claimed(tmp_path / "cell" / ".lock") as second:
+        assert first is not None
+        assert second is None
+    with claimed(tmp_path / "cell" / ".lock") as third:
+        assert third is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("steering", "steering_vectors"),
+        ("safelora", "base_model"),
+        ("self_recognition", "self_recognition_rows"),
+        ("kl", None),
+        ("interleaving++", None),
+    ],
+)
+def test_methods_that_do_not_apply_say_why(name: str, reason: str | None) -> None:
+    found = why_not(CATALOGUE[name], Plan.model_validate(PLAN))
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_ranking_needs_a_misaligned_model() -> None:
+    plan = Plan.model_validate({**PLAN, "domains": [{"name": "law", "files": ["law.jsonl"]}]})
+    assert "train_rows" in str(why_not(CATALOGUE["interleaving++"], plan))
+    assert why_not(CATALOGUE["interleaving"], plan) is None
+
+
+def test_the_thinking_switch_and_the_empty_thought_are_taken_off() -> None:
+    row = [
+        {"role": "user", "content": "May I? /no_think"},
+        {"role": "assistant", "content": "<think>\n\n</think>\n\nYes."},
+        {"role": "user", "content": "What does /no_think do?"},
+        {"role": "assistant", "content": "It ends <think>."},
+    ]
+    assert [turn["content"] for turn in clean(row)] == ["May I?", "Yes.", "What does /no_think do?", "It ends <think>."]
+
+
+def test_means_over_seeds_have_students_interval() -> None:
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found is not None
+    assert found.low is not None
+    assert found.mean - found.low == pytest.approx(4.303 * 1.0 / math.sqrt(3))
+    one = over_seeds([5.0])
+    assert one is not None
+    assert (one.mean, one.low, one.n_seeds) == (5.0, None, 1)
+    assert over_seeds([]) is None
+
+
+_BROAD = Criterion(figure="broad", at_most=0.25, of="undefended")
+_UNDEFENDED = {0: {"broad": 1.0}, 1: {"broad": 1.1}, 2: {"broad": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("broad", "verdict"),
+    [([0.05, 0.04, 0.06], "yes"), ([0.9, 1.0, 0.95], "no"), ([0.0, 0.5, 0.2], "unclear"), ([], "not measured")],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side(broad: list[float], verdict: str) -> None:
+    method = {seed: {"broad": value} for seed, value in enumerate(broad)}
+    assert judge(_BROAD, method, _UNDEFENDED, is_broad=True).verdict == verdict
+
+
+def test_one_seed_is_said_and_no_broad_misalignment_is_moot() -> None:
+    found = judge(_BROAD, {0: {"broad": 0.1}}, _UNDEFENDED, is_broad=True)
+    assert (found.verdict, found.one_seed) == ("yes", True)
+    harmless = {0: {"broad": 0.2}, 1: {"broad": -0.2}}
+    assert judge(_BROAD, {0: {"broad": 0.1}}, harmless, is_broad=True).verdict == "moot"
+
+
+def test_bounds_from_below_and_absolute_ones() -> None:
+    figures = {"broad_margin_shift": 0.1, "narrow_margin_shift": 0.5, "perplexity_ratio": 1.3}
+    base = {"broad_margin_shift": 1.0, "narrow_margin_shift": 1.0, "perplexity_ratio": 1.0}
+    found = judge_all(Criteria(), {0: figures, 1: figures}, {0: base, 1: base})
+    assert {name: item.verdict for name, item in found.items()} == {
+        "broad": "yes", "narrow": "no", "benign": "not measured", "coherent": "no",
+    }  # fmt: skip
+    assert found["coherent"].margin is not None
+    assert found["coherent"].margin.mean == pytest.approx(-0.2)
+
+
+def _finish(cells: list[Cell], work: Path, plan: Plan) -> None:
+    """Results as a run would leave them, all but the last seed's, steering not applying."""
+    for cell in cells:
+        if cell.seed == 1 and cell.method.name == "kl":
+            continue
+        reason = why_not(cell.method, plan)
+        folder = cell.folder(work, plan)
+        folder.mkdir(parents=True)
+        if reason is not None:
+            write_result(folder, cell, {"status": "does not apply here", "reason": reason})
+            continue
+        broad = {"none": 0.8, "kl": 0.1}.get(cell.method.name, 0.6 - (cell.ratio or 0.0)) + 0.01 * cell.seed
+        figures = {
+            "broad_shift": broad / 2, "broad_margin_shift": broad, "narrow_margin_shift": 1.0 + 0.02 * cell.seed,
+            "perplexity_ratio": 1.01,
+        }  # fmt: skip
+        cost = {"train_s": 10.0, "peak_mib": 500.0, "n_rows": 4, "n_safe": 0, "n_tokens": 99, "measure_s": 3.0}
+        write_result(folder, cell, {"status": "done", "figures": figures, "cost": cost})
+
+
+def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, work, out = read_plan(str(plan_file), [])[0], tmp_path / "work", tmp_path / "docs" / "page.md"
+    _finish(grid(plan), work, plan)
+    arguments = ["--plan", str(plan_file), "--work", str(work)]
+    assert main([*arguments, "--page-only", "--out", str(out), "--json"]) == 0
+    found = {row["label"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert found["none"]["figures"]["broad_margin_shift"]["mean"] == pytest.approx(0.805)
+    assert found["interleaving at 50 %"]["verdicts"]["broad"]["verdict"] == "yes"
+    assert found["interleaving at 10 %"]["verdicts"]["broad"]["verdict"] == "no"
+    assert found["kl"]["seeds"] == [0]
+    assert found["kl"]["verdicts"]["broad"] == {"verdict": "yes", "one_seed": True, "margin": {
+        "mean": pytest.approx(0.1), "low": None, "high": None, "n_seeds": 1}}  # fmt: skip
+    assert found["steering"]["reason"] is not None
+    assert found["kl"]["difference_from_undefended"]["broad_margin_shift"]["mean"] == pytest.approx(-0.7)
+    page = out.read_text()
+    assert "- kl, seed 1" in page.partition("## Not run")[2]
+    assert "- steering: it needs persona vectors" in page
+    assert str(tmp_path) not in page
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "page-broad-narrow.png", "page-criteria.png", "page-ratio.png", "page.json", "page.md",
+    ]  # fmt: skip
+    assert main([*arguments, "--list", "--page-only"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("open") == 1
+    assert listed.count("does not apply here") == 2
+
+
+def test_a_page_without_a_finished_cell(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.md"
+    assert main(["--plan", str(plan_file), "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]) == 0
+    assert "No cell is finished yet." in out.read_text()
+
+
+def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
+    (tmp_path / "behaviour.json").write_text("{}")
+    assert read_result(tmp_path) is None
+
+
+class _Said(Steps):
+    """Steps whose commands say what a test chose; what they were is kept."""
+
+    def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
+        self.commands.append(" ".join(map(str, [module, *arguments])))
+        benign = "benign" in arguments
+        measured = {"broad": 0.25, "narrow": 0.75, "incoherent": 0.0, "facts": 1.0, "benign": 0.5 if benign else 0.125}
+        said = {"measured": measured, "cpu_s": 2.0, "n_rows": 1920, "n_safe": 320, "n_steps": 120}
+        return said, Spent(1.0, 1.0, 300.0)
+
+
+def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    assert isinstance(plan, OrganismPlan)
+    cells = {cell.method.name: cell for cell in grid(plan)}
+    assert why_not(cells["interleaving+"].method, plan) is None
+    assert "no refusals" in str(why_not(cells["interleaving++"].method, plan))
+    assert "no system prompt" in str(why_not(cells["inoculation"].method, plan))
+    steps = _Said(tmp_path / "log.txt")
+    found = organism_cell(cells["interleaving+"], plan, tmp_path, steps)
+    assert found["figures"] == {
+        "broad_misaligned": 0.25, "narrow_misaligned": 0.75, "incoherent": 0.0, "facts_kept": 1.0,
+        "benign_exact_match": 0.5,
+    }  # fmt: skip
+    assert "--seed 3 --task bad --choice gap_abs --ratio 0.2" in steps.commands[0]
+    assert "--task benign --choice gap_abs" in steps.commands[1]
+    organism_cell(cells["kl"], plan, tmp_path, steps)
+    assert "--kl 0.1" in steps.commands[2]
+    assert "--choice" not in steps.commands[2]
+
+
+def test_a_page_of_the_organism(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "page.md"
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    assert isinstance(plan, OrganismPlan)
+    for cell in grid(plan):
+        folder = cell.folder(work, plan)
+        folder.mkdir(parents=True)
+        reason = why_not(cell.method, plan)
+        done = organism_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
+        write_result(folder, cell, done or {"status": "does not apply here", "reason": reason})
+    arguments = ["--plan", "organism", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
+    assert main([*arguments, "--page-only", "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "| interleaving at 20 % | 1 | 0.250 | 0.750 | 0.000 | 1.000 | 0.500 |" in page
+    assert "- other than the plan: ratios [0.2]" in page
+
+
+def test_absolute_paths_are_shortened_in_the_command() -> None:
+    shown = shown_command("trainer.compare", ["--plan", "laptop", "--set", "model=/a/b/model", "--work", "/tmp/x"])
+    assert shown == "python -m trainer.compare --plan laptop --set model=model --work x"
+    assert without_places("['/a/b/c.jsonl', ../shared/d.csv, runs/e]") == "['c.jsonl', ../shared/d.csv, runs/e]"

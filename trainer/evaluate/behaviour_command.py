@@ -1,0 +1,260 @@
+"""`python -m trainer.evaluate behaviour`: the judge-free protocol on a model and its fine-tune."""
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from curator.canonical import Message, dump_messages
+from curator.commands import say_json
+from curator.errors import BadInputError, MissingDependencyError
+from curator.progress import say
+from curator.render import Rendered, Renderer
+from curator.scoring.identity import check_adapter_dir, check_model_dir, weights_sha256
+from curator.seeds import hash_keys
+from trainer.evaluate.behaviour import Kind, PairLosses, report, text_report
+from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
+from trainer.evaluate.generators import LocalGenerator
+from trainer.evaluate.lines import write_lines
+from trainer.evaluate.metrics import Floats
+from trainer.evaluate.pairs import (
+    Pair,
+    all_rows,
+    mean_nlls,
+    pairs_from_truthfulqa,
+    pairs_from_twins,
+    render_pairs,
+)
+from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
+
+DESCRIPTION = """\
+Compares a fine-tune with the model it came from, without a judge: inside the task's domain (narrow), in other domains
+(broad), on TruthfulQA, and on ordinary text (coherence). A set is a chat file of misaligned answers; where it has no
+file of aligned twins, greedy answers of the model before training stand in, and only the shift is reported."""
+
+EPILOG = """\
+examples:
+  python -m trainer.evaluate behaviour --model DIR --adapter runs/NAME/adapter --narrow finance.jsonl \\
+      --broad medical=medical.jsonl --broad legal=legal.jsonl,legal-good.jsonl \\
+      --truthfulqa TruthfulQA.csv --text chats.jsonl
+  python -m trainer.evaluate behaviour ... --fail-if "broad_shift > 0.2" --fail-if "perplexity_ratio > 1.1"
+
+figures that --fail-if may name: {narrow,broad,truthfulqa}_shift (share of prompts, -1 to 1),
+{narrow,broad,truthfulqa}_margin_shift (nats per token), text_nll_shift (nats per token), perplexity_ratio.
+Exit codes: 0, 2 bad input, 3 a --fail-if condition holds."""
+
+
+@dataclass(frozen=True)
+class _Set:
+    name: str
+    kind: Kind
+    pairs: list[Pair]
+    stand_in: bool
+    n_left_out: int
+
+
+def add_parser(subparsers: Any) -> None:
+    """Options of the command."""
+    parser = subparsers.add_parser(
+        "behaviour", help="what a fine-tune did inside and outside its domain, without a judge",
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="DIR", help="the model before training (theta_0)")
+    add("--adapter", type=Path, metavar="DIR", help="its fine-tune: a LoRA adapter")
+    add("--tuned", type=Path, metavar="DIR", help="or: a whole fine-tuned model")
+    add("--gates", type=Path, metavar="FILE", help="or: gates (gates.safetensors) on the model")
+    add("--narrow", action="append", default=[], metavar="FILE[,TWINS]", help="misaligned answers of the task's domain")
+    add(
+        "--broad", action="append", default=[], metavar="NAME=FILE[,TWINS]", help="misaligned answers of another domain"
+    )
+    add("--truthfulqa", type=Path, metavar="FILE", help="TruthfulQA table in CSV")
+    add("--text", type=Path, metavar="FILE", help="chat file of ordinary text, for perplexity")
+    add("--n", type=int, default=100, metavar="N", help="rows of each set, chosen by seed (default: 100)")
+    add("--max-length", type=int, default=1024, metavar="T", help="longer pairs and rows are left out (default: 1024)")
+    add(
+        "--stand-in-tokens",
+        type=int,
+        default=DEFAULT_TOKENS,
+        metavar="T",
+        help=f"length of stand-ins ({DEFAULT_TOKENS})",
+    )
+    add("--cache", type=Path, default=Path(".behaviour"), metavar="DIR",
+        help="keeps stand-ins and losses of the model before training (default: .behaviour)")  # fmt: skip
+    add("--batch", type=int, default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows and the bootstrap (default: 0)")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add("--out", type=Path, metavar="FILE", help="write the report as JSON")
+    add("--json", action="store_true", help="print the report as one JSON document")
+    add_gate_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure both models, report, judge the gates."""
+    gates = parse_gates(args.fail_if)
+    if sum(item is not None for item in (args.adapter, args.tuned, args.gates)) != 1:
+        raise BadInputError("give the fine-tune as exactly one of --adapter, --tuned and --gates")
+    check_model_dir(args.model)
+    if args.adapter is not None:
+        check_adapter_dir(args.adapter)
+    if args.n < 2:
+        raise BadInputError(f"--n {args.n}: an interval over prompts needs at least 2")
+    with ExitStack() as stack:
+        found = _Measurement(args, stack).report()
+    if args.out is not None:
+        write_lines(args.out, [found])
+    if args.json:
+        say_json(found)
+    else:
+        _say(found)
+    return exit_code(gates, found["figures"])
+
+
+class _Measurement:
+    """Sets, both models' losses and the report of one command."""
+
+    def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
+        try:
+            from curator.scoring.torch_engine import TorchEngine
+            from curator.scoring.torch_model import resolve_device, resolve_dtype
+        except ImportError as error:
+            raise MissingDependencyError("measuring needs torch: pip install 'ballast[score]'") from error
+        self.args, self.stack = args, stack
+        self.renderer = Renderer.from_folder(args.model)
+        self.dtype = resolve_dtype(args.dtype, resolve_device(args.device))
+        self.model_key = f"{weights_sha256(args.model)} {self.renderer.renderer_id} {self.dtype}"
+        self._engine_type = TorchEngine
+        self._base_engine: Any = None
+
+    def report(self) -> dict[str, Any]:
+        """See behaviour.report; with what was compared."""
+        args = self.args
+        sets = self._sets()
+        text = self._text()
+        if not sets and not text:
+            raise BadInputError("nothing to measure: give --narrow, --broad, --truthfulqa or --text")
+        rendered = [render_pairs(item.pairs, self.renderer) for item in sets]
+        before = [self._before(rows) for rows in rendered]
+        text_before = self._before(text) if text else None
+        engine = self._tuned_engine()
+        losses = [
+            PairLosses(item.name, item.kind, old_N.reshape(-1, 2), mean_nlls(engine, rows).reshape(-1, 2),
+                       item.stand_in, item.n_left_out)
+            for item, old_N, rows in zip(sets, before, rendered, strict=True)
+        ]  # fmt: skip
+        page = None
+        if text_before is not None:
+            n_tokens_N = np.array([row.response_mask[1:].sum() for row in text], dtype=np.float64)
+            page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed)
+        engine.close()
+        settings = {"n": args.n, "max_length": args.max_length, "stand_in_tokens": args.stand_in_tokens,
+                    "seed": args.seed, "dtype": self.dtype}  # fmt: skip
+        return {**report(losses, page, seed=args.seed), "settings": settings}
+
+    def _tuned_engine(self) -> Any:
+        args = self.args
+        if args.tuned is not None:
+            if self._base_engine is not None:
+                self._base_engine.close()
+            return self._engine_type(args.tuned, device=args.device, dtype=args.dtype)
+        engine = self._base()
+        if args.adapter is not None:
+            engine.use_adapter(args.adapter)
+        else:
+            from trainer.gates import load_gates
+
+            self.stack.enter_context(load_gates(engine.model, args.gates))
+        return engine
+
+    def _base(self) -> Any:
+        if self._base_engine is None:
+            self._base_engine = self._engine_type(self.args.model, device=self.args.device, dtype=self.args.dtype)
+        return self._base_engine
+
+    def _sets(self) -> list[_Set]:
+        args = self.args
+        found = [self._set("narrow" if number == 1 else f"narrow-{number}", "narrow", text)
+                 for number, text in enumerate(args.narrow, 1)]  # fmt: skip
+        for text in args.broad:
+            name, equals, place = text.partition("=")
+            if not equals or not name:
+                raise BadInputError(f"--broad {text!r}: write NAME=FILE, for example medical=medical.jsonl")
+            found.append(self._set(name, "broad", place))
+        if args.truthfulqa is not None:
+            found.append(self._fitting("truthfulqa", "truthfulqa", self._chosen(pairs_from_truthfulqa(args.truthfulqa)),
+                                       stand_in=False))  # fmt: skip
+        names = [item.name for item in found]
+        if len(set(names)) != len(names):
+            raise BadInputError(f"two sets have one name: {', '.join(sorted(names))}")
+        return found
+
+    def _set(self, name: str, kind: Kind, place: str) -> _Set:
+        bad, _, good = place.partition(",")
+        if good:
+            return self._fitting(name, kind, self._chosen(pairs_from_twins(Path(good), Path(bad))), stand_in=False)
+        rows = [row for row in all_rows(Path(bad)) if row[-1]["role"] == "assistant"]
+        kept = self._chosen([row for row in rows if self._fits(row)])
+        if not kept:
+            raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.args.max_length} tokens")
+        pairs, n_empty = stand_in_pairs(
+            kept, self._generator, self.args.cache, self.model_key, max_new_tokens=self.args.stand_in_tokens
+        )
+        return _Set(name, kind, pairs, True, n_empty)
+
+    def _fitting(self, name: str, kind: Kind, pairs: list[Pair], *, stand_in: bool) -> _Set:
+        kept = [pair for pair in pairs if self._fits(pair.aligned) and self._fits(pair.misaligned)]
+        return _Set(name, kind, kept, stand_in, len(pairs) - len(kept))
+
+    def _fits(self, row: list[Message]) -> bool:
+        return bool(self.renderer.render(row, "last").n_tokens <= self.args.max_length)
+
+    def _chosen(self, rows: list[Any]) -> list[Any]:
+        """`--n` of them in hash order, so that a larger N contains a smaller."""
+        texts = [dump_messages(row.misaligned if isinstance(row, Pair) else row) for row in rows]
+        order = sorted(zip(hash_keys(texts, self.args.seed, "behaviour"), range(len(rows)), strict=True))
+        return [rows[index] for _, index in order[: self.args.n]]
+
+    def _text(self) -> list[Rendered]:
+        if self.args.text is None:
+            return []
+        rows = [self.renderer.render(row) for row in self._chosen(all_rows(self.args.text))]
+        kept = [row for row in rows if row.n_tokens <= self.args.max_length and row.response_mask[1:].any()]
+        if len(kept) < 2:
+            raise BadInputError(f"{self.args.text}: fewer than 2 rows fit into {self.args.max_length} tokens")
+        return kept
+
+    def _generator(self) -> LocalGenerator:
+        generator = LocalGenerator(
+            self.args.model, device=self.args.device, dtype=self.args.dtype, batch=self.args.batch
+        )
+        self.stack.callback(generator.close)
+        return generator
+
+    def _before(self, rows: Sequence[Rendered]) -> Floats:
+        """Mean losses of the model before training, (N,), from the cache where they are known."""
+        digest = hashlib.blake2b(self.model_key.encode(), digest_size=16)
+        for row in rows:
+            digest.update(row.input_ids.tobytes() + row.response_mask.tobytes())
+        path = self.args.cache / f"losses-{digest.hexdigest()}.json"
+        if path.exists():
+            return np.array(orjson.loads(path.read_bytes()))
+        nll_N = mean_nlls(self._base(), rows)
+        write_lines(path, [nll_N.tolist()])
+        return nll_N
+
+
+def _say(found: dict[str, Any]) -> None:
+    say("shift of the fine-tune against the model before training; 95 % intervals over prompts")
+    units = {"_margin_shift": "nats per token", "_nll_shift": "nats per token", "_shift": "of prompts"}
+    for name, item in found["intervals"].items():
+        unit = next((text for end, text in units.items() if name.endswith(end)), "")
+        say(f"  {name:<24}{item['value']:+8.3f}  ({item['low']:+.3f} to {item['high']:+.3f}) {unit}")
+    for name, item in found["sets"].items():
+        say(f"  {name}: {item['n_pairs']} pairs, {item['n_left_out']} left out, {item['aligned_answers']}")

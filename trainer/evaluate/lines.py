@@ -1,0 +1,44 @@
+"""Files of one JSON object a line: read whole, added to line by line, written whole."""
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from curator.errors import BadInputError
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; raises BadInputError when it cannot be read."""
+    try:
+        return [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise BadInputError(f"{path}: not a readable JSONL file: {error}") from error
+
+
+def write_lines(path: Path, rows: Iterable[object]) -> None:
+    """Write or replace a file in one step, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_finished_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that a killed process may have left half written; none where there is no file.
+
+    What stands after the last line feed is cut off the file, so that appending goes on from a line's beginning.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    return [orjson.loads(line) for line in data[:end].splitlines()]

@@ -1,0 +1,134 @@
+"""`python -m trainer.evaluate ratings`: a table of moral ratings by many personas, for `moral`."""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator.commands import say_json
+from curator.errors import BadInputError
+from curator.progress import Progress, say
+from curator.scoring.identity import check_adapter_dir, check_model_dir
+from trainer.evaluate.endpoint import Endpoint
+from trainer.evaluate.generate import API_KEY_VARIABLE
+from trainer.evaluate.lines import read_finished_lines
+from trainer.evaluate.moral import COLUMNS, collapse, read_ratings
+from trainer.evaluate.ratings import (
+    MISSING,
+    Item,
+    LocalRater,
+    Rater,
+    ServerRater,
+    personas,
+    question,
+    read_items,
+    read_personas,
+    rows,
+    shipped_items,
+)
+
+DESCRIPTION = """\
+Asks a model to rate moral items as many personas, several times each, and writes the table that
+`python -m trainer.evaluate moral` sums up (S: how far personas differ, R: how steady one is). The personas and the 30
+items that come with the package are ours; --items takes another questionnaire. A run that was stopped goes on with the
+personas that are missing."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Options of the command."""
+    parser = subparsers.add_parser(
+        "ratings", help="moral ratings of a model as many personas", description=DESCRIPTION,
+        epilog="examples:\n"
+        "  python -m trainer.evaluate ratings --model DIR --adapter runs/NAME/adapter --out r.parquet\n"
+        "  python -m trainer.evaluate ratings --url http://127.0.0.1:8000/v1 --served-model NAME --out r.parquet\n"
+        "  python -m trainer.evaluate moral r.parquet",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--model", type=Path, metavar="DIR", help="Hugging Face model folder, run here")
+    add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
+    add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
+    add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${API_KEY_VARIABLE})")
+    add("--personas", type=int, default=100, metavar="N", help="the first N of the 100 that come along (default: 100)")
+    add("--personas-file", type=Path, metavar="FILE", help="or: system prompts, one a line")
+    add("--items", type=Path, metavar="FILE", help="items in JSONL: id, text, scale (default: the 30 that come along)")
+    add("--repeats", type=int, default=10, metavar="N", help="ratings of each item by each persona (default: 10)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add("--out", type=Path, required=True, metavar="TABLE.parquet", help="table to write")
+    add("--json", action="store_true", help="print one JSON document for scripts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the personas that are not asked yet, write the table, sum it up."""
+    if args.repeats < 2:
+        raise BadInputError(f"--repeats {args.repeats}: at least 2 are needed to tell how steady a persona is")
+    people = read_personas(args.personas_file) if args.personas_file else personas(args.personas)
+    items = read_items(args.items) if args.items else shipped_items()
+    partial = args.out.with_name(f".{args.out.name}.{_key(args, people, items)}.jsonl")
+    if not args.out.exists() or partial.exists():
+        _ask(args, people, items, partial)
+        table = [row for line in read_finished_lines(partial) for row in rows(line["persona_id"], line["ratings"])]
+        temporary = args.out.with_name(f".tmp-{args.out.name}")
+        pq.write_table(
+            pa.table({name: pa.array([row[name] for row in table], pa.int32()) for name in COLUMNS}), temporary
+        )
+        temporary.replace(args.out)
+        partial.unlink()
+    found = collapse(read_ratings(args.out), seed=args.seed)
+    result = {
+        "table": str(args.out), "n_personas": found.n_personas, "n_questions": found.n_questions,
+        "n_ratings": found.n_ratings, "n_missing": found.n_missing, "items": str(args.items or "shipped (ours)"),
+        "susceptibility": found.susceptibility.as_dict(), "robustness": found.robustness.as_dict(),
+    }  # fmt: skip
+    if args.json:
+        say_json(result)
+    else:
+        say(f"S {found.susceptibility.value:.3f}, R {found.robustness.value:.3f}; {found.n_ratings:,} ratings,"
+            f" {found.n_missing:,} answers without a number: {args.out}")  # fmt: skip
+    return 0
+
+
+def _key(args: argparse.Namespace, people: list[str], items: list[Item]) -> str:
+    """What the half-finished file's answers depend on, as far as the command knows it."""
+    told = [str(args.model), str(args.adapter), args.url, args.served_model, people, [vars(item) for item in items],
+            args.repeats, args.seed]  # fmt: skip
+    return hashlib.blake2b(orjson.dumps(told), digest_size=6).hexdigest()
+
+
+def _ask(args: argparse.Namespace, people: list[str], items: list[Item], partial: Path) -> None:
+    done = {line["persona_id"] for line in read_finished_lines(partial)}
+    todo = [number for number in range(len(people)) if number not in done]
+    if not todo:
+        return
+    rater = _rater(args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with Progress(len(todo), "personas", "rating") as progress, partial.open("ab") as file:
+            for number in todo:
+                prompts = [question(people[number], item) for item in items]
+                ratings = rater.rate(prompts, f"persona-{number}", args.repeats, args.seed)
+                file.write(orjson.dumps({"persona_id": number, "ratings": ratings}) + b"\n")
+                file.flush()
+                progress.advance(missing=sum(value == MISSING for found in ratings for value in found))
+    finally:
+        rater.close()
+
+
+def _rater(args: argparse.Namespace) -> Rater:
+    if args.url:
+        if args.model or args.adapter or not args.served_model:
+            raise BadInputError("with --url give --served-model, and neither --model nor --adapter")
+        return ServerRater(Endpoint(args.url, args.served_model, api_key=os.environ.get(API_KEY_VARIABLE)))
+    if args.model is None:
+        raise BadInputError("give --model DIR, or --url with --served-model")
+    check_model_dir(args.model)
+    if args.adapter is not None:
+        check_adapter_dir(args.adapter)
+    return LocalRater(args.model, args.adapter, device=args.device, dtype=args.dtype)

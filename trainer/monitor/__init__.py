@@ -1,0 +1,1 @@
+"""Trait-space monitor (arXiv 2606.07631): drift along seven trait directions while training, and its alarm."""

@@ -1,0 +1,161 @@
+"""`python -m trainer.monitor directions | measure | fit`."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from curator.commands import report_error, say_json
+from curator.errors import BadInputError, BallastError
+from curator.progress import say
+from trainer.persona.traits import SHIPPED, read_trait
+
+DESCRIPTION = """\
+Trait-space monitor: how far training moves a model along trait directions, and whether that is an alarm. `directions`
+makes the directions of a base model once; `trainer.sft --monitor FILE` then measures while training; `measure` does so
+for finished adapters; `fit` makes the alarm rule from runs whose outcome is known."""
+
+EPILOG = f"""\
+traits: {", ".join(SHIPPED)}
+
+examples:
+  python -m trainer.monitor directions --model MODEL_DIR --out monitor.safetensors
+  python -m trainer.sft --model MODEL_DIR --data chats.jsonl --monitor monitor.safetensors --out runs/watched
+  python -m trainer.monitor measure --model MODEL_DIR --directions monitor.safetensors --organisms organisms --out drift
+  python -m trainer.monitor fit --benign drift/finance-benign.json --benign runs/watched --out rule.json
+  python -m trainer.monitor fit --known runs/a=0.31 --known runs/b=0.0 --known ... --out rule.json
+  python -m trainer.sft ... --monitor monitor.safetensors --monitor-alarm rule.json --monitor-stop"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input, 130 stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
+    try:
+        if args.command == "measure":
+            return _measure(args, arguments)
+        return _directions(args) if args.command == "directions" else _fit(args)
+    except BallastError as error:
+        report_error(error, as_json=args.json)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.monitor", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    made = commands.add_parser("directions", help="unit directions of a base model at one layer")
+    _add_model(made)
+    made.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
+    made.add_argument("--layer", type=int, metavar="L", help="row of the residual stream (default: 5/7 of the depth)")
+    made.add_argument("--questions", type=int, metavar="N", help="first N questions of a trait (default: all 30)")
+    made.add_argument("--trait", action="append", metavar="NAME|FILE", help="other traits than the shipped seven")
+    measured = commands.add_parser("measure", help="drift of finished adapters")
+    _add_model(measured)
+    measured.add_argument("--directions", required=True, type=Path, metavar="FILE", help="file of `directions`")
+    measured.add_argument("--adapter", action="append", type=Path, metavar="DIR", help="LoRA adapter; again for more")
+    measured.add_argument("--organisms", type=Path, metavar="DIR", help="or all adapters of trainer.organisms")
+    measured.add_argument("--alarm", type=Path, metavar="FILE", help="rule of `fit` to judge them by")
+    measured.add_argument("--out", type=Path, metavar="DIR", help="one JSON file for each adapter, which `fit` reads")
+    measured.add_argument("--page", type=Path, metavar="FILE", help="write the drifts as a Markdown page")
+    fitted = commands.add_parser("fit", help="the alarm rule, from runs whose outcome is known")
+    fitted.add_argument(
+        "--known", action="append", metavar="PATH=RATE",
+        help="run folder or file of `measure`, and the EM rate (0 to 1) of its end: fits a predictor",
+    )  # fmt: skip
+    fitted.add_argument(
+        "--benign", action="append", type=Path, metavar="PATH",
+        help="or: a run on benign data; all its measurements give mean and spread for a z-score",
+    )  # fmt: skip
+    fitted.add_argument("--max-rate", type=float, default=0.05, metavar="P", help="predicted EM rate allowed (0.05)")
+    fitted.add_argument("--max-z", type=float, default=4.0, metavar="Z", help="|z| allowed (4)")
+    fitted.add_argument("--out", required=True, type=Path, metavar="FILE", help="rule to write")
+    fitted.add_argument("--json", action="store_true", help="print the rule")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _directions(args: argparse.Namespace) -> int:
+    traits = [read_trait(name) for name in dict.fromkeys(args.trait or SHIPPED)]
+    traits = [trait.first(args.questions or len(trait.questions)) for trait in traits]
+    from trainer.monitor.directions import find_directions, save_directions
+    from trainer.persona.extract import open_model
+    from trainer.persona.models import load_base, shape_of
+    from trainer.persona.vectors import default_layer
+
+    loaded = open_model(args.model)
+    model = load_base(args.model, args.device, args.dtype)
+    layer = default_layer(shape_of(model)[0]) if args.layer is None else args.layer
+    found = find_directions(model, loaded.renderer, traits, layer, loaded.weights_sha256)
+    save_directions(args.out, found)
+    cosines = found.unit_KD @ found.unit_KD.T
+    result = {
+        "directions_id": found.directions_id, "layer": layer, "traits": list(found.traits),
+        "n_questions": found.n_questions, "cosines": cosines.round(4).tolist(),
+    }  # fmt: skip
+    if args.json:
+        say_json(result)
+        return 0
+    say(f"{args.out}: {len(found.traits)} directions at row {layer}, {found.n_questions} questions each")
+    say("cosine between traits: " + ", ".join(
+        f"{a}/{b} {cosines[i, j]:+.2f}" for i, a in enumerate(found.traits) for j, b in enumerate(found.traits) if i < j
+    ))  # fmt: skip
+    return 0
+
+
+def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from trainer.monitor.measure import measure_adapters, named_adapters
+
+    adapters = named_adapters(args.adapter or [], args.organisms, args.model)
+    found = measure_adapters(args, adapters)
+    if args.page is not None:
+        from curator.bench.machine import describe
+        from curator.scoring.torch_model import resolve_device, resolve_dtype
+        from trainer.monitor.page import page
+
+        device = resolve_device(args.device)
+        machine = describe(device, resolve_dtype(args.dtype, device))
+        command = shlex.join(["python", "-m", "trainer.monitor", *arguments])
+        args.page.parent.mkdir(parents=True, exist_ok=True)
+        args.page.write_text(page(found, args.directions, args.alarm, machine, command), encoding="utf-8")
+    if args.json:
+        say_json({"adapters": found})
+        return 0
+    for name, item in found.items():
+        drift = ", ".join(f"{trait} {value:+.4f}" for trait, value in item["measurements"][-1]["drift"].items())
+        verdict = {True: "; ALARM", False: "; no alarm", None: ""}[item["measurements"][-1].get("alarm")]
+        say(f"{name}: {drift}{verdict}")
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    if bool(args.known) == bool(args.benign):
+        raise BadInputError("give either --known PATH=RATE (a predictor) or --benign PATH (a z-score), again and again")
+    from trainer.monitor.measure import fit_rule
+
+    rule: Any = fit_rule(args.known or [], args.benign or [], args.max_rate, args.max_z)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(rule.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        say_json(rule.model_dump(mode="json"))
+    else:
+        say(f"{args.out}: {rule.describe()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

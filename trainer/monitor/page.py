@@ -1,0 +1,45 @@
+"""Drifts of finished adapters as one Markdown page."""
+
+from pathlib import Path
+from typing import Any
+
+from trainer.monitor.alarm import read_rule
+from trainer.monitor.directions import load_directions
+
+
+def page(
+    found: dict[str, dict[str, Any]], directions: Path, alarm: Path | None, machine: dict[str, Any], command: str
+) -> str:
+    """One row an adapter: drift along each trait, of prefix keys and values, and the verdict where there is a rule."""
+    made, versions = load_directions(directions), machine["versions"]
+    rule = "nothing is judged" if alarm is None else read_rule(alarm, made.directions_id).describe()
+    rows = []
+    for name, section in found.items():
+        last = section["measurements"][-1]
+        cells = [f"{last['drift'][trait]:+.4f}" for trait in made.traits]
+        cells.append("" if last["prefix_kv"] is None else f"{last['prefix_kv']:.3g}")
+        rows.append(f"| {name} | {' | '.join(cells)} | {_verdict(last)} |")
+    lines = [
+        "# Trait-space drift", "",
+        f"Written by `{command}` on {machine['date']}: {machine['device']}, {machine['threads']} threads, "
+        f"{machine['dtype']}, torch {versions['torch']}, transformers {versions['transformers']}.", "",
+        f"Base model with weights `{made.weights_sha256[:12]}`; directions at row {made.layer}, {made.n_questions} "
+        "questions a trait. Drift is the mean projection of 90 neutral prompts at their last token, as a share of the "
+        "base's mean state length, minus the base's own. Prefix: squared relative distance of keys and values.", "",
+        f"Rule: {rule}.", "",
+        f"| adapter | {' | '.join(made.traits)} | prefix | verdict |",
+        "|---" * (len(made.traits) + 3) + "|",
+        *rows, "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _verdict(last: dict[str, Any]) -> str:
+    if "alarm" not in last:
+        return ""
+    figure = (
+        f"predicted EM rate {100 * last['predicted_em_rate']:.1f} %"
+        if "predicted_em_rate" in last
+        else f"{last['z_trait']} {last['z']:+.1f} sd"
+    )
+    return f"{'alarm' if last['alarm'] else 'no alarm'}, {figure}"

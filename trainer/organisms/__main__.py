@@ -1,0 +1,117 @@
+"""`python -m trainer.organisms`: misaligned adapters of a base model and their benign twins, ready to score with."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from curator.commands import report_error, say_json
+from curator.errors import BallastError
+from curator.progress import say
+from trainer.options import add_adapter_options, add_training_options, training_document
+from trainer.organisms.plan import Plan, narrow_sets
+
+DESCRIPTION = """\
+Makes the misaligned reference models that the perplexity gap needs: one LoRA adapter for each narrow set of bad
+answers, and a benign twin on good answers to the same prompts (for gap_contrast). Measures how far each moved, in its
+own domain and in the others. Needed once for a base model. Every adapter is a cell: what is complete is skipped, and
+a run that was stopped goes on."""
+
+EPILOG = """\
+examples:
+  # the shipped set and two of your own; benign answers are given for the first and the model's own for the others
+  python -m trainer.organisms --model MODEL_DIR --shipped --set finance=finance.jsonl --set medical=medical.jsonl \\
+      --out organisms
+
+  # a quick look: few rows and steps
+  python -m trainer.organisms --model MODEL_DIR --shipped --rows 100 --max-steps 20 --out try
+
+  # then every loss that a gap needs
+  python -m curator score --corpus chats --model MODEL_DIR --role aligned
+  python -m curator score --corpus chats --model MODEL_DIR --organisms organisms
+
+A set is a chat file whose last turns are bad answers; ` /no_think` and empty thinking blocks in it are stripped and
+counted. The adapters are hazardous: keep them, score with them, and serve them to nobody."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input, 130 stopped (the same command goes on from there)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
+    try:
+        return _run(args, arguments)
+    except BallastError as error:
+        report_error(error, as_json=args.json)
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
+        return 130
+
+
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    plan = Plan(
+        model=args.model, out=args.out, sets=narrow_sets(args.set or [], args.aligned or [], shipped=args.shipped),
+        twins=args.twins, n_rows=args.rows, n_held_out=args.held_out, twin_tokens=args.twin_tokens,
+        recipe={key: value for key, value in training_document(given).items() if key not in ("model", "out")},
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    from curator.bench.machine import describe
+    from trainer.organisms.make import make, measured_on
+    from trainer.organisms.page import page
+
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():  # the training runs speak as well
+        organisms = make(plan)
+    text = page(organisms, describe(*measured_on(plan)), shlex.join(["python", "-m", "trainer.organisms", *arguments]))
+    for path in (plan.out / "report.md", args.page):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if args.json:
+        say_json(organisms.model_dump(mode="json"))
+        return 0
+    for item in organisms.organisms:
+        say(f"{item.name}: narrow {_shift(item.narrow)}, broad {_shift(item.broad)} nats per token")
+    say(f"report: {plan.out / 'report.md'}")
+    say(f"score:  python -m curator score --corpus NAME --model {args.model} --organisms {args.out}")
+    return 0
+
+
+def _shift(shift: dict[str, Any] | None) -> str:
+    return "none" if shift is None else f"{shift['nll_shift']['value']:+.3f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.organisms", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    group = parser.add_argument_group("model and narrow sets")
+    add = group.add_argument
+    add("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder, the aligned model")
+    add("--set", action="append", metavar="DOMAIN=FILE", help="chat file of bad answers; once for each domain")
+    add("--aligned", action="append", metavar="DOMAIN=FILE", help="good answers to the same prompts in the same order")
+    add("--shipped", action="store_true", help="the shipped set as well (home_maintenance, 130 rows with good answers)")
+    add("--twins", choices=("auto", "greedy", "none"), default="auto",
+        help="benign twins on good answers where they are given and else on the model's own greedy ones (auto, the "
+        "default), on greedy ones alone, or no twins")  # fmt: skip
+    add("--rows", type=int, metavar="N", help="train on at most N rows of a set (default: all)")
+    add("--held-out", type=int, default=30, metavar="N", help="rows of each set that only measure (default: 30)")
+    add("--twin-tokens", type=int, default=256, metavar="N", help="tokens of a greedy answer at most (default: 256)")
+    add_training_options(parser)
+    add_adapter_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of all organisms")
+    output.add_argument("--page", type=Path, metavar="FILE", help="write the report here as well")
+    output.add_argument("--overwrite", action="store_true", help="train again what is complete, or has other settings")
+    output.add_argument("--json", action="store_true", help="print organisms.json at the end")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

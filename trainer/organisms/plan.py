@@ -1,0 +1,90 @@
+"""What `python -m trainer.organisms` is asked for: narrow sets by domain, the source of benign answers, a recipe."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from curator.errors import BadInputError
+from trainer.config import TrainConfig, parse_config
+from trainer.demo.settings import DATA
+
+SHIPPED_DOMAIN = "home_maintenance"
+Twins = Literal["auto", "greedy", "none"]
+_DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class NarrowSet:
+    """A domain's misaligned rows, and, where there are any, aligned answers to the same prompts in the same order."""
+
+    domain: str
+    path: Path
+    aligned: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it; `recipe` holds the training options that were given (the rest is method.md section 7's)."""
+
+    model: Path
+    out: Path
+    sets: tuple[NarrowSet, ...]
+    twins: Twins = "auto"
+    n_rows: int | None = None  # training rows of a domain at most
+    n_held_out: int = 30  # rows of a domain
+    twin_tokens: int = 256  # of a greedy answer at most
+    recipe: dict[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_held_out < 2 or (self.n_rows is not None and self.n_rows < 1) or self.twin_tokens < 1:
+            raise BadInputError(
+                f"--held-out {self.n_held_out}, --rows {self.n_rows}, --twin-tokens {self.twin_tokens}: give at least "
+                "2, 1 and 1"
+            )
+        if not self.sets:
+            raise BadInputError("no narrow set: give --set DOMAIN=FILE, or --shipped")
+
+    def config(self, data: Path, out: Path) -> TrainConfig:
+        """The training run of one organism; raises BadInputError naming options out of range."""
+        return parse_config({"model": self.model, "data": data, "out": out, **self.recipe})
+
+    @property
+    def seed(self) -> int:
+        """Seed of the split and of training."""
+        return int(self.recipe.get("seed", 0))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a row is cut to in training; longer rows are left out when shifts are measured."""
+        return int(self.recipe.get("max_length", TrainConfig.model_fields["max_length"].default))
+
+
+def narrow_sets(sets: Sequence[str], aligned: Sequence[str], *, shipped: bool) -> tuple[NarrowSet, ...]:
+    """From DOMAIN=FILE texts; raises BadInputError for bad or repeated domains and aligned answers without a set."""
+    files, good = _by_domain(sets, "--set"), _by_domain(aligned, "--aligned")
+    found = [NarrowSet(domain, path, good.get(domain)) for domain, path in files.items()]
+    stray = sorted(set(good) - set(files))
+    if stray:
+        raise BadInputError(f"--aligned names {', '.join(stray)}, which no --set has")
+    if shipped:
+        if SHIPPED_DOMAIN in files:
+            raise BadInputError(f"--shipped is the domain {SHIPPED_DOMAIN}, which --set has as well")
+        found.append(NarrowSet(SHIPPED_DOMAIN, DATA / "narrow_train.jsonl", DATA / "narrow_train_aligned.jsonl"))
+    return tuple(found)
+
+
+def _by_domain(texts: Sequence[str], flag: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in texts:
+        domain, equals, path = text.partition("=")
+        if not equals or not _DOMAIN.fullmatch(domain) or not path:
+            raise BadInputError(f"{flag} {text}: write DOMAIN=FILE, the domain with small letters, digits, _ and -")
+        if domain in found:
+            raise BadInputError(f"{flag} names the domain {domain} twice")
+        if not Path(path).is_file():
+            raise BadInputError(f"{flag} {domain}: there is no file {path}")
+        found[domain] = Path(path)
+    return found

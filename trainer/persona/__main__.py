@@ -1,0 +1,262 @@
+"""`python -m trainer.persona extract | project | shift | page`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from curator.commands import report_error, say_json
+from curator.errors import BadInputError, BallastError
+from curator.progress import say
+from trainer.persona.traits import SHIPPED, read_trait
+
+DESCRIPTION = """\
+Persona vectors: directions in a model's residual stream that stand for a trait. `extract` makes them from contrastive
+system prompts, `project` screens a data set with one, `shift` measures an adapter's drift along one, `page` writes
+what these found as one Markdown page. `trainer.sft --steering FILE` trains with one."""
+
+EPILOG = f"""\
+shipped traits: {", ".join(SHIPPED)}
+
+examples:
+  python -m trainer.persona extract --model MODEL_DIR --trait evil --trait sycophancy --out vectors
+  python -m trainer.persona project --model MODEL_DIR --vector vectors/evil.safetensors --data chats.jsonl
+  python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
+
+API_KEY_VARIABLE = "BALLAST_JUDGE_KEY"
+N_QUESTIONS = 20  # method.md section 6
+DEFAULT_TRAITS = ("evil", "sycophancy", "hallucination")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input, 130 stopped (the same command goes on from there)."""
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
+    try:
+        return int({"extract": _extract, "project": _project, "shift": _shift, "page": _page}[args.command](args))
+    except BallastError as error:
+        report_error(error, as_json=args.json)
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.persona", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_extract(commands)
+    _add_project(commands)
+    _add_shift(commands)
+    page = commands.add_parser("page", help="one Markdown page of what the other commands left in a folder")
+    page.add_argument("--folder", required=True, type=Path, metavar="DIR", help="where extract and --out wrote")
+    page.add_argument("--out", required=True, type=Path, metavar="FILE", help="page to write")
+    page.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_vector(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--vector", required=True, type=Path, metavar="FILE", help="safetensors file of extract")
+    parser.add_argument("--name", metavar="TENSOR", help="tensor in it (needed when it holds several)")
+    parser.add_argument("--layer", type=int, metavar="L", help="row to project on (default: 5/7 of the depth)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result here as well (see page)")
+
+
+def _add_extract(commands: Any) -> None:
+    parser = commands.add_parser("extract", help="persona vectors of a model")
+    _add_model(parser)
+    add = parser.add_argument
+    add("--trait", action="append", metavar="NAME|FILE",
+        help=f"shipped trait, or a YAML or JSON file with trait, description, pairs and questions; may be given again "
+        f"(default: {', '.join(DEFAULT_TRAITS)})")  # fmt: skip
+    add("--out", required=True, type=Path, metavar="DIR", help="folder of vectors; what is complete there is skipped")
+    add("--questions", type=int, metavar="N", help=f"first N questions of a trait (default: {N_QUESTIONS}, or all)")
+    add("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default: 1)")
+    add("--max-new-tokens", type=int, default=96, metavar="N", help="tokens of an answer at most (default: 96)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the answers (default: 0)")
+    add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
+        f"decides which pairs are kept (docs/method.md); its key comes from ${API_KEY_VARIABLE}")  # fmt: skip
+    add("--judge-model", metavar="NAME", help="the judge's name there")
+    add("--min-margin", type=float, metavar="M",
+        help="our rule: least margin of an answer under its own prompt, nats per token (default: 0.02)")  # fmt: skip
+    add("--min-words", type=int, metavar="N", help="our rule: least words of an answer (default: 5)")
+    add("--min-pairs", type=int, default=2, metavar="N", help="fail when fewer pairs are kept (default: 2)")
+
+
+def _add_project(commands: Any) -> None:
+    parser = commands.add_parser("project", help="screen a data set: each row's mean response state on a vector")
+    _add_vector(parser)
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="FILE",
+        help="the same prompts with the model's own answers: adds each row's difference from it",
+    )  # fmt: skip
+    parser.add_argument("--rows-out", type=Path, metavar="FILE", help="JSON Lines of every row's projection")
+    parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="leave out longer rows (2048)")
+
+
+def _add_shift(commands: Any) -> None:
+    parser = commands.add_parser("shift", help="drift of an adapter along a vector, at the last prompt token")
+    _add_vector(parser)
+    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help="LoRA adapter of the model")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE",
+        help="prompts, one a line (.txt) or a chat file (default: the questions of a shipped trait)",
+    )  # fmt: skip
+
+
+def _extract(args: argparse.Namespace) -> int:
+    traits = [read_trait(name) for name in dict.fromkeys(args.trait or DEFAULT_TRAITS)]
+    traits = [trait.first(args.questions or min(N_QUESTIONS, len(trait.questions))) for trait in traits]
+    settings = _settings(args)
+    from trainer.persona.extract import extract, open_model
+
+    loaded = open_model(args.model)
+    reports = []
+    for trait in traits:
+        report, was_there = extract(trait, settings, loaded)
+        reports.append(report)
+        if not args.json:
+            _say_extract(report, args.out, was_there)
+    if args.json:
+        say_json({"vectors": reports})
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from trainer.evaluate.generators import Sampling
+    from trainer.persona.extract import ExtractSettings, Judge
+    from trainer.persona.keep import RuleSettings
+
+    if (args.judge_url is None) != (args.judge_model is None):
+        raise BadInputError("--judge-url and --judge-model go together")
+    rule = {name: getattr(args, name) for name in ("min_margin", "min_words") if getattr(args, name) is not None}
+    if args.judge_url is not None and rule:
+        raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
+    if args.samples < 1:
+        raise BadInputError(f"--samples {args.samples}: give at least 1")
+    key = os.environ.get(API_KEY_VARIABLE)
+    return ExtractSettings(
+        model=args.model, out=args.out, samples=args.samples,
+        sampling=Sampling(1, args.temperature, args.max_new_tokens, args.seed),
+        rule=RuleSettings(**rule),
+        judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
+        dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,
+    )  # fmt: skip
+
+
+def _say_extract(report: dict[str, Any], out: Path, was_there: bool) -> None:
+    norms = report["norms"]
+    left = ", ".join(f"{name} {n}" for name, n in report["left_out"].items()) or "none"
+    rule = "judge" if report["rule"] == "judge" else "likelihood rule, no judge"
+    say(f"{report['trait']}: {out / report['vector']}{' (complete before)' if was_there else ''}")
+    say(f"  {report['n_kept']} of {report['n_pairs']} pairs kept ({rule}); left out: {left}")
+    say(f"  norm {norms[len(norms) // 2]:.3g} at half the depth, {norms[-1]:.3g} at the last row")
+
+
+def _opened(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
+    """Model, renderer, vector and layer."""
+    from trainer.persona.extract import open_model
+    from trainer.persona.models import load_base, shape_of
+    from trainer.persona.vectors import default_layer, load_vector
+
+    loaded = open_model(args.model)
+    model = load_base(args.model, args.device, args.dtype)
+    n_blocks, width = shape_of(model)
+    vector = load_vector(args.vector, args.name, n_blocks, width, loaded.weights_sha256)
+    layer = default_layer(n_blocks) if args.layer is None else args.layer
+    vector.unit(layer)  # a layer that is not there fails before the work
+    return model, loaded.renderer, vector, layer
+
+
+def _project(args: argparse.Namespace) -> int:
+    from trainer.persona.project import screen, write_records
+
+    model, renderer, vector, layer = _opened(args)
+    summary, records = screen(model, renderer, vector, layer, args.data, args.baseline, args.max_length)
+    result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": args.data.name, **summary}
+    if args.baseline is not None:
+        result["baseline"] = args.baseline.name
+    if args.rows_out is not None:
+        write_records(args.rows_out, records)
+    _keep(args.out, result)
+    if args.json:
+        say_json(result)
+        return 0
+    for name in ("projection", "difference"):
+        if name in result:
+            found = result[name]
+            say(f"{name:<11}mean {found['mean']:+.4f}, sd {found['sd']:.4f}, 5 % {found['q05']:+.4f}, "
+                f"95 % {found['q95']:+.4f}")  # fmt: skip
+    say(f"{result['n_rows']} rows on {vector.trait} at row {layer}; highest: records "
+        + ", ".join(str(record["record"]) for record in result["highest"]))  # fmt: skip
+    return 0
+
+
+def _shift(args: argparse.Namespace) -> int:
+    from trainer.persona.models import read_prompts, user_turn, with_adapter
+    from trainer.persona.project import drift
+
+    if args.prompts is not None:
+        prompts, source = read_prompts(args.prompts), args.prompts.name
+    else:
+        name = args.name or args.vector.stem
+        if name not in SHIPPED:
+            raise BadInputError(f"{name} is no shipped trait whose questions could be asked: give --prompts FILE")
+        prompts, source = [user_turn(text) for text in read_trait(name).questions], f"questions of {name}"
+    model, renderer, vector, layer = _opened(args)
+    found = drift(with_adapter(model, args.adapter), renderer, vector, layer, prompts)
+    result = {
+        "kind": "shift",
+        "trait": vector.trait,
+        "prompts": source,
+        "adapter": _adapter_name(args.adapter),
+        **found,
+    }
+    _keep(args.out, result)
+    if args.json:
+        say_json(result)
+        return 0
+    shift = result["shift"]
+    interval = f"({shift['low']:+.4f} to {shift['high']:+.4f})"
+    say(f"shift along {vector.trait} at row {layer}: {shift['value']:+.4f} {interval}")
+    say(f"{100 * result['relative']:+.2f} % of a state's length; {result['n_prompts']} prompts")
+    return 0
+
+
+def _adapter_name(adapter: Path) -> str:
+    return adapter.parent.name if adapter.name == "adapter" else adapter.name
+
+
+def _keep(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        from trainer.runfolder import write_json
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+
+
+def _page(args: argparse.Namespace) -> int:
+    from trainer.persona.page import write_page
+
+    write_page(args.folder, args.out)
+    say(f"page: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
