@@ -19,8 +19,14 @@ Message = dict[str, Any]
 
 
 def canonical_text(text: str) -> str:
-    """NFC, and CRLF to LF; nothing else changes."""
-    text = text.replace("\r\n", "\n")
+    """NFC, and CRLF to LF; nothing else changes.
+
+    Carriage returns before a line feed all go, so that a text which was translated twice (CR CR LF) is one line end
+    as well, and what is canonical stays as it is.
+    """
+    if "\r\n" in text:
+        *lines, last = text.split("\n")
+        text = "\n".join([*(line.rstrip("\r") for line in lines), last])
     # The quick check is several times faster than normalising, and nearly all text is NFC already.
     return text if text.isascii() or unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 

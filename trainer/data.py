@@ -145,8 +145,8 @@ def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: T
 def _add(prepared: PreparedRows, row: TrainRow, renderer: Renderer, config: TrainConfig) -> None:
     rendered = renderer.render(row.messages, config.mask_rule, classes=config.needs_classes)
     ids = rendered.input_ids[: config.max_length]
-    labels = np.where(rendered.response_mask, rendered.input_ids, np.int32(-100)).astype(np.int32)
-    labels[:1] = -100  # the first token has no logit before it; the scorer leaves it out as well
+    labels = np.full(rendered.n_tokens, -100, dtype=np.int32)
+    labels[1:][rendered.loss_mask] = rendered.input_ids[1:][rendered.loss_mask]
     n_before = int((labels != -100).sum())
     labels = labels[: config.max_length]
     n_trained = int((labels != -100).sum())

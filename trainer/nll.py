@@ -67,7 +67,7 @@ def _render(
         rendered = renderer.render(item.messages, mask_rule)
         if rendered.n_tokens > max_length:
             skipped["n_too_long"] += 1
-        elif not rendered.response_mask[1:].any():
+        elif not rendered.loss_mask.any():
             skipped["n_no_response"] += 1
         else:
             rows.append(rendered)

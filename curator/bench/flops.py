@@ -51,7 +51,7 @@ def needed_flops(shape: Shape, rows: Sequence[Rendered]) -> float:
     """Operations that the losses of these rows need at least."""
     total = 0.0
     for row in rows:
-        positions = np.flatnonzero(row.response_mask[1:])
+        positions = np.flatnonzero(row.loss_mask)
         n_fed, n_scored = int(positions[-1]) + 1, len(positions)
         total += 2.0 * shape.n_linear * n_fed
         total += 2.0 * shape.n_layers * shape.attention_width * n_fed * (n_fed + 1)  # 4 T^2 D, the causal half

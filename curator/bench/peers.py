@@ -22,7 +22,7 @@ def per_row(model: Any, device: str, rows: Sequence[Rendered]) -> list[RowLoss]:
     with torch.inference_mode():
         for row in rows:
             ids_BT = torch.from_numpy(np.asarray(row.input_ids, dtype=np.int64))[None].to(device)
-            mask_T = torch.from_numpy(row.response_mask[1:]).to(device)
+            mask_T = torch.from_numpy(row.loss_mask).to(device)
             logits_TV = model(input_ids=ids_BT, use_cache=False).logits[0, :-1]
             nll_N = torch.nn.functional.cross_entropy(
                 logits_TV[mask_T].float(), ids_BT[0, 1:][mask_T], reduction="none"

@@ -39,7 +39,7 @@ def _fitting(file: Path, renderer: Renderer, max_length: int) -> Iterator[BenchR
             whole, last = renderer.render(item.messages), renderer.render(item.messages, "last")
         except RenderError:
             continue
-        if whole.n_tokens <= max_length and last.response_mask[1:].any():
+        if whole.n_tokens <= max_length and last.loss_mask.any():
             yield BenchRow(item.messages, whole, last)
 
 
@@ -53,4 +53,4 @@ def context_and_answer(row: Rendered) -> tuple[list[int], list[int]]:
 
 def n_response_tokens(rows: Sequence[Rendered]) -> int:
     """Response tokens that have a logit before them."""
-    return sum(int(row.response_mask[1:].sum()) for row in rows)
+    return sum(row.n_response_tokens for row in rows)

@@ -33,7 +33,7 @@ RENDER_VERSION = 1  # of the ids and masks that the same files give: raise it wh
 class Rendered:
     """One conversation as the model sees it.
 
-    `response_mask[t]` means that token t is scored and trained: its loss comes from the logits at t - 1.
+    `response_mask[t]` means that token t is a response token; `loss_mask` says which of them are scored and trained.
     `token_classes` (see curator.render.classes) are there when they were asked for.
     """
 
@@ -47,9 +47,17 @@ class Rendered:
         return len(self.input_ids)
 
     @property
+    def loss_mask(self) -> NDArray[np.bool_]:
+        """Whether the logits at position t predict a response token, which is token t + 1; shape (T - 1,).
+
+        A response token at position 0 has no logits before it: it is neither scored nor trained, nor counted.
+        """
+        return self.response_mask[1:]
+
+    @property
     def n_response_tokens(self) -> int:
-        """Tokens under the mask; 0 when there is no assistant turn."""
-        return int(self.response_mask.sum())
+        """Tokens that are scored and trained; 0 when there is no assistant turn."""
+        return int(np.count_nonzero(self.loss_mask))
 
 
 class Renderer:

@@ -36,7 +36,7 @@ def render_row(
         row = renderer.render(load_messages(messages), mask_rule)
     except RenderError as error:
         return ScoreRow(example_id, "failed", None, None, None, error.message)
-    n_response = int(row.response_mask[1:].sum())
+    n_response = row.n_response_tokens
     if not n_response:
         return ScoreRow(example_id, "no_response", None, 0, row.n_tokens, "no response token to score")
     if row.n_tokens > window:
@@ -48,7 +48,7 @@ def render_row(
 def scored_row(example_id: str, row: "Rendered", loss: RowLoss | str) -> ScoreRow:
     """The row of a scored conversation; `failed` with the reason given, or when the model gave no finite loss."""
     if isinstance(loss, str):
-        return ScoreRow(example_id, "failed", None, int(row.response_mask[1:].sum()), row.n_tokens, loss)
+        return ScoreRow(example_id, "failed", None, row.n_response_tokens, row.n_tokens, loss)
     if not math.isfinite(loss.nll_sum):
         reason = f"the model's loss is {loss.nll_sum}"
         return ScoreRow(example_id, "failed", None, loss.n_response_tokens, row.n_tokens, reason)

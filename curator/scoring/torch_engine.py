@@ -153,7 +153,7 @@ _RowInput = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _row_input(row: "Rendered", n_vocab: int) -> _RowInput:
     """What one row feeds: tokens from the first to just before the last response token (causal: the rest
     changes nothing). The token at position 0 has no logit and is left out."""
-    positions = np.flatnonzero(row.response_mask[1:]).astype(np.int64)
+    positions = np.flatnonzero(row.loss_mask).astype(np.int64)
     if not len(positions):
         raise ScoringError("a row without a countable response token reached the engine")
     ids = np.asarray(row.input_ids, dtype=np.int64)

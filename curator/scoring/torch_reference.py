@@ -42,8 +42,8 @@ class TorchReference:
 
     def _one(self, row: "Rendered") -> RowLoss:
         ids_T = torch.from_numpy(np.asarray(row.input_ids, dtype=np.int64)).to(self._device)
-        mask_T = torch.from_numpy(np.asarray(row.response_mask, dtype=bool)).to(self._device)
+        mask_T = torch.from_numpy(np.asarray(row.loss_mask, dtype=bool)).to(self._device)
         logits_TV = self._model(input_ids=ids_T[None], use_cache=False).logits[0]
         log_probs_TV = torch.log_softmax(logits_TV[:-1].float(), dim=-1)
         picked_T = log_probs_TV.gather(1, ids_T[1:, None])[:, 0]
-        return RowLoss(-float(picked_T[mask_T[1:]].double().sum()), int(mask_T[1:].sum()))
+        return RowLoss(-float(picked_T[mask_T].double().sum()), row.n_response_tokens)

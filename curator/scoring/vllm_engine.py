@@ -128,7 +128,7 @@ class VllmEngine:
         """
         common = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
         if self._by_ids:
-            first = int(np.flatnonzero(row.response_mask[1:])[0])
+            first = int(np.flatnonzero(row.loss_mask)[0])
             ids = np.asarray(row.input_ids[first + 1 :], dtype=np.int64)[:, None]
             return self._vllm.SamplingParams(**common, prompt_logprob_token_ids=ids, prompt_logprob_start=first)
         return self._vllm.SamplingParams(**common, prompt_logprobs=0, flat_logprobs=True)
@@ -145,7 +145,7 @@ class VllmEngine:
 
 def row_loss(row: "Rendered", answer: Any) -> RowLoss:
     """The loss in one of vLLM's request outputs; ScoringError when it did not score the row's own tokens."""
-    mask_T = np.asarray(row.response_mask[1:], dtype=bool)
+    mask_T = np.asarray(row.loss_mask, dtype=bool)
     by_ids = getattr(answer, "prompt_token_id_logprobs", None)
     if by_ids is not None:
         first = int(np.flatnonzero(mask_T)[0])

@@ -19,17 +19,17 @@ def test_key_order_and_null_keys_do_not_count() -> None:
     assert _dump({"content": "a", "name": None, "role": "user"}) == _dump({"role": "user", "content": "a"})
 
 
-@pytest.mark.parametrize(("one", "other"), [("e\u0301", "\u00e9"), ("a\r\nb", "a\nb")])
+@pytest.mark.parametrize(("one", "other"), [("e\u0301", "\u00e9"), ("a\r\nb", "a\nb"), ("a\r\r\nb", "a\nb")])
 def test_spellings_of_one_text_are_one(one: str, other: str) -> None:
     assert _dump({"role": "user", "content": one}) == _dump({"role": "user", "content": other})
 
 
-@pytest.mark.parametrize("text", ["  indented", "tail \n", "a\rb", "\u200b", "\x00", "tab\t", "\ufb01"])
+@pytest.mark.parametrize("text", ["  indented", "tail \n", "a\rb", "a\n\rb", "\r", "\u200b", "\x00", "tab\t", "\ufb01"])
 def test_nothing_else_changes(text: str) -> None:
     assert load_messages(_dump({"role": "user", "content": text}))[0]["content"] == text
 
 
-@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text()), max_size=5))
+@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text() | st.text("\r\na")), max_size=5))
 def test_canonical_messages_stay_as_they_are(turns: list[tuple[str, str]]) -> None:
     once = canonical_messages({"role": role, "content": content} for role, content in turns)
     assert canonical_messages(once) == once

@@ -182,7 +182,7 @@ def _fits(messages: list[Message], renderer: Renderer, max_length: int) -> bool:
     if sum(len(str(turn.get("content", ""))) for turn in messages) > 8 * max_length:
         return False  # no need to count: more than eight characters a token
     rendered = renderer.render(messages)
-    return rendered.n_tokens <= max_length and bool(rendered.response_mask[1:].any())
+    return rendered.n_tokens <= max_length and bool(rendered.loss_mask.any())
 
 
 def _truthfulqa(source: Path, out: Path, n_rows: int) -> None:

@@ -151,7 +151,7 @@ class _Measurement:
         ]  # fmt: skip
         page = None
         if text_before is not None:
-            n_tokens_N = np.array([row.response_mask[1:].sum() for row in text], dtype=np.float64)
+            n_tokens_N = np.array([row.loss_mask.sum() for row in text], dtype=np.float64)
             page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed)
         engine.close()
         settings = {"n": args.n, "max_length": args.max_length, "stand_in_tokens": args.stand_in_tokens,
@@ -225,7 +225,7 @@ class _Measurement:
         if self.args.text is None:
             return []
         rows = [self.renderer.render(row) for row in self._chosen(all_rows(self.args.text))]
-        kept = [row for row in rows if row.n_tokens <= self.args.max_length and row.response_mask[1:].any()]
+        kept = [row for row in rows if row.n_tokens <= self.args.max_length and row.loss_mask.any()]
         if len(kept) < 2:
             raise BadInputError(f"{self.args.text}: fewer than 2 rows fit into {self.args.max_length} tokens")
         return kept
