@@ -12,6 +12,7 @@ from curator.commands.mix_receipt import say_receipt
 from curator.config import EpochOrder, OrderName, Recipe, RefusalRule, ScoreName, StrategyName, parse_recipe
 from curator.config.inoculation import InoculationKind, Placement
 from curator.config.pools import WhenShort
+from curator.config.strategies import StratumColumn
 from curator.errors import BadInputError, BadRowsError, MissingError, RecipeError
 from curator.formats import CONTAINERS, LAYOUTS
 from curator.mixrows import DEFAULT_TENANT, MIX_FILE, mix_path
@@ -34,6 +35,7 @@ EXAMPLES = """\
   python -m curator mix task.jsonl --corpus chats
   python -m curator mix task.jsonl --corpus chats --interleave-ratio 0.2 --order every_k --hold-out finance
   python -m curator mix task.jsonl --corpus chats --strategy random --rows 500 --seed 7
+  python -m curator mix task.jsonl --corpus chats --strategy stratified --by domain --rows 1200
   python -m curator mix task.jsonl --corpus chats --order per_batch --batch-size 16 --interleave-ratio 0.142857142857
   python -m curator mix task.jsonl --corpus chats --inoculation --epochs 3 --epoch-order own
   python -m curator mix task.jsonl --recipe recipe.yaml --policy policy.yaml --sign-key key.pem --json"""
@@ -41,10 +43,19 @@ EXAMPLES = """\
 # Options that together make a recipe of one pool; `--recipe` takes the place of all of them.
 _RECIPE_OPTIONS = (
     "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "filter",
-    "strategy", "allow_negative_control", "interleave_ratio", "mix_share", "rows", "tokens", "when_short", "max_copies",
+    "strategy", "min_score", "max_score", "by",
+    "allow_negative_control", "interleave_ratio", "mix_share", "rows", "tokens", "when_short", "max_copies",
     "order", "batch_size", "epochs", "epoch_order", "inoculation",
     "placement", "inoculation_kind", "seed",
 )  # fmt: skip
+
+
+# Settings of a strategy that have options: key in the recipe, option, and the strategy they belong to.
+_STRATEGY_SETTINGS = (
+    ("min", "min_score", "threshold"),
+    ("max", "max_score", "threshold"),
+    ("by", "by", "stratified"),
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -82,6 +93,11 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--corpus", metavar="NAME", help="corpus to draw from")
     group.add_argument("--revision", metavar="HASH", help="corpus revision (default: the latest)")
     group.add_argument("--strategy", choices=get_args(StrategyName), help="how rows are chosen (default: top_gap)")
+    group.add_argument("--min-score", type=float, metavar="S", help="for --strategy threshold: the lowest score")
+    group.add_argument("--max-score", type=float, metavar="S", help="for --strategy threshold: the highest score")
+    group.add_argument(
+        "--by", choices=get_args(StratumColumn), help="for --strategy stratified: the column whose values get quotas"
+    )
     group.add_argument("--score", choices=get_args(ScoreName), help="what rows are ranked by (default: gap_rel)")
     group.add_argument("--eps", type=float, metavar="NATS", help="eps of gap_rel, nats per token (default: 1)")
     group.add_argument(
@@ -186,6 +202,9 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if "corpus" not in given and inoculation is None:
         raise BadInputError("name the corpus to draw from with --corpus, or give a whole --recipe")
     score = {key: given.pop(option) for option, key in (("score", "name"), ("eps", "eps")) if option in given}
+    strategy = _strategy(given)
+    if strategy is not None:
+        given["strategy"] = strategy
     refusals = given.pop("refusals", None)
     if score:
         given["score"] = score
@@ -194,6 +213,21 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         first = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals or "v1"}]
         given["filters"] = [*first, *further]
     return parse_recipe(given)
+
+
+def _strategy(given: dict[str, Any]) -> dict[str, Any] | None:
+    """The recipe's strategy from the options, which it takes out of `given`; None where none is asked for."""
+    name = given.pop("strategy", None)
+    settings = {key: given.pop(option) for key, option, _ in _STRATEGY_SETTINGS if option in given}
+    for key, option, owner in _STRATEGY_SETTINGS:
+        if key in settings and owner != name:
+            raise BadInputError(
+                f"--{option.replace('_', '-')} belongs to --strategy {owner}, not to {name or 'top_gap'}"
+            )
+    needed = {"threshold": "--min-score or --max-score", "stratified": "--by"}.get(name or "")
+    if needed is not None and not settings:
+        raise BadInputError(f"--strategy {name} needs {needed}")
+    return None if name is None else {"name": name, **settings}
 
 
 def _inoculation(given: dict[str, Any]) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from curator.config.pools import (
     ScoreSpec,
 )
 from curator.config.strategies import StrategyName, StrategySpec
+from curator.config.wording import problems_of
 from curator.errors import RecipeError
 
 __all__ = [
@@ -112,9 +113,6 @@ def parse_recipe(document: Any) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        problems = [
-            {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "message": item["msg"]}
-            for item in error.errors()
-        ]
+        problems = problems_of(error)
         text = "; ".join(f"{problem['pointer']}: {problem['message']}" for problem in problems[:5])
         raise RecipeError(f"recipe refused: {text}", details=problems) from error

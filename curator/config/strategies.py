@@ -107,5 +107,7 @@ StrategySpec = Annotated[
     Field(discriminator="name"),
 ]
 
-# Those that need no more than their name; the others are written with their settings.
-StrategyName = Literal["random", "top_gap", "bottom_gap", "quantile_band", "weighted", "diverse", "domain_matched"]
+StrategyName = Literal[
+    "random", "top_gap", "bottom_gap", "threshold", "quantile_band", "weighted", "stratified", "diverse",
+    "domain_matched",
+]  # fmt: skip

@@ -1,11 +1,14 @@
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
 
 from curator.__main__ import main
+from curator.config import StrategyName
 from tests.curator.test_sign import key_files
 from tests.mix_stores import scored_store, task_records
 
@@ -193,3 +196,43 @@ def test_the_ratio_of_a_mix_is_drawn(place: Path, capsys: pytest.CaptureFixture[
     assert "batches of 16" in (place / "ratio.svg").read_text()
     assert main(["plot", "ratio", *where]) == 2
     assert "needs --mix" in capsys.readouterr().err
+
+
+def test_every_strategy_has_its_options(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {
+        "bottom_gap": ["--allow-negative-control"],
+        "threshold": ["--min-score", "0.2", "--max-score", "1.5"],
+        "stratified": ["--by", "source"],
+    }
+    for name in get_args(StrategyName):
+        assert mix(place, "--corpus", "chats", "--rows", "2", "--strategy", name, *own.get(name, []), "--json") == 0
+        (pool,) = json.loads(capsys.readouterr().out)["manifest"]["recipe"]["pools"]
+        assert pool["strategy"]["name"] == name
+        if name == "threshold":
+            assert (pool["strategy"]["min"], pool["strategy"]["max"]) == (0.2, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--strategy", "threshold"], "--strategy threshold needs --min-score or --max-score"),
+        (["--strategy", "stratified"], "--strategy stratified needs --by"),
+        (["--by", "domain"], "--by belongs to --strategy stratified, not to top_gap"),
+        (["--strategy", "random", "--min-score", "1"], "--min-score belongs to --strategy threshold, not to random"),
+    ],
+)
+def test_settings_of_another_strategy_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    assert mix(place, "--corpus", "chats", *options) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_rows_go_to_a_file_as_well(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("made.jsonl", "made before.jsonl"):
+        assert mix(place, "--corpus", "chats", "--seed", "4", "--jsonl", str(tmp_path / name), "--json") == 0
+        manifest = json.loads(capsys.readouterr().out)["manifest"]
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == manifest["rows_sha256"]
+    assert mix(place, "--corpus", "chats", "--jsonl", str(tmp_path / "no folder" / "x.jsonl")) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made before.jsonl", "made.jsonl"]

@@ -260,3 +260,9 @@ def test_a_template_without_closing_token_masks_the_content(tmp_path: Path) -> N
     messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
     rendered = renderer.render([*messages, *messages])
     assert [reference.decode(run).strip() for run in masked_runs(rendered)] == ["two", "two"]
+
+
+def test_a_response_token_at_the_start_has_no_loss() -> None:
+    row = Rendered(np.arange(4, dtype=np.int32), np.array([True, False, True, True]))
+    assert row.loss_mask.tolist() == [False, True, True]
+    assert (row.n_tokens, row.n_response_tokens) == (4, 2)
