@@ -1,5 +1,6 @@
 import ast
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,53 @@ def test_llamafactory_neither_shuffles_nor_packs(mixed: tuple[Store, str]) -> No
     ]
     files = snippet(read_manifest(store, "local", mix_id), "llamafactory").files
     assert json.loads(files["dataset_info.json"])[document["dataset"]]["file_name"] == "train.jsonl"
+
+
+# What the trainers' own schemas declare, of the keys that the settings use: axolotl 0.19.0 (utils/schemas/config.py,
+# training.py and datasets.py) and LLaMA-Factory 0.9.5 (hparams/data_args.py and finetuning_args.py, data/parser.py).
+# Both pull in hundreds of packages of other versions, so their wheels were read and are not installed here.
+AXOLOTL_KEYS = {
+    "datasets", "shuffle_merged_datasets", "shuffle_before_merging_datasets", "curriculum_sampling", "sample_packing",
+    "group_by_length", "dataset_exact_deduplication", "val_set_size", "num_epochs", "micro_batch_size",
+}  # fmt: skip
+AXOLOTL_DATASET_KEYS = {"path", "ds_type", "type", "field_messages", "roles_to_train", "train_on_eos"}
+LLAMA_FACTORY_KEYS = {
+    "stage", "dataset_dir", "dataset", "disable_shuffling", "packing", "neat_packing", "val_size", "mask_history",
+    "train_on_prompt",
+}  # fmt: skip
+LLAMA_FACTORY_TAGS = {"role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag"}
+TRAINING_ARGUMENTS = {"do_train", "num_train_epochs", "per_device_train_batch_size"}  # of transformers
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    """A mix for batches, whose settings hold every key that any mix's do."""
+    root = tmp_path_factory.mktemp("batched")
+    store = scored_store(root / "store")
+    made = build_mix(store, task_set(root, 30), recipe(rows=10, order="per_batch", batch_size=4))
+    return store, made.mix_id
+
+
+def test_axolotl_declares_every_key(batched: tuple[Store, str]) -> None:
+    document = _settings(*batched, "axolotl")
+    assert document.keys() == AXOLOTL_KEYS
+    assert document["datasets"][0].keys() == AXOLOTL_DATASET_KEYS
+
+
+def test_llamafactory_declares_every_key(batched: tuple[Store, str]) -> None:
+    store, mix_id = batched
+    assert _settings(store, mix_id, "llamafactory").keys() == LLAMA_FACTORY_KEYS | TRAINING_ARGUMENTS
+    info = json.loads(snippet(read_manifest(store, "local", mix_id), "llamafactory").files["dataset_info.json"])
+    assert info["ballast_mix"].keys() == {"file_name", "formatting", "columns", "tags"}
+    assert info["ballast_mix"]["tags"].keys() == LLAMA_FACTORY_TAGS
+    assert info["ballast_mix"]["formatting"] in ("alpaca", "sharegpt", "openai")
+
+
+@pytest.mark.slow
+def test_transformers_knows_the_training_arguments() -> None:
+    from transformers import TrainingArguments  # slow to import
+
+    assert {field.name for field in fields(TrainingArguments)} >= TRAINING_ARGUMENTS
 
 
 def _trl_options(store: Store, mix_id: str) -> dict[str, Any]:
