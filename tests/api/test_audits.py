@@ -91,8 +91,8 @@ def test_what_an_audit_found_is_read_by_pages(http: httpx.Client, store: Store) 
     board, interval = Board(store), {"value": 0.5, "low": 0.4, "high": 0.6}
     result = {
         "method_version": 1, "verdict": "undecided", "reason": "r", "n_judged": 6, "mean_percentile": interval,
-        "top_share": interval, "n_rows": 6, "n_distinct": 6, "abstained": {}, "n_forged": 0, "score": "gap_abs",
-        "eps": 1.0, "seed": 0, "scorers": [],
+        "top_share": interval, "n_rows": 6, "n_distinct": 6, "abstained": {}, "n_forged": 0, "warnings": [],
+        "score": "gap_abs", "eps": 1.0, "seed": 0, "scorers": [],
         "pool": {"corpus": "chats", "revision": "x", "n_rows": 60, "n_response_tokens": [1, 9], "languages": {}},
     }  # fmt: skip
     none = dict.fromkeys(AUDIT_ROWS.names)
