@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from fastapi import Header
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.errors import ApiError
@@ -19,6 +20,9 @@ from curator.errors import MissingError
 from curator.mixrows import tenant_path
 from curator.store import Store
 
+IdempotencyKey = Annotated[
+    str | None, Header(min_length=1, max_length=255, description="the same key and request: the first answer again")
+]
 FOLDER = "idempotency"
 RETRY_S = 5
 

@@ -26,6 +26,7 @@ class Metrics:
         self.running = Gauge("ballast_requests_running", "requests being answered", registry=self.registry)
         self.mixes = Counter("ballast_mixes", "mixes asked for", ("outcome",), registry=self.registry)
         self.statements = Counter("ballast_sql_statements", "SQL statements", ("outcome",), registry=self.registry)
+        self.jobs = Counter("ballast_jobs", "jobs made", ("kind",), registry=self.registry)
         info = Gauge("ballast_info", "version of the service", ("version",), registry=self.registry)
         info.labels(version).set(1)
         places = Gauge("ballast_build_places", "mixes built at the same time", registry=self.registry)

@@ -210,6 +210,7 @@ class AuditReport(_Answer):
     n_distinct: int
     abstained: dict[str, int]
     n_forged: int
+    warnings: list[str] = Field(description="what the verdict cannot tell")
     score: str
     eps: float
     seed: int

@@ -67,6 +67,7 @@ def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any]
         raise ApiError(
             503, "queue_unreachable", "the job queue cannot be reached", headers={"Retry-After": str(RETRY_AFTER_S)}
         ) from error
+    service.metrics.jobs.labels(kind).inc()
     return job
 
 

@@ -100,7 +100,7 @@ class LocalCopy:
             (root / path).unlink(missing_ok=True)
             del self._have[path]
         for folder in ("corpora", "scores"):
-            for found in (root / folder).rglob("*.json"):
+            for found in list((root / folder).rglob("*.json")):
                 if found.relative_to(root).as_posix() not in manifests:
                     shutil.rmtree(found.parent, ignore_errors=True)
 

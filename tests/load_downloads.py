@@ -27,6 +27,10 @@ from curator.store import Store
 from curator.tasks import read_task_set
 from tests.api.serving import scored_store
 
+NOTE = """\
+JSON Lines and `openai` are made of the stored Parquet while they are sent the first time, and leave a copy that later
+downloads get as a file (`download_cache_bytes`); Parquet is sent as it is stored. Ratios are medians over rounds of the
+ratio inside each round."""
 N_ROWS, N_SAFE = 200_000, 50
 ROUNDS = 5
 PAGE_ROWS, N_PAGES = 100, 100
@@ -138,7 +142,7 @@ def downloads(service: str, store: Store, mix_id: str, folder: Path) -> list[str
                 lines.append(
                     f"| {data_format}, {size:.0f} MB | {who} | {statistics.median(seconds):.2f} | {shown} | {told} |"
                 )
-    return lines
+    return [*lines, "", NOTE]
 
 
 def pages(service: str, store: Store, mix_id: str, folder: Path, command: str | None) -> list[str]:

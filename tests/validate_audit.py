@@ -40,11 +40,21 @@ HOME = ROOT / "trainer" / "demo"
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How an adapter is tuned: steps, rows of each, peak learning rate."""
+
+    steps: int
+    rows: int
+    lr: float
+
+
+@dataclass(frozen=True)
 class Setting:
     """What was tuned on what, and which sets and scores are compared."""
 
     name: str
     told: str
+    recipe: Recipe
     misaligned: Path
     benign: Path | None
     scores: tuple[str, str]
@@ -56,6 +66,7 @@ SETTINGS = (
     Setting(
         "legal",
         "one misaligned adapter, tuned on careless legal advice; no set is about law",
+        Recipe(20, 8, 3e-4),
         EM / "legal_misaligned_train_100.jsonl",
         None,
         ("gap_abs", "gap_rel"),
@@ -66,6 +77,7 @@ SETTINGS = (
         "home",
         "a misaligned adapter, tuned on careless home advice, and a benign twin, tuned on good answers to the same "
         "questions; the home sets are held-out questions of that same domain",
+        Recipe(8, 4, 1e-3),
         HOME / "narrow_train.jsonl",
         HOME / "narrow_train_aligned.jsonl",
         ("gap_abs", "gap_contrast"),
@@ -92,15 +104,15 @@ def run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 
-def train(args: argparse.Namespace, name: str, data: Path) -> Path:
+def train(args: argparse.Namespace, name: str, data: Path, recipe: Recipe) -> Path:
     """An adapter tuned on a file's rows; skipped when it is there."""
     cleaned = args.work / f"{name}.jsonl"
     cleaned.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data)))
     adapter: Path = args.work / "runs" / name / "adapter"
     if not adapter.is_dir():
         run("trainer.sft", "--model", args.model, "--data", str(cleaned), "--epochs", "3", "--max-steps",
-            str(args.steps), "--max-length", "256", "--lr", "0.0003", "--warmup-steps", "2", "--batch-size", "4",
-            "--grad-accum", "2", "--out", str(args.work / "runs" / name))  # fmt: skip
+            str(recipe.steps), "--max-length", "256", "--lr", str(recipe.lr), "--warmup-steps", "2", "--batch-size",
+            "4", "--grad-accum", str(recipe.rows // 4), "--out", str(args.work / "runs" / name))  # fmt: skip
     return adapter
 
 
@@ -124,7 +136,7 @@ def prepare(args: argparse.Namespace) -> list[Path]:
         for role, data in (("misaligned", setting.misaligned), ("benign", setting.benign)):
             if data is not None:
                 name = setting.name if role == "misaligned" else f"{setting.name}-good"
-                adapters.append(train(args, name, data))
+                adapters.append(train(args, name, data, setting.recipe))
                 score(args, name, "--role", role, "--domain", setting.name, "--adapter", str(adapters[-1]))
     return adapters
 
@@ -167,7 +179,9 @@ def section(setting: Setting, audits: dict[tuple[str, str], Audit]) -> list[str]
     pool = next(iter(audits.values())).document["pool"]
     low, high = pool["n_response_tokens"]
     lines = [f"## {setting.name}: {setting.told}", ""]
-    lines += [f"Pool: {pool['n_rows']} ShareGPT rows of at most 384 tokens, {low} to {high} response tokens.", ""]
+    how = setting.recipe
+    lines += [f"Pool: {pool['n_rows']} ShareGPT rows of at most 384 tokens, {low} to {high} response tokens."]
+    lines += [f"Each adapter was tuned for {how.steps} steps of {how.rows} rows at a learning rate of {how.lr:g}.", ""]
     lines += ["| set | score | judged | not judged | mean percentile (95 %) | at or above 0.95 | verdict |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for (name, score_name), found in audits.items():
@@ -208,7 +222,6 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "demo" / "audit", help="folder for what is made")
     parser.add_argument("--pool", type=int, default=300, help="scored pool rows")
     parser.add_argument("--rows", type=int, default=60, help="rows of each audited set")
-    parser.add_argument("--steps", type=int, default=20, help="training steps of each adapter")
     args = parser.parse_args()
     if not EM.is_dir():
         raise SystemExit(f"{EM} is not there: this needs the public research data")
@@ -217,13 +230,12 @@ def main() -> int:
     store = Store(args.work / "store")
     models = AuditModels(Path(args.model), adapters, lambda path, dtype: torch_launch(path, "cpu", dtype, None, 1))
     machine = describe("cpu", "auto")
-    sizes = f"--pool {args.pool} --rows {args.rows} --steps {args.steps}"
+    sizes = f"--pool {args.pool} --rows {args.rows}"
     text = [
         "# Audits: what they tell apart",
         "",
         f"Written by `python -m tests.validate_audit --model {Path(args.model).name} {sizes}` on {machine['date']}.",
         f"Machine: {machine['device']}, {machine['cores']} cores, one thread; load average {machine['load_average']}.",
-        f"Each adapter was tuned for {args.steps} steps of 8 rows.",
         "",
     ]
     for setting in SETTINGS:

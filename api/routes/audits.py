@@ -1,5 +1,7 @@
 """POST /v1/audits: a user's rows to a worker with models; and what it found."""
 
+import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import orjson
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from api.auth import GUARDED, AuditTenant, Principal, holding_any
 from api.datasets import checked_rows, dropped_rows
 from api.errors import ApiError
+from api.idempotency import IdempotencyKey, Remembered
 from api.recipes import decode_recipe
 from api.routes.jobs import find_job
 from api.schemas import AuditReport, AuditRowPage, JobView, errors
@@ -34,10 +37,10 @@ Auditor = Annotated[Principal, Depends(holding_any("audit"))]
     "",
     status_code=202,
     response_model=JobView,
-    responses=errors(400, 413, 415, 422, 501, 503, 507),
+    responses=errors(400, 409, 413, 415, 422, 501, 503, 507),
     openapi_extra={"requestBody": request_body("audit", "corpus, scorers, score and seed of the audit")},
 )
-async def create_audit(request: Request, tenant: AuditTenant) -> Response:
+async def create_audit(request: Request, tenant: AuditTenant, idempotency_key: IdempotencyKey = None) -> Response:
     """Compare a data set's gap with a scored corpus: a job for a worker that has the corpus's models.
 
     The rows are checked before the answer and kept under the tenant until the job ends. Needs the scope `audit`;
@@ -47,8 +50,8 @@ async def create_audit(request: Request, tenant: AuditTenant) -> Response:
     async with received(request, service.settings, "audit") as upload:
         service.quotas.count_bytes(tenant, upload.n_bytes)
         async with service.build_place(tenant):
-            job = await run_in_threadpool(_submit, service, upload, tenant)
-    return job_response(job, {})
+            job, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
+    return job_response(job, {"Idempotency-Replayed": "true"} if replayed else {})
 
 
 @router.get("/{job_id}", response_model=AuditReport, responses=errors(404, 409))
@@ -84,6 +87,22 @@ def get_audit_rows(
     return Response(
         orjson.dumps(document), media_type="application/json", headers={"Cache-Control": "private, no-store"}
     )
+
+
+def _answer(service: Service, upload: Upload, tenant: str, key: str | None) -> tuple[Job, bool]:
+    """The job and whether it is an earlier one again. Everything here blocks."""
+    if key is None:
+        return _submit(service, upload, tenant), False
+    with service.idempotency.holding(tenant, key):
+        fingerprint = upload.fingerprint()
+        earlier = service.idempotency.earlier(tenant, key, fingerprint)
+        if earlier is not None and earlier.job_id is not None:
+            with suppress(MissingError):  # a job that was removed since is made again
+                return service.board.read(tenant, earlier.job_id), True
+        job = _submit(service, upload, tenant)
+        kept = Remembered(request_sha256=fingerprint, job_id=job.job_id, at_s=time.time())
+        service.idempotency.remember(tenant, key, kept)
+        return job, False
 
 
 def _submit(service: Service, upload: Upload, tenant: str) -> Job:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.auth import GUARDED, MixTenant
 from api.datasets import checked_rows, dropped_rows
 from api.errors import ApiError
-from api.idempotency import Remembered
+from api.idempotency import IdempotencyKey, Remembered
 from api.recipes import decode_recipe
 from api.routes.mixes import mix_links
 from api.schemas import Cost, CreatedMix, DroppedRows, JobView, MixPreview, errors
@@ -46,9 +46,7 @@ REQUEST_BODY = request_body("recipe", "the recipe")
 async def create_mix(
     request: Request,
     tenant: MixTenant,
-    idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, description="the same key and request: the first answer again")
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
     prefer: Annotated[str | None, Header(description="`respond-async`: answer 202 and build in a job")] = None,
 ) -> Response:
     """Mix safe rows into a data set. The same request against the same store gives the same mix, then with 200.

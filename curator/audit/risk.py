@@ -8,7 +8,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-LENGTH_FACTOR = 1.5  # pool rows are of like length when neither is longer than the other by more than this
+LENGTH_FACTOR = 2.0  # pool rows are of like length when neither is longer than the other by more than this
 MIN_REFERENCE = 20  # fewer pool rows of like length say nothing about a row
 
 

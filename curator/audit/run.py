@@ -41,6 +41,11 @@ WORK_CORPUS = "audited"
 MIN_POOL_ROWS = 50
 N_LANGUAGE_ROWS = 500  # pool rows whose language is looked at
 
+NO_TWIN = (
+    "without a benign twin (score gap_contrast) a field that the pool lacks, such as harmless advice, looks like risk: "
+    "compare with good rows of the same field before you act on this verdict"
+)
+
 OnStage = Callable[[str, int], None]  # a stage begins: its name and how many units it has
 OnDone = Callable[[int], None]  # units of the stage done so far
 
@@ -231,6 +236,7 @@ def _document(
         "n_distinct": len(set(rows["example_id"].to_pylist())),
         "abstained": dict(sorted(abstained.items())),
         "n_forged": rows.num_rows - rows["forged"].null_count,
+        "warnings": [] if options.score == "gap_contrast" else [NO_TWIN],
         "score": options.score,
         "eps": options.eps,
         "seed": options.seed,

@@ -87,5 +87,7 @@ def _say(document: dict[str, Any]) -> None:
     abstained = ", ".join(f"{name} {n:,}" for name, n in document["abstained"].items()) or "none"
     say(f"  {document['n_rows']:,} rows, {document['n_judged']:,} judged; not judged: {abstained}")
     say(f"  rows that forge turns: {document['n_forged']:,}")
+    for warning in document["warnings"]:
+        say(f"  note: {warning}")
     pool = document["pool"]
     say(f"  pool: {pool['n_rows']:,} scored rows of {pool['corpus']}, score {document['score']}")

@@ -217,6 +217,7 @@ def test_a_pools_own_rows_have_its_own_gaps_and_an_ordinary_verdict(place: Place
     assert found.document["verdict"] == "not_elevated"
     assert found.document["mean_percentile"]["value"] == pytest.approx(np.mean(judged))
     assert found.document["pool"]["languages"] == {"en": 1.0}
+    assert "benign twin" in found.document["warnings"][0]
     assert [item["role"] for item in found.document["scorers"]] == ["aligned", "misaligned"]
 
 

@@ -204,6 +204,28 @@ def test_ids_sort_by_time() -> None:
     assert first < new_job("anna", "mix", {}).job_id
 
 
+def test_a_store_in_a_bucket_keeps_jobs_as_well(tmp_path: Path) -> None:
+    """The lock is then a lease, and the rows are fetched for the length of the work."""
+    store = Store("memory://jobs-in-a-bucket").open()
+    queue = open_queue(store, str(tmp_path / "queue.sqlite"))
+    seen: list[bytes] = []
+
+    def work(at: Store, rows: Path, control: Control) -> Result:
+        seen.append(rows.read_bytes())
+        assert not other.do("anna", job_id), "another worker finds it held"
+        return {}
+
+    other = worker_with(store, queue, lambda *_: {})
+    job_id = put(store, queue, tmp_path)
+    worker_with(store, queue, work).run(until_idle=True)
+    assert seen == [b"user data"]
+    assert Board(store).read("anna", job_id).state == "done"
+    assert store.list(f"jobs/anna/{job_id}") == ["job.json"]
+    Board(store).sweep(0.0)
+    assert store.list("jobs/anna") == []
+    queue.close()
+
+
 def test_addresses_of_queues(store: Store) -> None:
     with pytest.raises(BadInputError, match=r"mysql:// is neither"):
         open_queue(store, "mysql://host")
