@@ -21,8 +21,8 @@ from curator.scoring.request import ScoreRequest
 from curator.scoring.work import BlockDone, BlockScorer, LazyEngine
 from curator.store import Store
 
-# Deaths with no row scored in between before the run ends, so that an engine which kills every process does not have all
-# rows marked one by one. A deadly row costs one death in company and `MAX_DEATHS` alone.
+# Deaths with no row scored in between before the run ends, so that an engine which kills every process does not have
+# all rows marked one by one. A deadly row costs one death in company and `MAX_DEATHS` alone.
 _MAX_DEATHS_IN_A_ROW = 3 * MAX_DEATHS
 
 
@@ -88,8 +88,8 @@ class RayCrew:
         if self._deaths > _MAX_DEATHS_IN_A_ROW + self._plan.workers:
             reason = " ".join(str(error).split())[:300]
             raise ScoringError(
-                f"{self._deaths} workers died and no row was scored in between; last: {reason}. What is finished stays; "
-                "look at the workers' memory, and run the command again"
+                f"{self._deaths} workers died and no row was scored in between; last: {reason}. What is finished "
+                "stays; look at the workers' memory, and run the command again"
             )
 
 
