@@ -6,7 +6,7 @@ is replaced and its block given out again: the note that it left makes the next 
 """
 
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from curator.scoring.request import ScoreRequest
 from curator.scoring.work import BlockDone, BlockScorer, LazyEngine
 from curator.store import Store
 
-# Deaths in one block before the run ends: more than two deadly rows' worth, with the first in company.
-_MAX_BLOCK_DEATHS = 3 * MAX_DEATHS
+# Deaths with no row scored in between before the run ends, so that an engine which kills every process does not have
+# all rows marked one by one. A deadly row costs one death in company and `MAX_DEATHS` alone.
+_MAX_DEATHS_IN_A_ROW = 3 * MAX_DEATHS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RayCrew:
         actor = self._ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0)(_Worker)
         setting = (store_root(worker.store), worker.folder, worker.request, model_dir.absolute(), worker.window, launch)
         self._new: Callable[[], Any] = lambda: actor.remote(*setting)
-        self._deaths: Counter[str] = Counter()
+        self._deaths = 0
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
         """What became of each block, in the order in which they are finished."""
@@ -65,26 +66,30 @@ class RayCrew:
             (done, *_), _ = self._ray.wait(list(busy), num_returns=1)
             actor, block = busy.pop(done)
             try:
-                yield self._ray.get(done)
-                idle.append(actor)
+                found: BlockDone = self._ray.get(done)
             except self._ray.exceptions.RayActorError as error:
-                self._count_death(block, error)
+                self._count_death(error)
                 waiting.append(block)
                 idle.append(self._new())
+                continue
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
+            idle.append(actor)
+            if len(found.failures) < found.n_rows:
+                self._deaths = 0
+            yield found
 
     def close(self) -> None:
         """End the actors, and Ray where it was started here; the memory of their engines is free then."""
         self._ray.shutdown()
 
-    def _count_death(self, block: Block, error: Exception) -> None:
-        self._deaths[block.ids[0]] += 1
-        if self._deaths[block.ids[0]] > _MAX_BLOCK_DEATHS:
+    def _count_death(self, error: Exception) -> None:
+        self._deaths += 1
+        if self._deaths > _MAX_DEATHS_IN_A_ROW + self._plan.workers:
             reason = " ".join(str(error).split())[:300]
             raise ScoringError(
-                f"{self._deaths[block.ids[0]]} workers died on one block of {len(block.ids)} rows; last: {reason}. "
-                "What is finished stays; look at the workers' memory, and run the command again"
+                f"{self._deaths} workers died and no row was scored in between; last: {reason}. What is finished "
+                "stays; look at the workers' memory, and run the command again"
             )
 
 
@@ -123,6 +128,7 @@ def _start(plan: RayPlan) -> Any:
     except ImportError as error:
         raise MissingDependencyError(f"--engine ray needs Ray: pip install 'ballast[ray]' ({error})") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers on a machine that does other work
     if not ray.is_initialized():
         address = plan.address or os.environ.get("RAY_ADDRESS")
         own: dict[str, Any] = {"include_dashboard": False, "num_cpus": plan.workers * plan.cpus}
