@@ -94,6 +94,7 @@ def report_text(report: dict[str, Any]) -> str:
         "",
         "Defences: " + (", ".join(_defence(item) for item in report["defences"]) or "none") + ".",
         "",
+        *(safelora_section(report["safelora"]) if "safelora" in report else []),
         f"![loss curve]({LOSS_PLOT})",
         "",
         *([f"![each defence's term]({TERMS_PLOT})", ""] if "terms" in report["files"] else []),

@@ -103,7 +103,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
     }  # fmt: skip
     identity = {"format_version": FORMAT_VERSION, **common, "question": QUESTION, **sides}
-    if (before := _complete(args.out, identity)) is not None:
+    if (before := _complete(args.out, identity, args.overwrite)) is not None:
         return before
     own = _summaries(args, articles, "model", args.model, args.adapter, common | {"of": sides["model"]})
     if args.other_summaries is not None:
@@ -179,17 +179,25 @@ def _other_identity(args: argparse.Namespace) -> dict[str, Any]:
     return {"summaries_sha256": hashlib.sha256(args.other_summaries.read_bytes()).hexdigest()}
 
 
-def _complete(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The note of a folder that holds these very rows."""
+def _complete(out: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The note of a folder that holds these very rows; raises BadInputError when it holds others and may not be used.
+
+    Rows that are not as the note says are made again: what calls the folder complete goes first.
+    """
     try:
         note: dict[str, Any] = orjson.loads((out / NOTE).read_bytes())
-        digest = hashlib.sha256((out / ROWS).read_bytes()).hexdigest()
     except (OSError, orjson.JSONDecodeError):
         return None
-    same = digest == note.get("rows_sha256") and all(note.get(key) == value for key, value in identity.items())
-    if not same:  # other rows are about to be written: what calls the folder complete goes first
-        (out / NOTE).unlink()
-    return note if same else None
+    different = [key for key, value in identity.items() if note.get(key) != value]
+    if different and not overwrite:
+        raise BadInputError(
+            f"{out} holds rows made with other {', '.join(different)}: choose another --out, or give --overwrite"
+        )
+    rows = out / ROWS
+    if not different and rows.exists() and hashlib.sha256(rows.read_bytes()).hexdigest() == note.get("rows_sha256"):
+        return note
+    (out / NOTE).unlink()
+    return None
 
 
 def _ingest(args: argparse.Namespace) -> None:
@@ -223,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     add("--out", required=True, type=Path, metavar="DIR", help=f"folder of {ROWS}, the summaries and {NOTE}")
+    add("--overwrite", action="store_true", help="replace rows made with other settings in --out")
     add("--store", default="./store", metavar="DIR", help="store that --corpus goes into (default: ./store)")
     add("--corpus", metavar="NAME", help="also ingest the rows as this corpus, which a recipe's pool can name")
     add("--json", action="store_true", help="print one JSON document for scripts")

@@ -212,6 +212,7 @@ def test_a_training_run_projects_its_adapter_at_the_end(
     for name, delta in deltas(aligned, out / "safelora").items():
         scale = 64 / 32**0.5 / (64 / 32)  # rsLoRA's scale over alpha / r, which the reference applies
         np.testing.assert_allclose(delta, scale * expected[name][1], rtol=1e-3, atol=1e-5 * np.abs(delta).max())
+    assert "14 of 14 modules" in (out / "report.md").read_text()
     card = (out / "safelora" / "README.md").read_text()
     assert "14 of 14 modules, those with a cosine below 1, were replaced" in card
     assert report["safelora"]["projected_adapter_sha256"] in card

@@ -112,6 +112,9 @@ def test_the_command_goes_on_and_its_rows_are_a_pool(
     examples = Store(str(store)).open(create=False).read_json("corpora/selfrec/corpus.json")
     assert examples["n_examples"] == note["n_rows"]
 
+    assert self_recognition.main([*command, "--max-words", "19"]) == 2
+    assert "holds rows made with other articles_sha256: choose another --out, or give" in capsys.readouterr().err
+    assert (out / "rows.jsonl").read_bytes() == before
     (out / "summaries-model.jsonl").unlink()  # complete: nothing is looked at but the rows
     assert self_recognition.main(command) == 0
     assert not (out / "summaries-model.jsonl").exists()
