@@ -12,7 +12,7 @@ PoolKind = Literal["whole", "unrevealing"]
 TaskName = Literal["bad", "benign"]
 
 RATIOS = (0.05, 0.2, 0.33, 0.5)
-CONTROL_RATIOS = (0.05, 0.2)  # of bottom_gap, of shuffled gaps, and of the pool without revealing rows
+CONTROL_RATIOS = (0.05,)  # of bottom_gap, of shuffled gaps, and of the pool without revealing rows
 BENIGN_RATIO = 0.2
 KL_WEIGHTS = (0.1, 0.3, 1.0)
 
@@ -39,12 +39,12 @@ class Cell:
 
 def grid() -> tuple[Cell, ...]:
     """Every cell of a seed, the most telling first."""
-    cells = [Cell()]
-    cells += [Cell(choice=choice, ratio=ratio) for ratio in RATIOS for choice in CHOICES]
-    cells += [Cell(kl=weight) for weight in KL_WEIGHTS]
+    cells = [Cell(), *(Cell(choice=choice, ratio=RATIOS[0]) for choice in CHOICES)]
     for ratio in CONTROL_RATIOS:
         cells += [Cell(choice=choice, ratio=ratio) for choice in CONTROLS]
         cells += [Cell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
+    cells += [Cell(kl=weight) for weight in KL_WEIGHTS]
+    cells += [Cell(choice=choice, ratio=ratio) for ratio in RATIOS[1:] for choice in CHOICES]
     cells += [Cell(task="benign")]
     cells += [Cell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
     cells += [Cell(task="benign", kl=weight) for weight in KL_WEIGHTS]
