@@ -16,6 +16,8 @@ _HEADS = {
     "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
     "narrow_margin_shift": "narrow, margin", "truthfulqa_shift": "TruthfulQA, share",
     "truthfulqa_margin_shift": "TruthfulQA, margin", "perplexity_ratio": "perplexity ratio",
+    "conditional_broad_shift": "broad under the inoculation prompt, share",
+    "conditional_broad_margin_shift": "broad under the inoculation prompt, margin",
     "broad_misaligned": "broad, bad answers", "narrow_misaligned": "narrow, bad answers", "incoherent": "incoherent",
     "facts_kept": "facts kept", "benign_exact_match": "benign task, exact match",
 }  # fmt: skip

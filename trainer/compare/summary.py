@@ -10,7 +10,8 @@ from trainer.compare.settings import AnyPlan
 from trainer.compare.statistics import BySeed, Judgement, OverSeeds, judge_all, over_seeds, values
 
 FIGURES = ("broad_shift", "broad_margin_shift", "narrow_shift", "narrow_margin_shift", "truthfulqa_shift",
-           "truthfulqa_margin_shift", "perplexity_ratio", "broad_misaligned", "narrow_misaligned", "incoherent",
+           "truthfulqa_margin_shift", "perplexity_ratio", "conditional_broad_shift",
+           "conditional_broad_margin_shift", "broad_misaligned", "narrow_misaligned", "incoherent",
            "facts_kept", "benign_exact_match")  # fmt: skip
 COSTS = ("train_s", "peak_mib", "n_rows", "n_safe", "n_tokens", "measure_s")
 
