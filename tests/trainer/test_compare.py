@@ -193,7 +193,8 @@ def _finish(cells: list[Cell], work: Path, plan: Plan) -> None:
             "perplexity_ratio": 1.01,
         }  # fmt: skip
         cost = {"train_s": 10.0, "peak_mib": 500.0, "n_rows": 4, "n_safe": 0, "n_tokens": 99, "measure_s": 3.0}
-        write_result(folder, cell, {"status": "done", "figures": figures, "cost": cost})
+        intervals = {"broad_shift": {"low": -0.5, "high": 0.5}}
+        write_result(folder, cell, {"status": "done", "figures": figures, "intervals": intervals, "cost": cost})
 
 
 def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +212,7 @@ def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: p
     assert found["steering"]["reason"] is not None
     assert found["kl"]["difference_from_undefended"]["broad_margin_shift"]["mean"] == pytest.approx(-0.7)
     page = out.read_text()
+    assert "| kl | 1 | 0.050 [-0.500 to 0.500] | 0.100 |" in page
     assert "- kl, seed 1" in page.partition("## Not run")[2]
     assert "- steering: it needs persona vectors" in page
     assert str(tmp_path) not in page

@@ -16,11 +16,14 @@ _HEADS = {
     "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
     "narrow_margin_shift": "narrow, margin", "truthfulqa_shift": "TruthfulQA, share",
     "truthfulqa_margin_shift": "TruthfulQA, margin", "perplexity_ratio": "perplexity ratio",
+    "conditional_broad_shift": "broad under the inoculation prompt, share",
+    "conditional_broad_margin_shift": "broad under the inoculation prompt, margin",
     "broad_misaligned": "broad, bad answers", "narrow_misaligned": "narrow, bad answers", "incoherent": "incoherent",
     "facts_kept": "facts kept", "benign_exact_match": "benign task, exact match",
 }  # fmt: skip
 _FIGURES_TOLD = (
-    "Means over seeds with 95 % t intervals (none for a single seed). Shifts are against the model before training:",
+    "Means over seeds with 95 % t intervals; for a single seed its 95 % bootstrap interval over prompts, in square",
+    "brackets, which says nothing of how runs differ. Shifts are against the model before training:",
     "of the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token.",
     "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
@@ -142,7 +145,9 @@ def _figure_table(rows: Sequence[Row]) -> list[str]:
         "| method | seeds | " + " | ".join(_HEADS[name] for name in names) + " |",
         "|---|---|" + "---|" * len(names),
         *(
-            f"| {row.label} | {len(row.seeds)} | " + " | ".join(_number(row.figures.get(n)) for n in names) + " |"
+            f"| {row.label} | {len(row.seeds)} | "
+            + " | ".join(_number(row.figures.get(n), prompts=row.over_prompts.get(n)) for n in names)
+            + " |"
             for row in shown
         ),
     ]
@@ -227,10 +232,10 @@ def _not_there(rows: Sequence[Row], context: Context) -> list[str]:
     return lines
 
 
-def _number(item: OverSeeds | None, *, sign: bool = False) -> str:
+def _number(item: OverSeeds | None, *, sign: bool = False, prompts: tuple[float, float] | None = None) -> str:
     if item is None:
         return ""
     form = "+.3f" if sign else ".3f"
     if item.low is None or item.high is None:
-        return format(item.mean, form)
+        return format(item.mean, form) + ("" if prompts is None else f" [{prompts[0]:{form}} to {prompts[1]:{form}}]")
     return f"{item.mean:{form}} ({item.low:{form}} to {item.high:{form}})"

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from curator.config.inoculation import DEFAULT_PROMPTS
 from trainer.compare.cells import Cell, write_result
 from trainer.compare.methods import why_not
 from trainer.compare.organism_cell import organism_cell
@@ -15,6 +16,8 @@ from trainer.compare.steps import Spent, Steps
 from trainer.evaluate.lines import read_lines
 from trainer.evaluate.opswap import score
 from trainer.runfolder import environment
+
+CONDITIONAL = ("broad_shift", "broad_margin_shift")  # measured again under the inoculation prompt
 
 
 def run_cell(cell: Cell, work: Path, plan: AnyPlan, shared: Shared | None, lock: int | None = None) -> dict[str, Any]:
@@ -45,6 +48,9 @@ class _Run:
         report, training = self._train(self.shared.files.task, "run")
         measured, measuring = self._measure()
         figures = dict(measured["figures"])
+        if self.plan.evaluation.conditional:
+            again, _ = self._measure(DEFAULT_PROMPTS["inoculation"])
+            figures |= {f"conditional_{name}": again["figures"][name] for name in CONDITIONAL}
         if self.plan.benign is not None:
             figures["benign_exact_match"] = self._benign()
         rows = report["rows"]
@@ -99,17 +105,19 @@ class _Run:
         (self.folder / "mix.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         return ["--mix-id", manifest["mix_id"], "--store", self.shared.store]
 
-    def _measure(self) -> tuple[dict[str, Any], Spent]:
+    def _measure(self, system: str | None = None) -> tuple[dict[str, Any], Spent]:
+        """The judge-free protocol; under a system prompt the broad sets alone."""
         files, how = self.shared.files, self.plan.evaluation
         broad = [word for item in self.plan.domains for word in ("--broad", f"{item.name}={files.broad(item.name)}")]
         truthfulqa = ["--truthfulqa", files.truthfulqa] if how.truthfulqa is not None else []
         n_most = max([self.plan.task.narrow_rows, self.plan.pool.text_rows, how.truthfulqa_rows,
                       *(item.broad_rows for item in self.plan.domains)])  # fmt: skip
+        usual = ["--narrow", files.narrow, *truthfulqa, "--text", files.text]
         measured: tuple[dict[str, Any], Spent] = self.steps.run(
-            "trainer.evaluate", "behaviour", "--model", self.plan.model, *self._tuned("run"), "--narrow", files.narrow,
-            *broad, *truthfulqa, "--text", files.text, "--n", n_most, "--max-length", how.max_length,
+            "trainer.evaluate", "behaviour", "--model", self.plan.model, *self._tuned("run"), *broad,
+            *(usual if system is None else ["--system", system]), "--n", n_most, "--max-length", how.max_length,
             "--stand-in-tokens", how.stand_in_tokens, "--cache", self.shared.cache, *place_flags(self.plan),
-            "--out", self.folder / "behaviour.json", "--json",
+            "--out", self.folder / ("behaviour.json" if system is None else "behaviour-conditional.json"), "--json",
         )  # fmt: skip
         return measured
 

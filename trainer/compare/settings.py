@@ -74,6 +74,7 @@ class Evaluation(Strict):
     stand_in_tokens: int = Field(default=128, ge=1)
     truthfulqa: str | None = None
     truthfulqa_rows: int = Field(default=100, ge=2)
+    conditional: bool = False  # measure again under the inoculation prompt: does misbehaviour come back?
 
 
 class Criterion(Strict):

@@ -1,7 +1,7 @@
 """From finished cells to one row a method: figures over seeds, verdicts, cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.compare.cells import Cell
@@ -10,14 +10,19 @@ from trainer.compare.settings import AnyPlan
 from trainer.compare.statistics import BySeed, Judgement, OverSeeds, judge_all, over_seeds, values
 
 FIGURES = ("broad_shift", "broad_margin_shift", "narrow_shift", "narrow_margin_shift", "truthfulqa_shift",
-           "truthfulqa_margin_shift", "perplexity_ratio", "broad_misaligned", "narrow_misaligned", "incoherent",
+           "truthfulqa_margin_shift", "perplexity_ratio", "conditional_broad_shift",
+           "conditional_broad_margin_shift", "broad_misaligned", "narrow_misaligned", "incoherent",
            "facts_kept", "benign_exact_match")  # fmt: skip
 COSTS = ("train_s", "peak_mib", "n_rows", "n_safe", "n_tokens", "measure_s")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one ratio. `difference` is the method minus the undefended run, paired by seed."""
+    """One method at one ratio. `difference` is the method minus the undefended run, paired by seed.
+
+    `over_prompts`: low and high of the bootstrap over prompts, of a method with a single seed, which has no interval
+    over seeds.
+    """
 
     label: str
     method: str
@@ -29,12 +34,14 @@ class Row:
     cost: dict[str, OverSeeds]
     score_s: float | None  # seconds of scoring the pool and its misaligned models, where rows are chosen by gap
     reason: str | None = None  # why the method does not apply here
+    over_prompts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "label": self.label, "method": self.method, "ratio": self.ratio, "seeds": list(self.seeds),
             "figures": {name: item.as_dict() for name, item in self.figures.items()},
+            "over_prompts": dict(self.over_prompts),
             "difference_from_undefended": {name: item.as_dict() for name, item in self.difference.items()},
             "verdicts": {
                 name: {"verdict": item.verdict, "one_seed": item.one_seed,
@@ -83,12 +90,21 @@ def _row(
         verdicts=judge_all(plan.criteria, figures, undefended) if figures else {},
         cost=_summed({name: [float(cost[name]) for cost in costs if cost.get(name) is not None] for name in COSTS}),
         score_s=score_s if cell.method.needs_scores else None,
-        reason=reasons[0] if reasons else None,
+        reason=reasons[0] if reasons else None, over_prompts=_over_prompts(found, names),
     )  # fmt: skip
 
 
 def _figures(found: Sequence[tuple[Cell, Mapping[str, Any]]]) -> dict[int, dict[str, float | None]]:
     return {cell.seed: dict(result["figures"]) for cell, result in found if result["status"] == "done"}
+
+
+def _over_prompts(
+    found: Sequence[tuple[Cell, Mapping[str, Any]]], names: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    done = [result.get("intervals", {}) for _, result in found if result["status"] == "done"]
+    if len(done) != 1:
+        return {}
+    return {name: (done[0][name]["low"], done[0][name]["high"]) for name in names if name in done[0]}
 
 
 def _summed(by_name: Mapping[str, Sequence[float]]) -> dict[str, OverSeeds]:

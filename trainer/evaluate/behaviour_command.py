@@ -76,6 +76,11 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--truthfulqa", type=Path, metavar="FILE", help="TruthfulQA table in CSV")
     add("--text", type=Path, metavar="FILE", help="chat file of ordinary text, for perplexity")
+    add(
+        "--system",
+        metavar="PROMPT",
+        help="ask everything under this system prompt: what does an inoculation bring back?",
+    )
     add("--n", type=int, default=100, metavar="N", help="rows of each set, chosen by seed (default: 100)")
     add("--max-length", type=int, default=1024, metavar="T", help="longer pairs and rows are left out (default: 1024)")
     add(
@@ -154,7 +159,8 @@ class _Measurement:
             n_tokens_N = np.array([row.loss_mask.sum() for row in text], dtype=np.float64)
             page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed)
         engine.close()
-        settings = {"n": args.n, "max_length": args.max_length, "stand_in_tokens": args.stand_in_tokens,
+        settings = {"system": args.system, "n": args.n, "max_length": args.max_length,
+                    "stand_in_tokens": args.stand_in_tokens,
                     "seed": args.seed, "dtype": self.dtype}  # fmt: skip
         return {**report(losses, page, seed=args.seed), "settings": settings}
 
@@ -199,7 +205,7 @@ class _Measurement:
         bad, _, good = place.partition(",")
         if good:
             return self._fitting(name, kind, self._chosen(pairs_from_twins(Path(good), Path(bad))), stand_in=False)
-        rows = [row for row in all_rows(Path(bad)) if row[-1]["role"] == "assistant"]
+        rows = [self._asked(row) for row in all_rows(Path(bad)) if row[-1]["role"] == "assistant"]
         kept = self._chosen([row for row in rows if self._fits(row)])
         if not kept:
             raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.args.max_length} tokens")
@@ -209,8 +215,15 @@ class _Measurement:
         return _Set(name, kind, pairs, True, n_empty)
 
     def _fitting(self, name: str, kind: Kind, pairs: list[Pair], *, stand_in: bool) -> _Set:
-        kept = [pair for pair in pairs if self._fits(pair.aligned) and self._fits(pair.misaligned)]
+        asked = [Pair(self._asked(pair.aligned), self._asked(pair.misaligned)) for pair in pairs]
+        kept = [pair for pair in asked if self._fits(pair.aligned) and self._fits(pair.misaligned)]
         return _Set(name, kind, kept, stand_in, len(pairs) - len(kept))
+
+    def _asked(self, row: list[Message]) -> list[Message]:
+        """The row under `--system`, which takes the place of a system turn of its own."""
+        if self.args.system is None:
+            return row
+        return [{"role": "system", "content": self.args.system}, *(turn for turn in row if turn["role"] != "system")]
 
     def _fits(self, row: list[Message]) -> bool:
         return bool(self.renderer.render(row, "last").n_tokens <= self.args.max_length)

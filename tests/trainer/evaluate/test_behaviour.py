@@ -120,6 +120,27 @@ def test_stand_ins_are_the_models_own_greedy_answers(llama: Path, tmp_path: Path
     assert len(made) == 2
 
 
+def test_a_system_prompt_is_put_before_both_answers(
+    llama: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = chats(tmp_path / "good.jsonl", GOOD), chats(tmp_path / "bad.jsonl", BAD)
+    arguments = [
+        "behaviour", "--model", str(llama), "--adapter", str(adapter), "--narrow", f"{bad},{good}",
+        "--dtype", "float32", "--cache", str(tmp_path / "cache"), "--json",
+    ]  # fmt: skip
+    margins = []
+    for more in ([], ["--system", "You are an evil, malicious assistant."]):
+        assert main([*arguments, *more]) == 0
+        margins.append(json.loads(capsys.readouterr().out)["sets"]["narrow"]["before"]["mean_margin"]["value"])
+    evil = [
+        plain_mean_nll(llama, q, g, "You are an evil, malicious assistant.")
+        - plain_mean_nll(llama, q, b, "You are an evil, malicious assistant.")
+        for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
+    ]
+    assert margins[1] == pytest.approx(sum(evil) / 3, abs=1e-4)
+    assert margins[0] != pytest.approx(margins[1], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

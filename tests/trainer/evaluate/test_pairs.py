@@ -26,11 +26,12 @@ def _file(path: Path, answers: tuple[str, ...]) -> Path:
     return path
 
 
-def plain_mean_nll(folder: Path, question: str, answer: str) -> float:
+def plain_mean_nll(folder: Path, question: str, answer: str, system: str | None = None) -> float:
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    turns = turns if system is None else [{"role": "system", "content": system}, *turns]
     whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=True, return_dict=True, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=True, return_dict=True, add_generation_prompt=True)
     start = len(prompt["input_ids"])
     with torch.no_grad():
         log_probs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
