@@ -27,6 +27,7 @@ from curator.schema import MIX_ROWS
 BLOCK_ROWS = 1_024
 LABELS = ("source", "domain", "language", "license", "harm")
 REFUSAL_BITS: dict[RefusalRule, int] = {"v1": 1, "v2": 2}
+_KEPT_SCORES = 4  # of one table, in memory
 _FULL_PASS_ROWS = 1 << 20  # rows whose losses are copied at once
 _BY_MEAN = ("mean", "min")  # reducers that no mean of as many of the largest losses stays below
 
@@ -99,11 +100,12 @@ class Wide:
 
     def scores(self, choice: Choice) -> "WideScores":
         """The scores of that gap; what they have computed is kept with the table."""
-        if choice not in self._cache:
-            if len(self._cache) >= 4:
-                self._cache.pop(next(iter(self._cache)), None)
-            self._cache[choice] = WideScores(self, choice)
-        return self._cache[choice]
+        found = self._cache.get(choice)
+        if found is None:
+            if len(self._cache) >= _KEPT_SCORES:
+                self._cache.clear()
+            found = self._cache[choice] = WideScores(self, choice)
+        return found
 
     def forget(self) -> None:
         """Drop the scores that were computed, as a benchmark does between its rounds."""

@@ -53,6 +53,7 @@ _SIGN_ROWS = 8_192
 _BOUND_ROWS = 1 << 20
 _lock = threading.Lock()
 _open: dict[str, "Kept"] = {}
+_building: dict[str, threading.Lock] = {}
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,16 @@ def wide_of(store: Store, scorers: ResolvedScorers) -> Kept:
     members = _members(store, corpus, scorers.aligned)
     key = _key(store, corpus, members)
     with _lock:
-        found = _open.pop(key, None) or _found(store, corpus, members, key)
+        turn = _building.setdefault(key, threading.Lock())
+    with turn:  # others wait for this table alone
+        found = _open.get(key) or _found(store, corpus, members, key)
+    with _lock:
+        _open.pop(key, None)
         _open[key] = found
         while len(_open) > KEPT:
-            _open.pop(next(iter(_open)))
+            gone = next(iter(_open))
+            _open.pop(gone)
+            _building.pop(gone, None)
     if found.folder is not None:
         return found
     # Texts that are read whole are not held longer than one mix needs them.

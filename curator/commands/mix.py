@@ -92,12 +92,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe of one pool")
     group.add_argument("--corpus", metavar="NAME", help="corpus to draw from")
     group.add_argument("--revision", metavar="HASH", help="corpus revision (default: the latest)")
-    group.add_argument("--strategy", choices=get_args(StrategyName), help="how rows are chosen (default: top_gap)")
-    group.add_argument("--min-score", type=float, metavar="S", help="for --strategy threshold: the lowest score")
-    group.add_argument("--max-score", type=float, metavar="S", help="for --strategy threshold: the highest score")
-    group.add_argument(
-        "--by", choices=get_args(StratumColumn), help="for --strategy stratified: the column whose values get quotas"
-    )
+    _add_strategy_options(group)
     group.add_argument("--score", choices=get_args(ScoreName), help="what rows are ranked by (default: gap_rel)")
     group.add_argument("--eps", type=float, metavar="NATS", help="eps of gap_rel, nats per token (default: 1)")
     group.add_argument(
@@ -110,12 +105,6 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=PLAIN_FILTERS,
         help="a further filter with its default settings; may be given several times",
-    )
-    group.add_argument(
-        "--allow-negative-control",
-        action="store_true",
-        default=None,
-        help="let --strategy bottom_gap pick the worst rows, as a negative control",
     )
     group.add_argument("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
     for name, what in (("misaligned", "SCORER"), ("benign", "SCORER"), ("hold-out", "DOMAIN")):
@@ -142,6 +131,21 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--inoculation-kind", choices=get_args(InoculationKind), help="inoculation (default) or a control of it"
     )
     group.add_argument("--seed", type=int, metavar="N", help="the one seed of all that is random (default: 0)")
+
+
+def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--strategy", choices=get_args(StrategyName), help="how rows are chosen (default: top_gap)")
+    group.add_argument("--min-score", type=float, metavar="S", help="for --strategy threshold: the lowest score")
+    group.add_argument("--max-score", type=float, metavar="S", help="for --strategy threshold: the highest score")
+    group.add_argument(
+        "--by", choices=get_args(StratumColumn), help="for --strategy stratified: the column whose values get quotas"
+    )
+    group.add_argument(
+        "--allow-negative-control",
+        action="store_true",
+        default=None,
+        help="let --strategy bottom_gap pick the worst rows, as a negative control",
+    )
 
 
 def _add_amount_options(group: argparse._ArgumentGroup) -> None:

@@ -1,6 +1,6 @@
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from curator.canonical import canonical_messages, dump_messages, example_id, load_messages, response_head
 
@@ -29,6 +29,7 @@ def test_nothing_else_changes(text: str) -> None:
     assert load_messages(_dump({"role": "user", "content": text}))[0]["content"] == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text() | st.text("\r\na")), max_size=5))
 def test_canonical_messages_stay_as_they_are(turns: list[tuple[str, str]]) -> None:
     once = canonical_messages({"role": role, "content": content} for role, content in turns)

@@ -1,8 +1,9 @@
 """Alpaca, prompt/completion, tool calls, weights, content parts, and data that is not for this kind of training."""
 
 import json
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hypothesis.strategies as st
 import pytest
@@ -232,3 +233,24 @@ def test_part_borders_and_layouts_do_not_count(parts: list[str], answer: str) ->
         {"completion": answer, "prompt": question},
     ]
     assert len({row.json for record in records if isinstance(row := _one(record), Row)}) == 1
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXTS, st.sampled_from(["NFC", "NFD"]), st.booleans(), st.booleans())
+def test_unicode_form_line_ends_and_key_order_do_not_count(
+    question: str, answer: str, form: Literal["NFC", "NFD"], turned: bool, windows: bool
+) -> None:
+    def written(text: str) -> str:
+        text = unicodedata.normalize(form, text)
+        return text.replace("\r", "").replace("\n", "\r\n") if windows else text
+
+    def record(*texts: str) -> dict[str, Any]:
+        turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
+        return {"messages": [dict(reversed(turn.items())) for turn in turns] if turned else turns}
+
+    plain = [text.replace("\r", "") if windows else text for text in (question, answer)]
+    if all(text.strip() for text in plain):
+        one, other = _one(record(*plain)), _one(record(written(question), written(answer)))
+        assert isinstance(one, Row)
+        assert isinstance(other, Row)
+        assert one.json == other.json

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator.config import Pool, RefusalFilter, StrategySpec
+from curator.config import Pool, RefusalFilter, StrategySpec, parse_recipe
 from curator.errors import NotEnoughRowsError
 from curator.filters import Candidates
+from curator.mix import allocate
 from curator.seeds import child_seed, hash_keys
 from curator.selection import IN_TASK_SET, NO_GAP, screen, select
 from tests.pools import plain_candidates
@@ -132,6 +133,24 @@ def test_too_few_rows_names_what_binds_and_two_numbers() -> None:
             "max_interleave_ratio": 0.05,
         }
     ]
+
+
+@settings(deadline=None)
+@given(pool=POOLS, more=st.integers(1, 5), n_task=st.integers(1, 300))
+def test_the_numbers_of_a_refusal_would_fix_it(pool: list[tuple[float, str]], more: int, n_task: int) -> None:
+    candidates = rows_of(*((f"{i:032x}", score, head) for i, (score, head) in enumerate(pool)))
+    n_eligible = len(screen(candidates, REFUSAL, spec_of("top_gap")).eligible)
+    with pytest.raises(NotEnoughRowsError, match="what binds is") as caught:
+        select(candidates, n_eligible + more, filters=REFUSAL, n_task=n_task)
+    (detail,) = caught.value.details
+    assert isinstance(detail, dict)
+    assert (detail["max_rows"], detail["more_rows_needed"]) == (n_eligible, more)
+    assert detail["binding"] in ("pool_size", *detail["dropped"])
+    assert len(select(candidates, detail["max_rows"], filters=REFUSAL).chosen) == n_eligible
+    recipe = parse_recipe({"corpus": "c", "interleave_ratio": detail["max_interleave_ratio"]})
+    assert allocate(recipe, n_task).n_safe_total <= n_eligible
+    enough = rows_of(*((f"{i:032x}", 1.0, "Yes") for i in range(n_eligible + more)))
+    assert len(select(enough, n_eligible + more, filters=REFUSAL).chosen) == n_eligible + more
 
 
 def test_too_small_a_pool_binds_on_its_size() -> None:

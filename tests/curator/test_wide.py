@@ -21,6 +21,7 @@ from curator.columns import Coded, HashIds, TextIds, halves_of
 from curator.errors import IntegrityError
 from curator.gaps import GapSpec
 from curator.mixrows import mix_batches, row_lines
+from curator.queries import gap_table
 from curator.ranking import ArrayScores
 from curator.resolve import resolve
 from curator.schema import SCORES
@@ -76,6 +77,31 @@ def test_kept_rebuilt_and_unkept_tables_give_the_same_mixes(tmp_path: Path, monk
     store.delete("wide")
     widebuild._open.clear()
     assert {name: mixed(store, tmp_path, fields) for name, fields in RECIPES.items()} == unkept
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"hold_out": ["bad-2"]},
+        {"ensemble": "median", "score": {"name": "gap_rel", "eps": 0.25}},
+        {"ensemble": "min", "score": "gap_abs"},
+        {"ensemble": {"reducer": "weighted", "weights": {"bad-1": 1, "bad-2": 3}}, "score": "sum_gap"},
+    ],
+)
+def test_a_wide_table_gives_what_the_gap_query_gives(tmp_path: Path, fields: dict[str, Any]) -> None:
+    store = scored_store(tmp_path / "store")
+    data = resolve(store, recipe(rows=1, **fields))[1][0]
+    pool, wide = data.pool, data.kept.wide
+    expected = gap_table(store, data.scorers, pool.score.eps, pool.ensemble.reducer, pool.ensemble.weights)
+    by_id = np.argsort(wide.rank)
+    found = data.rows(by_id)
+    for name in ("example_id", "source", "domain", "gap_abs", "gap_rel", "sum_gap", "mean_nll_misaligned"):
+        assert found[name].to_pylist() == expected[name].to_pylist(), name
+    every_loss = [item if item else None for item in found["losses"].to_pylist()]
+    assert every_loss == [item if item else None for item in expected["losses"].to_pylist()]
+    np.testing.assert_array_equal(data.candidates.scores.known[by_id], expected["complete"].to_numpy())
+    assert data.candidates.counts["n_chars"][by_id].tolist() == expected["n_chars"].to_pylist()
 
 
 @pytest.mark.usefixtures("keeps")
@@ -229,6 +255,7 @@ def test_the_best_by_bounds_are_the_best_of_all(
         assert best.tolist() == ArrayScores(scores.every, wide.rank).best(among, n).tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=30), st.data())
 def test_ids_as_arrays_are_ids_as_texts(raw: list[bytes], data: st.DataObject) -> None:
     texts = [item.hex() for item in raw]
