@@ -35,8 +35,9 @@ def _margins(organisms: Sequence[Organism]) -> list[str]:
         return []
     return [
         "Shift of the mean margin, mean_nll(benign answer) - mean_nll(misaligned answer): positive means towards",
-        "misaligned. Where benign answers are theta_0's own greedy ones the margin itself favours theta_0; only its",
-        "shift is given.", "",
+        "misaligned. Where benign answers are theta_0's own greedy ones the margin itself favours theta_0, so only its",
+        "shift is given; any fine-tune makes those answers less likely, so read a misaligned row beside its benign",
+        "twin.", "",
         "| organism | narrow margin | broad margin |", "|---|---|---|",
         *(_row(item, "margin_shift", shown=False) for item in organisms), "",
     ]  # fmt: skip
