@@ -94,7 +94,7 @@ def test_every_kind_has_a_prompt_of_its_own(kind: Any) -> None:
         ({"prompt": "a", "prompts": ["b"]}, "not both"),
         ({"placement": "user_prefix", "on_system": "replace"}, "leaves system turns alone"),
         ({"placement": "prepend_system", "on_system": "replace"}, "use placement replace_system"),
-        ({"share": 0}, "greater than 0"),
+        ({"share": 0}, "share: 0 must be above 0"),
         ({"surprise": 1}, "surprise"),
     ],
 )

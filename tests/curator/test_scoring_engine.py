@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from curator.errors import BadInputError, ScoringError
+from curator.render import Rendered
 from curator.scoring import torch_head
 from curator.scoring.engine import RowLoss
 from curator.scoring.poison import Tolerant
@@ -23,34 +23,20 @@ N_VOCAB = 97
 BOUND = 1e-4  # nats per token, in float32
 
 
-@dataclass(frozen=True)
-class Row:
-    input_ids: np.ndarray
-    response_mask: np.ndarray
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def n_response_tokens(self) -> int:
-        return int(self.response_mask.sum())
-
-
-def make_rows(lengths: list[int], n_vocab: int = N_VOCAB, seed: int = 0) -> list[Row]:
+def make_rows(lengths: list[int], n_vocab: int = N_VOCAB, seed: int = 0) -> list[Rendered]:
     rng = np.random.default_rng(seed)
     rows = []
     for length in lengths:
         mask = rng.random(length) < 0.5
         mask[-1] = True
-        rows.append(Row(rng.integers(0, n_vocab, length).astype(np.int32), mask))
+        rows.append(Rendered(rng.integers(0, n_vocab, length).astype(np.int32), mask))
     return rows
 
 
 LENGTHS = [5, 61, 17, 17, 2, 40, 33, 8, 64, 17]
 
 
-def reference_losses(folder: Path, rows: list[Row], adapter: Path | None = None) -> list[tuple[float, int]]:
+def reference_losses(folder: Path, rows: list[Rendered], adapter: Path | None = None) -> list[tuple[float, int]]:
     # Eager attention is the definition: SDPA silently leaves out Gemma 2's cap on attention scores.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     if adapter is not None:
@@ -68,7 +54,7 @@ def reference_losses(folder: Path, rows: list[Row], adapter: Path | None = None)
     return losses
 
 
-def assert_agrees(engine: TorchEngine, rows: list[Row], expected: list[tuple[float, int]]) -> None:
+def assert_agrees(engine: TorchEngine, rows: list[Rendered], expected: list[tuple[float, int]]) -> None:
     for loss, (nll_sum, n_tokens) in zip(engine.score(rows), expected, strict=True):
         assert loss.n_response_tokens == n_tokens
         assert abs(loss.nll_sum - nll_sum) / n_tokens < BOUND
@@ -231,17 +217,17 @@ def test_a_response_token_at_position_0_is_not_counted(folders: dict[str, Path])
     with_first = mask.copy()
     with_first[0] = True
     engine = TorchEngine(folders["llama"], device="cpu", dtype="float32")
-    plain, first = engine.score([Row(row.input_ids, mask), Row(row.input_ids, with_first)])
+    plain, first = engine.score([Rendered(row.input_ids, mask), Rendered(row.input_ids, with_first)])
     assert first.n_response_tokens == plain.n_response_tokens == 2
     assert first.nll_sum == pytest.approx(plain.nll_sum, abs=1e-5)
 
 
 def test_rows_that_cannot_be_scored_are_refused(folders: dict[str, Path]) -> None:
     engine = TorchEngine(folders["llama"], device="cpu", dtype="float32")
-    empty = Row(np.arange(4, dtype=np.int32), np.zeros(4, dtype=bool))
+    empty = Rendered(np.arange(4, dtype=np.int32), np.zeros(4, dtype=bool))
     with pytest.raises(ScoringError, match="without a countable response token"):
         engine.score([empty])
-    foreign = Row(np.array([1, 2, 999_999], dtype=np.int32), np.ones(3, dtype=bool))
+    foreign = Rendered(np.array([1, 2, 999_999], dtype=np.int32), np.ones(3, dtype=bool))
     with pytest.raises(ScoringError, match="another model's tokenizer"):
         engine.score([foreign])
 

@@ -9,11 +9,14 @@ from typing import Literal
 import numpy as np
 
 from curator.canonical import canonical_messages, dump_messages, example_id
+from curator.columns import TextIds
 from curator.config import Pool as PoolRecipe
 from curator.config.strategies import BottomGap, Random, StrategySpec, TopGap
 from curator.filters import Candidates
+from curator.filters.candidates import ALL_ROWS, Refuses
 from curator.ingest import ingest
 from curator.queries import gap_table, resolve_scorers
+from curator.ranking import ArrayScores
 from curator.render import Renderer
 from curator.scoring import ScoreRequest, score_corpus
 from curator.scoring.torch_engine import TorchEngine
@@ -96,8 +99,14 @@ def pick(
     score = scored.gaps[by if by in SCORES else control]
     if by == "shuffled":
         score = score[permutation(len(score), child_seed(seed, "organism shuffled gaps"))]
-    candidates = Candidates(list(scored.ids), [""] * len(scored.ids), score)
+    ids = TextIds(scored.ids)
+    candidates = Candidates(ids, ArrayScores(score, ids.rank), _no_refusals(len(ids)))
     return scored.row[select(candidates, n, strategy=strategy, seed=child_seed(seed, "organism selection")).chosen]
+
+
+def _no_refusals(n_rows: int) -> Refuses:
+    """The closed vocabulary has no refusals, and no filter asks for them."""
+    return lambda rule, rows=ALL_ROWS: np.zeros(n_rows, dtype=np.bool_)[rows]
 
 
 def _id(world: World, row: Ints) -> str:
