@@ -26,6 +26,9 @@ def page(document: Mapping[str, Any], command: str) -> str:
         "",
         *_notes(document["figures"]),
     ]
+    missing = sorted(set(document["request"]["work"]) - {figure["piece"] for figure in document["figures"]})
+    if missing:
+        lines += ["", f"The run was stopped before: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 

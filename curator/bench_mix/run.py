@@ -42,28 +42,33 @@ def run_bench_mix(
 def _figures(request: MixBenchRequest, scratch: Path) -> Iterator[Figure]:
     wanted, repeats = set(request.work), request.repeats
     if "interleave" in wanted:
-        yield interleaving.interleave(request.index_rows, repeats)
+        yield _of("interleave", interleaving.interleave(request.index_rows, repeats))
     if "without_replacement" in wanted:
         for n_rows in request.without_replacement_rows:
-            yield interleaving.without_replacement(n_rows, repeats)
+            yield _of("without_replacement", interleaving.without_replacement(n_rows, repeats))
     if "validate" in wanted:
-        yield _validation(scratch, request.check_rows, repeats)
+        yield _of("validate", _validation(scratch, request.check_rows, repeats))
     if {"top", "strata"} & wanted:
         yield from _choices(request, scratch)
     if {"mix", "near_duplicates"} & wanted:
         bench = MixBench(scratch, request.pool_rows, request.user_rows)
         if "mix" in wanted:
-            yield bench.mix(repeats)
+            yield _of("mix", bench.mix(repeats))
         if "near_duplicates" in wanted:
-            yield bench.near(repeats)
+            yield _of("near_duplicates", bench.near(repeats))
+
+
+def _of(piece: str, found: Figure) -> Figure:
+    return {"piece": piece, **found}
 
 
 def _choices(request: MixBenchRequest, scratch: Path) -> Iterator[Figure]:
     folder = scratch / "choices"
     folder.mkdir()
     prepared = choosing.prepare(folder, request.choice_rows)
-    found = choosing.top(folder, request.repeats) if "top" in request.work else []
-    found += [choosing.strata(folder, request.repeats)] if "strata" in request.work else []
+    best = choosing.top(folder, request.repeats) if "top" in request.work else []
+    found = [_of("top", one) for one in best]
+    found += [_of("strata", choosing.strata(folder, request.repeats))] if "strata" in request.work else []
     for one in found:
         yield {**one, "n_rows": request.choice_rows, "prepared_s": prepared}
     for path in folder.iterdir():  # gigabytes that nothing after this needs

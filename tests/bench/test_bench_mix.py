@@ -40,7 +40,10 @@ def test_the_page_says_what_was_not_reached() -> None:
         "date": "2026-01-02", "processor": "P", "cores": 2, "memory_gib": 1.0, "python": "3.11", "versions": {},
         "load_average_before": 0.1, "load_average": 0.2,
     }  # fmt: skip
-    text = page({"machine": machine, "figures": [figure]}, "python -m curator bench-mix")
+    request = {"work": ["mix", "top"]}
+    document = {"machine": machine, "request": request, "figures": [{**figure, "piece": "mix"}]}
+    text = page(document, "python -m curator bench-mix")
+    assert text.endswith("The run was stopped before: top.\n")
     assert "| work | someone | 0.50 | >= 4 (not reached) | 2.0 | peer 1.0 |" in text
 
 
