@@ -75,7 +75,7 @@ class RayCrew:
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             idle.append(actor)
-            if len(found.failures) < found.n_rows:
+            if found.n_scored:
                 self._deaths = 0
             yield found
 

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A block whose part is written: its rows, the tokens that went through the model, and the rows that failed."""
+    """A block whose part is written: its rows, those with a loss, the tokens that went through the model, and the rows
+    that failed, with reasons."""
 
     n_rows: int
+    n_scored: int
     n_tokens: int
     failures: tuple[str, ...]
 
@@ -91,7 +93,8 @@ class BlockScorer:
         if rendered:
             attempt.done()
         failures = tuple(f"{row.example_id}: {row.reason}" for row in rows if row.status == "failed")
-        return BlockDone(len(rows), self.meter.n_tokens - n_before, failures)
+        n_scored = sum(row.status == "scored" for row in rows)
+        return BlockDone(len(rows), n_scored, self.meter.n_tokens - n_before, failures)
 
     def _losses(self, attempt: Attempt, rows: "dict[str, Rendered]") -> dict[str, RowLoss | str]:
         if self._tolerant is None:

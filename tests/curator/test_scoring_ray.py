@@ -147,7 +147,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path: Pa
 
 
 def test_workers_that_always_die_end_the_run(tmp_path: Path) -> None:
-    model, store = toy_model_folder(tmp_path / "toy"), corpus(tmp_path, "store", 6)
+    model, store = toy_model_folder(tmp_path / "toy"), corpus(tmp_path, "store", 30)
     with pytest.raises(ScoringError, match="workers died and no row was scored"):
         score_corpus(
             store, request(model, check_rows=0), Renderer.from_folder(model), lambda: ToyEngine(),
