@@ -79,7 +79,8 @@ def measure(
         if part in result["parts"] or (part == "preparation" and not sizes.rows):
             continue
         if part == "steps":
-            steps = step_times(model, names, sizes, work)
+            runs = _runs_before(result, sizes)
+            steps = step_times(model, names, sizes, work, runs, lambda: _save(keep, result))
             result["step_s"] = steps
             result["step_ratio"] = {name: steps[name] / steps[PLAIN] for name in steps if name != REFERENCE}
             result["extra_over_reference_in_plain_steps"] = extra_in_plain_steps(steps)
@@ -88,9 +89,22 @@ def measure(
         else:
             result["preparation_s"] = preparation_times(model, sizes, work)
         result["parts"][part] = {"sizes": asdict(sizes), "machine": _machine(sizes)}
-        if keep is not None:
-            write_json(keep, result)
+        _save(keep, result)
     return result
+
+
+def _save(keep: Path | None, result: dict[str, Any]) -> None:
+    if keep is not None:
+        write_json(keep, result)
+
+
+def _runs_before(result: dict[str, Any], sizes: Sizes) -> dict[str, list[list[float]]]:
+    """The steps' runs of a bench that was stopped, unless their sizes differ; kept in `result` as they are added to."""
+    shape = {key: value for key, value in asdict(sizes).items() if key not in ("repeats", "rows")}
+    if result.get("steps_of") != shape:
+        result["steps_of"], result["step_runs"] = shape, {}
+    runs: dict[str, list[list[float]]] = result["step_runs"]
+    return runs
 
 
 def _kept(keep: Path | None, model: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,27 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 PLAIN = "plain TRL"
 REFERENCE = "reference forward"
 
+Runs = dict[str, list[list[float]]]  # by variant and run: seconds of each step
 
-def step_times(model: Path, names: Sequence[str], sizes: Sizes, work: Path) -> dict[str, float]:
-    """Median seconds of an optimiser step (the first of each run left out), and of the reference forward."""
-    rows = _rows(model, sizes, work)
-    seconds: dict[str, list[float]] = {name: [] for name in (PLAIN, *names, REFERENCE)}
-    with Progress(sizes.repeats * len(seconds), "runs", "steps") as progress:
+
+def step_times(
+    model: Path, names: Sequence[str], sizes: Sizes, work: Path, runs: Runs, note: Callable[[], None]
+) -> dict[str, float]:
+    """Median seconds of an optimiser step (the first of each run left out), and of the reference forward.
+
+    `runs` holds what was measured before and is added to; `note` is called after each run, to keep it.
+    """
+    rows, variants = _rows(model, sizes, work), (PLAIN, *names, REFERENCE)
+    with Progress(sizes.repeats * len(variants), "runs", "steps") as progress:
         for repeat in range(sizes.repeats):
-            order = list(seconds)
+            order = list(variants)
             random.Random(repeat).shuffle(order)
             for name in order:
-                seconds[name] += _run(model, name, rows, sizes, work)
+                if len(runs.setdefault(name, [])) <= repeat:
+                    runs[name].append(_run(model, name, rows, sizes, work))
+                    note()
                 progress.advance(run=name)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(chain.from_iterable(runs[name])) for name in variants}
 
 
 def peaks(model: Path, names: Sequence[str], sizes: Sizes) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from curator.errors import BadRowsError, IntegrityError, RenderError
 from curator.progress import Progress
 from curator.render import Renderer
 from curator.tasks import TaskSet
+from trainer import rendering
 from trainer.config import TrainConfig
 from trainer.mixes import TrainRow
 
 MAX_LISTED = 20
+_SHOWN_ROWS = 100  # rendered between two looks at the progress
 ROW = "row"  # column with a row's 0-based position in the mix or file
 SAFE = "safe"  # column that is true for rows of a safe pool
 CLASSES = "token_classes"  # column with each token's class (curator.render.classes), where a defence needs it
@@ -61,6 +64,17 @@ class PreparedRows:
     counts: Counter[str] = field(default_factory=Counter)
     masked: list[int] = field(default_factory=list)
     longest: int = 0
+
+    def append(self, later: "PreparedRows") -> None:
+        """Add rows that come after these."""
+        self.input_ids += later.input_ids
+        self.labels += later.labels
+        self.example_ids += later.example_ids
+        self.safe += later.safe
+        self.classes += later.classes
+        self.counts += later.counts
+        self.masked += later.masked
+        self.longest = max(self.longest, later.longest)
 
     def report(self) -> ContentReport:
         """The account of these rows."""
@@ -123,13 +137,11 @@ def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: T
     problems: list[dict[str, Any]] = []
     n_failed = 0
     with Progress(n_rows, "rows", "rendering") as progress:
-        for row in rows:
-            try:
-                _add(prepared, row, renderer, config)
-            except RenderError as error:
-                n_failed += 1
-                problems += [_problem(row.position, row.example_id, error.message)][: MAX_LISTED - len(problems)]
-            progress.advance()
+        for part, found, failed in _parts(rows, n_rows, renderer, config):
+            prepared.append(part)
+            problems += found[: MAX_LISTED - len(problems)]
+            n_failed += failed
+            progress.advance(len(part.input_ids) + failed)
     if n_failed:
         raise BadRowsError(
             f"{n_failed} of {n_rows} rows cannot be rendered; the first is row {problems[0]['row']}: "
@@ -140,6 +152,32 @@ def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: T
         raise BadRowsError("there is no row to train on")
     check_masked(prepared, config)
     return prepared
+
+
+_Part = tuple[PreparedRows, list[dict[str, Any]], int]
+
+
+def _parts(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: TrainConfig) -> Iterator[_Part]:
+    """Rendered chunks in order, each with its problems (capped) and how many rows failed."""
+    n_workers = rendering.n_processes(n_rows)
+    if n_workers > 1:
+        yield from rendering.in_order(render_chunk, rows, config.model, config, n_workers)
+        return
+    left = iter(rows)
+    while chunk := list(islice(left, _SHOWN_ROWS)):
+        yield render_chunk(chunk, renderer, config)
+
+
+def render_chunk(rows: list[TrainRow], renderer: Renderer, config: TrainConfig) -> _Part:
+    """Some rows rendered, cut and labelled; rows that the template cannot render are listed and counted."""
+    prepared, problems, n_failed = PreparedRows(), list[dict[str, Any]](), 0
+    for row in rows:
+        try:
+            _add(prepared, row, renderer, config)
+        except RenderError as error:
+            n_failed += 1
+            problems += [_problem(row.position, row.example_id, error.message)][: MAX_LISTED - len(problems)]
+    return prepared, problems, n_failed
 
 
 def _add(prepared: PreparedRows, row: TrainRow, renderer: Renderer, config: TrainConfig) -> None:

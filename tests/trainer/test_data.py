@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from curator.canonical import canonical_messages, dump_messages, example_id
 from curator.errors import BadRowsError
 from curator.render import Renderer
 from tests.models import random_conversations
+from trainer import rendering
 from trainer.config import TrainConfig, parse_config
 from trainer.data import PreparedRows, prepare
 from trainer.mixes import TrainRow
@@ -21,7 +23,7 @@ NO_ANSWER = [{"role": "user", "content": "hi"}]
 
 
 def config(**fields: Any) -> TrainConfig:
-    return parse_config({"model": "m", "out": "o", "data": "d", **fields})
+    return parse_config({"model": "m", "out": "o", "data": "d"} | fields)
 
 
 def train_rows(conversations: Iterable[Messages]) -> list[TrainRow]:
@@ -102,3 +104,23 @@ def test_rows_that_cannot_be_rendered_are_listed(llama: Path) -> None:
 def test_no_rows_at_all(llama: Path) -> None:
     with pytest.raises(BadRowsError, match="no row to train on"):
         prepared(llama, [])
+
+
+def test_several_processes_render_the_same_rows_in_the_same_order(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversations = [*random_conversations(9), LONG, LATE]
+    fields: dict[str, Any] = {"model": llama, "max_length": 40, "allow_masked_rows": True}
+    alone = prepared(llama, conversations, **fields)
+    monkeypatch.setattr(rendering, "PARALLEL_FROM", 2)
+    monkeypatch.setattr(rendering, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(rendering.os, "sched_getaffinity", lambda _: {0, 1})
+    assert rendering.n_processes(1) == 1
+    together = prepared(llama, conversations, **fields)
+    assert together.report() == alone.report()
+    assert together.report().n_answers_cut
+    assert (together.masked, together.example_ids, together.safe) == (alone.masked, alone.example_ids, alone.safe)
+    for one, other in zip(together.input_ids + together.labels, alone.input_ids + alone.labels, strict=True):
+        np.testing.assert_array_equal(one, other)
+    bad = train_rows(conversations)
+    bad[4] = replace(bad[4], messages=[{"role": "user", "content": "\ufdd0"}])
+    with pytest.raises(BadRowsError, match=r"1 of 11 rows cannot be rendered; the first is row 4: .*noncharacter"):
+        prepare(bad, len(bad), Renderer.from_folder(llama), config(**fields))
