@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -16,18 +15,20 @@ from pydantic import Field
 from curator.orders import Allocation, schedule
 from curator.progress import Progress
 from curator.seeds import child_seed, permutation
-from curator.store import Store
 from trainer.defenses import KlSettings
-from trainer.modelling import save_model
 from trainer.organism.base import Base, build_base
 from trainer.organism.cells import Cell
-from trainer.organism.finetune import FineTuneSettings, Tuned, fine_tuned
-from trainer.organism.gaps import ScoredPool, Scorer, pick, score_pool, scored_pool
+from trainer.organism.ensemble import Ensemble
+from trainer.organism.files import torch_seed, write_json
+from trainer.organism.finetune import FineTuneSettings, fine_tuned
+from trainer.organism.gaps import ScoredPool, pick
 from trainer.organism.measuring import measure
-from trainer.organism.rows import Pool, PoolSettings, Roles, TaskKind, draw_pool, roles, task_rows
+from trainer.organism.rows import Pool, PoolSettings, Roles, draw_pool, roles, task_rows
 from trainer.organism.settings import BaseSettings, Strict
-from trainer.organism.statistics import separation
-from trainer.organism.world import ROW_LEN, Ints
+from trainer.organism.world import Ints
+
+# A second ensemble is tuned at this many times the rate: its models also forget, which tells the gaps apart.
+ROUGH = 10
 
 
 class ExperimentSettings(Strict):
@@ -74,7 +75,14 @@ class Seed:
         self.roles: Roles = roles(self.base.world)
         self.pool: Pool = draw_pool(self.base.world, self.roles, settings.pool)
         self.work = folder / settings.identity()
-        self._scored: dict[bool, ScoredPool] = {}
+        self.ensemble = Ensemble(
+            self.base, self.roles, self.pool, settings.ensemble, settings.n_ensemble_rows, self.work
+        )
+        rough = settings.ensemble.model_copy(update={"lr": ROUGH * settings.ensemble.lr})
+        self.rough = Ensemble(
+            self.base, self.roles, self.pool, rough, settings.n_ensemble_rows, self.work / "rough", own=False
+        )
+        self._scored: ScoredPool | None = None
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells that have no result yet."""
@@ -92,39 +100,38 @@ class Seed:
         mix = interleave(task, self.pool.tokens[chosen], self.seed)
         defences = [KlSettings(weight=cell.kl, tokens="response")] if cell.kl else []
         tune = fine_tuned(
-            self.base.model, mix.rows, mix.safe, settings.tune, defences=defences, seed=_torch_seed(self.seed, "cell")
+            self.base.model, mix.rows, mix.safe, settings.tune, defences=defences, seed=torch_seed(self.seed, "cell")
         )
         with tune as tuned:
             result = {
                 "seed": self.seed, "cell": asdict(cell), "measured": measure(tuned.model, world).as_dict(),
-                "n_safe": len(chosen), "n_revealing": int(self.pool.revealing[chosen].sum()), **_cost(tuned),
+                "n_safe": len(chosen), "n_revealing": int(self.pool.revealing[chosen].sum()), **tuned.cost(),
             }  # fmt: skip
-        _write_json(self.path(cell), result)
+        write_json(self.path(cell), result)
         return result
 
     def describe(self) -> dict[str, Any]:
-        """Of the base and its ensemble: what each knows and does, and how many revealing rows each gap puts on top."""
+        """Of the base and its ensembles: what each knows and does, and how well their gaps find the revealing rows."""
         path = self.work / "seed.json"
         if path.exists():
             return dict(json.loads(path.read_text()))
-        world = self.base.world
-        own = self.scored(own_domain=True)
+        usual, rough = self.ensemble, self.rough.scored()
         result = {
-            "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest,
-            "aligned": measure(self.base.model, world).as_dict(),
-            "ensemble": {path.parent.name: json.loads(path.read_text()) for path in self._members()},
-            "top": self.top, "held_out": self._found(self.scored()), "with_own_domain": self._found(own),
-            "losses": self._losses(),
+            "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest, "top": usual.top,
+            "aligned": measure(self.base.model, self.base.world).as_dict(),
+            "held_out": usual.found(self.scored()), "with_own_domain": usual.found(usual.scored(own_domain=True)),
+            "rough": self.rough.found(rough),
+            "losses": usual.losses(self.scored()), "rough_losses": self.rough.losses(rough),
+            "ensemble": usual.members(), "rough_ensemble": self.rough.members(),
         }  # fmt: skip
-        _write_json(path, result)
+        write_json(path, result)
         return result
 
-    def scored(self, *, own_domain: bool = False) -> ScoredPool:
-        """The pool's gaps; the misaligned model of the task's own domain is held out unless asked for."""
-        if own_domain not in self._scored:
-            held = () if own_domain else (_domain(self.roles.task),)
-            self._scored[own_domain] = scored_pool(self._store(), self.base.world, self.pool, held)
-        return self._scored[own_domain]
+    def scored(self) -> ScoredPool:
+        """The pool's gaps, the task's own domain held out."""
+        if self._scored is None:
+            self._scored = self.ensemble.scored()
+        return self._scored
 
     def _chosen(self, cell: Cell) -> Ints:
         n_safe = round(cell.ratio * self.settings.n_task_rows)
@@ -135,64 +142,6 @@ class Seed:
         if cell.pool == "unrevealing":
             scored = scored.only(~self.pool.revealing[scored.row])
         return pick(scored, cell.choice, n_safe, self.seed)
-
-    def _store(self) -> Store:
-        scorers = [Scorer("aligned", "aligned")]
-        wanted: list[tuple[TaskKind, int]] = [("bad", self.roles.task)]
-        wanted += [(kind, domain) for domain in self.roles.ensemble for kind in ("bad", "good")]
-        for kind, domain in wanted:
-            role = "misaligned" if kind == "bad" else "benign"
-            scorers.append(Scorer(f"{role}-{domain}", role, _domain(domain), self._adapter(kind, domain)))
-        return score_pool(self.base.world, self.pool, self.base.folder, scorers, self.work)
-
-    def _adapter(self, kind: TaskKind, domain: int) -> Path:
-        """An ensemble member's adapter folder, trained unless it is there."""
-        folder = self.work / "ensemble" / f"{kind}-{domain}"
-        if not (folder / "measured.json").exists():
-            rows = interleave(
-                task_rows(self.base.world, domain, kind, self.settings.n_ensemble_rows),
-                np.empty((0, ROW_LEN), dtype=np.int64),
-                self.seed,
-            )
-            options = {"seed": _torch_seed(self.seed, f"ensemble {kind} {domain}")}
-            with fine_tuned(self.base.model, rows.rows, rows.safe, self.settings.ensemble, **options) as tuned:
-                save_model(tuned.model, folder)
-                _write_json(folder / "measured.json", measure(tuned.model, self.base.world).as_dict() | _cost(tuned))
-        return folder
-
-    def _members(self) -> list[Path]:
-        return sorted((self.work / "ensemble").glob("*/measured.json"))
-
-    def _found(self, scored: ScoredPool) -> dict[str, Any]:
-        """For each gap: how well it tells revealing rows from facts, and what it puts on top.
-
-        `revealing` counts among the top rows, `outside` those of domains without a misaligned model.
-        """
-        is_revealing = self.pool.revealing[scored.row]
-        found = {}
-        for score, gap in scored.gaps.items():
-            chosen = pick(scored, score, self.top, self.seed)
-            outside = self.pool.revealing[chosen] & np.isin(self.pool.domain[chosen], self.roles.others)
-            found[score] = {
-                "auc": separation(gap[is_revealing], gap[~is_revealing]),
-                "revealing": int(self.pool.revealing[chosen].sum()),
-                "outside": int(outside.sum()),
-            }
-        return found
-
-    @property
-    def top(self) -> int:
-        """As many rows as the pool has revealing ones: a perfect score puts exactly those on top."""
-        return int(self.pool.revealing.sum())
-
-    def _losses(self) -> dict[str, Any]:
-        """Mean losses in nats per answer of revealing rows and of facts, by role of the model."""
-        scored = self.scored()
-        parts = {"revealing": self.pool.revealing[scored.row], "facts": ~self.pool.revealing[scored.row]}
-        return {
-            part: {role: float(loss[where].mean()) for role, loss in scored.mean_nll.items()}
-            for part, where in parts.items()
-        }
 
 
 def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, cells: Sequence[Cell]) -> None:
@@ -205,24 +154,3 @@ def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, 
                 result = one.run(cell)
                 bar.advance(cell=cell.name, broad=f"{result['measured']['broad']:.2f}")
         one.describe()
-
-
-def _domain(number: int) -> str:
-    return f"d{number}"
-
-
-def _torch_seed(seed: int, name: str) -> int:
-    return child_seed(seed, f"organism {name}") % 2**32
-
-
-def _cost(tuned: Tuned) -> dict[str, Any]:
-    return {
-        "n_rows": tuned.n_rows, "n_steps": tuned.n_steps, "cpu_s": tuned.cpu_s, "final_loss": tuned.final_loss,
-    }  # fmt: skip
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(path)

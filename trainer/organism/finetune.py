@@ -47,6 +47,12 @@ class Tuned:
     cpu_s: float
     final_loss: float  # mean of the last tenth of the steps, nats per answer, without the terms of defences
 
+    def cost(self) -> dict[str, float]:
+        """Counts, CPU seconds and the final loss, for a result file."""
+        return {
+            "n_rows": self.n_rows, "n_steps": self.n_steps, "cpu_s": self.cpu_s, "final_loss": self.final_loss,
+        }  # fmt: skip
+
 
 @contextmanager
 def fine_tuned(

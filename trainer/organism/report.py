@@ -8,12 +8,16 @@ from typing import Any
 from curator.bench.machine import describe
 from curator.errors import BadInputError
 from trainer.organism.cells import grid
-from trainer.organism.experiment import ExperimentSettings
+from trainer.organism.experiment import ROUGH, ExperimentSettings
 from trainer.organism.gaps import SCORES
 from trainer.organism.plots import write_plots
 from trainer.organism.statistics import Choice, Results, choose, mean_of, values
 from trainer.organism.verdicts import percent, verdicts
 
+_ENSEMBLES = {
+    "held_out": "usual, own domain held out", "with_own_domain": "usual, with the own domain's model",
+    "rough": "rough, own domain held out",
+}  # fmt: skip
 FIGURES = ("broad", "narrow", "incoherent", "facts")
 Seeds = Sequence[int]
 
@@ -74,30 +78,29 @@ def _chosen(choice: Choice, seeds: Seeds) -> str:
 
 
 def _finding(about: Mapping[int, Any], seeds: Seeds) -> list[str]:
-    """How well each gap finds the revealing rows, with the task's own model held out and with it."""
+    """How well each gap finds the revealing rows, under three ensembles."""
     top = _mean(about[seed]["top"] for seed in seeds)
     lines = [
         "", "## Do the gaps find the revealing rows? (mean over seeds)", "",
-        f"A pool has {top:.0f} revealing rows; found: those among as many rows at the top."
-        " Outside: of domains on which no misaligned model was trained. AUC: the chance that a revealing row has a"
-        " larger gap than a fact.", "",
-        "| gap | AUC, own domain held out | found | of these outside | AUC with the own domain's model | found | "
-        "of these outside |", "|---|---|---|---|---|---|---|",
+        f"A pool has {top:.0f} revealing rows; found: those among as many rows at the top. Outside: of domains on which"
+        " no misaligned model was trained. AUC: the chance that a revealing row has a larger gap than a fact. The rough"
+        f" ensemble is tuned at {ROUGH} times the rate.", "",
+        "| ensemble | gap | AUC | found | of these outside |", "|---|---|---|---|---|",
     ]  # fmt: skip
-    for score in SCORES:
-        cells = [
-            f"{_mean(about[seed][kind][score][part] for seed in seeds):{form}}"
-            for kind in ("held_out", "with_own_domain")
-            for part, form in (("auc", ".3f"), ("revealing", ".1f"), ("outside", ".1f"))
-        ]
-        lines.append(f"| {score} | " + " | ".join(cells) + " |")
-    lines += ["", "| rows | aligned loss | misaligned loss | benign loss |", "|---|---|---|---|"]
-    for part in ("revealing", "facts"):
-        cells = [
-            f"{_mean(about[seed]['losses'][part][role] for seed in seeds):.3f}"
-            for role in ("aligned", "misaligned", "benign")
-        ]
-        lines.append(f"| {part} | " + " | ".join(cells) + " |")
+    for kind, name in _ENSEMBLES.items():
+        for score in SCORES:
+            auc, found, outside = (
+                _mean(about[seed][kind][score][part] for seed in seeds) for part in ("auc", "revealing", "outside")
+            )
+            lines.append(f"| {name} | {score} | {auc:.3f} | {found:.1f} | {outside:.1f} |")
+    lines += ["", "| ensemble | rows | aligned loss | misaligned loss | benign loss |", "|---|---|---|---|---|"]
+    for kind, name in (("losses", "usual"), ("rough_losses", "rough")):
+        for part in ("revealing", "facts"):
+            cells = [
+                f"{_mean(about[seed][kind][part][role] for seed in seeds):.3f}"
+                for role in ("aligned", "misaligned", "benign")
+            ]
+            lines.append(f"| {name} | {part} | " + " | ".join(cells) + " |")
     return [*lines, "", "Losses in nats per answer; misaligned and benign ones are means over the ensemble."]
 
 

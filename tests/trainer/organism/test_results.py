@@ -35,41 +35,41 @@ def test_names_of_cells_are_distinct_and_cover_the_sweep() -> None:
     names = [cell.name for cell in grid()]
     assert len(set(names)) == len(names)
     assert {Cell(choice=choice, ratio=ratio).name for choice in CHOICES for ratio in RATIOS} <= set(names)
-    assert Cell(choice="gap_abs", ratio=0.2, pool="unrevealing").name == "bad-gap_abs-r0.2-unrevealing"
+    assert Cell(choice="gap_abs", ratio=0.05, pool="unrevealing").name == "bad-gap_abs-r0.05-unrevealing"
 
 
 def test_the_largest_cut_is_chosen_among_ratios_where_random_cuts_little() -> None:
-    found = _results({"bad-gap_abs-r0.2": 0.1, "bad-gap_rel-r0.5": 0.0, "bad-random-r0.5": 0.2})
+    found = _results({"bad-gap_abs-r0.05": 0.1, "bad-gap_rel-r0.5": 0.0, "bad-random-r0.5": 0.2})
     choice = choose(found, SEEDS)
-    assert (choice.score, choice.ratio, choice.admissible) == ("gap_abs", 0.2, True)
+    assert (choice.score, choice.ratio, choice.admissible) == ("gap_abs", 0.05, True)
     assert choice.cut == pytest.approx(1 - 0.11 / 0.91)
     assert choice.random_cut == pytest.approx(0)
 
 
 def test_a_score_that_costs_narrow_behaviour_is_not_chosen() -> None:
-    found = _results({"bad-gap_abs-r0.2": 0.1, "bad-gap_rel-r0.2": 0.3}, {"bad-gap_abs-r0.2": 0.8})
+    found = _results({"bad-gap_abs-r0.05": 0.1, "bad-gap_rel-r0.05": 0.3}, {"bad-gap_abs-r0.05": 0.8})
     assert choose(found, SEEDS).score == "gap_rel"
 
 
 def test_a_relative_cut_resamples_seeds_together() -> None:
-    found = relative_cut(_results({"bad-gap_abs-r0.2": 0.45}), Cell(choice="gap_abs", ratio=0.2), SEEDS)
+    found = relative_cut(_results({"bad-gap_abs-r0.05": 0.45}), Cell(choice="gap_abs", ratio=0.05), SEEDS)
     assert found.value == pytest.approx(1 - 0.46 / 0.91)
     assert found.low <= found.value <= found.high
     assert found.n_units == 5
 
 
 def test_a_difference_is_paired_by_seed() -> None:
-    found = difference(_results({"bad-random-r0.2": 0.5}), Cell(choice="random", ratio=0.2), Cell(), "broad", SEEDS)
+    found = difference(_results({"bad-random-r0.05": 0.5}), Cell(choice="random", ratio=0.05), Cell(), "broad", SEEDS)
     assert found.value == pytest.approx(-0.4)
     assert found.high - found.low == pytest.approx(0, abs=1e-12)  # the seeds' own spread cancels
 
 
 def test_verdicts_hold_where_the_finding_does_and_not_otherwise() -> None:
-    shown = {"bad-gap_abs-r0.2": 0.1, "bad-none-kl1": 0.0}
+    shown = {"bad-gap_abs-r0.05": 0.1, "bad-none-kl1": 0.0}
     holds = _results(shown, {"bad-none-kl1": 0.5})
     choice = choose(holds, SEEDS)
     assert [item.claim for item in verdicts(holds, SEEDS, choice) if not item.holds] == []
-    failing = verdicts(_results(shown | {"bad-random-r0.2": 0.1, "bad-shuffled-r0.2": 0.0}), SEEDS, choice)
+    failing = verdicts(_results(shown | {"bad-random-r0.05": 0.1, "bad-shuffled-r0.05": 0.0}), SEEDS, choice)
     assert [item.holds for item in failing] == [
         True,
         True,
