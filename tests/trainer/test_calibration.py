@@ -103,3 +103,15 @@ def test_corpora_of_other_models_are_refused(store: Path, capsys: pytest.Capture
     assert "only one has extra" in capsys.readouterr().err
     assert main(["--store", str(store), "--corpus", "pool", "--probe", "probe", "--adapter", "x"]) == 2
     assert "NAME=DIR" in capsys.readouterr().err
+
+
+def test_the_same_models_under_another_engine_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "store").open()
+    for corpus, version in (("pool", "1"), ("probe", "2")):
+        ids = write_corpus(store, corpus, [f"{corpus} {i}" for i in range(3)])
+        for label, role in (("base", "aligned"), ("law", "misaligned")):
+            losses = dict.fromkeys(ids, (10.0, 10))
+            write_scorer(store, corpus, label, role, losses, domain="law" if role != "aligned" else None,
+                         engine_version=version)  # fmt: skip
+    assert main(["--store", str(tmp_path / "store"), "--corpus", "pool", "--probe", "probe"]) == 2
+    assert "differ in engine_version" in capsys.readouterr().err

@@ -87,10 +87,25 @@ def _same_models(source: Source) -> ResolvedScorers:
     if other:
         names = ", ".join(sorted((ids[0] | ids[1])[key] for key in other))
         raise BadInputError(
-            f"corpora {source.pool} and {source.probe} were not scored by the same models: only one has {names}. "
-            "Score both under each of them"
+            f"corpora {source.pool} and {source.probe} were not scored by the same models: only one has {names}"
+            f"{_why(first, second)}. Score both under each of them"
         )
     return first
+
+
+def _why(one: ResolvedScorers, two: ResolvedScorers) -> str:
+    """What differs between scorers of one label in both corpora: mostly they are meant to be the same model."""
+    fields = sorted(
+        {
+            name
+            for left in (one.aligned, *one.misaligned)
+            for right in (two.aligned, *two.misaligned)
+            if left is not None and right is not None and left.label == right.label
+            for name in left.identity.keys() | right.identity.keys()
+            if left.identity.get(name) != right.identity.get(name)
+        }
+    )
+    return f" (scorers of the same label differ in {', '.join(fields)})" if fields else ""
 
 
 def _separations(
