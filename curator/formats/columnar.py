@@ -21,13 +21,12 @@ JSON_COLUMNS = ("messages", "conversations", "history")
 
 def read_parquet(file: BinaryIO, max_bytes: int | None = None) -> Iterator[Raw]:
     """Rows of a Parquet file as dicts."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with seekable(file) as whole:
         try:
             parquet = pq.ParquetFile(whole, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+        except _damage() as error:
             yield Raw(1, problem=Problem("", "invalid_parquet", f"not a whole Parquet file: {error}"))
             return
         claimed = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.metadata.num_row_groups))
@@ -50,8 +49,15 @@ def read_arrow(file: BinaryIO, max_bytes: int | None = None) -> Iterator[Raw]:
                 yield from _records(batches, "invalid_arrow", max_bytes)
         else:
             yield from _records(iter(pa.ipc.open_stream(file)), "invalid_arrow", max_bytes)
-    except (pa.ArrowException, OSError) as error:
+    except _damage() as error:
         yield Raw(1, problem=Problem("", "invalid_arrow", f"not a whole Arrow file: {error}"))
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What Arrow raises for damaged files: sizes beyond any memory and names that are not UTF-8 are among it."""
+    import pyarrow as pa
+
+    return pa.ArrowException, OSError, UnicodeDecodeError, MemoryError
 
 
 def columnar_layout(file: BinaryIO, container: str, name: str) -> Layout:
@@ -62,15 +68,15 @@ def columnar_layout(file: BinaryIO, container: str, name: str) -> Layout:
     try:
         with seekable(file) as whole:
             if container == "parquet":
-                schema = pq.ParquetFile(whole).schema_arrow
+                columns = pq.ParquetFile(whole).schema_arrow.names
             elif whole.read(6) == ARROW_FILE:
-                schema = pa.ipc.open_file(whole).schema
+                columns = pa.ipc.open_file(whole).schema.names
             else:
                 whole.seek(0)
-                schema = pa.ipc.open_stream(whole).schema
-    except (pa.ArrowException, OSError) as error:
+                columns = pa.ipc.open_stream(whole).schema.names
+    except _damage() as error:
         raise BadInputError(f"{name} is not a whole {container.capitalize()} file: {error}") from error
-    return layout_of_columns(schema.names, name)
+    return layout_of_columns(columns, name)
 
 
 def layout_of_columns(columns: list[str], name: str) -> Layout:
@@ -86,12 +92,11 @@ def layout_of_columns(columns: list[str], name: str) -> Layout:
 
 def count_parquet(file: BinaryIO) -> int | None:
     """Rows of a Parquet file; None when it is not whole (reading it will say how)."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return int(pq.ParquetFile(file).metadata.num_rows)
-    except (pa.ArrowException, OSError):
+    except _damage():
         return None
 
 
@@ -115,7 +120,6 @@ def repeated(columns: list[str]) -> Problem | None:
 
 
 def _records(batches: Iterator[Any], code: str, max_bytes: int | None) -> Iterator[Raw]:
-    import pyarrow as pa
 
     record = n_bytes = 0
     try:
@@ -123,14 +127,40 @@ def _records(batches: Iterator[Any], code: str, max_bytes: int | None) -> Iterat
             if twice := repeated(batch.schema.names):
                 yield Raw(record + 1, problem=twice)
                 return
+            _check(batch)
             n_bytes += batch.nbytes
             _bound(n_bytes, max_bytes)
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for value in _dicts(batch.slice(start, BATCH_ROWS)):
                     record += 1
                     yield _record(record, value)
-    except (pa.ArrowException, OSError) as error:
+    except _damage() as error:
         yield Raw(record + 1, problem=Problem("", code, f"damaged after {record} rows: {error}"))
+
+
+def _check(batch: Any) -> None:
+    """Raises ArrowInvalid for a batch whose offsets point outside of its buffers: reading it would end the process.
+
+    Arrow trusts what a file says. Texts are checked as bytes, since one that is not UTF-8 spoils its row alone.
+    """
+    for column in batch.columns:
+        column.view(_texts_as_bytes(column.type)).validate(full=True)
+
+
+def _texts_as_bytes(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_texts_as_bytes(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_texts_as_bytes(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_texts_as_bytes(kind.value_type)))
+    return kind
 
 
 def _bound(n_bytes: int, max_bytes: int | None) -> None:

@@ -75,7 +75,11 @@ def _csv_columns(text: bytes, suffix: str) -> list[str] | None:
     if text[:1] in (b"{", b"["):
         return None
     header = text.split(b"\n")[0].decode("utf-8", "replace")
-    columns = [cell.strip() for cell in next(csv.reader([header.strip("\r")], delimiter=delimiter_of(header)), [])]
+    try:
+        cells = next(csv.reader([header.strip("\r")], delimiter=delimiter_of(header)), [])
+    except csv.Error:  # a lone carriage return: no header
+        return None
+    columns = [cell.strip() for cell in cells]
     fits = len(columns) > 1 and layout_of(columns) is not None
     return columns if fits or suffix in (".csv", ".tsv") else None
 
