@@ -19,10 +19,10 @@ the usual order:
   python -m curator score --corpus chats --model MODEL_DIR --role aligned
   python -m curator score --corpus chats --model MODEL_DIR --adapter DIR --role misaligned --domain finance
   python -m curator mix task.jsonl --corpus chats
-  python -m curator sql "select * from gap limit 5"
+  python -m curator sql "select * from gap where complete limit 5"
 
 `python -m curator COMMAND --help` explains one command.
-Exit codes: 0 done, 2 bad input (one line says why)."""
+Exit codes: 0 done, 2 bad input (one line says why), 130 stopped by Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

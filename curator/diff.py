@@ -1,7 +1,8 @@
 """What differs between two mixes, row by row, and why.
 
 Rows are told apart by origin, by the id that they came with (before inoculation) and by how often that came before.
-Of the rows that both mixes hold, the fewest are called moved that, taken out, leave the others in one order.
+Of the rows that both mixes hold, the fewest are called moved that, taken out, leave the others in one order (one that
+keeps its position all the same is not).
 """
 
 from bisect import bisect_left
@@ -83,7 +84,11 @@ def diff(store: Store, tenant: str, mix_a: str, mix_b: str, limit: int = 100) ->
         "added": [key for key in rows_b if key not in rows_a],
         "removed": [key for key in rows_a if key not in rows_b],
         "rewritten": [key for key in shared if rows_a[key].trained_id != rows_b[key].trained_id],
-        "moved": _moved(shared, [rows_b[key].position for key in shared]),
+        "moved": [
+            key
+            for key in _moved(shared, [rows_b[key].position for key in shared])
+            if rows_a[key].position != rows_b[key].position
+        ],
     }
     teller = _Teller(store, tenant, a, b, recipe)
     changes = [

@@ -29,6 +29,7 @@ __all__ = [
     "Connection",
     "ResolvedScorers",
     "Rows",
+    "bound_query",
     "connect",
     "export_database",
     "fetch_messages",
@@ -135,9 +136,17 @@ def run_statement(
 def run_named(
     connection: Connection, name: str, given: Mapping[str, sql.Value] | None = None, limit: int | None = None
 ) -> Rows:
-    """The answer to a query of `sql/queries`, parameters by name.
+    """The answer to a query of `sql/queries`, parameters by name; raises as `bound_query` and `run_statement`."""
+    statement, bound = bound_query(connection, name, given)
+    return run_statement(connection, statement, bound, limit)
 
-    Raises MissingError on an unknown query, BadInputError on unknown or unfit parameters.
+
+def bound_query(
+    connection: Connection, name: str, given: Mapping[str, sql.Value] | None = None
+) -> tuple[str, dict[str, sql.Value]]:
+    """A named query's statement and its bound parameters, whose names of corpora and domains exist.
+
+    Raises MissingError on an unknown query, corpus or held-out domain, BadInputError on unknown or unfit parameters.
     """
     try:
         query = sql.load_query(name)
@@ -147,9 +156,17 @@ def run_named(
         bound = query.bind(given)
     except ValueError as error:
         raise BadInputError(str(error)) from error
+    if bound.get("corpus") is not None:
+        _check_corpus(connection, str(bound["corpus"]))
     if bound.get("hold_out"):
         _check_hold_out(connection, bound)
-    return run_statement(connection, query.sql, bound, limit)
+    return query.sql, bound
+
+
+def _check_corpus(connection: Connection, corpus: str) -> None:
+    known = [row[0] for row in connection.execute("select corpus from corpora order by corpus").fetchall()]
+    if corpus not in known:
+        raise MissingError(f"no corpus {corpus!r}; there are: {', '.join(known) or 'none'}", details=known)
 
 
 def _check_hold_out(connection: Connection, bound: Mapping[str, sql.Value]) -> None:

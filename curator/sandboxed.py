@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 import sql
 from curator.errors import BadInputError, BallastError, MissingError
-from curator.queries import Connection, connect
+from curator.queries import Connection, bound_query, connect
 from curator.sandbox import MIB, SqlLimits, StatementStoppedError
 from curator.snapshot import corpus_names, read_corpus, read_scorers
 from curator.sqlguard import check_statement
@@ -62,9 +62,9 @@ def _kind(error: BallastError) -> str:
 
 def _run(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     limits = SqlLimits(**job["limits"])
-    statement, params = _statement(job)
     store = Store(job["store"])
     with connect(store, timeout_s=limits.timeout_s) as connection:
+        statement, params = _statement(connection, job)
         check_statement(connection, statement)
         lock_connection(connection, _parts(store), limits)
         _limit_process(limits)
@@ -75,16 +75,10 @@ def _run(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     return {"ok": True, "n_rows": table.num_rows, "truncated": truncated, "n_bytes": len(data)}, data
 
 
-def _statement(job: dict[str, Any]) -> tuple[str, dict[str, sql.Value]]:
+def _statement(connection: Connection, job: dict[str, Any]) -> tuple[str, dict[str, sql.Value]]:
     if job["query"] is None:
         return job["statement"], {}
-    try:
-        query = sql.load_query(job["query"])
-        return query.sql, query.bind(job["params"])
-    except KeyError as error:
-        raise MissingError(str(error.args[0])) from error
-    except ValueError as error:
-        raise BadInputError(str(error)) from error
+    return bound_query(connection, job["query"], job["params"])
 
 
 def _parts(store: Store) -> list[str]:

@@ -22,7 +22,7 @@ tokens are trained. Everything about the run goes into one folder; the same run 
 EPILOG = """\
 examples:
   # a mix of the service, with KL against the model before training
-  python -m trainer.sft --model MODEL_DIR --mix-id ID --api-url http://127.0.0.1:8000 --kl 0.1 --out runs/safe
+  python -m trainer.sft --model MODEL_DIR --mix-id ID --api-url http://127.0.0.1:8765 --kl 0.1 --out runs/safe
 
   # a mix of a local store, two epochs
   python -m trainer.sft --model MODEL_DIR --mix-id ID --store ./store --epochs 2 --out runs/two

@@ -292,3 +292,8 @@ def test_an_unknown_score_or_held_out_domain_is_refused_and_not_an_empty_answer(
         by_sum = run_named(connection, "top_by_gap", {"score": "sum_gap"}).table.to_pylist()
         assert [row["score"] for row in by_sum] == sorted((row["score"] for row in by_sum), reverse=True)
         assert by_sum[0]["score"] == pytest.approx(by_sum[0]["gap_abs"] * by_sum[0]["n_response_tokens"], abs=1e-5)
+
+
+def test_an_unknown_corpus_is_refused_and_not_an_empty_answer(scored: Scored) -> None:
+    with connect(scored.store) as connection, pytest.raises(MissingError, match=r"no corpus 'nope'; there are: "):
+        run_named(connection, "top_by_gap", {"corpus": "nope"})
