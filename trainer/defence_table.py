@@ -42,6 +42,7 @@ RUNS: dict[str, list[str]] = {
     "treft": ["--treft", "10"],
     "steering": ["--steering", "{vectors}"],
     "gating": ["--gating"],
+    "gating, lr 0.01": ["--gating", "--lr", "0.01"],  # at the adapter's rate its gates hardly open in a short run
 }
 
 
