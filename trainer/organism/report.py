@@ -68,7 +68,7 @@ def page(
 
 
 def _verdicts(results: Results, choosing: Seeds, reported: Seeds, choice: Choice) -> list[str]:
-    """The claims on the reported seeds and, beside them, on the choosing ones: what holds on one half alone is not firm."""
+    """The claims on the reported seeds and, beside them, on the choosing ones: what holds on one half is not firm."""
     columns = [(name, seeds) for name, seeds in (("reported", reported), ("choosing", choosing)) if seeds]
     heads = [f"{name}, seeds {_range(seeds)} | holds" for name, seeds in columns]
     judged = [verdicts(results, seeds, choice) for _, seeds in columns]
