@@ -58,14 +58,25 @@ def page(
         f" {settings.n_ensemble_rows:,} rows each; what each word means: [docs/organism.md](../organism.md)",
         "", f"## Was it shown? (seeds {_range(shown)})", "",
         _chosen(choice, choosing), "",
-        "| claim | found | holds |", "|---|---|---|",
-        *(f"| {v.claim} | {v.found} | {'yes' if v.holds else '**no**'} |" for v in verdicts(results, shown, choice)),
+        *_verdicts(results, choosing, reported, choice),
         *_finding(about, shown), *(f"\n![{name}]({name})" for name in plots),
     ]  # fmt: skip
     for title, seeds in (("Reported", reported), ("Choosing", choosing)):
         if seeds:
             lines += ["", f"## {title} seeds ({_range(seeds)}), every cell", "", *_table(results, seeds)]
     return "\n".join([*lines, "", *_bases(about, [*choosing, *reported])]) + "\n"
+
+
+def _verdicts(results: Results, choosing: Seeds, reported: Seeds, choice: Choice) -> list[str]:
+    """The claims on the reported seeds and, beside them, on the choosing ones: what holds on one half is not firm."""
+    columns = [(name, seeds) for name, seeds in (("reported", reported), ("choosing", choosing)) if seeds]
+    heads = [f"{name}, seeds {_range(seeds)} | holds" for name, seeds in columns]
+    judged = [verdicts(results, seeds, choice) for _, seeds in columns]
+    lines = [f"| claim | {' | '.join(heads)} |", "|---" * (1 + 2 * len(columns)) + "|"]
+    for same_claim in zip(*judged, strict=True):
+        cells = [f"{item.found} | {'yes' if item.holds else '**no**'}" for item in same_claim]
+        lines.append(f"| {same_claim[0].claim} | {' | '.join(cells)} |")
+    return lines
 
 
 def _chosen(choice: Choice, seeds: Seeds) -> str:
@@ -89,10 +100,16 @@ def _finding(about: Mapping[int, Any], seeds: Seeds) -> list[str]:
     ]  # fmt: skip
     for kind, name in _ENSEMBLES.items():
         for score in SCORES:
-            auc, found, outside = (
+            auc, revealing, outside = (
                 _mean(about[seed][kind][score][part] for seed in seeds) for part in ("auc", "revealing", "outside")
             )
-            lines.append(f"| {name} | {score} | {auc:.3f} | {found:.1f} | {outside:.1f} |")
+            lines.append(f"| {name} | {score} | {auc:.3f} | {revealing:.1f} | {outside:.1f} |")
+    found = {score: _mean(about[seed]["rough"][score]["revealing"] for seed in seeds) for score in SCORES}
+    best = max(SCORES, key=found.__getitem__)
+    lines += [
+        "", f"Under the rough ensemble, whose models also forget the facts, {best} finds most revealing rows:"
+        f" {', '.join(f'{score} {value:.1f}' for score, value in found.items())} of {top:.0f}.",
+    ]  # fmt: skip
     lines += ["", "| ensemble | rows | aligned loss | misaligned loss | benign loss |", "|---|---|---|---|---|"]
     for kind, name in (("losses", "usual"), ("rough_losses", "rough")):
         for part in ("revealing", "facts"):

@@ -70,20 +70,8 @@ def test_verdicts_hold_where_the_finding_does_and_not_otherwise() -> None:
     choice = choose(holds, SEEDS)
     assert [item.claim for item in verdicts(holds, SEEDS, choice) if not item.holds] == []
     failing = verdicts(_results(shown | {"bad-random-r0.05": 0.1, "bad-shuffled-r0.05": 0.0}), SEEDS, choice)
-    assert [item.holds for item in failing] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-        True,
-        False,
-        False,
-        True,
-        True,
-        True,
-        True,
-    ]
+    starts = [item.claim.split()[0] for item in failing if not item.holds]
+    assert starts == ["random", "broad,", "every", "shuffled"]
 
 
 def test_separation_is_the_chance_of_the_larger_value() -> None:
