@@ -57,9 +57,13 @@ class TorchEngine:
         self._merged: Path | None = None
         self._take(load_model(model_dir, self.device, self.dtype))
 
-    @property
-    def model(self) -> Any:
-        """The transformers model that scores, for hooks on it."""
+    def hookable_model(self) -> Any:
+        """The transformers model that scores, for hooks on it.
+
+        From now on its own forward runs: packed rows call the projections of a block without the block itself, so that
+        hooks on attention modules would never fire.
+        """
+        self._packed = None
         return self._split.model
 
     def use_adapter(self, path: Path | None) -> None:

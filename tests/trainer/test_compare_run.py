@@ -1,20 +1,26 @@
 """A comparison really run, on a tiny model: killed between its cells, started again, and finished."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from curator.errors import BadInputError
 from tests.models import random_conversations
+from trainer.compare.__main__ import main
 from trainer.compare.data import Files, prepare
 from trainer.compare.settings import read_plan
+from trainer.compare.steps import Spent, StepError, Steps
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 1500
@@ -48,6 +54,77 @@ def plan(tmp_path: Path, llama: Path) -> Path:
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
+
+
+class _InProcess(Steps):
+    """The same commands in this process: no interpreter has to start for each."""
+
+    def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
+        words, said = [str(item) for item in arguments], io.StringIO()
+        self.commands.append(" ".join([module, *words]))
+        name = module if module == "trainer.sft" else f"{module}.__main__"
+        with redirect_stdout(said):
+            code = import_module(name).main(words)
+        if code:
+            raise StepError(f"{module} ended with {code}")
+        return (json.loads(said.getvalue()) if "--json" in words else None), Spent(1.0, 1.0, 100.0)
+
+
+def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("run_cell", "shared"):
+        monkeypatch.setattr(f"trainer.compare.{module}.Steps", _InProcess)
+    work = tmp_path / "work"
+    methods = "[inoculation, gating, interleaving++ with kl, steering]"
+    arguments = ["--plan", str(plan), "--set", f"methods={methods}", "--set", "evaluation.conditional=true"]
+    assert main([*arguments, "--work", str(work), "--json"]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    found = {row["method"]: row for row in json.loads(out[out.index("\n{") :])["rows"]}
+    figures = {"broad_margin_shift", "narrow_margin_shift", "perplexity_ratio", "conditional_broad_margin_shift"}
+    for name in ("none", "inoculation", "gating", "interleaving++ with kl"):
+        assert figures <= set(found[name]["figures"]), name
+        assert found[name]["figures"]["narrow_margin_shift"]["mean"] != 0
+    assert "benign_exact_match" in found["none"]["figures"]
+    assert "benign_exact_match" not in found["gating"]["figures"]
+    assert found["steering"]["reason"]
+    safe = {name: found[name]["cost"]["n_safe"]["mean"] for name in ("none", "inoculation", "interleaving++ with kl")}
+    assert safe == {"none": 0, "inoculation": 0, "interleaving++ with kl": 4}
+    (mix,) = work.glob("cells/inoculation-*/mix.json")
+    mix_id = json.loads(mix.read_text())["mix_id"]
+    (manifest,) = work.glob(f"shared-*/store/mixes/local/{mix_id}/manifest.json")
+    assert json.loads(manifest.read_text())["inoculation"]["kind"] == "inoculation"
+    assert not list(work.glob("cells/*/run*/checkpoints"))
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*.json")}
+    assert main([*arguments, "--work", str(work)]) == 0
+    after = {path: path.stat().st_mtime_ns for path in work.rglob("*.json") if path.name != "compare.json"}
+    assert after == {path: time_ns for path, time_ns in before.items() if path.name != "compare.json"}
+
+
+def test_a_failed_command_fails_its_cell_alone(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Steps, module: str, *arguments: object) -> tuple[Any, Spent]:
+        raise StepError("no luck")
+
+    monkeypatch.setattr(_InProcess, "run", fail)
+    monkeypatch.setattr("trainer.compare.run_cell.Steps", _InProcess)
+    out = tmp_path / "page.md"
+    arguments = [
+        "--plan",
+        str(plan),
+        "--set",
+        "methods=[kl, safelora]",
+        "--work",
+        str(tmp_path / "w"),
+        "--out",
+        str(out),
+    ]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.count("no luck") == 2
+    page = out.read_text()
+    assert "- kl, seed 0: no luck" in page.partition("## Failed")[2]
+    assert "- safelora: it projects" in page
 
 
 @pytest.mark.slow

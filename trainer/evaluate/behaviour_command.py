@@ -176,7 +176,7 @@ class _Measurement:
         else:
             from trainer.gates import load_gates
 
-            self.stack.enter_context(load_gates(engine.model, args.gates))
+            self.stack.enter_context(load_gates(engine.hookable_model(), args.gates))
         return engine
 
     def _base(self) -> Any:
