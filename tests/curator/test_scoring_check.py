@@ -147,7 +147,8 @@ def test_how_many_rows_and_how_close() -> None:
     assert [n_check_rows(asked, 50) for asked in (0, 3, 90)] == [0, 3, 50]
     assert row_bound("float32", 1) == row_bound("float32", 900) == 1e-4
     assert row_bound("bfloat16", 32) == row_bound("bfloat16", 900) == 0.03
-    assert row_bound("bfloat16", 2) == pytest.approx(0.12)
+    assert row_bound("bfloat16", 8) == pytest.approx(0.12)
+    assert row_bound("bfloat16", 2) == 0.2
 
 
 def test_the_meter_shows_tokens_their_rate_and_the_cost() -> None:
