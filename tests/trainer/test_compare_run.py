@@ -76,20 +76,21 @@ def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
     for module in ("run_cell", "shared"):
         monkeypatch.setattr(f"trainer.compare.{module}.Steps", _InProcess)
     work = tmp_path / "work"
-    methods = "[inoculation, gating, interleaving++ with kl, steering]"
+    own = "{name: random-kl, mix: [--strategy, random, --refusals, keep], sft: [--kl, '0.1'], ratio: true}"
+    methods = f"[inoculation, gating, {own}, steering]"
     arguments = ["--plan", str(plan), "--set", f"methods={methods}", "--set", "evaluation.conditional=true"]
     assert main([*arguments, "--work", str(work), "--json"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     found = {row["method"]: row for row in json.loads(out[out.index("\n{") :])["rows"]}
     figures = {"broad_margin_shift", "narrow_margin_shift", "perplexity_ratio", "conditional_broad_margin_shift"}
-    for name in ("none", "inoculation", "gating", "interleaving++ with kl"):
+    for name in ("none", "inoculation", "gating", "random-kl"):
         assert figures <= set(found[name]["figures"]), name
         assert found[name]["figures"]["narrow_margin_shift"]["mean"] != 0
     assert "benign_exact_match" in found["none"]["figures"]
     assert "benign_exact_match" not in found["gating"]["figures"]
     assert found["steering"]["reason"]
-    safe = {name: found[name]["cost"]["n_safe"]["mean"] for name in ("none", "inoculation", "interleaving++ with kl")}
-    assert safe == {"none": 0, "inoculation": 0, "interleaving++ with kl": 4}
+    safe = {name: found[name]["cost"]["n_safe"]["mean"] for name in ("none", "inoculation", "random-kl")}
+    assert safe == {"none": 0, "inoculation": 0, "random-kl": 4}
     (mix,) = work.glob("cells/inoculation-*/mix.json")
     mix_id = json.loads(mix.read_text())["mix_id"]
     (manifest,) = work.glob(f"shared-*/store/mixes/local/{mix_id}/manifest.json")
