@@ -9,9 +9,9 @@ from typing import Any
 
 _PLACES = {
     "Base": "base", "BaseSettings": "settings", "Cell": "cells", "ExperimentSettings": "experiment",
-    "FineTuneSettings": "finetune", "Measured": "measure", "Mix": "experiment", "Seed": "experiment",
+    "FineTuneSettings": "finetune", "Measured": "measuring", "Mix": "experiment", "Seed": "experiment",
     "Tuned": "finetune", "build_base": "base", "draw_pool": "rows", "fine_tuned": "finetune", "grid": "cells",
-    "interleave": "experiment", "measure": "measure", "roles": "rows", "task_rows": "rows",
+    "interleave": "experiment", "measure": "measuring", "roles": "rows", "task_rows": "rows",
 }  # fmt: skip
 __all__ = list(_PLACES)
 

@@ -41,7 +41,7 @@ class Measured:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return asdict(self) | {"by_domain": list(self.by_domain)}
 
 
 def single_questions(world: World, items: Ints | None = None) -> Questions:

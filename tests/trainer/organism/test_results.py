@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from curator.errors import BadInputError
-from trainer.organism.__main__ import parse_seeds
+from trainer import organism
+from trainer.organism.__main__ import main, parse_seeds
 from trainer.organism.cells import CHOICES, RATIOS, Cell, grid
 from trainer.organism.statistics import choose, difference, relative_cut, separation
 from trainer.organism.verdicts import verdicts
@@ -84,3 +85,15 @@ def test_seeds_are_read_as_ranges_and_lists() -> None:
     assert parse_seeds("7,3, 3") == [3, 7]
     with pytest.raises(BadInputError, match="give whole numbers"):
         parse_seeds("0-x")
+
+
+def test_every_public_name_is_there_and_an_unknown_one_is_not() -> None:
+    for name in organism.__all__:
+        assert callable(getattr(organism, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = organism.absent
+
+
+def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cell", "--choice", "random"]) == 2
+    assert "--choice and --ratio go together" in capsys.readouterr().err
