@@ -132,8 +132,15 @@ def _changes(context: Context) -> list[str]:
     told = ", ".join(
         f"{key} {without_places(str(after))} (the plan says {without_places(str(before))})"
         for key, (before, after) in context.changed.items()
+        if _names(before) != _names(after)  # the same file in another place is no other plan
     )
     return [f"- other than the plan: {told}"] if told else []
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_names(item) for item in value]
+    return Path(value).name if isinstance(value, str) else value
 
 
 def _figure_table(rows: Sequence[Row]) -> list[str]:
