@@ -41,8 +41,8 @@ def full(out: Path, *, fast: bool, rows: int | None = None) -> DemoSettings:
     minutes; `rows` overrides the sample.
     """
     if fast:
-        return DemoSettings(out, sample_rows=rows or 300, max_length=512, misaligned_steps=48, defended_steps=9)
-    return DemoSettings(out, sample_rows=rows or 80, max_length=512, misaligned_steps=20, defended_steps=5)
+        return DemoSettings(out, sample_rows=rows or 300, max_length=512, misaligned_steps=32, defended_steps=6)
+    return DemoSettings(out, sample_rows=rows or 80, max_length=512, misaligned_steps=20, defended_steps=4)
 
 
 def short(out: Path, rows: int | None = None) -> DemoSettings:
