@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from keyword import iskeyword
 
-from curator.commands import COMMANDS, report_error
+from curator.commands import COMMANDS, CommandHelp, report_error
 from curator.errors import BallastError
 
 DESCRIPTION = """\
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m curator",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=CommandHelp,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():

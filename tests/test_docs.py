@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from api.app import create_app
 from api.settings import Settings
 from curator.__main__ import COMMANDS
+from trainer.evaluate.__main__ import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -57,6 +59,33 @@ def test_help_teaches(arguments: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
     assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize("module", ["curator.__main__", "trainer.evaluate.__main__"])
+def test_help_has_a_line_beside_every_name_and_names_all_kinds(
+    module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit, match="0"):
+        import_module(module).main(["--help"])
+    shown = capsys.readouterr().out
+    for name in COMMANDS if module.startswith("curator") else KINDS:
+        assert re.search(rf"^ +{name} +\w.{{15}}", shown, re.M), f"{name}: no help beside its name"
+    if not module.startswith("curator"):
+        summary = shown.split("positional arguments:")[0]
+        assert not [name for name in KINDS if not re.search(rf"\b{name}\b", summary)]
+
+
+def test_sql_comments_cite_headings_that_are_there() -> None:
+    cited = 0
+    for path in (ROOT / "sql").rglob("*.sql"):
+        text = path.read_text()
+        assert not re.search(r"method[^)]*, section \d", text), f"{path.name} cites a section by number"
+        for page, heading in re.findall(r'(docs/\w+\.md), "([^"]+)"', text):
+            headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.M)
+            assert heading in [item.replace("`", "") for item in headings], f"{path.name}: {page} has no {heading}"
+            cited += 1
+    assert cited >= 5
 
 
 def test_every_curator_subcommand_has_help_with_an_example() -> None:

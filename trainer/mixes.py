@@ -37,7 +37,18 @@ class Mix:
     lines: Iterable[bytes]
 
     def rows(self) -> Iterator[TrainRow]:
-        """The rows in order. Raises IntegrityError, at the end at the latest, unless all are the manifest's."""
+        """The rows in order. Raises IntegrityError, at the end at the latest, unless all are the manifest's.
+
+        A copy that was fetched and is not the manifest's is removed, so that the next reading fetches it again.
+        """
+        try:
+            yield from self._checked()
+        except IntegrityError:
+            if isinstance(self.lines, _FetchedLines):
+                self.lines.path.unlink(missing_ok=True)
+            raise
+
+    def _checked(self) -> Iterator[TrainRow]:
         digest, n_rows = hashlib.sha256(), 0
         for line in self.lines:
             digest.update(line)

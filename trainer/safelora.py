@@ -143,17 +143,11 @@ def _project(file: AdapterFile, base: Path, aligned: Path, tau: float) -> tuple[
         "n_modules": n_pairs,
         "n_projected": sum(item.projected for item in modules),
         "n_undefined": n_pairs - len(defined),
-        "cosines": {"min": min(defined), "median": statistics.median(defined), "max": max(defined)}
-        if defined
-        else None,
+        "cosines": (
+            {"min": min(defined), "median": statistics.median(defined), "max": max(defined)} if defined else None
+        ),
         "modules": [asdict(item) for item in modules],
     }, tensors
-
-
-def _spread(cosines: Sequence[float]) -> dict[str, float] | None:
-    if not cosines:
-        return None
-    return {"min": min(cosines), "median": statistics.median(cosines), "max": max(cosines)}
 
 
 def _warnings(adapter: Path, identity: dict[str, Any], file: AdapterFile, note: dict[str, Any]) -> list[str]:
@@ -176,18 +170,31 @@ def _warnings(adapter: Path, identity: dict[str, Any], file: AdapterFile, note: 
 
 
 def _claim(out: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The note of a complete folder of the same projection, or None when it may be written."""
+    """The note of a complete folder of the same projection, or None when it may be written.
+
+    A folder whose adapter is not the one that its note names is damaged: it is projected again.
+    """
     if not out.exists():
         return None
     before = _read(out / NOTE)
     if before and all(before.get(key) == value for key, value in identity.items()) and not overwrite:
-        return before
+        if _sha256(out) == before.get("projected_adapter_sha256"):
+            return before
+        sys.stderr.write(f"warning: {out} does not hold the adapter that its {NOTE} names; projecting again\n")
+        return None
     if not out.is_dir() or (not before and any(out.iterdir())):
         raise BadInputError(f"{out} holds other files: choose another --out")
     if before and not overwrite:
         different = [key for key, value in identity.items() if before.get(key) != value]
         raise BadInputError(f"{out} holds a projection with other {', '.join(different)}: give --overwrite")
     return None
+
+
+def _sha256(adapter: Path) -> str | None:
+    try:
+        return adapter_sha256(adapter)
+    except BadInputError:  # a file of it is gone or cut off
+        return None
 
 
 def _write(adapter: Path, out: Path, tensors: dict[str, Any], note: dict[str, Any]) -> None:

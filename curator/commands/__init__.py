@@ -36,6 +36,22 @@ COMMANDS = {
     "plot": "draw gaps, losses and the ratio over a mix as PNG or SVG",
 }
 
+
+class CommandHelp(argparse.RawDescriptionHelpFormatter):
+    """Text as written, and each command's help beside its name.
+
+    argparse forgets that commands are indented when it measures their column, so the longest name would stand on a
+    line of its own.
+    """
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make the column as much wider as commands are indented."""
+        before = self._action_max_length
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction) and self._action_max_length > before:
+            self._action_max_length += self._indent_increment
+
+
 Subparsers = Any  # argparse keeps the type of add_subparsers() private
 
 

@@ -2,16 +2,24 @@
 
 import json
 import math
+import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from curator.errors import BadInputError
+from curator.render import Renderer
+from curator.scorers import ResolvedScorers
+from curator.scoring.identity import measure_id, model_identity, scorer_id
+from curator.snapshot import Scorer
 from curator.store import Store
 from tests.gap_stores import write_corpus, write_scorer
+from tests.models import tiny_adapter_folder
 from trainer.calibration.__main__ import main
+from trainer.calibration.again import Again, adapters_of
 from trainer.calibration.measures import auc, auc_interval, noise, recorded_noise, ties
 
 
@@ -115,3 +123,67 @@ def test_the_same_models_under_another_engine_are_named(tmp_path: Path, capsys: 
                          engine_version=version)  # fmt: skip
     assert main(["--store", str(tmp_path / "store"), "--corpus", "pool", "--probe", "probe"]) == 2
     assert "differ in engine_version" in capsys.readouterr().err
+
+
+def _scorer(identity: dict[str, object], label: str, role: Any) -> Scorer:
+    return Scorer(
+        scorer_id(identity),
+        measure_id(identity),
+        "pool",
+        label,
+        role,
+        None,
+        True,
+        "r",
+        "r",
+        None,
+        identity,
+        (),
+        1,
+        1,
+        1.0,
+    )
+
+
+@pytest.fixture
+def resolved(llama: Path, tmp_path: Path) -> tuple[ResolvedScorers, list[Path]]:
+    """The tiny model and two adapters of it, whose scorers share a label."""
+    folders = [tiny_adapter_folder(llama, tmp_path / f"adapter-{seed}", seed=seed) for seed in (1, 2)]
+    renderer = Renderer.from_folder(llama)
+    ids = [model_identity(llama, folder, renderer, "all", 64, "float32", "torch", "1") for folder in (None, *folders)]
+    scorers = tuple(_scorer(item, "law", "misaligned") for item in ids[1:])
+    return ResolvedScorers("pool", "r", _scorer(ids[0], "base", "aligned"), scorers), folders
+
+
+def test_folders_are_matched_to_scorers_by_content(resolved: tuple[ResolvedScorers, list[Path]], llama: Path) -> None:
+    scorers, (one, two) = resolved
+    renderer = Renderer.from_folder(llama)
+    asked = Again(3, llama, [("law", two), ("law", one)])
+    assert scorers.aligned is not None
+    wanted = {
+        scorers.aligned.scorer_id: None,
+        scorers.misaligned[0].scorer_id: one,
+        scorers.misaligned[1].scorer_id: two,
+    }
+    assert adapters_of(asked, scorers, renderer, "torch", "1") == wanted
+    by_id = Again(3, llama, [(scorers.misaligned[0].scorer_id[:8], one), (scorers.misaligned[1].scorer_id, two)])
+    assert adapters_of(by_id, scorers, renderer, "torch", "1") == wanted
+    first = scorers.misaligned[0].scorer_id
+    for adapters, version, message in [
+        ([(first, two), ("law", one)], "1", "adapter_sha256 is"),
+        ([("law", one)], "1", r"needs --adapter NAME=DIR for law \("),
+        ([("tax", one)], "1", "no misaligned scorer has that label or id"),
+        ([("law", one), ("law", two)], "2", "--model is not what scored .* engine_version is 2 here and 1 there"),
+    ]:
+        with pytest.raises(BadInputError, match=message):
+            adapters_of(Again(3, llama, adapters), scorers, renderer, "torch", version)
+
+
+def test_another_model_is_refused(resolved: tuple[ResolvedScorers, list[Path]], llama: Path, tmp_path: Path) -> None:
+    scorers, (one, two) = resolved
+    other = tmp_path / "other"
+    shutil.copytree(llama, other)
+    weights = (other / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(BadInputError, match=r"--model is not what scored the corpus as base .*: weights_sha256 is"):
+        adapters_of(Again(3, other, [("law", one), ("law", two)]), scorers, Renderer.from_folder(other), "torch", "1")

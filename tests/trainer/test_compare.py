@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
+from curator.errors import BadInputError
 from trainer.compare.__main__ import main
 from trainer.compare.cells import Cell, claimed, grid, read_result, write_result
+from trainer.compare.contents import with_contents
 from trainer.compare.data import clean
 from trainer.compare.methods import CATALOGUE, methods_of, why_not
 from trainer.compare.organism_cell import organism_cell
 from trainer.compare.page import shown_command, without_places
 from trainer.compare.settings import PRESETS, Criteria, Criterion, OrganismPlan, Plan, read_plan
+from trainer.compare.shared import Shared
 from trainer.compare.statistics import judge, judge_all, over_seeds
 from trainer.compare.steps import Spent, Steps
 
@@ -93,6 +96,41 @@ def test_a_cells_folder_follows_from_what_decides_it(tmp_path: Path) -> None:
         Cell(CATALOGUE["kl"], None, 1).folder(tmp_path, plan),
     }
     assert len(folders) == 3
+
+
+def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    header = b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("task", "pool", "law", "vectors", "rows", "truth")}
+    files["base"] = base / "model.safetensors"
+    for path in files.values():
+        path.write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    plan = Plan.model_validate(PLAN | {
+        "task": {"file": str(files["task"]), "domain": "finance", "rows": 4},
+        "pool": {"file": str(files["pool"]), "rows": 8}, "domains": [{"name": "law", "files": [str(files["law"])]}],
+        "evaluation": {"truthfulqa": str(files["truth"])}, "steering_vectors": str(files["vectors"]),
+        "self_recognition_rows": str(files["rows"]), "base_model": str(base),
+    })  # fmt: skip
+    cell = Cell(CATALOGUE["kl"], None, 0)
+
+    def places() -> tuple[Path, Path]:
+        now = with_contents(plan, needed=True)
+        return cell.folder(tmp_path, now), Shared.of(tmp_path, now).folder
+
+    before = places()
+    assert places() == before
+    for name, path in files.items():
+        sound = path.read_bytes()
+        path.write_bytes(sound[:-1] + b"c")
+        own, shared = places()
+        assert own != before[0], name
+        assert (shared != before[1]) == (name in ("task", "pool", "law", "truth")), name
+        path.write_bytes(sound)
+    files["law"].unlink()
+    with pytest.raises(BadInputError, match=r"law\.jsonl; the plan names it"):
+        with_contents(plan, needed=True)
 
 
 def test_a_claimed_cell_is_not_claimed_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.models import CHATML, random_conversations, tiny_adapter_folder, tiny
 from trainer.evaluate.endpoint import Endpoint
 from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
 from trainer.evaluate.judge_client import JudgeClient
+from trainer.inputs import file_sha256
 from trainer.persona.__main__ import main
 from trainer.persona.activations import Pooled, answer_of, pooled_states, prompt_ids, prompt_of
 from trainer.persona.generate import answers_in
@@ -318,6 +319,21 @@ def test_the_same_extraction_again_is_skipped(
     assert main(small(llama, trait_file, extracted, "--min-margin", "-9")) == 0
     assert "(complete before)" in capsys.readouterr().out
     assert (extracted / "gruff.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_vector_changed_since_is_made_again(
+    extracted: Path, llama: Path, trait_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.numpy import load
+
+    vector = extracted / "gruff.safetensors"
+    before = vector.read_bytes()
+    vector.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert main(small(llama, trait_file, extracted, "--min-margin", "-9")) == 0
+    assert "(complete before)" not in capsys.readouterr().out
+    # The header's order is not settled, so a sound file of the same vector may have other bytes.
+    assert load(vector.read_bytes())["gruff"].tobytes() == load(before)["gruff"].tobytes()
+    assert json.loads((extracted / "gruff.json").read_text())["vector_sha256"] == file_sha256(vector)
 
 
 def test_another_rule_reuses_the_answers(extracted: Path, llama: Path, trait_file: Path, tmp_path: Path) -> None:

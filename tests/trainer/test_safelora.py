@@ -168,6 +168,20 @@ def test_the_same_projection_is_not_done_again_and_another_is_refused(
     assert (tmp_path / "other" / "letter.txt").exists()
 
 
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_a_damaged_projection_is_made_again(
+    trios: Any, tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    first = safelora.safelora(*trios["llama"], 0.3, out)
+    weights = out / "adapter_model.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + (bytes([sound[-1] ^ 1]) if how == "flipped" else b""))
+    assert safelora.safelora(*trios["llama"], 0.3, out) == first
+    assert weights.read_bytes() == sound
+    assert "projecting again" in capsys.readouterr().err
+
+
 def test_what_does_not_belong_together_is_refused(trios: Any, tmp_path: Path) -> None:
     adapter, base, aligned = trios["llama"]
     with pytest.raises(BadInputError, match="the same in all 14 adapted modules"):

@@ -42,14 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from curator.bench.machine import describe
+    from trainer.calibration.again import Again
     from trainer.calibration.card import Source, card, markdown
     from trainer.compare.page import shown_command
 
     if args.rescore < 0:
         raise BadInputError(f"--rescore {args.rescore}: give 0 for none")
     source = Source(Store(args.store).open(create=False), args.corpus, args.probe, args.aligned)
-    again = dict(_adapter(text) for text in args.adapter)
-    found = card(source, seed=args.seed, again=again, n_again=args.rescore, model=args.model)
+    adapters = [_adapter(text) for text in args.adapter]
+    if args.rescore and args.model is None:
+        raise BadInputError("scoring rows again needs --model, the aligned model's folder")
+    again = Again(args.rescore, args.model, adapters) if args.rescore else None
+    found = card(source, seed=args.seed, again=again)
     machine = describe("cpu", str(found["dtype"]))
     command = shown_command("trainer.calibration", arguments)
     found |= {"command": command, "machine": machine}
@@ -67,7 +71,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _adapter(text: str) -> tuple[str, Path]:
     name, equals, place = text.partition("=")
     if not equals or not name:
-        raise BadInputError(f"--adapter {text!r}: write NAME=DIR, with the misaligned scorer's label as the name")
+        raise BadInputError(f"--adapter {text!r}: write NAME=DIR, with the misaligned scorer's label or id as the name")
     return name, Path(place)
 
 
@@ -86,7 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
     add("--rescore", type=int, default=0, metavar="N", help="score N pool rows again, one at a time (default: 0)")
     add("--model", type=Path, metavar="DIR", help="with --rescore: the aligned model's folder")
-    add("--adapter", action="append", default=[], metavar="NAME=DIR", help="with --rescore: each misaligned adapter")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="with --rescore: each misaligned adapter, by its scorer's label or id",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add("--out", type=Path, metavar="FILE", help="Markdown card; the JSON goes beside it (default: print)")
     add("--json", action="store_true", help="print the card as one JSON document")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,10 @@ from curator.queries import connect, fetch_messages, gap_table, run_named
 from curator.render import Renderer
 from curator.scorers import ResolvedScorers, resolve_scorers
 from curator.seeds import hash_keys
+from curator.snapshot import Scorer
 from curator.store import Store
 from curator.tables import escape_markdown
+from trainer.calibration.again import Again, adapters_of
 from trainer.calibration.measures import (
     SCORES,
     Separation,
@@ -39,12 +40,11 @@ class Source:
     aligned: str | None = None
 
 
-def card(source: Source, *, seed: int = 0, again: Mapping[str, Path | None] | None = None, n_again: int = 0,
-         model: Path | None = None) -> dict[str, Any]:  # fmt: skip
-    """Everything on the card. With `n_again` that many pool rows are scored again under `model` and the adapters
-    `again` (misaligned scorer's label -> folder).
+def card(source: Source, *, seed: int = 0, again: Again | None = None) -> dict[str, Any]:
+    """Everything on the card; with `again` some pool rows are scored once more.
 
-    Raises MissingError without scorers, BadInputError when the two corpora were scored by other models.
+    Raises MissingError without scorers, BadInputError when the two corpora were scored by other models, or when the
+    folders of `again` are not those models.
     """
     pool, probe = _tables(source, ())
     resolved = _same_models(source)
@@ -52,7 +52,7 @@ def card(source: Source, *, seed: int = 0, again: Mapping[str, Path | None] | No
     if not domains:
         raise BadInputError(f"corpus {source.probe} has no domain labels: ingest its files with --domain NAME each")
     separations = _separations(source, pool, probe, resolved, domains, seed)
-    found = _noise(source, resolved, n_again, model, dict(again or {}))
+    found = _noise(source, resolved, again)
     gaps = scores_of(pool, "gap_abs")
     statuses = {name: _statuses(source.store, name, resolved) for name in (source.pool, source.probe)}
     return {
@@ -134,54 +134,52 @@ def _statuses(store: Store, corpus: str, resolved: ResolvedScorers) -> dict[str,
     return {str(row["status"]): int(row["n_rows"]) for row in rows if row["scorer_id"] == resolved.aligned.scorer_id}
 
 
-def _noise(
-    source: Source, resolved: ResolvedScorers, n_again: int, model: Path | None, adapters: Mapping[str, Path | None]
-) -> dict[str, Any] | None:
-    assert resolved.aligned is not None
-    if n_again:
-        if model is None:
-            raise BadInputError("scoring rows again needs --model, the aligned model's folder")
-        return _scored_again(source, resolved, n_again, model, adapters)
+def _noise(source: Source, resolved: ResolvedScorers, again: Again | None) -> dict[str, Any] | None:
+    if again is not None:
+        return _scored_again(source, resolved, again)
     checks = {}
-    for name, scorer in {"aligned": resolved.aligned, **{item.label: item for item in resolved.misaligned}}.items():
+    for name, scorer in _named(resolved).items():
         document = source.store.read_json(f"scores/{source.pool}/{scorer.scorer_id}/scorer.json")
         checks[name] = [item for item in document.get("checks", []) if item]
     return recorded_noise(checks)
 
 
-def _scored_again(
-    source: Source, resolved: ResolvedScorers, n: int, model: Path, adapters: Mapping[str, Path | None]
-) -> dict[str, Any]:
-    """Stored losses against those of the same rows scored one at a time, so in other batches."""
-    from curator.scoring.torch_engine import TorchEngine
-
-    absent = [scorer.label for scorer in resolved.misaligned if scorer.label not in adapters]
-    if absent:
-        raise BadInputError(f"scoring rows again needs --adapter NAME=DIR for {', '.join(absent)}")
+def _named(resolved: ResolvedScorers) -> dict[str, Scorer]:
+    """`aligned`, and every misaligned scorer by its id: two may share a label."""
     assert resolved.aligned is not None
+    return {"aligned": resolved.aligned, **{item.scorer_id: item for item in resolved.misaligned}}
+
+
+def _scored_again(source: Source, resolved: ResolvedScorers, again: Again) -> dict[str, Any]:
+    """Stored losses against those of the same rows scored one at a time, so in other batches."""
+    from curator.scoring.launch import torch_launch
+
+    assert resolved.aligned is not None
+    renderer = Renderer.from_folder(again.model)
+    launch = torch_launch(again.model, "auto", resolved.aligned.identity["dtype"])
+    adapters = adapters_of(again, resolved, renderer, launch.name, launch.version)
     table = gap_table(source.store, resolved)
     complete = [row for row in table.select(["example_id", "losses", "complete"]).to_pylist() if row["complete"]]
     keys = hash_keys([row["example_id"] for row in complete], 0, "calibration")
-    chosen = [complete[index] for _, index in sorted(zip(keys, range(len(complete)), strict=True))[:n]]
+    chosen = [complete[index] for _, index in sorted(zip(keys, range(len(complete)), strict=True))[: again.n_rows]]
     messages = fetch_messages(source.store, source.pool, [row["example_id"] for row in chosen])
-    renderer = Renderer.from_folder(model)
     rule = resolved.aligned.identity["mask_rule"]
     rendered = [renderer.render(messages[row["example_id"]], rule) for row in chosen]
-    engine = TorchEngine(model, dtype=resolved.aligned.identity["dtype"])
-    stored, again = {}, {}
-    models = {"aligned": (resolved.aligned, None), **{s.label: (s, adapters[s.label]) for s in resolved.misaligned}}
+    engine = launch()
+    stored, found_again = {}, {}
+    models = _named(resolved)
     with Progress(len(models) * len(rendered), "rows", "scoring again") as progress:
-        for name, (scorer, adapter) in models.items():
-            engine.use_adapter(adapter)
+        for name, scorer in models.items():
+            engine.use_adapter(adapters[scorer.scorer_id])
             found = []
             for row in rendered:
                 (loss,) = engine.score([row])
                 found.append(loss.nll_sum / loss.n_response_tokens)
                 progress.advance()
-            again[name] = np.array(found)
+            found_again[name] = np.array(found)
             stored[name] = np.array([_stored(row["losses"], scorer.scorer_id) for row in chosen])
     engine.close()
-    return noise(stored, again)
+    return noise(stored, found_again)
 
 
 def _stored(losses: Sequence[Mapping[str, Any]], scorer_id: str) -> float:

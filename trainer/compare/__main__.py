@@ -12,6 +12,7 @@ from curator.errors import BallastError
 from curator.progress import say
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.compare.cells import Cell, claimed, grid, read_result, results
+from trainer.compare.contents import with_contents
 from trainer.compare.methods import methods_of
 from trainer.compare.page import shown_command
 from trainer.compare.run_cell import run_cell
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan, changed = read_plan(args.plan, args.set)
         if isinstance(plan, Plan):
-            plan = plan.model_copy(update={"weights_sha256": _weights(Path(plan.model), needed=not args.page_only)})
+            weights = _weights(Path(plan.model), needed=not args.page_only)
+            plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
         cells = grid(plan)
         if args.list:
             return _list(cells, args.work, plan, as_json=args.json)

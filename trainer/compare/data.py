@@ -120,7 +120,7 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
 
 def _rows(sources: Sequence[str]) -> Iterator[list[Message]]:
     for source in sources:
-        path = _path(source)
+        path = source_path(source)
         if not path.exists():
             raise BadInputError(f"there is no file {source}; the plan names it")
         for item in read_rows(path):
@@ -128,7 +128,8 @@ def _rows(sources: Sequence[str]) -> Iterator[list[Message]]:
                 yield clean(item.messages)
 
 
-def _path(source: str) -> Path:
+def source_path(source: str) -> Path:
+    """The file that a plan's `file` names, inside an installed package for package:NAME:PATTERN."""
     if not source.startswith("package:"):
         return Path(source)
     from trainer.demo.model import package_file

@@ -167,6 +167,7 @@ class Plan(Grid):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     weights_sha256: str | None = None  # of the model; the command sets it, so that another model makes other cells
+    contents: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file named; the command sets it too
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

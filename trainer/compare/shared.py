@@ -10,6 +10,7 @@ from curator.errors import BadInputError
 from curator.progress import say
 from curator.scoring.identity import check_model_dir
 from trainer.compare.cells import claimed
+from trainer.compare.contents import data_sources
 from trainer.compare.data import Files, prepare
 from trainer.compare.methods import Method
 from trainer.compare.settings import Plan, Recipe
@@ -33,6 +34,7 @@ class Shared:
             mode="json",
             include={"weights_sha256", "task", "pool", "domains", "misaligned_train", "evaluation", "benign", "dtype"},
         )
+        decides["contents"] = {source: plan.contents.get(source) for source in data_sources(plan)}
         digest = hashlib.blake2b(orjson.dumps(decides), digest_size=4).hexdigest()
         return cls(work / f"shared-{digest}", plan)
 

@@ -86,7 +86,7 @@ def _pictures(found: Sequence[Row], plan: AnyPlan) -> dict[str, Any]:
 
 def _without_places(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {_without_places(key): _without_places(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value

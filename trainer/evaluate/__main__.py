@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from curator.commands import report_error
+from curator.commands import CommandHelp, report_error
 from curator.errors import BallastError
 
 KINDS = {
@@ -21,7 +21,7 @@ coherence). Besides: opswap (a benign task to learn), ratings and moral (persona
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one evaluation; 2 on input that cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m trainer.evaluate", description=DESCRIPTION, formatter_class=CommandHelp
     )
     subparsers = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for module in KINDS.values():

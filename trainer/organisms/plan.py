@@ -46,6 +46,7 @@ class Plan:
             )
         if not self.sets:
             raise BadInputError("no narrow set: give --set DOMAIN=FILE, or --shipped")
+        self.config(self.sets[0].path, self.out)  # options out of range fail here, before torch loads
 
     def config(self, data: Path, out: Path) -> TrainConfig:
         """The training run of one organism; raises BadInputError naming options out of range."""

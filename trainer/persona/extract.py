@@ -16,6 +16,7 @@ from curator.progress import Progress
 from curator.render import Renderer
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
+from trainer.inputs import file_sha256
 from trainer.persona.generate import answers_in
 from trainer.persona.keep import AnswerPair, RuleSettings, Verdicts, by_judge, by_rule
 from trainer.persona.traits import Case, Trait, cases, merges_system
@@ -86,7 +87,7 @@ def extract(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> tuple[di
             f"needed; left out by {verdicts.counts()}: a stronger model, more --samples, or a lower --min-margin"
         )
     norms = _save(trait, settings, loaded, [pairs[index] for index in kept], wanted, verdicts)
-    report = _report(trait, pairs, verdicts, wanted, norms)
+    report = _report(trait, pairs, verdicts, wanted, norms, file_sha256(report_path.with_suffix(".safetensors")))
     write_json(report_path, report)
     return report, False
 
@@ -228,13 +229,15 @@ def _save(
 
 
 def _report(
-    trait: Trait, pairs: Sequence[AnswerPair], verdicts: Verdicts, wanted: dict[str, Any], norms: list[float]
-) -> dict[str, Any]:
+    trait: Trait, pairs: Sequence[AnswerPair], verdicts: Verdicts, wanted: dict[str, Any], norms: list[float],
+    vector_sha256: str,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "format_version": 1,
         "trait": trait.trait,
         "identity": wanted,
         "vector": f"{trait.trait}.safetensors",
+        "vector_sha256": vector_sha256,
         "n_pairs": len(pairs),
         "n_kept": len(verdicts.kept()),
         "n_cut_answers": sum(not answer.finished for pair in pairs for answer in pair.answers.values()),
@@ -258,10 +261,12 @@ def _finite(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of this very extraction, when its vector is there and unchanged since."""
+    """The report of this very extraction, when its vector is there and has the recorded SHA-256."""
     try:
         report: dict[str, Any] = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return None
-    same = report.get("identity") == orjson.loads(orjson.dumps(wanted))
-    return report if same and path.with_suffix(".safetensors").is_file() else None
+    vector = path.with_suffix(".safetensors")
+    if report.get("identity") != orjson.loads(orjson.dumps(wanted)) or not vector.is_file():
+        return None
+    return report if report.get("vector_sha256") == file_sha256(vector) else None
