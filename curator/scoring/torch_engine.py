@@ -69,16 +69,18 @@ class TorchEngine:
     def use_adapter(self, path: Path | None) -> None:
         """Score with this LoRA adapter from now on, or with the base model alone for None.
 
-        With `merge` the model is loaded anew whenever that changes.
+        With `merge` the model is loaded anew whenever that changes: in main memory beside the one in use, which stays
+        when BadInputError says that the adapter does not fit.
         """
         if not self._merge:
             self._adapters.use(path)
         elif path != self._merged:
-            del self._split, self._packed, self._adapters
             if path is None:
-                self._take(load_model(self._model_dir, self.device, self.dtype))
+                model = load_model(self._model_dir, "cpu", self.dtype)
             else:
-                self._take(load_merged(self._model_dir, path, self.dtype).to(self.device))
+                model = load_merged(self._model_dir, path, self.dtype)
+            del self._split, self._packed, self._adapters  # a device need not hold both
+            self._take(model.to(self.device))
             self._merged = path
 
     def _take(self, model: Any) -> None:
