@@ -96,7 +96,7 @@ def is_gone(by: dict[str, Any] | None, at: float) -> bool:
     if by is None:
         return True
     if by["place"] == _place() and by["started"] is not None:
-        return _started(by["pid"]) != by["started"]
+        return bool(_started(by["pid"]) != by["started"])
     return time.time() - at > GONE_AFTER_S
 
 
