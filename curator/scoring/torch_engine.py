@@ -24,7 +24,7 @@ from curator.scoring.torch_model import (
     resolve_device,
     resolve_dtype,
 )
-from curator.scoring.torch_packed import packed_decoder
+from curator.scoring.torch_packed import PackedDecoder, packed_decoder
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -40,6 +40,7 @@ class TorchEngine:
     """`engine.Engine` over a Hugging Face model folder."""
 
     name = NAME
+    _packed: PackedDecoder | None
 
     def __init__(
         self,
