@@ -31,7 +31,7 @@ demo: setup ## the whole main job on a real model and corpus (about 8 minutes on
 	$(BIN)/python -m trainer.demo
 
 demo-short: setup ## the same with fewer rows and steps
-	$(BIN)/python -m trainer.demo --short
+	$(BIN)/python -m trainer.demo --short $(DEMO_OPTIONS)
 
 test: setup ## the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"

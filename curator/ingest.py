@@ -32,6 +32,7 @@ from curator.formats import (
     read_rows,
 )
 from curator.ingest_report import MAX_LISTED, FileReport, IngestReport, recorded_problems, strict_error
+from curator.lease import StillHeld
 from curator.progress import Progress
 from curator.schema import EXAMPLES, REJECTS, SOURCES, Table
 from curator.store import Store, arrow_schema
@@ -83,18 +84,23 @@ def ingest(
     for path in (path for source in located for path in source.files):
         with open_chat_file(path):  # every file is looked at before the first is written
             pass
-    with store.lock(f"corpora/{corpus}"):
+    with store.lock(f"corpora/{corpus}") as still_held:
         document = read_manifest(store, corpus) or new_manifest(corpus)
         store.sweep(f"corpora/{corpus}", named_files(document))
         known = known_labels(store, document)
         reports = []
         for source in located:
-            reports.append(_ingest_source(store, document, known, source, options))
+            reports.append(_ingest_source(store, document, known, source, options, still_held))
     return IngestReport(corpus, document["revision"], document["n_examples"], tuple(reports))
 
 
 def _ingest_source(
-    store: Store, document: dict[str, Any], known: dict[bytes, Labels], source: Located, options: IngestOptions
+    store: Store,
+    document: dict[str, Any],
+    known: dict[bytes, Labels],
+    source: Located,
+    options: IngestOptions,
+    still_held: StillHeld,
 ) -> FileReport:
     before = _stamp(source)
     sha256 = _sha256(source)
@@ -107,7 +113,7 @@ def _ingest_source(
             if options.strict and report.rejected:
                 raise strict_error(report, recorded_problems(store, f"corpora/{document['name']}", earlier))
             return report
-    writer = _FileWriter(store, document, known, report, dict(options.labels))
+    writer = _FileWriter(store, document, known, report, dict(options.labels), still_held)
     try:
         for item in _with_progress(source, options):
             writer.add(item)
@@ -166,7 +172,9 @@ class _FileWriter:
         known: dict[bytes, Labels],
         report: FileReport,
         labels: dict[str, str],
+        still_held: StillHeld,
     ) -> None:
+        self.still_held = still_held
         self.store, self.document, self.known, self.report, self.labels = store, document, known, report, labels
         self.folder = f"corpora/{document['name']}"
         self.number = len(document["ingests"])
@@ -181,7 +189,7 @@ class _FileWriter:
         self.codes: Counter[str] = Counter()
         self.n_ignored = 0
         self.dry = False  # counting only, once a strict file is known to be refused
-        self.closing = False  # the manifest may name our files from here on
+        self.closing = False  # the manifest, or another writer, may own our names from here on
 
     def add(self, item: Row | Reject) -> None:
         self.report.parsed += 1
@@ -229,9 +237,16 @@ class _FileWriter:
         if rows and not self.dry:
             name = f"{kind}-{self.number:05d}-{len(self.files[kind]):05d}.parquet"
             data = pa.Table.from_pylist(rows, schema=arrow_schema(table))
+            self._check_lock()
             sha256 = self.store.write_table(f"{self.folder}/{name}", data, table)
             self.files[kind].append({"name": name, "n_rows": len(rows), "sha256": sha256})
         return []
+
+    def _check_lock(self) -> None:
+        """Before anything is written: names are given by number, so a lock's next holder writes under ours."""
+        self.closing = True
+        self.still_held()
+        self.closing = False
 
     def commit(self, options: IngestOptions) -> None:
         self._flush(1)
@@ -244,13 +259,14 @@ class _FileWriter:
         entry |= {"reject_codes": self.report.reject_codes, "options": options.identity()}
         entry |= {"parts": self.files["part"], "sources": self.files["sources"], "rejects": self.files["rejects"]}
         document["ingests"] = [*document["ingests"], entry | {"revision": document["revision"]}]
+        self._check_lock()
         self.closing = True
         self.store.write_json(f"{self.folder}/corpus.json", document)
         self.document.update(document)
         self.known |= self.new
 
     def undo(self) -> None:
-        """Remove this file's parts; where the manifest may name them they stay for the next sweep to judge."""
+        """Remove this file's parts; those that may be the manifest's or another writer's stay for the next sweep."""
         if self.closing:
             return
         for item in (item for items in self.files.values() for item in items):

@@ -171,7 +171,10 @@ def loss_curve_of(metrics: Path, *, title: str = "") -> Figure:
     """
     try:
         lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise BadInputError(f"{metrics} {why}: give a training run's folder or its metrics.jsonl") from error
+    except ValueError as error:
         raise BadInputError(f"{metrics}: no readable metrics ({error})") from error
     logged: list[dict[str, Any]] = [line for line in lines if isinstance(line, dict) and "step" in line]
     names = sorted(

@@ -85,7 +85,7 @@ def import_pool(store: Store, source: Path, expect: str | None = None) -> PoolRe
             raise IntegrityError(f"{source} is pool {pool.document['pool_id']}, not {expect}")
         _check(pool, source)
         folder = f"corpora/{pool.corpus}"
-        with store.lock(folder):
+        with store.lock(folder) as still_held:
             current = _current(store, pool)
             manifests = changed(current, {path: pool.read_json(path) for path in _manifests(pool)})
             data = _new_data(store, pool, current)
@@ -95,6 +95,7 @@ def import_pool(store: Store, source: Path, expect: str | None = None) -> PoolRe
                 for path in data:
                     store.write_bytes(path, pool.read(path))
                     bar.advance()
+            still_held()
             for path in manifests:  # the corpus's own comes last
                 store.write_bytes(path, pool.read(path))
         return _report(pool.document, len(data) + len(manifests))

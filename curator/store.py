@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from curator.arrow_tables import arrow_schema, conform
 from curator.errors import BadInputError, IntegrityError, MissingError
-from curator.lease import LOCK_FILE, bucket_lease, folder_lock
+from curator.lease import LOCK_FILE, StillHeld, bucket_lease, folder_lock
 from curator.migrations import STORE_FILE, bring_up_to_date
 from curator.schema import STORE_FORMAT_VERSION, Table
 from curator.storage import BLOCK_BYTES, N_PIECES, age_s, in_our_words, reach, reading_parquet
@@ -202,15 +202,18 @@ class Store:
         return True
 
     @contextmanager
-    def lock(self, path: str) -> Iterator[None]:
-        """Be the only writer of a folder; raises StoreError when another process is. See `curator.lease`."""
+    def lock(self, path: str) -> Iterator[StillHeld]:
+        """Be the only writer of a folder; raises StoreError when another process is. See `curator.lease`.
+
+        Yields what to call before a manifest is replaced: it raises StoreError when the lock was lost meanwhile.
+        """
         full = self._full(path)
         if self._local:
-            with folder_lock(Path(full), path, self._base):
-                yield
+            with folder_lock(Path(full), path, self._base) as still_held:
+                yield still_held
         else:
-            with bucket_lease(self._fs, f"{full}/{LOCK_FILE}", path, self._base):
-                yield
+            with bucket_lease(self._fs, f"{full}/{LOCK_FILE}", path, self._base) as still_held:
+                yield still_held
 
     def sweep(self, path: str, keep: set[str]) -> list[str]:
         """Remove a folder's files that are not in `keep`, left-over temporary ones too; returns their names.

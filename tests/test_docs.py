@@ -15,6 +15,9 @@ from trainer.evaluate.__main__ import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+# Written by a command that the documentation names (its --out); the rest of what is named must be there.
+TARGETS = frozenset({"docs/results/compare.md"})
+ROOMS = ("api", "curator", "sql", "trainer")
 RUNS = 'if __name__ == "__main__":'
 
 
@@ -49,6 +52,43 @@ def test_the_two_commands_are_targets() -> None:
     for target in ("demo", "test", "test-all", "lint", "types", "contracts"):
         assert re.search(rf"make [\w ]*\b{target}\b", README), target
         assert re.search(rf"^{target}: ", makefile, re.M)
+
+
+def _absent(page: Path) -> list[str]:
+    """Relative links of a page, and `docs/...` paths of a page or module, that lead nowhere."""
+    text = page.read_text()
+    named = {ROOT / name for name in re.findall(r"\bdocs/[\w./-]*\w", text)}
+    if page.suffix == ".md":
+        links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+        named |= {page.parent / link for link in links if not re.match(r"[a-z]+:", link)}
+    places = {path.resolve() for path in named if not path.exists()}
+    return sorted(name for path in places if (name := str(path.relative_to(ROOT))) not in TARGETS)
+
+
+def test_every_link_and_every_page_that_is_named_is_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    modules = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    found = {str(page.relative_to(ROOT)): _absent(page) for page in (*pages, *modules)}
+    assert not {name: absent for name, absent in found.items() if absent}
+
+
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    page = ROOT / "docs" / "results" / "compare.md"
+
+    class Page:
+        suffix, parent = page.suffix, page.parent
+
+        def read_text(self) -> str:
+            return "[a](none.md#b) [c](https://e.org) [d](systems.md) `docs/gone.md` docs/results/compare.md"
+
+    assert _absent(Page()) == ["docs/gone.md", "docs/results/none.md"]  # type: ignore[arg-type]
+
+
+def test_every_target_is_an_output_that_a_page_or_module_names() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(page.read_text() for page in pages)
+    text += "".join(path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    assert not [name for name in TARGETS if not re.search(rf"--out {re.escape(name)}", text)]
 
 
 @pytest.mark.parametrize("arguments", [("curator",), *[(name,) for name in MODULES]])

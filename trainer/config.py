@@ -124,11 +124,11 @@ class TrainConfig(_Strict):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.mix_id is None) == (self.data is None):
-            raise ValueError("give exactly one of mix_id and data")
+            raise ValueError("give exactly one of --mix-id and --data")
         if self.mix_id is not None and (self.api_url is None) == (self.store is None):
-            raise ValueError("a mix is read from exactly one of api_url and store")
+            raise ValueError("a mix is read from exactly one of --api-url and --store")
         if self.data is not None and (self.api_url or self.store):
-            raise ValueError("api_url and store go with mix_id, not with data")
+            raise ValueError("--api-url and --store go with --mix-id, not with --data")
         if self.four_bit and find_spec("bitsandbytes") is None:
             raise ValueError("four_bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
         if self.full and self.four_bit:
@@ -164,7 +164,8 @@ def parse_config(document: Any) -> TrainConfig:
         return TrainConfig.model_validate(document)
     except ValidationError as error:
         problems = [
-            {"field": ".".join(map(str, item["loc"])) or "options", "message": item["msg"]} for item in error.errors()
+            {"field": ".".join(map(str, item["loc"])), "message": item["msg"].removeprefix("Value error, ")}
+            for item in error.errors()
         ]
-        text = "; ".join(f"{item['field']}: {item['message']}" for item in problems[:5])
+        text = "; ".join(": ".join(part for part in item.values() if part) for item in problems[:5])
         raise BadInputError(f"training options refused: {text}", details=problems) from error

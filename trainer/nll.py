@@ -60,17 +60,19 @@ def _render(
 ) -> tuple[list[Rendered], dict[str, int]]:
     rows: list[Rendered] = []
     skipped = {"n_bad_records": 0, "n_too_long": 0, "n_no_response": 0}
-    for item in read_rows(data):
-        if isinstance(item, Reject):
-            skipped["n_bad_records"] += 1
-            continue
-        rendered = renderer.render(item.messages, mask_rule)
-        if rendered.n_tokens > max_length:
-            skipped["n_too_long"] += 1
-        elif not rendered.loss_mask.any():
-            skipped["n_no_response"] += 1
-        else:
-            rows.append(rendered)
+    with Progress(None, "rows", f"rendering {data.name}") as progress:
+        for item in read_rows(data):
+            progress.advance()
+            if isinstance(item, Reject):
+                skipped["n_bad_records"] += 1
+                continue
+            rendered = renderer.render(item.messages, mask_rule)
+            if rendered.n_tokens > max_length:
+                skipped["n_too_long"] += 1
+            elif not rendered.loss_mask.any():
+                skipped["n_no_response"] += 1
+            else:
+                rows.append(rendered)
     return rows, skipped
 
 

@@ -1,4 +1,4 @@
-"""A provider's policy: what it locks in every recipe that is resolved under it (docs/policy.md)."""
+"""A provider's policy: what it locks in every recipe that is resolved under it (docs/mixing.md, Policy)."""
 
 from typing import Any, get_args
 

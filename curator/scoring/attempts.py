@@ -1,37 +1,57 @@
-"""A note beside a part in the making, for rows that kill the whole process (a segmentation fault, the kernel's
+"""Notes beside a block in the making, for rows that kill the whole process (a segmentation fault, the kernel's
 out-of-memory killer): what outlives the process is that it was at work here, and on which row.
 
 The block is first scored as a whole. When a process dies in it, the next one goes row by row and notes each; a row
 that kills `MAX_DEATHS` processes while it stands alone is marked. A run that is stopped from outside leaves the
-same trace, so it takes that many deaths on one row, not one.
+same trace, so it takes that many deaths on one row, not one. Each process has a note of its own: those of processes
+that may be alive count for nothing, since several may work on one folder.
 """
 
+import os
+import secrets
+import socket
+import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from curator.errors import MissingError
 from curator.scoring.parts import part_name
 from curator.store import Store
 
 MAX_DEATHS = 2  # alone; together with the first, in company, three in all
-PATTERN = "attempt-*.json"
+FOLDER = "attempts"
+# A note of another machine (or container) says nothing of whether its process lives: it is renewed with each row, or
+# stands for one block, and none takes so long.
+GONE_AFTER_S = 3_600.0
+_PLACE_FILES = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")
 
 
 class Attempt:
-    """The note of one block. `careful`: an earlier process died in it, so go row by row."""
+    """The notes of one block. `careful`: an earlier process died in it, so go row by row."""
 
     def __init__(self, store: Store, folder: str, ids: Sequence[str]) -> None:
         self._store = store
         stem = part_name(ids).removeprefix("part-").removesuffix(".parquet")
-        self._path = f"{folder}/attempt-{stem}.json"
-        self.careful = store.exists(self._path)
-        note = store.read_json(self._path) if self.careful else {"row": None, "deaths": {}}
-        self._deaths: Counter[str] = Counter(note["deaths"])
-        if note["row"] is not None:
-            self._deaths[note["row"]] += 1
+        self._path = f"{folder}/{FOLDER}/{stem}-{secrets.token_hex(8)}.json"
+        self._row: str | None = None
+        self._deaths: Counter[str | None] = Counter()
+        self._dead: list[str] = []
+        for name in store.list(f"{folder}/{FOLDER}", f"{stem}-*.json"):
+            try:
+                note = store.read_json(f"{folder}/{FOLDER}/{name}")
+            except MissingError:  # its process has just ended well
+                continue
+            if is_gone(note["by"], note["at"]):
+                self._dead.append(f"{folder}/{FOLDER}/{name}")
+                self._deaths[note["row"]] += 1
+        self.careful = bool(self._dead)
 
     def begin(self, row: str | None = None) -> None:
         """Note that work starts: on the whole block, or on one row."""
-        self._store.write_json(self._path, {"row": row, "deaths": dict(self._deaths)})
+        self._row = row
+        self._note(this_process())
 
     def deadly(self, row: str) -> str | None:
         """Why a row is not tried again, or None."""
@@ -39,19 +59,59 @@ class Attempt:
             return None
         return f"the process died {self._deaths[row]} times while it scored this row alone"
 
+    def died(self) -> None:
+        """The engine is dead while the process lives: count it as a death all the same."""
+        self._note(None)
+
     def settle(self) -> None:
         """The process ends on its own, with the block not done: no row is to blame for that."""
-        if self._deaths:
-            self.begin()
-        else:
-            self._store.delete(self._path)
+        self._store.delete(self._path)
 
     def done(self) -> None:
         """The part is written."""
-        self._store.delete(self._path)
+        for path in (self._path, *self._dead):
+            self._store.delete(path)
+
+    def _note(self, by: dict[str, Any] | None) -> None:
+        self._store.write_json(self._path, {"row": self._row, "by": by, "at": time.time()})
 
 
 def sweep(store: Store, folder: str) -> None:
     """Remove notes of blocks that are done under another cut (a sample, new rows)."""
-    for name in store.list(folder, PATTERN):
-        store.delete(f"{folder}/{name}")
+    store.delete(f"{folder}/{FOLDER}")
+
+
+def this_process() -> dict[str, Any]:
+    """Who notes: machine, boot and process namespace as `place`, the process id, and when it started (clock ticks
+    since boot; None where the system does not tell)."""
+    return {"place": _place(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def is_gone(by: dict[str, Any] | None, at: float) -> bool:
+    """Whether the process that noted at that time (seconds since the epoch) has surely ended.
+
+    Here it has when its id stands for no process or for one that started at another time; elsewhere when its note is
+    older than `GONE_AFTER_S`. None is a process that was declared dead.
+    """
+    if by is None:
+        return True
+    if by["place"] == _place() and by["started"] is not None:
+        return bool(_started(by["pid"]) != by["started"])
+    return time.time() - at > GONE_AFTER_S
+
+
+def _place() -> str:
+    boot, namespace = (Path(name) for name in _PLACE_FILES)
+    try:
+        return f"{socket.gethostname()} {boot.read_text().strip()} {namespace.readlink()}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
+def _started(pid: int) -> int | None:
+    """When a living process started; a dead one that nobody waited for yet counts as gone."""
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])

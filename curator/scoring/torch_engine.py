@@ -24,7 +24,7 @@ from curator.scoring.torch_model import (
     resolve_device,
     resolve_dtype,
 )
-from curator.scoring.torch_packed import packed_decoder
+from curator.scoring.torch_packed import PackedDecoder, packed_decoder
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -40,6 +40,7 @@ class TorchEngine:
     """`engine.Engine` over a Hugging Face model folder."""
 
     name = NAME
+    _packed: PackedDecoder | None
 
     def __init__(
         self,
@@ -69,16 +70,18 @@ class TorchEngine:
     def use_adapter(self, path: Path | None) -> None:
         """Score with this LoRA adapter from now on, or with the base model alone for None.
 
-        With `merge` the model is loaded anew whenever that changes.
+        With `merge` the model is loaded anew whenever that changes: in main memory beside the one in use, which stays
+        when BadInputError says that the adapter does not fit.
         """
         if not self._merge:
             self._adapters.use(path)
         elif path != self._merged:
-            del self._split, self._packed, self._adapters
             if path is None:
-                self._take(load_model(self._model_dir, self.device, self.dtype))
+                model = load_model(self._model_dir, "cpu", self.dtype)
             else:
-                self._take(load_merged(self._model_dir, path, self.dtype).to(self.device))
+                model = load_merged(self._model_dir, path, self.dtype)
+            del self._split, self._packed, self._adapters  # a device need not hold both
+            self._take(model.to(self.device))
             self._merged = path
 
     def _take(self, model: Any) -> None:

@@ -106,7 +106,8 @@ class BlockScorer:
                 return dict(zip(rows, tolerant.score(list(rows.values())), strict=True))
             return {key: self._alone(attempt, tolerant, key, row) for key, row in rows.items()}
         except EngineDiedError:
-            raise  # the note stays as it is: this row killed the engine, as others kill the process
+            attempt.died()  # this row killed the engine, as others kill the process
+            raise
         except BaseException:
             attempt.settle()
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from curator.ingest import ingest
-from curator.scoring.attempts import MAX_DEATHS
+from curator.scoring.attempts import FOLDER, MAX_DEATHS
 from curator.store import Store
 from tests.models import random_conversations, tiny_tokenizer_folder
 
@@ -69,4 +69,4 @@ def test_the_process_dies_three_times_and_then_the_row_is_marked(tmp_path: Path,
     report = json.loads(done.stdout)
     assert report["status_counts"] == {"scored": 20, "failed": 1}
     assert "the process died 2 times while it scored this row alone" in report["warnings"][0]
-    assert store.list(f"scores/chats/{report['scorer_id']}", "attempt-*") == []
+    assert store.list(f"scores/chats/{report['scorer_id']}/{FOLDER}") == []

@@ -126,6 +126,14 @@ def test_the_loss_curve_reads_metrics_with_holes(tmp_path: Path) -> None:
         loss_curve_of(metrics)
 
 
+def test_a_run_that_is_not_there_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run, named in ((tmp_path / "nope", "nope"), (tmp_path, "metrics.jsonl")):
+        assert main(["plot", "curve", "--run", str(run), "--out", str(tmp_path / "a.png")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"{named} is not there: give a training run's folder or its metrics.jsonl")
+        assert "Errno" not in line
+
+
 def test_drawing_needs_no_display_and_leaves_pyplot_alone() -> None:
     code = "import sys, curator.plots as p; p.gap_histogram({'a': [1.0]}); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

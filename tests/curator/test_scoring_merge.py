@@ -1,10 +1,12 @@
 """Merged adapters: one rounding, another measure, and an error that scorer.json states."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from curator.__main__ import main
 from curator.config import Pool
@@ -89,3 +91,18 @@ def test_an_adapter_of_the_head_is_not_merged(folders: tuple[Path, Path], tmp_pa
     wrapped.save_pretrained(tmp_path / "head", save_embedding_layers=False)
     with pytest.raises(BadInputError, match="lm_head"):
         load_merged(folders[0], tmp_path / "head", "float32")
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_engine_as_it_was(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    model, adapter = folders
+    narrow = Path(shutil.copytree(adapter, tmp_path / "narrow"))
+    weights = load_file(narrow / "adapter_model.safetensors")
+    halves = {name: tensor[..., : tensor.shape[-1] // 2].contiguous() for name, tensor in weights.items()}
+    save_file(halves, narrow / "adapter_model.safetensors")
+    engine = TorchEngine(model, device="cpu", dtype="float32", merge=True)
+    engine.use_adapter(adapter)
+    rows = make_rows([12, 5])
+    before = engine.score(rows)  # type: ignore[arg-type]
+    with pytest.raises(BadInputError, match="does not fit the model"):
+        engine.use_adapter(narrow)
+    assert engine.score(rows) == before  # type: ignore[arg-type]

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from curator.errors import ScoringError
 from curator.ingest import ingest
 from curator.render import Rendered, Renderer
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
-from curator.scoring.attempts import MAX_DEATHS, Attempt
+from curator.scoring.attempts import FOLDER, GONE_AFTER_S, MAX_DEATHS, Attempt, is_gone, this_process
 from curator.scoring.parts import sweep_temporary
 from curator.scoring.poison import EngineDiedError, Tolerant
 from curator.store import Store
@@ -149,27 +152,78 @@ def test_a_run_with_poison_rows_ends_well_and_says_why(store: Store, model: Path
             assert row["reason"] == ("engine error: ValueError: a fifth is bad" if bad else None)
             assert (row["nll_sum"] is None) == bad
     assert any("are marked failed" in warning for warning in report.warnings)
-    assert store.list(folder, "attempt-*") == []
+    assert store.list(f"{folder}/{FOLDER}") == []
+
+
+def begin_and_die(store: Store, ids: list[str], *rows: str | None) -> None:
+    """What a process that died leaves: its last note, by an id that no process of that start has."""
+    attempt = Attempt(store, "scores/x/y", ids)
+    for row in rows:
+        attempt.begin(row)
+    path = attempt._path
+    note = store.read_json(path)
+    store.write_json(path, note | {"by": note["by"] | {"started": 1}})
 
 
 def test_a_row_is_blamed_after_deaths_alone_and_never_for_its_company(store: Store) -> None:
     ids = ["a", "b"]
     assert not Attempt(store, "scores/x/y", ids).careful
-    Attempt(store, "scores/x/y", ids).begin()  # dies with the whole block
+    begin_and_die(store, ids, None)  # with the whole block
     for n_deaths in range(MAX_DEATHS):
         attempt = Attempt(store, "scores/x/y", ids)
         assert attempt.careful
         assert attempt.deadly("a") is None
         assert attempt.deadly("b") is None, n_deaths
-        attempt.begin("a")
-        attempt.begin("b")  # dies here
+        begin_and_die(store, ids, "a", "b")
     last = Attempt(store, "scores/x/y", ids)
     assert last.deadly("b") == "the process died 2 times while it scored this row alone"
     assert last.deadly("a") is None
+    last.begin("a")
     last.settle()  # an orderly end blames nobody and forgets nothing
     assert Attempt(store, "scores/x/y", ids).deadly("b")
+    assert not Attempt(store, "scores/x/y", ["c"]).careful  # another block
     last.done()
     assert not Attempt(store, "scores/x/y", ids).careful
+
+
+def test_staggered_workers_that_live_blame_no_row(store: Store) -> None:
+    ids = ["a", "b"]
+    begin_and_die(store, ids, None)
+    for _ in range(MAX_DEATHS + 1):  # each finds the others at work on the first row
+        worker = Attempt(store, "scores/x/y", ids)
+        assert worker.careful
+        assert worker.deadly("a") is None
+        worker.begin("a")
+
+
+def test_one_workers_end_leaves_anothers_note(store: Store) -> None:
+    ids = ["a"]
+    first, second = (Attempt(store, "scores/x/y", ids) for _ in range(2))
+    first.begin("a")
+    second.begin("a")
+    first.done()
+    second.died()  # its engine, not the process
+    assert Attempt(store, "scores/x/y", ids).careful
+
+
+def test_who_is_surely_gone() -> None:
+    me, now = this_process(), time.time()
+    assert me["started"] is not None
+    assert not is_gone(me, 0.0)  # however old the note
+    assert is_gone(me | {"started": me["started"] - 1}, now)  # the id was given out again
+    assert is_gone(None, now)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        started = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        other = me | {"pid": child.pid, "started": started}
+        assert not is_gone(other, now)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not waited for yet
+        assert is_gone(other, now)
+    assert is_gone(other, now)
+    elsewhere = me | {"place": "another machine"}
+    assert not is_gone(elsewhere, now - GONE_AFTER_S / 2)
+    assert is_gone(elsewhere, now - GONE_AFTER_S - 1)
 
 
 def test_half_written_files_of_dead_processes_are_swept(store: Store) -> None:

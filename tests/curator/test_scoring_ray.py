@@ -15,6 +15,7 @@ from curator.errors import ScoringError
 from curator.ingest import ingest
 from curator.render import Renderer
 from curator.scoring import ScoreRequest, score_corpus
+from curator.scoring.attempts import FOLDER
 from curator.scoring.engine import Engine
 from curator.scoring.launch import torch_launch
 from curator.scoring.ray_crew import RayCrew, RayPlan
@@ -138,7 +139,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path: Pa
     assert killed
     assert not psutil.pid_exists(killed[0])
     assert losses(store, report.scorer_id).keys() == corpus_ids(store)
-    assert not store.list(f"scores/chats/{report.scorer_id}", "attempt-*")
+    assert not store.list(f"scores/chats/{report.scorer_id}/{FOLDER}")
     # The same losses as in one process.
     plain = corpus(tmp_path, "plain", 80)
     assert losses(store, report.scorer_id) == losses(

@@ -13,7 +13,8 @@ import pytest
 from curator.__main__ import main
 from curator.build import build_mix, remove_stale
 from curator.errors import IntegrityError, MissingError, StoreError
-from curator.lease import bucket_lease
+from curator.ingest import ingest
+from curator.lease import Lease, bucket_lease
 from curator.manifest import verify
 from curator.queries import connect, run_statement
 from curator.schema import SOURCES
@@ -156,6 +157,79 @@ def test_a_dead_holders_lease_runs_out_and_a_living_ones_does_not(store: Store) 
         ):
             pass
     assert not store.exists(".lock")
+
+
+def _run_out(store: Store) -> str:
+    store.write_json(".lock", {"token": "0", "holder": "gone", "until": time.time() - 1})
+    return f"{store.base}/.lock"
+
+
+def test_of_two_that_read_the_same_lease_run_out_one_gets_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = _run_out(store)
+    first, second = (Lease(store.filesystem, key, ".", store.base) for _ in range(2))
+    read = second._held
+
+    def read_and_be_overtaken() -> dict[str, object] | None:
+        held = read()
+        monkeypatch.setattr(second, "_held", read)
+        first.take()
+        return held
+
+    monkeypatch.setattr(second, "_held", read_and_be_overtaken)
+    with pytest.raises(StoreError, match="another process took over"):
+        second.take()
+    first.renew()
+    assert store.read_json(".lock")["token"] == first.token
+
+
+def test_a_holder_that_was_overtaken_learns_of_it_and_leaves_the_others_lease_alone(store: Store) -> None:
+    late = Lease(store.filesystem, f"{store.base}/.lock", ".", store.base, lease_s=-1.0)  # run out when it is taken
+    late.take()
+    late.renew()  # nobody came: it is still ours
+    other = Lease(store.filesystem, late.key, ".", store.base)
+    other.take()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="ran out and another process took it over"):
+            late.renew()
+    late.free()
+    assert store.read_json(".lock")["token"] == other.token
+    other.free()
+    assert not store.exists(".lock")
+
+
+def test_a_renewal_whose_answer_was_lost_keeps_the_lease(store: Store) -> None:
+    lease = Lease(store.filesystem, f"{store.base}/.lock", ".", store.base)
+    lease.take()
+    lease._etag = '"of an earlier renewal"'
+    lease.renew()
+    assert not lease.lost
+
+
+@pytest.mark.parametrize("at", ["part-", "sources-"])
+def test_an_ingest_that_lost_its_lease_lists_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Another process takes over while the parts, or the last of them, are written."""
+    taken: list[str] = []
+    write_table = Store.write_table
+
+    def take_over(path: str) -> None:
+        if not taken and Path(path).name.startswith(at):
+            taken.append(path)
+            store.write_json("corpora/c/.lock", {"token": "1", "holder": "other", "until": time.time() + 99})
+
+    def write(self: Store, path: str, *rest: object) -> str:
+        sha256: str = write_table(self, path, *rest)  # type: ignore[arg-type]
+        take_over(path)
+        return sha256
+
+    monkeypatch.setattr(Store, "write_table", write)
+    with pytest.raises(StoreError, match="another process took it over: nothing was listed"):
+        ingest(store, [chat_file(tmp_path / "chats.jsonl", 5)], "c")
+    assert taken
+    assert not store.exists("corpora/c/corpus.json")
+    assert store.read_json("corpora/c/.lock")["token"] == "1"
+    assert store.exists(taken[0])  # its name may be the other's by now
 
 
 def test_of_many_that_want_a_lease_one_gets_it(store: Store) -> None:

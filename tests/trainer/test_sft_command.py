@@ -292,14 +292,19 @@ def plain_nll(model: Any, tokenizer: Any, chats: Path) -> tuple[float, int]:
     return nll_sum, n_tokens
 
 
-def test_nll_names_what_it_left_out(
-    llama: Path, tmp_path: Path, chats: Path, capsys: pytest.CaptureFixture[str]
+def test_nll_names_what_it_left_out_and_shows_how_far_it_is(
+    llama: Path, tmp_path: Path, chats: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("BALLAST_PROGRESS", raising=False)
     data = tmp_path / "some.jsonl"
     long = [{"role": "user", "content": "a b " * 200}, {"role": "assistant", "content": "yes"}]
     data.write_text(chats.read_text() + json.dumps({"messages": long}) + "\nnot json\n")
+    monkeypatch.setattr("curator.progress.QUIET_S", 0.0)
     result = nll.measure(llama, data, max_length=300)
     assert (result["n_rows"], result["n_too_long"], result["n_bad_records"]) == (12, 1, 1)
+    told = capsys.readouterr().err
+    assert "rendering some.jsonl: 14 rows" in told
+    assert "measuring: 12 rows of 12 rows" in told
     assert "mean_nll_adapter" not in result
     data.write_text(json.dumps({"messages": long}) + "\n")
     assert nll.main(["--model", str(llama), "--data", str(data), "--max-length", "300"]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from curator.errors import BadInputError, BallastError
 from curator.progress import say
-from trainer.demo import report, settings, steps
+from trainer.demo import checks, report, settings, steps
 
 MIN_ROWS = 10
 
@@ -19,12 +19,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all outputs (default: demo)")
     parser.add_argument("--short", action="store_true", help="fewer rows and steps, under OUT/short")
     parser.add_argument("--rows", type=int, help="corpus rows to score (default: 300, fewer on slow machines)")
+    parser.add_argument(
+        "--expect-complete", action="store_true", help="fail when a step trained, scored or ingested anything anew"
+    )
     options = parser.parse_args(argv)
     started = time.monotonic()
     try:
         chosen = _sizes(options)
+        before = checks.results(chosen)
         outcome = steps.run_all(chosen, models=options.out / "models")
         path = report.write(chosen, outcome)
+        checks.require_report(chosen)
+        if options.expect_complete:
+            checks.require_skipped(before, checks.results(chosen))
     except BallastError as error:
         sys.stderr.write(f"\ndemo stopped: {error}\n")
         return 1
