@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from curator.errors import StoreError
+from curator.errors import LockedError, StoreError
 from curator.storage import in_our_words
 
 LOCK_FILE = ".lock"
@@ -25,7 +25,7 @@ LEASE_S = 120.0  # a holder that died keeps others out for so long at most
 
 @contextmanager
 def folder_lock(folder: Path, path: str, base: str) -> Iterator[None]:
-    """Hold a local folder's lock; raises StoreError when another process holds it or the folder cannot be written."""
+    """Hold a local folder's lock; raises LockedError when another process holds it, StoreError when it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / LOCK_FILE).open("w")
@@ -35,7 +35,9 @@ def folder_lock(folder: Path, path: str, base: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreError(f"another process is writing {path}: wait for it to end") from error
+            raise LockedError(f"another process is writing {path}: wait for it to end") from error
+        except OSError as error:
+            raise StoreError(f"cannot lock {path} in store {base}: {error.strerror}") from error
         yield
 
 
@@ -66,13 +68,13 @@ class _Lease:
                 return
             if held is not None and time.time() < held["until"]:
                 left = held["until"] - time.time()
-                raise StoreError(
+                raise LockedError(
                     f"another process ({held['holder']}) is writing {self.path}: wait for it to end; if it died, its "
                     f"lease runs out in {left:.0f} s"
                 )
             self.files.rm_file(self.key)  # its holder died
             if not self._create() and not self._is_ours(self._held()):
-                raise StoreError(f"another process took over {self.path} in this moment: try again")
+                raise LockedError(f"another process took over {self.path} in this moment: try again")
 
     def renew(self) -> None:
         while not self.stop.wait(self.lease_s / 4):
