@@ -44,7 +44,7 @@ async def _sweep(service: Service) -> None:
     while True:
         try:
             await run_in_threadpool(service.tidy)
-        except (BallastError, OSError) as error:
+        except Exception as error:  # whatever it is, the next sweep is not to be lost with this one
             log_event(logging.WARNING, "sweep failed", error)
         await asyncio.sleep(min(SWEEP_S, service.settings.mix_ttl_s or SWEEP_S))
 

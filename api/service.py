@@ -1,7 +1,8 @@
 """What one running service holds: its settings, its store, and the places for builds."""
 
+import logging
 from asyncio import Semaphore, wait_for
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -12,6 +13,7 @@ from api.auth import Keyring, is_loopback
 from api.errors import ApiError
 from api.expiry import Expiry
 from api.idempotency import Idempotency
+from api.logs import log_event
 from api.metrics import Metrics
 from api.quotas import Quotas
 from api.renditions import Renditions
@@ -102,10 +104,21 @@ class Service:
         self.renditions.close()
 
     def tidy(self) -> None:
-        """Remove what is over its time or left behind: mixes, keys, jobs, copies of downloads."""
-        self.expiry.sweep()
-        self.board.sweep(self.settings.job_ttl_s)
-        self.renditions.sweep(self._has_mix)
+        """Remove what is over its time or left behind: mixes, keys, jobs, copies of downloads.
+
+        Each on its own: what fails is logged, and the others are tidied all the same.
+        """
+        parts: dict[str, Callable[[], object]] = {
+            "mixes": self.expiry.sweep_mixes,
+            "idempotency keys": self.expiry.sweep_keys,
+            "jobs": lambda: self.board.sweep(self.settings.job_ttl_s),
+            "downloads": lambda: self.renditions.sweep(self._has_mix),
+        }
+        for name, sweep in parts.items():
+            try:
+                sweep()
+            except Exception as error:
+                log_event(logging.WARNING, "sweep failed", error, part=name)
 
     def _has_mix(self, tenant: str, mix_id: str) -> bool:
         return self.store.exists(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}")

@@ -27,7 +27,17 @@ from curator.storage import writing_whole
 from curator.store import Store
 from curator.tasks import TaskSet
 
-__all__ = ["MixPlan", "MixResult", "build_mix", "plan_mix", "publish", "remove_stale"]
+__all__ = [
+    "MixPlan",
+    "MixResult",
+    "build_lasting",
+    "build_mix",
+    "is_expired",
+    "plan_mix",
+    "publish",
+    "remove_expired",
+    "remove_stale",
+]
 
 STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
 
@@ -111,6 +121,36 @@ def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> li
     for name in stale:
         store.delete(f"{tenant_path(tenant)}/{name}")
     return stale
+
+
+def build_lasting(
+    store: Store, task_set: TaskSet, recipe: Recipe, tenant: str, policy: Policy | None, ttl_s: float | None
+) -> MixResult:
+    """As `build_mix`; a mix found whose time is over (`is_expired`) is removed and built again."""
+    result = build_mix(store, task_set, recipe, tenant, policy)
+    if not result.created and remove_expired(store, tenant, result.mix_id, ttl_s):
+        result = build_mix(store, task_set, recipe, tenant, policy)
+    return result
+
+
+def is_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) -> bool:
+    """Whether a mix was built (its manifest written) more than `ttl_s` seconds ago; None: never. False for no mix."""
+    if ttl_s is None:
+        return False
+    try:
+        return store.age_s(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}") > ttl_s
+    except MissingError:
+        return False
+
+
+def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) -> bool:
+    """Remove a mix if its time is over; returns whether it was."""
+    if not is_expired(store, tenant, mix_id, ttl_s):
+        return False
+    folder = mix_path(tenant, mix_id)
+    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is no mix any more
+    store.delete(folder)
+    return True
 
 
 def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl: BinaryIO | None = None) -> Manifest:

@@ -96,6 +96,10 @@ class StoreError(BallastError, OSError):
     code = "store"
 
 
+class LockedError(StoreError):
+    """Another process is the writer of a folder."""
+
+
 class IntegrityError(StoreError):
     """A file's bytes or rows differ from what its manifest says."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from curator.errors import StoreError
+from curator.errors import LockedError, StoreError
 from curator.storage import in_our_words
 
 LOCK_FILE = ".lock"
@@ -32,7 +32,7 @@ StillHeld = Callable[[], None]
 
 @contextmanager
 def folder_lock(folder: Path, path: str, base: str) -> Iterator[StillHeld]:
-    """Hold a local folder's lock; raises StoreError when another process holds it or the folder cannot be written."""
+    """Hold a local folder's lock; raises LockedError when another process holds it, StoreError when it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / LOCK_FILE).open("w")
@@ -42,7 +42,9 @@ def folder_lock(folder: Path, path: str, base: str) -> Iterator[StillHeld]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreError(f"another process is writing {path}: wait for it to end") from error
+            raise LockedError(f"another process is writing {path}: wait for it to end") from error
+        except OSError as error:
+            raise StoreError(f"cannot lock {path} in store {base}: {error.strerror}") from error
         yield lambda: None  # the kernel takes it from no living process
 
 
@@ -86,7 +88,7 @@ class Lease:
                 return
             if held is not None and time.time() < held["until"]:
                 left = held["until"] - time.time()
-                raise StoreError(
+                raise LockedError(
                     f"another process ({held['holder']}) is writing {self.path}: wait for it to end; if it died, its "
                     f"lease runs out in {left:.0f} s"
                 )
@@ -96,7 +98,7 @@ class Lease:
                     "kind of storage cannot replace it safely: remove it when nobody writes there"
                 )
             if not (self._replace() or self._is_ours(self._held())):
-                raise StoreError(f"another process took over {self.path} in this moment: try again")
+                raise LockedError(f"another process took over {self.path} in this moment: try again")
 
     def keep(self) -> None:
         """Renew until `stop` is set or the lease is lost; for a thread beside the work."""

@@ -27,9 +27,14 @@ _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MIX_ID = re.compile(r"[0-9a-f]{32}")
 
 
+def is_tenant(name: str) -> bool:
+    """Whether a tenant may be called so."""
+    return _TENANT.fullmatch(name) is not None
+
+
 def tenant_path(tenant: str) -> str:
     """The folder of a tenant's mixes; raises BadInputError for a name that is none."""
-    if not _TENANT.fullmatch(tenant):
+    if not is_tenant(tenant):
         raise BadInputError(f"{tenant!r} is no tenant name: lower-case letters, digits, - and _, at most 64")
     return f"mixes/{tenant}"
 

@@ -115,12 +115,12 @@ def writing_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def age_s(files: Any, folder: str) -> float:
-    """Seconds since anything in a folder was last written; 0 when it is going away."""
+    """Seconds since a file, or anything in a folder, was last written; 0 for what is not there or going away."""
     try:
         times = [files.modified(file) for file in files.find(folder)]
         if isinstance(files, LocalFileSystem):
             times.append(files.modified(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0.0
     return (datetime.now(UTC) - max(times)).total_seconds() if times else 0.0
 

@@ -203,7 +203,7 @@ class Store:
 
     @contextmanager
     def lock(self, path: str) -> Iterator[StillHeld]:
-        """Be the only writer of a folder; raises StoreError when another process is. See `curator.lease`.
+        """Be the only writer of a folder; raises LockedError when another process is. See `curator.lease`.
 
         Yields what to call before a manifest is replaced: it raises StoreError when the lock was lost meanwhile.
         """
@@ -238,6 +238,11 @@ class Store:
                 return []
         folders = [item.rstrip("/") for item in found if fnmatch(PurePosixPath(item).name, pattern)]
         return sorted(PurePosixPath(item).name for item in folders if age_s(self._fs, item) > older_than_s)
+
+    def age_s(self, path: str) -> float:
+        """Seconds since a file, or anything in a folder, was last written; 0 for what is not there."""
+        with in_our_words("read", path, self._base):
+            return age_s(self._fs, self._full(path))
 
     def list(self, path: str, pattern: str = "*") -> list[str]:
         """Sorted names (files and folders) directly under a folder; [] when it does not exist."""

@@ -147,14 +147,22 @@ def _found(store: Store, corpus: Corpus, members: Sequence[Scorer], key: str) ->
     folder = store.local_path(f"wide/{corpus.name}/{key}")
     if folder is None or corpus.n_examples < KEEP_FROM_ROWS:
         return _in_memory(store, corpus, members)
-    with suppress(OSError, pa.ArrowException, KeyError, orjson.JSONDecodeError):
-        return Kept(read_wide(folder / COLUMNS_FILE), Texts(folder / TEXTS_FILE), folder)
+    kept = _read(folder)
+    if kept is not None:
+        return kept
     made = _in_memory(store, corpus, members)
     try:
         _keep(store, f"wide/{corpus.name}", key, made)
     except (StoreError, OSError):  # a store that cannot be written is mixed from all the same
         return made
-    return Kept(read_wide(folder / COLUMNS_FILE), Texts(folder / TEXTS_FILE), folder)
+    return _read(folder) or made  # another process may sweep tables in this moment
+
+
+def _read(folder: Path) -> Kept | None:
+    """The table that lies in a folder; None where there is none that can be read."""
+    with suppress(OSError, pa.ArrowException, KeyError, orjson.JSONDecodeError):
+        return Kept(read_wide(folder / COLUMNS_FILE), Texts(folder / TEXTS_FILE), folder)
+    return None
 
 
 def _keep(store: Store, parent: str, key: str, made: Kept) -> None:
@@ -164,7 +172,9 @@ def _keep(store: Store, parent: str, key: str, made: Kept) -> None:
             write_wide(path, made.wide)
         with store.fill(f"{temporary}/{TEXTS_FILE}") as path:
             write_texts(path, _text_windows(made))
-        store.delete(f"{parent}/{key}")  # one that could not be read
+        folder = store.local_path(f"{parent}/{key}")
+        if folder is not None and _read(folder) is None:  # else another process has kept the same meanwhile
+            store.delete(f"{parent}/{key}")
         store.rename_dir(temporary, f"{parent}/{key}")
     except BaseException:
         store.delete(temporary)

@@ -19,7 +19,7 @@ from api.service import Service, service_of
 from api.settings import Settings
 from api.submit import job_response, submit
 from api.uploads import Upload, received, request_body
-from curator.build import build_mix
+from curator.build import build_lasting
 from curator.config import Recipe, parse_recipe
 from curator.errors import MissingError, RecipeError
 from curator.jobs.control import task_document
@@ -145,6 +145,7 @@ def _job_request(service: Service, recipe: Recipe, task_set: TaskSet) -> dict[st
     return {
         "recipe": recipe.model_dump(mode="json"),
         "policy": None if service.policy is None else service.policy.model_dump(mode="json"),
+        "mix_ttl_s": service.settings.mix_ttl_s,
         "task": task_document(task_set),
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
     }
@@ -152,9 +153,8 @@ def _job_request(service: Service, recipe: Recipe, task_set: TaskSet) -> dict[st
 
 def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> CreatedMix:
     try:
-        result = build_mix(service.store, task_set, recipe, tenant, service.policy)
-        if not result.created and service.expiry.remove_expired(tenant, result.mix_id):
-            result = build_mix(service.store, task_set, recipe, tenant, service.policy)
+        ttl_s = service.settings.mix_ttl_s
+        result = build_lasting(service.store, task_set, recipe, tenant, service.policy, ttl_s)
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
     return CreatedMix(

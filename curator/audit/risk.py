@@ -1,5 +1,6 @@
 """Per-row risk: the sign-flipped gap against pool rows of like length (docs/method.md, "Audits"; ours). Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +36,40 @@ def below(risk: Floats, pool_risk: Floats) -> Floats:
     return np.where(lower, 1.0, np.where(equal, 0.5, 0.0))
 
 
-def percentiles(risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats) -> Percentiles:
-    """Each row against the pool rows of like length. Pool rows all have a risk; rows without one are NaN."""
+def percentiles(
+    risk: Floats,
+    n_tokens: Floats,
+    pool_risk: Floats,
+    pool_tokens: Floats,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Percentiles:
+    """Each row against the pool rows of like length. Pool rows all have a risk; rows without one are NaN.
+
+    The same as `below` and `like_length` give, without their (N, P): in a pool sorted by length the like rows of a
+    row are neighbours, and all rows with the same neighbours are ranked among them at once. Memory grows with N + P.
+    `on_done` is told how many rows have been compared.
+    """
     value = np.full(len(risk), np.nan)
-    counts = np.zeros(len(risk), dtype=np.int64)
-    for start in range(0, len(risk), 1_000):  # (N, P) by blocks: memory stays flat
-        part = slice(start, start + 1_000)
-        like_NP = like_length(n_tokens[part], pool_tokens)
-        counts[part] = like_NP.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            value[part] = (below(risk[part], pool_risk) * like_NP).sum(axis=1) / np.maximum(counts[part], 1)
-    value[(counts < MIN_REFERENCE) | np.isnan(risk)] = np.nan
+    order = np.argsort(pool_tokens, kind="stable")
+    by_length, tokens = pool_risk[order], pool_tokens[order]  # rows without a length come last
+    starts = np.searchsorted(tokens, n_tokens / LENGTH_FACTOR, "left")
+    ends = np.searchsorted(tokens, n_tokens * LENGTH_FACTOR, "right")
+    counts = np.where(n_tokens > 0, ends - starts, 0).astype(np.int64)  # NaN and zero are like nothing
+    usable = np.flatnonzero((counts >= MIN_REFERENCE) & ~np.isnan(risk))
+    n_done = len(risk) - len(usable)
+    for rows in _same_window(usable, starts, ends):
+        like = np.sort(by_length[starts[rows[0]] : ends[rows[0]]])
+        lower, not_higher = np.searchsorted(like, risk[rows], "left"), np.searchsorted(like, risk[rows], "right")
+        value[rows] = (lower + not_higher) / 2 / len(like)
+        n_done += len(rows)
+        on_done(n_done)
     return Percentiles(value, counts)
+
+
+def _same_window(rows: Counts, starts: Counts, ends: Counts) -> list[Counts]:
+    """The rows in groups of one window each."""
+    if not len(rows):
+        return []
+    ordered = rows[np.lexsort((ends[rows], starts[rows]))]
+    changes = (np.diff(starts[ordered]) != 0) | (np.diff(ends[ordered]) != 0)
+    return np.split(ordered, np.flatnonzero(changes) + 1)

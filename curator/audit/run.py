@@ -91,8 +91,9 @@ def audit(
         _score(work, scorer, adapters[scorer.scorer_id], models, on_done)
     on_stage("comparing", task_set.n_rows)
     gaps = _gaps(work, resolved, options)
-    rows = _rows(texts, gaps, pool, options)
-    verdict = _judge(rows, pool, options)
+    rows = _rows(texts, gaps, pool, on_done)
+    on_stage("judging", rows.num_rows)
+    verdict = _judge(rows, pool, options, on_done)
     return Audit(_document(options, resolved, pool, rows, verdict), rows)
 
 
@@ -105,9 +106,10 @@ def _read_pool(store: Store, resolved: ResolvedScorers, options: AuditOptions) -
             f"{MIN_POOL_ROWS}: score more of it"
         )
     ids = known["example_id"].to_pylist()
-    looked_at = permutation(len(ids), options.seed)[:N_LANGUAGE_ROWS]
-    texts = PoolTexts(store, resolved.corpus, resolved.revision, hash_ids(ids))(np.sort(looked_at))
-    languages = pool_languages(answers(load_messages(text)) for text in texts)
+    looked_at = [ids[row] for row in np.sort(permutation(len(ids), options.seed)[:N_LANGUAGE_ROWS])]
+    texts = PoolTexts(store, resolved.corpus, resolved.revision, hash_ids(looked_at))
+    pieces = texts.read_once(0, len(looked_at))
+    languages = pool_languages(answers(load_messages(text)) for piece in pieces for text in piece)
     return _Pool(-_floats(known[options.score]), _floats(known["n_response_tokens"]), languages)
 
 
@@ -179,11 +181,11 @@ def _reasons(work: Store, aligned: Scorer) -> dict[str, tuple[str, str | None]]:
     return found
 
 
-def _rows(texts: list[RowText], gaps: dict[str, dict[str, Any]], pool: _Pool, options: AuditOptions) -> pa.Table:
+def _rows(texts: list[RowText], gaps: dict[str, dict[str, Any]], pool: _Pool, on_done: OnDone) -> pa.Table:
     found = [gaps[text.example_id] for text in texts]
     risk = -_floats([row["gap"] for row in found])
     n_tokens = _floats([row["n_response_tokens"] for row in found])
-    result = percentiles(risk, n_tokens, pool.risk, pool.n_tokens)
+    result = percentiles(risk, n_tokens, pool.risk, pool.n_tokens, on_done)
     rows = []
     for place, (text, row) in enumerate(zip(texts, found, strict=True)):
         code, reason = _abstention(text, row, float(result.value[place]), int(result.n_reference[place]), pool)
@@ -219,10 +221,10 @@ def _abstention(
     return None, None
 
 
-def _judge(rows: pa.Table, pool: _Pool, options: AuditOptions) -> Verdict:
+def _judge(rows: pa.Table, pool: _Pool, options: AuditOptions, on_done: OnDone) -> Verdict:
     judged = rows.filter(pc.is_null(rows["abstained"]))
     risk, n_tokens = -_floats(judged["gap"]), _floats(judged["n_response_tokens"])
-    return judge(risk, n_tokens, pool.risk, pool.n_tokens, n_rows=rows.num_rows, seed=options.seed)
+    return judge(risk, n_tokens, pool.risk, pool.n_tokens, n_rows=rows.num_rows, seed=options.seed, on_done=on_done)
 
 
 def _document(

@@ -1,5 +1,6 @@
 """A set's verdict from its rows' percentiles, with a bootstrap interval (docs/method.md, "Audits"; ours). Pure."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ TOP = 0.95
 N_RESAMPLES = 400
 MIN_JUDGED = 20
 MIN_JUDGED_SHARE = 0.5
+BLOCK_ROWS = 500  # judged rows compared with the pool at once
 MAX_POOL_ROWS = 2_000  # of the pool in the bootstrap, drawn by the seed
 
 
@@ -47,10 +49,20 @@ class Verdict:
         return asdict(self)
 
 
-def judge(risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats, *, n_rows: int, seed: int) -> Verdict:
+def judge(
+    risk: Floats,
+    n_tokens: Floats,
+    pool_risk: Floats,
+    pool_tokens: Floats,
+    *,
+    n_rows: int,
+    seed: int,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Verdict:
     """The verdict over the judged rows, which are given; `n_rows` counts all of the set.
 
-    Rows and pool rows are both drawn anew in each resample, for both are samples.
+    Rows and pool rows are both drawn anew in each resample, for both are samples. `on_done` is told how many rows
+    have been resampled.
     """
     n_judged = len(risk)
     if n_judged < MIN_JUDGED or n_judged < MIN_JUDGED_SHARE * n_rows:
@@ -60,34 +72,39 @@ def judge(risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats
     if len(pool_risk) > MAX_POOL_ROWS:
         kept = rng.choice(len(pool_risk), MAX_POOL_ROWS, replace=False)
         pool_risk, pool_tokens = pool_risk[kept], pool_tokens[kept]
-    values_RN = _resampled(rng, risk, n_tokens, pool_risk, pool_tokens)
-    weights_RN = rng.multinomial(n_judged, np.full(n_judged, 1 / n_judged), size=N_RESAMPLES + 1)
-    weights_RN[0] = 1
-    known_RN = weights_RN * ~np.isnan(values_RN)
-    filled_RN = np.nan_to_num(values_RN)
-    totals_R = np.maximum(known_RN.sum(axis=1), 1)
-    mean = _interval((known_RN * filled_RN).sum(axis=1) / totals_R)
-    top = _interval((known_RN * (filled_RN >= TOP)).sum(axis=1) / totals_R)
+    drawn_RP, weights_RN = _draws(rng, len(pool_risk)).astype(np.float64), _draws(rng, n_judged)
+    sums_R, tops_R, totals_R = np.zeros((3, N_RESAMPLES + 1))
+    for start in range(0, n_judged, BLOCK_ROWS):  # (R, N) by blocks but for the draws, two bytes each
+        part = slice(start, start + BLOCK_ROWS)
+        values_RN = _resampled(drawn_RP, risk[part], n_tokens[part], pool_risk, pool_tokens)
+        known_RN = weights_RN[:, part] * ~np.isnan(values_RN)
+        filled_RN = np.nan_to_num(values_RN)
+        sums_R += (known_RN * filled_RN).sum(axis=1)
+        tops_R += (known_RN * (filled_RN >= TOP)).sum(axis=1)
+        totals_R += known_RN.sum(axis=1)
+        on_done(min(start + BLOCK_ROWS, n_judged))
+    mean, top = (_interval(found_R / np.maximum(totals_R, 1)) for found_R in (sums_R, tops_R))
     name, reason = _decide(mean)
     return Verdict(name, reason, n_judged, mean, top)
 
 
-def _resampled(
-    rng: np.random.Generator, risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats
-) -> Floats:
-    """Percentiles of every row under resampled pools, (R + 1, N); the first is the pool itself."""
-    n_pool = len(pool_risk)
-    drawn_RP = rng.multinomial(n_pool, np.full(n_pool, 1 / n_pool), size=N_RESAMPLES + 1).astype(np.float64)
-    drawn_RP[0] = 1.0
-    values_RN = np.empty((N_RESAMPLES + 1, len(risk)))
-    for start in range(0, len(risk), 500):
-        part = slice(start, start + 500)
-        like_NP = like_length(n_tokens[part], pool_tokens).astype(np.float64)
-        counts_RN = drawn_RP @ like_NP.T
-        sums_RN = drawn_RP @ (below(risk[part], pool_risk) * like_NP).T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values_RN[:, part] = np.where(counts_RN >= MIN_REFERENCE / 2, sums_RN / counts_RN, np.nan)
-    return values_RN
+def _draws(rng: np.random.Generator, n: int) -> npt.NDArray[np.uint16]:
+    """How often each of n rows is drawn in each resample, (R + 1, n); the first are the rows themselves."""
+    shares = np.full(n, 1 / n)
+    drawn = np.ones((N_RESAMPLES + 1, n), dtype=np.uint16)  # n draws of n rows: about 1 each
+    rng.multinomial(n, shares)  # in the place of the first: the draws of a seed stay those they were
+    for resample in range(1, N_RESAMPLES + 1):
+        drawn[resample] = rng.multinomial(n, shares)
+    return drawn
+
+
+def _resampled(drawn_RP: Floats, risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats) -> Floats:
+    """Percentiles of some rows under resampled pools, (R + 1, N)."""
+    like_NP = like_length(n_tokens, pool_tokens).astype(np.float64)
+    counts_RN = drawn_RP @ like_NP.T
+    sums_RN = drawn_RP @ (below(risk, pool_risk) * like_NP).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counts_RN >= MIN_REFERENCE / 2, sums_RN / counts_RN, np.nan)
 
 
 def _interval(values_R: npt.NDArray[np.float64]) -> Interval:

@@ -56,15 +56,25 @@ def run(args: argparse.Namespace) -> int:
         worker.stopping = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    say(f"working on {' and '.join(worker.handlers)} jobs of {args.store} (Ctrl-C stops)")
     try:
+        say(f"working on {' and '.join(worker.handlers)} jobs of {args.store} (Ctrl-C stops)")
+        _say_what_waits(worker)
         worker.run(until_idle=args.until_idle)
+        if args.until_idle:
+            _say_what_waits(worker)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         queue.close()
     say(f"stopped after {worker.n_done} jobs")
     return 0
+
+
+def _say_what_waits(worker: Worker) -> None:
+    """Tell of the audits that a worker without a model leaves alone."""
+    n_audits = worker.n_left_to_others("audit")
+    if n_audits:
+        say(f"{n_audits} audit{'s wait' if n_audits > 1 else ' waits'} for a worker with --model")
 
 
 def _handlers(args: argparse.Namespace) -> dict[JobKind, Handler]:

@@ -15,6 +15,7 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 STATES: tuple[JobState, ...] = get_args(JobState)
 ACTIVE: frozenset[JobState] = frozenset({"queued", "running"})
 MAX_EVENTS = 200
+MAX_TIME_MS = 10**14  # the year 5138: an id that was not made by us may hold any number
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -90,6 +91,14 @@ def new_job(tenant: str, kind: JobKind, request: dict[str, Any]) -> Job:
     job_id = f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
     job = Job(job_id=job_id, tenant=tenant, kind=kind, state="queued", created_at=now(), request=request)
     return job.with_event("queued", "waiting for a worker")
+
+
+def unreadable_job(tenant: str, kind: JobKind, job_id: str) -> Job:
+    """The end of a job whose record is damaged: when it was made follows from its id."""
+    created_at = datetime.fromtimestamp(int(job_id[:12], 16) % MAX_TIME_MS / 1_000, UTC)
+    job = Job(job_id=job_id, tenant=tenant, kind=kind, state="queued", created_at=created_at, request={})
+    error = JobError(code="internal", message="the job's record is damaged: send the request again")
+    return job.ended("failed", error.message, error=error)
 
 
 def now() -> datetime:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curator.errors import BallastError, StoreError
+from curator.errors import BallastError, IntegrityError, StoreError
 from curator.jobs.board import INPUT_FILE, Board, job_path
 from curator.jobs.control import CancelledError, Control, StoppedError
 from curator.jobs.queue import JobQueue
@@ -70,7 +70,10 @@ class Worker:
                 time.sleep(pause_s)
 
     def step(self) -> bool:
-        """Do one job, or several that were left behind; returns whether there was any."""
+        """Do one job, or several that were left behind; returns whether there was any.
+
+        Raises the first StoreError that a job met on the way to it, after the others had their turn.
+        """
         for kind in self.handlers:
             message = self.queue.take(kind)
             if message is not None:
@@ -79,7 +82,15 @@ class Worker:
             return False
         self._scan_at_s = time.monotonic() + SCAN_S
         left_behind = [found for kind in self.handlers for found in self.board.active(kind)]
-        return sum(self.do(*found) for found in left_behind) > 0
+        n_done, errors = 0, []
+        for found in left_behind:
+            try:
+                n_done += self.do(*found)
+            except StoreError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return n_done > 0
 
     def do(self, tenant: str, job_id: str) -> bool:
         """Do one job to its end, unless it has ended or another worker holds it; returns whether it was done."""
@@ -89,14 +100,25 @@ class Worker:
             job_path(tenant, job_id)
         except BallastError:  # a message that is none of ours
             return False
-        with self.board.held(tenant, job_id) as job:
-            if job is None or not job.active:
-                return False
-            self._attempt(job)
-            return True
+        try:
+            with self.board.held(tenant, job_id) as job:
+                if job is None or not job.active:
+                    return False
+                self._attempt(job)
+                return True
+        except IntegrityError as error:
+            _tell(error)
+            self.board.end_unreadable(tenant, job_id)
+            return False
+
+    def n_left_to_others(self, kind: JobKind) -> int:
+        """How many jobs of a kind wait or run that this worker does not do."""
+        if kind in self.handlers:
+            return 0
+        return sum(self.board.has_record(*found) for found in self.board.active(kind))
 
     def _waiting(self) -> bool:
-        return any(self.board.active(kind) for kind in self.handlers)
+        return any(self.board.has_record(*found) for kind in self.handlers for found in self.board.active(kind))
 
     def _attempt(self, job: Job) -> None:
         if self.board.cancel_asked(job):

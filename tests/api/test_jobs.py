@@ -1,6 +1,8 @@
 """Jobs over HTTP: when a mix becomes one, what its tenant sees of it, and what other tenants do not."""
 
 import json
+import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,8 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
+from api.expiry import Expiry
 from api.keys import create_key
+from api.logs import LOGGER
+from api.service import Service
 from api.settings import Settings
+from curator.errors import StoreError
 from curator.jobs.board import Board
 from curator.jobs.control import Control
 from curator.jobs.mixing import run_mix
@@ -176,6 +182,69 @@ def test_an_expired_job_is_gone(root: Path) -> None:
         work(root)
         assert http.get(job["links"]["self"]).status_code == 404
         assert job["job_id"] not in str(http.get("/v1/jobs").json())
+
+
+def test_a_job_builds_an_expired_mix_again(root: Path) -> None:
+    brief = Settings(store=str(root), mix_ttl_s=3_600.0)
+    with running(brief) as address, httpx.Client(base_url=address, timeout=30) as http:
+        made = http.post("/v1/mixes", **form(task_rows(6, "brief"))).json()
+        then = time.time() - 4_000
+        os.utime(root / "mixes" / "local" / made["mix_id"] / "manifest.json", (then, then))
+        job = http.post("/v1/mixes", **form(task_rows(6, "brief")), headers=ASYNC).json()
+        work(root)
+        result = http.get(job["links"]["self"]).json()["result"]
+        assert (result["mix_id"], result["created"]) == (made["mix_id"], True)
+        assert http.get(made["links"]["self"]).status_code == 200
+
+
+@pytest.mark.parametrize("error", [KeyError("unforeseen"), StoreError("the bucket is away")])
+def test_one_sweep_that_fails_keeps_no_other_from_its_work(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    service, seen = Service(Settings(store=str(root), job_ttl_s=60), Store(root)), []
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", True)
+    monkeypatch.setattr(Expiry, "sweep_mixes", fail)
+    monkeypatch.setattr(Board, "sweep", lambda board, ttl_s: seen.append(ttl_s))
+    try:
+        service.tidy()
+    finally:
+        service.close()
+    assert seen == [60]
+    assert [record.message for record in caplog.records] == ["sweep failed"]
+
+
+def test_the_sweeping_goes_on_after_any_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = threading.Event()
+
+    def tidy(service: Service) -> None:
+        if not swept.is_set():
+            swept.set()
+            raise ValueError("unforeseen")
+        again.set()
+
+    again = threading.Event()
+    monkeypatch.setattr(Service, "tidy", tidy)
+    monkeypatch.setattr("api.app.SWEEP_S", 0.01)
+    with running(Settings(store=str(root))):
+        assert again.wait(30)
+
+
+def test_folders_of_no_tenant_are_passed_over(tmp_path: Path) -> None:
+    store = Store(tmp_path).open()
+    for name in ("mixes/.tmp", "mixes/LOST+FOUND", "jobs/LOST+FOUND", "idempotency/LOST+FOUND"):
+        store.write_bytes(f"{name}/file", b"")
+    store.write_bytes(f"mixes/anna/{ABSENT}/manifest.json", b"{}")
+    then = time.time() - 4_000
+    os.utime(tmp_path / "mixes" / "anna" / ABSENT / "manifest.json", (then, then))
+    expiry = Expiry(store, 3_600.0)
+    assert expiry.sweep_mixes() == 1
+    expiry.sweep_keys()
+    assert Board(store).sweep(3_600.0) == 0
+    assert store.list("mixes/anna") == []
 
 
 def test_a_queue_that_is_away_leaves_no_job(root: Path) -> None:

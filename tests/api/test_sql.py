@@ -59,6 +59,16 @@ def strict(strict_url: str) -> Iterator[httpx.Client]:
         yield client
 
 
+def test_the_calls_that_the_docs_show_are_answered(http: httpx.Client) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
+    shown = re.findall(r"curl .*8765(/v1/(?:sql|queries)\S*) \\\n +-d '(.*)'", docs)
+    assert [path.split("/")[2] for path, _ in shown] == ["sql", "queries"]
+    for path, body in shown:
+        answer = http.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 200, answer.text
+        assert int(answer.headers["x-ballast-rows"]) > 0
+
+
 def ask(http: httpx.Client, statement: str, **options: Any) -> httpx.Response:
     return http.post("/v1/sql", json={"statement": statement, **options})
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,20 @@ from hypothesis import strategies as st
 from curator.audit.language import language_of, pool_languages
 from curator.audit.models import AuditModels
 from curator.audit.options import AuditOptions, parse_options
-from curator.audit.risk import LENGTH_FACTOR, MIN_REFERENCE, percentiles
+from curator.audit.risk import LENGTH_FACTOR, MIN_REFERENCE, below, like_length, percentiles
 from curator.audit.run import MIN_POOL_ROWS, Audit, audit
 from curator.audit.texts import read_text
-from curator.audit.verdict import auc, judge
+from curator.audit.verdict import BLOCK_ROWS, MAX_POOL_ROWS, N_RESAMPLES, TOP, auc, judge
 from curator.canonical import canonical_messages, dump_messages
 from curator.errors import BadInputError, MissingError
 from curator.ingest import ingest
+from curator.jobs.control import CancelledError
+from curator.pooltexts import PoolTexts
 from curator.queries import gap_table
 from curator.render import Rendered, Renderer
 from curator.scorers import resolve_scorers
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
+from curator.seeds import child_seed
 from curator.store import Store
 from curator.tasks import task_set_from_rows
 from tests.toy_scoring import toy_model_folder
@@ -58,6 +62,54 @@ def test_a_percentile_is_the_share_of_like_pool_rows_below(pool: list[tuple[int,
         assert np.isnan(found.value[0])
     else:
         assert found.value[0] == pytest.approx(sum((r < risk) + 0.5 * (r == risk) for r in like) / len(like))
+
+
+def random_rows(seed: int, n: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Risks with ties, and lengths, some of them absent."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, n_tokens, n).astype(np.float64)
+    tokens[rng.random(n) < 0.05] = np.nan
+    return rng.normal(size=n).round(2), tokens
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_percentiles_are_those_of_the_plain_formula_in_little_memory(seed: int) -> None:
+    (risk, n_tokens), (pool_risk, pool_tokens) = random_rows(seed, 300, 200), random_rows(seed + 50, 4_000, 400)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        like_NP = like_length(n_tokens, pool_tokens)
+        expected = (below(risk, pool_risk) * like_NP).sum(axis=1) / like_NP.sum(axis=1)
+    expected[like_NP.sum(axis=1) < MIN_REFERENCE] = np.nan
+    told: list[int] = []
+    tracemalloc.start()
+    found = percentiles(risk, n_tokens, pool_risk, pool_tokens, told.append)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found.value, expected)
+    np.testing.assert_array_equal(found.n_reference, like_NP.sum(axis=1))
+    assert peak < like_NP.nbytes, "less than one byte for each pair"
+    assert told == sorted(told)
+    assert told[-1] == len(risk)
+
+
+def test_a_verdict_by_blocks_is_that_of_the_whole_arrays() -> None:
+    n, seed = BLOCK_ROWS + 30, 7
+    rng = np.random.default_rng(1)
+    risk, pool_risk = rng.normal(size=n).round(1) + 0.2, rng.normal(size=300).round(1)
+    n_tokens, pool_tokens = np.full(n, 9.0), np.full(300, 9.0)
+    assert len(pool_risk) <= MAX_POOL_ROWS
+    rng = np.random.default_rng(child_seed(seed, "audit bootstrap"))
+    drawn_RP = rng.multinomial(300, np.full(300, 1 / 300), size=N_RESAMPLES + 1)
+    weights_RN = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES + 1)
+    drawn_RP[0], weights_RN[0] = 1, 1
+    values_RN = drawn_RP @ below(risk, pool_risk).T / 300
+    told: list[int] = []
+    found = judge(risk, n_tokens, pool_risk, pool_tokens, n_rows=n, seed=seed, on_done=told.append)
+    for interval, rows_RN in ((found.mean_percentile, values_RN), (found.top_share, values_RN >= TOP)):
+        expected = (weights_RN * rows_RN).sum(axis=1) / n
+        assert interval is not None
+        assert interval.value == pytest.approx(expected[0])
+        assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(expected[1:], [0.025, 0.975])))
+    assert told == [BLOCK_ROWS, n]
 
 
 def test_a_row_without_risk_or_length_has_no_percentile() -> None:
@@ -219,6 +271,39 @@ def test_a_pools_own_rows_have_its_own_gaps_and_an_ordinary_verdict(place: Place
     assert found.document["pool"]["languages"] == {"en": 1.0}
     assert "benign twin" in found.document["warnings"][0]
     assert [item["role"] for item in found.document["scorers"]] == ["aligned", "misaligned"]
+
+
+@pytest.mark.parametrize("last", ["comparing", "judging"])
+def test_a_cancel_is_heard_while_rows_are_compared(place: Place, last: str) -> None:
+    stages: list[str] = []
+
+    def hear(done: int) -> None:
+        if stages[-1] == last:
+            raise CancelledError
+
+    task_set = task_set_from_rows(place.rows, place.root / f"cancel-{last}")
+    work = Store(place.root / f"cancel-{last}" / "work")
+    with pytest.raises(CancelledError):
+        audit(
+            place.store, work, task_set, AuditOptions(corpus="chats"), place.models,
+            lambda name, total: stages.append(name), hear,
+        )  # fmt: skip
+
+
+def test_of_the_pools_texts_only_those_that_are_looked_at_are_held(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, held = PoolTexts._read, []
+
+    def spy(texts: PoolTexts, start: int, end: int) -> Any:
+        found = read(texts, start, end)
+        held.append(len(found))
+        return found
+
+    monkeypatch.setattr(PoolTexts, "_read", spy)
+    monkeypatch.setattr("curator.audit.run.N_LANGUAGE_ROWS", 40)
+    assert place.audit(place.rows[:5], "few").document["pool"]["languages"] == {"en": 1.0}
+    assert held == [40]
 
 
 def test_the_riskiest_rows_are_those_with_the_smallest_gap(place: Place) -> None:

@@ -1,5 +1,6 @@
 """Jobs without HTTP: the board, the queue, and what becomes of a job when its worker stops, fails or dies."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -9,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from curator.commands.worker import Worker
+from curator.__main__ import main
 from curator.errors import BadInputError, MissingError, StoreError
-from curator.jobs.board import ACTIVE_FOLDER, Board
+from curator.jobs.board import ACTIVE_FOLDER, GRACE_S, Board
 from curator.jobs.control import Control
 from curator.jobs.queue import JobQueue, open_queue
 from curator.jobs.record import MAX_EVENTS, new_job
-from curator.jobs.worker import MAX_ATTEMPTS
+from curator.jobs.worker import MAX_ATTEMPTS, Worker
 from curator.store import Store
 
 Result = dict[str, Any]
@@ -188,6 +189,73 @@ def test_what_a_worker_left_at_a_jobs_end_is_swept(store: Store, queue: JobQueue
     board.sweep(3600.0)
     assert store.list(f"jobs/anna/{job_id}") == ["job.json"]
     assert store.list(ACTIVE_FOLDER) == []
+
+
+def grow_old(store: Store, *paths: str) -> None:
+    then = time.time() - GRACE_S - 60
+    for root in (Path(store.url(path)) for path in paths):
+        for path in (*root.rglob("*"), root):
+            os.utime(path, (then, then))
+
+
+def test_what_a_kill_left_of_a_new_or_removed_job_is_swept(store: Store, queue: JobQueue, tmp_path: Path) -> None:
+    board = Board(store)
+    unmade, removed, young, unreadable = (put(store, queue, tmp_path) for _ in range(4))
+    store.delete(f"jobs/anna/{unmade}/job.json")  # killed in `create`: mark and rows are there
+    store.delete(f"jobs/anna/{young}/job.json")
+    board.end(board.read("anna", removed).ended("done", "done"))
+    store.write_bytes(f"jobs/anna/{removed}/rows.parquet", b"what an audit found")
+    store.delete(f"jobs/anna/{removed}/job.json")  # killed in `remove`
+    store.write_bytes(f"jobs/anna/{unreadable}/job.json", b"{")
+    store.write_bytes(f"{ACTIVE_FOLDER}/anna~mix~{'0' * 32}", b"")  # killed before the rows
+    store.write_bytes(f"{ACTIVE_FOLDER}/not~ours", b"")
+    store.write_bytes("jobs/No tenant/file", b"")
+    old = (unmade, removed, unreadable)
+    marks = [f"{ACTIVE_FOLDER}/anna~mix~{name}" for name in (unmade, unreadable, "0" * 32)]
+    grow_old(store, *(f"jobs/anna/{name}" for name in old), *marks)
+    assert board.sweep(None) == 3
+    assert store.list("jobs/anna") == [young]
+    assert board.active() == [("anna", young)], "it may be in the making"
+    worker_with(store, queue, lambda *_: {}).run(until_idle=True)  # ends: a mark alone is no waiting job
+
+
+def test_a_damaged_record_ends_as_failed_and_holds_up_no_other(
+    store: Store, queue: JobQueue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged, sound = put(store, queue, tmp_path), put(store, queue, tmp_path)
+    for _ in range(2):
+        queue.take("mix")
+    store.write_bytes(f"jobs/anna/{damaged}/job.json", b'{"job_id": ')
+    worker_with(store, queue, lambda *_: {}).run(until_idle=True)
+    assert Board(store).read("anna", sound).state == "done"
+    job = Board(store).read("anna", damaged)
+    assert (job.state, job.error and job.error.code) == ("failed", "internal")
+    assert abs(job.created_at.timestamp() - Board(store).read("anna", sound).created_at.timestamp()) < 60
+    assert store.list(f"jobs/anna/{damaged}") == ["job.json"], "the user's rows went"
+    assert "IntegrityError" in capsys.readouterr().err
+
+
+def test_a_lock_that_cannot_be_taken_is_no_other_process(store: Store, queue: JobQueue, tmp_path: Path) -> None:
+    first, second = put(store, queue, tmp_path), put(store, queue, tmp_path)
+    for _ in range(2):
+        queue.take("mix")
+    Path(store.url(f"jobs/anna/{first}/.lock")).mkdir()  # a file that cannot be opened for writing
+    with pytest.raises(StoreError, match="cannot write"), Board(store).held("anna", first):
+        pass
+    worker = worker_with(store, queue, lambda *_: {})
+    with pytest.raises(StoreError, match="cannot write"):
+        worker.step()
+    assert Board(store).read("anna", second).state == "done", "the others had their turn"
+
+
+def test_a_worker_without_a_model_tells_of_the_audits_that_wait(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        Board(store).create("anna", "audit", {})
+    assert main(["worker", "--store", store.base, "--until-idle"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("2 audits wait for a worker with --model") == 2, "at the start and at the end"
 
 
 def test_events_are_bounded() -> None:

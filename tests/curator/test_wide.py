@@ -162,6 +162,47 @@ def test_a_store_that_cannot_be_written_is_mixed_from(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("keeps")
+def test_a_table_that_another_process_kept_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = scored_store(tmp_path / "store")
+    in_memory, inodes = widebuild._in_memory, []
+
+    def overtaken(*arguments: Any) -> widebuild.Kept:
+        made = in_memory(*arguments)
+        monkeypatch.setattr(widebuild, "_in_memory", in_memory)
+        (key,) = widebuild._building
+        widebuild._found(*arguments[:2], arguments[2], key)  # the other process, from its start to its end
+        inodes.append(Path(store.url(f"wide/chats/{key}/columns.arrow")).stat().st_ino)
+        return made
+
+    widebuild._building.clear()
+    monkeypatch.setattr(widebuild, "_in_memory", overtaken)
+    kept = resolve(store, recipe(rows=3))[1][0].kept
+    assert kept.folder is not None
+    assert [(kept.folder / "columns.arrow").stat().st_ino] == inodes
+    assert store.stale("wide/chats", ".tmp-*", -1.0) == []
+
+
+@pytest.mark.usefixtures("keeps")
+def test_a_table_that_is_swept_in_the_moment_it_is_kept_is_mixed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = scored_store(tmp_path / "store")
+    before = mixed(store, tmp_path, RECIPES["top"])
+    store.delete("wide")
+    widebuild._open.clear()
+    rename = Store.rename_dir
+
+    def swept(at: Store, temporary: str, final: str) -> bool:
+        done = rename(at, temporary, final)
+        if final.startswith("wide/"):
+            at.delete(final)
+        return done
+
+    monkeypatch.setattr(Store, "rename_dir", swept)
+    assert mixed(store, tmp_path, RECIPES["top"]) == before
+
+
+@pytest.mark.usefixtures("keeps")
 def test_a_text_that_is_not_the_scored_one_is_refused(tmp_path: Path) -> None:
     store = scored_store(tmp_path / "store")
     mixed(store, tmp_path, RECIPES["top"])
