@@ -12,7 +12,7 @@ import pytest
 
 from curator.__main__ import main
 from curator.build import build_mix, remove_stale
-from curator.errors import IntegrityError, MissingError, StoreError
+from curator.errors import IntegrityError, LockedError, MissingError, StoreError
 from curator.ingest import ingest
 from curator.lease import Lease, bucket_lease
 from curator.manifest import verify
@@ -132,11 +132,19 @@ def test_a_bucket_that_is_not_there_is_named(url: str) -> None:
         Store("s3://nobucket/x").open()
 
 
+def test_the_age_of_a_file_and_of_a_folder(store: Store) -> None:
+    store.write_bytes("folder/file", b"")
+    time.sleep(1.1)  # buckets tell whole seconds
+    assert 0 < store.age_s("folder/file") < 600
+    assert 0 < store.age_s("folder") < 600
+    assert store.age_s("nowhere") == 0
+
+
 def test_one_writer_at_a_time_through_a_lease(store: Store) -> None:
     other = Store(f"s3://{store.base}")
     with (
         store.lock("corpora/c"),
-        pytest.raises(StoreError, match=r"another process .* is writing corpora/c: .* lease runs out in 1\d\d s"),
+        pytest.raises(LockedError, match=r"another process .* is writing corpora/c: .* lease runs out in 1\d\d s"),
         other.lock("corpora/c"),
     ):
         pass
