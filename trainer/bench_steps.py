@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from curator.peak import peak_rss_bytes
 from curator.progress import Progress
 from trainer.bench_data import CLOCKS, Sizes, bench_config, write_chats
 
@@ -149,14 +150,12 @@ def _rows(model: Path, sizes: Sizes, work: Path) -> Any:
 
 def peak_mib(model: Path, name: str, sizes: Sizes, work: Path) -> float:
     """Peak memory of this process after one run: resident on a CPU, allocated on a GPU."""
-    import resource
-
     import torch
 
     _run(model, name, _rows(model, sizes, work), sizes, work)
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_rss_bytes() / 2**20
 
 
 def _peak_apart(model: Path, name: str, sizes: Sizes) -> float:

@@ -1,13 +1,13 @@
 """`python -m curator.bench.peak MODEL CHATS DTYPE THREADS MAX_LENGTH`: scores a chat file in a new store and prints
 the process's peak in bytes."""
 
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from curator.ingest import ingest
+from curator.peak import peak_rss_bytes
 from curator.progress import say
 from curator.render import Renderer
 from curator.scoring import ScoreRequest, score_corpus
@@ -29,17 +29,8 @@ def main(arguments: Sequence[str]) -> int:
         )  # fmt: skip
         renderer = Renderer.from_folder(model_dir)
         score_corpus(store, request, renderer, lambda: TorchEngine(Path(model_dir), device="cpu", dtype=dtype))
-    say(str(_peak_bytes()))
+    say(str(peak_rss_bytes()))
     return 0
-
-
-def _peak_bytes() -> int:
-    """This process's own peak: getrusage's survives exec, and so would give the parent's where that is larger."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

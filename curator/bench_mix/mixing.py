@@ -1,6 +1,5 @@
 """A whole mix to disk beside `datasets`, and the search for the user's rows in the pool beside datasketch."""
 
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -21,6 +20,7 @@ from curator.canonical import load_messages
 from curator.config import Recipe, parse_recipe
 from curator.dedup import near_reference
 from curator.filters import texts_of
+from curator.peak import peak_rss_bytes
 from curator.resolve import resolve
 from curator.store import Store
 from curator.tasks import TaskSet, read_task_set
@@ -126,7 +126,7 @@ class MixBench:
             paired_ratio(seconds["datasketch"], seconds["ours"]), seconds,
             planted=self.n_near, found={name: len(ids) for name, ids in found.items()},
             prepared_s={"ours, signatures kept on disk": sign_s, "datasketch index": index_s},
-            peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+            peak_memory_mib=peak_rss_bytes() >> 20,
             signatures_mib=64 * 4 * len(self.data.candidates) >> 20,
         )  # fmt: skip
 

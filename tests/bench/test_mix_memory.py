@@ -19,14 +19,15 @@ from tests.mix_stores import scored_store
 ROW_CHARS = 4_000
 
 SCRIPT = """
-import pickle, resource, sys
+import pickle, sys
 from curator.build import build_mix
+from curator.peak import peak_rss_bytes
 from curator.store import Store
 from tests.mix_stores import recipe
 tasks = pickle.loads(bytes.fromhex(sys.argv[2]))
 result = build_mix(Store(sys.argv[1]).open(), tasks, recipe(rows=20, order=sys.argv[3]))
 assert result.created
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(peak_rss_bytes() >> 20)
 """
 
 

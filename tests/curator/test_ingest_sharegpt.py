@@ -19,11 +19,12 @@ from curator.store import Store
 N_BYTES = 125_509_632
 ROLES = {"human": "user", "user": "user", "system": "system"}
 INGEST = """
-import resource, sys
+import sys
 from curator.ingest import ingest
+from curator.peak import peak_rss_bytes
 from curator.store import Store
 ingest(Store(sys.argv[1]).open(), [sys.argv[2]], "sharegpt")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_rss_bytes() >> 10)
 """
 
 
