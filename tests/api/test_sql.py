@@ -198,3 +198,10 @@ def test_no_escape_passes_and_none_wears_the_service_down(strict: httpx.Client, 
     assert sorted(str(path) for path in root.rglob("*")) == before
     assert process.memory_info().rss < 1_500 * MIB
     assert len([child for child in process.children() if child.is_running()]) <= 3
+
+
+def test_a_named_query_refuses_a_corpus_and_a_domain_that_are_not_there(http: httpx.Client) -> None:
+    for params, said in (({"corpus": "nope"}, "no corpus 'nope'"), ({"hold_out": ["nope"]}, "hold_out 'nope'")):
+        answer = http.post("/v1/queries/top_by_gap", json={"params": params})
+        assert answer.status_code == 422
+        assert said in answer.json()["error"]["message"]

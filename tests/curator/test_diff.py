@@ -113,3 +113,9 @@ def test_the_command(store: Store, tasks: TaskSet, capsys: pytest.CaptureFixture
     assert main(["diff", one, "0" * 32, *where]) == 2
     with pytest.raises(MissingError, match="no mix"):
         diff(store, "local", one, "0" * 32)
+
+
+def test_a_row_that_keeps_its_position_is_not_called_moved(store: Store, tmp_path: Path) -> None:
+    tasks = task_set(tmp_path, 8)  # the last safe row stands at 7 in both mixes, behind other task rows
+    found = diff(store, "local", made(store, tasks, rows=4), made(store, tasks, rows=2))
+    assert [(row.position_a, row.position_b) for row in found.rows if row.kind == "moved"] == [(1, 2)]
