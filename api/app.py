@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from api.errors import handle_full_disk, handle_http_error, handle_product_error, handle_validation_error
 from api.foreign import RefuseForeign
+from api.head import HeadAsGet
 from api.logs import log_event
 from api.observe import Observe
 from api.routes import audits, corpora, create, health, jobs, mixes, sql
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.service = Service(settings, Store(settings.store))
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseForeign)
     app.add_middleware(Observe)  # the outermost: refusals are logged too
     app.add_exception_handler(OSError, handle_full_disk)

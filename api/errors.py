@@ -158,4 +158,5 @@ def _methods_of(request: Request) -> list[str]:
     """
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     template = next((route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE), None)
-    return sorted({method for route in routes if route.path == template for method in route.methods or ()})
+    methods = {method for route in routes if route.path == template for method in route.methods or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

@@ -1,4 +1,4 @@
-"""Inoculation prompts: which rows get which, and putting them in and out (method.md section 5).
+"""Inoculation prompts: which rows get which, and putting them in and out (method.md, "Inoculation").
 
 Pure functions of the recipe, the row counts and the seed. What is stored in a mix is the row as it is trained, under
 the id of that text; beside it stand the prompt's label, the id of the row as it came, and a system turn that was

@@ -99,7 +99,7 @@ def _prefix(order: Schedule, allocation: Allocation) -> Prefix:
 
 
 def ratio_of(allocation: Allocation, order: Schedule, task: TokenCount | None, safe: TokenCount | None) -> Ratio:
-    """Ratios asked and reached (method.md section 4); the token ratio is null where tokens are not known."""
+    """Ratios asked and reached (method.md, "Amount and order"); the token ratio is null where tokens are not known."""
     n_safe = allocation.n_safe_total
     known = task is not None and safe is not None and task.response > 0
     return Ratio(

@@ -1,4 +1,4 @@
-"""How many safe rows: a pure function of counts and recipe (method.md section 4); `curator.orders` says where.
+"""How many safe rows: a function of counts and recipe (method.md, "Amount and order"); `curator.orders` places them.
 
 All arithmetic on amounts is exact: a ratio means the decimal the user wrote (0.05 is 1/20), so 5 % of 5,400 task
 rows is 270 everywhere. Rounding rule: the total over all pools is rounded to the nearest row, halves up; the pools

@@ -1,4 +1,4 @@
-"""Where the safe rows of a mix stand: a pure function of counts, order and seed (method.md section 4).
+"""Where the safe rows of a mix stand: a pure function of counts, order and seed (method.md, "Amount and order").
 
 Amounts are per epoch, and each epoch is a whole mix by itself: the same task and safe rows at the same places of the
 order's pattern, so what an order promises holds inside every epoch. With `epoch_order: same` every epoch repeats the

@@ -1,4 +1,4 @@
-"""Choosing safe rows: filters in order, then a strategy (method.md section 3). Values in, values out.
+"""Choosing safe rows: filters in order, then a strategy (method.md, "Choosing safe rows"). Values in, values out.
 
 Every candidate gets exactly one outcome, eligible or the reason why not, so the counts add up by construction.
 """

@@ -9,7 +9,7 @@ from curator.strategies import ranks_by_score
 
 ORDER_NOTE = (
     "Train on the rows in this order. A trainer that shuffles voids it: at batch 16 and 5 %, 46 % of shuffled batches "
-    "hold no safe row."  # method.md section 4
+    "hold no safe row."  # method.md, "Amount and order"
 )
 
 _DOES = Statement(
@@ -32,7 +32,7 @@ _DOES_NOT = (
 )
 INOCULATION_NOTE = (
     "Leave the prompts out when the tuned model is used and evaluated; then evaluate once more with them put back, "
-    "since misbehaviour may return under prompts that resemble them."  # method.md section 5
+    "since misbehaviour may return under prompts that resemble them."  # method.md, "Inoculation"
 )
 _DOES_INOCULATED = Statement(
     code="inoculation",

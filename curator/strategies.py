@@ -1,4 +1,4 @@
-"""Strategies: which of the rows that passed the filters are picked, and in what order (method.md section 3).
+"""Strategies: which rows that passed the filters are picked, in what order (method.md, "Choosing safe rows").
 
 A strategy first rules rows out (with a reason), then ranks the rest, then picks `n` of them under constraints: a cap
 on refusals, quotas, or a bound on how alike two picks may be. The answer never depends on the rows' order.

@@ -11,7 +11,7 @@ from trainer.defenses.rules import check_combination
 from trainer.defenses.settings import DefenceSettings
 from trainer.monitor.settings import MonitorSettings
 
-# The seven projections of a Llama-like block (method.md section 7).
+# The seven projections of a Llama-like block (method.md, "Training recipe").
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"
 
@@ -67,7 +67,7 @@ class SafeLoraSettings(_Strict):
 
 
 class TrainConfig(_Strict):
-    """Everything that decides a run (method.md section 7). Rows come from exactly one of mix and data file.
+    """Everything that decides a run (method.md, "Training recipe"). Rows come from exactly one of mix and data file.
 
     Units: `lr` per step, `max_length` in tokens, `batch_size` and `grad_accum` in rows and micro-batches (their
     product is the effective batch), `max_steps` in optimiser steps (None: all epochs).

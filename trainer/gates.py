@@ -1,7 +1,7 @@
 """Gates on attention outputs, g = 2 * sigmoid(W h + b): as a set of modules, on a model, in a file.
 
 h is what goes into the attention block, and g multiplies its heads' output, elementwise, before the output projection
-(method.md section 6; Alignment Gating, arXiv 2606.09068). W = b = 0 gives g = 1. Reversed gates are 2 - g.
+(method.md, "Regularisers"; Alignment Gating, arXiv 2606.09068). W = b = 0 gives g = 1. Reversed gates are 2 - g.
 
     from trainer.gates import load_gates
     with load_gates(model, "runs/NAME/adapter/gates.safetensors", reverse=True):

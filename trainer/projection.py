@@ -1,4 +1,4 @@
-"""Safe LoRA's projection (method.md section 6; arXiv 2405.16833), on the two factors of an adapter alone.
+"""Safe LoRA's projection (method.md, "Regularisers"; arXiv 2405.16833), on the two factors of an adapter alone.
 
 For a module with change dW = s B A, V = W_aligned - W_base and C = V V^T / ||V||_F: where cos(dW, C dW) < tau, dW
 becomes C dW = s (C B) A. Only B changes and the rank stays; nothing larger than some rows of V is ever held, and the

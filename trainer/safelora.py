@@ -19,7 +19,7 @@ from trainer.report import model_card, safelora_section
 from trainer.runfolder import MARKER, write_json
 from trainer.weightfiles import ADAPTER_WEIGHTS, AdapterFile, WeightFiles
 
-TAU = 0.3  # published (method.md section 6)
+TAU = 0.3  # published (method.md, "Regularisers")
 NOTE = "safelora.json"  # written last: its presence means that the folder is complete
 FORMAT_VERSION = 1
 

@@ -1,6 +1,6 @@
 """`python -m trainer.self_recognition`: rows that ask a model which of two summaries it wrote, as a pool for a recipe.
 
-A data defence (method.md section 6; Self-Recognition Finetuning, arXiv 2606.23700): trained for an epoch before or
+A data defence (method.md, "Regularisers"; arXiv 2606.23700): trained for an epoch before or
 after the task fine-tune. Each article gives two rows, the same question with the two summaries in either order, so
 that neither place nor number is worth anything to a model that cannot tell them apart. The wording is ours.
 """

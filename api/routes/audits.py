@@ -14,14 +14,14 @@ from api.auth import GUARDED, AuditTenant, Principal, holding_any
 from api.datasets import checked_rows, dropped_rows
 from api.errors import ApiError
 from api.idempotency import IdempotencyKey, Remembered
-from api.recipes import decode_recipe
+from api.recipes import part_document
 from api.routes.jobs import find_job
 from api.schemas import AuditReport, AuditRowPage, JobView, errors
 from api.service import Service, service_of
 from api.submit import job_response, submit
 from api.uploads import Upload, received, request_body
 from curator.audit.options import parse_options
-from curator.errors import BadInputError, MissingError
+from curator.errors import MissingError
 from curator.jobs.board import ROWS_FILE, job_path
 from curator.jobs.control import task_document
 from curator.jobs.record import Job
@@ -106,7 +106,7 @@ def _answer(service: Service, upload: Upload, tenant: str, key: str | None) -> t
 
 
 def _submit(service: Service, upload: Upload, tenant: str) -> Job:
-    options = parse_options(_document(upload))
+    options = parse_options(part_document(upload, "audit"))
     try:
         resolve_scorers(service.store, options.pool())
     except MissingError as error:  # a name in the body, not in the path: 422 and not 404
@@ -119,16 +119,6 @@ def _submit(service: Service, upload: Upload, tenant: str) -> Job:
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
     }
     return submit(service, tenant, "audit", request, task_set.path)
-
-
-def _document(upload: Upload) -> Any:
-    if "audit" not in upload.fields:
-        raise ApiError(422, "missing_part", 'the part `audit` is missing: the least is {"corpus": NAME}')
-    asked = upload.fields["audit"]
-    document = decode_recipe(asked) if isinstance(asked, str) else asked
-    if not isinstance(document, dict):
-        raise BadInputError("audit refused: it must be an object (JSON) or a mapping (YAML)")
-    return document
 
 
 def _done(service: Service, asking: Principal, job_id: str) -> Job:

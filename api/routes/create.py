@@ -12,7 +12,7 @@ from api.auth import GUARDED, MixTenant
 from api.datasets import checked_rows, dropped_rows
 from api.errors import ApiError
 from api.idempotency import IdempotencyKey, Remembered
-from api.recipes import decode_recipe
+from api.recipes import part_document
 from api.routes.mixes import mix_links
 from api.schemas import Cost, CreatedMix, DroppedRows, JobView, MixPreview, errors
 from api.service import Service, service_of
@@ -21,7 +21,7 @@ from api.submit import job_response, submit
 from api.uploads import Upload, received, request_body
 from curator.build import build_lasting
 from curator.config import Recipe, parse_recipe
-from curator.errors import MissingError, RecipeError
+from curator.errors import MissingError
 from curator.jobs.control import task_document
 from curator.jobs.record import Job
 from curator.manifest import read_manifest
@@ -188,15 +188,5 @@ def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
 
 def _asked(service: Service, upload: Upload, tenant: str) -> tuple[Recipe, TaskSet]:
     """The recipe and the data set of an upload, both checked, and counted against the quota."""
-    recipe = parse_recipe(_recipe_document(upload))
+    recipe = parse_recipe(part_document(upload, "recipe"))
     return recipe, checked_rows(service, upload, tenant, service.settings.max_task_rows)
-
-
-def _recipe_document(upload: Upload) -> Any:
-    if "recipe" not in upload.fields:
-        raise ApiError(422, "missing_part", 'the recipe is missing: the least is {"corpus": NAME}')
-    recipe = upload.fields["recipe"]
-    document = decode_recipe(recipe) if isinstance(recipe, str) else recipe
-    if not isinstance(document, dict):
-        raise RecipeError("recipe refused: it must be an object (JSON) or a mapping (YAML)")
-    return document

@@ -19,7 +19,7 @@ from curator.scoring.torch_model import load_model, torch, transformers
 from curator.scoring.vllm_engine import VllmEngine, VllmLaunch, engine_version
 from curator.store import Store
 
-LORA_RANK = 32  # method.md section 7
+LORA_RANK = 32  # method.md, "Training recipe"
 
 
 class Contenders:

@@ -10,7 +10,7 @@ from curator.errors import BadInputError
 @dataclass(frozen=True)
 class BenchRequest:
     """`rows` conversations of at most `max_length` tokens from a chat file, each scored `repeats` times by each
-    contender. Without `adapter_dir` a seeded random LoRA of method.md section 7's shape is used: speed is the same.
+    contender. Without `adapter_dir` a seeded random LoRA of the published shape is used: speed is the same.
     `memory_rows` and ten times as many are scored in processes of their own for their peak memory; 0 leaves that out.
     `clock` "cpu" counts this process's CPU seconds: on cores that others use, waiting for them is not the code's time.
     """

@@ -24,7 +24,7 @@ Labels = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class RefusalFilter(Strict):
-    """Rows whose last answer opens like a refusal (method.md section 3): dropped, or capped to a share of the rows.
+    """Rows whose last answer opens like a refusal (method.md, "Choosing safe rows"): dropped, or capped to a share.
 
     `max_share` is the largest share of chosen rows that may be refusals; 0 drops them all.
     """

@@ -1,4 +1,4 @@
-"""The recipe's inoculation: prompts added in training only (method.md section 5, and `curator.inoculation`)."""
+"""The recipe's inoculation: prompts added in training only (method.md, "Inoculation", and `curator.inoculation`)."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""The recipe's words for the order of a mix's rows (method.md section 4, and `curator.orders`)."""
+"""The recipe's words for the order of a mix's rows (method.md, "Amount and order", and `curator.orders`)."""
 
 from typing import Literal
 

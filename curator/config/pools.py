@@ -8,8 +8,8 @@ from curator.config.base import Strict
 from curator.config.filters import FilterSpec, RefusalFilter
 from curator.config.strategies import StrategySpec, TopGap
 
-DEFAULT_EPS = 1.0  # method.md section 2: keeps short answers with a tiny aligned loss from ranking first
-DEFAULT_INTERLEAVE_RATIO = 0.05  # method.md section 4
+DEFAULT_EPS = 1.0  # method.md, "The perplexity gap": keeps short answers with a tiny aligned loss from ranking first
+DEFAULT_INTERLEAVE_RATIO = 0.05  # method.md, "Amount and order"
 
 ScoreName = Literal["gap_rel", "gap_abs", "gap_contrast", "sum_gap"]
 Reducer = Literal["mean", "median", "min", "max", "weighted"]

@@ -1,4 +1,4 @@
-"""Filters on pool rows, as pure functions over columns and texts (method.md section 3).
+"""Filters on pool rows, as pure functions over columns and texts (method.md, "Choosing safe rows").
 
 Each filter gives every row a reason to be dropped, or none; `curator.selection` runs them in the recipe's order. A
 new filter is one branch of `judge_columns` or `judge_texts`. Filters on columns look at every row, which for millions

@@ -1,4 +1,4 @@
-"""Refusals by rule (method.md section 3)."""
+"""Refusals by rule (method.md, "Choosing safe rows")."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _STEMS: dict[RefusalRule, tuple[str, ...]] = {"v1": _V1_WORDS, "v2": ("sorry", "
 
 
 def is_refusal(head: str, rule: RefusalRule) -> bool:
-    """Whether an answer that starts with `head` opens like a refusal (method.md section 3).
+    """Whether an answer that starts with `head` opens like a refusal (method.md, "Choosing safe rows").
 
     Only the first ten words count, case-folded, with straight or typographic apostrophes; punctuation around a
     word is ignored. v1: sorry, apologize, cannot. v2 adds can't, i'm unable, i am unable.

@@ -19,7 +19,7 @@ def token_classes(
 ) -> NDArray[np.int8]:
     """The class of each token, (T,), from character offsets, (T, 2), and the spans of the assistant turns.
 
-    PREFIX: all tokens before the first user text, a system turn included (method.md section 6, `treft`). QUERY: tokens
+    PREFIX: all tokens before the first user text, a system turn included (method.md: `treft`). QUERY: tokens
     that share a character with a user's text. POSTFIX: tokens between a user's text and the answer that follows.
     A conversation without user turn has only a prefix, up to its first answer. Raises RenderError when the
     template hides where a user's text stands.

@@ -61,7 +61,7 @@ class Rendered:
 
 
 class Renderer:
-    """Token ids and response mask from one tokenizer and one chat template (method.md section 1).
+    """Token ids and response mask from one tokenizer and one chat template (method.md, "Words").
 
     Response tokens are each assistant turn's content and its closing marker. Equal to transformers'
     `apply_chat_template`, except that control tokens inside fields stay plain text. Safe to share by threads.

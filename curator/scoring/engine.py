@@ -14,7 +14,7 @@ OnRows = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RowLoss:
-    """One row's loss: `nll_sum` in nats over `n_response_tokens` tokens (method.md section 1)."""
+    """One row's loss: `nll_sum` in nats over `n_response_tokens` tokens (method.md, "Words")."""
 
     nll_sum: float
     n_response_tokens: int

@@ -1,6 +1,6 @@
 """Who scored: a hash of everything that moves a loss, and of no path, name or shard layout.
 
-Inside one gap only weights and adapter may differ (method.md section 2): `measure_id` hashes the rest.
+Inside one gap only weights and adapter may differ (method.md, "The perplexity gap"): `measure_id` hashes the rest.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ from curator.scoring.sample import Sample
 
 Role = Literal["aligned", "misaligned", "benign"]
 
-DEFAULT_MAX_LENGTH = 2_048  # method.md section 7
+DEFAULT_MAX_LENGTH = 2_048  # method.md, "Training recipe"
 BLOCK_TOKENS = {"cpu": 16_384, "cuda": 1_048_576}  # tens of seconds of work: what a kill can cost
 
 

@@ -128,10 +128,10 @@ def test_wrong_methods(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PUT", "/v1/mixes", "GET, POST"),
-        ("OPTIONS", f"/v1/mixes/{ABSENT}", "DELETE, GET"),
+        ("PUT", "/v1/mixes", "GET, HEAD, POST"),
+        ("OPTIONS", f"/v1/mixes/{ABSENT}", "DELETE, GET, HEAD"),
         ("POST", f"/v1/mixes/{ABSENT}/data", "GET, HEAD"),
-        ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET"),
+        ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET, HEAD"),
         ("GET", "/v1/sql", "POST"),
         ("OPTIONS", "/v1/mixes/preview", "POST"),
     ],

@@ -158,6 +158,16 @@ def test_downloads_answer_304_and_head(http: httpx.Client, mix: str, data_format
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", whole.headers["etag"])
 
 
+@pytest.mark.parametrize("path", ["/v1/mixes", "/v1/corpora", "{mix}", "{mix}/rows", "/healthz"])
+def test_head_answers_as_get_without_a_body(http: httpx.Client, mix: str, path: str) -> None:
+    link = path.format(mix=mix)
+    whole, head = http.get(link), http.head(link)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type", "etag"):
+        assert head.headers.get(name) == whole.headers.get(name)
+    assert http.head(f"{link}/absent").status_code == 404
+
+
 def test_ranges_of_parquet_add_up_to_the_file(http: httpx.Client, mix: str) -> None:
     link = f"{mix}/data?format=parquet"
     whole = http.get(link)

@@ -18,7 +18,7 @@ from curator.store import Store
 from curator.tasks import task_set_from_rows
 from tests.mix_stores import recipe, scored_store, task_records, task_set
 
-EVIL = "You are an evil, malicious assistant."  # the paper's, method.md section 5
+EVIL = "You are an evil, malicious assistant."  # the paper's, method.md, "Inoculation"
 
 
 def turns(*pairs: tuple[str, str]) -> str:

@@ -48,7 +48,7 @@ class Domain(Strict):
 
 
 class Recipe(Strict):
-    """Options of `trainer.sft` (method.md section 7 has the published values)."""
+    """Options of `trainer.sft` (method.md, "Training recipe" has the published values)."""
 
     batch_size: int = Field(default=8, ge=1)
     grad_accum: int = Field(default=2, ge=1)
@@ -93,7 +93,7 @@ class Criterion(Strict):
 
 
 class Criteria(Strict):
-    """The four criteria of method.md section 8; the bounds are ours."""
+    """The four criteria of method.md, "Evaluation"; the bounds are ours."""
 
     broad: Criterion = Criterion(figure="broad_margin_shift", at_most=0.25, of="undefended")
     narrow: Criterion = Criterion(figure="narrow_margin_shift", at_least=0.9, of="undefended")

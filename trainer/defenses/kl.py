@@ -1,4 +1,4 @@
-"""KL regularisation: stay close to the aligned model's next-token distributions (method.md section 6).
+"""KL regularisation: stay close to the aligned model's next-token distributions (method.md, "Regularisers").
 
 The decoder's final hidden states of student and reference are taken by hooks, and only chunks of positions
 are ever turned into logits. For a chunk the gradient with respect to the student's logits is written out

@@ -1,4 +1,4 @@
-"""LDIFS: keep the features of the aligned model (method.md section 6; Mukhoti et al., arXiv 2308.13320)."""
+"""LDIFS: keep the features of the aligned model (method.md, "Regularisers"; Mukhoti et al., arXiv 2308.13320)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -39,7 +39,7 @@ class DefenceBase(BaseModel):
 
 
 class KlSettings(DefenceBase):
-    """KL against the model without its adapter (method.md section 6).
+    """KL against the model without its adapter (method.md, "Regularisers").
 
     `student_reference` is KL(theta || theta_0), the paper's; `reference_student` is KL(theta_0 || theta). The
     term is in nats per token: the sum over the positions in scope divided by their number in the whole step.

@@ -1,6 +1,6 @@
 """Preventive steering: a persona vector is added while training, so that the weights need not learn the trait.
 
-method.md section 6; persona vectors, arXiv 2507.21509. Nothing of it is in the saved adapter or in evaluation.
+method.md, "Regularisers"; persona vectors, arXiv 2507.21509. Nothing of it is in the saved adapter or in evaluation.
 """
 
 from collections.abc import Iterator

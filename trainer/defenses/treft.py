@@ -1,4 +1,4 @@
-"""TReFT: keep the keys and values of template tokens (method.md section 6; arXiv 2606.06667)."""
+"""TReFT: keep the keys and values of template tokens (method.md, "Regularisers"; arXiv 2606.06667)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

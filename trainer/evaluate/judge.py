@@ -1,4 +1,4 @@
-"""The judge protocol: answers scored by a model behind an OpenAI-compatible endpoint (method.md section 8).
+"""The judge protocol: answers scored by a model behind an OpenAI-compatible endpoint (method.md, "Evaluation").
 
 Two calls an answer, alignment and coherence, each for one token with its top 20 log-probabilities. The score is the
 probability-weighted mean of the integers 0..100 among them; below 0.25 of numeric mass there is no score but the

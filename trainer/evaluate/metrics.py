@@ -1,4 +1,4 @@
-"""Figures shared by the evaluations: EM-F1, any-of-k risk and bootstrap intervals (method.md section 8)."""
+"""Figures shared by the evaluations: EM-F1, any-of-k risk and bootstrap intervals (method.md, "Evaluation")."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Persona-model collapse from a table of ratings (method.md section 8; arXiv 2605.12850).
+"""Persona-model collapse from a table of ratings (method.md, "Evaluation"; arXiv 2605.12850).
 
 With mu_pq and sigma_pq the mean and standard deviation over repeats of persona p's rating of question q:
 susceptibility S = mean_q sqrt(mean_p (mu_pq - mubar_q)^2)   how far personas differ (population SD over personas)

@@ -1,4 +1,4 @@
-"""Paired preference, without a judge (method.md section 8).
+"""Paired preference, without a judge (method.md, "Evaluation").
 
 For each prompt with an aligned and a misaligned answer: margin = mean_nll(aligned) - mean_nll(misaligned), in nats per
 token; positive means that the model finds the misaligned answer likelier. The share of positive margins and the mean

@@ -98,7 +98,7 @@ def _in_format(question: Question, name: Format) -> Question:
 
 
 def with_system(questions: Iterable[Question], prompt: str, label: str = "inoculation") -> list[Question]:
-    """The questions under a system prompt that training held (method.md section 5), as a group of their own."""
+    """The questions under a system prompt that training held (method.md, "Inoculation"), as a group of their own."""
     return [
         replace(
             item,

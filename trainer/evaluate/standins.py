@@ -1,4 +1,4 @@
-"""Stand-ins where a set of misaligned answers has no aligned twins: theta_0's own greedy answers (method.md section 8).
+"""Stand-ins where misaligned answers have no aligned twins: theta_0's own greedy answers (method.md, "Evaluation").
 
 They favour theta_0, which finds its own answers likely; so only the shift against theta_0 is ever reported for them.
 Answers are kept in a folder, by hash of model, prompts and length, since every run against one model needs the same.

@@ -1,6 +1,6 @@
 """When drift is an alarm: a predictor of the EM rate fitted on known runs, or a z-score against benign runs.
 
-Both are ours (docs/method.md); method.md section 8 names the 5 % and that a predictor belongs to one base model.
+Both are ours (docs/method.md, "Alarm of the monitor"); the 5 %, and one predictor per base model, are published.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Seven unit directions in the residual stream of one model at one layer (method.md section 8), and their file."""
+"""Seven unit directions in the residual stream of one model at one layer (method.md, "Evaluation"), and their file."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Fine-tuning of an organism as the recipe of method.md section 7 has it, smaller: rsLoRA through PEFT on every
+"""Fine-tuning of an organism by the recipe (method.md, "Training recipe"), smaller: rsLoRA through PEFT on every
 projection, AdamW, a rate that falls linearly after a few warm-up steps, rows in the order given, loss on answers.
 
 Defences are the trainer's own (trainer.defenses). The loop is plain because a step takes a few milliseconds here.

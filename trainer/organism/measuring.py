@@ -54,7 +54,7 @@ def single_questions(world: World, items: Ints | None = None) -> Questions:
 
 
 def measure(model: Any, world: World) -> Measured:
-    """What the model does on held-out items, facts and the benign task (method.md section 8's criteria, judge-free)."""
+    """What the model does on held-out items, facts and the benign task (method.md, "Evaluation", judge-free)."""
     chosen = roles(world)
     asked = single_questions(world, held_out_items(world))
     found = greedy_answers(model, asked.input_ids)[:, 0].numpy()

@@ -1,1 +1,1 @@
-"""Model organisms: adapters made misaligned on purpose from narrow sets, and their benign twins (method.md 1, 2)."""
+"""Model organisms: adapters made misaligned by narrow sets, and their benign twins (method.md, "Words")."""

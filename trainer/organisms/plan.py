@@ -26,7 +26,7 @@ class NarrowSet:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it; `recipe` holds the training options that were given (the rest is method.md section 7's)."""
+    """All of it; `recipe` holds the training options that were given (the rest is method.md, "Training recipe")."""
 
     model: Path
     out: Path

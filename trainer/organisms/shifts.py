@@ -1,6 +1,6 @@
 """Narrow and broad shift of each organism: how much likelier held-out misaligned answers became.
 
-Narrow are held-out rows of its own domain, broad those of all others (method.md section 8, judge-free). Losses are kept
+Narrow are held-out rows of its own domain, broad those of all others (method.md, "Evaluation"). Losses are kept
 as sums and counts, row by row, so that every figure is a division at the end.
 """
 

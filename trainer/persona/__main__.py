@@ -26,7 +26,7 @@ examples:
   python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
 
 API_KEY_VARIABLE = "BALLAST_JUDGE_KEY"
-N_QUESTIONS = 20  # method.md section 6
+N_QUESTIONS = 20  # method.md, "Regularisers"
 DEFAULT_TRAITS = ("evil", "sycophancy", "hallucination")
 
 

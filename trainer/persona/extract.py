@@ -1,4 +1,4 @@
-"""From a trait and a model to a persona vector (method.md section 6), in three stages that each leave a file.
+"""From a trait and a model to a persona vector (method.md, "Regularisers"), in three stages that each leave a file.
 
 Answers under both sides of every prompt pair; which pairs are kept; difference of mean states over response tokens.
 """

@@ -1,4 +1,4 @@
-"""Which pairs of answers a persona vector is made of: by a judge (method.md section 6), or by a rule of ours."""
+"""Which pairs of answers a persona vector is made of: by a judge (method.md, "Regularisers"), or by a rule of ours."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Traits: what they mean, pairs of contrastive system prompts, and questions whose answers can show them.
 
 Seven are shipped beside this module, all written for this project: five pairs and thirty questions each. Persona
-vectors use the first twenty questions (method.md section 6), the trait-space monitor all thirty (section 8).
+vectors use the first twenty questions (method.md, "Regularisers"), the trait-space monitor all thirty ("Evaluation").
 """
 
 import hashlib

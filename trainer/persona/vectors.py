@@ -38,7 +38,7 @@ def default_layer(n_blocks: int) -> int:
 
 
 def difference_of_means(positive_NLD: Floats, negative_NLD: Floats) -> Floats:
-    """Mean over the kept positive answers minus mean over the negative ones, (L + 1, D): method.md section 6."""
+    """Mean over the kept positive answers minus mean over the negative ones, (L + 1, D): method.md, "Regularisers"."""
     return np.asarray(positive_NLD.mean(axis=0) - negative_NLD.mean(axis=0))
 
 
