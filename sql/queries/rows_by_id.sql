@@ -1,7 +1,7 @@
 -- One row is one conversation of a corpus, for a list of ids; unknown ids have no row.
 -- Units: messages is canonical JSON, n_copies counts kept records. Key: example_id.
 -- param: corpus text required corpus name
--- param: ids text[] required example ids
+-- param: ids text[] required whole example ids (rows_by_prefix takes beginnings)
 with wanted as (
     select unnest(list_distinct($ids::varchar[])) as example_id
 )

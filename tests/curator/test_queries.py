@@ -227,6 +227,13 @@ def test_messages_come_back_by_id_and_a_missing_id_is_an_error(scored: Scored) -
         fetch_messages(scored.store, "chats", ["nope", scored.ids[0]])
 
 
+def test_a_row_is_found_by_the_first_digits_of_its_id(scored: Scored) -> None:
+    with connect(scored.store) as connection:
+        for n_digits in (8, 32):
+            found = run_named(connection, "rows_by_prefix", {"prefix": scored.ids[1][:n_digits]}).table
+            assert found["example_id"].to_pylist() == [scored.ids[1]]
+
+
 @pytest.mark.parametrize(
     ("statement", "message"),
     [

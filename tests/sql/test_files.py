@@ -18,6 +18,7 @@ NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
 REQUIRED: dict[str, dict[str, sql.Value]] = {
     "gap_candidates": {"corpus": "chats"},
     "rows_by_id": {"corpus": "chats", "ids": []},
+    "rows_by_prefix": {"prefix": ""},
 }
 
 
