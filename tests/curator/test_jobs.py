@@ -1,10 +1,9 @@
 """Jobs without HTTP: the board, the queue, and what becomes of a job when its worker stops, fails or dies."""
 
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from curator.jobs.queue import JobQueue, open_queue
 from curator.jobs.record import MAX_EVENTS, new_job
 from curator.jobs.worker import MAX_ATTEMPTS, Worker
 from curator.store import Store
+from tests import queue_servers
 
 Result = dict[str, Any]
 
@@ -304,29 +304,14 @@ def test_addresses_of_queues(store: Store) -> None:
     assert "PASSWORD" not in str(caught.value)
 
 
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
-    path = tmp_path / "redis.sock"
-    command = [server, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while not path.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield f"unix://{path}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def test_a_server_holds_the_queue_as_well(store: Store, tmp_path: Path, redis_url: str) -> None:
-    queue = open_queue(store, redis_url)
-    first, second = put(store, queue, tmp_path), put(store, queue, tmp_path)
-    assert [queue.take("mix"), queue.take("audit"), queue.take("mix")] == [("anna", first), None, ("anna", second)]
-    worker_with(store, queue, lambda *_: {}).run(until_idle=True)
-    assert [Board(store).read("anna", job_id).state for job_id in (first, second)] == ["done", "done"]
-    queue.close()
+@pytest.mark.parametrize("server", [queue_servers.redis, queue_servers.postgresql])
+def test_a_server_holds_the_queue_as_well(
+    store: Store, tmp_path: Path, server: Callable[[], AbstractContextManager[str]]
+) -> None:
+    with server() as url:
+        queue = open_queue(store, url)
+        first, second = put(store, queue, tmp_path), put(store, queue, tmp_path)
+        assert [queue.take("mix"), queue.take("audit"), queue.take("mix")] == [("anna", first), None, ("anna", second)]
+        worker_with(store, queue, lambda *_: {}).run(until_idle=True)
+        assert [Board(store).read("anna", job_id).state for job_id in (first, second)] == ["done", "done"]
+        queue.close()
