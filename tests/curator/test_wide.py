@@ -1,5 +1,6 @@
 """Wide tables: the same mixes with and without, rebuilt when a part changed, nothing believed of a killed writer."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator import widebuild
+from curator.__main__ import main
 from curator.build import build_mix
 from curator.columns import Coded, HashIds, TextIds, halves_of
 from curator.errors import IntegrityError
@@ -77,6 +79,31 @@ def test_kept_rebuilt_and_unkept_tables_give_the_same_mixes(tmp_path: Path, monk
     store.delete("wide")
     widebuild._open.clear()
     assert {name: mixed(store, tmp_path, fields) for name, fields in RECIPES.items()} == unkept
+
+
+def test_prepare_makes_what_the_first_mix_then_finds(
+    tmp_path: Path, keeps: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = scored_store(tmp_path / "store")
+    command = ["prepare", "--store", str(tmp_path / "store"), "--corpus", "chats", "--json"]
+    assert main([*command, "--near-duplicates", "response"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    folder = Path(told["folder"])
+    files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert {"columns.arrow", "texts.arrow"} < set(files)
+    assert [name for name in files if name.startswith("signatures-response-")]
+    assert told["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    widebuild._open.clear()
+    mixed(store, tmp_path, {"rows": 3})
+    assert main(command) == 0
+    assert files.items() <= {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}.items()
+
+
+def test_prepare_says_when_a_corpus_is_too_small_to_need_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = scored_store(tmp_path / "store")
+    assert main(["prepare", "--store", str(tmp_path / "store"), "--corpus", "chats"]) == 0
+    assert "nothing kept" in capsys.readouterr().out
+    assert not store.exists("wide")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +245,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from curator import widebuild
+from curator.__main__ import main
 from curator.build import build_mix
 from curator.store import Store
 from tests.mix_stores import recipe, task_set
