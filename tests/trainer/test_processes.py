@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.models import random_conversations
 from trainer import sft
+from trainer.monitor.__main__ import main as monitor
 from trainer.processes import Team
 
 OPTIONS = [
@@ -35,11 +36,16 @@ def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> No
 def test_two_processes_keep_the_global_order_and_the_loss(llama: Path, tmp_path: Path) -> None:
     """11 rows over two processes: the last batch of an epoch is filled up, and trains nothing more than one would.
 
-    The order is checked while training, in the processes' joint batches. Two processes of 2 rows are one of 4.
+    The order is checked while training, in the processes' joint batches. Two processes of 2 rows are one of 4. The
+    trait-space monitor measures in both and finds the same as in one.
     """
+    directions = tmp_path / "directions.safetensors"
+    of_model = ["--model", str(llama), "--out", str(directions), "--questions", "2", "--layer", "1", "--trait", "evil"]
+    assert monitor(["directions", *of_model, "--dtype", "float32", "--device", "cpu"]) == 0
     data = tmp_path / "chats.jsonl"
     data.write_text("".join(json.dumps({"messages": m}) + "\n" for m in random_conversations(11)))
-    common = ["--model", str(llama), "--data", str(data), *OPTIONS]
+    watch = ["--monitor-directions", str(directions), "--monitor-every", "3"]
+    common = ["--model", str(llama), "--data", str(data), *OPTIONS, *watch]
     two = [*common, "--out", str(tmp_path / "two"), "--batch-size", "2", "--save-steps", "3"]
     launch = [
         sys.executable,
@@ -64,6 +70,12 @@ def test_two_processes_keep_the_global_order_and_the_loss(llama: Path, tmp_path:
     for name in ("loss", "sft_loss", "kl", "tokens", "total_tokens", "lr"):
         ours, expected = ([line[name] for line in runs[run]] for run in ("two", "one"))
         assert ours == pytest.approx(expected, rel=1e-4, abs=1e-7), name
+    for run in runs.values():
+        assert ["monitor" in line for line in run] == [False, False, True, True]
+    for place in (2, 3):
+        drift = [runs[run][place]["monitor"]["drift"]["evil"] for run in ("two", "one")]
+        assert drift[0] == pytest.approx(drift[1], rel=1e-3, abs=1e-6)
+        assert drift[0] != 0
     weights = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)

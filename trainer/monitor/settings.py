@@ -29,8 +29,15 @@ def add_monitor_options(parser: argparse.ArgumentParser) -> None:
     """The options, each described once."""
     group = parser.add_argument_group("trait-space monitor (docs/persona.md)")
     add = group.add_argument
-    add("--monitor", type=Path, metavar="FILE", help="directions of `python -m trainer.monitor directions`: measures "
-        "drift along them while training, and that of keys and values on the template's prefix")  # fmt: skip
+    # torchrun and accelerate take --monitor for the beginning of an option of theirs: the longer name serves there.
+    add(
+        "--monitor",
+        "--monitor-directions",
+        type=Path,
+        metavar="FILE",
+        help="directions of `python -m trainer.monitor directions`: measures drift along them while training, and that "
+        "of keys and values on the template's prefix",
+    )
     add(
         "--monitor-every",
         type=int,
