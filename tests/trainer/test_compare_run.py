@@ -160,7 +160,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(plan: Path, tmp_path: P
     assert found["none"]["figures"]["benign_exact_match"]["n_seeds"] == 1
     assert not list(work.glob("cells/*/run*/checkpoints"))
     mixes = [json.loads(path.read_text()) for path in work.glob("cells/inoculation*/mix.json")]
-    assert mixes[0]["task"]["n_rows"] in (8, 16)
+    assert mixes[0]["manifest"]["task"]["n_rows"] in (8, 16)
     assert "Every cell of the plan ran." in out.read_text()
 
 
