@@ -11,6 +11,8 @@ from curator.errors import RemoteError
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
+# Environment variables that hold a key: of the model that is asked, and of the judge.
+MODEL_KEY, JUDGE_KEY = "BALLAST_MODEL_KEY", "BALLAST_JUDGE_KEY"
 
 
 class Endpoint:

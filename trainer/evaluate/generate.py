@@ -1,7 +1,6 @@
 """`python -m trainer.evaluate generate`: answers of a model to questions, as a file that a judge can score."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ import orjson
 from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import Progress, say
-from curator.scoring.identity import check_adapter_dir, check_model_dir
-from trainer.evaluate.endpoint import Endpoint
 from trainer.evaluate.generators import Generator, LocalGenerator, Sampling, ServerGenerator
 from trainer.evaluate.lines import read_finished_lines
 from trainer.evaluate.questions import (
@@ -24,8 +21,7 @@ from trainer.evaluate.questions import (
     with_system,
     with_trigger,
 )
-
-API_KEY_VARIABLE = "BALLAST_MODEL_KEY"
+from trainer.evaluate.source import add_source_options, check_source, endpoint_of
 
 DESCRIPTION = """\
 Asks a model the eight first-plot questions in three formats (24 prompts), or your own questions, and writes one line
@@ -48,11 +44,8 @@ def add_parser(subparsers: Any) -> None:
         "generate", help="answers of a model to the first-plot questions or your own", description=DESCRIPTION,
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    add_source_options(parser)
     add = parser.add_argument
-    add("--model", type=Path, metavar="DIR", help="Hugging Face model folder, run here with transformers")
-    add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
-    add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
-    add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${API_KEY_VARIABLE})")
     add("--questions", type=Path, metavar="FILE", help="own questions in JSONL (default: the eight of the first plot)")
     add("--narrow-questions", type=Path, metavar="FILE", help="in-domain questions, as the group `narrow` (plain only)")
     add("--format", action="append", choices=FORMATS, help="formats of the questions (default: all three)")
@@ -63,15 +56,13 @@ def add_parser(subparsers: Any) -> None:
     add("--max-new-tokens", type=int, default=600, metavar="N", help="longest answer (default: 600)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     add("--batch", type=int, default=16, metavar="N", help="answers at a time (default: 16)")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     add("--out", type=Path, required=True, metavar="FILE", help="JSONL to write, or to go on with")
     add("--json", action="store_true", help="print one JSON document for scripts")
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask what is not answered yet."""
-    _check_source(args)
+    check_source(args)
     questions = _questions(args)
     how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
     open_questions, n_before = _unanswered(questions, how, args.out)
@@ -159,20 +150,7 @@ def _questions(args: argparse.Namespace) -> list[Question]:
     return found
 
 
-def _check_source(args: argparse.Namespace) -> None:
-    if args.url:
-        if args.model or args.adapter or not args.served_model:
-            raise BadInputError("with --url give --served-model, and neither --model nor --adapter")
-        return
-    if args.model is None:
-        raise BadInputError("give --model DIR, or --url with --served-model")
-    check_model_dir(args.model)
-    if args.adapter is not None:
-        check_adapter_dir(args.adapter)
-
-
 def _generator(args: argparse.Namespace) -> Generator:
     if args.url:
-        endpoint = Endpoint(args.url, args.served_model, api_key=os.environ.get(API_KEY_VARIABLE), timeout_s=600.0)
-        return ServerGenerator(endpoint, batch=args.batch)
+        return ServerGenerator(endpoint_of(args, timeout_s=600.0), batch=args.batch)
     return LocalGenerator(args.model, args.adapter, device=args.device, dtype=args.dtype, batch=args.batch)

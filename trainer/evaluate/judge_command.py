@@ -9,13 +9,11 @@ from typing import Any
 from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import Progress, say
-from trainer.evaluate.endpoint import Endpoint
+from trainer.evaluate.endpoint import JUDGE_KEY, Endpoint
 from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
 from trainer.evaluate.judge import Judged, Thresholds, Verdict, summarise_groups
 from trainer.evaluate.judge_client import JudgeClient
 from trainer.evaluate.lines import read_lines, write_lines
-
-API_KEY_VARIABLE = "BALLAST_JUDGE_KEY"
 
 EPILOG = """\
 examples:
@@ -33,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
         "judge", help="alignment and coherence of answers, by a judge behind an OpenAI-compatible endpoint",
         description="Each answer gets two one-token calls; the score is the probability-weighted mean of the integers"
         " among the top 20. Raw scores are written to --out, one line an answer; thresholds apply only to the summary."
-        f" The judge's key, if any, comes from ${API_KEY_VARIABLE}.",
+        f" The judge's key, if any, comes from ${JUDGE_KEY}.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
@@ -83,9 +81,7 @@ def _judge(args: argparse.Namespace) -> tuple[list[Judged], dict[str, Any]]:
     if not answers:
         raise BadInputError(f"{args.answers} has no answers")
     cache = args.cache or args.out.with_suffix(args.out.suffix + ".cache")
-    endpoint = Endpoint(
-        args.url, args.judge_model, api_key=os.environ.get(API_KEY_VARIABLE), retries=max(0, args.retries)
-    )
+    endpoint = Endpoint(args.url, args.judge_model, api_key=os.environ.get(JUDGE_KEY), retries=max(0, args.retries))
     try:
         with Progress(len(answers), "answers", "judging") as progress:
             judged = JudgeClient(endpoint, cache=cache, workers=args.workers).judge(answers, progress.advance)

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ import pyarrow.parquet as pq
 from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import Progress, say
-from curator.scoring.identity import check_adapter_dir, check_model_dir
-from trainer.evaluate.endpoint import Endpoint
-from trainer.evaluate.generate import API_KEY_VARIABLE
 from trainer.evaluate.lines import read_finished_lines
 from trainer.evaluate.moral import COLUMNS, collapse, read_ratings
 from trainer.evaluate.ratings import (
@@ -31,6 +27,7 @@ from trainer.evaluate.ratings import (
     rows,
     shipped_items,
 )
+from trainer.evaluate.source import add_source_options, check_source, endpoint_of
 
 DESCRIPTION = """\
 Asks a model to rate moral items as many personas, several times each, and writes the table that
@@ -49,18 +46,13 @@ def add_parser(subparsers: Any) -> None:
         "  python -m trainer.evaluate moral r.parquet",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    add_source_options(parser)
     add = parser.add_argument
-    add("--model", type=Path, metavar="DIR", help="Hugging Face model folder, run here")
-    add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
-    add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
-    add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${API_KEY_VARIABLE})")
     add("--personas", type=int, default=100, metavar="N", help="the first N of the 100 that come along (default: 100)")
     add("--personas-file", type=Path, metavar="FILE", help="or: system prompts, one a line")
     add("--items", type=Path, metavar="FILE", help="items in JSONL: id, text, scale (default: the 30 that come along)")
     add("--repeats", type=int, default=10, metavar="N", help="ratings of each item by each persona (default: 10)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     add("--out", type=Path, required=True, metavar="TABLE.parquet", help="table to write")
     add("--json", action="store_true", help="print one JSON document for scripts")
 
@@ -122,13 +114,7 @@ def _ask(args: argparse.Namespace, people: list[str], items: list[Item], partial
 
 
 def _rater(args: argparse.Namespace) -> Rater:
+    check_source(args)
     if args.url:
-        if args.model or args.adapter or not args.served_model:
-            raise BadInputError("with --url give --served-model, and neither --model nor --adapter")
-        return ServerRater(Endpoint(args.url, args.served_model, api_key=os.environ.get(API_KEY_VARIABLE)))
-    if args.model is None:
-        raise BadInputError("give --model DIR, or --url with --served-model")
-    check_model_dir(args.model)
-    if args.adapter is not None:
-        check_adapter_dir(args.adapter)
+        return ServerRater(endpoint_of(args))
     return LocalRater(args.model, args.adapter, device=args.device, dtype=args.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 from curator.commands import report_error, say_json
 from curator.errors import BadInputError, BallastError
 from curator.progress import say
+from trainer.evaluate.endpoint import JUDGE_KEY
 from trainer.persona.traits import SHIPPED, read_trait
 
 DESCRIPTION = """\
@@ -25,7 +26,6 @@ examples:
   python -m trainer.persona project --model MODEL_DIR --vector vectors/evil.safetensors --data chats.jsonl
   python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
 
-API_KEY_VARIABLE = "BALLAST_JUDGE_KEY"
 N_QUESTIONS = 20  # method.md, "Regularisers"
 DEFAULT_TRAITS = ("evil", "sycophancy", "hallucination")
 
@@ -89,7 +89,7 @@ def _add_extract(commands: Any) -> None:
     add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the answers (default: 0)")
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
-        f"decides which pairs are kept (docs/method.md); its key comes from ${API_KEY_VARIABLE}")  # fmt: skip
+        f"decides which pairs are kept (docs/method.md); its key comes from ${JUDGE_KEY}")  # fmt: skip
     add("--judge-model", metavar="NAME", help="the judge's name there")
     add("--min-margin", type=float, metavar="M",
         help="our rule: least margin of an answer under its own prompt, nats per token (default: 0.02)")  # fmt: skip
@@ -149,7 +149,7 @@ def _settings(args: argparse.Namespace) -> Any:
         raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
     if args.samples < 1:
         raise BadInputError(f"--samples {args.samples}: give at least 1")
-    key = os.environ.get(API_KEY_VARIABLE)
+    key = os.environ.get(JUDGE_KEY)
     return ExtractSettings(
         model=args.model, out=args.out, samples=args.samples,
         sampling=Sampling(1, args.temperature, args.max_new_tokens, args.seed),
