@@ -9,7 +9,8 @@ import pyarrow as pa
 
 import sql
 from curator.config import DEFAULT_EPS
-from curator.queries import Connection, connect, run_named
+from curator.database import Connection, connect
+from curator.queries import run_named
 from curator.snapshot import LATEST, read_corpus
 from curator.store import Store
 from curator.tables import cell, escape_markdown, markdown_table

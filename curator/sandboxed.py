@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import sql
+from curator.database import Connection, connect
 from curator.errors import BadInputError, BallastError, MissingError
-from curator.queries import Connection, bound_query, connect
+from curator.queries import bound_query
 from curator.sandbox import MIB, SqlLimits, StatementStoppedError
 from curator.snapshot import corpus_names, read_corpus, read_scorers
 from curator.sqlguard import check_statement

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from curator.columns import Coded, Floats, halves_of
 from curator.config import RefusalRule
 from curator.config.filters import TextPart
+from curator.database import connect
 from curator.dedup import signed
 from curator.errors import StoreError
 from curator.filters import is_refusal, texts_of
@@ -29,7 +30,7 @@ from curator.gaps import bounds, definitions
 from curator.minhash import N_PERMUTATIONS, Signatures, algorithm
 from curator.pooltexts import PoolTexts
 from curator.progress import Progress
-from curator.queries import connect, run_named
+from curator.queries import run_named
 from curator.scorers import ResolvedScorers
 from curator.snapshot import Corpus, Scorer, read_corpus, read_scorers
 from curator.storage import writing_whole

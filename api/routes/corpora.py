@@ -9,8 +9,9 @@ from api.errors import ApiError
 from api.schemas import CorpusDetail, CorpusGap, CorpusList, errors
 from api.service import service_of
 from curator.config import DEFAULT_EPS, ScoreName
+from curator.database import connect
 from curator.errors import BadInputError, MissingError
-from curator.queries import connect, run_named
+from curator.queries import run_named
 from curator.snapshot import Corpus, corpus_names, read_corpus
 from curator.store import Store
 from sql import Value

@@ -78,8 +78,9 @@ def _gap(args: argparse.Namespace) -> "Figure":
 
 
 def _length(args: argparse.Namespace) -> "Figure":
+    from curator.database import connect
     from curator.plots import loss_against_length
-    from curator.queries import connect, run_named
+    from curator.queries import run_named
 
     groups: dict[str, tuple[list[float], list[float]]] = {}
     with connect(open_store(args), [_corpus(args)]) as connection:
@@ -153,7 +154,8 @@ def _corpus(args: argparse.Namespace) -> str:
 
 def _gap_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one aligned scorer's gap; raises AmbiguousError where there are several and none is named."""
-    from curator.queries import connect, run_named
+    from curator.database import connect
+    from curator.queries import run_named
     from curator.scorers import aligned_scorer
 
     given = {"corpus": _corpus(args), "hold_out": args.hold_out, "eps": args.eps}

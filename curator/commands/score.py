@@ -1,10 +1,16 @@
 """`python -m curator score`: a corpus's losses under one model."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from curator.commands import Subparsers, new_parser, open_store, say_json
+from curator.commands.score_options import (
+    add_cost_options,
+    add_engine_options,
+    add_model_options,
+    add_row_options,
+    add_server_options,
+)
 from curator.corpus import corpus_info
 from curator.errors import BadInputError
 from curator.progress import say
@@ -15,7 +21,7 @@ from curator.scoring.identity import check_adapter_dir
 from curator.scoring.organisms import read_organisms
 from curator.scoring.plans import EnginePlan, check_options, engine_of, engine_plan, ray_plan, worker_launch
 from curator.scoring.ray_crew import RayCrew
-from curator.scoring.request import BLOCK_TOKENS, DEFAULT_MAX_LENGTH
+from curator.scoring.request import BLOCK_TOKENS
 from curator.scoring.run import CrewFactory, ScoreRun
 
 DESCRIPTION = """\
@@ -35,64 +41,9 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "score", description=DESCRIPTION, examples=EXAMPLES)
-    add = parser.add_argument
-    add("--corpus", required=True, metavar="NAME", help="corpus to score")
-    add(
-        "--model",
-        required=True,
-        metavar="DIR",
-        type=Path,
-        help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for --engine server)",
-    )
-    add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
-    add("--role", choices=["aligned", "misaligned", "benign"], help="what the model stands for (always needed, except "
-        "with --organisms)")  # fmt: skip
-    add("--organisms", metavar="DIR", type=Path,
-        help="instead of --adapter, --role, --domain: every adapter that `trainer.organisms` left in DIR")  # fmt: skip
-    add("--domain", metavar="TEXT", help="narrow field a misaligned or benign model was tuned on (required for them)")
-    add("--label", metavar="NAME", help="name for people and recipes (default: name of the adapter or model folder)")
-    add("--engine", choices=["torch", "vllm", "server", "ray"], default="torch",
-        help="what runs the model: torch or vLLM here, a running vLLM server, or Ray workers with one of "
-        "those each (default: torch)")  # fmt: skip
-    add("--workers", type=int, metavar="N", help="with --engine ray: engines at work (default: 2)")
-    add(
-        "--worker-engine",
-        choices=["torch", "vllm", "server"],
-        help="with --engine ray: what each runs (default: torch)",
-    )
-    add("--ray-address", metavar="A", help="with --engine ray: a running cluster (default: RAY_ADDRESS, else Ray here)")
-    add("--merge-adapter", action="store_true",
-        help="merge adapters into the weights: faster, another measure (give it for every model of a gap), and its "
-        "error is measured on the rows scored again")  # fmt: skip
-    add("--server-url", metavar="URL", help="with --engine server: where it listens, such as http://localhost:8000")
-    add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter")
-    add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
-    add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
-    add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")
-    add("--declare-adapter-sha256", metavar="HEX", help="hash of the adapter behind --server-model, if it is one")
-    add("--sample", type=int, metavar="N", help="score N rows only; a larger N with one seed contains a smaller")
-    add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
-    add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
-    add("--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="T",
-        help=f"window in tokens; longer rows are marked, not scored (default: {DEFAULT_MAX_LENGTH})")  # fmt: skip
-    add(
-        "--mask-rule",
-        choices=["all", "last"],
-        default="all",
-        help="score all assistant turns or the last (default: all)",
-    )
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
-        help="auto: bfloat16 where the hardware multiplies it natively, else float32")  # fmt: skip
-    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
-    add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
-    add("--check-rows", type=int, metavar="N",
-        help="rows to score again, in another order and row by row in plain torch; 0: none, which is recorded "
-        "(default: 1 %% of the new rows, at least 20)")  # fmt: skip
-    add("--price-per-hour", type=float, metavar="P", help="price of this machine per hour: shows the cost so far")
-    add("--dry-run", action="store_true",
-        help="store nothing: count tokens, measure a few seconds, print hours and price")  # fmt: skip
-    add("--passes", type=int, metavar="K", help="with --dry-run: models that will be scored like this (default: 1)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+    parser.add_argument("--corpus", required=True, metavar="NAME", help="corpus to score")
+    for add_options in (add_model_options, add_row_options, add_engine_options, add_server_options, add_cost_options):
+        add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

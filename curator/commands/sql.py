@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> "Rows":
-    from curator.queries import connect, run_named, run_statement
+    from curator.database import connect
+    from curator.queries import run_named, run_statement
 
     limit = None if args.limit == 0 else args.limit
     if args.limit < 0:
@@ -96,7 +97,7 @@ def _params(given: list[str]) -> dict[str, sql.Value]:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from curator.queries import export_database
+    from curator.database import export_database
 
     export_database(open_store(args), args.export_db)
     if args.json:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from curator.corpus import corpus_info
+from curator.database import connect
 from curator.errors import IntegrityError
 from curator.ingest import ingest
 from curator.pool_merge import changed
-from curator.queries import connect
 from curator.snapshot import LATEST, read_corpus
 from curator.store import Store
 

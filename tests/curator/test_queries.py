@@ -7,6 +7,7 @@ import duckdb
 import pytest
 
 from curator.config import Pool
+from curator.database import connect, export_database
 from curator.errors import (
     AmbiguousError,
     BadInputError,
@@ -15,15 +16,7 @@ from curator.errors import (
     MissingError,
     StoreError,
 )
-from curator.queries import (
-    connect,
-    export_database,
-    fetch_messages,
-    gap_table,
-    resolve_scorers,
-    run_named,
-    run_statement,
-)
+from curator.queries import fetch_messages, gap_table, resolve_scorers, run_named, run_statement
 from curator.schema import MIX_ROWS
 from curator.store import Store, arrow_schema
 from tests.gap_stores import Loss, write_corpus, write_scorer

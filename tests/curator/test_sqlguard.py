@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import sql
+from curator.database import Connection, connect
 from curator.errors import BadInputError
-from curator.queries import Connection, connect
 from curator.sandbox import SqlLimits
 from curator.sandboxed import lock_connection
 from curator.sqlguard import check_statement

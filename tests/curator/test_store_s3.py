@@ -12,11 +12,12 @@ import pytest
 
 from curator.__main__ import main
 from curator.build import build_mix, remove_stale
+from curator.database import connect
 from curator.errors import IntegrityError, LockedError, MissingError, StoreError
 from curator.ingest import ingest
 from curator.lease import Lease, bucket_lease
 from curator.manifest import verify
-from curator.queries import connect, run_statement
+from curator.queries import run_statement
 from curator.schema import SOURCES
 from curator.store import Store, arrow_schema
 from tests.buckets import Losses, bucket_server, environment, losing_proxy

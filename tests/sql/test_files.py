@@ -7,7 +7,8 @@ import duckdb
 import pytest
 
 import sql
-from curator.queries import connect, run_named
+from curator.database import connect
+from curator.queries import run_named
 from curator.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from curator.config import Pool
+from curator.database import connect
 from curator.errors import BadInputError
 from curator.progress import Progress
-from curator.queries import connect, fetch_messages, gap_table, run_named
+from curator.queries import fetch_messages, gap_table, run_named
 from curator.render import Renderer
 from curator.scorers import ResolvedScorers, resolve_scorers
 from curator.seeds import hash_keys
