@@ -8,13 +8,13 @@ says is then ordinary text to the tokenizer. Ids are unchanged.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from curator.canonical import Message
 from curator.errors import RenderError
@@ -29,6 +29,7 @@ from curator.render.marks import (
     encode_number,
     is_open,
 )
+from curator.render.units import Tokens, UnitEncoder, has_units, joined
 
 _ESCAPED = f"{ESCAPE}.{{{N_DIGITS}}}"
 
@@ -79,6 +80,7 @@ class GuardedTokenizer:
             self._tokenizer = Tokenizer.from_str(orjson.dumps(_swap_texts(document, sentinels)).decode())
         except Exception as error:  # the tokenizers library raises bare Exception
             raise RenderError(f"the tokenizer does not load: {error}", reason="bad_tokenizer") from error
+        self._units = UnitEncoder(self._tokenizer) if has_units(document) else None
         self._is_control = self._control_table(document)
 
     def _control_table(self, document: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -150,20 +152,32 @@ class GuardedTokenizer:
         at = assembled_text.find(SENTINEL)
         return 0 if at < 0 else at + 1 + N_DIGITS
 
-    def encode(self, assembled: Assembled) -> Encoding:
-        """The encoding of assembled text, offsets in its characters."""
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of assembled texts, by units where the tokenizer has them, else text by text."""
+        found = self._units.encode(texts) if self._units else None
+        return found or self.encode_whole(texts)
+
+    def encode_whole(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of assembled texts, each encoded as one."""
+        return joined([self._tokenizer.encode(text, add_special_tokens=False) for text in texts], texts)
+
+    def is_control(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which ids are control tokens that the template wrote (ordinary text yields none)."""
+        return self._is_control[ids]
+
+    @staticmethod
+    def check_text(assembled: Assembled) -> None:
+        """RenderError unless the text can be encoded: JSON may hold half of a surrogate pair."""
         try:
-            return self._tokenizer.encode(assembled.text, add_special_tokens=False)
-        except (TypeError, UnicodeError) as error:
+            assembled.text.encode()
+        except UnicodeError as error:
             raise RenderError(f"the text is not valid Unicode: {error}", reason="bad_text") from error
 
-    def check(self, ids: NDArray[np.int32], assembled: Assembled) -> NDArray[np.bool_]:
-        """Which ids are control tokens; RenderError unless they are exactly those the template wrote."""
-        is_control = self._is_control[ids]
-        n_found = int(is_control.sum())
+    @staticmethod
+    def check_controls(n_found: int, assembled: Assembled) -> None:
+        """RenderError unless the ids hold as many control tokens as the template wrote."""
         if n_found != assembled.n_controls:
             raise RenderError(
                 f"the template wrote {assembled.n_controls} control tokens but the ids hold {n_found}",
                 reason="bad_tokenizer",
             )
-        return is_control

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self
 
 from curator.render.marks import close_mark, open_mark
 
+
 class InspectedError(Exception):
     """The template read a content, so that its output cannot be foreseen. Never leaves this package."""
 
@@ -100,7 +101,7 @@ class Content:
 
     __str__ = __repr__ = __format__ = __bytes__ = _inspected
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _inspected
-    __hash__ = _inspected  # type: ignore[assignment]
+    __hash__ = _inspected
     __len__ = __iter__ = __reversed__ = __getitem__ = _inspected
     __int__ = __float__ = __complex__ = __index__ = _inspected
     __mul__ = __rmul__ = __mod__ = __rmod__ = _inspected
@@ -110,5 +111,5 @@ def written(value: Any) -> Any:
     """What a template writes: a pair of marks for each content, and whatever is no stand-in as it is."""
     if not isinstance(value, Content):
         return value
-    parts = value._parts  # noqa: SLF001 - a public method would be a name that templates can ask for
+    parts = value._parts
     return "".join(open_mark(part) + close_mark(part) if isinstance(part, int) else part for part in parts)

@@ -72,7 +72,7 @@ class Skeletons:
                 self._known.clear()
             self._known[shape] = self._find(messages)
         skeleton = self._known.get(shape)
-        return skeleton and skeleton.fill(contents)
+        return None if skeleton is None else skeleton.fill(contents)
 
     def _find(self, messages: Sequence[Message]) -> Skeleton | None:
         conditions = Conditions()

@@ -139,7 +139,9 @@ class ChatTemplate:
     def _traced(self) -> jinja2.Template | None:
         environment = _tracing_environment(self._uses_date)
         tree = environment.parse(self.source)
-        captures = tree.find(_CAPTURES) or any(loop.recursive for loop in tree.find_all(nodes.For))
+        captures = any(tree.find(kind) for kind in _CAPTURES) or any(
+            loop.recursive for loop in tree.find_all(nodes.For)
+        )
         # A template that writes the renderer's own marks could not be told from what stands for a content.
         return None if captures or RESERVED.search(self.source) else environment.from_string(self.source)
 
