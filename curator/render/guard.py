@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from curator.canonical import Message
 from curator.errors import RenderError
 from curator.render.marks import (
+    DIGIT,
     ESCAPE,
     MARK,
     N_DIGITS,
@@ -31,7 +32,7 @@ from curator.render.marks import (
 )
 from curator.render.units import Tokens, UnitEncoder, has_units, joined
 
-_ESCAPED = f"{ESCAPE}.{{{N_DIGITS}}}"
+_ESCAPED = f"{ESCAPE}{DIGIT}{{{N_DIGITS}}}"
 
 
 def _swap_texts(document: Mapping[str, Any], sentinels: Mapping[str, str]) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _touches(merge: Any, sentinels: Mapping[str, str]) -> bool:
 class GuardedTokenizer:
     """A tokenizer whose control tokens are reached through sentinels alone."""
 
-    def __init__(self, document: Mapping[str, Any], controls: Iterable[str]) -> None:
+    def __init__(self, document: Mapping[str, Any], controls: Iterable[str], *, by_units: bool = True) -> None:
         self._texts = sorted(set(controls))
         sentinels = {text: SENTINEL + encode_number(index) for index, text in enumerate(self._texts)}
         self._sentinels = sentinels
@@ -80,7 +81,7 @@ class GuardedTokenizer:
             self._tokenizer = Tokenizer.from_str(orjson.dumps(_swap_texts(document, sentinels)).decode())
         except Exception as error:  # the tokenizers library raises bare Exception
             raise RenderError(f"the tokenizer does not load: {error}", reason="bad_tokenizer") from error
-        self._units = UnitEncoder(self._tokenizer) if has_units(document) else None
+        self._units = UnitEncoder(self._tokenizer) if by_units and has_units(document) else None
         self._is_control = self._control_table(document)
 
     def _control_table(self, document: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -145,6 +146,10 @@ class GuardedTokenizer:
             pieces += (before, item)
             length += len(item)
         result.text = "".join((*pieces, rendered[done:]))
+        if ESCAPE in result.text:
+            raise RenderError(
+                "the chat template takes the text of a control token in a field apart", reason="template_refused"
+            )
         return result
 
     def first_control_end(self, assembled_text: str) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 # Noncharacters U+FDD0..U+FDEF: valid in UTF-8, never assigned, untouched by normalisation forms.
 SENTINEL, ESCAPE, _OPEN, _CLOSE, ROW = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"
 _FIRST_DIGIT = 0xFDE0
+DIGIT = "[\ufde0-\ufdef]"
 N_DIGITS = 4  # base 16: up to 65,536 control tokens or messages
 RESERVED = re.compile("[\ufdd0-\ufdef]")
 # Alternatives that each begin with a literal: the regex engine then skips quickly to where one can begin.

@@ -19,8 +19,9 @@ def response_mask(
     first_S = np.searchsorted(ends_N, spans_S2[:, 0], side="right")  # the first token that ends inside, or after
     last_S = np.searchsorted(starts_N, spans_S2[:, 1], side="left")  # the first one that begins after the span
     begun_S = np.searchsorted(starts_N, spans_S2[:, 0], side="left")  # the first one that begins inside, or after
-    inside_N, header_N = _between(first_S, last_S, len(starts_N)), _between(first_S, begun_S, len(starts_N))
-    return inside_N & ~(header_N & is_control_N)
+    begins_N = _between(np.maximum(first_S, begun_S), last_S, len(starts_N))
+    reaches_N = _between(first_S, np.minimum(begun_S, last_S), len(starts_N))
+    return begins_N | (reaches_N & ~is_control_N)
 
 
 def _between(first_S: NDArray[np.int64], last_S: NDArray[np.int64], n: int) -> NDArray[np.bool_]:

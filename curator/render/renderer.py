@@ -66,14 +66,17 @@ class Renderer:
 
     Response tokens are each assistant turn's content and its closing marker. Equal to transformers'
     `apply_chat_template`, except that control tokens inside fields stay plain text. Safe to share by threads.
+
+    `careful` runs the template for every conversation and encodes every text whole. Nothing that is rendered depends
+    on it; the tests hold the two ways to the same tokens and masks.
     """
 
-    def __init__(self, files: RendererFiles) -> None:
+    def __init__(self, files: RendererFiles, *, careful: bool = False) -> None:
         self._files = files
         self._template = ChatTemplate(files.chat_template, files.special_tokens)
         self.control_texts = tuple(_control_texts(files, self._template))  # that only the template may write
-        self._guard = GuardedTokenizer(files.tokenizer, self.control_texts)
-        self._spans = SpanFinder(self._template, self._guard)
+        self._guard = GuardedTokenizer(files.tokenizer, self.control_texts, by_units=not careful)
+        self._spans = SpanFinder(self._template, self._guard, by_skeletons=not careful)
         self.tokenizer_sha256 = hashlib.sha256(canonical_bytes(files.tokenizer)).hexdigest()
         self.template_sha256 = hashlib.sha256(files.chat_template.encode()).hexdigest()
         self.renderer_id = hashlib.blake2b(
@@ -86,12 +89,12 @@ class Renderer:
         self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
 
     @classmethod
-    def from_folder(cls, path: str | Path, chat_template: str | None = None) -> Self:
+    def from_folder(cls, path: str | Path, chat_template: str | None = None, *, careful: bool = False) -> Self:
         """From a Hugging Face model folder; `chat_template` overrides its template (Jinja source).
 
         Raises RenderError when tokenizer.json or the template is missing or does not load.
         """
-        return cls(read_folder(Path(path), chat_template))
+        return cls(read_folder(Path(path), chat_template), careful=careful)
 
     @classmethod
     def from_store(cls, store: Store, renderer_id: str) -> Self:

@@ -61,10 +61,10 @@ def _placements(messages: Sequence[Message]) -> Iterator[list[Message]]:
 class SpanFinder:
     """Finds assistant turns in renderings of one template."""
 
-    def __init__(self, template: ChatTemplate, guard: GuardedTokenizer) -> None:
+    def __init__(self, template: ChatTemplate, guard: GuardedTokenizer, *, by_skeletons: bool = True) -> None:
         self._template = template
         self._guard = guard
-        self._skeletons = Skeletons(template, guard, self._marked)
+        self._skeletons = Skeletons(template, guard, self._marked) if by_skeletons else None
         self._closing = self._probe_closing()
 
     def locate(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Assembled, list[Span]]:
@@ -72,7 +72,7 @@ class SpanFinder:
 
         Raises RenderError when the template refuses the conversation or hides where a wanted turn stands.
         """
-        assembled = self._skeletons.fill(messages) or self._marked(messages)
+        assembled = (self._skeletons and self._skeletons.fill(messages)) or self._marked(messages)
         return assembled, [self._turn(assembled, messages, index) for index in wanted]
 
     def _marked(self, messages: Sequence[Message]) -> Assembled:
