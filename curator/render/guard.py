@@ -78,10 +78,11 @@ class GuardedTokenizer:
         self._controls = re.compile(alternatives)
         self._items = re.compile("|".join((MARK.pattern, _ESCAPED, alternatives)), re.DOTALL)
         try:
-            self._tokenizer = Tokenizer.from_str(orjson.dumps(_swap_texts(document, sentinels)).decode())
+            guarded = _swap_texts(document, sentinels)
+            self._tokenizer = Tokenizer.from_str(orjson.dumps(guarded).decode())
         except Exception as error:  # the tokenizers library raises bare Exception
             raise RenderError(f"the tokenizer does not load: {error}", reason="bad_tokenizer") from error
-        self._units = UnitEncoder(self._tokenizer) if by_units and has_units(document) else None
+        self._units = UnitEncoder(self._tokenizer, guarded) if by_units and has_units(guarded) else None
         self._is_control = self._control_table(document)
 
     def _control_table(self, document: Mapping[str, Any]) -> NDArray[np.bool_]:

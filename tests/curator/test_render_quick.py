@@ -32,6 +32,7 @@ ODD = (
     "\u3000", "\u180e", "a", "B", "the", "you", "'s", "'LL", "7", "2024", "٣", ".", ",\n", "!\n \n", "/", "-", "_", "é",
     "e\u0301", "\u0301", "東", "\U0001f600", "<|im_end|>", "<|im_start|>", "<|", "im_end|>", "</s>", "<think>",
     "</think>", "<tool_response>", "</tool_response>", "[INST]", "<|user|>", "<end_of_turn>", "<|eot_id|>", "\x00", "#",
+    "think", "<", "</", ">", "the fox", "(a", "word", "ſ", "K",
 )  # fmt: skip
 TEXTS = st.one_of(
     st.lists(st.sampled_from(ODD), max_size=12).map("".join),
@@ -172,7 +173,7 @@ def pre_tokenizer_of(kind: str) -> Any:
 
 def plain_tokenizer(**options: Any) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
-        tiny_tokenizer_folder(Path(folder), CHATML, added=("<think>", "  ", "\n\n"), **options)
+        tiny_tokenizer_folder(Path(folder), CHATML, added=("<think>", "</think>", "  ", "\n\n", "<<"), **options)
         return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
 
 
@@ -187,7 +188,7 @@ def test_units_encode_as_the_whole_text_does(kind: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizer_of(kind)
     tokenizer.normalizer = normalizers.NFC()
     assert has_units(document(tokenizer))
-    encoder = UnitEncoder(tokenizer)
+    encoder = UnitEncoder(tokenizer, document(tokenizer))
 
     @settings(deadline=None, max_examples=60)
     @given(st.lists(TEXTS.filter(lambda text: text not in ("\ufdd0", "\ud800")), min_size=1, max_size=4))
@@ -243,6 +244,10 @@ BYTES: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_o
             added_tokens=[{"id": 0, "content": "new york", "special": False, "lstrip": False, "rstrip": False,
                            "single_word": False, "normalized": False}]
         ),
+        lambda: changed(
+            added_tokens=[{"id": 0, "content": "a<x>", "special": False, "lstrip": False, "rstrip": False,
+                           "single_word": False, "normalized": False}]
+        ),
         lambda: document(plain_tokenizer(kind="metaspace")),
     ],
 )  # fmt: skip
@@ -254,7 +259,7 @@ def test_other_tokenizers_encode_whole_texts(other: Callable[[], dict[str, Any]]
 def test_units_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units_module, "MAX_UNITS", 5)
     tokenizer = plain_tokenizer()
-    encoder = UnitEncoder(tokenizer)
+    encoder = UnitEncoder(tokenizer, document(tokenizer))
     for start in range(0, 40, 3):
         texts = [f"word{start} and word{start + 1} and some, of the" for _ in range(2)] + ["x" * 100]
         found = encoder.encode(texts)
