@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 WORDS = "the of to a model answer number city water paper light small house river because each state under first time"
-N_LEXICON = 200_000  # words that `write_varied_chats` draws from
+N_LEXICON = 60_000  # words that `write_varied_chats` draws from
 _WORD_PIECE = re.compile("[\u0120\u2581]([a-z]{2,})")  # a vocabulary entry that is a word after a space
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -47,7 +47,8 @@ def write_varied_chats(path: Path, model: Path, n_rows: int, n_words: int) -> Pa
 
     Words come from the model's own vocabulary in its order, which is roughly by frequency, then from pairs of them;
     the word of rank r is drawn with a probability in proportion to 1 / r (Zipf). Sentences have commas, full stops,
-    capitals and line ends.
+    capitals and line ends. Of the first 1.8 million of the renderer's units (curator.render.units) 6 % are new then; in
+    ShareGPT's chats, code and many languages among them, 5 %.
     """
     rng, words = random.Random(0), lexicon(model)
     weights = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))

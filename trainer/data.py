@@ -1,5 +1,6 @@
 """Rows to token ids and labels, with the one renderer, and an account of what is trained before the first step."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.mixes import TrainRow
 
 MAX_LISTED = 20
-_SHOWN_ROWS = 100  # rendered between two looks at the progress
+_CHUNK_ROWS = 100  # rendered at a time: more are slower, since their arrays leave the fast caches
 ROW = "row"  # column with a row's 0-based position in the mix or file
 SAFE = "safe"  # column that is true for rows of a safe pool
 CLASSES = "token_classes"  # column with each token's class (curator.render.classes), where a defence needs it
@@ -159,13 +160,25 @@ _Part = tuple[PreparedRows, list[dict[str, Any]], int]
 
 
 def _parts(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: TrainConfig) -> Iterator[_Part]:
-    """Rendered chunks in order, each with its problems (capped) and how many rows failed."""
-    n_workers = rendering.n_processes(n_rows)
-    if n_workers > 1:
-        yield from rendering.in_order(render_chunk, rows, config.model, config, n_workers)
-        return
+    """Rendered chunks in order, each with its problems (capped) and how many rows failed.
+
+    This process begins, and the others of this machine join it where much is left.
+    """
     left = iter(rows)
-    while chunk := list(islice(left, _SHOWN_ROWS)):
+    n_timed = rendering.TIMED_ROWS
+    yield from _rendered(islice(left, rendering.SAMPLE_ROWS - n_timed), renderer, config)
+    start = time.process_time()
+    yield from _rendered(islice(left, n_timed), renderer, config)
+    row_s = (time.process_time() - start) / n_timed
+    n_workers = rendering.n_processes(n_rows - rendering.SAMPLE_ROWS, row_s)
+    if n_workers > 1:
+        yield from rendering.in_order(render_chunk, left, config.model, config, n_workers)
+    else:
+        yield from _rendered(left, renderer, config)
+
+
+def _rendered(rows: Iterator[TrainRow], renderer: Renderer, config: TrainConfig) -> Iterator[_Part]:
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
         yield render_chunk(chunk, renderer, config)
 
 
