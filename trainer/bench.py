@@ -15,8 +15,9 @@ from curator.commands import report_error, say_json
 from curator.errors import BadInputError, BallastError
 from curator.progress import say
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.bench_data import CLOCKS, Sizes, preparation_times
+from trainer.bench_data import CLOCKS, Sizes
 from trainer.bench_page import extra_in_plain_steps, lines_of, page
+from trainer.bench_prepare import Runs, medians, preparation_runs
 from trainer.bench_steps import PLAIN, REFERENCE, VARIANTS, peak_mib, peaks, step_times
 from trainer.runfolder import shown_command, write_json
 
@@ -25,12 +26,15 @@ PARTS = ("steps", "memory", "preparation")
 DESCRIPTION = """\
 Measures a training step with and without each defence against plain TRL SFT with the same LoRA, the reference forward
 alone, the peak memory of plain SFT and of KL (a process each), and the time from a chat file to rows ready to train.
-Conversations are made from a seed. Times are medians; variants take turns in each repeat."""
+Conversations are made from a seed. Times are medians; variants take turns in each repeat. TRL prepares rows in one
+process, as it does by default, with loss on the answers alone; its tokens and labels of the first rows are checked
+against ours."""
 
 EPILOG = """\
 examples:
   python -m trainer.bench --model MODEL_DIR --json
   python -m trainer.bench --model MODEL_DIR --steps 3 --repeats 2 --batch-size 2 --rows 2000 --only none,kl
+  python -m trainer.bench --model MODEL_DIR --parts preparation --rows 100000 --repeats 1 --keep FILE
 
 Weights are bfloat16 where the hardware multiplies it natively, else float32; --dtype names one."""
 
@@ -79,15 +83,19 @@ def measure(
         if part in result["parts"] or (part == "preparation" and not sizes.rows):
             continue
         if part == "steps":
-            runs = _runs_before(result, sizes)
-            steps = step_times(model, names, sizes, work, runs, lambda: _save(keep, result))
+            before = _runs_before(result, sizes)
+            steps = step_times(model, names, sizes, work, before, lambda: _save(keep, result))
             result["step_s"] = steps
             result["step_ratio"] = {name: steps[name] / steps[PLAIN] for name in steps if name != REFERENCE}
             result["extra_over_reference_in_plain_steps"] = extra_in_plain_steps(steps)
         elif part == "memory":
             result["peak_mib"] = peaks(model, [name for name in ("kl", "kl+ldifs") if name in names], sizes)
         else:
-            result["preparation_s"] = preparation_times(model, sizes, work)
+            runs = preparation_runs(
+                model, sizes, work, _preparations_before(result, sizes), lambda: _save(keep, result)
+            )
+            result["preparation_s"] = medians(runs, sizes.clock)
+            result["preparation_cpu_s"] = medians(runs, "cpu")
         result["parts"][part] = {"sizes": asdict(sizes), "machine": _machine(sizes)}
         _save(keep, result)
     return result
@@ -104,6 +112,15 @@ def _runs_before(result: dict[str, Any], sizes: Sizes) -> dict[str, list[list[fl
     if result.get("steps_of") != shape:
         result["steps_of"], result["step_runs"] = shape, {}
     runs: dict[str, list[list[float]]] = result["step_runs"]
+    return runs
+
+
+def _preparations_before(result: dict[str, Any], sizes: Sizes) -> Runs:
+    """The same of data preparation."""
+    shape = {"rows": sizes.rows, "words": sizes.words}
+    if result.get("preparations_of") != shape:
+        result["preparations_of"], result["preparation_runs"] = shape, {}
+    runs: Runs = result["preparation_runs"]
     return runs
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trainer.bench_prepare import CACHED, FIRST, TRL
 from trainer.bench_steps import PLAIN, REFERENCE
 
 # Aims: at most so many times a plain TRL step; at most so much of a plain step over the reference forward.
 STEP_AIMS = {"none": 1.05, "steering": 1.10, "treft": 1.25, "gating": 1.15}
 EXTRA_AIM, PEAK_AIM = 0.3, 1.15
-PREPARATION_AIMS = {"ours, first start": 5.0, "ours, with the render cache": 20.0}
+PREPARATION_AIMS = {FIRST: 5.0, CACHED: 20.0}
 
 
 def lines_of(result: Mapping[str, Any]) -> list[str]:
@@ -25,7 +26,10 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
     lines += [f"- peak memory, {name}: {value:,.0f} MiB" for name, value in result.get("peak_mib", {}).items()]
     if "preparation_s" in result:
         n_rows = result["parts"]["preparation"]["sizes"]["rows"]
-        lines += [f"- {n_rows:,} rows ready, {name}: {value:.2f} s" for name, value in result["preparation_s"].items()]
+        processor = result.get("preparation_cpu_s", {})
+        for name, value in result["preparation_s"].items():
+            spent = f", {processor[name]:.2f} of a processor" if name in processor else ""
+            lines.append(f"- {n_rows:,} rows ready, {name}: {value:.2f} s{spent}")
     return lines
 
 
@@ -78,7 +82,7 @@ def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, float, str, bool]
     preparation = result.get("preparation_s", {})
     for name, aim in PREPARATION_AIMS.items():
         if name in preparation:
-            ratio = preparation["TRL"] / preparation[name]
+            ratio = preparation[TRL] / preparation[name]
             yield f"data preparation, {name}: times faster than TRL", ratio, f">= {aim:g}", ratio >= aim
 
 

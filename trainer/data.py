@@ -1,5 +1,6 @@
 """Rows to token ids and labels, with the one renderer, and an account of what is trained before the first step."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,14 +14,14 @@ import pyarrow as pa
 from curator.canonical import load_messages
 from curator.errors import BadRowsError, IntegrityError, RenderError
 from curator.progress import Progress
-from curator.render import Renderer
+from curator.render import Rendered, Renderer
 from curator.tasks import TaskSet
 from trainer import rendering
 from trainer.config import TrainConfig
 from trainer.mixes import TrainRow
 
 MAX_LISTED = 20
-_SHOWN_ROWS = 100  # rendered between two looks at the progress
+_CHUNK_ROWS = 100  # rendered at a time: more are slower, since their arrays leave the fast caches
 ROW = "row"  # column with a row's 0-based position in the mix or file
 SAFE = "safe"  # column that is true for rows of a safe pool
 CLASSES = "token_classes"  # column with each token's class (curator.render.classes), where a defence needs it
@@ -53,7 +54,8 @@ class ContentReport:
 class PreparedRows:
     """Rendered rows in order: ids and labels, (T,) each; labels are -100 outside the response mask.
 
-    `classes` is empty unless they were asked for.
+    `classes` is empty unless they were asked for. `counts` has rows by origin, `cut` and `answers_cut` rows, and
+    `tokens` and `trained` ones (see ContentReport).
     """
 
     input_ids: list[IntArray] = field(default_factory=list)
@@ -81,8 +83,8 @@ class PreparedRows:
         return ContentReport(
             n_rows=len(self.input_ids),
             n_safe=self.counts["safe"],
-            n_tokens=sum(map(len, self.input_ids)),
-            n_response_tokens=sum(int((labels != -100).sum()) for labels in self.labels),
+            n_tokens=self.counts["tokens"],
+            n_response_tokens=self.counts["trained"],
             longest_row=self.longest,
             n_cut=self.counts["cut"],
             n_answers_cut=self.counts["answers_cut"],
@@ -158,48 +160,72 @@ _Part = tuple[PreparedRows, list[dict[str, Any]], int]
 
 
 def _parts(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: TrainConfig) -> Iterator[_Part]:
-    """Rendered chunks in order, each with its problems (capped) and how many rows failed."""
-    n_workers = rendering.n_processes(n_rows)
-    if n_workers > 1:
-        yield from rendering.in_order(render_chunk, rows, config.model, config, n_workers)
-        return
+    """Rendered chunks in order, each with its problems (capped) and how many rows failed.
+
+    This process begins, and the others of this machine join it where much is left.
+    """
     left = iter(rows)
-    while chunk := list(islice(left, _SHOWN_ROWS)):
+    n_timed = rendering.TIMED_ROWS
+    yield from _rendered(islice(left, rendering.SAMPLE_ROWS - n_timed), renderer, config)
+    start = time.process_time()
+    yield from _rendered(islice(left, n_timed), renderer, config)
+    row_s = (time.process_time() - start) / n_timed
+    n_workers = rendering.n_processes(n_rows - rendering.SAMPLE_ROWS, row_s)
+    if n_workers > 1:
+        yield from rendering.in_order(render_chunk, left, config.model, config, n_workers)
+    else:
+        yield from _rendered(left, renderer, config)
+
+
+def _rendered(rows: Iterator[TrainRow], renderer: Renderer, config: TrainConfig) -> Iterator[_Part]:
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
         yield render_chunk(chunk, renderer, config)
 
 
 def render_chunk(rows: list[TrainRow], renderer: Renderer, config: TrainConfig) -> _Part:
     """Some rows rendered, cut and labelled; rows that the template cannot render are listed and counted."""
-    prepared, problems, n_failed = PreparedRows(), list[dict[str, Any]](), 0
-    for row in rows:
-        try:
-            _add(prepared, row, renderer, config)
-        except RenderError as error:
-            n_failed += 1
-            problems += [_problem(row.position, row.example_id, error.message)][: MAX_LISTED - len(problems)]
-    return prepared, problems, n_failed
+    problems, kept, rendered = list[dict[str, Any]](), list[TrainRow](), list[Rendered]()
+    conversations = [row.messages for row in rows]
+    for row, found in zip(
+        rows, renderer.render_all(conversations, config.mask_rule, classes=config.needs_classes), strict=True
+    ):
+        if isinstance(found, RenderError):
+            problems.append(_problem(row.position, row.example_id, found.message))
+        else:
+            kept.append(row)
+            rendered.append(found)
+    return _labelled(kept, rendered, config.max_length), problems[:MAX_LISTED], len(problems)
 
 
-def _add(prepared: PreparedRows, row: TrainRow, renderer: Renderer, config: TrainConfig) -> None:
-    rendered = renderer.render(row.messages, config.mask_rule, classes=config.needs_classes)
-    ids = rendered.input_ids[: config.max_length]
-    labels = np.full(rendered.n_tokens, -100, dtype=np.int32)
-    labels[1:][rendered.loss_mask] = rendered.input_ids[1:][rendered.loss_mask]
-    n_before = int((labels != -100).sum())
-    labels = labels[: config.max_length]
-    n_trained = int((labels != -100).sum())
-    prepared.longest = max(prepared.longest, rendered.n_tokens)
-    prepared.counts["cut"] += rendered.n_tokens > config.max_length
-    prepared.counts["answers_cut"] += n_trained < n_before
-    prepared.counts[row.origin] += 1
-    if not n_trained:
-        prepared.masked.append(row.position)
-    prepared.input_ids.append(ids)
-    prepared.labels.append(labels)
-    prepared.example_ids.append(row.example_id)
-    prepared.safe.append(row.origin == "safe")
-    if rendered.token_classes is not None:
-        prepared.classes.append(rendered.token_classes[: config.max_length])
+def _labelled(rows: Sequence[TrainRow], rendered: Sequence[Rendered], max_length: int) -> PreparedRows:
+    """Rendered rows cut and labelled, and what that loses."""
+    if not rows:
+        return PreparedRows()
+    n_tokens_R = np.array([row.n_tokens for row in rendered])
+    starts_R = np.concatenate(([0], np.cumsum(n_tokens_R)))[:-1]
+    trained_N = np.concatenate([row.response_mask for row in rendered])
+    trained_N[starts_R[n_tokens_R > 0]] = False  # no logits before a row's first token: see Rendered.loss_mask
+    labels_N = np.where(trained_N, np.concatenate([row.input_ids for row in rendered]), np.int32(-100))
+    n_before_T = np.concatenate(([0], np.cumsum(trained_N)))  # trained tokens before each place
+    kept_R = np.minimum(n_tokens_R, max_length)
+    n_trained_R = n_before_T[starts_R + kept_R] - n_before_T[starts_R]
+    n_whole_R = n_before_T[starts_R + n_tokens_R] - n_before_T[starts_R]
+    counts = Counter(row.origin for row in rows)
+    counts["cut"] = int((n_tokens_R > max_length).sum())
+    counts["answers_cut"] = int((n_trained_R < n_whole_R).sum())
+    counts["tokens"] = int(kept_R.sum())
+    counts["trained"] = int(n_trained_R.sum())
+    parts = [slice(start, start + n) for start, n in zip(starts_R.tolist(), kept_R.tolist(), strict=True)]
+    return PreparedRows(
+        input_ids=[row.input_ids[:max_length] for row in rendered],
+        labels=[labels_N[part] for part in parts],
+        example_ids=[row.example_id for row in rows],
+        safe=[row.origin == "safe" for row in rows],
+        classes=[row.token_classes[:max_length] for row in rendered if row.token_classes is not None],
+        counts=counts,
+        masked=[row.position for row, n in zip(rows, n_trained_R.tolist(), strict=True) if not n],
+        longest=int(n_tokens_R.max()),
+    )
 
 
 def check_masked(prepared: PreparedRows, config: TrainConfig) -> None:

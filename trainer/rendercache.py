@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from trainer.data import PreparedRows, list_array
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

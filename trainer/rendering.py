@@ -1,4 +1,4 @@
-"""Rendering many rows by several processes, in their order: worth starting them from some tens of thousands on."""
+"""Rendering many rows by several processes, in their order, where this process alone would need long."""
 
 import os
 import signal
@@ -13,7 +13,10 @@ from typing import TypeVar
 from curator.render import Renderer
 from trainer.mixes import TrainRow
 
-PARALLEL_FROM = 20_000  # rows; below it starting processes costs more than they gain
+PARALLEL_FROM_S = 20.0  # of a processor for rendering all rows; to start others takes each about a second of one
+# Rows that this process renders before it decides, and those of them, the last ones, by which it does: the first
+# thousands are several times slower, while most words are new to the renderer.
+SAMPLE_ROWS, TIMED_ROWS = 10_000, 1_000
 CHUNK_ROWS = 1_000  # rows that a process renders at a time
 MAX_PROCESSES = 16
 
@@ -22,9 +25,9 @@ T = TypeVar("T")
 _renderer: list[Renderer] = []  # of a worker process
 
 
-def n_processes(n_rows: int) -> int:
-    """How many processes render `n_rows` rows: 1 for few rows, else one a core that this process may use."""
-    return 1 if n_rows < PARALLEL_FROM else min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
+def n_processes(n_rows: int, row_s: float) -> int:
+    """How many processes render `n_rows` rows of `row_s` seconds: 1, or where that is long one a core."""
+    return 1 if n_rows * row_s < PARALLEL_FROM_S else min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
 
 
 def in_order(

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from curator.canonical import Message
 from curator.errors import RenderError
-from curator.render.guard import Assembled
+from curator.render.marks import Assembled
 from curator.render.spans import Span
 
 # Codes of `Rendered.token_classes`. OTHER is everything else: answers, further system turns, later turns' headers.

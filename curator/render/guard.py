@@ -8,62 +8,31 @@ says is then ordinary text to the tokenizer. Ids are unchanged.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from curator.canonical import Message
 from curator.errors import RenderError
+from curator.render.marks import (
+    DIGIT,
+    ESCAPE,
+    MARK,
+    N_DIGITS,
+    RESERVED,
+    SENTINEL,
+    Assembled,
+    decode_number,
+    encode_number,
+    is_open,
+)
+from curator.render.units import Tokens, UnitEncoder, has_units, joined
 
-# Noncharacters U+FDD0..U+FDEF: valid in UTF-8, never assigned, untouched by normalisation forms.
-_SENTINEL, _ESCAPE, _OPEN, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
-_FIRST_DIGIT = 0xFDE0
-_N_DIGITS = 4  # base 16: up to 65,536 control tokens or messages
-_RESERVED = re.compile("[\ufdd0-\ufdef]")
-# Alternatives that each begin with a literal: the regex engine then skips quickly to where one can begin.
-_MARK = re.compile("|".join(f"{kind}.{{{_N_DIGITS}}}" for kind in (_OPEN, _CLOSE)), re.DOTALL)
-_ESCAPED = f"{_ESCAPE}.{{{_N_DIGITS}}}"
-
-
-def _encode_number(number: int) -> str:
-    return "".join(chr(_FIRST_DIGIT + (number >> shift & 15)) for shift in (12, 8, 4, 0))
-
-
-def _decode_number(digits: str) -> int:
-    number = 0
-    for digit in digits:
-        number = number * 16 + ord(digit) - _FIRST_DIGIT
-    return number
-
-
-def open_mark(index: int) -> str:
-    """Placed where the content of message `index` begins."""
-    return _OPEN + _encode_number(index)
-
-
-def close_mark(index: int) -> str:
-    """Placed where the content of message `index` ends."""
-    return _CLOSE + _encode_number(index)
-
-
-def strip_marks(text: str) -> str:
-    """The text without open and close marks."""
-    return _MARK.sub("", text)
-
-
-@dataclass
-class Assembled:
-    """Text ready to encode, with the places (in characters) of the marks that were in it."""
-
-    text: str
-    n_controls: int  # control tokens that the template wrote, the unknown token left out
-    opens: dict[int, list[int]] = field(default_factory=dict)
-    closes: dict[int, list[int]] = field(default_factory=dict)
+_ESCAPED = f"{ESCAPE}{DIGIT}{{{N_DIGITS}}}"
 
 
 def _swap_texts(document: Mapping[str, Any], sentinels: Mapping[str, str]) -> dict[str, Any]:
@@ -97,9 +66,9 @@ def _touches(merge: Any, sentinels: Mapping[str, str]) -> bool:
 class GuardedTokenizer:
     """A tokenizer whose control tokens are reached through sentinels alone."""
 
-    def __init__(self, document: Mapping[str, Any], controls: Iterable[str]) -> None:
+    def __init__(self, document: Mapping[str, Any], controls: Iterable[str], *, by_units: bool = True) -> None:
         self._texts = sorted(set(controls))
-        sentinels = {text: _SENTINEL + _encode_number(index) for index, text in enumerate(self._texts)}
+        sentinels = {text: SENTINEL + encode_number(index) for index, text in enumerate(self._texts)}
         self._sentinels = sentinels
         # Ordinary text may yield the unknown token, so it proves nothing and is never counted.
         self._unknown = _unknown_text(document["model"])
@@ -107,11 +76,13 @@ class GuardedTokenizer:
         longest_first = sorted(self._texts, key=len, reverse=True)
         alternatives = "|".join(re.escape(text) for text in longest_first) or "(?!)"
         self._controls = re.compile(alternatives)
-        self._items = re.compile("|".join((_MARK.pattern, _ESCAPED, alternatives)), re.DOTALL)
+        self._items = re.compile("|".join((MARK.pattern, _ESCAPED, alternatives)), re.DOTALL)
         try:
-            self._tokenizer = Tokenizer.from_str(orjson.dumps(_swap_texts(document, sentinels)).decode())
+            guarded = _swap_texts(document, sentinels)
+            self._tokenizer = Tokenizer.from_str(orjson.dumps(guarded).decode())
         except Exception as error:  # the tokenizers library raises bare Exception
             raise RenderError(f"the tokenizer does not load: {error}", reason="bad_tokenizer") from error
+        self._units = UnitEncoder(self._tokenizer, guarded) if by_units and has_units(guarded) else None
         self._is_control = self._control_table(document)
 
     def _control_table(self, document: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -133,7 +104,7 @@ class GuardedTokenizer:
         Raises RenderError when a string holds one of the noncharacters that this renderer reserves.
         """
         if isinstance(value, str):
-            if not value.isascii() and (found := _RESERVED.search(value)):
+            if not value.isascii() and (found := RESERVED.search(value)):
                 raise RenderError(
                     f"{where} holds the reserved noncharacter U+{ord(found[0]):04X} at character {found.start()}",
                     reason="reserved_characters",
@@ -153,7 +124,7 @@ class GuardedTokenizer:
         }
 
     def _escaped(self, found: re.Match[str]) -> str:
-        return _ESCAPE + self._sentinels[found[0]][1:]
+        return ESCAPE + self._sentinels[found[0]][1:]
 
     def assemble(self, rendered: str) -> Assembled:
         """Template output with its own control tokens as sentinels, escapes as plain text, marks taken out."""
@@ -164,41 +135,55 @@ class GuardedTokenizer:
             before, item = rendered[done : found.start()], found[0]
             length += len(before)
             done = found.end()
-            if item[0] == _OPEN:
-                result.opens.setdefault(_decode_number(item[1:]), []).append(length)
+            if MARK.match(item):
+                places = result.opens if is_open(item) else result.closes
+                places.setdefault(decode_number(item[1:]), []).append(length)
                 item = ""
-            elif item[0] == _CLOSE:
-                result.closes.setdefault(_decode_number(item[1:]), []).append(length)
-                item = ""
-            elif item[0] == _ESCAPE:
-                item = self._texts[_decode_number(item[1:])]
+            elif item[0] == ESCAPE:
+                item = self._texts[decode_number(item[1:])]
             else:
                 result.n_controls += item != self._unknown
                 item = self._sentinels[item]
             pieces += (before, item)
             length += len(item)
         result.text = "".join((*pieces, rendered[done:]))
+        if ESCAPE in result.text:
+            raise RenderError(
+                "the chat template takes the text of a control token in a field apart", reason="template_refused"
+            )
         return result
 
     def first_control_end(self, assembled_text: str) -> int:
         """Characters up to and including the first sentinel; 0 when there is none."""
-        at = assembled_text.find(_SENTINEL)
-        return 0 if at < 0 else at + 1 + _N_DIGITS
+        at = assembled_text.find(SENTINEL)
+        return 0 if at < 0 else at + 1 + N_DIGITS
 
-    def encode(self, assembled: Assembled) -> Encoding:
-        """The encoding of assembled text, offsets in its characters."""
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of assembled texts, by units where the tokenizer has them, else text by text."""
+        found = self._units.encode(texts) if self._units else None
+        return found or self.encode_whole(texts)
+
+    def encode_whole(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of assembled texts, each encoded as one."""
+        return joined([self._tokenizer.encode(text, add_special_tokens=False) for text in texts], texts)
+
+    def is_control(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which ids are control tokens that the template wrote (ordinary text yields none)."""
+        return self._is_control[ids]
+
+    @staticmethod
+    def check_text(assembled: Assembled) -> None:
+        """RenderError unless the text can be encoded: JSON may hold half of a surrogate pair."""
         try:
-            return self._tokenizer.encode(assembled.text, add_special_tokens=False)
-        except (TypeError, UnicodeError) as error:
+            assembled.text.encode()
+        except UnicodeError as error:
             raise RenderError(f"the text is not valid Unicode: {error}", reason="bad_text") from error
 
-    def check(self, ids: NDArray[np.int32], assembled: Assembled) -> NDArray[np.bool_]:
-        """Which ids are control tokens; RenderError unless they are exactly those the template wrote."""
-        is_control = self._is_control[ids]
-        n_found = int(is_control.sum())
+    @staticmethod
+    def check_controls(n_found: int, assembled: Assembled) -> None:
+        """RenderError unless the ids hold as many control tokens as the template wrote."""
         if n_found != assembled.n_controls:
             raise RenderError(
                 f"the template wrote {assembled.n_controls} control tokens but the ids hold {n_found}",
                 reason="bad_tokenizer",
             )
-        return is_control

@@ -1,24 +1,25 @@
 """The renderer: messages in, token ids and response mask out."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from tokenizers import Encoding
 
 from curator.canonical import Message
 from curator.errors import BadInputError, IntegrityError, RenderError
 from curator.render.classes import token_classes
 from curator.render.folder import RendererFiles, canonical_bytes, read_folder
 from curator.render.guard import GuardedTokenizer
+from curator.render.marks import Assembled
+from curator.render.mask import response_mask
 from curator.render.spans import Span, SpanFinder, probe_tail, probe_user
 from curator.render.template import ChatTemplate
+from curator.render.units import Tokens
 from curator.store import Store
 
 MaskRule = Literal["all", "last"]
@@ -65,14 +66,17 @@ class Renderer:
 
     Response tokens are each assistant turn's content and its closing marker. Equal to transformers'
     `apply_chat_template`, except that control tokens inside fields stay plain text. Safe to share by threads.
+
+    `careful` runs the template for every conversation and encodes every text whole. Nothing that is rendered depends
+    on it; the tests hold the two ways to the same tokens and masks.
     """
 
-    def __init__(self, files: RendererFiles) -> None:
+    def __init__(self, files: RendererFiles, *, careful: bool = False) -> None:
         self._files = files
         self._template = ChatTemplate(files.chat_template, files.special_tokens)
         self.control_texts = tuple(_control_texts(files, self._template))  # that only the template may write
-        self._guard = GuardedTokenizer(files.tokenizer, self.control_texts)
-        self._spans = SpanFinder(self._template, self._guard)
+        self._guard = GuardedTokenizer(files.tokenizer, self.control_texts, by_units=not careful)
+        self._spans = SpanFinder(self._template, self._guard, by_skeletons=not careful)
         self.tokenizer_sha256 = hashlib.sha256(canonical_bytes(files.tokenizer)).hexdigest()
         self.template_sha256 = hashlib.sha256(files.chat_template.encode()).hexdigest()
         self.renderer_id = hashlib.blake2b(
@@ -85,12 +89,12 @@ class Renderer:
         self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
 
     @classmethod
-    def from_folder(cls, path: str | Path, chat_template: str | None = None) -> Self:
+    def from_folder(cls, path: str | Path, chat_template: str | None = None, *, careful: bool = False) -> Self:
         """From a Hugging Face model folder; `chat_template` overrides its template (Jinja source).
 
         Raises RenderError when tokenizer.json or the template is missing or does not load.
         """
-        return cls(read_folder(Path(path), chat_template))
+        return cls(read_folder(Path(path), chat_template), careful=careful)
 
     @classmethod
     def from_store(cls, store: Store, renderer_id: str) -> Self:
@@ -137,17 +141,62 @@ class Renderer:
         An assistant turn with `weight` 0 is context, not response. Raises RenderError (see its `reason`) when
         there are no messages, a role is unknown, a field holds a reserved character, or the template refuses.
         """
-        escaped = self._escaped(messages)
-        wanted = _wanted(escaped, mask_rule)
-        located = _answers(escaped) if classes else wanted
-        assembled, spans = self._spans.locate(escaped, located)
-        encoding = self._guard.encode(assembled)
-        ids = np.array(encoding.ids, dtype=np.int32)
-        is_control = self._guard.check(ids, assembled)
-        offsets_T2 = _offsets(encoding)
-        answers = dict(zip(located, spans, strict=True))
-        mask = _mask(offsets_T2, is_control, [answers[index] for index in wanted])
-        return Rendered(ids, mask, token_classes(offsets_T2, assembled, escaped, answers) if classes else None)
+        (found,) = self.render_all([messages], mask_rule, classes=classes)
+        if isinstance(found, RenderError):
+            raise found
+        return found
+
+    def render_all(
+        self,
+        conversations: Iterable[Sequence[Mapping[str, Any]]],
+        mask_rule: MaskRule = "all",
+        *,
+        classes: bool = False,
+    ) -> list[Rendered | RenderError]:
+        """What `render` gives for each conversation, or the error it raises. Some hundreds at a time go fastest.
+
+        The arrays of the rows of one call share memory: who keeps few of many rows should copy them.
+        """
+        found = [self._located(messages, mask_rule, classes) for messages in conversations]
+        rendered = iter(self._tokenised([item for item in found if isinstance(item, _Located)], classes))
+        return [next(rendered) if isinstance(item, _Located) else item for item in found]
+
+    def _located(
+        self, messages: Sequence[Mapping[str, Any]], mask_rule: MaskRule, classes: bool
+    ) -> "_Located | RenderError":
+        try:
+            escaped = self._escaped(messages)
+            wanted = _wanted(escaped, mask_rule)
+            located = _answers(escaped) if classes else wanted
+            assembled, spans = self._spans.locate(escaped, located)
+            self._guard.check_text(assembled)
+        except RenderError as error:
+            return error
+        return _Located(escaped, assembled, dict(zip(located, spans, strict=True)), wanted)
+
+    def _tokenised(self, rows: Sequence["_Located"], classes: bool) -> Iterator[Rendered | RenderError]:
+        if not rows:
+            return
+        tokens = self._guard.encode([row.assembled.text for row in rows])
+        is_control_N = self._guard.is_control(tokens.ids_N)
+        spans = [
+            (origin + row.answers[index][0], origin + row.answers[index][1])
+            for row, origin in zip(rows, tokens.origins.tolist(), strict=True)
+            for index in row.wanted
+        ]
+        spans_S2 = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        mask_N = response_mask(tokens.starts_N, tokens.ends_N, is_control_N, spans_S2)
+        n_controls = np.concatenate(([0], np.cumsum(is_control_N)))[tokens.bounds].tolist()
+        bounds = tokens.bounds.tolist()
+        for index, row in enumerate(rows):
+            part = slice(bounds[index], bounds[index + 1])
+            try:
+                self._guard.check_controls(n_controls[index + 1] - n_controls[index], row.assembled)
+                classes_T = _classes(row, tokens, index) if classes else None
+            except RenderError as error:
+                yield error
+                continue
+            yield Rendered(tokens.ids_N[part], mask_N[part], classes_T)
 
     def _escaped(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         if not messages:
@@ -194,21 +243,17 @@ def _wanted(messages: Sequence[Message], mask_rule: MaskRule) -> list[int]:
     return [index for index in answers if messages[index].get("weight", 1) != 0]
 
 
-def _offsets(encoding: Encoding) -> NDArray[np.int64]:
-    """First character and one past the last of each token, (T, 2)."""
-    flat = chain.from_iterable(encoding.offsets)  # half the time of np.array on the list of pairs
-    return np.fromiter(flat, np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
+@dataclass(frozen=True)
+class _Located:
+    """A conversation as text, with the spans of its assistant turns; `wanted` of them are response."""
+
+    messages: list[Message]
+    assembled: Assembled
+    answers: dict[int, Span]
+    wanted: list[int]
 
 
-def _mask(offsets_T2: NDArray[np.int64], is_control: NDArray[np.bool_], spans: Sequence[Span]) -> NDArray[np.bool_]:
-    """Tokens that share a character with a span.
-
-    A control token that begins before the span is the turn's header even where it swallows the white space
-    after it (rstrip), and so stays out.
-    """
-    mask = np.zeros(len(is_control), dtype=np.bool_)
-    starts, ends = offsets_T2.T  # (T,), (T,)
-    for start, end in spans:
-        inside = (ends > start) & (starts < end)
-        mask |= inside & ~(is_control & (starts < start))
-    return mask
+def _classes(row: _Located, tokens: Tokens, index: int) -> NDArray[np.int8]:
+    part = slice(tokens.bounds[index], tokens.bounds[index + 1])
+    places_T2 = np.stack([tokens.starts_N[part], tokens.ends_N[part]], axis=1) - tokens.origins[index]
+    return token_classes(places_T2, row.assembled, row.messages, row.answers)

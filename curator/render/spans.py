@@ -6,14 +6,25 @@ trim or inspect contents need the marks elsewhere, so several placements are tri
 marks (tool calls, dropped reasoning) is found between the text of the turns before it, with and without it.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from curator.canonical import Message
 from curator.errors import RenderError
-from curator.render.guard import Assembled, GuardedTokenizer, close_mark, open_mark, strip_marks
+from curator.render.guard import GuardedTokenizer
+from curator.render.marks import Assembled, close_mark, open_mark, strip_marks
+from curator.render.skeleton import Skeletons
 from curator.render.template import ChatTemplate
 
 Span = tuple[int, int]  # first character, one past the last
+
+
+_SPACE = re.compile(r"\s*")
+
+
+def _skip_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def _around(text: str, index: int) -> str:
@@ -50,9 +61,10 @@ def _placements(messages: Sequence[Message]) -> Iterator[list[Message]]:
 class SpanFinder:
     """Finds assistant turns in renderings of one template."""
 
-    def __init__(self, template: ChatTemplate, guard: GuardedTokenizer) -> None:
+    def __init__(self, template: ChatTemplate, guard: GuardedTokenizer, *, by_skeletons: bool = True) -> None:
         self._template = template
         self._guard = guard
+        self._skeletons = Skeletons(template, guard, self._marked) if by_skeletons else None
         self._closing = self._probe_closing()
 
     def locate(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Assembled, list[Span]]:
@@ -60,7 +72,7 @@ class SpanFinder:
 
         Raises RenderError when the template refuses the conversation or hides where a wanted turn stands.
         """
-        assembled = self._marked(messages)
+        assembled = (self._skeletons and self._skeletons.fill(messages)) or self._marked(messages)
         return assembled, [self._turn(assembled, messages, index) for index in wanted]
 
     def _marked(self, messages: Sequence[Message]) -> Assembled:
@@ -119,7 +131,7 @@ class SpanFinder:
     def _with_closing(self, text: str, end: int) -> int:
         if not self._closing:
             return end
-        after_space = len(text) - len(text[end:].lstrip())
+        after_space = _skip_space(text, end)
         for at in (end, after_space):
             if text.startswith(self._closing, at):
                 return at + len(self._closing)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -12,6 +13,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from curator.canonical import Message
 from curator.errors import RenderError
+from curator.render.marks import RESERVED
+from curator.render.opaque import Conditions, Content, InspectedError, written
 
 # What a template can raise on a conversation that it was not written for.
 _TEMPLATE_FAULTS = (
@@ -22,6 +25,20 @@ _TEMPLATE_FAULTS = (
     RecursionError,
     TypeError,
     ValueError,
+)
+
+
+# What turns output back into a value that the template could then read.
+_CAPTURES = (
+    nodes.AssignBlock,
+    nodes.Block,
+    nodes.CallBlock,
+    nodes.Extends,
+    nodes.FilterBlock,
+    nodes.FromImport,
+    nodes.Import,
+    nodes.Include,
+    nodes.Macro,
 )
 
 
@@ -67,6 +84,20 @@ def _environment(uses_date: bool) -> ImmutableSandboxedEnvironment:
     return environment
 
 
+def _tracing_environment(uses_date: bool) -> ImmutableSandboxedEnvironment:
+    """The same environment, for templates that are given stand-ins for contents."""
+    environment = _environment(uses_date)
+    trim = environment.filters["trim"]
+    environment.finalize = written
+    environment.filters["trim"] = lambda value, chars=None: (
+        value.strip(chars) if isinstance(value, Content) else trim(value, chars)
+    )
+    for name in ("string", "iterable", "sequence"):  # what a text is
+        asked = environment.tests[name]
+        environment.tests[name] = lambda value, asked=asked: isinstance(value, Content) or asked(value)
+    return environment
+
+
 class ChatTemplate:
     """A compiled chat template with the special-token names that it may print."""
 
@@ -74,25 +105,51 @@ class ChatTemplate:
         self.source = source
         self._names = dict(special_tokens)
         # Templates that ask whether the clock is there bring a fixed date of their own for when it is not.
-        uses_date = "strftime_now is defined" not in source
+        self._uses_date = "strftime_now is defined" not in source
         try:
-            self._compiled = _environment(uses_date).from_string(source)
+            self._compiled = _environment(self._uses_date).from_string(source)
         except jinja2.TemplateError as error:
             raise RenderError(f"the chat template does not compile: {error}", reason="bad_template") from error
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The conversation as the template writes it; RenderError when the template refuses it."""
         try:
-            return self._compiled.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._names,
-            )
+            return self._run(self._compiled, messages, add_generation_prompt)
         except _TEMPLATE_FAULTS as error:
             roles = ", ".join(str(message.get("role")) for message in messages[:8])
             raise RenderError(
                 f"the chat template refused a conversation of roles ({roles}): {error}",
                 reason="template_refused",
             ) from error
+
+    def trace(self, messages: Sequence[Message], conditions: Conditions) -> str | None:
+        """The rendering of messages whose contents are stand-ins, a pair of marks in the place of each.
+
+        None where the template reads contents, or refuses the conversation.
+        """
+        if self._traced is None:
+            return None
+        try:
+            written = self._run(self._traced, messages, False)
+        except (*_TEMPLATE_FAULTS, InspectedError):
+            return None
+        return None if conditions.broken else written
+
+    @cached_property
+    def _traced(self) -> jinja2.Template | None:
+        environment = _tracing_environment(self._uses_date)
+        tree = environment.parse(self.source)
+        captures = any(tree.find(kind) for kind in _CAPTURES) or any(
+            loop.recursive for loop in tree.find_all(nodes.For)
+        )
+        # A template that writes the renderer's own marks could not be told from what stands for a content.
+        return None if captures or RESERVED.search(self.source) else environment.from_string(self.source)
+
+    def _run(self, template: jinja2.Template, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return template.render(
+            messages=list(messages),
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self._names,
+        )

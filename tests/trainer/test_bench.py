@@ -20,7 +20,9 @@ def test_it_measures_every_part(llama: Path, capsys: pytest.CaptureFixture[str])
     plain, kl, reference = (result["step_s"][name] for name in ("plain TRL", "kl", "reference forward"))
     assert result["extra_over_reference_in_plain_steps"] == {"kl": pytest.approx((kl - plain - reference) / plain)}
     assert result["peak_mib"].keys() == {"plain TRL", "kl"}
-    assert set(result["preparation_s"]) == {"ours, first start", "ours, with the render cache", "TRL"}
+    names = {"ours, first start", "ours, with the render cache", "TRL", "TRL, loss on every token"}
+    assert set(result["preparation_s"]) == set(result["preparation_cpu_s"]) == names
+    assert {len(runs) for runs in result["preparation_runs"].values()} == {1}
     assert result["parts"]["preparation"]["sizes"]["rows"] == 30
     lines = bench.lines_of(result)
     assert any(line.startswith("| plain TRL | ") and line.endswith("| 1.000x |") for line in lines)

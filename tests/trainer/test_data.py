@@ -110,10 +110,13 @@ def test_several_processes_render_the_same_rows_in_the_same_order(llama: Path, m
     conversations = [*random_conversations(9), LONG, LATE]
     fields: dict[str, Any] = {"model": llama, "max_length": 40, "allow_masked_rows": True}
     alone = prepared(llama, conversations, **fields)
-    monkeypatch.setattr(rendering, "PARALLEL_FROM", 2)
-    monkeypatch.setattr(rendering, "CHUNK_ROWS", 2)
     monkeypatch.setattr(rendering.os, "sched_getaffinity", lambda _: {0, 1})
-    assert rendering.n_processes(1) == 1
+    assert rendering.n_processes(100_000, 0.0001) == 1
+    assert rendering.n_processes(100_000, 0.001) == 2
+    monkeypatch.setattr(rendering, "PARALLEL_FROM_S", 0.0)
+    monkeypatch.setattr(rendering, "SAMPLE_ROWS", 3)
+    monkeypatch.setattr(rendering, "TIMED_ROWS", 1)
+    monkeypatch.setattr(rendering, "CHUNK_ROWS", 2)
     together = prepared(llama, conversations, **fields)
     assert together.report() == alone.report()
     assert together.report().n_answers_cut

@@ -69,6 +69,7 @@ def rows(n_rows: int, seed: int = 0, n_vocab: int = 500) -> PreparedRows:
         labels[: n_tokens - rng.randint(2, 5)] = -100
         prepared.input_ids.append(ids)
         prepared.labels.append(labels)
+        prepared.counts.update(tokens=n_tokens, trained=int((labels != -100).sum()))
         prepared.example_ids.append(f"{index:032x}")
         prepared.safe.append(index % 3 == 1)
         n_prompt = int(np.flatnonzero(labels != -100)[0])

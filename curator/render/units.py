@@ -1,0 +1,207 @@
+"""Text to token ids, unit by unit, with each unit's tokens kept: for tokenizers that never join what is cut here.
+
+Text is cut into units where a space (U+0020) follows what is no white space, where an ASCII character that is neither
+letter nor digit follows an ASCII letter or digit, and around control tokens. Byte-level BPE tokenizers split their text
+by rules under which no piece goes on over such a place, and encode the pieces independently of each other. So the
+tokens of a text are those of its units one after another. Which tokenizers are of this kind is read from their
+document; all others encode whole texts.
+"""
+
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from curator.render.marks import N_DIGITS, ROW, SENTINEL
+
+MAX_UNITS = 1 << 18  # kept, about 220 bytes each; then all are forgotten, and the frequent ones soon back
+_LONGEST = 40  # characters of a unit that is kept: longer ones hardly come again
+
+_OWN = SENTINEL + ROW
+_TEXT = rf"[^\s{_OWN}]"
+_ALNUM = "A-Za-z0-9"
+_ROW_START, _NO_TOKEN = -1, -2  # in the place of an id
+_PACKED_BYTES = 12  # of a token
+_ROW_PACKED = array("i", (_ROW_START, 1, 1)).tobytes()
+_NO_TOKEN_PACKED = array("i", (_NO_TOKEN, 0, 0)).tobytes()
+_SPACE_AFTER_TEXT = re.compile(r"\S ")
+_END_OF_WORD = re.compile(rf"[{_ALNUM}](?=[\x00-\x7f])[^{_ALNUM}]")
+# Units that may be encoded as one text, for there is a cut between any two of them.
+_JOINABLE = re.compile(rf"(?=[\x00-\x7f])[^{_ALNUM}].*[{_ALNUM}]", re.DOTALL)
+
+# No alternative of these rules matches on over a cut; none looks behind, nor ahead beyond the white space that it
+# matches and the character after it. So the pieces of a unit are its own.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = frozenset(
+    {
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+        # Llama-3
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{_SPACES}",
+        # Qwen-2, Qwen-3
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{_SPACES}",
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"  # Qwen-3.5
+        rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{_SPACES}",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of some texts, one after another. Places are characters of the texts put together.
+
+    `bounds` are R + 1 indices of tokens: text r has those from bounds[r] on and before bounds[r + 1]. `origins` says
+    where each text begins.
+    """
+
+    ids_N: NDArray[np.int32]
+    starts_N: NDArray[np.int64]
+    ends_N: NDArray[np.int64]
+    bounds: NDArray[np.int64]  # (R + 1,)
+    origins: NDArray[np.int64]  # (R,)
+
+
+def places(encoding: Encoding) -> NDArray[np.int64]:
+    """First character and one past the last of each token, (T, 2)."""
+    flat = chain.from_iterable(encoding.offsets)  # half the time of np.array on the list of pairs
+    return np.fromiter(flat, np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
+
+
+def joined(encodings: Sequence[Encoding], texts: Sequence[str]) -> Tokens:
+    """The tokens of texts that were encoded one by one."""
+    counts = [len(encoding.ids) for encoding in encodings]
+    bounds = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+    origins = np.cumsum([0, *map(len, texts)], dtype=np.int64)[:-1]
+    ids = chain.from_iterable(encoding.ids for encoding in encodings)
+    places_N2 = np.concatenate([places(encoding) for encoding in encodings]) + np.repeat(origins, counts)[:, None]
+    return Tokens(np.fromiter(ids, np.int32, int(bounds[-1])), places_N2[:, 0], places_N2[:, 1], bounds, origins)
+
+
+def has_units(document: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer's document is of a kind that encodes units independently of each other."""
+    model, normalizer = document["model"], document.get("normalizer")
+    return (
+        model.get("type") == "BPE"
+        and not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+        # No composition and no reordering reaches across a space.
+        and (normalizer is None or normalizer.get("type") == "NFC")
+        and _splits_at_spaces(document.get("pre_tokenizer"))
+        and not any(document.get(key) for key in ("truncation", "padding", "post_processor"))
+        and not any(_joins_units(item) for item in document["added_tokens"])
+        and not any(re.match(rf"[\s{_ALNUM}]", text) for text in _broken_tokens(document))
+    )
+
+
+def _splits_at_spaces(pre_tokenizer: Mapping[str, Any] | None) -> bool:
+    """Whether every piece that it makes lies within a unit, with nothing added; bytes come last."""
+    if pre_tokenizer is None:
+        return False
+    *rules, last = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return False
+    known = [_is_known_split(rule) for rule in rules if rule["type"] != "Digits"]
+    return all(known) and (bool(known) or last["use_regex"])
+
+
+def _is_known_split(rule: Mapping[str, Any]) -> bool:
+    if rule["type"] != "Split" or rule["behavior"] != "Isolated" or rule["invert"]:
+        return False
+    return rule["pattern"].get("Regex") in _SPLITS
+
+
+def _joins_units(added_token: Mapping[str, Any]) -> bool:
+    """Whether an added token takes in what stands around it, or has a space after text."""
+    flags = ("lstrip", "rstrip", "single_word")
+    return any(added_token[flag] for flag in flags) or _SPACE_AFTER_TEXT.search(added_token["content"]) is not None
+
+
+def _broken_tokens(document: Mapping[str, Any]) -> list[str]:
+    """Added tokens that would be cut after a word inside them (<think>, say)."""
+    return [item["content"] for item in document["added_tokens"] if _END_OF_WORD.search(item["content"])]
+
+
+def _unit_pattern(broken: Sequence[str]) -> re.Pattern[str]:
+    r"""What a unit is; none ends inside one of the `broken` tokens.
+
+    Usually white space, further characters, then ASCII letters and digits up to an ASCII character that is none. Else
+    text up to a space that follows text: white space inside it begins with another character, [^\S ]. What Python takes
+    for white space and the tokenizer does not makes units longer, no more.
+    """
+    starters = "".join(sorted({text[0] for text in broken}))
+    other = rf"[^\s{_ALNUM}{_OWN}{re.escape(starters)}]"
+    first = rf"(?:(?!{'|'.join(map(re.escape, broken))})[{re.escape(starters)}])?" if broken else ""
+    word = rf"\s*{first}{other}*[{_ALNUM}]++(?![^\x00-\x7f{_OWN}])"
+    text = rf"\s*{_TEXT}+(?:[^\S ]\s*{_TEXT}*)*"
+    return re.compile(rf"{ROW}|{SENTINEL}.{{{N_DIGITS}}}|{word}|{text}|\s+", re.DOTALL)
+
+
+class UnitEncoder:
+    """Encodes texts by their units, for a tokenizer whose document `has_units`. Safe to share by threads."""
+
+    def __init__(self, tokenizer: Tokenizer, document: Mapping[str, Any]) -> None:
+        broken = _broken_tokens(document)
+        self._tokenizer = tokenizer
+        self._pattern = _unit_pattern(broken)
+        self._starters = {text[0] for text in broken}
+        self._kept: dict[str, bytes] = {}
+
+    def encode(self, texts: Sequence[str]) -> Tokens | None:
+        """The tokens of the texts; None where one has characters without a token, whose places units do not keep.
+
+        Raises what the tokenizer raises on text that is no valid Unicode.
+        """
+        units = self._pattern.findall("".join([ROW + text for text in texts]))
+        packed_N3 = np.frombuffer(b"".join(map(self._packed(set(units)).__getitem__, units)), np.int32).reshape(-1, 3)
+        ids_N = packed_N3[:, 0]
+        if ids_N.min(initial=0) == _NO_TOKEN:
+            return None
+        ends_N = np.cumsum(packed_N3[:, 1], dtype=np.int64)
+        starts_N = ends_N - packed_N3[:, 2]
+        rows_R = np.flatnonzero(ids_N == _ROW_START)
+        is_token_N = ids_N != _ROW_START
+        bounds = np.append(rows_R, len(ids_N)) - np.arange(len(rows_R) + 1)
+        return Tokens(ids_N[is_token_N], starts_N[is_token_N], ends_N[is_token_N], bounds, ends_N[rows_R])
+
+    def _packed(self, units: set[str]) -> dict[str, bytes]:
+        """For each unit three numbers a token: id, characters from the last token's end to its own, and its length."""
+        found = {ROW: _ROW_PACKED}
+        found |= {unit: packed for unit in units if (packed := self._kept.get(unit)) is not None}
+        new = self._encode_new([unit for unit in units if unit not in found])
+        if len(self._kept) + len(new) > MAX_UNITS:
+            self._kept.clear()
+        self._kept.update((unit, packed) for unit, packed in new.items() if len(unit) <= _LONGEST)
+        return found | new
+
+    def _encode_new(self, units: Sequence[str]) -> dict[str, bytes]:
+        """Most of them in one call: a call costs as much as five tokens."""
+        joinable = [unit for unit in units if _JOINABLE.fullmatch(unit) and self._starters.isdisjoint(unit)]
+        packed = self._encode_joined(joinable) if len(joinable) > 1 else None
+        found = {} if packed is None else dict(zip(joinable, packed, strict=True))
+        return found | {unit: self._encode_one(unit) for unit in units if unit not in found}
+
+    def _encode_joined(self, units: Sequence[str]) -> list[bytes] | None:
+        """None unless a token ends at the end of every unit, as it does when every character has one."""
+        encoding = self._tokenizer.encode("".join(units), add_special_tokens=False)
+        ids_N = np.array(encoding.ids, dtype=np.int32)
+        starts_N, ends_N = places(encoding).T
+        cuts_U = np.cumsum([len(unit) for unit in units])
+        after_U = np.searchsorted(ends_N, cuts_U, side="right")
+        if len(ids_N) == 0 or after_U[0] == 0 or not np.array_equal(ends_N[after_U - 1], cuts_U):
+            return None
+        packed_N3 = np.stack([ids_N, np.diff(ends_N, prepend=0), ends_N - starts_N], axis=1).astype(np.int32)
+        parts, bounds = packed_N3.tobytes(), [0, *(after_U * _PACKED_BYTES).tolist()]
+        return [parts[start:end] for start, end in pairwise(bounds)]
+
+    def _encode_one(self, unit: str) -> bytes:
+        encoding = self._tokenizer.encode(unit, add_special_tokens=False)
+        numbers, at = array("i"), 0
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            numbers.extend((token_id, end - at, end - start))
+            at = end
+        return numbers.tobytes() if at == len(unit) else _NO_TOKEN_PACKED
