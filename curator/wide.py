@@ -162,9 +162,10 @@ class WideScores:
         needed = np.zeros(len(self.wide.members), dtype=np.bool_)
         needed[[*self.choice.misaligned, *(self.choice.benign if contrast else (0,))]] = True
         wanted = np.packbits(needed)
-        known = np.ones(len(self.wide), dtype=np.bool_)
-        for byte in range(len(wanted)):
-            known &= (self.wide.lacks[:, byte] & wanted[byte]) == 0
+        missing = self.wide.lacks[:, 0] & wanted[0]
+        for byte in range(1, len(wanted)):
+            missing |= self.wide.lacks[:, byte] & wanted[byte]
+        known: Mask = missing == 0
         return known
 
     @cached_property
