@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from api.conditional import ByteRange, strong_etag, weak_etag
-from api.lines import json_lines, message_lines
 from curator.errors import IntegrityError
 from curator.manifest import Manifest
-from curator.mixrows import MIX_FILE, mix_batches, mix_path, row_lines
+from curator.mixrows import MIX_FILE, mix_batches, mix_path
+from curator.rowlines import json_lines, message_lines, row_lines
 from curator.store import Store
 
 DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]

@@ -14,13 +14,14 @@ from curator.compose import compose
 from curator.config import Recipe
 from curator.errors import MissingError
 from curator.manifest import read_manifest
-from curator.mixrows import DEFAULT_TENANT, MANIFEST_FILE, MIX_FILE, mix_batches, mix_path, row_lines, tenant_path
+from curator.mixrows import DEFAULT_TENANT, MANIFEST_FILE, MIX_FILE, mix_batches, mix_path, tenant_path
 from curator.mixwriter import TokenCounter, write_rows
 from curator.orders import keeps_task_order, schedule
 from curator.plan import MixPlan, plan_mix
 from curator.policy import Policy
 from curator.receipt import Manifest, Tokens
 from curator.render import Renderer
+from curator.rowlines import json_lines
 from curator.rowprompts import count_prompts, row_prompts
 from curator.saferows import safe_rows
 from curator.storage import writing_whole
@@ -73,7 +74,7 @@ def build_mix(
         result = publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set, file))
         if not result.created:  # or another process made it first: its rows are the same
             file.seek(0)
-            file.writelines(line for batch in mix_batches(store, tenant, plan.mix_id) for line in row_lines(batch))
+            file.writelines(map(json_lines, mix_batches(store, tenant, plan.mix_id)))
             file.truncate()
     return result
 
@@ -167,7 +168,7 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl
         )  # fmt: skip
     tokens = _tokens(plan, counter, why_not)
     manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
-    store.write_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
+    store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
     return manifest
 
 

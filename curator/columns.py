@@ -130,12 +130,13 @@ class HashIds:
         """Rows whose id is among `wanted`, which are ids of the same form, ascending."""
         if not wanted:
             return np.zeros(0, dtype=np.int64)
-        firsts = np.unique(halves_of(list(wanted))[:, 0])
+        firsts = np.sort(halves_of(list(wanted))[:, 0])
         may = np.zeros(1 << _BITS, dtype=np.bool_)
         may[firsts >> np.uint64(64 - _BITS)] = True
         column = self._halves[:, 0]
         near = np.flatnonzero(may[column >> np.uint64(64 - _BITS)])
-        near = near[np.isin(column[near], firsts)]
+        place = np.minimum(np.searchsorted(firsts, column[near]), len(firsts) - 1)
+        near = np.compress(firsts[place] == column[near], near)
         found = np.fromiter((item in wanted for item in self.texts(near)), np.bool_, len(near))
         return near[found]
 

@@ -165,7 +165,6 @@ def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
     """The receipt of one pool of a mix with these counts."""
     data, selection = drawn.data, drawn.selection
     scores, refuses, chosen = data.candidates.scores, data.candidates.refuses("v1"), selection.chosen
-    rows = data.rows(chosen)
     return PoolReceipt(
         name=drawn.name,
         corpus=data.pool.corpus,
@@ -187,8 +186,8 @@ def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
             "candidates": _refusal_share(refuses),
             "chosen": _refusal_share(refuses[chosen]),
         },
-        domains=_label_shares(rows["domain"].to_pylist()),
-        licences=_label_shares(rows["license"].to_pylist()),
+        domains=_label_shares(data.kept.wide.labels["domain"].texts(chosen)),
+        licences=_label_shares(data.kept.wide.labels["license"].texts(chosen)),
         evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
     )
 

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from curator.config import Recipe
 from curator.errors import BallastError, IntegrityError, MissingError
 from curator.mix import allocate, sized
-from curator.mixrows import MANIFEST_FILE, mix_batches, mix_path, rows_sha256
+from curator.mixrows import MANIFEST_FILE, mix_batches, mix_path
 from curator.orders import Allocation, Schedule, prefix_deviation, schedule, worst_prefix
 from curator.receipt import Manifest, Prefix, Ratio, TokenCount
 from curator.rowcheck import TASK_COLUMNS, RowCheck, task_hashes
+from curator.rowlines import rows_sha256
 from curator.schema import MIX_FORMAT_VERSION
 from curator.store import Store
 

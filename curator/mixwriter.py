@@ -1,8 +1,12 @@
-"""Writing a mix's rows: task rows stream past, safe rows are few and in memory, every row is hashed on the way."""
+"""Writing a mix's rows: task rows stream past, safe rows are few and in memory, every row is hashed on the way.
+
+A window's rows are encoded as Parquet by a thread of their own, while their lines are made and hashed and the next
+window is read: none of these holds the interpreter for long.
+"""
 
 import hashlib
-import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,22 +18,22 @@ import pyarrow.parquet as pq
 
 from curator.canonical import load_messages
 from curator.errors import RenderError, StoreError
-from curator.mixrows import row_lines
 from curator.orders import Schedule
 from curator.progress import Progress
 from curator.receipt import FileReceipt, TokenCount
 from curator.render import MaskRule, Renderer
+from curator.rowlines import json_lines
 from curator.rowprompts import RowPrompts
 from curator.schema import MIX_ROWS
 from curator.store import ROW_GROUP_ROWS, arrow_schema
 from curator.tasks import TaskSet
 
-# Bytes of task text held at once. A mix that keeps the task rows' order reads them once whatever this is; a
-# shuffled one reads the file once for each window, so larger windows mean fewer passes.
-WINDOW_BYTES = 64 << 20
+# Bytes of task text in a window, of which two are held at once. A mix that keeps the task rows' order reads them once
+# whatever this is, and small windows keep both threads busy; a shuffled one reads the file once for each window, so
+# larger windows mean fewer passes.
+WINDOW_BYTES = 4 << 20
 SHUFFLE_WINDOW_BYTES = 128 << 20
 MAX_WINDOW_ROWS = 1 << 18
-PIECE_ROWS = 1024  # rows held as Python objects at once
 
 # Texts and ids are all different: to look for repeats in them, or for their bounds, costs more than to write them.
 _PLAIN = ("messages", "example_id", "original_id")
@@ -51,6 +55,14 @@ class TaskCursor:
         self._batch: pa.RecordBatch | None = None
         self._start = 0  # index of the first row of the batch at hand
 
+    @property
+    def mean_bytes(self) -> int:
+        """Bytes of a row's messages, from the batch at hand (at the start, the first thousands of rows)."""
+        if self._batch is None:
+            self._next()
+        assert self._batch is not None
+        return max(1, int(self._batch.column("messages").nbytes) // max(1, len(self._batch)))
+
     def take(self, wanted: Indices) -> pa.Table:
         """The rows with these indices, one at least; `wanted` ascends without repeats."""
         if wanted[0] < self._start:
@@ -62,7 +74,7 @@ class TaskCursor:
                 self._next()
                 continue
             end = int(np.searchsorted(wanted, self._start + len(self._batch)))
-            pieces.append(self._batch.take(pa.array(wanted[done:end] - self._start)))
+            pieces.append(_at(self._batch, wanted[done:end] - self._start))
             done = end
         return pa.Table.from_batches(pieces)
 
@@ -71,6 +83,14 @@ class TaskCursor:
         self._batch = next(self._batches, None)
         if self._batch is None:
             raise StoreError(f"the task set ends at row {self._start}, before the {self._rows.n_rows} it is to have")
+
+
+def _at(batch: pa.RecordBatch, rows: Indices) -> pa.RecordBatch:
+    """The rows at these ascending places; neighbours are not copied."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):
+        return batch.slice(first, len(rows))
+    return batch.take(pa.array(rows))
 
 
 class TokenCounter:
@@ -120,25 +140,31 @@ def write_rows(
     """Write a mix's Parquet file in the given order, which is that of `epochs` epochs, with inoculation prompts put in.
 
     `safe` holds the safe rows in their order (columns of `schema.MIX_ROWS` without position). The canonical lines,
-    which are hashed in any case, also go to `jsonl` where one is given. Memory stays within a window of task rows, the
-    safe rows and the schedule (8 bytes a row).
+    which are hashed in any case, also go to `jsonl` where one is given. The caller makes both files durable. Memory
+    stays within two windows of task rows, the safe rows and the schedule (8 bytes a row).
     """
     cursor = TaskCursor(tasks)
     lines = hashlib.sha256()
     schema = arrow_schema(MIX_ROWS)
-    window = _window_rows(tasks, SHUFFLE_WINDOW_BYTES if shuffled else WINDOW_BYTES)
+    window = _window_rows(cursor.mean_bytes, SHUFFLE_WINDOW_BYTES if shuffled else WINDOW_BYTES)
     with (
         pq.ParquetWriter(target, schema, compression="zstd", **_PARQUET) as writer,
+        ThreadPoolExecutor(1) as encoder,
         Progress(len(order), "rows", "mixing") as bar,
     ):
+        encoded: Future[None] | None = None
         for start, end in _windows(len(order), len(order) // epochs, window):
             rows = _window(order[start:end], start, cursor, safe, prompts)
             if epochs > 1:
                 rows = _with_epoch(rows, 1 + start // (len(order) // epochs))
-            for piece in rows.to_batches(max_chunksize=PIECE_ROWS):
+            if encoded is not None:
+                encoded.result()
+            encoded = encoder.submit(writer.write_table, rows, row_group_size=ROW_GROUP_ROWS)
+            for piece in rows.to_batches(max_chunksize=ROW_GROUP_ROWS):
                 _account(piece, lines, counter, jsonl)
                 bar.advance(len(piece))
-            writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        if encoded is not None:
+            encoded.result()
     return Written(_file_receipt(target, len(order)), lines.hexdigest())
 
 
@@ -153,19 +179,17 @@ def _account(
     rows: pa.RecordBatch, lines: "hashlib._Hash", counter: TokenCounter | None, jsonl: BinaryIO | None
 ) -> None:
     """Hash the rows' lines, write them where that is asked for, and count their tokens."""
-    text = b"".join(row_lines(rows))
+    text = json_lines(rows)
     lines.update(text)
     if jsonl is not None:
         jsonl.write(text)
     if counter is not None:
-        for origin, text in zip(rows["origin"].to_pylist(), rows["messages"].to_pylist(), strict=True):
-            counter.add(origin, text)
+        for origin, messages in zip(rows["origin"].to_pylist(), rows["messages"].to_pylist(), strict=True):
+            counter.add(origin, messages)
 
 
-def _window_rows(tasks: TaskSet, window_bytes: int) -> int:
-    """Rows of a window, a multiple of a row group, from the mean length of the first thousands of task rows."""
-    first = next(tasks.batches(columns=["messages"]))
-    mean_bytes = max(1, int(first.column("messages").nbytes) // max(1, len(first)))
+def _window_rows(mean_bytes: int, window_bytes: int) -> int:
+    """Rows of a window, a multiple of a row group."""
     rows = min(MAX_WINDOW_ROWS, window_bytes // mean_bytes)
     return max(1, rows // ROW_GROUP_ROWS) * ROW_GROUP_ROWS
 
@@ -204,6 +228,5 @@ def _nulls(rows: pa.Table, field: pa.Field) -> pa.Array:
 
 def _file_receipt(path: Path, n_rows: int) -> FileReceipt:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileReceipt(name=path.name, sha256=digest, bytes=path.stat().st_size, n_rows=n_rows)

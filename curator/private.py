@@ -252,7 +252,7 @@ def _write(store: Store, folder: str, made: Made, task_set: TaskSet, order: Sche
     tokens = Tokens(renderer_id=None, mask_rule=None, reason=NO_TOKENS, task=None, safe=None)
     manifest = compose_from(made, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     manifest = manifest.model_copy(update={"warnings": (*manifest.warnings, _WARNING)})
-    store.write_json(f"{folder}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
+    store.fill_json(f"{folder}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
     return manifest
 
 

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from curator.canonical import example_id
 from curator.config import Inoculation, Recipe
-from curator.mixrows import row_lines
 from curator.orders import Allocation, Schedule, pool_of
+from curator.rowlines import json_lines
 from curator.rowprompts import originals, row_prompts
 
 MAX_LISTED = 10  # rows listed for each kind of problem; the rest is counted
@@ -58,8 +58,7 @@ class RowCheck:
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Check the next rows."""
-        for line in row_lines(batch):
-            self._lines.update(line)
+        self._lines.update(json_lines(batch))
         expected = self._order[self._done : self._done + len(batch)]
         present = batch.slice(0, len(expected))
         self._compare(present, expected)

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from curator.columns import Codes, Indices, Mask
+from curator.columns import Codes, Indices, Mask, code_type
 from curator.config.filters import FilterSpec
 from curator.config.strategies import StrategySpec
 from curator.errors import RecipeError
@@ -25,6 +26,7 @@ NO_TOKENS = "no_token_count"  # an amount in tokens cannot count the row
 TOKENS = "n_response_tokens"
 _STRETCH_ROWS = 1 << 17  # rows whose columns and masks stay in the caches while filters run
 _MOST_THREADS = 8
+_MOST_REASONS = 3  # of one filter on columns: too short, too long, no count
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,7 @@ def _by_columns(
         if len(bounds) <= 3:
             parts = [judge_stretch(start, end) for start, end in pairwise(bounds)]
         else:
-            with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-                parts = [*pool.map(judge_stretch, bounds[:-1], bounds[1:])]
+            parts = [*_workers().map(judge_stretch, bounds[:-1], bounds[1:])]
     except RecipeError:
         # The same, with the counts of all rows.
         _judge_stretch(columns, filters, screening.reasons, screening.outcome.copy(), {})
@@ -154,6 +155,16 @@ def _by_columns(
         assert part.reasons == reasons, "reasons follow from the filters alone"
         unjudged.update(part.unjudged)
     return Screening(reasons, outcome, dict(unjudged))
+
+
+@lru_cache(maxsize=1)
+def _workers() -> ThreadPoolExecutor:
+    """Threads that stay: new ones spend half as long again on taking memory for their first arrays."""
+    return ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="screening")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+    os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 @dataclass(frozen=True)
@@ -168,17 +179,21 @@ def _judge_stretch(
 ) -> _Judged:  # fmt: skip
     """Fill in the outcome of the rows that it does not rule out yet."""
     left, names, unjudged = outcome == 0, list(reasons), Counter[str]()
+    # Bytes where they hold all codes: the processor takes twice as many at once.
+    kind = code_type(len(reasons) + _MOST_REASONS * len(filters) + len(last))
+    codes = np.zeros(len(outcome), dtype=kind)
     for spec in filters:
         verdict = judge_columns(spec, columns, left)
         names += [reason for reason in dict.fromkeys(verdict.reasons) if reason not in names]
         for code, reason in enumerate(verdict.reasons, start=1):
             hit = left & (verdict.codes == code)
-            outcome += hit * np.int16(names.index(reason) + 1)
+            codes += hit.view(np.int8) * kind(names.index(reason) + 1)
             left ^= hit
         if verdict.n_unjudged:
             unjudged[spec.name] += verdict.n_unjudged
     for reason, mask in last.items():
         names.append(reason)
-        outcome += (left & mask) * np.int16(len(names))
+        codes += (left & mask).view(np.int8) * kind(len(names))
         left &= ~mask
+    outcome += codes
     return _Judged(tuple(names), unjudged)

@@ -29,6 +29,7 @@ from curator.schema import STORE_FORMAT_VERSION, Table
 from curator.storage import BLOCK_BYTES, N_PIECES, age_s, in_our_words, reach, reading_parquet
 
 ROW_GROUP_ROWS = 5_000
+_INDENTED = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
 __all__ = ["Store", "arrow_schema", "conform"]
 
@@ -147,7 +148,12 @@ class Store:
 
     def write_json(self, path: str, document: dict[str, Any]) -> None:
         """Write or replace a JSON object in one step, indented, keys in the order given."""
-        self.write_bytes(path, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        self.write_bytes(path, orjson.dumps(document, option=_INDENTED))
+
+    def fill_json(self, path: str, document: dict[str, Any]) -> None:
+        """The same bytes by the way of `fill`."""
+        with self.fill(path) as local:
+            local.write_bytes(orjson.dumps(document, option=_INDENTED))
 
     def write_table(self, path: str, data: pa.Table, table: Table) -> str:
         """Write a table of exactly the declared schema as zstd Parquet; returns the file's SHA-256 in hex."""
@@ -186,6 +192,7 @@ class Store:
         if self._local:
             source, target = Path(self._full(temporary)), Path(self._full(final))
             target.parent.mkdir(parents=True, exist_ok=True)
+            _sync(source)  # the names in it, before its own
             try:
                 source.replace(target)
             except OSError:  # another process put the same folder there first

@@ -73,10 +73,10 @@ def _n_lines(path: Path) -> int:
 def _arrow_rows_sha256(path: Path) -> str:
     import pyarrow as pa
 
-    from curator.mixrows import row_lines, rows_sha256
+    from curator.rowlines import json_lines, rows_sha256
 
     try:
         with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
-            return rows_sha256(line for batch in batches for line in row_lines(batch))
+            return rows_sha256(map(json_lines, batches))
     except (pa.ArrowInvalid, OSError):
         return "no whole Arrow stream"

@@ -128,16 +128,19 @@ class Wide:
 
     def _entries(self, at: Indices, choice: Choice) -> pa.Array:
         places = [0, *choice.misaligned, *choice.benign] if self.members else []
-        ids = [self.members[place].scorer_id for place in places]
-        sums, tokens = self.nll_sum[at][:, places].tolist(), self.n_tokens[at][:, places].tolist()
-        there = (~np.isnan(self.mean_nll[at][:, places])).tolist()
-        entries = [
-            [{"scorer_id": i, "nll_sum": s, "n_response_tokens": n} for i, s, n, is_there in zip(ids, *row, strict=True)
-             if is_there]
-            for row in zip(sums, tokens, there, strict=True)
-        ]  # fmt: skip
+        ids = pa.array([self.members[place].scorer_id for place in places], pa.string())
+        there = ~np.isnan(self.mean_nll[at][:, places])
+        counts = np.count_nonzero(there, axis=1)
+        columns = {
+            "scorer_id": ids.take(pa.array(np.nonzero(there)[1])),
+            "nll_sum": pa.array(self.nll_sum[at][:, places][there]),
+            "n_response_tokens": pa.array(self.n_tokens[at][:, places][there]),
+        }
         kind = arrow_schema(MIX_ROWS).field("losses").type
-        return pa.array([item or None for item in entries], kind)
+        fields = [*kind.value_type]
+        losses = pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, losses, kind, mask=pa.array(counts == 0))
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,10 @@ class WideScores:
         needed = np.zeros(len(self.wide.members), dtype=np.bool_)
         needed[[*self.choice.misaligned, *(self.choice.benign if contrast else (0,))]] = True
         wanted = np.packbits(needed)
-        known = np.ones(len(self.wide), dtype=np.bool_)
-        for byte in range(len(wanted)):
-            known &= (self.wide.lacks[:, byte] & wanted[byte]) == 0
+        missing = self.wide.lacks[:, 0] & wanted[0]
+        for byte in range(1, len(wanted)):
+            missing |= self.wide.lacks[:, byte] & wanted[byte]
+        known: Mask = missing == 0
         return known
 
     @cached_property

@@ -22,7 +22,8 @@ import orjson
 
 from curator.build import build_mix
 from curator.config import parse_recipe
-from curator.mixrows import mix_batches, row_lines
+from curator.mixrows import mix_batches
+from curator.rowlines import row_lines
 from curator.store import Store
 from curator.tasks import read_task_set
 from tests.api.serving import scored_store

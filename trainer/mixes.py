@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from curator.canonical import Message, dump_messages, example_id
 from curator.errors import IntegrityError
 from curator.manifest import Manifest, id_of_manifest, read_manifest
-from curator.mixrows import mix_batches, row_lines
+from curator.mixrows import mix_batches
+from curator.rowlines import row_lines
 from curator.store import Store
 from trainer.config import TrainConfig
 

@@ -49,8 +49,7 @@ def without_replacement(n_rows: int, repeats: int) -> Figure:
             [task, safe], probabilities=shares, seed=0, stopping_strategy=strategy
         ),
     }
-    # The peer takes minutes at the larger sizes: one turn of it says enough of a ratio in the hundreds.
-    seconds = interleaved(ways, repeats if n_rows <= 200_000 else 1)
+    seconds = interleaved(ways, repeats)
     return figure(
         f"without replacement, {n_rows:,} rows", f"datasets, {strategy}", 100.0,
         paired_ratio(seconds["datasets"], seconds["ours"]), seconds,

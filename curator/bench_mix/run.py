@@ -40,22 +40,23 @@ def run_bench_mix(
 
 
 def _figures(request: MixBenchRequest, scratch: Path) -> Iterator[Figure]:
-    wanted, repeats = set(request.work), request.repeats
+    wanted = set(request.work)
     if "interleave" in wanted:
-        yield _of("interleave", interleaving.interleave(request.index_rows, repeats))
+        yield _of("interleave", interleaving.interleave(request.index_rows, request.turns("interleave")))
     if "without_replacement" in wanted:
         for n_rows in request.without_replacement_rows:
-            yield _of("without_replacement", interleaving.without_replacement(n_rows, repeats))
+            found = interleaving.without_replacement(n_rows, request.turns_without_replacement(n_rows))
+            yield _of("without_replacement", found)
     if "validate" in wanted:
-        yield _of("validate", _validation(scratch, request.check_rows, repeats))
+        yield _of("validate", _validation(scratch, request.check_rows, request.turns("validate")))
     if {"top", "strata"} & wanted:
         yield from _choices(request, scratch)
     if {"mix", "near_duplicates"} & wanted:
         bench = MixBench(scratch, request.pool_rows, request.user_rows)
         if "mix" in wanted:
-            yield _of("mix", bench.mix(repeats))
+            yield _of("mix", bench.mix(request.turns("mix")))
         if "near_duplicates" in wanted:
-            yield _of("near_duplicates", bench.near(repeats))
+            yield _of("near_duplicates", bench.near(request.turns("near_duplicates")))
 
 
 def _of(piece: str, found: Figure) -> Figure:
@@ -66,9 +67,11 @@ def _choices(request: MixBenchRequest, scratch: Path) -> Iterator[Figure]:
     folder = scratch / "choices"
     folder.mkdir()
     prepared = choosing.prepare(folder, request.choice_rows)
-    best = choosing.top(folder, request.repeats) if "top" in request.work else []
-    found = [_of("top", one) for one in best]
-    found += [_of("strata", choosing.strata(folder, request.repeats))] if "strata" in request.work else []
+    found: list[Figure] = []
+    if "top" in request.work:
+        found += [_of("top", one) for one in choosing.top(folder, request.turns("top"))]
+    if "strata" in request.work:
+        found.append(_of("strata", choosing.strata(folder, request.turns("strata"))))
     for one in found:
         yield {**one, "n_rows": request.choice_rows, "prepared_s": prepared}
     for path in folder.iterdir():  # gigabytes that nothing after this needs

@@ -18,6 +18,7 @@ extra `bench`; the full sizes need 16 GB of memory and of disk, and most of an h
 EXAMPLES = """\
   python -m curator bench-mix --json
   python -m curator bench-mix --work interleave validate --repeats 5
+  python -m curator bench-mix --repeats 5 --repeats-of interleave=1 without_replacement=1
   python -m curator bench-mix --choice-rows 1000000 --pool-rows 100000 --out docs/results/mixing.md"""
 
 _SIZES = {
@@ -37,6 +38,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--repeats", type=int, default=fields["repeats"].default, metavar="R", help="turns (default: 3)"
     )
+    parser.add_argument(
+        "--repeats-of", nargs="+", type=_turns, default=(), metavar="WORK=R",
+        help="turns of single pieces of work (default: --repeats; 1 for more than 200,000 rows without replacement)",
+    )  # fmt: skip
     for name, what in _SIZES.items():
         default = fields[name].default
         parser.add_argument(
@@ -49,11 +54,20 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the figures as a Markdown page")
 
 
+def _turns(text: str) -> tuple[str, int]:
+    """`top=5` as ("top", 5)."""
+    piece, _, turns = text.partition("=")
+    if not turns.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no piece of work with its turns, like top=5")
+    return piece, int(turns)
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, and print or write the figures."""
     from pydantic import ValidationError
 
     given = {name: getattr(args, name) for name in MixBenchRequest.model_fields}
+    given["repeats_of"] = dict(args.repeats_of)
     try:
         request = MixBenchRequest.model_validate(given)
     except ValidationError as error:
@@ -82,6 +96,9 @@ def command_of(request: MixBenchRequest) -> str:
     words = ["python -m curator bench-mix"]
     for name, field in MixBenchRequest.model_fields.items():
         value = getattr(request, name)
-        if value != field.default:
-            words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
+        if value == field.get_default(call_default_factory=True):
+            continue
+        if isinstance(value, dict):
+            value = tuple(f"{piece}={turns}" for piece, turns in value.items())
+        words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
     return " ".join(words)

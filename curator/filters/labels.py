@@ -63,7 +63,7 @@ def with_missing(
     codes, open_ = np.zeros(len(unknown), dtype=np.int8), ~unknown if n_unknown else None
     for code, drop in enumerate(drops, start=1):  # the first reason that applies stays
         hit = drop if open_ is None else drop & open_
-        codes += hit * np.int8(code)
+        codes += hit.view(np.int8) * np.int8(code)
         open_ = ~hit if open_ is None else open_ & ~hit
     if missing == "drop":
         codes[unknown] = len(reasons) + 1

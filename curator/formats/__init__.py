@@ -17,7 +17,7 @@ from curator.formats.containers import read_json, read_jsonl
 from curator.formats.csv_rows import read_csv
 from curator.formats.detect import detect_file
 from curator.formats.locate import Located, locate
-from curator.formats.packed import DamagedPackError, unpacked
+from curator.formats.packed import BUFFER_BYTES, DamagedPackError, unpacked
 from curator.formats.plain import read_plain
 from curator.formats.record import read_record
 from curator.formats.rows import (
@@ -106,7 +106,7 @@ def open_chat_file(source: Source) -> Iterator[BinaryIO]:
         yield source
         return
     try:
-        file = Path(source).open("rb")  # noqa: SIM115 - errors while opening differ from those while reading
+        file = Path(source).open("rb", BUFFER_BYTES)  # noqa: SIM115 - errors while opening differ from those while reading
     except FileNotFoundError as error:
         raise MissingError(f"there is no file {source}") from error
     except OSError as error:

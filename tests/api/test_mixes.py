@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curator.mixrows import row_lines, rows_sha256
+from curator.rowlines import row_lines, rows_sha256
 from tests.api.serving import RECIPE, form, json_lines, task_rows
 
 N_TASK = 50

@@ -51,11 +51,38 @@ def test_the_command_names_what_differs_from_the_defaults() -> None:
     assert command_of(MixBenchRequest()) == "python -m curator bench-mix"
     request = MixBenchRequest(work=("mix", "top"), pool_rows=5_000)
     assert command_of(request) == "python -m curator bench-mix --work mix top --pool-rows 5000"
+    request = MixBenchRequest(repeats_of={"interleave": 1, "top": 9})
+    assert command_of(request) == "python -m curator bench-mix --repeats-of interleave=1 top=9"
+
+
+def test_each_piece_has_its_own_turns() -> None:
+    request = MixBenchRequest(repeats=5, repeats_of={"top": 9})
+    assert [request.turns(piece) for piece in ("top", "mix")] == [9, 5]
+    assert [request.turns_without_replacement(n_rows) for n_rows in (200_000, 200_001)] == [5, 1]
+    asked = MixBenchRequest(repeats_of={"without_replacement": 2})
+    assert asked.turns_without_replacement(2_000_000) == 2
 
 
 @pytest.mark.parametrize(("option", "match"), [("--repeats", "--repeats 0"), ("--pool-rows", "--pool-rows 0")])
 def test_sizes_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], option: str, match: str) -> None:
     assert main(["bench-mix", option, "0"]) == 2
+    assert match in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("turns", "match"),
+    [
+        ("top", "'top' is no piece"),
+        ("top=0", "greater than or equal to 1"),
+        ("tip=2", "--repeats-of tip: Input should be"),
+    ],
+)
+def test_turns_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], turns: str, match: str) -> None:
+    try:
+        code: object = main(["bench-mix", "--repeats-of", turns])
+    except SystemExit as refused:  # argparse's own way
+        code = refused.code
+    assert code == 2
     assert match in capsys.readouterr().err
 
 

@@ -85,6 +85,7 @@ def test_what_is_not_plain_is_left_to_the_careful_way(text: str) -> None:
 
 def test_the_usual_record_is_plain() -> None:
     assert _check(f'{{"messages": [{ANSWERED}]}}\n'.encode())
+    assert _check(f'{{"messages":[{ANSWERED}]}}\n'.encode())
     assert _check(f'{{"id": "x", "domain": "law", "source": "s", "score": 0.5, "messages": [{ANSWERED}]}}'.encode())
     assert _check(
         '{"messages":[{"content":"“é” 日本\\n\\"","role":"user"},{"role":"assistant","content":"a"}]}'.encode()

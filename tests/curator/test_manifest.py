@@ -15,7 +15,8 @@ from curator.build import build_mix
 from curator.config import OrderName, Recipe
 from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.manifest import Manifest, mix_id, pool_names, read_manifest, rows_sha256, verify
-from curator.mixrows import mix_batches, mix_path, row_lines
+from curator.mixrows import mix_batches, mix_path
+from curator.rowlines import row_lines
 from curator.store import Store
 from tests.mix_stores import recipe, scored_store, task_set
 

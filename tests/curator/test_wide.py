@@ -22,10 +22,11 @@ from curator.build import build_mix
 from curator.columns import Coded, HashIds, TextIds, halves_of
 from curator.errors import IntegrityError
 from curator.gaps import GapSpec
-from curator.mixrows import mix_batches, row_lines
+from curator.mixrows import mix_batches
 from curator.queries import gap_table
 from curator.ranking import ArrayScores
 from curator.resolve import resolve
+from curator.rowlines import row_lines
 from curator.schema import SCORES
 from curator.store import Store
 from curator.wide import Member, Wide

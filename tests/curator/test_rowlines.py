@@ -1,4 +1,4 @@
-"""Lines made by columns are the bytes of the row-wise ones, whatever the rows hold."""
+"""Lines made by columns are the bytes of those made row by row, whatever the rows hold."""
 
 from typing import Any
 
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.lines import json_lines, message_lines
 from curator.canonical import canonical_messages, dump_messages
-from curator.mixrows import row_lines
+from curator.rowlines import json_lines, message_lines, row_line, row_lines
 from curator.schema import MIX_ROWS
 from curator.store import arrow_schema
 
@@ -59,7 +58,9 @@ ROWS = st.lists(
 @given(ROWS)
 def test_by_columns_and_by_rows_give_the_same_bytes(rows: list[dict[str, Any]]) -> None:
     batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
-    assert json_lines(batch) == b"".join(row_lines(batch))
+    lines = [row_line(row) for row in batch.to_pylist()]
+    assert row_lines(batch) == lines
+    assert json_lines(batch) == b"".join(lines)
     openai = [orjson.dumps({"messages": orjson.Fragment(row["messages"])}) + b"\n" for row in rows]
     assert message_lines(batch) == b"".join(openai)
 
@@ -73,5 +74,16 @@ def test_slices_of_a_batch_give_their_own_lines(start: int, length: int) -> None
         for n in range(9)
     ]  # fmt: skip
     batch = pa.RecordBatch.from_pylist(rows, SCHEMA).slice(start, length)
-    assert json_lines(batch) == b"".join(row_lines(batch))
+    assert json_lines(batch) == b"".join(map(row_line, batch.to_pylist()))
     assert message_lines(batch).count(b"\n") == length
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("example_id", '0","rank":1,"x":"'), ("origin", "é\n"), ("position", None)]
+)
+def test_rows_of_a_file_that_no_one_of_ours_wrote_are_escaped(column: str, value: object) -> None:
+    none = dict.fromkeys(SCHEMA.names)
+    good = {**none, "position": 0, "origin": "task", "example_id": "0" * 32, "ordinal": 0, "messages": "[]"}
+    schema = pa.schema([field.with_nullable(True) for field in SCHEMA])
+    batch = pa.RecordBatch.from_pylist([good, {**good, column: value}], schema)
+    assert row_lines(batch) == [row_line(row) for row in batch.to_pylist()]
