@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     plan = engine_plan(args)
     launch, reference = plan.launch, plan.reference
     request = ScoreRequest(
-        corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter, role=args.role, domain=args.domain,
+        corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter and args.adapter.absolute(),
+        role=args.role, domain=args.domain,
         label=plan.label, engine=launch.name, engine_version=launch.version, dtype=launch.dtype,
         mask_rule=args.mask_rule, max_length=plan.max_length, sample=sample,
         block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,

@@ -31,9 +31,9 @@ _PLACE_FILES = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")
 class Attempt:
     """The notes of one block. `careful`: an earlier process died in it, so go row by row."""
 
-    def __init__(self, store: Store, folder: str, ids: Sequence[str]) -> None:
-        self._store = store
-        stem = part_name(ids).removeprefix("part-").removesuffix(".parquet")
+    def __init__(self, store: Store, folder: str, ids: Sequence[str], worker: str | None = None) -> None:
+        self._store, self._worker = store, worker
+        stem = _stem(ids)
         self._path = f"{folder}/{FOLDER}/{stem}-{secrets.token_hex(8)}.json"
         self._row: str | None = None
         self._deaths: Counter[str | None] = Counter()
@@ -51,7 +51,7 @@ class Attempt:
     def begin(self, row: str | None = None) -> None:
         """Note that work starts: on the whole block, or on one row."""
         self._row = row
-        self._note(this_process())
+        self._note(this_process() | {"worker": self._worker})
 
     def deadly(self, row: str) -> str | None:
         """Why a row is not tried again, or None."""
@@ -74,6 +74,22 @@ class Attempt:
 
     def _note(self, by: dict[str, Any] | None) -> None:
         self._store.write_json(self._path, {"row": self._row, "by": by, "at": time.time()})
+
+
+def declare_dead(store: Store, folder: str, ids: Sequence[str], worker: str) -> None:
+    """Record that a worker ended while it was at a block: whoever started it knows, wherever it ran."""
+    for name in store.list(f"{folder}/{FOLDER}", f"{_stem(ids)}-*.json"):
+        path = f"{folder}/{FOLDER}/{name}"
+        try:
+            note = store.read_json(path)
+        except MissingError:
+            continue
+        if note["by"] is not None and note["by"].get("worker") == worker:
+            store.write_json(path, note | {"by": None})
+
+
+def _stem(ids: Sequence[str]) -> str:
+    return part_name(ids).removeprefix("part-").removesuffix(".parquet")
 
 
 def sweep(store: Store, folder: str) -> None:

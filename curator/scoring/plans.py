@@ -92,7 +92,8 @@ def vllm_plan(args: argparse.Namespace) -> EnginePlan:
     own = model_window(args.model)
     max_length = args.max_length if own is None else min(args.max_length, own - 1)
     launch = VllmLaunch(
-        args.model.absolute(), device, here.dtype, engine_version(), max_length, args.adapter, args.merge_adapter,
+        args.model.absolute(), device, here.dtype, engine_version(), max_length,
+        args.adapter and args.adapter.absolute(), args.merge_adapter,
         args.batch_tokens, args.threads,
     )  # fmt: skip
     reference = TorchReferenceLaunch(args.model, args.adapter, device, here.dtype)

@@ -6,6 +6,7 @@ is replaced and its block given out again: the note that it left makes the next 
 """
 
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import MissingDependencyError, ScoringError
-from curator.scoring.attempts import MAX_DEATHS
+from curator.scoring.attempts import MAX_DEATHS, declare_dead
 from curator.scoring.blocks import Block
 from curator.scoring.engine import Engine
 from curator.scoring.meter import Meter
@@ -46,38 +47,47 @@ class RayCrew:
         self._ray, self._plan = _start(plan), plan
         actor = self._ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0)(_Worker)
         setting = (store_root(worker.store), worker.folder, worker.request, model_dir.absolute(), worker.window, launch)
-        self._new: Callable[[], Any] = lambda: actor.remote(*setting)
+        self._new: Callable[[str], Any] = lambda name: actor.remote(*setting, name)
+        self._store, self._folder = worker.store, worker.folder
         self._deaths = 0
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
         """What became of each block, in the order in which they are finished."""
         waiting: deque[Block] = deque()
         source, busy = iter(blocks), {}
-        idle = [self._new() for _ in range(self._plan.workers)]
+        idle = [self._hired() for _ in range(self._plan.workers)]
         while True:
             while idle:
                 block = waiting.popleft() if waiting else next(source, None)
                 if block is None:
                     break
-                actor = idle.pop()
-                busy[actor.score.remote(block)] = (actor, block)
+                hand = idle.pop()
+                busy[hand.actor.score.remote(block)] = (hand, block)
             if not busy:
                 return
             (done, *_), _ = self._ray.wait(list(busy), num_returns=1)
-            actor, block = busy.pop(done)
+            hand, block = busy.pop(done)
             try:
                 found: BlockDone = self._ray.get(done)
-            except self._ray.exceptions.RayActorError as error:
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
                 self._count_death(error)
+                declare_dead(self._store, self._folder, block.ids, hand.name)
                 waiting.append(block)
-                idle.append(self._new())
+                idle.append(self._hired())
                 continue
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
-            idle.append(actor)
+            except self._ray.exceptions.RayError as error:
+                reason = " ".join(str(error).split())[:300]
+                raise ScoringError(f"Ray failed ({type(error).__name__}): {reason}. Run the command again") from error
+            idle.append(hand)
             if found.n_scored:
                 self._deaths = 0
             yield found
+
+    def _hired(self) -> "_Hand":
+        name = secrets.token_hex(8)
+        return _Hand(name, self._new(name))
 
     def close(self) -> None:
         """End the actors, and Ray where it was started here; the memory of their engines is free then."""
@@ -93,6 +103,14 @@ class RayCrew:
             )
 
 
+@dataclass(frozen=True)
+class _Hand:
+    """An actor, and its name in the notes of `attempts`."""
+
+    name: str
+    actor: Any
+
+
 class _Worker:
     """One actor: a block scorer with an engine of its own."""
 
@@ -104,12 +122,13 @@ class _Worker:
         model_dir: Path,
         window: int,
         launch: Callable[[], Engine],
+        name: str,
     ) -> None:
         from curator.render import Renderer
 
         store, engine = Store(root).open(create=False), LazyEngine(launch, request)
         self._scorer = BlockScorer(
-            store, folder, request, Renderer.from_folder(model_dir), window, engine, Meter(request.price_per_hour)
+            store, folder, request, Renderer.from_folder(model_dir), window, engine, Meter(request.price_per_hour), name
         )
 
     def score(self, block: Block) -> BlockDone:

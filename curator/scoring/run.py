@@ -5,7 +5,7 @@ row is there. So a run may be killed at any moment: what is finished stays finis
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from curator.corpus import corpus_info
@@ -112,18 +112,24 @@ class ScoreRun:
         self.worker = BlockScorer(store, self.folder, request, renderer, self.window, self.engine, self._meter)
 
     def skip(self) -> ScoreReport | None:
-        """The finished report when the manifest says that nothing is to do and its parts are there."""
+        """The finished report when nothing is to do: the manifest says so, its parts have the bytes it recorded."""
         manifest = self.manifest
         if manifest is None or not manifest["complete"] or manifest["revision"] != self.corpus.revision:
             return None
-        names = {part["name"] for part in manifest["parts"]}
-        if not covers(manifest["sample"], self.request.sample) or not names <= set(self.store.list(self.folder)):
+        if not covers(manifest["sample"], self.request.sample) or not self._whole(manifest["parts"]):
             return None
         if manifest["label"] != self.report.label:
             self.store.write_json(f"{self.folder}/scorer.json", {**manifest, "label": self.report.label})
         self.report.skipped = True
         self.report.n_rows, self.report.status_counts = manifest["n_rows"], manifest["status_counts"]
         return self.report
+
+    def _whole(self, parts: Iterable[Mapping[str, str]]) -> bool:
+        there = set(self.store.list(self.folder))
+        return all(
+            part["name"] in there and self.store.sha256(f"{self.folder}/{part['name']}") == part["sha256"]
+            for part in parts
+        )
 
     def go(self) -> ScoreReport:
         """Score until every wanted row has a part, then check the new ones and list them."""

@@ -4,6 +4,7 @@ The server's weights cannot be seen from here, so its identity is declared and r
 as token ids, so that the server's own template and tokenizer have no part in it.
 """
 
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from curator.render import Rendered
 
 NAME = "server"
+SERVER_KEY = "BALLAST_SERVER_KEY"  # environment variable with the key of a server that wants one
 DEFAULT_CONCURRENCY = 16  # requests at a time
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -58,7 +60,7 @@ class ServerEngine:
         self.version, self.dtype = launch.version, launch.dtype
         self._launch = launch
         limits = httpx.Limits(max_connections=launch.concurrency, max_keepalive_connections=launch.concurrency)
-        self._http = httpx.Client(base_url=launch.url.rstrip("/"), timeout=launch.timeout_s, limits=limits)
+        self._http = _client(launch.url, timeout=launch.timeout_s, limits=limits)
         self._pool = ThreadPoolExecutor(launch.concurrency, thread_name_prefix="score")
 
     def use_adapter(self, path: Path | None) -> None:
@@ -103,7 +105,9 @@ class ServerEngine:
             if response.status_code == 200:
                 return response.json()
             reason = f"HTTP {response.status_code}: {response.text[:200]}"
-            if response.status_code in (401, 403, 404):
+            if response.status_code in (401, 403):
+                raise ScoringError(f"the server refuses the key: {reason}. Set ${SERVER_KEY} to one that it takes")
+            if response.status_code == 404:
                 raise ScoringError(f"the server refuses model {self._launch.model!r}: {reason}")
             if response.status_code not in _RETRIED:
                 raise RowRefusedError(reason)
@@ -132,11 +136,21 @@ def row_loss(row: "Rendered", ids: Sequence[int], answer: Any) -> RowLoss:
     return RowLoss(nll_sum, n)
 
 
+def _client(url: str, **options: Any) -> httpx.Client:
+    """For an address with or without /v1 at its end, which other commands want."""
+    key = os.environ.get(SERVER_KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, **options)
+
+
 def find_version(url: str, model: str, timeout_s: float = 10.0) -> tuple[str, int | None]:
     """(version, window in tokens) as the server reports them; BadInputError when it is not there or lacks the model."""
     try:
-        with httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s) as http:
-            models = http.get("/v1/models").raise_for_status().json()["data"]
+        with _client(url, timeout=timeout_s) as http:
+            answer = http.get("/v1/models")
+            if answer.status_code in (401, 403):
+                raise BadInputError(f"the server at {url} wants a key: set ${SERVER_KEY}")
+            models = answer.raise_for_status().json()["data"]
             version = http.get("/version")
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"no vLLM server at {url}: {error}") from error

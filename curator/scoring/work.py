@@ -58,7 +58,10 @@ class LazyEngine:
 
 
 class BlockScorer:
-    """Scores blocks of one scorer into its folder; several may work on one folder at a time."""
+    """Scores blocks of one scorer into its folder; several may work on one folder at a time.
+
+    `name` stands in the notes of `attempts`, for whoever started this worker and may have to declare it dead.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,9 @@ class BlockScorer:
         window: int,
         engine: LazyEngine,
         meter: Meter,
+        name: str | None = None,
     ) -> None:
+        self.name = name
         self.store, self.folder, self.request, self.renderer = store, folder, request, renderer
         self.window, self.engine, self.meter = window, engine, meter
         self._tolerant: Tolerant | None = None
@@ -84,7 +89,7 @@ class BlockScorer:
         rendered = {key: row for key, row in outcomes.items() if not isinstance(row, ScoreRow)}
         n_before = self.meter.n_tokens
         self.meter.rows(len(outcomes) - len(rendered), 0)
-        attempt = Attempt(self.store, self.folder, block.ids)
+        attempt = Attempt(self.store, self.folder, block.ids, self.name)
         losses = self._losses(attempt, rendered) if rendered else {}
         rows = [
             row if isinstance(row, ScoreRow) else scored_row(key, row, losses[key]) for key, row in outcomes.items()

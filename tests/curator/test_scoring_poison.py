@@ -17,7 +17,7 @@ from curator.errors import ScoringError
 from curator.ingest import ingest
 from curator.render import Rendered, Renderer
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
-from curator.scoring.attempts import FOLDER, GONE_AFTER_S, MAX_DEATHS, Attempt, is_gone, this_process
+from curator.scoring.attempts import FOLDER, GONE_AFTER_S, MAX_DEATHS, Attempt, declare_dead, is_gone, this_process
 from curator.scoring.parts import sweep_temporary
 from curator.scoring.poison import EngineDiedError, Tolerant
 from curator.store import Store
@@ -184,6 +184,22 @@ def test_a_row_is_blamed_after_deaths_alone_and_never_for_its_company(store: Sto
     assert not Attempt(store, "scores/x/y", ["c"]).careful  # another block
     last.done()
     assert not Attempt(store, "scores/x/y", ids).careful
+
+
+def test_who_started_a_worker_may_declare_it_dead_wherever_it_ran(store: Store) -> None:
+    ids = ["a", "b"]
+    for worker in ("first", "second"):
+        attempt = Attempt(store, "scores/x/y", ids, worker)
+        attempt.begin()
+        note = store.read_json(attempt._path)
+        store.write_json(attempt._path, note | {"by": note["by"] | {"place": "another machine"}})
+    assert not Attempt(store, "scores/x/y", ids).careful  # both may live
+    declare_dead(store, "scores/x/y", ["c"], "first")  # not at that block
+    assert not Attempt(store, "scores/x/y", ids).careful
+    declare_dead(store, "scores/x/y", ids, "first")
+    assert Attempt(store, "scores/x/y", ids).careful
+    assert [store.read_json(f"scores/x/y/{FOLDER}/{name}")["by"] is None
+            for name in store.list(f"scores/x/y/{FOLDER}")].count(True) == 1  # fmt: skip
 
 
 def test_staggered_workers_that_live_blame_no_row(store: Store) -> None:

@@ -4,15 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator.__main__ import main
 from curator.canonical import load_messages
-from curator.errors import BadInputError, MissingError, ScoringError
+from curator.errors import BadInputError, MissingError, ScoringError, StoreError
 from curator.ingest import ingest
 from curator.render import Rendered, Renderer
 from curator.scoring import RowLoss, Sample, ScoreRequest, score_corpus
@@ -187,6 +189,45 @@ def test_a_broken_part_is_set_aside_and_scored_again(
     assert any("set aside and scored again" in warning for warning in report.warnings)
     assert stored(store, report.scorer_id) == good
     assert len(store.list(folder, "*.set-aside")) == 1
+
+
+def test_a_published_part_whose_bytes_changed_is_scored_again(
+    store: Store, request_: ScoreRequest, renderer: Renderer
+) -> None:
+    first = score_corpus(store, request_, renderer, CountingEngine)
+    good, folder = stored(store, first.scorer_id), f"scores/chats/{first.scorer_id}"
+    path = f"{folder}/{store.list(folder, 'part-*.parquet')[1]}"
+    data = bytearray(store.read_bytes(path))
+    data[len(data) // 3] ^= 0xFF
+    store.write_bytes(path, bytes(data))
+    report = score_corpus(store, request_, renderer, CountingEngine)
+    assert not report.skipped
+    assert stored(store, report.scorer_id) == good
+    assert score_corpus(store, request_, renderer, CountingEngine).skipped
+
+
+def test_a_part_that_cannot_be_fetched_ends_the_run_and_stays(
+    store: Store, request_: ScoreRequest, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = score_corpus(store, request_, renderer, CountingEngine)
+    folder = f"scores/chats/{first.scorer_id}"
+    parts = store.list(folder, "part-*.parquet")
+    store.delete(f"{folder}/scorer.json")
+    read = Store.read_table
+
+    def lost(self: Store, path: str, columns: Any = None) -> pa.Table:
+        if path.endswith(parts[1]):
+            raise StoreError(f"cannot read {path}: the request was lost")
+        return read(self, path, columns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "read_table", lost)
+        with pytest.raises(StoreError, match="the request was lost"):
+            score_corpus(store, request_, renderer, CountingEngine)
+    assert store.list(folder, "part-*.parquet") == parts
+    report = score_corpus(store, request_, renderer, CountingEngine)
+    assert report.n_rows_now == 0
+    assert not report.warnings
 
 
 def test_parts_of_workers_with_different_samples_never_double_a_row(

@@ -17,7 +17,7 @@ from curator.errors import BadInputError, ScoringError
 from curator.ingest import ingest
 from curator.render import Rendered
 from curator.scoring.poison import Tolerant
-from curator.scoring.server_engine import ServerLaunch, find_version
+from curator.scoring.server_engine import SERVER_KEY, ServerLaunch, find_version
 from curator.scoring.torch_reference import TorchReference
 from curator.store import Store
 from tests.models import random_conversations, tiny_model_folder, tiny_tokenizer_folder
@@ -37,6 +37,7 @@ class Loopback(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.n_requests, self.at_once, self.most_at_once = 0, 0, 0
         self.fail_every, self.refuse_long, self.down, self.cut = 0, False, False, False
+        self.key: str | None = None
 
     @property
     def url(self) -> str:
@@ -68,7 +69,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def refused(self) -> bool:
+        key = self.server.key
+        if key is None or self.headers["Authorization"] == f"Bearer {key}":
+            return False
+        self.answer(401, {"error": "Unauthorized"})
+        return True
+
     def do_GET(self) -> None:
+        if self.refused():
+            return
         if self.path == "/version":
             self.answer(200, {"version": "0.0.test"})
         else:
@@ -77,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.refused():
+            return
         with server.lock:
             server.n_requests += 1
             n, server.at_once = server.n_requests, server.at_once + 1
@@ -167,6 +179,24 @@ def test_what_is_no_vllm_server_is_refused(server: Loopback) -> None:
         find_version(server.url, "other")
     with pytest.raises(BadInputError, match="no vLLM server at"):
         find_version("http://127.0.0.1:9", "tiny")
+
+
+def test_a_server_that_wants_a_key_gets_it_from_the_environment(
+    server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.key = "secret"
+    with pytest.raises(BadInputError, match=f"wants a key: set .{SERVER_KEY}"):
+        find_version(server.url, "tiny")
+    engine = launch(server)()
+    with pytest.raises(ScoringError, match=f"refuses the key: .*Set .{SERVER_KEY}"):
+        engine.score(make_rows()[:1])
+    engine.close()
+    monkeypatch.setenv(SERVER_KEY, "secret")
+    # The address as other commands want it, with /v1, serves too.
+    assert find_version(f"{server.url}/v1", "tiny") == ("vllm 0.0.test", WINDOW)
+    engine = ServerLaunch(f"{server.url}/v1/", "tiny", "float32", "vllm test")()
+    assert len(engine.score(make_rows()[:2])) == 2
+    engine.close()
 
 
 def test_the_command_records_what_is_declared(
