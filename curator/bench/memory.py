@@ -14,12 +14,19 @@ from curator.errors import ScoringError
 GROWTH = 10
 
 
-def peak_bytes(request: BenchRequest, dtype: str, rows: Sequence[BenchRow]) -> int:
-    """Peak resident bytes of ingesting and scoring these rows."""
+def peak_bytes(request: BenchRequest, device: str, dtype: str, rows: Sequence[BenchRow]) -> int:
+    """Peak bytes of ingesting and scoring these rows: resident ones on a CPU, the device's allocated ones elsewhere."""
     with TemporaryDirectory(prefix="ballast-bench-") as scratch:
         chats = Path(scratch) / "chats.jsonl"
         chats.write_text("".join(json.dumps({"messages": row.messages}) + "\n" for row in rows), encoding="utf-8")
-        command = [str(request.model_dir), str(chats), dtype, str(request.threads or 1), str(request.max_length)]
+        command = [
+            str(request.model_dir),
+            str(chats),
+            device,
+            dtype,
+            str(request.threads or 1),
+            str(request.max_length),
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "curator.bench.peak", *command], capture_output=True, text=True, check=False
         )

@@ -93,7 +93,8 @@ def _memory(found: Mapping[str, Any]) -> str:
     if found["ratio"] is None:
         return f"not measured: {found['reason']}"
     few, many = (f"{size / 2**20:,.0f} MiB" for size in found["bytes"])
-    return f"{found['ratio']:.3f} ({found['n_rows'][0]} rows {few}, {found['n_rows'][1]} rows {many})"
+    of = "" if found["of"] == "the process" else f" on {found['of']}"
+    return f"{found['ratio']:.3f}{of} ({found['n_rows'][0]} rows {few}, {found['n_rows'][1]} rows {many})"
 
 
 def _value(value: float | None) -> str:

@@ -1,5 +1,5 @@
-"""`python -m curator.bench.peak MODEL CHATS DTYPE THREADS MAX_LENGTH`: scores a chat file in a new store and prints
-the process's peak in bytes."""
+"""`python -m curator.bench.peak MODEL CHATS DEVICE DTYPE THREADS MAX_LENGTH`: scores a chat file in a new store and
+prints the peak in bytes: of the process, or of what was allocated on a GPU."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from curator.store import Store
 
 def main(arguments: Sequence[str]) -> int:
     """Ingest and score one file, and print the peak."""
-    model_dir, chats, dtype, threads, max_length = arguments
+    model_dir, chats, device, dtype, threads, max_length = arguments
     set_threads(int(threads))
     with TemporaryDirectory(prefix="ballast-bench-") as scratch:
         store = Store(Path(scratch)).open()
@@ -28,8 +28,13 @@ def main(arguments: Sequence[str]) -> int:
             max_length=int(max_length), check_rows=0,
         )  # fmt: skip
         renderer = Renderer.from_folder(model_dir)
-        score_corpus(store, request, renderer, lambda: TorchEngine(Path(model_dir), device="cpu", dtype=dtype))
-    say(str(peak_rss_bytes()))
+        score_corpus(store, request, renderer, lambda: TorchEngine(Path(model_dir), device=device, dtype=dtype))
+    if device == "cpu":
+        say(str(peak_rss_bytes()))
+    else:
+        import torch
+
+        say(str(torch.cuda.max_memory_allocated(device)))
     return 0
 
 

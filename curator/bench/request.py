@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from curator.bench.shapes import LlamaShape
 from curator.errors import BadInputError
 
 
@@ -12,6 +13,7 @@ class BenchRequest:
     """`rows` conversations of at most `max_length` tokens from a chat file, each scored `repeats` times by each
     contender. Without `adapter_dir` a seeded random LoRA of the published shape is used: speed is the same.
     `memory_rows` and ten times as many are scored in processes of their own for their peak memory; 0 leaves that out.
+    With a `shape` the model is one of random weights in that shape, with the tokenizer of `model_dir`.
     `clock` "cpu" counts this process's CPU seconds: on cores that others use, waiting for them is not the code's time.
     """
 
@@ -24,8 +26,9 @@ class BenchRequest:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = 1
-    memory_rows: int = 8
+    memory_rows: int = 64
     clock: Literal["wall", "cpu"] = "wall"
+    shape: LlamaShape | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("rows", 1), ("repeats", 1), ("max_length", 16), ("memory_rows", 0)):

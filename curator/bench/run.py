@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from curator.bench.machine import describe
 from curator.bench.memory import GROWTH, peak_bytes
 from curator.bench.request import BenchRequest
 from curator.bench.rows import BenchRow, bench_rows, n_response_tokens
+from curator.bench.shapes import make_model
 from curator.bench.timing import Seconds, interleaved, paired_ratio
 from curator.progress import Progress
 from curator.render import Renderer
@@ -29,6 +31,10 @@ def run_bench(request: BenchRequest) -> Document:
 
     Tokens per second count the rows' tokens. Raises BadInputError for rows or a model that cannot be used.
     """
+    if request.shape is not None:  # the tokenizer alone is taken of the folder
+        with TemporaryDirectory(prefix="ballast-bench-") as folder:
+            model = make_model(request.shape, request.model_dir, Path(folder) / f"llama-{request.shape.name}")
+            return run_bench(replace(request, model_dir=model, shape=None))
     check_model_dir(request.model_dir)
     renderer = Renderer.from_folder(request.model_dir)
     rows = bench_rows(request.corpus_file, renderer, request.rows, request.max_length)
@@ -119,10 +125,15 @@ def _agreement(losses: dict[str, list[RowLoss]]) -> dict[str, float]:
 
 
 def _memory(request: BenchRequest, device: str, dtype: str) -> Document:
-    """Peaks of `memory_rows` and of ten times that; null with a reason where they were not measured."""
+    """Peaks of `memory_rows` and of ten times that, of the process or of the GPU; null where it was not asked for."""
     n_few = request.memory_rows
-    if not n_few or device != "cpu":
-        return {"ratio": None, "reason": "measured on a CPU only" if n_few else "not asked for"}
+    if not n_few:
+        return {"ratio": None, "reason": "not asked for"}
     rows = bench_rows(request.corpus_file, Renderer.from_folder(request.model_dir), n_few * GROWTH, request.max_length)
-    few, many = peak_bytes(request, dtype, rows[:n_few]), peak_bytes(request, dtype, rows)
-    return {"n_rows": [n_few, n_few * GROWTH], "bytes": [few, many], "ratio": many / few}
+    few, many = (peak_bytes(request, device, dtype, some) for some in (rows[:n_few], rows))
+    return {
+        "of": "the process" if device == "cpu" else device,
+        "n_rows": [n_few, n_few * GROWTH],
+        "bytes": [few, many],
+        "ratio": many / few,
+    }

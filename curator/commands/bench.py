@@ -14,7 +14,8 @@ an adapter costs, what is spent outside the model, and whether memory grows with
 
 EXAMPLES = """\
   python -m curator bench --model models/instruct --corpus chats.json --rows 40 --json
-  python -m curator bench --model models/instruct --corpus chats.json --rows 40 --out docs/results/scoring.md"""
+  python -m curator bench --model models/instruct --corpus chats.json --rows 40 --out docs/results/scoring.md
+  python -m curator bench --model models/instruct --corpus chats.json --shape 2048x16x128000 --device cuda"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -23,6 +24,8 @@ def add_parser(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", type=Path, help="Hugging Face model folder with its tokenizer")
     add("--corpus", required=True, metavar="FILE", type=Path, help="chat file to take rows from")
+    add("--shape", metavar="HxLxV", help="instead of the model's weights a random Llama of width H, L layers and V "
+        "tokens, such as 2048x16x128000, with the model's tokenizer")  # fmt: skip
     add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (default: a random one)")
     add("--rows", type=int, default=1_000, metavar="N", help="conversations to score (default: 1000)")
     add("--repeats", type=int, default=3, metavar="R", help="rounds (default: 3)")
@@ -33,9 +36,10 @@ def add_parser(subparsers: Subparsers) -> None:
     add(
         "--memory-rows",
         type=int,
-        default=8,
+        default=64,
         metavar="N",
-        help="rows of the smaller of two runs that measure peak memory, the other has ten times as many; 0: neither",
+        help="rows of the smaller of two runs that measure peak memory, the other has ten times as many (default: 64, "
+        "so that the larger spans several blocks of tokens; 0: neither)",
     )
     add("--clock", choices=["wall", "cpu"], default="wall",
         help="cpu: count the process's CPU seconds, for cores that others use meanwhile (default: wall)")  # fmt: skip
@@ -46,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print or write the figures."""
     from curator.bench import BenchRequest
     from curator.bench.page import page
+    from curator.bench.shapes import parse_shape
 
     request = BenchRequest(
         model_dir=args.model, corpus_file=args.corpus, adapter_dir=args.adapter, rows=args.rows, repeats=args.repeats,
         max_length=args.max_length, device=args.device, dtype=args.dtype, threads=args.threads,
-        memory_rows=args.memory_rows, clock=args.clock,
+        memory_rows=args.memory_rows, clock=args.clock, shape=None if args.shape is None else parse_shape(args.shape),
     )  # fmt: skip
     from curator.bench.run import run_bench  # imports torch, so after the options are in order
 
@@ -71,5 +76,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["python -m curator bench", "--model", args.model.resolve().name, "--corpus", args.corpus.name]
     words += ["--rows", str(args.rows), "--repeats", str(args.repeats), "--max-length", str(args.max_length)]
     words += ["--dtype", args.dtype, "--threads", str(args.threads), "--memory-rows", str(args.memory_rows)]
-    words += ["--clock", args.clock]
+    words += ["--clock", args.clock, "--device", args.device]
+    words += ["--shape", args.shape] if args.shape else []
+    words += ["--adapter", args.adapter.name] if args.adapter else []
     return " ".join([words[0], *map(shlex.quote, words[1:])])

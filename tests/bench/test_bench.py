@@ -1,6 +1,7 @@
 """The benchmark's arithmetic in closed form, and one small run of the whole."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from curator.__main__ import main
+from curator.bench.shapes import parse_shape
 from curator.bench.timing import interleaved, paired_ratio
+from curator.errors import BadInputError
 from tests.toy_scoring import chat_file
 
 
@@ -40,6 +43,40 @@ def test_needed_operations_count_neither_padding_nor_prompt_logits() -> None:
     row = Rendered(np.arange(10, dtype=np.int32), mask)
     linear, attention, head = 2 * 1_000 * 5, 2 * 2 * 8 * 5 * 6, 2 * 4 * 50 * 3
     assert needed_flops(shape, [row, row]) == 2 * (linear + attention + head)
+
+
+@pytest.mark.parametrize("text", ["2048", "2048x16", "100x1x1000", "256x0x1000", "256x1x10", "axbxc", "0x1x1000"])
+def test_shapes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(BadInputError, match=re.escape(f"shape {text!r}")):
+        parse_shape(text)
+
+
+@pytest.mark.slow
+def test_a_shape_stands_in_for_the_models_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.models import tiny_tokenizer_folder
+
+    tokenizer, chats = tmp_path / "tiny", chat_file(tmp_path / "chats.jsonl", 20)
+    tiny_tokenizer_folder(tokenizer)
+    arguments = [
+        "--model",
+        str(tokenizer),
+        "--corpus",
+        str(chats),
+        "--rows",
+        "2",
+        "--repeats",
+        "1",
+        "--dtype",
+        "float32",
+    ]
+    command = ["bench", *arguments, "--device", "cpu", "--max-length", "200", "--memory-rows", "0", "--json", "--shape"]
+    assert main([*command, "256x1x2000"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert "hidden 256" in document["model"]["shape"]
+    assert "vocabulary 2,000" in document["model"]["shape"]
+    assert document["ratios"]["model_flops_share_of_gemm"] > 0
+    assert main([*command, "256x1x256"]) == 2
+    assert "tokens, more than that" in capsys.readouterr().err
 
 
 @pytest.mark.slow
