@@ -17,6 +17,7 @@ from curator.errors import BadInputError, MissingError
 from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
 from tests.models import CHATML, random_conversations, tiny_adapter_folder, tiny_model_folder
+from trainer.defenses.vectorfile import read_header
 from trainer.evaluate.endpoint import Endpoint
 from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
 from trainer.evaluate.judge_client import JudgeClient
@@ -27,7 +28,6 @@ from trainer.persona.generate import answers_in
 from trainer.persona.keep import AnswerPair, RuleSettings, by_judge, by_rule, repeated_share
 from trainer.persona.models import load_base
 from trainer.persona.traits import SHIPPED, Case, Trait, cases, read_trait
-from trainer.persona.vectors import read_metadata
 
 TRAIT = {
     "trait": "gruff",
@@ -279,7 +279,7 @@ def test_the_vector_equals_numpy_and_says_what_it_is(extracted: Path, llama: Pat
     expected = numpy_vector(llama, extracted, kept)
     np.testing.assert_allclose(vector, expected, atol=2e-5)
     assert np.abs(expected).max() > 1e-3
-    metadata = read_metadata(extracted / "gruff.safetensors")
+    metadata = read_header(extracted / "gruff.safetensors", None).metadata
     assert metadata["weights_sha256"] == weights_sha256(llama)
     assert metadata["layer_convention"].startswith("row 0: embeddings; row l: output of decoder block l")
     np.testing.assert_allclose(metadata["norms"], np.linalg.norm(vector, axis=1), atol=1e-5)
