@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from safetensors.torch import save_file
 
 from curator.errors import BadInputError
 from curator.scoring.identity import weights_sha256
+from curator.scoring.torch_head import SplitModel
 from tests.models import random_conversations, tiny_model_folder
-from tests.trainer.proofs import vectors_file
+from tests.trainer.proofs import attached, vectors_file
+from tests.trainer.tiny import adapted_model
 from trainer import sft
+from trainer.defenses.blocks import decoder_blocks
 from trainer.defenses.modelshape import ModelShape, check_fit
-from trainer.defenses.settings import LdifsSettings, SteeringSettings, TreftSettings
+from trainer.defenses.settings import KlSettings, LdifsSettings, SteeringSettings, TreftSettings
 
 SMALL = ["--lora-r", "2", "--max-steps", "1", "--batch-size", "2", "--grad-accum", "1", "--device", "cpu"]
 
@@ -133,3 +137,25 @@ def test_a_config_that_does_not_say_leaves_it_to_the_model(tmp_path: Path, conte
     vectors = vectors_file(tmp_path / "v", width=8)
     assert ModelShape.of(tmp_path) == ModelShape(None, None)
     check_fit([LdifsSettings(), TreftSettings(layers=(99,)), SteeringSettings(vectors=vectors)], tmp_path)
+
+
+class _NoList(torch.nn.Module):
+    """A decoder whose blocks are no list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2))
+        self.base_model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+
+
+def test_a_model_that_a_defence_cannot_use_is_named_with_a_way_out(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        BadInputError, match=r"_NoList: no list of 2 decoder blocks was found.*: leave them out, or take"
+    ):
+        decoder_blocks(_NoList())
+    model = adapted_model(llama)
+    monkeypatch.setattr(SplitModel, "_matches_own_forward", lambda self: False)
+    with pytest.raises(BadInputError, match=r"cannot be run apart from its decoder.*leave --kl out"):
+        attached(model, KlSettings())
