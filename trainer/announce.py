@@ -1,11 +1,14 @@
 """What `python -m trainer.sft` says to people before and after training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator.progress import say
 from trainer.config import TrainConfig
 from trainer.inputs import Inputs
+from trainer.options import Invocation
+from trainer.report import Warned
 from trainer.runfolder import REPORT_TEXT
 from trainer.safelora import summary
 
@@ -47,3 +50,52 @@ def say_result(out: Path, place: Path, report: dict[str, Any]) -> None:
         for line in summary(report["safelora"]):
             say(f"safelora: {line}")
     say(f"report:  {out / REPORT_TEXT}")
+
+
+def stopped_line(invocation: "Invocation", place: Path, n_done: int, n_steps: int, checkpoint: int | None) -> str:
+    """How Ctrl-C left the run: what `place` holds, and where the next start begins.
+
+    `checkpoint` is the step of the newest complete one. A second Ctrl-C interrupts a step, and leaves none of it.
+    """
+    again = "the same command"
+    if invocation.overwrite:
+        again += " without --overwrite"
+    if invocation.resume is not None and invocation.resume.step is not None:
+        again += f" with --resume in the place of --resume {invocation.resume.step}"
+    line = f"stopped after {n_done} of {n_steps} steps; {place} is usable"
+    if checkpoint == n_done:
+        return f"{line}, and {again} goes on from there"
+    if checkpoint is not None:
+        return (
+            f"{line}, but there is no checkpoint of step {n_done}: {again} goes on from "
+            f"step {checkpoint} and removes {place.name}/; copy it to keep it"
+        )
+    return (
+        f"{line}, but there is no checkpoint: the same command starts over and "
+        f"removes {place.name}/; copy it to keep it, and give --save-steps for checkpoints on the way"
+    )
+
+
+def run_warnings(
+    config: TrainConfig, n_steps: int, inputs: Inputs, n_processes: int, unnamed_vectors: Sequence[str] = ()
+) -> list[Warned]:
+    """What the settings give up, and files of vectors that do not say which model they belong to."""
+    found = []
+    if n_steps <= config.warmup_steps:
+        text = (
+            f"all {n_steps} steps fall into the {config.warmup_steps} of warm-up: the learning rate never reaches "
+            f"{config.lr:g}"
+        )
+        found.append(Warned("warmup_only", text))
+    if config.reorder:
+        found.append(Warned("reordered", f"--reorder {config.reorder} gives up the order of the rows, as asked"))
+    n_fill = -len(inputs.prepared.input_ids) % (config.batch_size * n_processes)
+    if n_processes > 1 and n_fill:
+        text = f"{n_fill} rows of one untrained token fill the last batches of each epoch over {n_processes} processes"
+        found.append(Warned("filled_batches", text))
+    for name in unnamed_vectors:
+        text = (
+            f"{name} does not say which weights it was made for: its vectors fit this model in shape, no more is known"
+        )
+        found.append(Warned("vectors_of_unknown_model", text))
+    return found

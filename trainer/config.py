@@ -38,8 +38,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# Trackers that transformers knows; each is also the name of its module.
+# Trackers that transformers knows; each is also the name of its module (see `tracker_modules`).
 _TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "clearml", "dvclive", "neptune")
+
+
+def tracker_modules(name: str) -> tuple[str, ...]:
+    """The modules of which one must be there for a tracker: TensorBoard's files have two writers."""
+    return ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
 
 
 class LoraSettings(_Strict):
@@ -117,7 +122,7 @@ class TrainConfig(_Strict):
         for name in value:
             if name not in _TRACKERS:
                 raise ValueError(f"there is no tracker {name!r}; known are {', '.join(_TRACKERS)}")
-            if find_spec(name) is None:
+            if not any(find_spec(module) for module in tracker_modules(name)):
                 raise ValueError(f"the tracker {name} is not installed: pip install {name}")
         return value
 

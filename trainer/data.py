@@ -14,7 +14,7 @@ import pyarrow as pa
 from curator.canonical import load_messages
 from curator.errors import BadRowsError, IntegrityError, RenderError
 from curator.progress import Progress
-from curator.render import Rendered, Renderer
+from curator.render import POSTFIX, PREFIX, QUERY, Rendered, Renderer
 from curator.tasks import TaskSet
 from trainer import rendering
 from trainer.config import TrainConfig
@@ -24,6 +24,7 @@ MAX_LISTED = 20
 _CHUNK_ROWS = 100  # rendered at a time: more are slower, since their arrays leave the fast caches
 ROW = "row"  # column with a row's 0-based position in the mix or file
 SAFE = "safe"  # column that is true for rows of a safe pool
+CLASS_CODES = {"prefix": PREFIX, "query": QUERY, "postfix": POSTFIX}
 CLASSES = "token_classes"  # column with each token's class (curator.render.classes), where a defence needs it
 IntArray = npt.NDArray[np.int32]
 
@@ -90,6 +91,13 @@ class PreparedRows:
             n_answers_cut=self.counts["answers_cut"],
             n_masked=len(self.masked),
         )
+
+    def n_by_class(self) -> dict[str, int]:
+        """Tokens of all rows within the window by their class; all 0 where classes were not asked for."""
+        totals = np.zeros(max(CLASS_CODES.values()) + 1, dtype=np.int64)
+        for classes_T in self.classes:
+            totals += np.bincount(classes_T, minlength=len(totals))
+        return {name: int(totals[code]) for name, code in CLASS_CODES.items()}
 
     def table(self, n_fill: int = 0) -> pa.Table:
         """Columns input_ids, labels, row (the position), safe, and token_classes where there are any.

@@ -13,7 +13,7 @@ from curator.render import Renderer
 from curator.tasks import read_task_set
 from trainer.config import TrainConfig
 from trainer.data import PreparedRows, check_masked, prepare, task_rows
-from trainer.defenses.rules import check_safe_rows
+from trainer.defenses.rules import check_safe_rows, check_token_classes
 from trainer.mixes import TrainRow, manifest_bytes, open_mix
 from trainer.rendercache import RenderCache, cache_key
 from trainer.report import Warned
@@ -46,6 +46,8 @@ def read_inputs(
     else:
         prepared, rows, warnings, key = _from_file(config, folder, renderer, cache)
     check_safe_rows(config.defences, prepared.report().n_safe)
+    if config.needs_classes:
+        check_token_classes(config.defences, prepared.n_by_class(), config.max_length)
     return Inputs(prepared, rows, renderer, warnings + _content_warnings(prepared, config), key)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 
 from curator.errors import BadInputError
+from trainer.config import tracker_modules
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
@@ -19,8 +20,9 @@ _TOKENIZER_FILES = (
 def check_trackers(names: Sequence[str]) -> None:
     """Raise BadInputError for a tracker that is installed but cannot be imported, before a model is loaded."""
     for name in names:
+        module = next((module for module in tracker_modules(name) if find_spec(module)), name)
         try:
-            import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+            import_module("torch.utils.tensorboard" if module == "tensorboard" else module)
         except Exception as error:  # whatever a broken installation raises
             raise BadInputError(f"the tracker {name} cannot be loaded: {error}; install it anew") from error
 

@@ -1,7 +1,8 @@
 """Rendered rows on disk, so that the next run on the same rows starts at once.
 
-Two files an entry: `<key>.arrow` with the rows, and `<key>.json`, written last, with the first one's SHA-256. The key
-is a hash of the rows' identity, tokenizer, template, mask rule, length and whatever else decides what is rendered.
+Two files an entry: `<key>.arrow` with the rows, and `<key>.json`, written last, with the first one's SHA-256 and its
+own. The key is a hash of the rows' identity, tokenizer, template, mask rule, length and whatever else decides what is
+rendered.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from trainer.data import PreparedRows, list_array
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class RenderCache:
         if self.folder is None:
             return None
         try:
-            note = orjson.loads((self.folder / f"{key}.json").read_bytes())
+            note = _read_note(self.folder / f"{key}.json")
             path = self.folder / f"{key}.arrow"
             with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != note["sha256"]:
+                if note is None or hashlib.file_digest(file, "sha256").hexdigest() != note["sha256"]:
                     return None
             return _from_table(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), note), note["document"]
-        except (OSError, orjson.JSONDecodeError, KeyError):
+        except OSError:
             return None
 
     def save(self, key: str, prepared: PreparedRows, document: dict[str, Any]) -> None:
@@ -56,15 +57,29 @@ class RenderCache:
         (self.folder / f"{key}.json").unlink(missing_ok=True)
         temporary.replace(self.folder / f"{key}.arrow")
         note = {
-            "format_version": FORMAT_VERSION,
             "sha256": digest,
             "counts": dict(prepared.counts),
             "masked": prepared.masked,
             "longest": prepared.longest,
             "document": document,
         }
-        temporary.write_bytes(orjson.dumps(note))
+        temporary.write_bytes(orjson.dumps({"note": note, "note_sha256": _note_sha256(note)}))
         temporary.replace(self.folder / f"{key}.json")
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """The note as it was written, or None for anything else: what has its hash needs no look at its fields."""
+    try:
+        found = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("note"), dict):
+        return None
+    return found["note"] if found.get("note_sha256") == _note_sha256(found["note"]) else None
+
+
+def _note_sha256(note: dict[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(note, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def cache_key(identity: dict[str, Any]) -> str:

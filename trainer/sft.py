@@ -12,8 +12,10 @@ from curator.errors import BadInputError, BallastError, IntegrityError
 from curator.progress import say
 from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
-from trainer.announce import content_line, model_line, say_result
+from trainer.announce import content_line, model_line, run_warnings, say_result, stopped_line
+from trainer.checkpoints import complete_checkpoints
 from trainer.config import TrainConfig
+from trainer.defenses.modelshape import check_fit, check_vectors
 from trainer.inputs import Inputs, file_sha256, read_inputs
 from trainer.modelfiles import check_quantisation, check_trackers, copy_tokenizer
 from trainer.monitor.report import check_files, monitor_section
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_error(error, as_json="--json" in arguments)
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("stopped before training\n")
+        sys.stderr.write("stopped outside of a step; complete checkpoints in --out, if there are any, are kept\n")
         return STOPPED
     finally:
         team.leave()
@@ -78,6 +80,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     check_model_dir(config.model)
     check_quantisation(config.model)
     check_trackers(config.report_to)
+    check_fit(config.defences, config.model)
     if config.safelora is not None:
         check_shapes(config.safelora.base, config.model)
     if config.start_adapter is not None:
@@ -85,6 +88,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     team.join(on_cpu=config.device == "cpu")
     weights = team.first(lambda: weights_sha256(config.model))
     renderer_id = Renderer.from_folder(config.model).renderer_id
+    unnamed = check_vectors(config.defences, weights)
     if config.monitor is not None:
         check_files(config.monitor, weights, renderer_id)
     mark = fingerprint(config, weights, renderer_id, team.size)
@@ -107,7 +111,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
 
     ready = load(config)
     n_steps = planned_steps(config, len(inputs.prepared.input_ids), team.size)
-    warned = inputs.warnings + run_warnings(config, n_steps, inputs, team.size)
+    warned = inputs.warnings + run_warnings(config, n_steps, inputs, team.size, unnamed)
     if team.leads:
         for item in warned:
             sys.stderr.write(f"warning: {item.text}\n")
@@ -169,9 +173,8 @@ def _finish(
     place = folder.path / (MODEL if config.full else ADAPTER)
     digest = save(fitted, place, config, weights, inputs)
     if fitted.stopped:
-        sys.stderr.write(
-            f"stopped after {len(fitted.lines)} of {n_steps} steps; {place} is usable, and the same command goes on\n"
-        )
+        kept = [checkpoint.step for checkpoint in complete_checkpoints(folder.path)]
+        sys.stderr.write(stopped_line(invocation, place, len(fitted.lines), n_steps, max(kept, default=None)) + "\n")
         return STOPPED
     content = inputs.prepared.report().as_dict()
     report = build_report(config, fitted.lines, n_steps, content, inputs.rows, warned, digest)
@@ -252,24 +255,6 @@ def _record(
         "environment": environment(),
         "warnings": [asdict(item) for item in warned],
     }
-
-
-def run_warnings(config: TrainConfig, n_steps: int, inputs: Inputs, n_processes: int) -> list[Warned]:
-    """What the settings give up."""
-    found = []
-    if n_steps <= config.warmup_steps:
-        text = (
-            f"all {n_steps} steps fall into the {config.warmup_steps} of warm-up: the learning rate never reaches "
-            f"{config.lr:g}"
-        )
-        found.append(Warned("warmup_only", text))
-    if config.reorder:
-        found.append(Warned("reordered", f"--reorder {config.reorder} gives up the order of the rows, as asked"))
-    n_fill = -len(inputs.prepared.input_ids) % (config.batch_size * n_processes)
-    if n_processes > 1 and n_fill:
-        text = f"{n_fill} rows of one untrained token fill the last batches of each epoch over {n_processes} processes"
-        found.append(Warned("filled_batches", text))
-    return found
 
 
 def _complete(folder: RunFolder, report: dict[str, Any]) -> None:

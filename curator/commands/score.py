@@ -89,12 +89,19 @@ def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
 
 
 def _run_organisms(args: argparse.Namespace) -> int:
-    """One pass for each adapter of `--organisms`, as if each had been asked for by itself."""
-    given = [name for name in ("adapter", "role", "domain", "label") if getattr(args, name) is not None]
+    """One pass for each adapter of `--organisms`, as if each had been asked for by itself.
+
+    A server is asked for each by the organism's name: one name for all would score one adapter again and again.
+    """
+    served = engine_of(args) == "server"
+    named = ["adapter", "role", "domain", "label"] + (["server_model", "declare_adapter_sha256"] if served else [])
+    given = [name.replace("_", "-") for name in named if getattr(args, name) is not None]
     if given:
         raise BadInputError(f"--organisms names {', '.join(given)} itself: leave --{given[0]} out")
     for item in read_organisms(args.organisms, args.model).organisms:
         own = {"adapter": args.organisms / item.adapter, "role": item.role, "domain": item.domain, "label": item.name}
+        if served:
+            own["server_model"] = item.name
         code = run(argparse.Namespace(**{**vars(args), **own, "organisms": None}))
         if code:
             return code

@@ -60,7 +60,8 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """A vLLM server that runs already."""
     add = parser.add_argument_group("with --engine server").add_argument
     add("--server-url", metavar="URL", help="where it listens, such as http://localhost:8000")
-    add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter")
+    add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter "
+        "(with --organisms: leave it out, each is asked for by its own name)")  # fmt: skip
     add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
     add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
     add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")

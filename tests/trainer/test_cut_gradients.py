@@ -51,28 +51,36 @@ def detached(module: Any, name: str, which: Callable[[int], bool]) -> Callable[[
 
 
 TWO_LAYERS = LdifsSettings(layers=(1, 2))
+# What the check must say, so that a broken set-up is no proof: the value has no gradient at all, or that of a parameter
+# (its name is the message) is not what it should be.
+NOWHERE = (RuntimeError, "does not require grad and does not have a grad_fn")
+WRONG = (AssertionError, r"^base_model\.model\..*\.lora_[AB]\.default\.weight")
 TERMS = {
-    "kl": (KlSettings(), scaled_kl(0.0)),
-    "kl, by 0.1 %": (KlSettings(direction="reference_student"), scaled_kl(1.001)),
+    "kl": (KlSettings(), scaled_kl(0.0), WRONG),
+    "kl, by 0.1 %": (KlSettings(direction="reference_student"), scaled_kl(1.001), WRONG),
     # Each layer is scaled to length 1 twice, student first: call 0 of four is the student's first layer.
-    "ldifs": (TWO_LAYERS, detached(ldifs, "_unit", lambda call: True)),
-    "ldifs, one layer": (TWO_LAYERS, detached(ldifs, "_unit", lambda call: call % 4 == 0)),
+    "ldifs": (TWO_LAYERS, detached(ldifs, "_unit", lambda call: True), NOWHERE),
+    "ldifs, one layer": (TWO_LAYERS, detached(ldifs, "_unit", lambda call: call % 4 == 0), WRONG),
     # Keys, then values, of each layer.
-    "treft": (TreftSettings(), detached(treft, "_relative", lambda call: True)),
-    "treft, values alone": (TreftSettings(tokens="all"), detached(treft, "_relative", lambda call: call % 2 == 1)),
+    "treft": (TreftSettings(), detached(treft, "_relative", lambda call: True), NOWHERE),
+    "treft, values alone": (
+        TreftSettings(tokens="all"),
+        detached(treft, "_relative", lambda call: call % 2 == 1),
+        WRONG,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_cut_term_fails_its_gradient_check(llama: Path, monkeypatch: Patch, name: str) -> None:
-    settings, cut = TERMS[name]
+    settings, cut, (error, message) = TERMS[name]
     model, batch = adapted_model(llama), batch_of(rows(3), range(3))
     defence = attached(model, settings)
     cut(monkeypatch)
     # The trainer refuses a term without any gradient; with that guard off the check itself has to see it.
     monkeypatch.setattr(Defence, "acting", lambda self, term: term)
     after_last_keys = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj") if "treft" in name else ()
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises(error, match=message):
         assert_gradient(
             lambda: term_of(defence, model, batch), lora_parameters(model),
             lambda key: ".1." in key and any(part in key for part in after_last_keys),
@@ -81,7 +89,7 @@ def test_a_cut_term_fails_its_gradient_check(llama: Path, monkeypatch: Patch, na
 
 @pytest.mark.parametrize("name", ["ldifs", "treft"])
 def test_the_trainer_refuses_a_term_that_is_cut_altogether(llama: Path, monkeypatch: Patch, name: str) -> None:
-    settings, cut = TERMS[name]
+    settings, cut, _ = TERMS[name]
     model, batch = adapted_model(llama), batch_of(rows(3), range(3))
     defence = attached(model, settings)
     cut(monkeypatch)

@@ -58,6 +58,28 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"k.arrow", "k.json"}
 
 
+@pytest.mark.parametrize(
+    "damaged", ["null", "[]", '"text"', "7", "{}", "", "{", '{"note": null}', '{"note": {}, "note_sha256": null}']
+)
+def test_a_note_that_is_not_one_is_no_entry(tmp_path: Path, damaged: str) -> None:
+    cache = RenderCache(tmp_path)
+    cache.save("k", rows(3), {"a": 1})
+    (tmp_path / "k.json").write_text(damaged)
+    assert cache.load("k") is None
+    cache.save("k", rows(3), {"a": 1})
+    assert cache.load("k") is not None
+
+
+def test_a_changed_number_in_the_note_is_no_entry(tmp_path: Path) -> None:
+    cache, prepared = RenderCache(tmp_path), rows(3)
+    prepared.longest = 77
+    cache.save("k", prepared, {})
+    note = (tmp_path / "k.json").read_text()
+    (tmp_path / "k.json").write_text(note.replace('"longest":77', '"longest":78'))
+    assert note.count('"longest":77') == 1
+    assert cache.load("k") is None
+
+
 def test_a_second_run_on_a_file_renders_nothing(
     llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,10 @@ from curator.errors import BadInputError, IntegrityError, MissingError
 from tests.models import random_conversations
 from tests.trainer.tiny import adapted_model, lora_parameters, rows, trainer_of
 from trainer import sft
+from trainer.announce import stopped_line
 from trainer.checkpoints import complete_checkpoints
+from trainer.loop import BallastTrainer
+from trainer.options import parse_arguments
 from trainer.runfolder import CONFIG, Resume, RunFolder, write_json
 
 # 11 rows in micro-batches of 2, three to a step: two steps an epoch, the second one smaller; 3 epochs.
@@ -175,3 +178,64 @@ def test_gates_are_resumed_as_well(llama: Path, chats: Path, tmp_path: Path) -> 
     gates = [load_file(run / "adapter" / "gates.safetensors") for run in (whole, again)]
     assert same(*gates)
     assert any(bool(tensor.any()) for tensor in gates[0].values())
+
+
+def press_twice_in_step(monkeypatch: pytest.MonkeyPatch, n_micro: int) -> None:
+    """Ctrl-C and Ctrl-C again, as real signals, in the micro-batch after `n_micro` of them."""
+    whole, n_seen = BallastTrainer.training_step, [0]
+
+    def pressed(self: BallastTrainer, *args: Any, **options: Any) -> torch.Tensor:
+        if n_seen[0] == n_micro:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        n_seen[0] += 1
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(BallastTrainer, "training_step", pressed)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "but there is no checkpoint: the same command starts over and removes adapter/; copy it to keep it"),
+        (
+            ["--save-steps", "2"],
+            "but there is no checkpoint of step 3: the same command goes on from step 2 and removes adapter/; copy it",
+        ),
+    ],
+)
+def test_a_second_ctrl_c_says_exactly_what_is_kept(
+    llama: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    """A step has three micro-batches: the eleventh lies in the fourth of six steps."""
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        press_twice_in_step(patch, n_micro=10)
+        assert sft.main(argv(llama, chats, out, *options)) == 130
+    error = capsys.readouterr().err
+    assert "Ctrl-C again stops at once" in error
+    assert f"stopped after 3 of 6 steps; {out / 'adapter'} is usable, {told}" in error
+    assert weights(out)
+    with pytest.MonkeyPatch.context() as patch:  # the same command, up to its first step
+        press_twice_in_step(patch, n_micro=0)
+        assert sft.main(argv(llama, chats, out, *options)) == 130
+    said = capsys.readouterr()
+    assert ("going on from the checkpoint of step 2" in said.out) == bool(options)
+    assert ("goes on from there" in said.err) == bool(options)
+    assert (out / "adapter").exists() == bool(options)  # started over: nothing is learnt yet, and nothing is left
+
+
+@pytest.mark.parametrize(
+    ("more", "checkpoint", "told"),
+    [
+        ([], 3, "is usable, and the same command goes on from there"),
+        (["--overwrite"], 3, "and the same command without --overwrite goes on from there"),
+        (["--resume", "1"], 2, "the same command with --resume in the place of --resume 1 goes on from step 2"),
+        (["--overwrite"], None, "there is no checkpoint: the same command starts over"),
+    ],
+)
+def test_what_a_stop_says_follows_the_command_and_the_checkpoint(
+    more: list[str], checkpoint: int | None, told: str
+) -> None:
+    invocation = parse_arguments(argv(Path("m"), Path("d.jsonl"), Path("o"), *more))
+    assert told in stopped_line(invocation, Path("o/adapter"), 3, 6, checkpoint)

@@ -1,11 +1,9 @@
+"""The command from options to the run folder."""
+
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,9 @@ import torch
 from curator.build import build_mix
 from curator.scoring.identity import adapter_sha256, weights_sha256
 from tests.mix_stores import recipe, scored_store, task_set
-from tests.models import random_conversations, tiny_model_folder
+from tests.models import tiny_model_folder
+from tests.trainer.sftruns import SMALL, argv, document
 from trainer import nll, sft
-from trainer.checkpoints import complete_checkpoints
-
-SMALL = ["--lora-r", "4", "--lora-alpha", "8", "--lr", "0.01", "--warmup-steps", "1", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
-    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in random_conversations(12)))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +24,6 @@ def finished(llama: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("runs") / "kl"
     assert sft.main(argv(llama, chats, out)) == 0
     return out
-
-
-def argv(model: Path, data: Path, out: Path, *more: str) -> list[str]:
-    options = ["--max-steps", "4", "--epochs", "4", "--batch-size", "4", "--grad-accum", "2", "--kl", "0.1"]
-    return ["--model", str(model), "--data", str(data), "--out", str(out), *SMALL, *options, *more]
-
-
-def document(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 def test_a_run_leaves_its_whole_folder(finished: Path, llama: Path) -> None:
@@ -209,45 +188,6 @@ def test_bad_options_fail_before_torch_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("training options refused") == len(cases) - 1
-
-
-@pytest.fixture
-def running(llama: Path, chats: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer.sft", *argv(llama, chats, out, "--max-steps", "4000", "--epochs", "4000")]
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
-    try:
-        yield process, out
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
-
-
-def test_ctrl_c_leaves_a_usable_adapter(running: tuple[subprocess.Popen[str], Path], llama: Path, chats: Path) -> None:
-    process, out = running
-    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert "adapter is usable" in error
-    assert "Traceback" not in error
-    assert not (out / "report.json").exists()
-    marker = document(out / "adapter" / "ballast.json")
-    assert marker["complete"] is False
-    assert 3 <= marker["steps"] == metrics.read_bytes().count(b"\n")
-    result = nll.measure(llama, chats, out / "adapter", dtype="float32")
-    assert result["shift"] != 0.0
-    assert [checkpoint.step for checkpoint in complete_checkpoints(out)] == [marker["steps"]]
-    assert sft.main(argv(llama, chats, out)) == 2  # other settings: its checkpoint is not thrown away unasked
-    assert sft.main(argv(llama, chats, out, "--overwrite")) == 0
-    assert document(out / "report.json")["steps"] == 4
 
 
 def test_nll_agrees_with_a_plain_forward(

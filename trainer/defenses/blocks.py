@@ -12,6 +12,7 @@ import torch
 
 from curator.errors import BadInputError
 from trainer.defenses.base import causal_lm
+from trainer.defenses.rules import check_layers
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _OUTPUT = ("o_proj", "c_proj", "out_proj", "dense")
@@ -33,7 +34,10 @@ def decoder_blocks(model: Any) -> list[Any]:
     for module in lm.base_model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == n_blocks:
             return list(module)
-    raise BadInputError(f"{type(lm).__name__}: no list of {n_blocks} decoder blocks was found")
+    raise BadInputError(
+        f"{type(lm).__name__}: no list of {n_blocks} decoder blocks was found, so ldifs, treft, steering, gating and "
+        "the monitor have nowhere to act: leave them out, or take a decoder model whose blocks are one list"
+    )
 
 
 def chosen_blocks(model: Any, layers: Sequence[int] | None, name: str) -> dict[int, Any]:
@@ -41,9 +45,7 @@ def chosen_blocks(model: Any, layers: Sequence[int] | None, name: str) -> dict[i
     blocks = dict(enumerate(decoder_blocks(model), start=1))
     if layers is None:
         return blocks
-    missing = sorted(set(layers) - set(blocks))
-    if missing or not layers:
-        raise BadInputError(f"{name}: layers {missing or '(none)'}: the model has layers 1 to {len(blocks)}")
+    check_layers(layers, len(blocks), name)
     return {layer: blocks[layer] for layer in sorted(layers)}
 
 

@@ -43,7 +43,11 @@ class Kl(Defence):
         with reference_state(model):  # dropout would make the check of the split fail
             split = SplitModel(lm)
         if not split.exact:
-            raise BadInputError(f"kl: the head of {type(lm).__name__} cannot be run apart from its decoder")
+            raise BadInputError(
+                f"kl: the head of {type(lm).__name__} cannot be run apart from its decoder, so kl cannot be taken in "
+                "chunks: leave --kl out (--ldifs needs no head), or take a model whose logits are its head on the last "
+                "hidden state"
+            )
         self._decoder, self._logits = lm.base_model, split.logits
         # Empty under LoRA; under full fine-tuning the head learns from the term as well.
         self._head = [p for p in lm.get_output_embeddings().parameters() if p.requires_grad]

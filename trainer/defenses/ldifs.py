@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from curator.errors import BadInputError
 from trainer.defenses.base import Batch, Defence, Seen, recorded_output, wide
 from trainer.defenses.blocks import chosen_blocks, decoder_blocks
+from trainer.defenses.rules import ldifs_layers
 from trainer.defenses.settings import LdifsSettings
 
 
@@ -27,14 +27,7 @@ class Ldifs(Defence):
 
     def attach(self, model: Any) -> None:
         """Raises BadInputError when the layers are not there, or none is left."""
-        layers = self.settings.layers
-        if layers is None:
-            n_blocks = len(decoder_blocks(model))
-            layers = tuple(range(self.settings.every, n_blocks + 1, self.settings.every))
-            if not layers:
-                raise BadInputError(
-                    f"ldifs: every {self.settings.every}th of {n_blocks} layers is none; lower `every`, or name layers"
-                )
+        layers = ldifs_layers(self.settings, len(decoder_blocks(model)))
         self._blocks = chosen_blocks(model, layers, self.name)
 
     @contextmanager

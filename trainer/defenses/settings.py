@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from curator.errors import MissingError
 from trainer.defenses.schedule import Schedule, ScheduleField
 
 KlDirection = Literal["student_reference", "reference_student"]
@@ -95,11 +96,11 @@ class SteeringSettings(DefenceBase):
     tokens: TokenScope = Field(default="all", description="tokens it is added to")
 
     def identity(self) -> dict[str, Any]:
-        """The vectors by their file's SHA-256; null when it cannot be read (which fails later, with a reason)."""
+        """The vectors by their file's SHA-256; raises MissingError when it cannot be read."""
         try:
             digest = hashlib.sha256(self.vectors.read_bytes()).hexdigest()
-        except OSError:
-            digest = None
+        except OSError as error:
+            raise MissingError(f"steering: {self.vectors} cannot be read: {error.strerror}") from error
         return {**self.model_dump(mode="json", exclude={"vectors"}), "vectors_sha256": digest}
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError
 from trainer.defenses.base import Batch, Defence
 from trainer.defenses.blocks import chosen_blocks, decoder_blocks
 from trainer.defenses.settings import SteeringSettings
+from trainer.defenses.vectorfile import read_header
 
 DEPTH = 5 / 7  # upstream steers layer 20 of 28
 
@@ -70,26 +71,12 @@ def read_vector(path: Path, name: str | None, shape: tuple[int, int]) -> torch.T
     Raises MissingError, or BadInputError when the file holds another shape, several tensors and no choice, or
     values that are not numbers.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    if not path.is_file():
-        raise MissingError(f"steering: there is no file {path}")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise BadInputError(f"steering: {path} is no safetensors file: {error}") from error
-    if name is None and len(tensors) != 1:
-        raise BadInputError(f"steering: {path.name} holds {', '.join(sorted(tensors))}: choose one by name")
-    chosen = name if name is not None else next(iter(tensors))
-    if chosen not in tensors:
-        raise BadInputError(f"steering: {path.name} has no {chosen}; it holds {', '.join(sorted(tensors))}")
-    found = tensors[chosen]
-    if tuple(found.shape) != shape:
-        raise BadInputError(
-            f"steering: {chosen} in {path.name} has shape {tuple(found.shape)}; this model needs {shape} (its layers + "
-            "1, width): the vectors are another model's"
-        )
+    header = read_header(path, name)
+    header.check_shape(shape)
+    with safe_open(path, framework="pt") as file:
+        found: torch.Tensor = file.get_tensor(header.name)
     if not bool(torch.isfinite(found).all()):
-        raise BadInputError(f"steering: {chosen} in {path.name} holds values that are not numbers")
+        raise BadInputError(f"steering: {header.name} in {path.name} holds values that are not numbers")
     return found

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 
 from curator.errors import BadInputError
-from curator.render import POSTFIX, PREFIX, QUERY
+from trainer.data import CLASS_CODES
 from trainer.defenses.base import Batch, Defence, Seen, causal_lm, recorded_output, wide
 from trainer.defenses.blocks import Part, attention_of, chosen_blocks, key_value_parts
 from trainer.defenses.reference import reference_state
 from trainer.defenses.settings import TreftSettings
-
-_CODES = {"prefix": PREFIX, "query": QUERY, "postfix": POSTFIX}
 
 
 class Treft(Defence):
@@ -84,7 +82,7 @@ class Treft(Defence):
         if batch.classes is None:
             raise BadInputError("treft: the rows were rendered without token classes")
         n_step = {"prefix": counts.n_prefix, "query": counts.n_query, "postfix": counts.n_postfix}[tokens]
-        return batch.classes == _CODES[tokens], n_step
+        return batch.classes == CLASS_CODES[tokens], n_step
 
 
 def _entry(what: str, layer: int) -> str:

@@ -103,7 +103,15 @@ def _check_twins(rows: Rows, own: dict[int, tuple[list[Message], Pooled]]) -> No
         if number in own and own[number][0][:-1] != messages[:-1]:
             raise BadInputError(f"record {number}: the prompts of data and baseline differ; they must be the same")
     if not any(number in own for number in rows.records):
-        raise BadInputError("data and baseline share no record")
+        raise BadInputError(
+            f"data ({len(rows.records)} rows, records {_some(rows.records)}) and baseline ({len(own)} rows, records "
+            f"{_some(sorted(own))}) share no record: the baseline must hold the same prompts in the same order, each "
+            "with an answer that fits --max-length"
+        )
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
 
 
 def drift(

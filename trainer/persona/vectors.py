@@ -9,6 +9,7 @@ import orjson
 
 from curator.errors import BadInputError
 from trainer.defenses.steering import DEPTH, read_vector
+from trainer.defenses.vectorfile import read_header
 from trainer.persona.activations import LAYER_CONVENTION, Floats
 
 FORMAT_VERSION = 1
@@ -64,20 +65,7 @@ def load_vector(path: Path, name: str | None, n_blocks: int, width: int, weights
     Raises BadInputError when the shape differs, or when the file names other weights than `weights_sha256`.
     """
     rows_LD = read_vector(path, name, (n_blocks + 1, width)).double().numpy()
-    metadata = read_metadata(path)
-    made_for = metadata.get("weights_sha256")
-    if made_for is not None and weights_sha256 is not None and made_for != weights_sha256:
-        raise BadInputError(
-            f"{path.name} was made for the model with weights {str(made_for)[:12]}, this one has "
-            f"{weights_sha256[:12]}: extract it again for this model"
-        )
-    return Vector(name or str(metadata.get("trait", path.stem)), rows_LD, metadata)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file, lists and objects decoded, all else as text; empty when it has none."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
-        found = file.metadata() or {}
-    return {key: orjson.loads(text) if text[:1] in ("[", "{") else text for key, text in found.items()}
+    header = read_header(path, name)
+    if weights_sha256 is not None:
+        header.check_weights(weights_sha256)
+    return Vector(name or str(header.metadata.get("trait", path.stem)), rows_LD, header.metadata)
