@@ -31,6 +31,7 @@ from trainer.evaluate.pairs import (
     pairs_from_twins,
     render_pairs,
 )
+from trainer.evaluate.ranges import at_least
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
 
 DESCRIPTION = """\
@@ -82,17 +83,23 @@ def add_parser(subparsers: Any) -> None:
         help="ask everything under this system prompt: what does an inoculation bring back?",
     )
     add("--n", type=int, default=100, metavar="N", help="rows of each set, chosen by seed (default: 100)")
-    add("--max-length", type=int, default=1024, metavar="T", help="longer pairs and rows are left out (default: 1024)")
+    add(
+        "--max-length",
+        type=at_least(1),
+        default=1024,
+        metavar="T",
+        help="longer pairs and rows are left out (default: 1024)",
+    )
     add(
         "--stand-in-tokens",
-        type=int,
+        type=at_least(1),
         default=DEFAULT_TOKENS,
         metavar="T",
         help=f"length of stand-ins ({DEFAULT_TOKENS})",
     )
     add("--cache", type=Path, default=Path(".behaviour"), metavar="DIR",
         help="keeps stand-ins and losses of the model before training (default: .behaviour)")  # fmt: skip
-    add("--batch", type=int, default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
+    add("--batch", type=at_least(1), default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows and the bootstrap (default: 0)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")

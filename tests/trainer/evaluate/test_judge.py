@@ -228,3 +228,15 @@ def test_a_wait_that_the_judge_asks_for_is_kept(endpoint: tuple[str, Any]) -> No
     JudgeClient(asked, workers=1).judge(ANSWERS[:1])
     assert waits == [3.0]
     asked.close()
+
+
+def test_answers_that_are_no_objects_are_refused_with_their_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('\n["an answer"]\n')
+    where = ["--url", "http://127.0.0.1:9/v1", "--judge-model", "j", "--out", str(tmp_path / "s.jsonl")]
+    assert main(["judge", "--answers", str(path), *where]) == 2
+    assert "answers.jsonl, line 2: a JSON object was expected" in capsys.readouterr().err
+    assert main(["judge", "--scores", str(path)]) == 2
+    assert "line 2: a JSON object was expected" in capsys.readouterr().err

@@ -97,3 +97,10 @@ def test_every_public_name_is_there_and_an_unknown_one_is_not() -> None:
 def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cell", "--choice", "random"]) == 2
     assert "--choice and --ratio go together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "least"), [("--threads", 1), ("--seed", 0)])
+def test_numbers_out_of_range_are_refused(option: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["cell", option, str(least - 1)])
+    assert f"'{least - 1}' is no whole number from {least} on" in capsys.readouterr().err
