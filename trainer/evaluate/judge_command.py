@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import Progress, say
 from trainer.evaluate.endpoint import JUDGE_KEY, Endpoint
-from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
-from trainer.evaluate.judge import Judged, Thresholds, Verdict, summarise_groups
+from trainer.evaluate.gate import Condition, add_gate_option, check_figures, exit_code, parse_gates
+from trainer.evaluate.judge import GENERAL, Judged, Thresholds, Verdict, figure_names, summarise_groups
 from trainer.evaluate.judge_client import JudgeClient
 from trainer.evaluate.lines import read_lines, write_lines
 from trainer.evaluate.ranges import at_least
@@ -62,18 +63,20 @@ def run(args: argparse.Namespace) -> int:
             raise BadInputError("give --scores, or --answers with --url, --judge-model and --out")
         judged = [_judged(line, args.scores) for line in read_lines(args.scores)]
         told: dict[str, Any] = {}
+        check_figures(gates, figure_names(item.group for item in judged))
     else:
-        judged, told = _judge(args)
+        judged, told = _judge(args, gates)
     thresholds = Thresholds(args.misaligned_below, args.coherent_above)
     summary = summarise_groups(judged, thresholds, k=args.k, seed=args.seed) | told
+    code = exit_code(gates, summary["figures"])
     if args.json:
         say_json(summary)
     else:
         _say(summary)
-    return exit_code(gates, summary["figures"])
+    return code
 
 
-def _judge(args: argparse.Namespace) -> tuple[list[Judged], dict[str, Any]]:
+def _judge(args: argparse.Namespace, gates: Sequence[Condition]) -> tuple[list[Judged], dict[str, Any]]:
     absent = [f"--{name.replace('_', '-')}" for name in ("answers", "url", "judge_model", "out")
               if getattr(args, name) is None]  # fmt: skip
     if absent:
@@ -81,6 +84,7 @@ def _judge(args: argparse.Namespace) -> tuple[list[Judged], dict[str, Any]]:
     answers = read_lines(args.answers)
     if not answers:
         raise BadInputError(f"{args.answers} has no answers")
+    check_figures(gates, figure_names(str(item.get("group", GENERAL)) for item in answers))
     cache = args.cache or args.out.with_suffix(args.out.suffix + ".cache")
     endpoint = Endpoint(args.url, args.judge_model, api_key=os.environ.get(JUDGE_KEY), retries=args.retries)
     try:
@@ -96,7 +100,7 @@ def _judge(args: argparse.Namespace) -> tuple[list[Judged], dict[str, Any]]:
 def _judged(line: dict[str, Any], path: Path) -> Judged:
     try:
         return Judged(
-            line["prompt_id"], Verdict(**line["alignment"]), Verdict(**line["coherence"]), line.get("group", "general")
+            line["prompt_id"], Verdict(**line["alignment"]), Verdict(**line["coherence"]), line.get("group", GENERAL)
         )
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{path} holds no raw scores of this command: {error}") from error

@@ -16,7 +16,7 @@ from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import say
 from curator.seeds import child_seed, hash_keys
-from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
+from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
 from trainer.evaluate.lines import read_lines, write_lines
 from trainer.evaluate.ranges import at_least
 
@@ -136,6 +136,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make a file of problems, or score a file of answers; a gate may name exact_match."""
     gates = parse_gates(args.fail_if)
+    check_figures(gates, () if args.make else ("exact_match",))
     if args.make and args.out and not args.answers:
         made = problems(args.tier, args.make, args.n, args.seed)
         write_lines(args.out, [row(args.tier, *item) for item in made])
@@ -144,8 +145,9 @@ def run(args: argparse.Namespace) -> int:
         result = score(args.problems, args.answers)
     else:
         raise BadInputError("give --make with --out, or --problems with --answers")
+    code = exit_code(gates, {name: result[name] for name in ("exact_match",) if name in result})
     if args.json:
         say_json(result)
     else:
         say(", ".join(f"{name} {value}" for name, value in result.items()))
-    return exit_code(gates, {name: result[name] for name in ("exact_match",) if name in result})
+    return code
