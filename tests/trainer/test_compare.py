@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from curator.errors import BadInputError
+from trainer.claims import claimed
 from trainer.compare.__main__ import main
-from trainer.compare.cells import Cell, claimed, grid, read_result, write_result
+from trainer.compare.cells import Cell, grid, read_result, write_result
 from trainer.compare.contents import with_contents
 from trainer.compare.data import clean
 from trainer.compare.methods import CATALOGUE, methods_of, why_not

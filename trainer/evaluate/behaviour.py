@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from curator.errors import BadInputError
 from trainer.evaluate.metrics import Floats, Interval, bootstrap, stratified
 from trainer.evaluate.pairs import preference, shift
 
@@ -91,6 +92,12 @@ def figure_names(kinds: Iterable[Kind], *, text: bool) -> list[str]:
 def report(sets: Sequence[PairLosses], text: Mapping[str, Any] | None = None, *, seed: int = 0) -> dict[str, Any]:
     """Every set, and the protocol's figures with intervals: `figures` holds plain values, by the names that
     `--fail-if` takes; `intervals` the same names with low and high."""
+    short = [f"{item.name} has {len(item.before_P2)}" for item in sets if len(item.before_P2) < 2]
+    if short:
+        raise BadInputError(
+            "an interval over prompts needs at least 2 pairs that fit the window and have both answers;"
+            f" {', '.join(short)}"
+        )
     found: dict[str, Any] = {"sets": {item.name: set_report(item, seed=seed) for item in sets}}
     intervals: dict[str, dict[str, Any]] = {}
     for kind in ("narrow", "broad", "truthfulqa"):

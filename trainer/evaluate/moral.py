@@ -98,7 +98,7 @@ def robustness(sd_PQ: Floats) -> float:
 def collapse(ratings: Ratings, *, seed: int = 0, n_resamples: int = N_RESAMPLES) -> Collapse:
     """Both figures with intervals by bootstrap over personas."""
     n_personas, n_questions = ratings.mean_PQ.shape
-    common = {"n_units": n_personas, "seed": seed, "n_resamples": n_resamples}
+    common = {"n_units": n_personas, "what": "personas", "seed": seed, "n_resamples": n_resamples}
     return Collapse(
         bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),
         bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),

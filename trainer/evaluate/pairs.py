@@ -115,8 +115,8 @@ def preference(nll_P2: Floats, *, seed: int = 0) -> Preference:
     n_pairs = len(margins_P)
     return Preference(
         margins_P,
-        bootstrap(lambda rows: float((margins_P[rows] > 0).mean()), n_pairs, seed=seed),
-        bootstrap(lambda rows: float(margins_P[rows].mean()), n_pairs, seed=seed),
+        bootstrap(lambda rows: float((margins_P[rows] > 0).mean()), n_pairs, seed=seed, what="pairs"),
+        bootstrap(lambda rows: float(margins_P[rows].mean()), n_pairs, seed=seed, what="pairs"),
     )
 
 
