@@ -87,10 +87,11 @@ def _verdicts(results: Results, choosing: Seeds, reported: Seeds, choice: Choice
 
 
 def _chosen(choice: Choice, seeds: Seeds) -> str:
+    ratios = ", ".join(f"{ratio:g}" for ratio in CONTROL_RATIOS)
     text = (
-        f"On seeds {_range(seeds)} the rule (largest cut of broad misalignment among ratios that have controls"
-        f" ({', '.join(f'{ratio:g}' for ratio in CONTROL_RATIOS)}) and at which random rows cut it by a third or less and narrow behaviour stays within 5 points) chose **{choice.score}** at"
-        f" r = {choice.ratio:g}: cut {choice.cut:.1%}, random {choice.random_cut:.1%}."
+        f"On seeds {_range(seeds)} the rule (largest cut of broad misalignment among the ratios that have controls,"
+        f" {ratios}, at which random rows cut it by a third or less and narrow behaviour stays within 5 points) chose"
+        f" **{choice.score}** at r = {choice.ratio:g}: cut {choice.cut:.1%}, random {choice.random_cut:.1%}."
     )
     return text if choice.admissible else text.replace("chose", "admitted nothing; largest lead over random:")
 
