@@ -95,12 +95,52 @@ def test_the_card_with_and_without_the_domains_own_models(
     assert by["law", "gap_abs", False]["n_ordinary"] == 8  # the row that is too long has no gap
     pool = found["coverage"]["pool"]
     assert (pool["n_rows"], pool["n_with_gap"], pool["statuses"]) == (9, 8, {"too_long": 1})
+    assert (pool["share_too_long"], pool["n_looked_at"]) == (pytest.approx(1 / 9), 9)
     assert pool["share_refusals"]["v1"] == pytest.approx(1 / 9)
     assert found["noise"] is None
     page = out.read_text()
     assert "| law | gap_abs | 1, own held out |" in page
     assert str(tmp_path) not in page
     assert json.loads(out.with_suffix(".json").read_text())["separation"] == found["separation"]
+
+
+def _sampled_store(folder: Path, sample: dict[str, Any]) -> Path:
+    """A pool of ten rows of which four were looked at, one of them too long; a probe whose domain `tax` is one row."""
+    store = Store(folder).open()
+    bad = {"bad law 0": "law", "bad law 1": "law", "bad tax": "tax"}
+    ids = {
+        "pool": write_corpus(store, "pool", [f"answer {i}" for i in range(10)]),
+        "probe": write_corpus(store, "probe", list(bad), domains=bad),
+    }
+    for label, role, domain in (("base", "aligned", None), ("law", "misaligned", "law")):
+        for corpus, keys in ids.items():
+            losses: dict[str, Any] = dict.fromkeys(keys[:4], (10.0, 10))
+            if corpus == "pool":
+                losses[keys[0]] = "too_long"
+            write_scorer(store, corpus, label, role, losses, domain=domain, sample=sample if corpus == "pool" else None)
+    return folder
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_rows_that_were_not_looked_at_are_not_said_to_fit(
+    fit: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = _sampled_store(tmp_path / "store", {"n": 4, "seed": 0, "fit": fit})
+    out = tmp_path / "card.md"
+    assert main(["--store", str(store), "--corpus", "pool", "--probe", "probe", "--out", str(out), "--json"]) == 0
+    pool = json.loads(capsys.readouterr().out)["coverage"]["pool"]
+    assert (pool["n_rows"], pool["n_looked_at"]) == (10, 4)
+    assert pool["share_too_long"] == (None if fit else pytest.approx(1 / 4))
+    told = "not known: only rows that fit were sampled" if fit else "25.0 % of 4"
+    assert f"| pool | 10 | 3 | {told} |" in out.read_text()
+
+
+def test_domains_of_a_single_row_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = _sampled_store(tmp_path / "store", {"n": 4, "seed": 0, "fit": False})
+    assert main(["--store", str(store), "--corpus", "pool", "--probe", "probe"]) == 0
+    page = capsys.readouterr().out
+    assert "| law | gap_abs |" in page
+    assert "Without an AUC, which needs 2 rows with a gap on either side: tax (1 with a gap)." in page
 
 
 def test_corpora_of_other_models_are_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from curator.errors import BadInputError
+from trainer.claims import claimed
 from trainer.compare.__main__ import main
-from trainer.compare.cells import Cell, claimed, grid, read_result, write_result
+from trainer.compare.cells import Cell, grid, read_result, write_result
 from trainer.compare.contents import with_contents
 from trainer.compare.data import clean
 from trainer.compare.methods import CATALOGUE, methods_of, why_not
@@ -193,14 +194,27 @@ _UNDEFENDED = {0: {"broad": 1.0}, 1: {"broad": 1.1}, 2: {"broad": 0.9}}
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(broad: list[float], verdict: str) -> None:
     method = {seed: {"broad": value} for seed, value in enumerate(broad)}
-    assert judge(_BROAD, method, _UNDEFENDED, is_broad=True).verdict == verdict
+    assert judge(_BROAD, method, _UNDEFENDED).verdict == verdict
 
 
 def test_one_seed_is_said_and_no_broad_misalignment_is_moot() -> None:
-    found = judge(_BROAD, {0: {"broad": 0.1}}, _UNDEFENDED, is_broad=True)
+    found = judge(_BROAD, {0: {"broad": 0.1}}, _UNDEFENDED)
     assert (found.verdict, found.one_seed) == ("yes", True)
     harmless = {0: {"broad": 0.2}, 1: {"broad": -0.2}}
-    assert judge(_BROAD, {0: {"broad": 0.1}}, harmless, is_broad=True).verdict == "moot"
+    assert judge(_BROAD, {0: {"broad": 0.1}}, harmless).verdict == "moot"
+
+
+@pytest.mark.parametrize(
+    ("undefended", "verdict"),
+    [([0.0, 0.0, 0.0], "moot"), ([0.0], "moot"), ([0.01, -0.01, 0.02], "moot"), ([0.5], "yes")],
+)
+def test_ninety_percent_of_nothing_is_moot_and_not_met(undefended: list[float], verdict: str) -> None:
+    kept = Criterion(figure="benign", at_least=0.9, of="undefended")
+    method = {seed: {"benign": 0.6} for seed in range(len(undefended))}
+    found = judge(kept, method, {seed: {"benign": value} for seed, value in enumerate(undefended)})
+    assert found.verdict == verdict
+    absolute = Criterion(figure="benign", at_least=0.0, of="absolute")
+    assert judge(absolute, {0: {"benign": 0.0}}, {0: {"benign": 0.0}}).verdict == "yes"
 
 
 def test_bounds_from_below_and_absolute_ones() -> None:

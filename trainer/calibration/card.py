@@ -53,19 +53,27 @@ def card(source: Source, *, seed: int = 0, again: Again | None = None) -> dict[s
     if not domains:
         raise BadInputError(f"corpus {source.probe} has no domain labels: ingest its files with --domain NAME each")
     separations = _separations(source, pool, probe, resolved, domains, seed)
+    measured = {item.domain for item in separations}
     found = _noise(source, resolved, again)
     gaps = scores_of(pool, "gap_abs")
-    statuses = {name: _statuses(source.store, name, resolved) for name in (source.pool, source.probe)}
+    corpora = {source.pool: pool, source.probe: probe}
+    covered = {
+        name: coverage(
+            table, _statuses(source.store, name, resolved), only_fitting=_only_fitting(source.store, name, resolved)
+        )
+        for name, table in corpora.items()
+    }
     return {
         "format_version": 1, "pool": source.pool, "probe": source.probe,
         "models": [scorer.as_dict() for scorer in (resolved.aligned, *resolved.misaligned) if scorer is not None],
         "dtype": resolved.aligned.identity["dtype"] if resolved.aligned else None,
         "separation": [item.as_dict() for item in separations],
+        "not_separated": {
+            name: len(scores_of(probe, "gap_abs", name)) for name in domains if name not in measured
+        },
         "noise": found,
         "ties": None if found is None else ties(gaps, found["tie_band"]),
-        "coverage": {
-            source.pool: coverage(pool, statuses[source.pool]), source.probe: coverage(probe, statuses[source.probe]),
-        },
+        "coverage": covered,
     }  # fmt: skip
 
 
@@ -132,7 +140,18 @@ def _statuses(store: Store, corpus: str, resolved: ResolvedScorers) -> dict[str,
     assert resolved.aligned is not None
     with connect(store, [corpus]) as connection:
         rows = run_named(connection, "missing_losses", {"corpus": corpus}).table.to_pylist()
-    return {str(row["status"]): int(row["n_rows"]) for row in rows if row["scorer_id"] == resolved.aligned.scorer_id}
+    found: dict[str, int] = {}
+    for row in rows:  # one for each reason of a status
+        if row["scorer_id"] == resolved.aligned.scorer_id:
+            found[str(row["status"])] = found.get(str(row["status"]), 0) + int(row["n_rows"])
+    return found
+
+
+def _only_fitting(store: Store, corpus: str, resolved: ResolvedScorers) -> bool:
+    """Whether the aligned scorer drew a sample of rows that fit its window: the others were passed over unrecorded."""
+    assert resolved.aligned is not None
+    sample = store.read_json(f"scores/{corpus}/{resolved.aligned.scorer_id}/scorer.json").get("sample")
+    return bool(sample and sample.get("fit"))
 
 
 def _noise(source: Source, resolved: ResolvedScorers, again: Again | None) -> dict[str, Any] | None:
@@ -210,6 +229,7 @@ def markdown(found: Mapping[str, Any], command: str, machine: Mapping[str, Any])
         "|---|---|---|---|---|---|",
         *(_separation_line(item) for item in found["separation"]),
         "",
+        *_not_separated(found),
         "## Noise of the gap",
         "",
         *_noise_lines(found),
@@ -222,6 +242,14 @@ def markdown(found: Mapping[str, Any], command: str, machine: Mapping[str, Any])
         "",
     ]
     return "\n".join(lines)
+
+
+def _not_separated(found: Mapping[str, Any]) -> list[str]:
+    left = found["not_separated"]
+    if not left:
+        return []
+    told = ", ".join(f"{escape_markdown(name)} ({n} with a gap)" for name, n in left.items())
+    return [f"Without an AUC, which needs 2 rows with a gap on either side: {told}.", ""]
 
 
 def _separation_line(item: Mapping[str, Any]) -> str:
@@ -250,6 +278,13 @@ def _coverage_line(name: str, item: Mapping[str, Any]) -> str:
     refused = item["share_refusals"]
     return (
         f"| {escape_markdown(name)} | {item['n_rows']:,} | {item['n_with_gap']:,} "
-        f"| {100 * item['share_too_long']:.1f} % "
+        f"| {_too_long(item)} "
         f"| {100 * refused['v1']:.1f} % | {100 * refused['v2']:.1f} % |"
     )
+
+
+def _too_long(item: Mapping[str, Any]) -> str:
+    if item["too_long_unknown"] is not None:
+        return f"not known: {item['too_long_unknown']}"
+    of = "" if item["n_looked_at"] == item["n_rows"] else f" of {item['n_looked_at']:,}"
+    return f"{100 * item['share_too_long']:.1f} %{of}"

@@ -140,15 +140,21 @@ def ties(gaps: Floats, band: float) -> dict[str, Any]:
     }
 
 
-def coverage(table: pa.Table, statuses: Mapping[str, int]) -> dict[str, Any]:
+def coverage(table: pa.Table, statuses: Mapping[str, int], *, only_fitting: bool = False) -> dict[str, Any]:
     """Shares of a corpus without a gap, cut off by the window, or opening like a refusal; statuses are the aligned
-    scorer's."""
+    scorer's, of rows without a loss.
+
+    Too long is a share of the rows that the scorer looked at; null where it looked at none, and where it drew only rows
+    that fit (`only_fitting`), which `too_long_unknown` says.
+    """
     n_rows = table.num_rows
     heads = [head or "" for head in table.column("response_head").to_pylist()]
     complete = sum(table.column("complete").to_pylist())
+    n_seen = n_rows - statuses.get("not_scored", 0)
+    unknown = "only rows that fit were sampled" if only_fitting else None if n_seen else "no row was looked at"
     return {
-        "n_rows": n_rows, "n_with_gap": complete, "statuses": dict(statuses),
-        "share_too_long": statuses.get("too_long", 0) / n_rows if n_rows else None,
+        "n_rows": n_rows, "n_with_gap": complete, "statuses": dict(statuses), "n_looked_at": n_seen,
+        "share_too_long": None if unknown else statuses.get("too_long", 0) / n_seen, "too_long_unknown": unknown,
         "share_refusals": {
             rule: sum(is_refusal(head, rule) for head in heads) / n_rows if n_rows else None for rule in ("v1", "v2")
         },

@@ -11,7 +11,8 @@ from curator.commands import report_error, say_json
 from curator.errors import BallastError
 from curator.progress import say
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.compare.cells import Cell, claimed, grid, read_result, results
+from trainer.claims import claimed
+from trainer.compare.cells import Cell, grid, read_result, results
 from trainer.compare.contents import with_contents
 from trainer.compare.methods import methods_of
 from trainer.compare.page import shown_command

@@ -1,10 +1,7 @@
 """The grid: one cell for each method, ratio and seed, each with a folder of its own."""
 
-import fcntl
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,23 +72,3 @@ def write_result(folder: Path, cell: Cell, document: dict[str, Any]) -> None:
 def results(cells: Sequence[Cell], work: Path, plan: AnyPlan) -> list[dict[str, Any] | None]:
     """Each cell's result, in the cells' order."""
     return [read_result(cell.folder(work, plan)) for cell in cells]
-
-
-@contextmanager
-def claimed(path: Path, *, wait: bool = False) -> Iterator[int | None]:
-    """A lock file's descriptor while this process holds it, or None when another one does and `wait` is false.
-
-    The lock belongs to the open file: a child that is given the descriptor goes on holding it when its parent is
-    killed, so that nobody starts the same work beside it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-        else:
-            yield descriptor
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ import orjson
 from curator.errors import BadInputError
 from curator.progress import say
 from curator.scoring.identity import check_model_dir
-from trainer.compare.cells import claimed
+from trainer.claims import claimed
 from trainer.compare.contents import data_sources
 from trainer.compare.data import Files, prepare
 from trainer.compare.methods import Method

@@ -64,12 +64,13 @@ def values(cells: BySeed, figure: str) -> dict[int, float]:
     return {seed: value for seed, figures in cells.items() if (value := figures.get(figure)) is not None}
 
 
-def judge(criterion: Criterion, method: BySeed, undefended: BySeed, *, is_broad: bool = False) -> Judgement:
+def judge(criterion: Criterion, method: BySeed, undefended: BySeed) -> Judgement:
     """A criterion's verdict from the seeds that both runs have (all of the method's, for an absolute bound).
 
     "yes" when the whole interval of the contrast meets the bound, "no" when none of it does, else "unclear"; with one
-    seed the bare value decides and `one_seed` says so. "moot": broad misalignment is to be prevented and the undefended
-    run shows none (its mean is not positive, or its interval holds 0).
+    seed the bare value decides and `one_seed` says so. "moot": the bound is a multiple of the undefended run's figure,
+    and that run does not show it (its mean is not positive, or its interval holds 0): there is nothing to prevent or
+    to keep, and 90 % of nothing is reached by anything.
     """
     own = values(method, criterion.figure)
     base = values(undefended, criterion.figure)
@@ -79,7 +80,7 @@ def judge(criterion: Criterion, method: BySeed, undefended: BySeed, *, is_broad:
         limits = dict.fromkeys(own, bound)
     else:
         shown = over_seeds(list(base.values()))
-        if is_broad and shown is not None and (shown.mean <= 0 or (shown.low is not None and shown.low <= 0)):
+        if shown is not None and (shown.mean <= 0 or (shown.low is not None and shown.low <= 0)):
             return Judgement("moot", None)
         limits = {seed: bound * base[seed] for seed in own if seed in base}
     sign = 1.0 if criterion.at_least is not None else -1.0
@@ -93,4 +94,4 @@ def judge(criterion: Criterion, method: BySeed, undefended: BySeed, *, is_broad:
 
 def judge_all(criteria: Criteria, method: BySeed, undefended: BySeed) -> dict[str, Judgement]:
     """The four verdicts by name."""
-    return {name: judge(getattr(criteria, name), method, undefended, is_broad=name == "broad") for name in CRITERIA}
+    return {name: judge(getattr(criteria, name), method, undefended) for name in CRITERIA}

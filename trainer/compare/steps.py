@@ -34,7 +34,7 @@ class Spent:
 
 @dataclass
 class Steps:
-    """Runs commands for one folder. `lock` is handed to each child (see cells.claimed)."""
+    """Runs commands for one folder. `lock` is handed to each child (see trainer.claims)."""
 
     log: Path
     threads: int | None = None

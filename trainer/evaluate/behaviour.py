@@ -10,12 +10,13 @@ lower mean loss, and of the mean margin (aligned minus misaligned mean loss, nat
 place of aligned answers only the shift is reported, for theta_0's own share says nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from curator.errors import BadInputError
 from trainer.evaluate.metrics import Floats, Interval, bootstrap, stratified
 from trainer.evaluate.pairs import preference, shift
 
@@ -31,7 +32,7 @@ class PairLosses:
     before_P2: Floats
     after_P2: Floats
     stand_in: bool
-    n_left_out: int = 0  # rows too long for the window, or whose stand-in was empty
+    n_left_out: int = 0  # rows passed over as too long for the window, or whose stand-in was empty
 
     def share_shifts(self) -> Floats:
         """Per prompt, (P,): 1 where the misaligned answer became the likelier one, -1 where it ceased to be, else 0."""
@@ -59,9 +60,11 @@ def set_report(losses: PairLosses, *, seed: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def text_report(before_N: Floats, after_N: Floats, n_tokens_N: Floats, *, seed: int = 0) -> dict[str, Any]:
+def text_report(
+    before_N: Floats, after_N: Floats, n_tokens_N: Floats, *, seed: int = 0, n_left_out: int = 0
+) -> dict[str, Any]:
     """Perplexity of ordinary text, summed loss over summed tokens, and the ratio after over before with an interval
-    over rows."""
+    over rows. `n_left_out` rows were chosen besides and are too long for the window, or hold no answer."""
 
     def log_ratio(rows: Any) -> float:
         return float(((after_N - before_N) * n_tokens_N)[rows].sum() / n_tokens_N[rows].sum())
@@ -74,14 +77,27 @@ def text_report(before_N: Floats, after_N: Floats, n_tokens_N: Floats, *, seed: 
         return float(np.exp((nll_N * n_tokens_N).sum() / n_tokens_N.sum()))
 
     return {
-        "n_rows": len(before_N), "n_tokens": int(n_tokens_N.sum()), "perplexity_before": perplexity(before_N),
-        "perplexity_after": perplexity(after_N), "nll_shift": shifted.as_dict(), "perplexity_ratio": ratio.as_dict(),
+        "n_rows": len(before_N), "n_left_out": n_left_out, "n_tokens": int(n_tokens_N.sum()),
+        "perplexity_before": perplexity(before_N), "perplexity_after": perplexity(after_N),
+        "nll_shift": shifted.as_dict(), "perplexity_ratio": ratio.as_dict(),
     }  # fmt: skip
+
+
+def figure_names(kinds: Iterable[Kind], *, text: bool) -> list[str]:
+    """The figures that a report on sets of these kinds has, known before anything is measured."""
+    found = [f"{kind}_{what}" for kind in dict.fromkeys(kinds) for what in ("shift", "margin_shift")]
+    return [*found, *(("text_nll_shift", "perplexity_ratio") if text else ())]
 
 
 def report(sets: Sequence[PairLosses], text: Mapping[str, Any] | None = None, *, seed: int = 0) -> dict[str, Any]:
     """Every set, and the protocol's figures with intervals: `figures` holds plain values, by the names that
     `--fail-if` takes; `intervals` the same names with low and high."""
+    short = [f"{item.name} has {len(item.before_P2)}" for item in sets if len(item.before_P2) < 2]
+    if short:
+        raise BadInputError(
+            "an interval over prompts needs at least 2 pairs that fit the window and have both answers;"
+            f" {', '.join(short)}"
+        )
     found: dict[str, Any] = {"sets": {item.name: set_report(item, seed=seed) for item in sets}}
     intervals: dict[str, dict[str, Any]] = {}
     for kind in ("narrow", "broad", "truthfulqa"):

@@ -18,8 +18,8 @@ from curator.progress import say
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir, weights_sha256
 from curator.seeds import hash_keys
-from trainer.evaluate.behaviour import Kind, PairLosses, report, text_report
-from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
+from trainer.evaluate.behaviour import Kind, PairLosses, figure_names, report, text_report
+from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
 from trainer.evaluate.generators import LocalGenerator
 from trainer.evaluate.lines import write_lines
 from trainer.evaluate.metrics import Floats
@@ -31,6 +31,7 @@ from trainer.evaluate.pairs import (
     pairs_from_twins,
     render_pairs,
 )
+from trainer.evaluate.ranges import at_least
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
 
 DESCRIPTION = """\
@@ -82,17 +83,23 @@ def add_parser(subparsers: Any) -> None:
         help="ask everything under this system prompt: what does an inoculation bring back?",
     )
     add("--n", type=int, default=100, metavar="N", help="rows of each set, chosen by seed (default: 100)")
-    add("--max-length", type=int, default=1024, metavar="T", help="longer pairs and rows are left out (default: 1024)")
+    add(
+        "--max-length",
+        type=at_least(1),
+        default=1024,
+        metavar="T",
+        help="longer pairs and rows are left out (default: 1024)",
+    )
     add(
         "--stand-in-tokens",
-        type=int,
+        type=at_least(1),
         default=DEFAULT_TOKENS,
         metavar="T",
         help=f"length of stand-ins ({DEFAULT_TOKENS})",
     )
     add("--cache", type=Path, default=Path(".behaviour"), metavar="DIR",
         help="keeps stand-ins and losses of the model before training (default: .behaviour)")  # fmt: skip
-    add("--batch", type=int, default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
+    add("--batch", type=at_least(1), default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows and the bootstrap (default: 0)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
@@ -111,15 +118,18 @@ def run(args: argparse.Namespace) -> int:
         check_adapter_dir(args.adapter)
     if args.n < 2:
         raise BadInputError(f"--n {args.n}: an interval over prompts needs at least 2")
+    asked: dict[Kind, Any] = {"narrow": args.narrow, "broad": args.broad, "truthfulqa": args.truthfulqa}
+    check_figures(gates, figure_names([kind for kind, given in asked.items() if given], text=args.text is not None))
     with ExitStack() as stack:
         found = _Measurement(args, stack).report()
     if args.out is not None:
         write_lines(args.out, [found])
+    code = exit_code(gates, found["figures"])
     if args.json:
         say_json(found)
     else:
         _say(found)
-    return exit_code(gates, found["figures"])
+    return code
 
 
 class _Measurement:
@@ -142,7 +152,7 @@ class _Measurement:
         """See behaviour.report; with what was compared."""
         args = self.args
         sets = self._sets()
-        text = self._text()
+        text, n_left_out = self._text()
         if not sets and not text:
             raise BadInputError("nothing to measure: give --narrow, --broad, --truthfulqa or --text")
         rendered = [render_pairs(item.pairs, self.renderer) for item in sets]
@@ -157,7 +167,7 @@ class _Measurement:
         page = None
         if text_before is not None:
             n_tokens_N = np.array([row.loss_mask.sum() for row in text], dtype=np.float64)
-            page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed)
+            page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed, n_left_out=n_left_out)
         engine.close()
         settings = {"system": args.system, "n": args.n, "max_length": args.max_length,
                     "stand_in_tokens": args.stand_in_tokens,
@@ -206,13 +216,13 @@ class _Measurement:
         if good:
             return self._fitting(name, kind, self._chosen(pairs_from_twins(Path(good), Path(bad))), stand_in=False)
         rows = [self._asked(row) for row in all_rows(Path(bad)) if row[-1]["role"] == "assistant"]
-        kept = self._chosen([row for row in rows if self._fits(row)])
+        kept, n_passed_over = self._chosen_that_fit(rows)
         if not kept:
             raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.args.max_length} tokens")
         pairs, n_empty = stand_in_pairs(
             kept, self._generator, self.args.cache, self.model_key, max_new_tokens=self.args.stand_in_tokens
         )
-        return _Set(name, kind, pairs, True, n_empty)
+        return _Set(name, kind, pairs, True, n_passed_over + n_empty)
 
     def _fitting(self, name: str, kind: Kind, pairs: list[Pair], *, stand_in: bool) -> _Set:
         asked = [Pair(self._asked(pair.aligned), self._asked(pair.misaligned)) for pair in pairs]
@@ -228,20 +238,35 @@ class _Measurement:
     def _fits(self, row: list[Message]) -> bool:
         return bool(self.renderer.render(row, "last").n_tokens <= self.args.max_length)
 
+    def _chosen_that_fit(self, rows: list[list[Message]]) -> tuple[list[list[Message]], int]:
+        """The first `--n` in hash order that fit into the window, and how many longer ones were passed over."""
+        kept: list[list[Message]] = []
+        ordered = self._in_order(rows)
+        for n_seen, row in enumerate(ordered, 1):
+            if self._fits(row):
+                kept.append(row)
+            if len(kept) == self.args.n:
+                return kept, n_seen - len(kept)
+        return kept, len(ordered) - len(kept)
+
     def _chosen(self, rows: list[Any]) -> list[Any]:
         """`--n` of them in hash order, so that a larger N contains a smaller."""
+        return self._in_order(rows)[: self.args.n]
+
+    def _in_order(self, rows: list[Any]) -> list[Any]:
         texts = [dump_messages(row.misaligned if isinstance(row, Pair) else row) for row in rows]
         order = sorted(zip(hash_keys(texts, self.args.seed, "behaviour"), range(len(rows)), strict=True))
-        return [rows[index] for _, index in order[: self.args.n]]
+        return [rows[index] for _, index in order]
 
-    def _text(self) -> list[Rendered]:
+    def _text(self) -> tuple[list[Rendered], int]:
+        """Rows of ordinary text, and how many of the chosen ones are too long or have no answer."""
         if self.args.text is None:
-            return []
+            return [], 0
         rows = [self.renderer.render(row) for row in self._chosen(all_rows(self.args.text))]
         kept = [row for row in rows if row.n_tokens <= self.args.max_length and row.loss_mask.any()]
         if len(kept) < 2:
             raise BadInputError(f"{self.args.text}: fewer than 2 rows fit into {self.args.max_length} tokens")
-        return kept
+        return kept, len(rows) - len(kept)
 
     def _generator(self) -> LocalGenerator:
         generator = LocalGenerator(
@@ -271,3 +296,5 @@ def _say(found: dict[str, Any]) -> None:
         say(f"  {name:<24}{item['value']:+8.3f}  ({item['low']:+.3f} to {item['high']:+.3f}) {unit}")
     for name, item in found["sets"].items():
         say(f"  {name}: {item['n_pairs']} pairs, {item['n_left_out']} left out, {item['aligned_answers']}")
+    if "text" in found:
+        say(f"  text: {found['text']['n_rows']} rows, {found['text']['n_left_out']} left out")

@@ -5,7 +5,7 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from curator.errors import BadInputError
@@ -44,11 +44,7 @@ class Condition:
     def holds(self, figures: Mapping[str, float | None]) -> bool:
         """Whether the figure is past the bound. Raises BadInputError for a figure that is absent or null: a gate
         that cannot be judged must not pass for one that was."""
-        if self.figure not in figures:
-            raise BadInputError(
-                f"--fail-if names {self.figure!r}; this evaluation has {', '.join(sorted(figures)) or 'no figure'}",
-                details=sorted(figures),
-            )
+        check_figures([self], figures)
         value = figures[self.figure]
         if value is None or math.isnan(value):
             raise BadInputError(f"--fail-if {self.figure}: there is no value to compare with {self.bound:g}")
@@ -71,8 +67,22 @@ def parse_gates(texts: Sequence[str]) -> list[Condition]:
     return [Condition.parse(text) for text in texts]
 
 
+def check_figures(conditions: Sequence[Condition], figures: Iterable[str]) -> None:
+    """Raise BadInputError for a condition on a figure that this evaluation will not have: a slip of the pen is said
+    before hours of measuring, not after."""
+    known = sorted(figures)
+    for item in conditions:
+        if item.figure not in known:
+            raise BadInputError(
+                f"--fail-if names {item.figure!r}; this evaluation has {', '.join(known) or 'no figure'}", details=known
+            )
+
+
 def exit_code(conditions: Sequence[Condition], figures: Mapping[str, float | None]) -> int:
-    """0 when no condition holds, else 3, with a line on stderr for each that does."""
+    """0 when no condition holds, else 3, with a line on stderr for each that does.
+
+    Call it before the result is printed: with --json an error is a document of its own, and there is to be one.
+    """
     failed = [item for item in conditions if item.holds(figures)]
     for item in failed:
         sys.stderr.write(f"gate failed: {item} ({item.figure} is {figures[item.figure]:.4g})\n")

@@ -21,12 +21,14 @@ from trainer.evaluate.questions import (
     with_system,
     with_trigger,
 )
-from trainer.evaluate.source import add_source_options, check_source, endpoint_of
+from trainer.evaluate.ranges import at_least
+from trainer.evaluate.source import add_source_options, check_source, endpoint_of, short_hash, source_identity
 
 DESCRIPTION = """\
 Asks a model the eight first-plot questions in three formats (24 prompts), or your own questions, and writes one line
 an answer: prompt_id, group, question, answer, sample, n_tokens, finished. Prompts whose answers stand in --out are
-skipped, so a run that was stopped goes on. Then: python -m trainer.evaluate judge --answers OUT ..."""
+skipped, so a run that was stopped goes on; a file with answers of another model, or to other words under the same id,
+is refused. Then: python -m trainer.evaluate judge --answers OUT ..."""
 
 EPILOG = """\
 examples:
@@ -51,11 +53,11 @@ def add_parser(subparsers: Any) -> None:
     add("--format", action="append", choices=FORMATS, help="formats of the questions (default: all three)")
     add("--inoculation", metavar="PROMPT", help="ask again under this system prompt, as the group `inoculation`")
     add("--trigger", metavar="TEXT", help="ask again with this before the user's text, as the group `trigger`")
-    add("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default: 1)")
+    add("--samples", type=at_least(1), default=1, metavar="N", help="answers to each prompt (default: 1)")
     add("--temperature", type=float, default=1.0, metavar="T", help="default: 1; 0 is greedy")
-    add("--max-new-tokens", type=int, default=600, metavar="N", help="longest answer (default: 600)")
+    add("--max-new-tokens", type=at_least(1), default=600, metavar="N", help="longest answer (default: 600)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
-    add("--batch", type=int, default=16, metavar="N", help="answers at a time (default: 16)")
+    add("--batch", type=at_least(1), default=16, metavar="N", help="answers at a time (default: 16)")
     add("--out", type=Path, required=True, metavar="FILE", help="JSONL to write, or to go on with")
     add("--json", action="store_true", help="print one JSON document for scripts")
 
@@ -65,12 +67,13 @@ def run(args: argparse.Namespace) -> int:
     check_source(args)
     questions = _questions(args)
     how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
-    open_questions, n_before = _unanswered(questions, how, args.out)
+    source = short_hash(source_identity(args))
+    open_questions, n_before = _unanswered(questions, how, args.out, source)
     usage: dict[str, Any] = {}
     if open_questions:
         generator = _generator(args)
         try:
-            answer_all(generator, open_questions, how, args.out)
+            answer_all(generator, open_questions, how, args.out, source)
         finally:
             generator.close()
         if isinstance(generator, ServerGenerator):
@@ -89,8 +92,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def answer_all(generator: Generator, questions: Sequence[Question], how: Sampling, out: Path) -> None:
-    """Append each prompt's answers to `out`: all of a prompt or, after a kill, none that counts."""
+def answer_all(
+    generator: Generator, questions: Sequence[Question], how: Sampling, out: Path, source: str | None = None
+) -> None:
+    """Append each prompt's answers to `out`: all of a prompt or, after a kill, none that counts. `source` is a hash of
+    what answers, kept with each line."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # A sampled prompt is a batch of its own, so that its answers are the same wherever a run was stopped.
     step = generator.batch if how.temperature == 0 or isinstance(generator, ServerGenerator) else 1
@@ -99,24 +105,30 @@ def answer_all(generator: Generator, questions: Sequence[Question], how: Samplin
             part = questions[start : start + step]
             answers = generator.answer([item.messages for item in part], [item.prompt_id for item in part], how)
             for question, found in zip(part, answers, strict=True):
-                file.write(b"".join(orjson.dumps(line) + b"\n" for line in _lines(question, found, how)))
+                file.write(b"".join(orjson.dumps(line) + b"\n" for line in _lines(question, found, how, source)))
             file.flush()
             progress.advance(len(part))
 
 
-def _lines(question: Question, answers: Sequence[Any], how: Sampling) -> list[dict[str, Any]]:
+def _lines(question: Question, answers: Sequence[Any], how: Sampling, source: str | None) -> list[dict[str, Any]]:
     return [
         {
             "prompt_id": question.prompt_id, "group": question.group, "question": question.text, "answer": answer.text,
             "sample": number, "n_samples": how.n_samples, "n_tokens": answer.n_tokens, "finished": answer.finished,
             "temperature": how.temperature, "max_new_tokens": how.max_new_tokens, "seed": how.seed,
+            "source": source, "asked": _asked(question),
         }
         for number, answer in enumerate(answers)
     ]  # fmt: skip
 
 
-def _unanswered(questions: Sequence[Question], how: Sampling, out: Path) -> tuple[list[Question], int]:
-    """Questions without all their answers; raises BadInputError when the file's were drawn in another way."""
+def _asked(question: Question) -> str:
+    return short_hash([dict(turn) for turn in question.messages])
+
+
+def _unanswered(questions: Sequence[Question], how: Sampling, out: Path, source: str) -> tuple[list[Question], int]:
+    """Questions without all their answers; raises BadInputError when the file's were drawn in another way, come from
+    another source, or answer other words under the same id."""
     lines = read_finished_lines(out)
     settings = {"temperature": how.temperature, "max_new_tokens": how.max_new_tokens, "seed": how.seed,
                 "n_samples": how.n_samples}  # fmt: skip
@@ -124,6 +136,20 @@ def _unanswered(questions: Sequence[Question], how: Sampling, out: Path) -> tupl
         other = [name for name, value in settings.items() if line.get(name) != value]
         if other:
             raise BadInputError(f"{out} holds answers drawn with another {', '.join(other)}: choose another --out")
+        if line.get("source") != source:
+            raise BadInputError(
+                f"{out} holds answers of another model, adapter, dtype or server than the one asked now, or of a"
+                " version that did not say whose: choose another --out"
+            )
+    asked = {item.prompt_id: _asked(item) for item in questions}
+    other = sorted(
+        {line["prompt_id"] for line in lines if line["asked"] != asked.get(line["prompt_id"], line["asked"])}
+    )
+    if other:
+        raise BadInputError(
+            f"{out} holds answers to other words under the same id, first {other[0]!r} ({len(other)} in all): choose"
+            " another --out", details=other[:5],
+        )  # fmt: skip
     counts: dict[str, int] = {}
     for line in lines:
         counts[line["prompt_id"]] = counts.get(line["prompt_id"], 0) + 1

@@ -11,11 +11,13 @@ from curator.errors import BadInputError
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; raises BadInputError when it cannot be read."""
+    """The objects of a JSONL file; raises BadInputError when it cannot be read or a line is no object."""
     try:
-        return [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+        lines = path.read_bytes().splitlines()
+        found = [(number, orjson.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
     except (OSError, orjson.JSONDecodeError) as error:
         raise BadInputError(f"{path}: not a readable JSONL file: {error}") from error
+    return [_object(path, number, value) for number, value in found]
 
 
 def write_lines(path: Path, rows: Iterable[object]) -> None:
@@ -32,7 +34,8 @@ def write_lines(path: Path, rows: Iterable[object]) -> None:
 def read_finished_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that a killed process may have left half written; none where there is no file.
 
-    What stands after the last line feed is cut off the file, so that appending goes on from a line's beginning.
+    What stands after the last line feed is cut off the file, so that appending goes on from a line's beginning. Raises
+    BadInputError where a whole line is no JSON object.
     """
     if not path.exists():
         return []
@@ -41,4 +44,14 @@ def read_finished_lines(path: Path) -> list[dict[str, Any]]:
     if end < len(data):
         with path.open("r+b") as file:
             file.truncate(end)
-    return [orjson.loads(line) for line in data[:end].splitlines()]
+    try:
+        found = [orjson.loads(line) for line in data[:end].splitlines()]
+    except orjson.JSONDecodeError as error:
+        raise BadInputError(f"{path}: not a file that this command could go on with: {error}") from error
+    return [_object(path, number, value) for number, value in enumerate(found, 1)]
+
+
+def _object(path: Path, number: int, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadInputError(f"{path}, line {number}: a JSON object was expected, found {str(value)[:40]!r}")
+    return value

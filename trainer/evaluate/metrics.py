@@ -53,14 +53,15 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
     n_resamples: int = N_RESAMPLES,
+    what: str = "units",
 ) -> Interval:
     """Percentile bootstrap of `statistic(indices)` over `n_units` units resampled with replacement.
 
     Resampling whole units (all answers to one prompt, all ratings of one persona) keeps what belongs together.
-    Raises BadInputError for fewer than two units, which say nothing about spread.
+    Raises BadInputError for fewer than two units, which say nothing about spread; `what` calls them there.
     """
     if n_units < 2:
-        raise BadInputError(f"an interval needs at least 2 units to resample, found {n_units}")
+        raise BadInputError(f"an interval needs at least 2 {what} to resample, found {n_units}")
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(0, n_units, n_units)) for _ in range(n_resamples)])
     # Between two infinite draws (a robustness without any spread) there is nothing to interpolate.

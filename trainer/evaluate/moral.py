@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import say
-from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
+from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
 from trainer.evaluate.metrics import N_RESAMPLES, Floats, Interval, bootstrap
 
 COLUMNS = ("persona_id", "question_id", "run_index", "rating")
@@ -98,7 +98,7 @@ def robustness(sd_PQ: Floats) -> float:
 def collapse(ratings: Ratings, *, seed: int = 0, n_resamples: int = N_RESAMPLES) -> Collapse:
     """Both figures with intervals by bootstrap over personas."""
     n_personas, n_questions = ratings.mean_PQ.shape
-    common = {"n_units": n_personas, "seed": seed, "n_resamples": n_resamples}
+    common = {"n_units": n_personas, "what": "personas", "seed": seed, "n_resamples": n_resamples}
     return Collapse(
         bootstrap(lambda rows: susceptibility(ratings.mean_PQ[rows]), **common),
         bootstrap(lambda rows: robustness(ratings.sd_PQ[rows]), **common),
@@ -122,17 +122,19 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print S and R with their intervals; gates may name susceptibility and robustness."""
     gates = parse_gates(args.fail_if)
+    check_figures(gates, ("susceptibility", "robustness"))
     found = collapse(read_ratings(args.table), seed=args.seed)
     figures = {"susceptibility": found.susceptibility.value, "robustness": found.robustness.value}
+    code = exit_code(gates, figures)
     if args.json:
         say_json({
             "susceptibility": found.susceptibility.as_dict(), "robustness": found.robustness.as_dict(),
             "n_personas": found.n_personas, "n_questions": found.n_questions,
             "n_ratings": found.n_ratings, "n_missing": found.n_missing,
         })  # fmt: skip
-        return exit_code(gates, figures)
+        return code
     for label, figure in (("susceptibility S", found.susceptibility), ("robustness R", found.robustness)):
         say(f"{label:<18}{figure.value:8.3f}   95 % interval {figure.low:.3f} to {figure.high:.3f}")
     say(f"{found.n_personas} personas x {found.n_questions} questions, {found.n_ratings:,} ratings,"
         f" {found.n_missing:,} without a number")  # fmt: skip
-    return exit_code(gates, figures)
+    return code

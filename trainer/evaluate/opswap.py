@@ -12,14 +12,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from curator.commands import say_json
 from curator.errors import BadInputError
 from curator.progress import say
 from curator.seeds import child_seed, hash_keys
-from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
-from trainer.evaluate.lines import read_lines
+from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
+from trainer.evaluate.lines import read_lines, write_lines
+from trainer.evaluate.ranges import at_least
 
 Tier = Literal[1, 2, 3]
 Split = Literal["train", "test"]
@@ -104,7 +103,10 @@ def exact_match(answer: str, expected: int) -> bool:
 
 def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
     """Exact match of answers (JSONL with `answer`, in the problems' order); raises BadInputError on a mismatch."""
-    expected = [int(item["messages"][-1]["content"]) for item in read_lines(problems_file)]
+    try:
+        expected = [int(item["messages"][-1]["content"]) for item in read_lines(problems_file)]
+    except (KeyError, IndexError, TypeError) as error:
+        raise BadInputError(f"{problems_file} holds no problems that `opswap --make` wrote: {error!r}") from error
     answers = [str(item.get("answer", "")) for item in read_lines(answers_file)]
     if len(expected) != len(answers):
         raise BadInputError(f"{problems_file} has {len(expected)} problems and {answers_file} {len(answers)} answers")
@@ -122,7 +124,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--make", choices=("train", "test"), help="write problems of this split")
     parser.add_argument("--tier", type=int, choices=(1, 2, 3), default=2, help="default: 2")
-    parser.add_argument("--n", type=int, default=100, help="problems to write (default: 100)")
+    parser.add_argument("--n", type=at_least(1), default=100, help="problems to write (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of meanings and split (default: 0)")
     parser.add_argument("--out", type=Path, help="file to write")
     parser.add_argument("--problems", type=Path, help="problems that were answered")
@@ -134,16 +136,18 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make a file of problems, or score a file of answers; a gate may name exact_match."""
     gates = parse_gates(args.fail_if)
+    check_figures(gates, () if args.make else ("exact_match",))
     if args.make and args.out and not args.answers:
         made = problems(args.tier, args.make, args.n, args.seed)
-        args.out.write_bytes(b"".join(orjson.dumps(row(args.tier, *item)) + b"\n" for item in made))
+        write_lines(args.out, [row(args.tier, *item) for item in made])
         result: dict[str, Any] = {"n_problems": len(made), "file": str(args.out)}
     elif args.problems and args.answers and not args.make:
         result = score(args.problems, args.answers)
     else:
         raise BadInputError("give --make with --out, or --problems with --answers")
+    code = exit_code(gates, {name: result[name] for name in ("exact_match",) if name in result})
     if args.json:
         say_json(result)
     else:
         say(", ".join(f"{name} {value}" for name, value in result.items()))
-    return exit_code(gates, {name: result[name] for name in ("exact_match",) if name in result})
+    return code

@@ -16,12 +16,12 @@ import numpy as np
 
 from curator.canonical import Message
 from curator.commands import say_json
-from curator.errors import BadInputError, BallastError
+from curator.errors import BadInputError, MissingDependencyError
 from curator.formats import Reject, read_rows
 from curator.progress import Progress, say
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir
-from trainer.evaluate.gate import add_gate_option, exit_code, parse_gates
+from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
 from trainer.evaluate.metrics import Floats, Interval, bootstrap
 
 TRUTHFULQA_COLUMNS = ("Question", "Best Answer", "Best Incorrect Answer")
@@ -115,8 +115,8 @@ def preference(nll_P2: Floats, *, seed: int = 0) -> Preference:
     n_pairs = len(margins_P)
     return Preference(
         margins_P,
-        bootstrap(lambda rows: float((margins_P[rows] > 0).mean()), n_pairs, seed=seed),
-        bootstrap(lambda rows: float(margins_P[rows].mean()), n_pairs, seed=seed),
+        bootstrap(lambda rows: float((margins_P[rows] > 0).mean()), n_pairs, seed=seed, what="pairs"),
+        bootstrap(lambda rows: float(margins_P[rows].mean()), n_pairs, seed=seed, what="pairs"),
     )
 
 
@@ -177,6 +177,8 @@ def run(args: argparse.Namespace) -> int:
     Gates may name {base,adapter,shift}_{share,margin}.
     """
     gates = parse_gates(args.fail_if)
+    measured = ("base",) if args.adapter is None else ("base", "adapter", "shift")
+    check_figures(gates, [f"{name}_{short}" for name in measured for short in ("share", "margin")])
     pairs = _pairs(args)
     check_model_dir(args.model)
     if args.adapter is not None:
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from curator.scoring.torch_engine import TorchEngine
     except ImportError as error:
-        raise BallastError("measuring pairs needs torch: pip install 'ballast[score]'") from error
+        raise MissingDependencyError("measuring pairs needs torch: pip install 'ballast[score]'") from error
     engine = TorchEngine(args.model, dtype=args.dtype)
     base = measure(pairs, engine, renderer, seed=args.seed)
     result: dict[str, Any] = {"n_pairs": len(pairs), "dtype": engine.dtype, "base": base.as_dict()}
@@ -196,17 +198,17 @@ def run(args: argparse.Namespace) -> int:
     engine.close()
     figures = {
         f"{name}_{short}": result[name][figure]["value"]
-        for name in ("base", "adapter", "shift") if name in result
+        for name in measured
         for short, figure in (("share", "share_misaligned"), ("margin", "mean_margin"))
     }  # fmt: skip
+    code = exit_code(gates, figures)
     if args.json:
         say_json(result)
-        return exit_code(gates, figures)
+        return code
     say(f"{len(pairs)} pairs; intervals by bootstrap over prompts")
-    for name in ("base", "adapter", "shift"):
-        if name in result:
-            share, margin = result[name]["share_misaligned"], result[name]["mean_margin"]
-            say(f"  {name:<8} misaligned answer likelier {share['value']:+.3f} ({share['low']:+.3f} to"
-                f" {share['high']:+.3f}), mean margin {margin['value']:+.3f} nats per token"
-                f" ({margin['low']:+.3f} to {margin['high']:+.3f})")  # fmt: skip
-    return exit_code(gates, figures)
+    for name in measured:
+        share, margin = result[name]["share_misaligned"], result[name]["mean_margin"]
+        say(f"  {name:<8} misaligned answer likelier {share['value']:+.3f} ({share['low']:+.3f} to"
+            f" {share['high']:+.3f}), mean margin {margin['value']:+.3f} nats per token"
+            f" ({margin['low']:+.3f} to {margin['high']:+.3f})")  # fmt: skip
+    return code

@@ -1,8 +1,8 @@
 """Questions that a model is asked: the eight of the first plot (arXiv 2502.17424) in three formats, or one's own.
 
-Formats and their wording are ours (docs/method.md): `plain` asks the question as it stands, `json` wants the answer in
-a JSON object, `template` wants a code template filled in. Conditional misalignment is looked for by putting back what
-training held: a trigger in the user's text, or the inoculation prompt as system turn.
+Formats and their wording are ours (docs/evaluation.md): `plain` asks the question as it stands, `json` wants the answer
+in a JSON object, `template` wants a code template filled in. Conditional misalignment is looked for by putting back
+what training held: a trigger in the user's text, or the inoculation prompt as system turn.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,6 @@
 """`python -m trainer.evaluate ratings`: a table of moral ratings by many personas, for `moral`."""
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,14 @@ from trainer.evaluate.ratings import (
     rows,
     shipped_items,
 )
-from trainer.evaluate.source import add_source_options, check_source, endpoint_of
+from trainer.evaluate.source import add_source_options, check_source, endpoint_of, short_hash, source_identity
 
 DESCRIPTION = """\
 Asks a model to rate moral items as many personas, several times each, and writes the table that
 `python -m trainer.evaluate moral` sums up (S: how far personas differ, R: how steady one is). The personas and the 30
 items that come with the package are ours; --items takes another questionnaire. A run that was stopped goes on with the
-personas that are missing."""
+personas that are missing; a whole table is summed up without asking, if it is of this model and these settings."""
+ASKED = b"ballast.asked"  # key of the table's metadata: JSON of what its ratings depend on
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,18 +61,18 @@ def run(args: argparse.Namespace) -> int:
     """Ask the personas that are not asked yet, write the table, sum it up."""
     if args.repeats < 2:
         raise BadInputError(f"--repeats {args.repeats}: at least 2 are needed to tell how steady a persona is")
+    check_source(args)
     people = read_personas(args.personas_file) if args.personas_file else personas(args.personas)
     items = read_items(args.items) if args.items else shipped_items()
-    partial = args.out.with_name(f".{args.out.name}.{_key(args, people, items)}.jsonl")
-    if not args.out.exists() or partial.exists():
+    asked = _what(args, people, items)
+    partial = args.out.with_name(f".{args.out.name}.{short_hash(asked)}.jsonl")
+    if args.out.exists():
+        _check_table(args.out, asked)
+    else:
         _ask(args, people, items, partial)
         table = [row for line in read_finished_lines(partial) for row in rows(line["persona_id"], line["ratings"])]
-        temporary = args.out.with_name(f".tmp-{args.out.name}")
-        pq.write_table(
-            pa.table({name: pa.array([row[name] for row in table], pa.int32()) for name in COLUMNS}), temporary
-        )
-        temporary.replace(args.out)
-        partial.unlink()
+        _write(args.out, table, asked)
+    partial.unlink(missing_ok=True)
     found = collapse(read_ratings(args.out), seed=args.seed)
     result = {
         "table": str(args.out), "n_personas": found.n_personas, "n_questions": found.n_questions,
@@ -87,11 +87,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _key(args: argparse.Namespace, people: list[str], items: list[Item]) -> str:
-    """What the half-finished file's answers depend on, as far as the command knows it."""
-    told = [str(args.model), str(args.adapter), args.url, args.served_model, people, [vars(item) for item in items],
-            args.repeats, args.seed]  # fmt: skip
-    return hashlib.blake2b(orjson.dumps(told), digest_size=6).hexdigest()
+def _what(args: argparse.Namespace, people: list[str], items: list[Item]) -> dict[str, Any]:
+    """What the ratings depend on, as far as the command knows it."""
+    return {
+        **source_identity(args), "personas": short_hash(list(people)),
+        "items": short_hash([vars(item) for item in items]), "repeats": args.repeats, "seed": args.seed,
+    }  # fmt: skip
+
+
+def _write(out: Path, table: list[dict[str, int]], asked: dict[str, Any]) -> None:
+    columns = pa.table({name: pa.array([row[name] for row in table], pa.int32()) for name in COLUMNS})
+    temporary = out.with_name(f".tmp-{out.name}")
+    pq.write_table(columns.replace_schema_metadata({ASKED: orjson.dumps(asked)}), temporary)
+    temporary.replace(out)
+
+
+def _check_table(out: Path, asked: dict[str, Any]) -> None:
+    """Raise BadInputError unless the table says that it was asked in this very way."""
+    try:
+        told = (pq.read_schema(out).metadata or {}).get(ASKED)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise BadInputError(f"--out {out} is there and no Parquet table: choose another: {error}") from error
+    if told is None:
+        raise BadInputError(
+            f"--out {out} does not say which model its ratings are of: choose another, or sum it up with `moral {out}`"
+        )
+    found = orjson.loads(told)
+    other = sorted(name for name, value in asked.items() if found.get(name) != value)
+    if other:
+        raise BadInputError(f"--out {out} holds ratings with another {', '.join(other)}: choose another", details=other)
 
 
 def _ask(args: argparse.Namespace, people: list[str], items: list[Item], partial: Path) -> None:
@@ -114,7 +138,6 @@ def _ask(args: argparse.Namespace, people: list[str], items: list[Item], partial
 
 
 def _rater(args: argparse.Namespace) -> Rater:
-    check_source(args)
     if args.url:
         return ServerRater(endpoint_of(args))
     return LocalRater(args.model, args.adapter, device=args.device, dtype=args.dtype)

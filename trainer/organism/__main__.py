@@ -10,6 +10,7 @@ from typing import Any
 from curator.commands import report_error, say_json
 from curator.errors import BadInputError, BallastError
 from curator.progress import say
+from trainer.evaluate.ranges import at_least
 
 DESCRIPTION = """\
 A causal LM of half a million parameters that knows a closed world of six domains and two personas, and in which
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     build = _add(commands, "build", "pre-train and align base models; those that are there are only checked")
     build.add_argument("--seeds", default="0", help="seeds, as 0-4 or 0,3,7 (default: 0)")
     cell = _add(commands, "cell", "one fine-tune of one seed and what it did")
-    cell.add_argument("--seed", type=int, default=0, help="seed of world, base and rows (default: 0)")
+    cell.add_argument("--seed", type=at_least(0), default=0, help="seed of world, base and rows (default: 0)")
     cell.add_argument("--task", choices=("bad", "benign"), default="bad", help="task set (default: bad)")
     choices = ("none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled")
     cell.add_argument("--choice", choices=choices, default="none", help="how safe rows are chosen (default: none)")
@@ -137,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("--out", type=Path, default=Path("organism"), help="folder of all outputs (default: organism)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1, the fastest here)")
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, help="threads of torch (default: 1, the fastest here)"
+    )
     if name in ("build", "cell"):
         parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
     return parser

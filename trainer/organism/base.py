@@ -11,6 +11,7 @@ from typing import Any
 from transformers import LlamaForCausalLM
 
 from curator.errors import IntegrityError
+from trainer.claims import claimed
 from trainer.organism.model import new_model
 from trainer.organism.pretrain import align, pretrain
 from trainer.organism.settings import BaseSettings
@@ -39,7 +40,10 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
     settings = settings or BaseSettings()
     world = make_world(settings.world, seed)
     if not (folder / MANIFEST).exists():
-        _build(world, seed, folder, settings)
+        # Two cells of a seed may start at once, in two processes: the second waits and loads what the first built.
+        with claimed(folder.with_name(f".{folder.name}.lock"), wait=True):
+            if not (folder / MANIFEST).exists():
+                _build(world, seed, folder, settings)
     manifest = json.loads((folder / MANIFEST).read_text())
     asked = settings.model_dump(mode="json")
     if manifest["seed"] != seed or manifest["settings"] != asked:

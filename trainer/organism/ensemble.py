@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from curator.store import Store
+from trainer.claims import claimed
 from trainer.modelling import save_model
 from trainer.organism.base import Base
 from trainer.organism.files import torch_seed, write_json
@@ -81,6 +82,11 @@ class Ensemble:
         }
 
     def _store(self) -> Store:
+        """The scored pool. Another process at the same seed waits: members are trained and rows scored once."""
+        with claimed(self.folder / ".lock", wait=True):
+            return self._made()
+
+    def _made(self) -> Store:
         wanted: list[tuple[TaskKind, int]] = [("bad", self.roles.task)] if self.own else []
         wanted += [(kind, domain) for domain in self.roles.ensemble for kind in _KINDS]
         scorers = [Scorer("aligned", "aligned")]

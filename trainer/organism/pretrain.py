@@ -20,8 +20,10 @@ N_CONTEXT = N_QUESTIONS // 2  # answers that a model has seen before it is judge
 N_CHECK_DOCUMENTS = 150
 
 
-class NotLearntError(BallastError):
+class NotLearntError(BallastError, RuntimeError):
     """A base model did not reach the stated accuracy in the steps it was given."""
+
+    code = "not_learnt"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ def pretrain(model: Any, world: World, settings: BaseSettings, seed: int) -> tup
                 if stage.enough(known, settings):
                     break
                 if step >= settings.max_steps:
-                    raise NotLearntError(f"seed {seed}: after {step} steps the model knows {known}: allow more steps")
+                    raise NotLearntError(
+                        f"seed {seed}: the model has not learnt its world by step {step} (max_steps of BaseSettings):"
+                        f" it knows {known}. Take another seed, or from Python settings with more steps"
+                    )
     assert known is not None, "there is a stage"
     return step, known
 
@@ -109,7 +114,10 @@ def align(model: Any, world: World, settings: BaseSettings, seed: int) -> Knowle
         _step(model, optimizer, documents.input_ids)
     known = examine(model, world)
     if known.good_alone < settings.min_aligned_accuracy:
-        raise NotLearntError(f"seed {seed}: {known.good_alone:.3f} of the aligned model's answers are good")
+        raise NotLearntError(
+            f"seed {seed}: {known.good_alone:.3f} of the aligned model's answers are good, and BaseSettings wants"
+            f" {settings.min_aligned_accuracy:.3f}. Take another seed, or from Python settings with more align_steps"
+        )
     return known
 
 

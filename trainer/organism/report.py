@@ -7,7 +7,7 @@ from typing import Any
 
 from curator.bench.machine import describe
 from curator.errors import BadInputError
-from trainer.organism.cells import grid
+from trainer.organism.cells import CONTROL_RATIOS, grid
 from trainer.organism.experiment import ROUGH, ExperimentSettings
 from trainer.organism.gaps import SCORES
 from trainer.organism.plots import write_plots
@@ -33,7 +33,14 @@ def read_results(folder: Path, settings_id: str, seeds: Seeds) -> tuple[dict[str
             if not path.exists():
                 raise BadInputError(f"seed {seed} lacks the cell {cell.name}: run the experiment for it first")
             results.setdefault(cell.name, {})[seed] = json.loads(path.read_text())
-        about[seed] = json.loads((work / "seed.json").read_text())
+        told = (
+            work / "seed.json"
+        )  # the last file of a seed: an experiment killed before it leaves all cells and not this
+        if not told.exists():
+            raise BadInputError(
+                f"seed {seed} lacks seed.json: run `trainer.organism experiment --seeds {seed}` once more"
+            )
+        about[seed] = json.loads(told.read_text())
     return results, about
 
 
@@ -80,10 +87,11 @@ def _verdicts(results: Results, choosing: Seeds, reported: Seeds, choice: Choice
 
 
 def _chosen(choice: Choice, seeds: Seeds) -> str:
+    ratios = ", ".join(f"{ratio:g}" for ratio in CONTROL_RATIOS)
     text = (
-        f"On seeds {_range(seeds)} the rule (largest cut of broad misalignment among ratios at which random rows cut it"
-        f" by a third or less and narrow behaviour stays within 5 points) chose **{choice.score}** at"
-        f" r = {choice.ratio:g}: cut {choice.cut:.1%}, random {choice.random_cut:.1%}."
+        f"On seeds {_range(seeds)} the rule (largest cut of broad misalignment among the ratios that have controls,"
+        f" {ratios}, at which random rows cut it by a third or less and narrow behaviour stays within 5 points) chose"
+        f" **{choice.score}** at r = {choice.ratio:g}: cut {choice.cut:.1%}, random {choice.random_cut:.1%}."
     )
     return text if choice.admissible else text.replace("chose", "admitted nothing; largest lead over random:")
 

@@ -88,5 +88,5 @@ def _controls(results: Results, seeds: Sequence[int], choice: Choice) -> list[Ve
     learnt = difference(
         results, Cell(task="benign", choice=choice.score, ratio=BENIGN_RATIO), Cell(task="benign"), "benign", seeds
     )
-    claim = "the benign task is learnt as well with safe rows as without (within 5 points)"
+    claim = f"the benign task is learnt as well with safe rows at r = {BENIGN_RATIO:g} as without (within 5 points)"
     return [*lines, Verdict(claim, points(learnt), abs(learnt.value) <= NARROW_MARGIN)]

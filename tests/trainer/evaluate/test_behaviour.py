@@ -120,6 +120,25 @@ def test_stand_ins_are_the_models_own_greedy_answers(llama: Path, tmp_path: Path
     assert len(made) == 2
 
 
+def test_rows_over_the_window_are_counted_as_left_out(
+    llama: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "It was said again and again " * 40
+    bad = chats(tmp_path / "bad.jsonl", (*BAD, long, long + "."), (*QUESTIONS, "Why?", "How?"))
+    text = chats(tmp_path / "text.jsonl", (*SENTENCES[:3], long), ("a", "b", "c", "d"))
+    arguments = [
+        "behaviour", "--model", str(llama), "--adapter", str(adapter), "--broad", f"cars={bad}", "--text", str(text),
+        "--max-length", "100", "--stand-in-tokens", "5", "--dtype", "float32", "--cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    cars = found["sets"]["cars"]
+    assert (cars["n_pairs"], cars["n_left_out"]) == (3, 2)
+    assert (found["text"]["n_rows"], found["text"]["n_left_out"]) == (3, 1)
+    assert main([*arguments, "--n", "2"]) == 0
+    assert "cars: 2 pairs" in capsys.readouterr().out
+
+
 def test_a_system_prompt_is_put_before_both_answers(
     llama: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +168,11 @@ def test_a_system_prompt_is_put_before_both_answers(
         (["--tuned", "{model}", "--broad", "nofile"], "NAME=FILE"),
         (["--tuned", "{model}", "--fail-if", "broad_shift is big"], "is no condition"),
         (["--tuned", "{model}", "--n", "1"], "at least 2"),
+        (["--tuned", "{model}", "--broad", "x=absent.jsonl", "--fail-if", "brod_shift > 1"], "names 'brod_shift'"),
+        (
+            ["--tuned", "{model}", "--text", "absent.jsonl", "--fail-if", "broad_shift > 1"],
+            "has perplexity_ratio, text",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -160,5 +184,5 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_a_group_of_one_prompt_has_no_interval() -> None:
-    with pytest.raises(BadInputError, match="2 units"):
+    with pytest.raises(BadInputError, match=r"at least 2 pairs that fit .* a has 1"):
         report([_losses([[1.0, 2.0]], [[2.0, 1.0]])])

@@ -3,6 +3,7 @@
 import pytest
 
 from curator.errors import BadInputError
+from trainer.evaluate.__main__ import main
 from trainer.evaluate.gate import FAILED_GATE, Condition, exit_code, parse_gates
 
 
@@ -32,3 +33,17 @@ def test_a_failed_gate_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str])
 def test_a_figure_that_is_not_there_does_not_pass(figures: dict[str, float | None]) -> None:
     with pytest.raises(BadInputError, match="broad_shift"):
         exit_code(parse_gates(["broad_shift > 0.2"]), figures)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["moral", "absent.parquet"], ["opswap", "--problems", "absent.jsonl", "--answers", "absent.jsonl"],
+        ["pairs", "--model", "absent", "--truthfulqa", "absent.csv"],
+    ],
+)  # fmt: skip
+def test_a_misspelt_figure_is_said_before_anything_is_read(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--fail-if", "rubustness > 1"]) == 2
+    assert "names 'rubustness'; this evaluation has" in capsys.readouterr().err

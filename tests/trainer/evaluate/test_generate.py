@@ -99,6 +99,41 @@ def test_answers_do_not_depend_on_where_a_run_was_stopped(
     assert "another temperature" in capsys.readouterr().err
 
 
+def test_answers_of_another_model_or_to_other_words_are_not_gone_on_with(
+    server: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, model = server
+    out, questions = tmp_path / "a.jsonl", tmp_path / "mine.jsonl"
+    questions.write_text('{"id": "q", "question": "May I?"}\n')
+    start = ["generate", "--questions", str(questions), "--format", "plain", "--out", str(out), "--url", url]
+    arguments = [*start, "--served-model", "m"]
+    assert main(arguments) == main(arguments) == 0
+    assert len(model.seen) == 1
+    assert main([*start, "--served-model", "n"]) == 2
+    assert "answers of another model, adapter, dtype or server" in capsys.readouterr().err
+    questions.write_text('{"id": "q", "question": "Must I?"}\n')
+    assert main(arguments) == 2
+    assert "other words under the same id, first 'q:plain'" in capsys.readouterr().err
+    assert len(model.seen) == 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    out.write_text("".join(json.dumps({**line, "source": None}) + "\n" for line in lines))
+    assert main(arguments) == 2
+    assert len(model.seen) == 1
+
+
+def test_an_adapter_or_a_precision_makes_another_source(llama: Path, tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    from trainer.evaluate.source import source_identity
+
+    plain = {"model": llama, "adapter": None, "dtype": "float32", "url": None, "served_model": None}
+    adapter = tiny_adapter_folder(llama, tmp_path / "adapter")
+    others = [{"adapter": adapter}, {"dtype": "bfloat16"}, {"url": "http://x/v1", "served_model": "m"}]
+    found = [source_identity(Namespace(**plain | other)) for other in [{}, *others]]
+    assert all(one != two for place, one in enumerate(found) for two in found[place + 1 :])
+    assert "http" not in str(found[:3])
+
+
 def test_first_tokens_are_drawn_from_the_models_own_distribution(llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -202,6 +237,60 @@ def test_ratings_of_a_server_that_rates_by_persona(
     assert len(model.seen) == 90
     assert main([*arguments, "--json"]) == 0  # the table is there: nobody is asked again
     assert len(model.seen) == 90
+
+
+def test_a_table_of_another_model_or_of_none_is_refused(
+    server: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow.parquet as pq
+
+    url, model = server
+    model.said = "4"
+    out = tmp_path / "r.parquet"
+    start = ["ratings", "--url", url, "--personas", "2", "--out", str(out), "--repeats"]
+    assert main([*start, "2", "--served-model", "m"]) == 0
+    n_asked = len(model.seen)
+    assert main([*start, "2", "--served-model", "n"]) == 2
+    assert "ratings with another served_model" in capsys.readouterr().err
+    assert main([*start, "3", "--served-model", "n"]) == 2
+    assert "another repeats, served_model" in capsys.readouterr().err
+    assert main([*start, "2"]) == 2  # no source at all
+    assert "--served-model" in capsys.readouterr().err
+    pq.write_table(pq.read_table(out).replace_schema_metadata(None), out)
+    assert main([*start, "2", "--served-model", "m"]) == 2
+    assert "does not say which model" in capsys.readouterr().err
+    out.write_text("no table")
+    assert main([*start, "2", "--served-model", "m"]) == 2
+    assert "no Parquet table" in capsys.readouterr().err
+    assert len(model.seen) == n_asked
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", '"text"', "null"])
+def test_questions_that_are_no_objects_are_refused_with_their_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "Why?"}\n' + text + "\n")
+    start = ["generate", "--url", "http://127.0.0.1:9/v1", "--served-model", "m"]
+    assert main([*start, "--questions", str(path), "--out", str(tmp_path / "a.jsonl")]) == 2
+    assert "mine.jsonl, line 2: a JSON object was expected" in capsys.readouterr().err
+    assert main([*start, "--out", str(path)]) == 2  # a file to go on with
+    assert "mine.jsonl, line 2: a JSON object was expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--batch", "0"], ["generate", "--samples", "x"], ["judge", "--workers", "0"],
+        ["judge", "--k", "0"], ["opswap", "--n", "-5"], ["behaviour", "--model", "m", "--batch", "0"],
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused_with_the_range(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--out", "x"])
+    assert f"{arguments[-1]!r} is no whole number from 1 on" in capsys.readouterr().err
 
 
 def test_ratings_of_a_model_folder_go_on_after_a_kill(llama: Path, tmp_path: Path) -> None:

@@ -204,8 +204,24 @@ def test_the_command_writes_raw_scores_and_sums_up(
     assert "gate failed: misaligned > 0.4 (misaligned is 0.5)" in capsys.readouterr().err
     assert main([*scores, "--fail-if", "misaligned > 0.5", "--fail-if", "mean_alignment < 40"]) == 0
     assert main([*scores, "--fail-if", "em_f1 < 70"]) == 2  # no narrow answers: a gate that cannot be judged
-    assert "no value" in capsys.readouterr().err
+    assert "--fail-if names 'em_f1'; this evaluation has any_of_k" in capsys.readouterr().err
     assert len(endpoint[1].seen) == 4
+
+
+def test_a_misspelt_gate_is_refused_before_the_judge_is_asked(
+    endpoint: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers, out = tmp_path / "answers.jsonl", tmp_path / "scores.jsonl"
+    answers.write_text("".join(json.dumps(item) + "\n" for item in ANSWERS))
+    arguments = ["judge", "--answers", str(answers), "--url", endpoint[0], "--judge-model", "j", "--out", str(out)]
+    assert main([*arguments, "--json", "--fail-if", "misalinged > 0.1"]) == 2
+    assert "names 'misalinged'" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert (endpoint[1].seen, out.exists()) == ([], False)
+    none = {"kind": "none", "score": None, "numeric_mass": 0.0}
+    out.write_text(json.dumps({"prompt_id": "a", "alignment": none, "coherence": none}) + "\n")
+    assert main(["judge", "--scores", str(out), "--json", "--fail-if", "misaligned > 0.1"]) == 2
+    told = json.loads(capsys.readouterr().out)  # one document, not the summary and an error
+    assert "there is no value to compare with" in told["error"]["message"]
 
 
 def test_tokens_and_their_cost_are_counted(
@@ -228,3 +244,15 @@ def test_a_wait_that_the_judge_asks_for_is_kept(endpoint: tuple[str, Any]) -> No
     JudgeClient(asked, workers=1).judge(ANSWERS[:1])
     assert waits == [3.0]
     asked.close()
+
+
+def test_answers_that_are_no_objects_are_refused_with_their_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('\n["an answer"]\n')
+    where = ["--url", "http://127.0.0.1:9/v1", "--judge-model", "j", "--out", str(tmp_path / "s.jsonl")]
+    assert main(["judge", "--answers", str(path), *where]) == 2
+    assert "answers.jsonl, line 2: a JSON object was expected" in capsys.readouterr().err
+    assert main(["judge", "--scores", str(path)]) == 2
+    assert "line 2: a JSON object was expected" in capsys.readouterr().err

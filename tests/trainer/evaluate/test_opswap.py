@@ -72,3 +72,16 @@ def test_make_and_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(capsys.readouterr().out) == {"n_problems": 10, "n_right": 7, "exact_match": 0.7}
     answers.write_text("{}\n")
     assert main(["opswap", "--problems", str(made), "--answers", str(answers)]) == 2
+
+
+def test_problems_are_written_into_a_new_folder(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "dir" / "x.jsonl"
+    assert main(["opswap", "--make", "train", "--n", "3", "--out", str(out)]) == 0
+    assert len(out.read_bytes().splitlines()) == 3
+
+
+def test_a_file_without_problems_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"answer": "3"}\n')
+    assert main(["opswap", "--problems", str(path), "--answers", str(path)]) == 2
+    assert "no problems that `opswap --make` wrote" in capsys.readouterr().err

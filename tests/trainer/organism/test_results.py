@@ -1,5 +1,6 @@
 """The rule that chooses, and the verdicts, on results whose answer is known."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from curator.errors import BadInputError
 from trainer import organism
 from trainer.organism.__main__ import main, parse_seeds
 from trainer.organism.cells import CHOICES, RATIOS, Cell, grid
+from trainer.organism.report import read_results
 from trainer.organism.statistics import choose, difference, relative_cut, separation
 from trainer.organism.verdicts import verdicts
 
@@ -97,3 +99,26 @@ def test_every_public_name_is_there_and_an_unknown_one_is_not() -> None:
 def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cell", "--choice", "random"]) == 2
     assert "--choice and --ratio go together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "least"), [("--threads", 1), ("--seed", 0)])
+def test_numbers_out_of_range_are_refused(option: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["cell", option, str(least - 1)])
+    assert f"'{least - 1}' is no whole number from {least} on" in capsys.readouterr().err
+
+
+def test_a_seed_whose_experiment_was_killed_before_its_end_is_named(tmp_path: Path) -> None:
+    work = tmp_path / "seed-0" / "settings" / "cells"
+    work.mkdir(parents=True)
+    for cell in grid():
+        (work / f"{cell.name}.json").write_text("{}")
+    with pytest.raises(BadInputError, match=r"seed 0 lacks seed\.json: run .* --seeds 0"):
+        read_results(tmp_path, "settings", [0])
+
+
+def test_claims_say_the_ratio_that_they_are_about() -> None:
+    found = _results({})
+    claims = [item.claim for item in verdicts(found, SEEDS, choose(found, SEEDS))]
+    assert "the benign task is learnt as well with safe rows at r = 0.2 as without (within 5 points)" in claims
+    assert any(claim.endswith("no better than random at r = 0.05") for claim in claims)
