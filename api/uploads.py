@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyio import move_on_after
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from api.bodies import bounded, drain
 from api.errors import ApiError
 from api.parts import FILE_PART, Parts
 from api.settings import Settings
@@ -27,7 +27,6 @@ from curator.formats.decode import UndecodableError, decode
 DOCUMENTS = ("recipe", "audit")  # what is asked of the rows: each route knows one
 _OTHER_KEYS = ("on_bad_rows", "layout")
 FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
-DRAIN_S = 10.0
 _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
 
@@ -110,7 +109,7 @@ async def received(request: Request, settings: Settings, document: str = "recipe
     try:
         yield await _receive(request, chunks, Path(folder.name), settings, document)
     except ApiError:
-        await _drain(chunks)
+        await drain(chunks)
         raise
     finally:
         await run_in_threadpool(folder.cleanup)
@@ -132,23 +131,13 @@ async def _receive(
     )
 
 
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read and throw away what the client is still sending, for a while.
-
-    It would otherwise meet a closed connection instead of the answer.
-    """
-    with move_on_after(DRAIN_S):
-        async for _ in chunks:
-            pass
-
-
 def _new_folder(settings: Settings) -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="ballast-upload-", dir=settings.temp_dir, ignore_cleanup_errors=True)
 
 
 async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str) -> Upload:
     body = bytearray()
-    async for chunk in _bounded(chunks, settings.max_json_bytes, "send larger data sets as multipart/form-data"):
+    async for chunk in bounded(chunks, settings.max_json_bytes, "send larger data sets as multipart/form-data"):
         body += chunk
     return await run_in_threadpool(_decoded, bytes(body), folder, document)
 
@@ -174,7 +163,7 @@ async def _receive_multipart(
     parts = Parts(Upload(folder, {}).path, document)
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
-        async for chunk in _bounded(chunks, settings.max_upload_bytes, "split the data set, or raise the bound"):
+        async for chunk in bounded(chunks, settings.max_upload_bytes, "split the data set, or raise the bound"):
             parser.write(chunk)
             if parts.n_buffered >= FLUSH_BYTES:
                 await run_in_threadpool(parts.flush)
@@ -186,13 +175,3 @@ async def _receive_multipart(
     if parts.file_name is None:
         raise ApiError(422, "missing_part", f"the part `{FILE_PART}` with the data set is missing")
     return Upload(folder, dict(parts.texts), name=parts.file_name, n_bytes=parts.n_bytes)
-
-
-async def _bounded(chunks: AsyncIterator[bytes], max_bytes: int, remedy: str) -> AsyncIterator[bytes]:
-    """The body's chunks; raises ApiError 413 beyond `max_bytes`."""
-    n_bytes = 0
-    async for chunk in chunks:
-        n_bytes += len(chunk)
-        if n_bytes > max_bytes:
-            raise ApiError(413, "too_large", f"the body is over the bound of {max_bytes} bytes: {remedy}")
-        yield chunk
