@@ -81,6 +81,11 @@ class Quotas:
                 if not self._running[key]:
                     del self._running[key]
 
+    def n_taken(self, tenant: str, what: str) -> int:
+        """How many of a tenant's own places are taken."""
+        with self._lock:
+            return self._running.get((tenant, what), 0)
+
     def _take(self, tenant: str, what: str, amount: int, capacity: int | None, period_s: float) -> None:
         if capacity is None or amount <= 0:
             return

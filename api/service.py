@@ -12,6 +12,7 @@ from starlette.requests import Request
 from api.auth import Keyring, is_loopback
 from api.errors import ApiError
 from api.expiry import Expiry
+from api.figures import Figures
 from api.idempotency import Idempotency
 from api.logs import log_event
 from api.metrics import Metrics
@@ -49,6 +50,7 @@ class Service:
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
     renditions: Renditions = field(init=False)
+    figures: Figures = field(init=False)
     submitting: Lock = field(default_factory=Lock)
     _builds: Semaphore = field(init=False)
     _statements: Semaphore = field(init=False)
@@ -64,6 +66,7 @@ class Service:
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
         self.renditions = Renditions(self.settings.download_cache_bytes, self.settings.temp_dir)
+        self.figures = Figures(self.quotas, self.settings.max_sql)
         self.board = Board(self.store)
         self.queue = _queue(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
