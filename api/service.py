@@ -26,6 +26,7 @@ from curator.localcopy import LocalCopy
 from curator.mixrows import MANIFEST_FILE, mix_path
 from curator.policy import Policy, load_policy
 from curator.sandbox import Sandbox, SqlLimits
+from curator.scratch import sweep_scratch
 from curator.store import Store
 
 RETRY_AFTER_S = 5
@@ -107,7 +108,7 @@ class Service:
         self.renditions.close()
 
     def tidy(self) -> None:
-        """Remove what is over its time or left behind: mixes, keys, jobs, copies of downloads.
+        """Remove what is over its time or left behind: mixes, keys, jobs, uploads and copies of downloads.
 
         Each on its own: what fails is logged, and the others are tidied all the same.
         """
@@ -115,6 +116,7 @@ class Service:
             "mixes": self.expiry.sweep_mixes,
             "idempotency keys": self.expiry.sweep_keys,
             "jobs": lambda: self.board.sweep(self.settings.job_ttl_s),
+            "temporary folders": lambda: sweep_scratch(self.settings.temp_dir),
             "downloads": lambda: self.renditions.sweep(self._has_mix),
         }
         for name, sweep in parts.items():

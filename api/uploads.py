@@ -6,7 +6,6 @@ bound, and a JSON body has one of its own.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from api.errors import ApiError
 from api.parts import FILE_PART, Parts
 from api.settings import Settings
 from curator.formats.decode import UndecodableError, decode
+from curator.scratch import Scratch
 
 DOCUMENTS = ("recipe", "audit")  # what is asked of the rows: each route knows one
 _OTHER_KEYS = ("on_bad_rows", "layout")
@@ -105,14 +105,14 @@ async def received(request: Request, settings: Settings, document: str = "recipe
     Raises ApiError 400 for a malformed body, 413 for one over its bound, 415 for another content type.
     """
     chunks = request.stream()
-    folder = await run_in_threadpool(_new_folder, settings)
+    folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
     try:
-        yield await _receive(request, chunks, Path(folder.name), settings, document)
+        yield await _receive(request, chunks, folder.path, settings, document)
     except ApiError:
         await drain(chunks)
         raise
     finally:
-        await run_in_threadpool(folder.cleanup)
+        await run_in_threadpool(folder.close)
 
 
 async def _receive(
@@ -129,10 +129,6 @@ async def _receive(
         f"send multipart/form-data (parts `file` and `{document}`) or "
         f'application/json ({{"rows": [...], "{document}": {{...}}}})',
     )
-
-
-def _new_folder(settings: Settings) -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="ballast-upload-", dir=settings.temp_dir, ignore_cleanup_errors=True)
 
 
 async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str) -> Upload:
