@@ -59,8 +59,10 @@ def create_key(
     """
     tenant_path(tenant)
     unknown = sorted(set(scopes) - set(SCOPES))
-    if unknown or not scopes:
-        raise BadInputError(f"scope {unknown[0] if unknown else ''!r} is none of {', '.join(SCOPES)}")
+    if not scopes:
+        raise BadInputError(f"a key needs a scope: name one or more of {', '.join(SCOPES)}, by commas")
+    if unknown:
+        raise BadInputError(f"scope {unknown[0]!r} is none of {', '.join(SCOPES)}")
     if len(label) > MAX_LABEL_CHARS or (expires_days is not None and not 0 < expires_days <= 36_500):
         raise BadInputError(f"give a label of at most {MAX_LABEL_CHARS} characters and 0 < days <= 36500 to expiry")
     now, key_id, secret = _now(), secrets.token_hex(8), secrets.token_hex(32)
