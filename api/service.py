@@ -2,8 +2,8 @@
 
 import logging
 from asyncio import Semaphore, wait_for
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -20,8 +20,10 @@ from api.quotas import Quotas
 from api.renditions import Renditions
 from api.settings import Settings
 from curator.compose import product_version
+from curator.errors import MissingError
 from curator.jobs.board import Board
 from curator.jobs.queue import JobQueue, open_queue
+from curator.jobs.record import Job
 from curator.localcopy import LocalCopy
 from curator.mixrows import MANIFEST_FILE, mix_path
 from curator.policy import Policy, load_policy
@@ -73,15 +75,30 @@ class Service:
         self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)
 
-    @asynccontextmanager
-    async def build_place(self, tenant: str) -> AsyncIterator[None]:
-        """One of the places for builds, waiting for it.
+    @contextmanager
+    def upload_place(self, tenant: str) -> Iterator[None]:
+        """One of the tenant's places for uploads, taken before a byte of it is read.
 
-        Raises ApiError 429 when the tenant has its own share already, 503 when too many wait.
+        It is none of the places for builds: those would stand idle as long as a client sends slowly. Raises ApiError
+        429 when the tenant has its own share already, 503 when too many wait for a build.
         """
         with self.quotas.place(tenant, "builds", self.settings.tenant_builds):
-            async with self._place():
-                yield
+            self._check_line()
+            yield
+
+    @asynccontextmanager
+    async def build_place(self) -> AsyncIterator[None]:
+        """One of the places for builds, waiting for it; raises ApiError 503 when too many wait."""
+        self._check_line()
+        self.n_waiting += 1
+        try:
+            await self._builds.acquire()
+        finally:
+            self.n_waiting -= 1
+        try:
+            yield
+        finally:
+            self._builds.release()
 
     @asynccontextmanager
     async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
@@ -97,6 +114,13 @@ class Service:
                 yield self.sandbox
             finally:
                 self._statements.release()
+
+    def kept_job(self, tenant: str, job_id: str) -> Job:
+        """A job that is not over its time; raises MissingError without one."""
+        job = self.board.read(tenant, job_id)
+        if self.board.is_expired(job, self.settings.job_ttl_s):
+            raise MissingError("the job is over its time")
+        return job
 
     def close(self) -> None:
         """End what runs beside the requests."""
@@ -128,8 +152,7 @@ class Service:
     def _has_mix(self, tenant: str, mix_id: str) -> bool:
         return self.store.exists(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}")
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    def _check_line(self) -> None:
         if self._builds.locked() and self.n_waiting >= self.settings.max_waiting_builds:
             raise ApiError(
                 503,
@@ -137,15 +160,6 @@ class Service:
                 f"{self.settings.max_builds} mixes are being built and {self.n_waiting} wait: try again later",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
-        self.n_waiting += 1
-        try:
-            await self._builds.acquire()
-        finally:
-            self.n_waiting -= 1
-        try:
-            yield
-        finally:
-            self._builds.release()
 
 
 def _queue(store: Store, settings: Settings) -> JobQueue | None:

@@ -11,8 +11,9 @@ from api.figures import TENANT_LINE
 from api.keys import create_key
 from api.routes import corpora
 from api.settings import Settings
+from curator.store import Store
 from tests.api.serving import N_POOL, running, scored_store
-from tests.gap_stores import write_scorer
+from tests.gap_stores import write_corpus, write_scorer
 
 
 def test_corpora_are_listed_with_their_revision(http: httpx.Client) -> None:
@@ -128,3 +129,11 @@ def test_figures_are_kept_until_what_they_are_of_changes(tmp_path: Path, monkeyp
         losses = dict.fromkeys(ids["example_id"].to_pylist(), (20.0, 10))
         write_scorer(store, "chats", "other", "misaligned", losses, domain="legal")
         assert len(http.get("/v1/corpora/chats").json()["scorers"]) == 3
+
+
+def test_a_corpus_of_any_name_answers_head(tmp_path: Path) -> None:
+    write_corpus(Store(tmp_path).open(), "data", ["an answer"])
+    with running(Settings(store=str(tmp_path))) as url:
+        whole, head = httpx.get(f"{url}/v1/corpora/data"), httpx.head(f"{url}/v1/corpora/data")
+        assert (whole.status_code, head.status_code, head.content) == (200, 200, b"")
+        assert head.headers["content-length"] == whole.headers["content-length"]
