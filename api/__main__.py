@@ -1,6 +1,7 @@
 """`python -m api`: serve a store's mixes over HTTP."""
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -114,11 +115,13 @@ def _run(settings: Settings, listener: socket.socket) -> None:
 
         from api.app import create_app
         from api.logs import set_up_logging
+        from api.server import Server
     except ImportError as error:
         raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[api]'") from error
     set_up_logging(settings.log_level)
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -129,7 +132,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
     say(f"serving {settings.store} at http://{address}:{port} (Ctrl-C stops)")
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the signal once the running requests are done
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config, app.state.service).run(sockets=[listener])
     say("stopped")
 
 
@@ -144,8 +147,10 @@ def _listen(settings: Settings) -> socket.socket:
         listener.bind(address)
         listener.listen(1024)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInputError(f"cannot listen on {settings.host}:{settings.port}: {reason.lower()}") from error
+        reason, remedy = error.strerror or str(error), "--host names an address of this machine, --port a free port"
+        if error.errno == errno.EADDRINUSE:
+            remedy = "stop what listens there, or give another --port (0 takes a free one)"
+        raise BadInputError(f"cannot listen on {settings.host}:{settings.port}: {reason.lower()}; {remedy}") from error
     return listener
 
 

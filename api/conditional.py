@@ -26,6 +26,13 @@ def none_match(header: str | None, etag: str) -> bool:
     return any(_opaque(found) == _opaque(etag) for found in _ETAG.findall(header))
 
 
+def some_match(header: str, etag: str) -> bool:
+    """Whether If-Match names `etag` (strong comparison: a weak tag never fits), so that the request may go on."""
+    if header.strip() == "*":
+        return True
+    return not etag.startswith("W/") and etag in _ETAG.findall(header)
+
+
 @dataclass(frozen=True)
 class ByteRange:
     """Bytes `start` up to but not including `stop` of a file."""

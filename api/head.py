@@ -1,9 +1,11 @@
 """HEAD wherever there is GET (RFC 9110, section 9.3.2): the same answer, without its body."""
 
+import re
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # A download of a mix has a HEAD of its own, which need not make the file.
-_OWN = "/data"
+_OWN = re.compile(r"/v1/mixes/[^/]+/data")
 
 
 class HeadAsGet:
@@ -14,7 +16,7 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] != "HEAD" or scope["path"].endswith(_OWN):
+        if scope["type"] != "http" or scope["method"] != "HEAD" or _OWN.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
 

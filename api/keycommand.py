@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from api.keys import SCOPES, Key, create_key, list_keys, revoke_key
+from api.keys import DAMAGED, SCOPES, Key, create_key, list_keys, revoke_key
 from curator.progress import say
 from curator.store import Store
 
@@ -35,13 +35,14 @@ def run_keys(argv: Sequence[str]) -> int:
             say(f"key {key.key_id} of tenant {key.tenant} ({', '.join(key.scopes)}); this token is shown only now:")
             say(token)
     elif args.action == "list":
-        _list(list_keys(store), as_json=args.json)
+        _list(*list_keys(store), as_json=args.json)
     else:
         key = revoke_key(store, args.key_id)
         if args.json:
             _say_json(_shown(key))
         else:
-            say(f"key {key.key_id} of tenant {key.tenant} is revoked; running services notice within seconds")
+            owner = f" of tenant {key.tenant}" if key.tenant else ", whose file was damaged,"
+            say(f"key {key.key_id}{owner} is revoked; running services notice within seconds")
     return 0
 
 
@@ -67,16 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(keys: Sequence[Key], *, as_json: bool) -> None:
+def _list(keys: Sequence[Key], damaged: Sequence[str], *, as_json: bool) -> None:
     if as_json:
-        _say_json({"keys": [_shown(key) for key in keys]})
-    elif not keys:
+        _say_json({"keys": [_shown(key) for key in keys], "damaged": list(damaged)})
+    elif not keys and not damaged:
         say("no keys: the service is open to whoever reaches it, on a loopback address or with --open")
     else:
         from curator.tables import text_table
 
         columns = ["key_id", "tenant", "scopes", "status", "created_at", "expires_at", "label"]
         rows = [{**_shown(key), "scopes": ",".join(key.scopes)} for key in keys]
+        rows += [dict.fromkeys(columns) | {"key_id": key_id, "status": DAMAGED} for key_id in damaged]
         say(text_table(columns, rows, 160))
 
 

@@ -22,6 +22,7 @@ Scope = Literal["mix", "sql", "audit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 FOLDER = "keys"
 MAX_LABEL_CHARS = 200
+DAMAGED = "damaged"
 
 _TOKEN = re.compile(r"ballast_([0-9a-f]{16})_([0-9a-f]{64})")
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
@@ -59,8 +60,10 @@ def create_key(
     """
     tenant_path(tenant)
     unknown = sorted(set(scopes) - set(SCOPES))
-    if unknown or not scopes:
-        raise BadInputError(f"scope {unknown[0] if unknown else ''!r} is none of {', '.join(SCOPES)}")
+    if not scopes:
+        raise BadInputError(f"a key needs a scope: name one or more of {', '.join(SCOPES)}, by commas")
+    if unknown:
+        raise BadInputError(f"scope {unknown[0]!r} is none of {', '.join(SCOPES)}")
     if len(label) > MAX_LABEL_CHARS or (expires_days is not None and not 0 < expires_days <= 36_500):
         raise BadInputError(f"give a label of at most {MAX_LABEL_CHARS} characters and 0 < days <= 36500 to expiry")
     now, key_id, secret = _now(), secrets.token_hex(8), secrets.token_hex(32)
@@ -77,15 +80,30 @@ def create_key(
     return key, f"ballast_{key_id}_{secret}"
 
 
-def list_keys(store: Store) -> list[Key]:
-    """Every key, revoked ones too, by tenant and date."""
-    names = [name.removesuffix(".json") for name in store.list(FOLDER, "*.json")]
-    return sorted((_read(store, name) for name in names), key=lambda key: (key.tenant, key.created_at, key.key_id))
+def list_keys(store: Store) -> tuple[list[Key], list[str]]:
+    """Every key, revoked ones too, by tenant and date; and the ids of those whose files are damaged."""
+    found: list[Key] = []
+    damaged: list[str] = []
+    for name in store.list(FOLDER, "*.json"):
+        key_id = name.removesuffix(".json")
+        try:
+            found.append(_read(store, key_id))
+        except MissingError:  # removed in this moment, or a file that can be no key's
+            continue
+        except IntegrityError:
+            damaged.append(key_id)
+    return sorted(found, key=lambda key: (key.tenant, key.created_at, key.key_id)), sorted(damaged)
 
 
 def revoke_key(store: Store, key_id: str) -> Key:
-    """Make a key useless at once; revoking again changes nothing. Raises MissingError without such a key."""
-    key = _read(store, key_id)
+    """Make a key useless at once; revoking again changes nothing. Raises MissingError without such a key.
+
+    A damaged file is replaced by one of a key that fits no secret: a store keeps a sign of each key it had.
+    """
+    try:
+        key = _read(store, key_id)
+    except IntegrityError:
+        key = Key(key_id=key_id, tenant="", scopes=(), sha256=_NO_HASH, label=DAMAGED, created_at=_now())
     if key.revoked_at is None:
         key = key.model_copy(update={"revoked_at": _now()})
         store.write_json(_path(key_id), key.model_dump(mode="json"))
@@ -124,8 +142,9 @@ def _read(store: Store, key_id: str) -> Key:
         return Key.model_validate(store.read_json(_path(key_id)))
     except MissingError as error:
         raise MissingError(f"there is no key {key_id!r}; `python -m api keys list` shows them") from error
-    except ValidationError as error:
-        raise IntegrityError(f"the file of key {key_id} is damaged: revoke it by making a new one") from error
+    except (ValidationError, IntegrityError) as error:
+        remedy = f"`python -m api keys revoke {key_id}`, and make a new one"
+        raise IntegrityError(f"the file of key {key_id} is damaged: {remedy}") from error
 
 
 def _path(key_id: str) -> str:

@@ -55,13 +55,26 @@ class Quotas:
         """Count rows of a data set; raises ApiError 413 when they could never fit, 429 when they do not now."""
         self._take(tenant, "rows", n_rows, self.settings.tenant_rows_per_hour, HOUR_S)
 
-    def count_bytes(self, tenant: str, n_bytes: int) -> None:
-        """Count bytes of an upload; raises as `count_rows`."""
-        self._take(tenant, "bytes", n_bytes, self.settings.tenant_bytes_per_hour, HOUR_S)
+    def check_bytes(self, tenant: str, n_bytes: int) -> None:
+        """Count nothing yet of an upload that says its size; raises as `count_rows`."""
+        self._take(tenant, "bytes", n_bytes, self.settings.tenant_bytes_per_hour, HOUR_S, only_look=True)
 
-    def count_audit(self, tenant: str) -> None:
-        """Count one audit; raises ApiError 429 beyond the rate."""
+    def count_bytes(self, tenant: str, n_bytes: int, n_before: int = 0) -> None:
+        """Count bytes of an upload as they come, `n_before` of which were counted; raises as `count_rows`."""
+        capacity = self.settings.tenant_bytes_per_hour
+        if capacity is not None and n_before + n_bytes > capacity:
+            raise _never("bytes", n_before + n_bytes, capacity, HOUR_S)
+        self._take(tenant, "bytes", n_bytes, capacity, HOUR_S)
+
+    @contextmanager
+    def audit(self, tenant: str) -> Iterator[None]:
+        """Count one audit, unless the block refuses it; raises ApiError 429 beyond the rate."""
         self._take(tenant, "audits", 1, self.settings.tenant_audits_per_hour, HOUR_S)
+        try:
+            yield
+        except BaseException:
+            self._give_back(tenant, "audits", 1)
+            raise
 
     @contextmanager
     def place(self, tenant: str, what: str, bound: int) -> Iterator[None]:
@@ -81,19 +94,39 @@ class Quotas:
                 if not self._running[key]:
                     del self._running[key]
 
-    def _take(self, tenant: str, what: str, amount: int, capacity: int | None, period_s: float) -> None:
+    def n_taken(self, tenant: str, what: str) -> int:
+        """How many of a tenant's own places are taken."""
+        with self._lock:
+            return self._running.get((tenant, what), 0)
+
+    def _give_back(self, tenant: str, what: str, amount: int) -> None:
+        with self._lock:
+            bucket = self._buckets.get((tenant, what))
+            if bucket is not None:
+                bucket.level = min(bucket.capacity, bucket.level + amount)
+
+    def _take(
+        self, tenant: str, what: str, amount: int, capacity: int | None, period_s: float, *, only_look: bool = False
+    ) -> None:
         if capacity is None or amount <= 0:
             return
         if amount > capacity:
-            period = "minute" if period_s == MINUTE_S else "hour"
-            raise ApiError(413, "over_quota", f"{amount} {what} are over the quota of {capacity} an {period}: split it")
+            raise _never(what, amount, capacity, period_s)
         now_s = time.monotonic()
         with self._lock:
             if len(self._buckets) > MAX_BUCKETS:
                 self._buckets.clear()
             bucket = self._buckets.setdefault((tenant, what), Bucket(capacity, period_s, capacity, now_s))
             wait_s = bucket.take(amount, now_s)
+            if only_look and not wait_s:
+                bucket.level += amount
         if wait_s:
             seconds = max(1, math.ceil(wait_s))
             message = f"the quota of {what} is used up; it allows this again in {seconds} s"
             raise ApiError(429, "quota_used_up", message, headers={"Retry-After": str(seconds)})
+
+
+def _never(what: str, amount: int, capacity: int, period_s: float) -> ApiError:
+    """The refusal of what no waiting would make fit."""
+    period = "a minute" if period_s == MINUTE_S else "an hour"
+    return ApiError(413, "over_quota", f"{amount} {what} are over the quota of {capacity} {period}: split it")

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 from api.mixfiles import DataFormat, MixFile
 from curator.mixrows import MIX_FILE
+from curator.scratch import Scratch
 
 LEAST_BYTES = 4 * 2**20  # of the mix's Parquet: smaller mixes are made anew faster than they are found
 
@@ -27,7 +27,7 @@ class Renditions:
 
     max_bytes: int
     temp_dir: str | None
-    _folder: "tempfile.TemporaryDirectory[str] | None" = None
+    _folder: Scratch | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self, mix: MixFile, data_format: DataFormat) -> Path | None:
@@ -49,7 +49,7 @@ class Renditions:
     def drop(self, tenant: str, mix_id: str) -> None:
         """Remove the copies of a mix."""
         if self._folder is not None:
-            for path in Path(self._folder.name).glob(f"{tenant}~{mix_id}~*"):
+            for path in self._folder.path.glob(f"{tenant}~{mix_id}~*"):
                 path.unlink(missing_ok=True)
 
     def sweep(self, is_there: Any) -> None:
@@ -62,16 +62,14 @@ class Renditions:
     def close(self) -> None:
         """Remove all."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
     def _copying(self, mix: MixFile, data_format: DataFormat, chunks: Iterator[bytes]) -> Iterator[bytes]:
         with self._lock:
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(
-                    prefix="ballast-downloads-", dir=self.temp_dir, ignore_cleanup_errors=True
-                )
-        temporary = Path(self._folder.name) / f".tmp-{secrets.token_hex(8)}"
+                self._folder = Scratch("downloads", self.temp_dir)
+        temporary = self._folder.path / f".tmp-{secrets.token_hex(8)}"
         digest = hashlib.sha256()
         try:
             with _Copy(temporary) as copy:
@@ -92,12 +90,12 @@ class Renditions:
         if self._folder is None:
             return None
         tag = hashlib.sha256(etag.encode()).hexdigest()[:16]
-        return Path(self._folder.name) / f"{tenant}~{mix_id}~{tag}~{data_format}"
+        return self._folder.path / f"{tenant}~{mix_id}~{tag}~{data_format}"
 
     def _copies(self) -> list[Path]:
         if self._folder is None:
             return []
-        return [path for path in Path(self._folder.name).iterdir() if not path.name.startswith(".")]
+        return [path for path in self._folder.path.iterdir() if not path.name.startswith(".")]
 
     def _make_room(self, newest: Path) -> None:
         """Remove the copies used longest ago until the rest fits; the newest stays."""

@@ -2,8 +2,8 @@
 
 import logging
 from asyncio import Semaphore, wait_for
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from api.auth import Keyring, is_loopback
 from api.errors import ApiError
 from api.expiry import Expiry
+from api.figures import Figures
 from api.idempotency import Idempotency
 from api.logs import log_event
 from api.metrics import Metrics
@@ -19,12 +20,15 @@ from api.quotas import Quotas
 from api.renditions import Renditions
 from api.settings import Settings
 from curator.compose import product_version
+from curator.errors import MissingError
 from curator.jobs.board import Board
 from curator.jobs.queue import JobQueue, open_queue
+from curator.jobs.record import Job
 from curator.localcopy import LocalCopy
 from curator.mixrows import MANIFEST_FILE, mix_path
 from curator.policy import Policy, load_policy
 from curator.sandbox import Sandbox, SqlLimits
+from curator.scratch import sweep_scratch
 from curator.store import Store
 
 RETRY_AFTER_S = 5
@@ -49,6 +53,7 @@ class Service:
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
     renditions: Renditions = field(init=False)
+    figures: Figures = field(init=False)
     submitting: Lock = field(default_factory=Lock)
     _builds: Semaphore = field(init=False)
     _statements: Semaphore = field(init=False)
@@ -64,20 +69,36 @@ class Service:
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
         self.renditions = Renditions(self.settings.download_cache_bytes, self.settings.temp_dir)
+        self.figures = Figures(self.quotas, self.settings.max_sql)
         self.board = Board(self.store)
         self.queue = _queue(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)
 
-    @asynccontextmanager
-    async def build_place(self, tenant: str) -> AsyncIterator[None]:
-        """One of the places for builds, waiting for it.
+    @contextmanager
+    def upload_place(self, tenant: str) -> Iterator[None]:
+        """One of the tenant's places for uploads, taken before a byte of it is read.
 
-        Raises ApiError 429 when the tenant has its own share already, 503 when too many wait.
+        It is none of the places for builds: those would stand idle as long as a client sends slowly. Raises ApiError
+        429 when the tenant has its own share already, 503 when too many wait for a build.
         """
         with self.quotas.place(tenant, "builds", self.settings.tenant_builds):
-            async with self._place():
-                yield
+            self._check_line()
+            yield
+
+    @asynccontextmanager
+    async def build_place(self) -> AsyncIterator[None]:
+        """One of the places for builds, waiting for it; raises ApiError 503 when too many wait."""
+        self._check_line()
+        self.n_waiting += 1
+        try:
+            await self._builds.acquire()
+        finally:
+            self.n_waiting -= 1
+        try:
+            yield
+        finally:
+            self._builds.release()
 
     @asynccontextmanager
     async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
@@ -94,6 +115,13 @@ class Service:
             finally:
                 self._statements.release()
 
+    def kept_job(self, tenant: str, job_id: str) -> Job:
+        """A job that is not over its time; raises MissingError without one."""
+        job = self.board.read(tenant, job_id)
+        if self.board.is_expired(job, self.settings.job_ttl_s):
+            raise MissingError("the job is over its time")
+        return job
+
     def close(self) -> None:
         """End what runs beside the requests."""
         self.sandbox.close()
@@ -104,7 +132,7 @@ class Service:
         self.renditions.close()
 
     def tidy(self) -> None:
-        """Remove what is over its time or left behind: mixes, keys, jobs, copies of downloads.
+        """Remove what is over its time or left behind: mixes, keys, jobs, uploads and copies of downloads.
 
         Each on its own: what fails is logged, and the others are tidied all the same.
         """
@@ -112,6 +140,7 @@ class Service:
             "mixes": self.expiry.sweep_mixes,
             "idempotency keys": self.expiry.sweep_keys,
             "jobs": lambda: self.board.sweep(self.settings.job_ttl_s),
+            "temporary folders": lambda: sweep_scratch(self.settings.temp_dir),
             "downloads": lambda: self.renditions.sweep(self._has_mix),
         }
         for name, sweep in parts.items():
@@ -123,8 +152,7 @@ class Service:
     def _has_mix(self, tenant: str, mix_id: str) -> bool:
         return self.store.exists(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}")
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    def _check_line(self) -> None:
         if self._builds.locked() and self.n_waiting >= self.settings.max_waiting_builds:
             raise ApiError(
                 503,
@@ -132,15 +160,6 @@ class Service:
                 f"{self.settings.max_builds} mixes are being built and {self.n_waiting} wait: try again later",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
-        self.n_waiting += 1
-        try:
-            await self._builds.acquire()
-        finally:
-            self.n_waiting -= 1
-        try:
-            yield
-        finally:
-            self._builds.release()
 
 
 def _queue(store: Store, settings: Settings) -> JobQueue | None:

@@ -74,11 +74,13 @@ class Settings(BaseModel):
     tenant_requests_per_minute: int | None = Field(default=6_000, ge=1, description="requests of one tenant a minute")
     tenant_rows_per_hour: int | None = Field(default=None, ge=1, description="task rows of one tenant an hour")
     tenant_bytes_per_hour: int | None = Field(default=None, ge=1, description="uploaded bytes of one tenant an hour")
-    tenant_builds: int = Field(default=64, ge=1, description="mixes of one tenant being built or waiting at once")
+    tenant_builds: int = Field(
+        default=8, ge=1, description="uploads of one tenant that are sent, wait or are built at once"
+    )
     max_sql: int = Field(
         default=2, ge=1, le=64, description="SQL statements run at the same time, each its own process"
     )
-    tenant_sql: int = Field(default=2, ge=1, description="SQL statements of one tenant running or waiting at once")
+    tenant_sql: int = Field(default=1, ge=1, description="SQL statements of one tenant running or waiting at once")
     sql_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds of one SQL statement")
     sql_memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB, description="memory of one SQL statement, in bytes")
     sql_max_rows: int = Field(default=10_000, ge=1, le=1_000_000, description="rows of one SQL answer")
@@ -87,6 +89,13 @@ class Settings(BaseModel):
         default=4 * 1024 * MIB,
         ge=0,
         description="bytes of finished downloads of large mixes kept on this machine's disk; 0 keeps none",
+    )
+    shutdown_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="seconds after Ctrl-C or SIGTERM during which requests are still taken while /readyz says 503, "
+        "so that a load balancer looks elsewhere",
     )
     shutdown_timeout_s: int = Field(
         default=30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM"

@@ -52,7 +52,8 @@ def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any]
     """
     queue, bound = service.queue, service.settings.tenant_jobs
     if queue is None:
-        raise ApiError(501, "no_job_queue", "this service has no job queue: set job_queue to a redis:// URL")
+        message = "this service has no job queue: set job_queue to a redis:// or postgresql:// URL"
+        raise ApiError(501, "no_job_queue", message)
     with service.submitting:  # so that two requests of one process cannot both take the last place
         n_active = len(service.board.active(tenant=tenant))
         if n_active >= bound:

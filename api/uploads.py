@@ -6,28 +6,30 @@ bound, and a JSON body has one of its own.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyio import move_on_after
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from api.bodies import bounded, drain, too_large
 from api.errors import ApiError
 from api.parts import FILE_PART, Parts
+from api.service import Service
 from api.settings import Settings
 from curator.formats.decode import UndecodableError, decode
+from curator.scratch import Scratch
 
 DOCUMENTS = ("recipe", "audit")  # what is asked of the rows: each route knows one
 _OTHER_KEYS = ("on_bad_rows", "layout")
+REMEDY = "split the data set, or raise the bound"
+JSON_REMEDY = "send larger data sets as multipart/form-data"
 FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
-DRAIN_S = 10.0
 _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
 
@@ -98,22 +100,52 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, settings: Settings, document: str = "recipe") -> AsyncIterator[Upload]:
+async def received(request: Request, service: Service, tenant: str, document: str = "recipe") -> AsyncIterator[Upload]:
     """The upload of a request, for the length of the block; its folder is removed at the end.
 
-    `document` (one of DOCUMENTS) is what comes beside the rows.
+    `document` (one of DOCUMENTS) is what comes beside the rows. The tenant's place and quota of bytes are looked at
+    before anything is read, and the bytes counted as they come: what is refused never lies on the disk first.
 
-    Raises ApiError 400 for a malformed body, 413 for one over its bound, 415 for another content type.
+    Raises ApiError 400 for a malformed body, 413 for one over its bound or what the quota could ever give, 415 for
+    another content type, 429 for now, 503 when too many wait.
     """
-    chunks = request.stream()
-    folder = await run_in_threadpool(_new_folder, settings)
+    settings, chunks = service.settings, request.stream()
     try:
-        yield await _receive(request, chunks, Path(folder.name), settings, document)
+        with service.upload_place(tenant):
+            _check_size(request, service, tenant)
+            folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
+            try:
+                counted = _counted(chunks, service, tenant)
+                yield await _receive(request, counted, folder.path, settings, document)
+            finally:
+                await run_in_threadpool(folder.close)
     except ApiError:
-        await _drain(chunks)
+        await drain(chunks)
         raise
-    finally:
-        await run_in_threadpool(folder.cleanup)
+
+
+def _check_size(request: Request, service: Service, tenant: str) -> None:
+    """Refuse a body by the size that it says it has, if it says one."""
+    told = request.headers.get("content-length", "")
+    if told.isdecimal():
+        kind, _ = parse_options_header(request.headers.get("content-type"))
+        settings = service.settings
+        n_bytes, bound = (
+            int(told),
+            settings.max_json_bytes if kind == b"application/json" else settings.max_upload_bytes,
+        )
+        if n_bytes > bound:
+            raise too_large(bound, JSON_REMEDY if kind == b"application/json" else REMEDY)
+        service.quotas.check_bytes(tenant, n_bytes)
+
+
+async def _counted(chunks: AsyncIterator[bytes], service: Service, tenant: str) -> AsyncIterator[bytes]:
+    """The chunks, each counted against the tenant's quota; raises ApiError 413 or 429 with the one that is too much."""
+    n_before = 0
+    async for chunk in chunks:
+        service.quotas.count_bytes(tenant, len(chunk), n_before)
+        n_before += len(chunk)
+        yield chunk
 
 
 async def _receive(
@@ -132,23 +164,9 @@ async def _receive(
     )
 
 
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read and throw away what the client is still sending, for a while.
-
-    It would otherwise meet a closed connection instead of the answer.
-    """
-    with move_on_after(DRAIN_S):
-        async for _ in chunks:
-            pass
-
-
-def _new_folder(settings: Settings) -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="ballast-upload-", dir=settings.temp_dir, ignore_cleanup_errors=True)
-
-
 async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str) -> Upload:
     body = bytearray()
-    async for chunk in _bounded(chunks, settings.max_json_bytes, "send larger data sets as multipart/form-data"):
+    async for chunk in bounded(chunks, settings.max_json_bytes, JSON_REMEDY):
         body += chunk
     return await run_in_threadpool(_decoded, bytes(body), folder, document)
 
@@ -174,7 +192,7 @@ async def _receive_multipart(
     parts = Parts(Upload(folder, {}).path, document)
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
-        async for chunk in _bounded(chunks, settings.max_upload_bytes, "split the data set, or raise the bound"):
+        async for chunk in bounded(chunks, settings.max_upload_bytes, REMEDY):
             parser.write(chunk)
             if parts.n_buffered >= FLUSH_BYTES:
                 await run_in_threadpool(parts.flush)
@@ -186,13 +204,3 @@ async def _receive_multipart(
     if parts.file_name is None:
         raise ApiError(422, "missing_part", f"the part `{FILE_PART}` with the data set is missing")
     return Upload(folder, dict(parts.texts), name=parts.file_name, n_bytes=parts.n_bytes)
-
-
-async def _bounded(chunks: AsyncIterator[bytes], max_bytes: int, remedy: str) -> AsyncIterator[bytes]:
-    """The body's chunks; raises ApiError 413 beyond `max_bytes`."""
-    n_bytes = 0
-    async for chunk in chunks:
-        n_bytes += len(chunk)
-        if n_bytes > max_bytes:
-            raise ApiError(413, "too_large", f"the body is over the bound of {max_bytes} bytes: {remedy}")
-        yield chunk

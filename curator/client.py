@@ -50,8 +50,7 @@ class Client(JobCalls):
         service is asked for a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
         bad row in `details`, `bad_recipe` and the like, or with the job's own error.
         """
-        key = idempotency_key or (secrets.token_hex(16) if background else None)
-        headers = {"Idempotency-Key": key} if key else {}
+        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
         if background:
             headers["Prefer"] = "respond-async"
         answer = self._send("/v1/mixes", data, {"recipe": recipe}, on_bad_rows, headers, advance)
@@ -127,8 +126,8 @@ class Client(JobCalls):
         return self._items(f"/v1/mixes/{path_part(mix_id)}/rows", "rows", page_rows)
 
     def delete_mix(self, mix_id: str) -> None:
-        """Remove a mix."""
-        self._attempt(lambda: self._http.delete(f"/v1/mixes/{path_part(mix_id)}"))
+        """Remove a mix; one that is gone when the answer was lost and asked for again was removed."""
+        self._delete(f"/v1/mixes/{path_part(mix_id)}", is_gone=True)
 
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
@@ -148,10 +147,18 @@ class Client(JobCalls):
         body = {"statement": statement, "max_rows": max_rows}
         return self._json("POST", "/v1/sql", json=body)
 
-    def sql_bytes(self, statement: str, format: Literal["csv", "arrow", "parquet"]) -> bytes:  # noqa: A002
-        """The same answer as a file's bytes."""
-        body = {"statement": statement, "format": format}
-        return self._attempt(lambda: self._http.post("/v1/sql", json=body)).content
+    def sql_bytes(
+        self,
+        statement: str,
+        format: Literal["csv", "arrow", "parquet"],  # noqa: A002
+        *,
+        max_rows: int | None = None,
+    ) -> bytes:
+        """The same answer as a file's bytes, which cannot say that there were more rows.
+
+        Raises ServiceError with code `truncated` when the service's own bounds cut it, rather than at `max_rows`.
+        """
+        return self._whole_bytes("/v1/sql", {"statement": statement, "format": format}, max_rows)
 
     def queries(self) -> list[Document]:
         """The named queries with their parameters."""
@@ -162,10 +169,24 @@ class Client(JobCalls):
         """One named query's rows, parameters by name."""
         return self._json("POST", f"/v1/queries/{path_part(name)}", json={"params": params, "max_rows": max_rows})
 
-    def query_bytes(self, name: str, format: Literal["csv", "arrow", "parquet"], **params: Any) -> bytes:  # noqa: A002
-        """The same answer as a file's bytes."""
-        body = {"params": params, "format": format}
-        return self._attempt(lambda: self._http.post(f"/v1/queries/{path_part(name)}", json=body)).content
+    def query_bytes(
+        self,
+        name: str,
+        format: Literal["csv", "arrow", "parquet"],  # noqa: A002
+        *,
+        max_rows: int | None = None,
+        **params: Any,
+    ) -> bytes:
+        """The same answer as a file's bytes; raises as `sql_bytes`."""
+        return self._whole_bytes(f"/v1/queries/{path_part(name)}", {"params": params, "format": format}, max_rows)
+
+    def _whole_bytes(self, link: str, asked: Document, max_rows: int | None) -> bytes:
+        answer = self._attempt(lambda: self._http.post(link, json={**asked, "max_rows": max_rows}))
+        n_rows = int(answer.headers.get("x-ballast-rows", -1))
+        if answer.headers.get("x-ballast-truncated") == "true" and n_rows != max_rows:
+            message = f"the service's bounds cut the answer after {n_rows} rows: narrow it down, or ask for max_rows"
+            raise ServiceError(200, "truncated", message)
+        return answer.content
 
     def health(self) -> Document:
         """Whether the process answers."""

@@ -47,8 +47,11 @@ class JobCalls(Remote):
                 raise ServiceError(200, "cancelled", f"job {job_id} was cancelled")
 
     def delete_job(self, job_id: str) -> None:
-        """Cancel a job, or remove one that has ended, with its results."""
-        self._attempt(lambda: self._http.delete(f"/v1/jobs/{path_part(job_id)}"))
+        """Cancel a job, or remove one that has ended, with its results.
+
+        Raises RemoteError when the answer was lost: a second request would remove what the first had cancelled.
+        """
+        self._delete(f"/v1/jobs/{path_part(job_id)}", is_gone=False)
 
     def audit_result(self, job_id: str) -> Document:
         """The verdict of an audit that is done."""

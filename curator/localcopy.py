@@ -8,7 +8,6 @@ replaced last: a statement that runs meanwhile reads the old ones.
 import hashlib
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 from curator.errors import IntegrityError
 from curator.migrations import STORE_FILE
+from curator.scratch import Scratch
 from curator.snapshot import corpus_names, read_corpus, read_scorers
 from curator.store import Store
 
@@ -30,7 +30,7 @@ class LocalCopy:
 
     store: Store
     temp_dir: str | None = None
-    _folder: "tempfile.TemporaryDirectory[str] | None" = None
+    _folder: Scratch | None = None
     _have: dict[str, str | None] = field(default_factory=dict)  # parts that are here, with their recorded hash
     _looked_s: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -42,10 +42,8 @@ class LocalCopy:
         """
         with self._lock:
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(
-                    prefix="ballast-sql-", dir=self.temp_dir, ignore_cleanup_errors=True
-                )
-            root = Path(self._folder.name)
+                self._folder = Scratch("sql", self.temp_dir)
+            root = self._folder.path
             if self._looked_s is None or time.monotonic() - self._looked_s > LOOK_EVERY_S:
                 self._refresh(root)
                 self._looked_s = time.monotonic()
@@ -55,7 +53,7 @@ class LocalCopy:
         """Remove the copy."""
         with self._lock:
             if self._folder is not None:
-                self._folder.cleanup()
+                self._folder.close()
                 self._folder, self._looked_s = None, None
                 self._have.clear()
 

@@ -13,6 +13,8 @@ from curator.errors import BadInputError, RemoteError
 from curator.transfers import Document
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
+NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 FIRST_WAIT_S = 0.25
 MAX_WAIT_S = 8.0
 PAGE_ROWS = 500
@@ -70,6 +72,37 @@ class Remote:
 
     def _json(self, method: str, path: str, **options: Any) -> Document:
         return document_of(self._attempt(lambda: self._http.request(method, path, **options)))
+
+    def _delete(self, path: str, *, is_gone: bool) -> None:
+        """DELETE, tried again; where `is_gone`, a 404 after an attempt whose answer was lost is the success it meant.
+
+        Otherwise a second DELETE would mean something else than the first: after a lost answer RemoteError is raised.
+        """
+        n_lost = 0
+
+        def attempt() -> httpx.Response:
+            nonlocal n_lost
+            try:
+                response = self._http.delete(path)
+            except NOTHING_SENT:
+                raise
+            except httpx.TransportError as error:
+                n_lost += 1
+                if not is_gone:
+                    raise self._lost(path, str(error) or type(error).__name__) from error
+                raise
+            if response.status_code in PASSED_ON_STATUSES:
+                n_lost += 1
+                if not is_gone:
+                    raise self._lost(path, f"status {response.status_code} of something between")
+            if response.status_code == 404 and n_lost:
+                return httpx.Response(204, request=response.request)
+            return response
+
+        self._attempt(attempt)
+
+    def _lost(self, path: str, reason: str) -> RemoteError:
+        return RemoteError(f"the answer to DELETE {path} was lost ({reason}): look whether it was carried out")
 
     def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
         """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""

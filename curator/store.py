@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Self
 
 import orjson
@@ -26,6 +25,7 @@ from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.lease import LOCK_FILE, StillHeld, bucket_lease, folder_lock
 from curator.migrations import STORE_FILE, bring_up_to_date
 from curator.schema import STORE_FORMAT_VERSION, Table
+from curator.scratch import Scratch
 from curator.storage import BLOCK_BYTES, N_PIECES, age_s, in_our_words, reach, reading_parquet
 
 ROW_GROUP_ROWS = 5_000
@@ -141,8 +141,8 @@ class Store:
                 yield Path(full)
                 _sync(Path(full))
                 return
-            with TemporaryDirectory(prefix="ballast-") as scratch:
-                local = Path(scratch) / PurePosixPath(path).name
+            with Scratch("write") as scratch:
+                local = scratch / PurePosixPath(path).name
                 yield local
                 self._fs.put_file(str(local), full, chunksize=BLOCK_BYTES, max_concurrency=N_PIECES)
 

@@ -47,10 +47,8 @@ async def create_audit(request: Request, tenant: AuditTenant, idempotency_key: I
     audits of a tenant are counted by the hour.
     """
     service = service_of(request)
-    async with received(request, service.settings, "audit") as upload:
-        service.quotas.count_bytes(tenant, upload.n_bytes)
-        async with service.build_place(tenant):
-            job, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
+    async with received(request, service, tenant, "audit") as upload, service.build_place():
+        job, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
     return job_response(job, {"Idempotency-Replayed": "true"} if replayed else {})
 
 
@@ -97,8 +95,8 @@ def _answer(service: Service, upload: Upload, tenant: str, key: str | None) -> t
         fingerprint = upload.fingerprint()
         earlier = service.idempotency.earlier(tenant, key, fingerprint)
         if earlier is not None and earlier.job_id is not None:
-            with suppress(MissingError):  # a job that was removed since is made again
-                return service.board.read(tenant, earlier.job_id), True
+            with suppress(MissingError):  # a job that was removed since, or is over its time, is made again
+                return service.kept_job(tenant, earlier.job_id), True
         job = _submit(service, upload, tenant)
         kept = Remembered(request_sha256=fingerprint, job_id=job.job_id, at_s=time.time())
         service.idempotency.remember(tenant, key, kept)
@@ -112,13 +110,13 @@ def _submit(service: Service, upload: Upload, tenant: str) -> Job:
     except MissingError as error:  # a name in the body, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
     task_set = checked_rows(service, upload, tenant, service.settings.max_audit_rows)
-    service.quotas.count_audit(tenant)
     request = {
         "audit": options.model_dump(mode="json"),
         "task": task_document(task_set),
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
     }
-    return submit(service, tenant, "audit", request, task_set.path)
+    with service.quotas.audit(tenant):
+        return submit(service, tenant, "audit", request, task_set.path)
 
 
 def _done(service: Service, asking: Principal, job_id: str) -> Job:

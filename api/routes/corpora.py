@@ -1,47 +1,55 @@
 """What recipes can draw from: corpora, their scorers, and how the gap is spread."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
 
-from api.auth import GUARDED, holding
+from api.auth import GUARDED, MixTenant
 from api.errors import ApiError
 from api.schemas import CorpusDetail, CorpusGap, CorpusList, errors
-from api.service import service_of
+from api.service import Service, service_of
 from curator.config import DEFAULT_EPS, ScoreName
-from curator.database import connect
+from curator.database import Connection, connect
 from curator.errors import BadInputError, MissingError
 from curator.queries import run_named
-from curator.snapshot import Corpus, corpus_names, read_corpus
+from curator.snapshot import Corpus, corpus_names, read_corpus, read_scorers
 from curator.store import Store
 from sql import Value
 
-router = APIRouter(prefix="/v1/corpora", tags=["corpora"], responses=GUARDED, dependencies=[Depends(holding("mix"))])
+router = APIRouter(prefix="/v1/corpora", tags=["corpora"], responses=GUARDED)
 
 QUERY_TIMEOUT_S = 60.0
 
 
 @router.get("", response_model=CorpusList)
-def list_corpora(request: Request) -> dict[str, Any]:
+def list_corpora(request: Request, tenant: MixTenant) -> dict[str, Any]:
     """Every corpus at its latest revision, by name."""
     store = service_of(request).store
     found = [read_corpus(store, name) for name in corpus_names(store)]
     return {"corpora": [_summary(corpus) for corpus in found]}
 
 
-@router.get("/{corpus}", response_model=CorpusDetail, responses=errors(404))
-def get_corpus(request: Request, corpus: str) -> dict[str, Any]:
+@router.get("/{corpus}", response_model=CorpusDetail, responses=errors(404, 503))
+async def get_corpus(request: Request, tenant: MixTenant, corpus: str) -> dict[str, Any]:
     """One corpus with its scorers: role, coverage and mean loss."""
-    store = service_of(request).store
-    found = _read(store, corpus)
-    with connect(store, {found.name: found.revision}, timeout_s=QUERY_TIMEOUT_S) as connection:
-        scorers = run_named(connection, "scorer_summary", {"corpus": found.name}).table.to_pylist()
-    return {**_summary(found), "scorers": scorers}
+    service = service_of(request)
+    found, scored = await run_in_threadpool(_read, service.store, corpus)
+
+    def compute() -> dict[str, Any]:
+        with _connected(service, found) as connection:
+            scorers = run_named(connection, "scorer_summary", {"corpus": found.name}).table.to_pylist()
+        return {**_summary(found), "scorers": scorers}
+
+    return await service.figures.of(tenant, ("scorers", *scored), compute)
 
 
-@router.get("/{corpus}/gap", response_model=CorpusGap, responses=errors(404, 422))
-def get_gap(
+@router.get("/{corpus}/gap", response_model=CorpusGap, responses=errors(404, 422, 503))
+async def get_gap(
     request: Request,
+    tenant: MixTenant,
     corpus: str,
     score: ScoreName = "gap_rel",
     eps: Annotated[float, Query(ge=0.0, le=100.0, description="nats per token, for gap_rel")] = DEFAULT_EPS,
@@ -49,29 +57,47 @@ def get_gap(
     bins: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> dict[str, Any]:
     """How a corpus's gap is spread: quantiles and a histogram, one group per complete aligned scorer."""
-    store = service_of(request).store
-    found = _read(store, corpus)
+    service = service_of(request)
+    found, scored = await run_in_threadpool(_read, service.store, corpus)
     given: dict[str, Value] = {"corpus": found.name, "eps": eps, "hold_out": hold_out or []}
-    with connect(store, {found.name: found.revision}, timeout_s=QUERY_TIMEOUT_S) as connection:
-        quantiles = run_named(connection, "gap_quantiles", given).table.to_pylist()
-        histogram = run_named(connection, "gap_histogram", {**given, "score": score, "bins": bins}).table.to_pylist()
-    return {
-        "corpus": found.name,
-        "revision": found.revision,
-        "score": score,
-        "eps": eps,
-        "hold_out": hold_out or [],
-        "quantiles": [row for row in quantiles if row["score"] == score],
-        "histogram": histogram,
-    }
+
+    def compute() -> dict[str, Any]:
+        shown = {**given, "score": score, "bins": bins}
+        with _connected(service, found) as connection:
+            quantiles = run_named(connection, "gap_quantiles", given).table.to_pylist()
+            histogram = run_named(connection, "gap_histogram", shown).table.to_pylist()
+        return {
+            "corpus": found.name,
+            "revision": found.revision,
+            "score": score,
+            "eps": eps,
+            "hold_out": hold_out or [],
+            "quantiles": [row for row in quantiles if row["score"] == score],
+            "histogram": histogram,
+        }
+
+    return await service.figures.of(tenant, ("gap", *scored, score, eps, tuple(hold_out or ()), bins), compute)
 
 
-def _read(store: Store, name: str) -> Corpus:
-    """The corpus; a name that could be none is answered like one that is absent."""
+@contextmanager
+def _connected(service: Service, corpus: Corpus) -> Iterator[Connection]:
+    """A connection with the bounds of a statement: one thread, so much memory, nothing spilled to the disk."""
+    settings = service.settings
+    with connect(service.store, {corpus.name: corpus.revision}, timeout_s=QUERY_TIMEOUT_S) as connection:
+        connection.execute(f"set memory_limit = '{settings.sql_memory_bytes // 1000}KB'")
+        connection.execute("set threads = 1")
+        connection.execute("set temp_directory = ''")
+        yield connection
+
+
+def _read(store: Store, name: str) -> tuple[Corpus, tuple[object, ...]]:
+    """The corpus and what its figures depend on; a name that could be none is answered like one that is absent."""
     try:
-        return read_corpus(store, name)
+        corpus = read_corpus(store, name)
+        parts = tuple((scorer.scorer_id, scorer.complete, scorer.parts) for scorer in read_scorers(store, corpus))
     except (MissingError, BadInputError) as error:
         raise ApiError(404, "not_found", "there is no such corpus; GET /v1/corpora lists them") from error
+    return corpus, (corpus.name, corpus.revision, parts)
 
 
 def _summary(corpus: Corpus) -> dict[str, Any]:

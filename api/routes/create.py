@@ -57,10 +57,8 @@ async def create_mix(
     counted and listed in the answer.
     """
     service = service_of(request)
-    async with received(request, service.settings) as upload:
-        service.quotas.count_bytes(tenant, upload.n_bytes)
-        async with service.build_place(tenant):
-            answer, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key, prefer)
+    async with received(request, service, tenant) as upload, service.build_place():
+        answer, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key, prefer)
     again = {"Idempotency-Replayed": "true"} if replayed else {}
     if isinstance(answer, Job):
         service.metrics.mixes.labels("replayed" if replayed else "queued").inc()
@@ -80,10 +78,8 @@ async def create_mix(
 async def preview(request: Request, tenant: MixTenant) -> Response:
     """The manifest, counts, tokens and cost that a recipe would give for a data set; nothing is stored."""
     service = service_of(request)
-    async with received(request, service.settings) as upload:
-        service.quotas.count_bytes(tenant, upload.n_bytes)
-        async with service.build_place(tenant):
-            answer = await run_in_threadpool(_preview, service, upload, tenant)
+    async with received(request, service, tenant) as upload, service.build_place():
+        answer = await run_in_threadpool(_preview, service, upload, tenant)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -97,7 +93,7 @@ def _answer(
         fingerprint = upload.fingerprint()
         earlier = service.idempotency.earlier(tenant, key, fingerprint)
         if earlier is not None:
-            with suppress(MissingError):  # a mix or job that was deleted since is made again
+            with suppress(MissingError):  # a mix or job that was deleted since, or is over its time, is made again
                 return _again(service, tenant, earlier), True
         answer = _make(service, upload, tenant, prefer)
         kept = Remembered(request_sha256=fingerprint, at_s=time.time())
@@ -111,9 +107,12 @@ def _answer(
 
 
 def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | Job:
+    """The answer given before; raises MissingError when what it named is gone for its readers."""
     if earlier.job_id is not None:
-        return service.board.read(tenant, earlier.job_id)
+        return service.kept_job(tenant, earlier.job_id)
     mix_id = earlier.mix_id or ""
+    if service.expiry.is_expired(tenant, mix_id):
+        raise MissingError("the mix is over its time")
     return CreatedMix(
         mix_id=mix_id,
         created=earlier.created,

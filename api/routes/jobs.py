@@ -33,10 +33,10 @@ def _missing() -> ApiError:
 def find_job(service: Service, principal: Principal, job_id: str) -> Job:
     """A job that may be seen; raises ApiError 404, the same for an absent, foreign, expired or other scope's job."""
     try:
-        job = service.board.read(principal.tenant, job_id)
+        job = service.kept_job(principal.tenant, job_id)
     except MissingError as error:
         raise _missing() from error
-    if job.kind not in principal.scopes or service.board.is_expired(job, service.settings.job_ttl_s):
+    if job.kind not in principal.scopes:
         raise _missing()
     return job
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from api.auth import GUARDED, MixTenant
-from api.conditional import ByteRange, UnsatisfiableRangeError, byte_range, none_match, strong_etag
+from api.conditional import ByteRange, UnsatisfiableRangeError, byte_range, none_match, some_match, strong_etag
 from api.errors import ApiError
 from api.mixfiles import MEDIA_TYPES, DataFormat, MixFile, stored_chunks
 from api.schemas import MixPage, RowPage, errors
@@ -175,7 +175,7 @@ def delete_mix(
         etag = strong_etag(store.sha256(f"{folder}/{MANIFEST_FILE}"))
     except MissingError as error:
         raise _missing() from error
-    if if_match is not None and not none_match(if_match, etag):
+    if if_match is not None and not some_match(if_match, etag):
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
     store.delete(f"{folder}/{MANIFEST_FILE}")
     store.delete(folder)

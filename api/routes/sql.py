@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 import sql
 from api.auth import GUARDED, SqlTenant, holding
+from api.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from api.errors import ApiError
 from api.schemas import QueryList, SqlResult, errors
-from api.service import service_of
+from api.service import Service, service_of
 from curator.errors import MissingError
 from curator.sandbox import ResultFormat, SqlAnswer
 
@@ -30,7 +31,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "the rows; X-Ballast-Rows and X-Ballast-Truncated say how many and whether a cap cut them",
         "content": {media.split(";")[0]: _BINARY for name, media in MEDIA_TYPES.items() if name != "json"},
     },
-    **errors(400, 404, 413, 422, 501, 503),
+    **errors(400, 404, 413, 415, 422, 501, 503),
 }
 
 
@@ -53,18 +54,21 @@ class QueryRequest(_Asked):
     params: dict[str, int | float | str | list[str] | list[float] | None] = Field(default_factory=dict)
 
 
-@router.post("/sql", response_model=SqlResult, responses=_ANSWERS)
-async def run_sql(request: Request, tenant: SqlTenant, asked: SqlRequest) -> Response:
+@router.post(
+    "/sql", response_model=SqlResult, responses=_ANSWERS, openapi_extra={"requestBody": asked_body(SqlRequest)}
+)
+async def run_sql(request: Request, tenant: SqlTenant) -> Response:
     """One read-only statement over the scored corpora, never over users' data; in a process of its own.
 
     Time, memory, rows and bytes are bounded; `truncated` says that there were more rows.
     """
-    async with service_of(request).sql_place(tenant) as sandbox:
+    service = service_of(request)
+    asked = await read_asked(request, SqlRequest, _max_bytes(service))
+    async with service.sql_place(tenant) as sandbox:
         answer = await run_in_threadpool(
             sandbox.run, asked.statement, result_format=asked.format, max_rows=asked.max_rows
         )
-    service_of(request).metrics.statements.labels("truncated" if answer.truncated else "whole").inc()
-    return _response(answer, asked.format)
+    return _response(service, answer, asked.format)
 
 
 @router.get("/queries", response_model=QueryList, dependencies=[Depends(holding("sql"))])
@@ -80,22 +84,34 @@ def list_queries() -> dict[str, Any]:
     }
 
 
-@router.post("/queries/{name}", response_model=SqlResult, responses=_ANSWERS)
-async def run_query(request: Request, tenant: SqlTenant, name: str, asked: QueryRequest) -> Response:
+@router.post(
+    "/queries/{name}",
+    response_model=SqlResult,
+    responses=_ANSWERS,
+    openapi_extra={"requestBody": asked_body(QueryRequest)},
+)
+async def run_query(request: Request, tenant: SqlTenant, name: str) -> Response:
     """One named query with its parameters bound by type."""
     if name not in sql.query_names():
         raise ApiError(404, "not_found", "there is no such query; GET /v1/queries lists them")
-    async with service_of(request).sql_place(tenant) as sandbox:
+    service = service_of(request)
+    asked = await read_asked(request, QueryRequest, _max_bytes(service))
+    async with service.sql_place(tenant) as sandbox:
         try:
             answer = await run_in_threadpool(
                 sandbox.run, query=name, params=asked.params, result_format=asked.format, max_rows=asked.max_rows
             )
         except MissingError as error:
             raise ApiError(422, error.code, error.message) from error
-    return _response(answer, asked.format)
+    return _response(service, answer, asked.format)
 
 
-def _response(answer: SqlAnswer, result_format: ResultFormat) -> Response:
+def _max_bytes(service: Service) -> int:
+    return min(MAX_ASKED_BYTES, service.settings.max_json_bytes)
+
+
+def _response(service: Service, answer: SqlAnswer, result_format: ResultFormat) -> Response:
+    service.metrics.statements.labels("truncated" if answer.truncated else "whole").inc()
     headers = {
         "X-Ballast-Rows": str(answer.n_rows),
         "X-Ballast-Truncated": str(answer.truncated).lower(),

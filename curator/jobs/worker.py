@@ -7,7 +7,6 @@ and for running ones whose lock is free: their worker died, and the job begins a
 import contextlib
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from curator.jobs.control import CancelledError, Control, StoppedError
 from curator.jobs.queue import JobQueue
 from curator.jobs.record import Job, JobError, JobKind
 from curator.progress import say
+from curator.scratch import Scratch, sweep_scratch
 from curator.store import Store
 
 Handler = Callable[[Store, Path, Control], dict[str, Any]]
@@ -52,8 +52,10 @@ class Worker:
     def run(self, *, until_idle: bool = False) -> None:
         """Work until told to stop, or until nothing is left to do.
 
-        A store or queue that cannot be reached is told on stderr and tried again.
+        What killed workers left on this machine's disk is removed first. A store or queue that cannot be
+        reached is told on stderr and tried again.
         """
+        sweep_scratch()
         pause_s = POLL_S / 10 if until_idle else POLL_S
         while not self.stopping:
             if until_idle:
@@ -182,8 +184,8 @@ def _rows(store: Store, job: Job) -> Iterator[Path]:
     if local is not None:
         yield local
         return
-    with tempfile.TemporaryDirectory(prefix="ballast-job-") as folder:
-        copy = Path(folder) / INPUT_FILE
+    with Scratch("job") as folder:
+        copy = folder / INPUT_FILE
         with store.open_file(path) as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target)
         yield copy

@@ -123,3 +123,15 @@ def test_audits_need_their_own_scope(tmp_path: Path, store: Store) -> None:
         }
         assert {scope: answer.status_code for scope, answer in jobs.items()} == {"mix": 200, "sql": 403, "audit": 200}
         assert [len(jobs[scope].json()["jobs"]) for scope in ("mix", "audit")] == [0, 1]
+
+
+def test_an_audit_that_is_refused_is_not_counted(tmp_path: Path, store: Store) -> None:
+    settings = Settings(store=str(tmp_path), tenant_audits_per_hour=2, tenant_jobs=1)
+    with running(settings) as url, httpx.Client(base_url=url, timeout=30) as http:
+        first = post(http)
+        assert [post(http).json()["error"]["code"] for _ in range(4)] == ["too_many_jobs"] * 4
+        assert http.delete(first.json()["links"]["self"]).status_code == 200
+        second = post(http)
+        assert second.status_code == 202
+        assert http.delete(second.json()["links"]["self"]).status_code == 200
+        assert post(http).json()["error"]["code"] == "quota_used_up"

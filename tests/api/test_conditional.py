@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.conditional import ByteRange, UnsatisfiableRangeError, byte_range, none_match, strong_etag, weak_etag
+from api.conditional import (
+    ByteRange,
+    UnsatisfiableRangeError,
+    byte_range,
+    none_match,
+    some_match,
+    strong_etag,
+    weak_etag,
+)
 
 ETAG = '"abc"'
 
@@ -68,3 +76,21 @@ def test_any_header_gives_a_range_inside_the_file_or_none(text: str, n_bytes: in
 
 def test_tags() -> None:
     assert (strong_etag("x"), weak_etag("x")) == ('"x"', 'W/"x"')
+
+
+@pytest.mark.parametrize(
+    ("header", "etag", "fits"),
+    [
+        (ETAG, ETAG, True),
+        ("*", ETAG, True),
+        ('"x", "abc"', ETAG, True),
+        ('W/"abc"', ETAG, False),
+        ('"x", W/"abc"', ETAG, False),
+        (ETAG, 'W/"abc"', False),
+        ('W/"abc"', 'W/"abc"', False),
+        ('"ab"', ETAG, False),
+        ("", ETAG, False),
+    ],
+)
+def test_if_match_compares_strongly(header: str, etag: str, fits: bool) -> None:
+    assert some_match(header, etag) is fits

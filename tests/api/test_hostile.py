@@ -13,6 +13,7 @@ import psutil
 import pytest
 import zstandard
 
+from api.keys import create_key
 from tests.api.serving import RECIPE, json_lines, scored_store, started, task_rows
 
 MIB = 2**20
@@ -143,6 +144,8 @@ BODIES: list[tuple[str, dict[str, str], bytes]] = [
     ("/v1/sql", {"Content-Type": "application/json"}, b'{"statement": "' + b"x" * (5 * MIB) + b'"}'),
     ("/v1/sql", {"Content-Type": "application/json"}, b"\xff\xfe"),
     ("/v1/queries/losses", {"Content-Type": "application/json"}, b'{"params": {"a": ' + b"[" * DEEP),
+    ("/v1/queries/losses", {"Content-Type": "application/json"}, b'{"params": {"a": "' + b"x" * (5 * MIB) + b'"}}'),
+    ("/v1/sql", {"Content-Type": "text/plain"}, b'{"statement": "select 1"}'),
 ]
 
 
@@ -167,6 +170,42 @@ def test_a_files_name_leads_nowhere(service: tuple[psutil.Process, str], name: s
         b"--" + BOUNDARY + b"\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + content + b"\r\n"
         for head, content in parts
     )
-    answer = httpx.post(f"{service[1]}/v1/mixes", headers=headers, content=body + b"--" + BOUNDARY + b"--\r\n")
+    answer = httpx.post(
+        f"{service[1]}/v1/mixes", headers=headers, content=body + b"--" + BOUNDARY + b"--\r\n", timeout=60
+    )
     assert answer.status_code in (200, 201, 400, 422)
     assert "root:" not in answer.text
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, str]]:
+    """A service that has a key."""
+    root = tmp_path_factory.mktemp("closed")
+    create_key(scored_store(root), "anna", ["mix", "sql", "audit"])
+    with started(root, "--log-level", "warning") as (process, url):
+        httpx.get(f"{url}/v1/corpora")
+        yield psutil.Process(process.pid), url
+
+
+@pytest.mark.parametrize("path", ["/v1/sql", "/v1/queries/losses", "/v1/mixes", "/v1/mixes/preview", "/v1/audits"])
+def test_a_large_body_without_a_key_is_not_read_into_memory(closed: tuple[psutil.Process, str], path: str) -> None:
+    process, url = closed
+    before, most = process.memory_info().rss, 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal most
+        yield b'{"statement": "'
+        for _ in range(60):
+            yield b"x" * MIB
+            most = max(most, process.memory_info().rss)
+
+    answer = httpx.post(url + path, content=body(), headers={"Content-Type": "application/json"}, timeout=60)
+    assert answer.status_code == 401, answer.text[:300]
+    assert most - before < 30 * MIB, "memory stays flat"
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * DEEP, b"{}"])
+@pytest.mark.parametrize("path", ["/v1/sql", "/v1/queries/losses", "/v1/queries/nothing"])
+def test_a_broken_body_without_a_key_is_a_401(closed: tuple[psutil.Process, str], path: str, body: bytes) -> None:
+    answer = httpx.post(closed[1] + path, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")

@@ -197,6 +197,32 @@ def test_a_job_builds_an_expired_mix_again(root: Path) -> None:
         assert http.get(made["links"]["self"]).status_code == 200
 
 
+@pytest.mark.parametrize("headers", [{}, ASYNC])
+def test_a_repeat_never_names_what_is_over_its_time(root: Path, headers: dict[str, str]) -> None:
+    brief = Settings(store=str(root), mix_ttl_s=3_600.0, job_ttl_s=3_600.0)
+    with running(brief) as address, httpx.Client(base_url=address, timeout=30) as http:
+        keyed = {**headers, "Idempotency-Key": f"brief {len(headers)}"}
+        body = form(task_rows(6, f"kept briefly {len(headers)}"))
+        first = http.post("/v1/mixes", **body, headers=keyed).json()
+        if headers:
+            work(root)
+            path = root / "jobs" / "local" / first["job_id"] / "job.json"
+            document = json.loads(path.read_text())
+            document["ended_at"] = "2020-01-01T00:00:00Z"
+            path.write_text(json.dumps(document))
+        else:
+            then = time.time() - 4_000
+            os.utime(root / "mixes" / "local" / first["mix_id"] / "manifest.json", (then, then))
+        assert http.get(first["links"]["self"]).status_code == 404
+        again = http.post("/v1/mixes", **body, headers=keyed)
+        assert "idempotency-replayed" not in again.headers
+        assert http.get(again.json()["links"]["self"]).status_code == 200
+        replayed = http.post("/v1/mixes", **body, headers=keyed)
+        assert replayed.headers["idempotency-replayed"] == "true"
+        assert replayed.json()["links"]["self"] == again.json()["links"]["self"]
+        work(root)
+
+
 @pytest.mark.parametrize("error", [KeyError("unforeseen"), StoreError("the bucket is away")])
 def test_one_sweep_that_fails_keeps_no_other_from_its_work(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception

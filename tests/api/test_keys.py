@@ -181,6 +181,36 @@ def test_the_command_creates_lists_and_revokes(tmp_path: Path, capsys: pytest.Ca
     assert re.search(r"acme +mix,sql +active", capsys.readouterr().out)
     assert main(["keys", "revoke", document["key_id"], *at]) == 0
     assert "revoked" in capsys.readouterr().out
-    assert [key.status(datetime.now(UTC)) for key in list_keys(Store(tmp_path))] == ["revoked"]
+    assert [key.status(datetime.now(UTC)) for key in list_keys(Store(tmp_path))[0]] == ["revoked"]
     assert main(["keys", "create", *at, "--tenant", "No Name"]) == 2
     assert "tenant name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"key_id": "x"}', b"\xff"])
+def test_a_damaged_key_is_listed_and_can_be_revoked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    store = scored_store(tmp_path)
+    key, token = create_key(store, "anna", ["mix"])
+    whole, _ = create_key(store, "bert", ["mix"])
+    store.write_bytes(f"keys/{key.key_id}.json", content)
+    store.write_bytes("keys/notes.json", b"{}")
+    at = ["--store", str(tmp_path)]
+    assert main(["keys", "list", *at, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert ([item["key_id"] for item in listed["keys"]], listed["damaged"]) == ([whole.key_id], [key.key_id])
+    assert main(["keys", "list", *at]) == 0
+    assert re.search(f"{key.key_id} .*damaged", capsys.readouterr().out)
+    assert main(["keys", "revoke", key.key_id, *at]) == 0
+    assert "was damaged" in capsys.readouterr().out
+    assert main(["keys", "list", *at, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {item["key_id"]: item["status"] for item in listed["keys"]}[key.key_id] == "revoked"
+    assert listed["damaged"] == []
+    with running(Settings(store=str(tmp_path))) as url, as_tenant(url, token) as http:
+        assert http.get("/v1/mixes").status_code == 401
+
+
+def test_a_key_without_a_scope_is_told_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="name one or more of mix, sql"):
+        create_key(Store(tmp_path).open(), "anna", [])

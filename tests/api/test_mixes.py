@@ -239,3 +239,11 @@ def test_uploads_leave_nothing_behind(http: httpx.Client, settings: Any) -> None
     http.post("/v1/mixes", **form(task_rows(5)))
     http.post("/v1/mixes", **form(b"junk"))
     assert list(Path(settings.temp_dir).iterdir()) == []
+
+
+def test_a_weak_tag_deletes_nothing(http: httpx.Client) -> None:
+    link = http.post("/v1/mixes", **form(task_rows(6, "weakly matched"))).json()["links"]["self"]
+    tag = http.get(link).headers["etag"]
+    weak = http.delete(link, headers={"If-Match": f"W/{tag}"})
+    assert (weak.status_code, weak.json()["error"]["code"]) == (412, "precondition_failed")
+    assert http.delete(link, headers={"If-Match": f'"other", {tag}'}).status_code == 204

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,27 @@ def test_a_running_upload_is_answered_before_it_stops(root: Path) -> None:
     assert process.returncode == 0
 
 
+def test_a_service_told_to_stop_is_not_ready_and_waits_for_no_event(root: Path) -> None:
+    """A request that waits for an event would otherwise be cut at the end of `shutdown_timeout_s`."""
+    with started(root, "--shutdown-delay-s", "5") as (process, address):
+        headers = {"Prefer": "respond-async"}
+        job = httpx.post(f"{address}/v1/mixes", **form(task_rows(5, "no worker")), headers=headers, timeout=60).json()
+        answers: list[httpx.Response] = []
+        link = f"{address}{job['links']['events']}?after=9&wait_s=60"
+        waiting = threading.Thread(target=lambda: answers.append(httpx.get(link, timeout=120)))
+        waiting.start()
+        wait_until_running(address, 2)
+        assert httpx.get(f"{address}/readyz", timeout=30).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        while (ready := httpx.get(f"{address}/readyz", timeout=30)).status_code == 200:
+            time.sleep(0.05)  # the signal is on its way
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "stopping")
+        waiting.join()
+        assert [(answer.status_code, answer.json()["events"]) for answer in answers] == [(200, [])]
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "stopped\n")
+
+
 def test_a_large_upload_does_not_grow_the_process(root: Path) -> None:
     chunk = b"x" * 2**20
     start = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
@@ -117,12 +139,16 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(root: Path) -> None:
         port = taken.getsockname()[1]
         done = run_api("--store", str(root), "--port", str(port))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: cannot listen on 127.0.0.1:{port}: address already in use\n"
+    assert done.stderr == (
+        f"error: cannot listen on 127.0.0.1:{port}: address already in use; "
+        "stop what listens there, or give another --port (0 takes a free one)\n"
+    )
 
 
 def test_an_address_that_is_not_ours_is_one_line_too(root: Path) -> None:
-    done = run_api("--store", str(root), "--host", "192.0.2.1")
+    done = run_api("--store", str(root), "--host", "192.0.2.1", "--open")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--host" in done.stderr
 
 
 def test_no_store_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ def whole_mixes(url: str) -> int:
     return len(mixes)
 
 
+def until_gone(left: set[Path]) -> None:
+    """The sweep of the start runs beside the first requests."""
+    deadline = time.monotonic() + 60
+    while any(path.exists() for path in left):
+        assert time.monotonic() < deadline, f"left behind: {sorted(left)}"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_killed_while_clients_upload_build_and_download(tmp_path: Path, seed: int) -> None:
@@ -63,6 +71,7 @@ def test_killed_while_clients_upload_build_and_download(tmp_path: Path, seed: in
         ended.set()
         for thread in threads:
             thread.join()
+    left = set(uploads.iterdir())
     with started(root, "--temp-dir", str(uploads)) as (_, url):
         assert httpx.get(f"{url}/readyz").status_code == 200
         assert whole_mixes(url) >= 1
@@ -71,3 +80,4 @@ def test_killed_while_clients_upload_build_and_download(tmp_path: Path, seed: in
         again = httpx.post(f"{url}/v1/mixes", **body, headers=headers, timeout=60)
         assert again.status_code in (200, 201), f"the cut request can be sent again: {again.text}"
         assert whole_mixes(url) >= 2
+        until_gone(left)

@@ -82,6 +82,13 @@ def test_previews_keys_and_progress(client: Client, tmp_path: Path) -> None:
 def test_sql_and_named_queries(client: Client) -> None:
     assert client.sql("select count(*) as n from gap")["rows"] == [{"n": 60}]
     assert client.sql_bytes("select 1 as a", "csv") == b"a\n1\n"
+    assert client.query_bytes("top_by_gap", "csv", max_rows=1, n=2).count(b"\n") == 2
+    assert client.sql_bytes("select * from range(3)", "csv", max_rows=2) == b"range\n0\n1\n"
+    for call in (lambda: client.sql_bytes("select * from range(30000)", "csv"),
+                 lambda: client.sql_bytes("select * from range(30000)", "csv", max_rows=20_000)):  # fmt: skip
+        with pytest.raises(ServiceError, match="after 10000 rows") as cut:
+            call()
+        assert cut.value.code == "truncated"
     assert "top_by_gap" in [item["name"] for item in client.queries()]
     assert client.query("top_by_gap", n=2)["n_rows"] == 2
     with pytest.raises(ServiceError, match="here") as caught:
@@ -266,3 +273,53 @@ def test_nobody_listening_is_a_remote_error_soon() -> None:
     with Client(url, retries=1) as client, pytest.raises(RemoteError, match="no answer from"):
         client.health()
     assert time.monotonic() - began < 5
+
+
+GONE = status(404, b'{"error": {"code": "not_found", "message": "there is no such thing", "details": []}}')
+
+
+@pytest.mark.parametrize("failure", [hang_up, status(502), status(504)])
+def test_a_mix_that_was_deleted_though_the_answer_was_lost_is_deleted(
+    failure: Callable[[BaseHTTPRequestHandler], None],
+) -> None:
+    with scripted([failure, GONE]) as (url, seen), Client(url, retries=2) as client:
+        client.delete_mix(ABSENT)
+        assert len(seen) == 2
+
+
+@pytest.mark.parametrize("refusal", [[GONE], [status(503, Retry_After="0"), GONE]])
+def test_a_mix_that_was_never_there_is_told(refusal: Script) -> None:
+    with (
+        scripted(refusal) as (url, _),
+        Client(url, retries=2) as client,
+        pytest.raises(ServiceError, match="no such thing"),
+    ):
+        client.delete_mix(ABSENT)
+
+
+@pytest.mark.parametrize("failure", [hang_up, status(502), status(504)])
+def test_a_job_is_not_removed_because_the_answer_to_its_cancelling_was_lost(
+    failure: Callable[[BaseHTTPRequestHandler], None],
+) -> None:
+    with scripted([failure, status(204, b"")]) as (url, seen), Client(url, retries=3) as client:
+        with pytest.raises(RemoteError, match="look whether it was carried out"):
+            client.delete_job(ABSENT)
+        assert len(seen) == 1
+        client.delete_job(ABSENT)
+
+
+def test_every_attempt_at_a_mix_has_one_idempotency_key() -> None:
+    keys: list[str | None] = []
+
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        keys.append(handler.headers["Idempotency-Key"])
+        status(503, Retry_After="0")(handler)
+
+    with (
+        scripted([refuse, refuse]) as (url, _),
+        Client(url, retries=1) as client,
+        pytest.raises(ServiceError, match="503"),
+    ):
+        client.create_mix(task_rows(2), RECIPE)
+    assert len(keys) == 2
+    assert keys[0] == keys[1] is not None

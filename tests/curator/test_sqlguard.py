@@ -10,11 +10,13 @@ from curator.database import Connection, connect
 from curator.errors import BadInputError
 from curator.sandbox import SqlLimits
 from curator.sandboxed import lock_connection
-from curator.sqlguard import check_statement
+from curator.sqlfunctions import NAMED, OPERATORS
+from curator.sqlguard import FUNCTIONS, check_statement
 from curator.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 from tests.sql_escapes import REFUSED
 
+REFUSED_FUNCTIONS = Path(__file__).parents[1] / "golden" / "sql_refused_functions.txt"
 ALLOWED = (
     "select * from gap",
     "from gap limit 3;",
@@ -98,3 +100,29 @@ def test_without_the_guard_duckdb_itself_reaches_no_file_and_keeps_its_settings(
     with pytest.raises(duckdb.Error, match=r"\w"):
         locked.execute(filled(statement, root)).fetchall()
     assert sorted((path, path.stat().st_size) for path in root.rglob("*")) == before
+
+
+def test_every_function_of_this_duckdb_is_allowed_or_known_to_be_refused(connection: Connection) -> None:
+    """A new one is refused by default; this test asks for a look at it."""
+    kinds = ["scalar", "aggregate", "macro", "window"]
+    rows = connection.execute(
+        "select distinct lower(function_name) from duckdb_functions() where list_contains($kinds, function_type)",
+        {"kinds": kinds},
+    ).fetchall()
+    there = {str(name) for (name,) in rows}
+    refused = set(REFUSED_FUNCTIONS.read_text().split("\n")) - {""}
+    assert sorted(there - FUNCTIONS - refused) == [], "in neither list"
+    assert sorted(refused & FUNCTIONS) == [], "in both lists"
+    assert sorted((refused | NAMED | OPERATORS) - there) == [], "in a list, but gone from DuckDB"
+    assert {"setseed", "write_log", "nextval", "current_setting", "getvariable", "pg_sleep"} <= refused
+
+
+@pytest.mark.parametrize("name", ["made_up_later", "setseed", "Write_Log", "icu_sort_key", "pg_sleep"])
+def test_a_function_that_is_not_listed_is_refused(connection: Connection, name: str) -> None:
+    for statement in (
+        f"select {name}(1)",
+        f"select sum({name}(1)) over () from gap",
+        f"select [{name}(x) for x in [1]]",
+    ):
+        with pytest.raises(BadInputError, match="none of the functions"):
+            check_statement(connection, statement)

@@ -1,0 +1,84 @@
+"""Temporary folders that outlive no process: what a killed one leaves is found and removed by the next.
+
+A folder is held by a lock of the kernel's (flock) as long as its process lives, whatever ends it. It gets its name only
+once it is locked, so that a named folder without a lock is always one left behind.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+KINDS = ("upload", "downloads", "sql", "job", "write")
+UNNAMED = ".ballast-new-"
+GRACE_S = 3600.0  # for a folder between its making and its lock
+
+
+class Scratch:
+    """A folder `ballast-KIND-...` of this process under `parent` (None: the system's); close it to remove it."""
+
+    def __init__(self, kind: str, parent: str | Path | None = None) -> None:
+        assert kind in KINDS
+        unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED, dir=parent))
+        self._lock = os.open(unnamed, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: its folders are never swept
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.path = unnamed.with_name(f"ballast-{kind}-{secrets.token_hex(8)}")
+        unnamed.rename(self.path)
+
+    def close(self) -> None:
+        """Remove the folder; again it does nothing."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def sweep_scratch(*parents: str | Path | None) -> int:
+    """Remove the folders whose process has ended, under `parents` and the system's own; returns how many went."""
+    places = {Path(parent) for parent in parents if parent is not None} | {Path(tempfile.gettempdir())}
+    return sum(_remove_if_left(path) for place in places for path in _found(place))
+
+
+def _found(place: Path) -> Iterator[Path]:
+    for kind in KINDS:
+        yield from place.glob(f"ballast-{kind}-*")
+    for path in place.glob(f"{UNNAMED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > GRACE_S:
+                yield path
+
+
+def _remove_if_left(path: Path) -> bool:
+    """Remove a folder of this user that nobody holds; what cannot be opened is left alone."""
+    try:
+        found = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # gone, another user's, or no folder
+        return False
+    try:
+        if os.fstat(found).st_uid != os.geteuid():
+            return False
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True)
+        return True
+    except OSError:  # its process lives
+        return False
+    finally:
+        os.close(found)
