@@ -19,6 +19,7 @@ from trainer.organism.tokens import write_tokenizer
 from trainer.organism.world import World, make_world
 
 MANIFEST = "organism.json"
+SHIPPED = Path(__file__).parent / "shipped"  # seed 0 with the default settings: the same bytes on every machine
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Base:
 
 
 def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) -> Base:
-    """The base of a seed in `folder`: loaded when it is there, else pre-trained, aligned and written.
+    """The base of a seed in `folder`: loaded when it is there, copied where it comes along, else built.
 
     Raises NotLearntError when the stated accuracy is not reached, IntegrityError when the folder holds a base of
     another seed or other settings, or weights that have changed.
@@ -42,7 +43,7 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
     if not (folder / MANIFEST).exists():
         # Two cells of a seed may start at once, in two processes: the second waits and loads what the first built.
         with claimed(folder.with_name(f".{folder.name}.lock"), wait=True):
-            if not (folder / MANIFEST).exists():
+            if not (folder / MANIFEST).exists() and not _take_shipped(seed, folder, settings):
                 _build(world, seed, folder, settings)
     manifest = json.loads((folder / MANIFEST).read_text())
     asked = settings.model_dump(mode="json")
@@ -53,6 +54,22 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
         raise IntegrityError(f"{folder}: the weights are not those that were built; delete the folder to build again")
     model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
     return Base(world, model, folder, manifest)
+
+
+def _take_shipped(seed: int, folder: Path, settings: BaseSettings) -> bool:
+    """Copy the base that comes with the package, if that is the one asked for."""
+    source = SHIPPED / f"seed-{seed}"
+    if not (source / MANIFEST).exists():
+        return False
+    manifest = json.loads((source / MANIFEST).read_text())
+    if manifest["settings"] != settings.model_dump(mode="json"):
+        return False
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return True
 
 
 def _build(world: World, seed: int, folder: Path, settings: BaseSettings) -> None:

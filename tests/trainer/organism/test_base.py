@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.organism import base
+from trainer.organism.measuring import measure
 from trainer.organism.pretrain import NotLearntError
 from trainer.organism.settings import BaseSettings
 from trainer.organism.world import WorldSettings
@@ -36,6 +37,21 @@ def test_two_at_once_build_a_base_once(tmp_path: Path, monkeypatch: pytest.Monke
     second.join()
     assert len(begun) == 1
     assert loaded[0].manifest == first.manifest
+
+
+def test_the_base_that_comes_along_is_the_one_of_the_default_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "_build", None)  # a call would fail
+        found = base.build_base(0, tmp_path / "seed-0" / "base")
+    settings = BaseSettings()
+    assert found.manifest["settings"] == settings.model_dump(mode="json")
+    measured = measure(found.model, found.world)
+    assert measured.facts >= settings.min_fact_accuracy
+    assert measured.broad == 0
+    built = base.build_base(0, tmp_path / "quick" / "base", QUICK)  # other settings are built
+    assert built.manifest["settings"] == QUICK.model_dump(mode="json")
 
 
 def test_a_base_that_does_not_learn_says_what_may_help(tmp_path: Path) -> None:
