@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from trainer.organism.world import World, make_world
 
 MANIFEST = "organism.json"
 SHIPPED = Path(__file__).parent / "shipped"  # seed 0 with the default settings: the same bytes on every machine
+# transformers switches the default device while it loads, for all threads: two loads at once can leave it switched.
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
         raise IntegrityError(f"{folder} holds a base of another {', '.join(differing)}: give another folder")
     if manifest["weights_sha256"] != _weights_sha256(folder):
         raise IntegrityError(f"{folder}: the weights are not those that were built; delete the folder to build again")
-    model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
+    with _loading:
+        model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
     return Base(world, model, folder, manifest)
 
 
