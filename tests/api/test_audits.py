@@ -4,15 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pyarrow as pa
 import pytest
 
 from api.keys import create_key
 from api.settings import Settings
-from curator.arrow_tables import arrow_schema
-from curator.audit.columns import AUDIT_ROWS
 from curator.jobs.board import Board
 from curator.store import Store
+from tests.api.audited import end_audit
 from tests.api.serving import form, json_lines, running, scored_store, task_rows
 
 ASKED = {"corpus": "chats"}
@@ -88,21 +86,7 @@ def test_what_an_audit_found_is_read_by_pages(http: httpx.Client, store: Store) 
     job_id = post(http).json()["job_id"]
     early = http.get(f"/v1/audits/{job_id}")
     assert (early.status_code, early.json()["error"]["code"]) == (409, "job_not_done")
-    board, interval = Board(store), {"value": 0.5, "low": 0.4, "high": 0.6}
-    result = {
-        "method_version": 1, "verdict": "undecided", "reason": "r", "n_judged": 6, "mean_percentile": interval,
-        "top_share": interval, "n_rows": 6, "n_distinct": 6, "abstained": {}, "n_forged": 0, "warnings": [],
-        "score": "gap_abs", "eps": 1.0, "seed": 0, "scorers": [],
-        "pool": {"corpus": "chats", "revision": "x", "n_rows": 60, "n_response_tokens": [1, 9], "languages": {}},
-    }  # fmt: skip
-    none = dict.fromkeys(AUDIT_ROWS.names)
-    rows = [
-        {**none, "ordinal": n, "example_id": f"{n:032x}", "percentile": n / 10, "n_reference": 30} for n in range(6)
-    ]
-    store.write_table(
-        f"jobs/local/{job_id}/rows.parquet", pa.Table.from_pylist(rows, arrow_schema(AUDIT_ROWS)), AUDIT_ROWS
-    )
-    board.end(board.read("local", job_id).ended("done", "done", result=result))
+    result = end_audit(store, "local", job_id)
     links = http.get(f"/v1/jobs/{job_id}").json()["links"]
     assert http.get(links["result"]).json() == result
     pages = [http.get(links["rows"], params={"after": after}).json() for after in (-1, 3, 5)]

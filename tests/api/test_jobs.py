@@ -24,6 +24,7 @@ from curator.jobs.mixing import run_mix
 from curator.jobs.queue import open_queue
 from curator.jobs.worker import Worker
 from curator.store import Store
+from tests.api.audited import end_audit
 from tests.api.serving import form, running, scored_store, task_rows
 
 ASYNC = {"Prefer": "respond-async, wait=5"}
@@ -307,7 +308,7 @@ def test_another_tenants_job_is_answered_like_one_that_does_not_exist(tmp_path: 
             if "{job_id}" in path
         ]
         assert len(links) >= 20
-        for state in ("queued", "done"):
+        for state in ("queued", "done"):  # of both jobs
             for token, job_id in ((tokens["bert"], mix_job), (tokens["bert"], audit_job), (narrow, mix_job)):
                 for method, link in links:
                     theirs, absent = (ask(token, method, link.format(job_id=item)) for item in (job_id, ABSENT))
@@ -316,5 +317,10 @@ def test_another_tenants_job_is_answered_like_one_that_does_not_exist(tmp_path: 
             listed = json.loads(ask(narrow, "GET", "/v1/jobs")[1])["jobs"]
             assert [job["job_id"] for job in listed] == [audit_job], "another scope's job is not listed"
             for job_id in (mix_job, audit_job):
-                assert ask(tokens["anna"], "GET", f"/v1/jobs/{job_id}")[0] == 200, "nothing of it was removed"
+                shown = json.loads(ask(tokens["anna"], "GET", f"/v1/jobs/{job_id}")[1])
+                assert shown["state"] == state, "nothing of it was removed"
+            audit_status = 200 if state == "done" else 409
+            for tail in ("", "/rows"):
+                assert ask(tokens["anna"], "GET", f"/v1/audits/{audit_job}{tail}")[0] == audit_status
             work(tmp_path)
+            end_audit(store, "anna", audit_job)
