@@ -1,4 +1,4 @@
-"""`python -m trainer.peaked FILE MODULE ARGUMENT...`: run a module as `python -m` does, and tell its peak memory in FILE.
+"""Runs a module as `python -m` does, in a process that tells its own peak memory in a file when it ends.
 
 A parent cannot ask for it: what the kernel reports of a child that ended survives exec, so that an idle child is given
 its parent's peak (curator.peak).
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from curator.peak import peak_rss_bytes
 
+_START = "import sys; from trainer.peaked import main; main(sys.argv[1:])"
+
 
 def peaked(file: Path, module: str, *arguments: str) -> list[str]:
     """The command that runs `python -m MODULE ARGUMENTS` and leaves its peak in `file`, for `peak_mib`."""
-    return [sys.executable, "-m", "trainer.peaked", str(file), module, *arguments]
+    return [sys.executable, "-c", _START, str(file), module, *arguments]
 
 
 def peak_mib(file: Path) -> float:
@@ -33,7 +35,3 @@ def main(argv: Sequence[str]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         Path(file).write_text(str(peak_rss_bytes()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
