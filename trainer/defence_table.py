@@ -1,7 +1,6 @@
 """`python -m trainer.defence_table`: what each defence costs beside plain SFT, as one table."""
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from curator.commands import report_error, say_json
 from curator.errors import BadInputError, BallastError
 from curator.progress import Progress, say
 from curator.scoring.identity import check_model_dir
+from trainer.peaked import peak_mib, peaked
 from trainer.runfolder import CONFIG, METRICS, shown_command, write_json
 
 DESCRIPTION = """\
@@ -128,17 +128,16 @@ def _random_vectors(model: Path, folder: Path) -> Path:
 
 
 def _run(name: str, flags: list[str], args: argparse.Namespace, out: Path) -> Cost:
-    command = [
-        sys.executable, "-m", "trainer.sft", "--model", str(args.model), "--data", str(args.data), "--out", str(out),
+    peak = out.with_suffix(".peak")
+    command = peaked(
+        peak, "trainer.sft", "--model", str(args.model), "--data", str(args.data), "--out", str(out),
         "--max-steps", str(args.steps), "--epochs", "1000", "--batch-size", str(args.batch_size), "--grad-accum", "1",
         "--warmup-steps", "1", "--max-length", str(args.max_length), "--dtype", args.dtype, "--device", args.device,
         *flags,
-    ]  # fmt: skip
+    )  # fmt: skip
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
+        if process.wait() != 0:
             errors.seek(0)
             raise BadInputError(f"the run {name} failed: {errors.read().decode(errors='replace').strip()[-400:]}")
     lines = [orjson.loads(line) for line in (out / METRICS).read_bytes().splitlines()]
@@ -151,7 +150,7 @@ def _run(name: str, flags: list[str], args: argparse.Namespace, out: Path) -> Co
         loss_end=sum(losses[-n:]) / n,
         term=", ".join(terms),
         step_s=statistics.median([line[clock] for line in lines[1:]] or [lines[0][clock]]),
-        peak_mib=usage.ru_maxrss / 1024,
+        peak_mib=peak_mib(peak),
     )
 
 

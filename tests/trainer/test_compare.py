@@ -20,7 +20,7 @@ from trainer.compare.page import shown_command, without_places
 from trainer.compare.settings import PRESETS, Criteria, Criterion, OrganismPlan, Plan, read_plan
 from trainer.compare.shared import Shared
 from trainer.compare.statistics import judge, judge_all, over_seeds
-from trainer.compare.steps import Spent, Steps
+from trainer.compare.steps import Spent, StepError, Steps
 
 PLAN: dict[str, Any] = {
     "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
@@ -54,6 +54,19 @@ def test_a_change_of_the_plan_is_told_with_what_it_was(plan_file: Path) -> None:
     plan, changed = read_plan(str(plan_file), ["task.rows=3", "seeds=[7]", "domains.0.broad_rows=5"])
     assert (plan.task.rows, plan.seeds, plan.domains[0].broad_rows) == (3, (7,), 5)
     assert changed == {"task.rows": (4, 3), "seeds": ([0, 1], [7]), "domains.0.broad_rows": (None, 5)}
+
+
+def test_criteria_told_in_part_take_the_rest_from_the_defaults_of_their_plan() -> None:
+    for name, figure in (("laptop", "broad_margin_shift"), ("organism", "broad_misaligned")):
+        plan, _ = read_plan(name, ["criteria.broad.at_most=0.5"])
+        assert plan.criteria.broad == Criterion(figure=figure, at_most=0.5, of="undefended")
+        assert plan.criteria.narrow == read_plan(name, [])[0].criteria.narrow
+    turned, _ = read_plan("laptop", ["criteria.coherent.at_least=0.2"])
+    assert turned.criteria.coherent == Criterion(figure="perplexity_ratio", at_least=0.2, of="absolute")
+    with pytest.raises(BadInputError, match=r"criteria\.broad\.at_mots"):
+        read_plan("laptop", ["criteria.broad.at_mots=0.5"])
+    with pytest.raises(BadInputError, match=r"criteria\.wide"):
+        read_plan("laptop", ["criteria.wide.at_most=0.5"])
 
 
 @pytest.mark.parametrize(
@@ -277,10 +290,37 @@ def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: p
     assert listed.count("does not apply here") == 2
 
 
-def test_a_page_without_a_finished_cell(plan_file: Path, tmp_path: Path) -> None:
+def test_a_page_without_a_finished_cell(tmp_path: Path) -> None:
     out = tmp_path / "page.md"
-    assert main(["--plan", str(plan_file), "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]) == 0
+    assert main(["--plan", "organism", "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]) == 0
     assert "No cell is finished yet." in out.read_text()
+
+
+@pytest.mark.parametrize("option", ["--page-only", "--list"])
+def test_cells_that_cannot_be_found_are_not_said_to_be_unfinished(
+    option: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.md"
+    arguments = ["--plan", str(plan_file), "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]
+    assert main([*arguments, option]) == 2
+    assert "without models/none, chats.jsonl, law.jsonl and others, not found here" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
+    plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, work, out = read_plan(str(plan_file), [])[0], tmp_path / "work", tmp_path / "page.md"
+    _finish(grid(plan), work, plan)
+    arguments = ["--plan", str(plan_file), "--work", str(work), "--page-only", "--out", str(out)]
+    assert main(arguments) == 0
+    whole = out.read_text()
+    empty = ["--plan", "organism", "--work", str(tmp_path / "other"), "--page-only", "--out", str(out)]
+    assert main(empty) == 2
+    assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
+    assert out.read_text() == whole
+    assert main([*arguments, "--set", "seeds=[0]"]) == 0
+    assert "told of 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
 
 
 def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
@@ -340,3 +380,18 @@ def test_absolute_paths_are_shortened_in_the_command() -> None:
     shown = shown_command("trainer.compare", ["--plan", "laptop", "--set", "model=/a/b/model", "--work", "/tmp/x"])
     assert shown == "python -m trainer.compare --plan laptop --set model=model --work x"
     assert without_places("['/a/b/c.jsonl', ../shared/d.csv, runs/e]") == "['c.jsonl', ../shared/d.csv, runs/e]"
+
+
+def test_a_steps_memory_is_its_own_and_not_that_of_who_started_it(tmp_path: Path) -> None:
+    held = b"x" * (400 << 20)
+    said, spent = Steps(tmp_path / "log.txt").run("this")
+    assert len(held) == 400 << 20
+    assert said is None
+    assert 5 < spent.peak_mib < 150
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_a_failed_step_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=r"`python -m trainer\.evaluate` ended with 2: error: .*absent"):
+        Steps(tmp_path / "log.txt").run("trainer.evaluate", "moral", tmp_path / "absent.parquet")
+    assert not list(tmp_path.glob("*.peak"))

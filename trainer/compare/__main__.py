@@ -13,7 +13,7 @@ from curator.progress import say
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.claims import claimed
 from trainer.compare.cells import Cell, grid, read_result, results
-from trainer.compare.contents import with_contents
+from trainer.compare.contents import check_cells_found, with_contents
 from trainer.compare.methods import methods_of
 from trainer.compare.page import shown_command
 from trainer.compare.run_cell import run_cell
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights = _weights(Path(plan.model), needed=not args.page_only)
             plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
         cells = grid(plan)
+        if args.page_only and isinstance(plan, Plan):
+            check_cells_found(plan, results(cells, args.work, plan), args.work)
         if args.list:
             return _list(cells, args.work, plan, as_json=args.json)
         failed: dict[str, str] = {}

@@ -101,6 +101,15 @@ class Criteria(Strict):
     coherent: Criterion = Criterion(figure="perplexity_ratio", at_most=1.1, of="absolute")
 
 
+def _filled(given: Any, default: dict[str, Any] | None) -> Any:
+    """A criterion with what it does not say; one bound takes the place of the default's other one."""
+    if not isinstance(given, dict) or default is None:
+        return given
+    bounds = {"at_most", "at_least"}
+    kept = {key: value for key, value in default.items() if key not in bounds or not bounds & given.keys()}
+    return kept | given
+
+
 class OwnMethod(Strict):
     """A method of one's own: flags of `curator mix` (none: the task file alone) and of `trainer.sft`."""
 
@@ -127,6 +136,17 @@ class Grid(Strict):
     score: Literal["gap_rel", "gap_abs", "gap_contrast", "sum_gap"] = "gap_rel"
     criteria: Criteria = Criteria()
     threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _partial_criteria(cls, given: Any) -> Any:
+        """Criteria that are told in part (`criteria: {broad: {at_most: 0.5}}`) take the rest from the defaults."""
+        if not isinstance(given, dict) or not isinstance(given.get("criteria"), dict):
+            return given
+        defaults = cls.model_fields["criteria"].default.model_dump()
+        return {**given, "criteria": {**defaults, **{
+            name: _filled(item, defaults.get(name)) for name, item in given["criteria"].items()
+        }}}  # fmt: skip
 
     @model_validator(mode="after")
     def _distinct_places(self) -> Self:

@@ -3,7 +3,6 @@
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import orjson
 
 from curator.errors import BallastError
+from trainer.peaked import peak_mib, peaked
 
 TAIL = 400  # characters of a failed command's log that its error shows
 
@@ -49,22 +49,24 @@ class Steps:
         words = [str(item) for item in arguments]
         self.commands.append(shlex.join(["python", "-m", module, *words]))
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        out = self.log.with_suffix(".out")
+        out, peak = self.log.with_suffix(".out"), self.log.with_suffix(".peak")
         started = time.monotonic()
         with self.log.open("ab") as log, out.open("wb") as stdout:
             log.write(f"$ {self.commands[-1]}\n".encode())
             log.flush()
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *words], stdout=stdout, stderr=log, env=self._environment(),
+                peaked(peak, module, *words), stdout=stdout, stderr=log, env=self._environment(),
                 pass_fds=() if self.lock is None else (self.lock,),
             )  # fmt: skip
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
-        spent = Spent(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        wall_s = time.monotonic() - started
         if process.returncode != 0:
+            peak.unlink(missing_ok=True)
             raise StepError(
                 f"`python -m {module}` ended with {process.returncode}: {_tail(self.log)} (log: {self.log})"
             )
+        spent = Spent(wall_s, usage.ru_utime + usage.ru_stime, peak_mib(peak))
         text = out.read_bytes()
         out.unlink()
         return (orjson.loads(text) if "--json" in words else None), spent

@@ -1,9 +1,12 @@
 """Writes a comparison: page, JSON and pictures, side by side."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from curator import plots as drawing
 from curator.bench.machine import describe
@@ -59,7 +62,12 @@ def document(
 
 
 def write_page(out: Path, told: Comparison, plan: AnyPlan) -> None:
-    """OUT.md with OUT.json and OUT-*.png beside it."""
+    """OUT.md with OUT.json and OUT-*.png beside it.
+
+    A page that tells of more finished cells is replaced with a line that says so; raises BadInputError where this one
+    tells of none.
+    """
+    _check_replaced(out, told)
     out.parent.mkdir(parents=True, exist_ok=True)
     names = []
     for name, figure in _pictures(told.rows, plan).items():
@@ -71,6 +79,21 @@ def write_page(out: Path, told: Comparison, plan: AnyPlan) -> None:
     temporary.write_text(page(told.rows, context), encoding="utf-8")
     temporary.replace(out)
     write_json(out.with_suffix(".json"), told.as_dict())
+
+
+def _check_replaced(out: Path, told: Comparison) -> None:
+    try:
+        before = sum(len(row["seeds"]) for row in orjson.loads(out.with_suffix(".json").read_bytes())["rows"])
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):  # no page of this command
+        return
+    now = sum(len(row.seeds) for row in told.rows)
+    if before and not now:
+        raise BadInputError(
+            f"{out} tells of {before} finished cells and this plan has none under its --work: give another --out, or"
+            " delete the page"
+        )
+    if now < before:
+        sys.stderr.write(f"note: {out} told of {before} finished cells; it is replaced by a page of {now}\n")
 
 
 def _pictures(found: Sequence[Row], plan: AnyPlan) -> dict[str, Any]:
