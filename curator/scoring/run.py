@@ -12,10 +12,11 @@ from curator.corpus import corpus_info
 from curator.errors import BadInputError, ScoringError
 from curator.progress import Progress
 from curator.scoring import attempts
+from curator.scoring.asked import effective_window, identity_of
 from curator.scoring.blocks import Block, blocks, corpus_ids, corpus_rows, without
 from curator.scoring.check import ReferenceFactory, n_check_rows
 from curator.scoring.engine import Engine
-from curator.scoring.identity import Identity, declared_identity, measure_id, model_identity, model_window, scorer_id
+from curator.scoring.identity import measure_id, scorer_id
 from curator.scoring.meter import Meter
 from curator.scoring.outcome import ScoreRow
 from curator.scoring.parts import PATTERN, Finished, part_name, read_finished, sweep_temporary
@@ -96,8 +97,8 @@ class ScoreRun:
         self._failures: list[str] = []
         self.n_check_passes = 2 if reference_factory else 1
         self.corpus = corpus_info(store, request.corpus)
-        self.window, notes = _window(request)
-        self.identity = _identity(request, renderer, self.window)
+        self.window, notes = effective_window(request)
+        self.identity = identity_of(request, renderer, self.window)
         self.id = scorer_id(self.identity)
         self.folder = f"scores/{request.corpus}/{self.id}"
         path = f"{self.folder}/scorer.json"
@@ -282,21 +283,3 @@ class ScoreRun:
                 f"{recorded[1]}; asked: role {self.request.role}, domain {self.request.domain}. One scorer has one "
                 f"role: delete {self.folder} to give it another"
             )
-
-
-def _identity(request: ScoreRequest, renderer: "Renderer", window: int) -> Identity:
-    measured = (renderer, request.mask_rule, window, request.dtype, request.engine, request.engine_version)
-    if request.declared is not None:
-        return declared_identity(request.declared.weights_sha256, request.declared.adapter_sha256, *measured)
-    identity = model_identity(request.model_dir, request.adapter_dir, *measured)
-    # The aligned model's too, though it has no adapter: what may share a gap was scored with the same options.
-    return {**identity, "adapter_mode": "merged"} if request.merge_adapter else identity
-
-
-def _window(request: ScoreRequest) -> tuple[int, list[str]]:
-    if request.declared is not None:  # the caller asked the server
-        return request.max_length, []
-    own = model_window(request.model_dir)
-    if own is None or own >= request.max_length:
-        return request.max_length, []
-    return own, [f"max length {request.max_length} lowered to {own}, the model's own window"]
