@@ -4,6 +4,7 @@ While a store has no key the service is open: one tenant, `local`, with every sc
 """
 
 import ipaddress
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.errors import ApiError
 from api.keys import SCOPES, Key, Scope, any_keys, find_key, opens, split_token
+from api.logs import log_event
 from api.schemas import errors
+from curator.errors import IntegrityError
 from curator.mixrows import DEFAULT_TENANT
 from curator.store import Store
 
@@ -72,7 +75,11 @@ class Keyring:
         kept = self._cache.get(key_id)
         if kept is not None and time.monotonic() - kept[0] < CACHE_S:
             return kept[1]
-        key = find_key(self.store, key_id)
+        try:
+            key = find_key(self.store, key_id)
+        except IntegrityError as error:  # it opens nothing, as if it were not there; `keys list` shows it
+            log_event(logging.WARNING, "damaged key file", error)
+            return None
         if key is not None:  # what is not there is not kept: guesses would fill the memory
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()

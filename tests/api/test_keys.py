@@ -195,7 +195,10 @@ def test_a_damaged_key_is_listed_and_can_be_revoked(
     whole, _ = create_key(store, "bert", ["mix"])
     store.write_bytes(f"keys/{key.key_id}.json", content)
     store.write_bytes("keys/notes.json", b"{}")
+    with running(Settings(store=str(tmp_path))) as url, as_tenant(url, token) as http:
+        assert http.get("/v1/mixes").status_code == 401  # and not an error of ours
     at = ["--store", str(tmp_path)]
+    capsys.readouterr()
     assert main(["keys", "list", *at, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert ([item["key_id"] for item in listed["keys"]], listed["damaged"]) == ([whole.key_id], [key.key_id])
