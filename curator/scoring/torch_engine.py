@@ -14,6 +14,7 @@ import torch
 from curator.errors import ScoringError
 from curator.scoring.batching import plan_batches, plan_packs
 from curator.scoring.engine import OnRows, RowLoss
+from curator.scoring.native_memory import bound_kernels, give_back
 from curator.scoring.torch_head import SplitModel, response_nll
 from curator.scoring.torch_merge import load_merged
 from curator.scoring.torch_model import (
@@ -51,6 +52,7 @@ class TorchEngine:
         batch_tokens: int | None = None,
         merge: bool = False,
     ) -> None:
+        bound_kernels()
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.version = engine_version()
@@ -103,6 +105,8 @@ class TorchEngine:
                 losses.update(zip(batch, self._fitting([inputs[index] for index in batch]), strict=True))
                 if on_rows is not None:
                     on_rows(len(batch), sum(rows[index].n_tokens for index in batch))
+        if self.device == "cpu":
+            give_back()
         return [losses[index] for index in range(len(rows))]
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from curator.errors import BadInputError, MissingDependencyError
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
+from curator.scoring.native_memory import bound_kernels
 
 try:
     import torch as torch
@@ -32,6 +33,7 @@ def set_threads(n: int | None) -> int:
     On cores that other processes use, threads wait for one another: two under load were four times slower than
     one. So None times a small product (0.2 s) both ways and keeps torch's own choice only where it gains.
     """
+    bound_kernels()
     many = torch.get_num_threads()
     if n is None and many > 1:
         seconds: dict[int, list[float]] = {1: [], many: []}
