@@ -1,8 +1,8 @@
 """Memory that native libraries keep on a CPU, so that a long run needs no more than a short one.
 
-Measured on SmolLM2-135M over ShareGPT rows, whose lengths are nearly all different: oneDNN keeps a compiled kernel for
-each shape that it has met (1,024 of them unless told otherwise), and the C library keeps freed pages between large
-pieces; together some 50 MiB more with every block of rows.
+Measured on SmolLM2-135M over ShareGPT rows, whose lengths are nearly all different: oneDNN, and torch's layer over it
+once more, keep a compiled kernel for each shape that they have met (1,024 unless told otherwise), and the C library
+keeps freed pages between large pieces; together some 50 MiB more with every block of rows, and nothing more when bounded.
 """
 
 import ctypes
@@ -12,13 +12,13 @@ from functools import cache
 from typing import Any
 
 # More than one batch of packed rows has; between batches hardly a shape comes again.
-_KERNELS = "256"
-_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "128"}
 
 
 def bound_kernels() -> None:
-    """Bound oneDNN's kernels, unless the environment has a bound; to be called before torch's first product."""
-    os.environ.setdefault(_VARIABLE, _KERNELS)
+    """Bound both caches, unless the environment has a bound; to be called before torch's first product."""
+    for variable, most in _KERNELS.items():
+        os.environ.setdefault(variable, most)
 
 
 def give_back() -> None:

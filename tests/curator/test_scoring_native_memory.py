@@ -7,13 +7,18 @@ import pytest
 from curator.scoring import native_memory
 
 
-def test_the_bound_of_kernels_is_set_unless_the_environment_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+@pytest.mark.parametrize(
+    ("variable", "most"), [("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"), ("LRU_CACHE_CAPACITY", "128")]
+)
+def test_a_bound_is_set_unless_the_environment_has_one(
+    monkeypatch: pytest.MonkeyPatch, variable: str, most: str
+) -> None:
+    monkeypatch.delenv(variable, raising=False)
     native_memory.bound_kernels()
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256"
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    assert os.environ[variable] == most
+    monkeypatch.setenv(variable, "7")
     native_memory.bound_kernels()
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert os.environ[variable] == "7"
 
 
 def test_freed_pages_go_back_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
