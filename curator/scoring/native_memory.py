@@ -2,7 +2,7 @@
 
 Measured on SmolLM2-135M over ShareGPT rows, whose lengths are nearly all different: oneDNN, and torch's layer over it
 once more, keep a compiled kernel for each shape that they have met (1,024 unless told otherwise), and the C library
-keeps freed pages between large pieces: some 50 MiB more with every block of rows, and less than half of it when bounded.
+keeps freed pages between large pieces: some 50 MiB more with every block, and less than half when bounded.
 """
 
 import ctypes
