@@ -23,14 +23,16 @@ GRACE_S = 3600.0  # for a folder between its making and its lock
 class Scratch:
     """A folder `ballast-KIND-...` of this process under `parent` (None: the system's); close it to remove it."""
 
+    path: Path
+    _lock = -1  # also where the folder could not be made: closing it does nothing
+
     def __init__(self, kind: str, parent: str | Path | None = None) -> None:
         assert kind in KINDS
-        unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED, dir=parent))
+        self.path = unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED, dir=parent))
         self._lock = os.open(unnamed, os.O_RDONLY)
         with contextlib.suppress(OSError):  # a file system without locks: its folders are never swept
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.path = unnamed.with_name(f"ballast-{kind}-{secrets.token_hex(8)}")
-        unnamed.rename(self.path)
+        self.path = unnamed.rename(unnamed.with_name(f"ballast-{kind}-{secrets.token_hex(8)}"))
 
     def close(self) -> None:
         """Remove the folder; again it does nothing."""

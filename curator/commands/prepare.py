@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
     started_s = time.perf_counter()
     pool = Pool(corpus=args.corpus, revision=args.revision, aligned=args.aligned)
-    kept = wide_of(open_store(args), resolve_scorers(open_store(args), pool))
+    store = open_store(args)
+    kept = wide_of(store, resolve_scorers(store, pool))
     n_bytes = 0
     if kept.folder is not None:
         for part in args.near_duplicates:

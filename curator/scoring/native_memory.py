@@ -1,4 +1,4 @@
-"""Memory that native libraries keep on a CPU, so that a long run needs no more than a short one.
+"""Memory that native libraries keep on a CPU, so that a long run needs little more than a short one.
 
 Measured on SmolLM2-135M over ShareGPT rows, whose lengths are nearly all different: oneDNN, and torch's layer over it
 once more, keep a compiled kernel for each shape that they have met (1,024 unless told otherwise), and the C library

@@ -1,5 +1,6 @@
 """Temporary folders with users' rows: gone after a kill with the next sweep, kept while their process lives."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -96,3 +97,9 @@ def test_an_upload_that_a_kill_cut_is_gone_after_the_next_start(tmp_path: Path) 
     assert len(left) == 1
     with started(root, "--temp-dir", str(place)):
         until_gone(left)
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_leaves_nothing_to_close(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Scratch("sql", tmp_path / "absent")
+    gc.collect()  # its end raises nothing either: such warnings are errors here

@@ -3,29 +3,22 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from curator.errors import BadInputError
 from tests.models import tiny_adapter_folder, tiny_model_folder
+from tests.trainer.sftruns import SMALL, document
 from trainer import sft
 from trainer.monitor.__main__ import main
 from trainer.monitor.alarm import Predictor, ZScore, read_rule
 from trainer.monitor.directions import load_directions
 
-SMALL = ["--lora-r", "4", "--lora-alpha", "8", "--lr", "0.01", "--warmup-steps", "1", "--device", "cpu"]
-
 
 def argv(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     options = ["--max-steps", "4", "--epochs", "4", "--batch-size", "4", "--grad-accum", "1", "--dtype", "float32"]
     return ["--model", str(model), "--data", str(data), "--out", str(out), *SMALL, *options, *more]
-
-
-def document(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 @pytest.fixture(scope="module")
