@@ -14,12 +14,14 @@ from curator.errors import BadInputError
 from trainer.batches import RowCheck
 from trainer.checkpoints import finish_checkpoint, prune_checkpoints
 from trainer.data import CLASSES, ROW, SAFE
-from trainer.defenses.base import Batch, Defence, Seen, StepCounts, without_interventions
+from trainer.defenses.base import Batch, Defence, Seen, StepCounts, causal_lm, without_interventions
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.frozen import FrozenCopy
+from trainer.microbatches import by_length, labelled_alone
 from trainer.modelling import save_model
 
 SFT_LOSS, LOSS = "sft_loss", "loss"
+TRITON = ("cuda", "xpu")  # devices where TRL's head has a kernel, which leaves positions without a label out
 FILLER = -1  # `row` of what fills up the last batches of an epoch when several processes share them
 
 # What would reorder, pack or cut rows without a word, and the value that does not.
@@ -62,14 +64,17 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
         self._sums: dict[str, torch.Tensor] = {}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """The micro-batches of one step: their order is checked and their tokens counted before any is used."""
+        """The micro-batches of one step: their order is checked and their tokens counted before any is used.
+
+        Within the step, rows of like length then share a micro-batch.
+        """
         batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             rows = self.accelerator.gather(batch[ROW]) if self.accelerator.num_processes > 1 else batch[ROW]
             self.order.see([row for row in rows.tolist() if row != FILLER])
         self.counts = self._count(batches)
         self._sums = {}
-        return batches, n_items
+        return by_length(batches), n_items
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
         """Interventions stay until the backward pass is over: checkpointed blocks run their forward again in it."""
@@ -95,6 +100,9 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
         with ExitStack() as hooks:
             for defence in active:
                 hooks.enter_context(defence.observe(student))
+            if inputs["labels"].device.type not in TRITON:
+                decoder = causal_lm(self.accelerator.unwrap_model(self.model)).base_model
+                inputs = hooks.enter_context(labelled_alone(decoder, inputs))
             sft_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         loss = self._add_terms(sft_loss, student, batch, active)
         self._note(SFT_LOSS, sft_loss)

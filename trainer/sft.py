@@ -12,6 +12,7 @@ from curator.errors import BadInputError, BallastError, IntegrityError
 from curator.progress import say
 from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
+from curator.scoring.native_memory import keep_pages
 from trainer.announce import content_line, model_line, run_warnings, say_result, stopped_line
 from trainer.checkpoints import complete_checkpoints
 from trainer.config import TrainConfig
@@ -269,4 +270,5 @@ def _complete(folder: RunFolder, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    keep_pages()  # of this process alone, so not in main(), which others may call
     sys.exit(main())
