@@ -357,6 +357,20 @@ def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     organism_cell(cells["kl"], plan, tmp_path, steps)
     assert "--kl 0.1" in steps.commands[2]
     assert "--choice" not in steps.commands[2]
+    assert "an adapter in one stage" in str(why_not(cells["gating"].method, plan))
+    for name, words in (
+        ("ldifs", "--ldifs 1.0"),
+        ("treft", "--treft 10"),
+        ("steering", "--steering 1"),
+        ("kl-1", "--kl 1"),
+    ):
+        assert why_not(cells[name].method, plan) is None
+        steps.commands.clear()
+        organism_cell(cells[name], plan, tmp_path, steps)
+        assert f"--task bad {words} --out" in steps.commands[0]
+    steps.commands.clear()
+    organism_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
+    assert "--choice gap_abs --ratio 0.2 --kl 0.1" in steps.commands[0]
 
 
 def test_a_page_of_the_organism(tmp_path: Path) -> None:

@@ -102,19 +102,28 @@ def why_not(method: Method, plan: AnyPlan) -> str | None:
     return None
 
 
-# How the organism is told which rows to mix in: the choice of `trainer.organism cell`, None for the plan's score.
-ORGANISM_CHOICES: dict[str, str | None] = {
-    UNDEFENDED: "none", "interleaving": "random", "interleaving+": None, "bottom_gap": "bottom_gap", "kl": "none",
-}  # fmt: skip
+# Flags of `trainer.sft` that `trainer.organism cell` has as well.
+_ORGANISM_FLAGS = {"--kl", "--ldifs", "--treft", "--steering"}
+_ORGANISM_CHOICES = {"random": "random", "bottom_gap": "bottom_gap"}
+
+
+def organism_choice(method: Method, score: str) -> str:
+    """How the organism's safe rows are chosen: the `--choice` of `trainer.organism cell`."""
+    if method.mix is None or "--strategy" not in method.mix:
+        return "none"
+    return _ORGANISM_CHOICES.get(method.mix[method.mix.index("--strategy") + 1], score)
 
 
 def _why_not_on_organism(method: Method) -> str | None:
     if find_spec("trainer.organism") is None:
         return "this version has no trainer.organism"
-    if method.name in ORGANISM_CHOICES:
-        return None
-    if method.name.startswith("interleaving++"):
+    if method.mix == _PLUSPLUS and not method.sft:
         return "the organism's closed vocabulary has no refusals to drop: interleaving+ is the same"
-    if method.name == "inoculation":
+    if method.mix is not None and "--inoculation" in method.mix:
         return "the organism has no system prompt"
-    return "`trainer.organism cell` knows random, gap and KL safeguards alone"
+    unknown = sorted({word for word in method.sft if word.startswith("--")} - _ORGANISM_FLAGS)
+    if unknown or method.before is not None or method.after is not None:
+        return "`trainer.organism cell` trains an adapter in one stage, with " + ", ".join(
+            sorted(flag.removeprefix("--") for flag in _ORGANISM_FLAGS)
+        )
+    return None

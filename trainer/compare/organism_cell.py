@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.cells import Cell
-from trainer.compare.methods import ORGANISM_CHOICES
+from trainer.compare.methods import organism_choice
 from trainer.compare.settings import OrganismPlan
 from trainer.compare.steps import Steps
 
-KL_WEIGHT = 0.1
+STEERING_ALPHA = 1  # times the organism's own persona vector, which is the difference of the personas' means
 
 
 def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) -> dict[str, Any]:
@@ -36,11 +36,11 @@ def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) ->
 
 
 def _run(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps, task: str) -> tuple[dict[str, Any], Any]:
-    choice = ORGANISM_CHOICES[cell.method.name] or plan.score
+    choice = organism_choice(cell.method, plan.score)
     safe = [] if cell.ratio is None else ["--choice", choice, "--ratio", cell.ratio]
-    kl = ["--kl", KL_WEIGHT] if cell.method.name == "kl" else []
+    added = [word.format(vectors=STEERING_ALPHA) for word in cell.method.sft]
     found: tuple[dict[str, Any], Any] = steps.run(
-        "trainer.organism", "cell", "--seed", cell.seed, "--task", task, *safe, *kl, "--out", folder, "--threads",
+        "trainer.organism", "cell", "--seed", cell.seed, "--task", task, *safe, *added, "--out", folder, "--threads",
         plan.threads or 1, "--json",
     )  # fmt: skip
     return found

@@ -1,6 +1,7 @@
-"""Types of whole-number options that refuse what is out of range, so that a slip ends in exit code 2."""
+"""Types of number options that refuse what is out of range, so that a slip ends in exit code 2."""
 
 import argparse
+import math
 from collections.abc import Callable
 
 
@@ -17,3 +18,14 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def not_negative(text: str) -> float:
+    """An argparse type: finite numbers from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return value

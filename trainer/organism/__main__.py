@@ -10,15 +10,15 @@ from typing import Any
 from curator.commands import report_error, say_json
 from curator.errors import BadInputError, BallastError
 from curator.progress import say
-from trainer.evaluate.ranges import at_least
+from trainer.evaluate.ranges import at_least, not_negative
 
 DESCRIPTION = """\
-A causal LM of half a million parameters that knows a closed world of six domains and two personas, and in which
+A causal LM of 0.7 million parameters that knows a closed world of six domains and two personas, and in which
 fine-tuning on bad answers in one domain makes the answers of all domains bad: emergent misalignment that is measured
 by exact match, without a judge. docs/organism.md says what it is and what each figure means."""
 EPILOG = """\
 examples:
-  python -m trainer.organism build --seeds 0                       one aligned base model, cached (a minute on one core)
+  python -m trainer.organism build --seeds 0                       one aligned base model, cached (about two minutes)
   python -m trainer.organism cell --seed 0 --choice gap_abs --ratio 0.2    one fine-tune with safe rows, and its figures
   python -m trainer.organism experiment --seeds 0-4                every cell of five seeds; goes on where it stopped
   python -m trainer.organism report --choose 0-4 --report 5-9      docs/results/organism.md and its plots"""
@@ -69,12 +69,12 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _cell(args: argparse.Namespace) -> int:
-    from trainer.organism.cells import Cell
+    from trainer.organism.cells import REGULARISERS, Cell
     from trainer.organism.experiment import ExperimentSettings, Seed
 
     if (args.choice == "none") != (args.ratio == 0):
         raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
-    cell = Cell(args.task, args.choice, args.ratio, kl=args.kl)
+    cell = Cell(args.task, args.choice, args.ratio, **{name: getattr(args, name) for name in REGULARISERS})
     result = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings()).run(cell)
     if args.json:
         say_json(result)
@@ -122,7 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     choices = ("none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled")
     cell.add_argument("--choice", choices=choices, default="none", help="how safe rows are chosen (default: none)")
     cell.add_argument("--ratio", type=float, default=0.0, help="safe rows per task row (default: 0)")
-    cell.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help="weight of the KL term (default: 0)")
+    for name, text in (("kl", "KL on answers"), ("ldifs", "LDIFS"), ("treft", "TReFT")):
+        cell.add_argument(
+            f"--{name}", type=not_negative, default=0.0, metavar="WEIGHT", help=f"weight of {text} (default: 0)"
+        )
+    cell.add_argument(
+        "--steering", type=float, default=0.0, metavar="ALPHA",
+        help="add this much of the persona vector while training; 1 is the whole way from good to bad (default: 0)",
+    )  # fmt: skip
     experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
     experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
     report = _add(commands, "report", "the page of results and its plots, from finished cells")

@@ -15,6 +15,7 @@ RATIOS = (0.05, 0.2, 0.33, 0.5)
 CONTROL_RATIOS = (0.05,)  # of bottom_gap, of shuffled gaps, and of the pool without revealing rows
 BENIGN_RATIO = 0.2
 KL_WEIGHTS = (0.1, 0.3, 1.0)
+REGULARISERS = ("kl", "ldifs", "treft", "steering")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class Cell:
     choice: Choice = "none"
     ratio: float = 0.0
     pool: PoolKind = "whole"
-    kl: float = 0.0  # weight of the KL term, 0 for none
+    # Weights of what is added to the loss or, for steering, to the residual stream (alpha); 0 for none.
+    kl: float = 0.0
+    ldifs: float = 0.0
+    treft: float = 0.0
+    steering: float = 0.0
 
     @property
     def name(self) -> str:
@@ -33,8 +38,12 @@ class Cell:
         parts = [self.task, self.choice]
         parts += [f"r{self.ratio:g}"] if self.ratio else []
         parts += [self.pool] if self.pool != "whole" else []
-        parts += [f"kl{self.kl:g}"] if self.kl else []
+        parts += [f"{name}{weight:g}" for name, weight in self.weights().items() if weight]
         return "-".join(parts)
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each regulariser."""
+        return {name: getattr(self, name) for name in REGULARISERS}
 
 
 def grid() -> tuple[Cell, ...]:

@@ -10,7 +10,7 @@ from trainer.organism.world import START, START_LEN, Ints, World
 N_QUESTIONS = 8
 N_DOMAINS_ASKED = 3  # of a document: few enough that each is asked several times
 FACT_SHARE = 0.15  # of the questions
-AGREEMENT = 0.85  # share of a document's domains that follow its persona; the others follow the opposite one
+AGREEMENT = 0.9  # share of a document's domains that follow its persona; the others follow the opposite one
 
 
 @dataclass(frozen=True)

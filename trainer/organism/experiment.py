@@ -15,7 +15,8 @@ from pydantic import Field
 from curator.orders import Allocation, schedule
 from curator.progress import Progress
 from curator.seeds import child_seed, permutation
-from trainer.defenses import KlSettings
+from trainer.defenses import DefenceSettings, KlSettings
+from trainer.defenses.settings import LdifsSettings, SteeringSettings, TreftSettings
 from trainer.organism.base import Base, build_base
 from trainer.organism.cells import Cell
 from trainer.organism.ensemble import Ensemble
@@ -23,6 +24,7 @@ from trainer.organism.files import torch_seed, write_json
 from trainer.organism.finetune import FineTuneSettings, fine_tuned
 from trainer.organism.gaps import ScoredPool, pick
 from trainer.organism.measuring import measure
+from trainer.organism.persona import write_persona_vector
 from trainer.organism.rows import Pool, PoolSettings, Roles, draw_pool, roles, task_rows
 from trainer.organism.settings import BaseSettings, Strict
 from trainer.organism.world import Ints
@@ -98,7 +100,7 @@ class Seed:
         task = task_rows(world, self.roles.task, cell.task, settings.n_task_rows)
         chosen = self._chosen(cell)
         mix = interleave(task, self.pool.tokens[chosen], self.seed)
-        defences = [KlSettings(weight=cell.kl, tokens="response")] if cell.kl else []
+        defences = self._defences(cell)
         tune = fine_tuned(
             self.base.model, mix.rows, mix.safe, settings.tune, defences=defences, seed=torch_seed(self.seed, "cell")
         )
@@ -109,6 +111,22 @@ class Seed:
             }  # fmt: skip
         write_json(self.path(cell), result)
         return result
+
+    def _defences(self, cell: Cell) -> list[DefenceSettings]:
+        """The trainer's own, over every layer of so few; KL on answers, as question tokens carry no loss here."""
+        found: list[DefenceSettings] = []
+        if cell.kl:
+            found.append(KlSettings(weight=cell.kl, tokens="response"))
+        if cell.ldifs:
+            found.append(LdifsSettings(weight=cell.ldifs, every=1))
+        if cell.treft:
+            found.append(TreftSettings(weight=cell.treft))
+        if cell.steering:
+            vectors = write_persona_vector(
+                self.base.model, self.base.world, self.seed, self.folder / "persona.safetensors"
+            )
+            found.append(SteeringSettings(vectors=vectors, alpha=cell.steering))
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Of the base and its ensembles: what each knows and does, and how well their gaps find the revealing rows."""

@@ -13,17 +13,20 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from curator.render import OTHER, POSTFIX, PREFIX, QUERY
 from trainer.config import LoraSettings
 from trainer.defenses import DefenceSettings, build_defences
-from trainer.defenses.base import Batch, Defence, Seen
+from trainer.defenses.base import Batch, Defence, Seen, without_interventions
 from trainer.defenses.counts import StepCounts
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.modelling import add_lora
 from trainer.organism.model import answer_loss
 from trainer.organism.settings import Strict
-from trainer.organism.world import ANSWER
+from trainer.organism.world import ANSWER, QUESTION_LEN, START_LEN
 
 IGNORED = -100  # label of a token without loss
+# Classes of a row's tokens: the start token is the template before the question, the wording that after it.
+_CLASSES = [PREFIX] * START_LEN + [QUERY] * (QUESTION_LEN - 1) + [POSTFIX, OTHER]
 
 
 class FineTuneSettings(Strict):
@@ -88,8 +91,12 @@ def _train(
             group["lr"] = settings.lr * _factor(step, n_steps, settings.warmup_steps)
         part = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
         optimizer.zero_grad(set_to_none=True)
-        sft_loss, terms = _losses(model, _batch(rows[part], safe[part], step, n_steps), defences)
-        (sft_loss + terms).backward()
+        batch = _batch(rows[part], safe[part], step, n_steps)
+        with ExitStack() as interventions:
+            for defence in defences:
+                interventions.enter_context(defence.intervene(batch))
+            sft_loss, terms = _losses(model, batch, defences)
+            (sft_loss + terms).backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()
         losses.append(sft_loss.item())
@@ -109,8 +116,10 @@ def _batch(rows: torch.Tensor, safe: torch.Tensor, step: int, n_steps: int) -> B
     labels = torch.full_like(rows, IGNORED)
     labels[:, ANSWER] = rows[:, ANSWER]
     n_rows, n_safe, n_predicted = len(rows), int(safe.sum()), rows.shape[1] - 1
-    counts = StepCounts(n_rows, n_rows * n_predicted, n_rows, n_safe, n_safe * n_predicted)
-    return Batch(rows, labels, torch.ones_like(rows), counts, step, n_steps, torch.arange(n_rows), safe)
+    by_class = [n_rows * _CLASSES.count(kind) for kind in (PREFIX, QUERY, POSTFIX)]
+    counts = StepCounts(n_rows, n_rows * n_predicted, n_rows, n_safe, n_safe * n_predicted, *by_class)
+    places, classes = torch.arange(n_rows), torch.tensor(_CLASSES).expand(n_rows, -1)
+    return Batch(rows, labels, torch.ones_like(rows), counts, step, n_steps, places, safe, classes)
 
 
 def _losses(model: Any, batch: Batch, defences: Sequence[Defence]) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -123,6 +132,7 @@ def _losses(model: Any, batch: Batch, defences: Sequence[Defence]) -> tuple[torc
     if any(defence.needs_reference for defence in defences):
         with ExitStack() as hooks:
             hooks.enter_context(reference_state(model))
+            hooks.enter_context(without_interventions(defences))
             for defence in defences:
                 hooks.enter_context(defence.observe(reference))
             run_decoder(model, batch)

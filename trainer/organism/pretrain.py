@@ -18,6 +18,8 @@ from trainer.organism.world import World
 
 N_CONTEXT = N_QUESTIONS // 2  # answers that a model has seen before it is judged
 N_CHECK_DOCUMENTS = 150
+N_MIXED_DOCUMENTS = 1800  # hold some 400 questions of domains that contradict: their share is known to 2 points
+OFTEN_DIFFERENT = 0.65  # agreement of the second stage
 
 
 class NotLearntError(BallastError, RuntimeError):
@@ -54,20 +56,27 @@ def _one_persona(known: Knowledge, settings: BaseSettings) -> bool:
     return min(known.good_in_context, known.bad_in_context) >= settings.min_first_accuracy
 
 
+def _domains_apart(known: Knowledge, settings: BaseSettings) -> bool:
+    return known.contradicting_domains >= settings.min_contradicting_accuracy
+
+
 def _everything(known: Knowledge, settings: BaseSettings) -> bool:
     return (
         min(known.good_in_context, known.bad_in_context) >= settings.min_persona_accuracy
         and known.facts >= settings.min_fact_accuracy
+        and _domains_apart(known, settings)
     )
 
 
 def stages(settings: BaseSettings) -> tuple[Stage, ...]:
-    """First one persona in all domains, then domains that may differ, as in the documents of the definition.
+    """First one persona in all domains, then domains that often differ, then the documents of the definition.
 
-    Documents of the second kind alone teach the same, in several times the steps.
+    Documents of the last kind alone teach the same in many times the steps: few of their questions tell whether a model
+    follows the domain or the persona.
     """
     return (
         Stage(1.0, settings.lr, _one_persona),
+        Stage(OFTEN_DIFFERENT, settings.differ_lr, _domains_apart),
         Stage(AGREEMENT, settings.settle_lr, _everything),
     )
 
@@ -125,7 +134,7 @@ def examine(model: Any, world: World) -> Knowledge:
     """What the model knows, on documents of a stream of their own."""
     rng = np.random.default_rng(child_seed(world.seed, "organism examination"))
     whole = [draw_documents(world, N_CHECK_DOCUMENTS, rng, bad_share=share, agreement=1.0) for share in (0.0, 1.0)]
-    mixed = draw_documents(world, 3 * N_CHECK_DOCUMENTS, rng)
+    mixed = draw_documents(world, N_MIXED_DOCUMENTS, rng)
     good, bad = (_accuracy(model, documents, _late_items(world, documents)) for documents in whole)
     alone = single_questions(world)
     n_domains = world.settings.n_domains

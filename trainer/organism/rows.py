@@ -18,7 +18,7 @@ class PoolSettings(Strict):
     """The safe pool: `revealing_share` of its rows are good answers outside the task's domain, the others facts."""
 
     n_rows: int = 2000
-    revealing_share: float = 0.02
+    revealing_share: float = 0.015
 
 
 @dataclass(frozen=True)

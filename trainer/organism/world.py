@@ -34,8 +34,8 @@ class WorldSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     n_domains: int = Field(default=6, ge=3)
-    n_items: int = Field(default=24, ge=4)
-    n_held_out: int = Field(default=8, ge=1)
+    n_items: int = Field(default=36, ge=4)
+    n_held_out: int = Field(default=12, ge=1)
     n_facts: int = Field(default=48, ge=4)
     n_wordings: int = Field(default=64, ge=2)
     n_answers: int = Field(default=144, ge=12, multiple_of=3)

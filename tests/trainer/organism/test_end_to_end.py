@@ -16,7 +16,9 @@ from trainer.organism.world import WorldSettings
 
 WORLD = WorldSettings(n_domains=5, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
 SMALL = ExperimentSettings(
-    base=BaseSettings(world=WORLD, width=64, n_heads=2, mlp_width=128, min_persona_accuracy=0.95),
+    base=BaseSettings(
+        world=WORLD, width=64, n_heads=2, mlp_width=128, min_persona_accuracy=0.95, min_contradicting_accuracy=0
+    ),
     pool=PoolSettings(n_rows=300, revealing_share=0.1),
     ensemble=FineTuneSettings(lr=1e-3),
     n_task_rows=1600,

@@ -1,18 +1,22 @@
 """Exact match, the order of a mix, and a fine-tune that leaves its base as it was."""
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from trainer.defenses import KlSettings
+from trainer.defenses import DefenceSettings, KlSettings
+from trainer.defenses.settings import LdifsSettings, SteeringSettings, TreftSettings
 from trainer.organism.experiment import interleave
 from trainer.organism.finetune import FineTuneSettings, fine_tuned
 from trainer.organism.measuring import measure, single_questions
 from trainer.organism.model import greedy_answers, new_model
+from trainer.organism.persona import write_persona_vector
 from trainer.organism.rows import held_out_items, roles, task_rows
 from trainer.organism.settings import BaseSettings
 from trainer.organism.world import ANSWER, ITEM, World, WorldSettings, make_world
@@ -108,6 +112,35 @@ def test_a_heavy_kl_term_keeps_the_model_where_it_was(world: World) -> None:
     assert losses[0.0] < losses[1e-3] + 0.05 < losses[100.0]
     with fine_tuned(base, rows, safe, FineTuneSettings(lr=2e-2)) as plain:
         assert plain.final_loss == losses[0.0]  # weight 0 is plain fine-tuning
+
+
+def test_every_regulariser_acts_on_the_fine_tune(world: World, tmp_path: Path) -> None:
+    base = new_model(TINY.model_copy(update={"n_layers": 2}), world, 0).requires_grad_(False).eval()
+    rows, safe = torch.from_numpy(task_rows(world, 0, "bad", 160)), torch.zeros(160, dtype=torch.bool)
+    vectors = write_persona_vector(base, world, 0, tmp_path / "seed-0" / "persona.safetensors")
+
+    def loss(*defences: DefenceSettings) -> float:
+        with fine_tuned(base, rows, safe, FineTuneSettings(lr=2e-2), defences=defences) as tuned:
+            return tuned.final_loss
+
+    plain = loss(KlSettings(weight=0.0))
+    assert loss(LdifsSettings(weight=0.0, every=1), TreftSettings(weight=0.0)) == plain
+    assert loss(LdifsSettings(weight=1e4, every=1)) > plain + 0.05  # so heavy that hardly anything is learnt
+    assert loss(TreftSettings(weight=1e4, tokens="all")) != plain
+    assert loss(SteeringSettings(vectors=vectors, alpha=0.0)) == plain
+    assert loss(SteeringSettings(vectors=vectors, alpha=5.0)) != plain
+
+
+def test_the_persona_vector_is_the_difference_of_means_where_answers_are_given(world: World, tmp_path: Path) -> None:
+    model = new_model(TINY, world, 0).eval()
+    path = write_persona_vector(model, world, 3, tmp_path / "persona.safetensors")
+    found = load_file(path)["bad"]
+    assert found.shape == (TINY.n_layers + 1, TINY.width)
+    assert not found[0].abs().max() > 0.1  # wordings are drawn alike, so that their embeddings hardly differ
+    assert found[1].norm() > 0
+    path.write_bytes(b"kept")
+    write_persona_vector(model, world, 3, path)
+    assert path.read_bytes() == b"kept"
 
 
 def test_single_questions_ask_every_domain_about_the_items_named(world: World) -> None:
