@@ -16,11 +16,12 @@ from trainer.compare.contents import with_contents
 from trainer.compare.data import clean
 from trainer.compare.methods import CATALOGUE, methods_of, why_not
 from trainer.compare.organism_cell import organism_cell
-from trainer.compare.page import shown_command, without_places
-from trainer.compare.settings import PRESETS, Criteria, Criterion, OrganismPlan, Plan, read_plan
+from trainer.compare.page import Context, page, shown_command, without_places
+from trainer.compare.settings import PRESETS, AnyPlan, Criteria, Criterion, OrganismPlan, Plan, read_plan
 from trainer.compare.shared import Shared
 from trainer.compare.statistics import judge, judge_all, over_seeds
 from trainer.compare.steps import Spent, StepError, Steps
+from trainer.compare.summary import rows
 
 PLAN: dict[str, Any] = {
     "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
@@ -388,6 +389,40 @@ def test_a_page_of_the_organism(tmp_path: Path) -> None:
     page = out.read_text()
     assert "| interleaving at 20 % | 1 | 0.250 | 0.750 | 0.000 | 1.000 | 0.500 |" in page
     assert "- other than the plan: ratios [0.2]" in page
+
+
+def test_chosen_rows_are_held_against_as_many_random_ones(plan_file: Path) -> None:
+    plan = read_plan(str(plan_file), ["methods=[interleaving, interleaving+]", "ratios=[0.1, 0.5]", "seeds=[0, 1, 2]"])[
+        0
+    ]
+    cells = grid(plan)
+    broad = {
+        ("interleaving", 0.1): (0.5, 0.6, 0.7), ("interleaving+", 0.1): (0.4, 0.5, 0.5),
+        ("interleaving", 0.5): (0.3, 0.3, None), ("interleaving+", 0.5): (0.2, None, 0.1),
+    }  # fmt: skip
+    given = [broad.get((cell.method.name, cell.ratio or 0.0), (0.8,) * 3)[cell.seed] for cell in cells]
+    results = [
+        None if value is None else {"status": "done", "figures": {"broad_margin_shift": value}, "cost": {}}
+        for value in given
+    ]
+    found = {row.label: row for row in rows(cells, results, plan, None)}
+    lead = found["interleaving+ at 10 %"].over_random["broad_margin_shift"]
+    assert lead.mean == pytest.approx((-0.1 - 0.1 - 0.2) / 3)
+    assert lead.low is not None
+    assert lead.low < lead.mean < 0
+    alone = found["interleaving+ at 50 %"].over_random["broad_margin_shift"]  # one seed has both
+    assert (alone.n_seeds, alone.mean) == (1, pytest.approx(-0.1))
+    assert not found["interleaving at 10 %"].over_random
+    assert not found["none"].over_random
+    assert page(list(found.values()), _context(plan)).count("### Chosen safe rows minus as many random ones") == 1
+    without = [row for row in found.values() if row.method != "interleaving+"]
+    assert "### Chosen safe rows" not in page(without, _context(plan))
+
+
+def _context(plan: AnyPlan) -> Context:
+    machine = {"date": "today", "device": "cpu", "cores": 2, "threads": 1, "dtype": "float32", "load_average": 0.1,
+               "versions": {}}  # fmt: skip
+    return Context(plan, "command", machine, {}, [], {}, [])
 
 
 def test_absolute_paths_are_shortened_in_the_command() -> None:

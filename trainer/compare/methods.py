@@ -8,6 +8,7 @@ from curator.errors import BadInputError
 from trainer.compare.settings import AnyPlan, OrganismPlan, OwnMethod
 
 UNDEFENDED = "none"
+RANDOM = "interleaving"  # what a choice of rows has to beat
 Trained = Literal["adapter", "gates"]
 
 # As in the paper: Interleaving draws at random, + takes the largest gaps, ++ drops refusals before the cut.
@@ -44,7 +45,7 @@ class Method:
 
 _SINGLE = (
     Method(UNDEFENDED),
-    Method("interleaving", _RANDOM, ratio=True),
+    Method(RANDOM, _RANDOM, ratio=True),
     Method("interleaving+", _PLUS, ratio=True),
     Method("interleaving++", _PLUSPLUS, ratio=True),
     Method("bottom_gap", ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1"), ratio=True),

@@ -88,8 +88,9 @@ def page(rows: Sequence[Row], context: Context) -> str:
         "",
         "### Minus the undefended run, paired by seed",
         "",
-        *_difference_table(rows),
+        *_difference_table([(row.label, row.difference) for row in rows if row.difference]),
         "",
+        *_selection(rows),
         "## Four criteria",
         "",
         *_criteria(rows, plan),
@@ -161,17 +162,26 @@ def _figure_table(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _difference_table(rows: Sequence[Row]) -> list[str]:
-    shown = [row for row in rows if row.difference]
-    names = [name for name in FIGURES if any(name in row.difference for row in shown)]
+def _selection(rows: Sequence[Row]) -> list[str]:
+    """Whether choosing safe rows helps beyond having them; nothing where no method chooses."""
+    shown = [(row.label, row.over_random) for row in rows if row.over_random]
+    if not shown:
+        return []
+    told = "An interval that holds 0 does not tell the choice from as many rows at random."
+    heading = "### Chosen safe rows minus as many random ones, paired by seed"
+    return [heading, "", told, "", *_difference_table(shown), ""]
+
+
+def _difference_table(shown: Sequence[tuple[str, Mapping[str, OverSeeds]]]) -> list[str]:
+    names = [name for name in FIGURES if any(name in difference for _, difference in shown)]
     if not shown:
         return ["Nothing to compare yet."]
     return [
         "| method | " + " | ".join(_HEADS[name] for name in names) + " |",
         "|---|" + "---|" * len(names),
         *(
-            f"| {row.label} | " + " | ".join(_number(row.difference.get(name), sign=True) for name in names) + " |"
-            for row in shown
+            f"| {label} | " + " | ".join(_number(difference.get(name), sign=True) for name in names) + " |"
+            for label, difference in shown
         ),
     ]
 

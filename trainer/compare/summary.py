@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.compare.cells import Cell
-from trainer.compare.methods import UNDEFENDED
+from trainer.compare.methods import RANDOM, UNDEFENDED
 from trainer.compare.settings import AnyPlan
 from trainer.compare.statistics import BySeed, Judgement, OverSeeds, judge_all, over_seeds, values
 
@@ -18,7 +18,8 @@ COSTS = ("train_s", "peak_mib", "n_rows", "n_safe", "n_tokens", "measure_s")
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one ratio. `difference` is the method minus the undefended run, paired by seed.
+    """One method at one ratio. `difference` is the method minus the undefended run, paired by seed; `over_random`, of
+    methods that choose safe rows, minus as many rows at random.
 
     `over_prompts`: low and high of the bootstrap over prompts, of a method with a single seed, which has no interval
     over seeds.
@@ -35,6 +36,7 @@ class Row:
     score_s: float | None  # seconds of scoring the pool and its misaligned models, where rows are chosen by gap
     reason: str | None = None  # why the method does not apply here
     over_prompts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    over_random: Mapping[str, OverSeeds] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -43,6 +45,7 @@ class Row:
             "figures": {name: item.as_dict() for name, item in self.figures.items()},
             "over_prompts": dict(self.over_prompts),
             "difference_from_undefended": {name: item.as_dict() for name, item in self.difference.items()},
+            "difference_from_random": {name: item.as_dict() for name, item in self.over_random.items()},
             "verdicts": {
                 name: {"verdict": item.verdict, "one_seed": item.one_seed,
                        "margin": None if item.margin is None else item.margin.as_dict()}
@@ -64,13 +67,20 @@ def rows(
             found.append((cell, result))
     undefended = _figures(by_label.get(UNDEFENDED, []))
     first = {cell.label: cell for cell in reversed(cells)}
-    return [_row(first[label], found, undefended, plan, score_s) for label, found in by_label.items()]
+    at_random = {
+        first[label].ratio: _figures(found) for label, found in by_label.items() if first[label].method.name == RANDOM
+    }
+    return [
+        _row(first[label], found, undefended, at_random.get(first[label].ratio, {}), plan, score_s)
+        for label, found in by_label.items()
+    ]
 
 
 def _row(
     cell: Cell,
     found: Sequence[tuple[Cell, Mapping[str, Any]]],
     undefended: BySeed,
+    at_random: BySeed,
     plan: AnyPlan,
     score_s: float | None,
 ) -> Row:
@@ -78,15 +88,11 @@ def _row(
     names = [name for name in FIGURES if values(figures, name)]
     costs = [result["cost"] for _, result in found if result["status"] == "done"]
     reasons = [result["reason"] for _, result in found if result["status"] != "done"]
-    paired = {
-        name: [value - values(undefended, name)[seed] for seed, value in values(figures, name).items()
-               if seed in values(undefended, name)]
-        for name in names
-    }  # fmt: skip
     return Row(
         label=cell.label, method=cell.method.name, ratio=cell.ratio, seeds=tuple(figures),
         figures=_summed({name: list(values(figures, name).values()) for name in names}),
-        difference={} if cell.method.name == UNDEFENDED else _summed(paired),
+        difference={} if cell.method.name == UNDEFENDED else _paired(figures, undefended),
+        over_random=_paired(figures, at_random) if cell.method.ratio and cell.method.name != RANDOM else {},
         verdicts=judge_all(plan.criteria, figures, undefended) if figures else {},
         cost=_summed({name: [float(cost[name]) for cost in costs if cost.get(name) is not None] for name in COSTS}),
         score_s=score_s if cell.method.needs_scores else None,
@@ -105,6 +111,15 @@ def _over_prompts(
     if len(done) != 1:
         return {}
     return {name: (done[0][name]["low"], done[0][name]["high"]) for name in names if name in done[0]}
+
+
+def _paired(figures: BySeed, others: BySeed) -> dict[str, OverSeeds]:
+    """One minus the other, over the seeds that both have."""
+    return _summed({
+        name: [value - values(others, name)[seed] for seed, value in values(figures, name).items()
+               if seed in values(others, name)]
+        for name in FIGURES
+    })  # fmt: skip
 
 
 def _summed(by_name: Mapping[str, Sequence[float]]) -> dict[str, OverSeeds]:
