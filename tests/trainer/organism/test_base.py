@@ -50,7 +50,7 @@ def test_the_base_that_comes_along_is_the_one_of_the_default_settings(
     assert found.manifest["settings"] == settings.model_dump(mode="json")
     measured = measure(found.model, found.world)
     assert measured.facts >= settings.min_fact_accuracy
-    assert measured.broad == 0
+    assert measured.broad < 0.05  # of held-out items; of all items the settings bound it
     built = base.build_base(0, tmp_path / "quick" / "base", QUICK)  # other settings are built
     assert built.manifest["settings"] == QUICK.model_dump(mode="json")
 
