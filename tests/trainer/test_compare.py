@@ -362,7 +362,7 @@ def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     for name, words in (
         ("ldifs", "--ldifs 1.0"),
         ("treft", "--treft 10"),
-        ("steering", "--steering 1"),
+        ("steering", "--steering 5"),
         ("kl-1", "--kl 1"),
     ):
         assert why_not(cells[name].method, plan) is None

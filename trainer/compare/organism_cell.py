@@ -8,7 +8,7 @@ from trainer.compare.methods import organism_choice
 from trainer.compare.settings import OrganismPlan
 from trainer.compare.steps import Steps
 
-STEERING_ALPHA = 1  # times the organism's own persona vector, which is the difference of the personas' means
+STEERING_ALPHA = 5  # the published strength, times the organism's own persona vector
 
 
 def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) -> dict[str, Any]:
