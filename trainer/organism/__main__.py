@@ -21,7 +21,7 @@ examples:
   python -m trainer.organism build --seeds 0                       one aligned base model, cached (about two minutes)
   python -m trainer.organism cell --seed 0 --choice gap_abs --ratio 0.2    one fine-tune with safe rows, and its figures
   python -m trainer.organism experiment --seeds 0-4                every cell of five seeds; goes on where it stopped
-  python -m trainer.organism report --choose 0-4 --report 5-9      docs/results/organism.md and its plots"""
+  python -m trainer.organism report --choose 0-4 --report 10-14    docs/results/organism.md and its plots"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
