@@ -61,7 +61,7 @@ def page(
         f"- settings and score chosen on seeds {_range(choosing)}; "
         + (f"reported, run once, on seeds {_range(reported)}" if reported else "no other seed was run yet"),
         f"- {settings.n_task_rows:,} task rows, {settings.pool.n_rows:,} pool rows of which"
-        f" {settings.pool.revealing_share:.0%} reveal the persona, three misaligned models of other domains trained on"
+        f" {settings.pool.revealing_share:.1%} reveal the persona, three misaligned models of other domains trained on"
         f" {settings.n_ensemble_rows:,} rows each; what each word means: [docs/organism.md](../organism.md)",
         "", f"## Was it shown? (seeds {_range(shown)})", "",
         _chosen(choice, choosing), "",
