@@ -10,6 +10,7 @@ import yaml
 
 from curator.errors import BadInputError
 from trainer.claims import claimed
+from trainer.compare import methods
 from trainer.compare.__main__ import main
 from trainer.compare.cells import Cell, grid, read_result, write_result
 from trainer.compare.contents import with_contents
@@ -22,6 +23,7 @@ from trainer.compare.shared import Shared
 from trainer.compare.statistics import judge, judge_all, over_seeds
 from trainer.compare.steps import Spent, StepError, Steps
 from trainer.compare.summary import rows
+from trainer.organism.experiment import ExperimentSettings
 
 PLAN: dict[str, Any] = {
     "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
@@ -372,6 +374,16 @@ def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     steps.commands.clear()
     organism_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
     assert "--choice gap_abs --ratio 0.2 --kl 0.1" in steps.commands[0]
+
+
+def test_cells_of_another_organism_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    before = {cell.label: cell.fingerprint(plan) for cell in grid(plan)}
+    monkeypatch.setattr(methods, "STEERING_ALPHA", 2)
+    changed = {cell.label for cell in grid(plan) if cell.fingerprint(plan) != before[cell.label]}
+    assert changed == {"steering"}
+    monkeypatch.setattr(ExperimentSettings, "identity", lambda _: "another")
+    assert not {cell.fingerprint(plan) for cell in grid(plan)} & set(before.values())
 
 
 def test_a_page_of_the_organism(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from trainer.compare.methods import Method, methods_of
-from trainer.compare.settings import AnyPlan
+from trainer.compare.methods import Method, methods_of, organism_flags
+from trainer.compare.settings import AnyPlan, OrganismPlan
 from trainer.runfolder import write_json
 
 RESULT = "result.json"
@@ -39,7 +39,12 @@ class Cell:
         """Eight hex digits over the cell and the parts of the plan that it depends on."""
         free = {"name", "model", "methods", "ratios", "seeds", "criteria", "threads"}
         shared = plan.model_dump(mode="json", exclude=free)
-        own = [self.method.name, self.method.mix, self.method.sft, self.ratio, self.seed]
+        sft = self.method.sft
+        if isinstance(plan, OrganismPlan):
+            from trainer.organism.experiment import ExperimentSettings  # loads torch
+
+            sft, shared["organism"] = organism_flags(self.method), ExperimentSettings().identity()
+        own = [self.method.name, self.method.mix, sft, self.ratio, self.seed]
         return hashlib.blake2b(orjson.dumps([FORMAT_VERSION, shared, own]), digest_size=4).hexdigest()
 
 

@@ -105,6 +105,7 @@ def why_not(method: Method, plan: AnyPlan) -> str | None:
 
 # Flags of `trainer.sft` that `trainer.organism cell` has as well.
 _ORGANISM_FLAGS = {"--kl", "--ldifs", "--treft", "--steering"}
+STEERING_ALPHA = 5  # the published strength, times the organism's own persona vector
 _ORGANISM_CHOICES = {"random": "random", "bottom_gap": "bottom_gap"}
 
 
@@ -113,6 +114,11 @@ def organism_choice(method: Method, score: str) -> str:
     if method.mix is None or "--strategy" not in method.mix:
         return "none"
     return _ORGANISM_CHOICES.get(method.mix[method.mix.index("--strategy") + 1], score)
+
+
+def organism_flags(method: Method) -> tuple[str, ...]:
+    """What a method adds to the loss, as flags of `trainer.organism cell`, which makes its own persona vector."""
+    return tuple(word.format(vectors=STEERING_ALPHA) for word in method.sft)
 
 
 def _why_not_on_organism(method: Method) -> str | None:

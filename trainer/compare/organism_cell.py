@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.cells import Cell
-from trainer.compare.methods import organism_choice
+from trainer.compare.methods import organism_choice, organism_flags
 from trainer.compare.settings import OrganismPlan
 from trainer.compare.steps import Steps
-
-STEERING_ALPHA = 5  # the published strength, times the organism's own persona vector
 
 
 def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) -> dict[str, Any]:
@@ -38,9 +36,8 @@ def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) ->
 def _run(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps, task: str) -> tuple[dict[str, Any], Any]:
     choice = organism_choice(cell.method, plan.score)
     safe = [] if cell.ratio is None else ["--choice", choice, "--ratio", cell.ratio]
-    added = [word.format(vectors=STEERING_ALPHA) for word in cell.method.sft]
     found: tuple[dict[str, Any], Any] = steps.run(
-        "trainer.organism", "cell", "--seed", cell.seed, "--task", task, *safe, *added, "--out", folder, "--threads",
-        plan.threads or 1, "--json",
+        "trainer.organism", "cell", "--seed", cell.seed, "--task", task, *safe, *organism_flags(cell.method), "--out",
+        folder, "--threads", plan.threads or 1, "--json",
     )  # fmt: skip
     return found
