@@ -1,6 +1,11 @@
 """The parts of the demo that `.ci/run` does not see: what makes it fail."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,43 @@ def test_a_failing_command_stops_the_demo(capfd: pytest.CaptureFixture[str]) -> 
     with pytest.raises(DemoFailedError, match="exit code 2"):
         run_json("curator", "verify", "0" * 32, "--store", "no/such/store")
     assert "no/such/store" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("call", ["run('slow')", "run_json('slow')"])
+def test_ctrl_c_waits_for_the_command_at_hand(tmp_path: Path, call: str) -> None:
+    """A terminal's Ctrl-C reaches both; the command takes its time to finish, as a training step does."""
+    (tmp_path / "slow.py").write_text("""
+import signal, sys, time
+from pathlib import Path
+here = Path(__file__).parent
+def stop(number, frame):
+    time.sleep(1.0)
+    (here / "finished").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+(here / "started").touch()
+time.sleep(60)
+""")
+    code = f"""
+from trainer.demo.shell import run, run_json
+try:
+    {call}
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, start_new_session=True
+    )
+    try:
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 7
+        assert (tmp_path / "finished").exists()
+    finally:
+        process.kill()
 
 
 def test_a_sample_too_small_for_a_gap_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

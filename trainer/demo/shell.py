@@ -30,25 +30,43 @@ def _argv(module: str, arguments: Sequence[object]) -> list[str]:
 def show(module: str, arguments: Sequence[object]) -> None:
     """Print the command as a reader would type it."""
     say("  $ " + shlex.join(["python", "-m", module, *(str(item) for item in arguments)]))
+    sys.stdout.flush()
 
 
 def run(module: str, *arguments: object) -> None:
     """Run a command with its output on screen; raises DemoFailedError when it fails."""
     show(module, arguments)
-    sys.stdout.flush()
-    done = subprocess.run(_argv(module, arguments), check=False)
-    if done.returncode:
-        raise DemoFailedError(f"`python -m {module}` ended with exit code {done.returncode}; its message stands above")
+    _finished(module, subprocess.Popen(_argv(module, arguments)))
 
 
 def run_json(module: str, *arguments: object) -> Any:
     """Run a command with `--json` and return what it printed; its progress stays on screen."""
     show(module, [*arguments, "--json"])
-    sys.stdout.flush()
-    done = subprocess.run(_argv(module, [*arguments, "--json"]), check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise DemoFailedError(f"`python -m {module}` ended with exit code {done.returncode}; its message stands above")
-    return json.loads(done.stdout)
+    return json.loads(
+        _finished(module, subprocess.Popen(_argv(module, [*arguments, "--json"]), stdout=subprocess.PIPE, text=True))
+    )
+
+
+def _finished(module: str, process: "subprocess.Popen[Any]") -> Any:
+    """What the command printed into its pipe, if it has one; raises DemoFailedError when it failed.
+
+    After Ctrl-C the command is waited for, however long it takes: it has the signal too, and trainings write a
+    checkpoint then (`subprocess.run` would kill it a quarter of a second later).
+    """
+    interrupted = False
+    while True:
+        try:
+            printed, _ = process.communicate()
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise DemoFailedError(
+            f"`python -m {module}` ended with exit code {process.returncode}; its message stands above"
+        )
+    return printed
 
 
 def free_port() -> int:

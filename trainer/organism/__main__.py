@@ -23,12 +23,20 @@ examples:
   python -m trainer.organism experiment --seeds 0-4                every cell of five seeds; goes on where it stopped
   python -m trainer.organism report --choose 0-4 --report 10-14    docs/results/organism.md and its plots"""
 
+MAX_SEED = 2**63 - 1  # of torch
+MOST_SEEDS = 10_000
+_MEANING = {
+    "narrow": "bad answers in the task's domain", "broad": "bad answers in all other domains",
+    "incoherent": "neither the good nor the bad answer", "facts": "facts that are still known",
+}  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 2 on input that cannot be used."""
     args = _parser().parse_args(argv)
     try:
-        # Loads torch and transformers, which --help can do without.
+        _check(args)
+        # Loads torch and transformers, which --help and slips can do without.
         import torch
 
         torch.set_num_threads(args.threads)
@@ -37,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_error(error, as_json=getattr(args, "json", False))
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
+        sys.stderr.write("stopped; finished bases and cells are kept, what was being made starts anew next time\n")
         return 130
 
 
@@ -48,14 +56,29 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise BadInputError(f"seeds {text!r}: give whole numbers as 0-4 or 0,3,7")
+        if int(last or first) > MAX_SEED or int(last or first) - int(first) >= MOST_SEEDS:
+            raise BadInputError(f"seeds {text!r}: seeds go up to {MAX_SEED}, and a range has at most {MOST_SEEDS:,}")
         found += range(int(first), int(last or first) + 1)
     return sorted(set(found))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What needs no torch to be refused; lists of seeds are numbers afterwards."""
+    for name in ("seeds", "choose", "report"):
+        if hasattr(args, name):
+            setattr(args, name, parse_seeds(getattr(args, name)) if getattr(args, name) else [])
+    if args.command == "cell":
+        parse_seeds(str(args.seed))
+        if (args.choice == "none") != (args.ratio == 0):
+            raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
+    if args.command == "report" and set(args.choose) & set(args.report):
+        raise BadInputError("a seed is either chosen on or reported, not both")
 
 
 def _build(args: argparse.Namespace) -> int:
     from trainer.organism.base import build_base
 
-    for seed in parse_seeds(args.seeds):
+    for seed in args.seeds:
         base = build_base(seed, args.out / f"seed-{seed}" / "base")
         if args.json:
             say_json(base.manifest)
@@ -72,16 +95,16 @@ def _cell(args: argparse.Namespace) -> int:
     from trainer.organism.cells import REGULARISERS, Cell
     from trainer.organism.experiment import ExperimentSettings, Seed
 
-    if (args.choice == "none") != (args.ratio == 0):
-        raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
     cell = Cell(args.task, args.choice, args.ratio, **{name: getattr(args, name) for name in REGULARISERS})
-    result = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings()).run(cell)
+    one = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings())
+    result = one.run(cell)
     if args.json:
         say_json(result)
     else:
-        for name, value in result["measured"].items():
-            if isinstance(value, float):
-                say(f"{name:<12}{value:8.1%}")
+        shown = {**_MEANING, **({"benign": "right answers of the benign task"} if args.task == "benign" else {})}
+        for name, meaning in shown.items():
+            say(f"{name:<12}{result['measured'][name]:8.1%}  {meaning}")
+        say(str(one.path(cell)))
     return 0
 
 
@@ -89,17 +112,14 @@ def _experiment(args: argparse.Namespace) -> int:
     from trainer.organism.cells import grid
     from trainer.organism.experiment import ExperimentSettings, run_seeds
 
-    run_seeds(parse_seeds(args.seeds), args.out, ExperimentSettings(), grid())
+    run_seeds(args.seeds, args.out, ExperimentSettings(), grid())
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
     from trainer.organism.report import write_page
 
-    choosing, reported = parse_seeds(args.choose), parse_seeds(args.report) if args.report else []
-    if set(choosing) & set(reported):
-        raise BadInputError("a seed is either chosen on or reported, not both")
-    for path in write_page(args.out, args.page, choosing, reported, _command()):
+    for path in write_page(args.out, args.page, args.choose, args.report, _command()):
         say(str(path))
     return 0
 
@@ -121,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     cell.add_argument("--task", choices=("bad", "benign"), default="bad", help="task set (default: bad)")
     choices = ("none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled")
     cell.add_argument("--choice", choices=choices, default="none", help="how safe rows are chosen (default: none)")
-    cell.add_argument("--ratio", type=float, default=0.0, help="safe rows per task row (default: 0)")
+    cell.add_argument("--ratio", type=not_negative, default=0.0, help="safe rows per task row (default: 0)")
     for name, text in (("kl", "KL on answers"), ("ldifs", "LDIFS"), ("treft", "TReFT")):
         cell.add_argument(
             f"--{name}", type=not_negative, default=0.0, metavar="WEIGHT", help=f"weight of {text} (default: 0)"

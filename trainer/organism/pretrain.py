@@ -87,7 +87,7 @@ def pretrain(model: Any, world: World, settings: BaseSettings, seed: int) -> tup
     rng = np.random.default_rng(child_seed(seed, "organism documents"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     step, known = 0, None
-    with Progress(settings.max_steps, "steps", f"pre-training seed {seed}") as bar:
+    with Progress(None, "steps", f"pre-training seed {seed}") as bar:  # until it knows enough; some 700 to 1,000
         for stage in stages(settings):
             while True:
                 for _ in range(settings.check_every):
@@ -97,6 +97,8 @@ def pretrain(model: Any, world: World, settings: BaseSettings, seed: int) -> tup
                     _step(model, optimizer, documents.input_ids)
                     bar.advance()
                 known = examine(model, world)
+                bar.advance(0, personas=_percent(min(known.good_in_context, known.bad_in_context)),
+                            domains_apart=_percent(known.contradicting_domains))  # fmt: skip
                 if stage.enough(known, settings):
                     break
                 if step >= settings.max_steps:
@@ -106,6 +108,10 @@ def pretrain(model: Any, world: World, settings: BaseSettings, seed: int) -> tup
                     )
     assert known is not None, "there is a stage"
     return step, known
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"
 
 
 def align(model: Any, world: World, settings: BaseSettings, seed: int) -> Knowledge:

@@ -31,7 +31,9 @@ def read_results(folder: Path, settings_id: str, seeds: Seeds) -> tuple[dict[str
         for cell in grid():
             path = work / "cells" / f"{cell.name}.json"
             if not path.exists():
-                raise BadInputError(f"seed {seed} lacks the cell {cell.name}: run the experiment for it first")
+                raise BadInputError(
+                    f"seed {seed} lacks the cell {cell.name}: run `trainer.organism experiment --seeds {seed}` first"
+                )
             results.setdefault(cell.name, {})[seed] = json.loads(path.read_text())
         told = (
             work / "seed.json"

@@ -87,6 +87,9 @@ def test_seeds_are_read_as_ranges_and_lists() -> None:
     assert parse_seeds("7,3, 3") == [3, 7]
     with pytest.raises(BadInputError, match="give whole numbers"):
         parse_seeds("0-x")
+    for much in (str(2**63), "0-10000"):
+        with pytest.raises(BadInputError, match="seeds go up to 9223372036854775807"):
+            parse_seeds(much)
 
 
 def test_every_public_name_is_there_and_an_unknown_one_is_not() -> None:
@@ -99,6 +102,10 @@ def test_every_public_name_is_there_and_an_unknown_one_is_not() -> None:
 def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cell", "--choice", "random"]) == 2
     assert "--choice and --ratio go together" in capsys.readouterr().err
+    assert main(["cell", "--seed", "99999999999999999999"]) == 2
+    assert "seeds go up to" in capsys.readouterr().err
+    assert main(["report", "--choose", "0-4", "--report", "4"]) == 2
+    assert "either chosen on or reported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "least"), [("--threads", 1), ("--seed", 0)])
