@@ -58,7 +58,11 @@ def run_statement(
     except duckdb.InterruptException as error:
         raise BadInputError("the statement ran past its time limit and was stopped: narrow it down") from error
     except duckdb.Error as error:
-        raise BadInputError(f"the statement failed: {error}") from error
+        reason = str(error)
+        if "Table with name" in reason:  # where DuckDB guesses among its own system tables
+            views = [name for name in sql.VIEWS if name not in sql.MACROS]
+            reason = f"{reason.splitlines()[0]} There are {', '.join(['corpora', *views])}"
+        raise BadInputError(f"the statement failed: {reason}") from error
     if limit is not None and table.num_rows > limit:
         return Rows(table.slice(0, limit), True)
     return Rows(table, False)
