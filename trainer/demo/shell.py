@@ -15,6 +15,7 @@ from curator.errors import BallastError
 from curator.progress import say
 
 READY_TIMEOUT_S = 60.0
+STOPPED = 130  # exit code of a command that Ctrl-C stopped
 
 
 class DemoFailedError(BallastError):
@@ -60,7 +61,7 @@ def _finished(module: str, process: "subprocess.Popen[Any]") -> Any:
             break
         except KeyboardInterrupt:
             interrupted = True
-    if interrupted:
+    if interrupted or process.returncode == STOPPED:  # where this process ignores the signal, the command did not
         raise KeyboardInterrupt
     if process.returncode:
         raise DemoFailedError(
