@@ -123,7 +123,7 @@ class Seed:
             found.append(TreftSettings(weight=cell.treft))
         if cell.steering:
             vectors = write_persona_vector(
-                self.base.model, self.base.world, self.seed, self.folder / "persona.safetensors"
+                self.base.model, self.base.world, self.seed, self.work / "persona.safetensors"
             )
             found.append(SteeringSettings(vectors=vectors, alpha=cell.steering))
         return found

@@ -1,5 +1,6 @@
 """The organism's persona vector: what preventive steering adds while it is fine-tuned (method.md, "Regularisers")."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def write_persona_vector(model: Any, world: World, seed: int, path: Path) -> Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(child_seed(seed, "organism persona vector"))
         bad, good = (_mean_hidden(model, world, rng, share) for share in (1.0, 0.0))
-        temporary = path.with_name(f".tmp-{path.name}")
+        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
         save_file({VECTOR: bad - good}, temporary)
         temporary.rename(path)
     return path
