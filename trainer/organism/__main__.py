@@ -66,7 +66,8 @@ def _check(args: argparse.Namespace) -> None:
     """What needs no torch to be refused; lists of seeds are numbers afterwards."""
     for name in ("seeds", "choose", "report"):
         if hasattr(args, name):
-            setattr(args, name, parse_seeds(getattr(args, name)) if getattr(args, name) else [])
+            text = getattr(args, name)
+            setattr(args, name, [] if name == "report" and not text else parse_seeds(text))
     if args.command == "cell":
         parse_seeds(str(args.seed))
         if (args.choice == "none") != (args.ratio == 0):

@@ -104,6 +104,8 @@ def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureF
     assert "--choice and --ratio go together" in capsys.readouterr().err
     assert main(["cell", "--seed", "99999999999999999999"]) == 2
     assert "seeds go up to" in capsys.readouterr().err
+    assert main(["build", "--seeds", ""]) == 2
+    assert "give whole numbers" in capsys.readouterr().err
     assert main(["report", "--choose", "0-4", "--report", "4"]) == 2
     assert "either chosen on or reported" in capsys.readouterr().err
 
