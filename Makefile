@@ -28,10 +28,10 @@ $(STAMP):
 setup: $(STAMP) ## virtual environment with pinned dependencies
 
 demo: setup ## the whole main job on a real model and corpus (about 8 minutes on 2 cores)
-	$(BIN)/python -m trainer.demo
+	$(BIN)/python -m trainer.experiments.demo
 
 demo-short: setup ## the same with fewer rows and steps
-	$(BIN)/python -m trainer.demo --short $(DEMO_OPTIONS)
+	$(BIN)/python -m trainer.experiments.demo --short $(DEMO_OPTIONS)
 
 test: setup ## the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
@@ -55,7 +55,7 @@ $(VLLM_STAMP):
 	@touch $@
 
 test-vllm: $(VLLM_STAMP) ## the vLLM engine and a vLLM server for real, in .venv-vllm (4 GB, Linux)
-	$(VLLM)/bin/python -m pytest -q -m vllm tests/curator/test_scoring_vllm.py
+	$(VLLM)/bin/python -m pytest -q -m vllm tests/curator/scoring/test_vllm.py
 
 openapi: setup ## write the API's description that a test pins (tests/golden/openapi.json)
 	$(BIN)/python -m tests.api.openapi

@@ -1,4 +1,10 @@
-"""`python -m api`: serve a store's mixes over HTTP."""
+"""`python -m api`: serve a store's mixes over HTTP.
+
+uvicorn's server, with a service that knows at once that it is to stop.
+
+uvicorn tells the application (the end of its lifespan) only after the last request has been answered: too late for
+/readyz, and for requests that wait for an event.
+"""
 
 import argparse
 import errno
@@ -6,16 +12,55 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from api.settings import CONFIG_VARIABLE, Settings, flag_name, load_settings, read_settings_file, variable_name
-from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
-from curator.progress import say
+import uvicorn
+
+from api.service import Service
+from api.settings import (
+    CONFIG_VARIABLE,
+    Settings,
+    flag_name,
+    load_settings,
+    read_settings_file,
+    variable_name,
+)
+from curator.console import say
+from curator.errors import (
+    BadInputError,
+    BallastError,
+    MissingDependencyError,
+    MissingError,
+)
 
 if TYPE_CHECKING:
-    from curator.store import Store
+    from curator.store.store import Store
+
+
+class Server(uvicorn.Server):
+    """Serves until a signal; a second one ends the delay of the first."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._until_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Tell the service, and take requests for `shutdown_delay_s` more."""
+        now_s = time.monotonic()
+        self._until_s = 0.0 if self._service.stopping else now_s + self._service.settings.shutdown_delay_s
+        self._service.stopping = True
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether the loop is to end, as asked ten times a second."""
+        asked = await super().on_tick(counter)
+        return asked and time.monotonic() >= self._until_s
+
 
 DEMO_STORE = Path("demo/store")
 DESCRIPTION = """\
@@ -41,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["keys"]:
-            from api.keycommand import run_keys
+            from api.keys import run_keys
 
             return run_keys(arguments[1:])
         flags = vars(_parser().parse_args(arguments))
@@ -79,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(settings: Settings) -> int:
-    from curator.store import Store
+    from curator.store.store import Store
 
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # a build's progress bar has no place in a server's log
     _check_open(settings, Store(settings.store).open(create=False))
@@ -114,8 +159,9 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         import uvicorn
 
         from api.app import create_app
-        from api.logs import set_up_logging
-        from api.server import Server
+        from api.telemetry import set_up_logging
+
+        pass  # MOVED
     except ImportError as error:
         raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[api]'") from error
     set_up_logging(settings.log_level)

@@ -10,18 +10,22 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from api.errors import handle_full_disk, handle_http_error, handle_product_error, handle_validation_error
-from api.foreign import RefuseForeign
-from api.head import HeadAsGet
-from api.logs import log_event
-from api.observe import Observe
-from api.routes import audits, corpora, create, health, jobs, mixes, sql
+from api.errors import (
+    handle_full_disk,
+    handle_http_error,
+    handle_product_error,
+    handle_validation_error,
+)
+from api.middleware import HeadAsGet, Observe, RefuseForeign
+from api.routes import audits, corpora, health, jobs, mixes, sql
+from api.routes import mixes as create
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
-from curator.compose import product_version
+from api.telemetry import log_event
 from curator.errors import BallastError
-from curator.store import Store
+from curator.mix.describe import product_version
+from curator.store.store import Store
 
 SWEEP_S = 600.0
 DESCRIPTION = """\

@@ -15,12 +15,20 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import ApiError
-from api.keys import SCOPES, Key, Scope, any_keys, find_key, opens, split_token
-from api.logs import log_event
+from api.keys import (
+    SCOPES,
+    Key,
+    Scope,
+    any_keys,
+    find_key,
+    opens,
+    split_token,
+)
 from api.schemas import errors
+from api.telemetry import log_event
 from curator.errors import IntegrityError
-from curator.mixrows import DEFAULT_TENANT
-from curator.store import Store
+from curator.mix.files import DEFAULT_TENANT
+from curator.store.store import Store
 
 CACHE_S = 2.0  # how long a revoked key may still pass
 MAX_CACHED = 1024

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from api.logs import log_event
+from api.telemetry import log_event
 from curator.errors import (
     BadInputError,
     BallastError,

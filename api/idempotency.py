@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from api.errors import ApiError
 from api.schemas import DroppedRows
 from curator.errors import MissingError
-from curator.mixrows import tenant_path
-from curator.store import Store
+from curator.mix.files import tenant_path
+from curator.store.store import Store
 
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, description="the same key and request: the first answer again")

@@ -1,6 +1,6 @@
 """Shapes of the service's own answers, for validation and the OpenAPI document.
 
-What a manifest holds is declared once, in curator.manifest.
+What a manifest holds is declared once, in curator.mix.identity.
 """
 
 from datetime import datetime
@@ -8,8 +8,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curator.jobs.record import Event, JobError, JobKind, JobState, Progress
-from curator.manifest import Manifest
+from api.jobs.record import (
+    Event,
+    JobError,
+    JobKind,
+    JobState,
+    Progress,
+)
+from curator.mix.identity import Manifest
 
 
 class _Answer(BaseModel):

@@ -1,4 +1,7 @@
-"""What one running service holds: its settings, its store, and the places for builds."""
+"""What one running service holds: its settings, its store, and the places for builds.
+
+Mixes that are kept for a time only: gone for every reader once it is over, and removed soon after.
+"""
 
 import logging
 from asyncio import Semaphore, wait_for
@@ -10,26 +13,60 @@ from threading import Lock
 from starlette.requests import Request
 
 from api.auth import Keyring, is_loopback
+from api.downloads import Renditions
 from api.errors import ApiError
-from api.expiry import Expiry
-from api.figures import Figures
+from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
-from api.logs import log_event
-from api.metrics import Metrics
-from api.quotas import Quotas
-from api.renditions import Renditions
+from api.jobs.board import Board
+from api.jobs.queue import JobQueue, open_queue
+from api.jobs.record import Job
+from api.limits import Figures, Quotas
 from api.settings import Settings
-from curator.compose import product_version
+from api.telemetry import Metrics, log_event
 from curator.errors import MissingError
-from curator.jobs.board import Board
-from curator.jobs.queue import JobQueue, open_queue
-from curator.jobs.record import Job
-from curator.localcopy import LocalCopy
-from curator.mixrows import MANIFEST_FILE, mix_path
-from curator.policy import Policy, load_policy
-from curator.sandbox import Sandbox, SqlLimits
-from curator.scratch import sweep_scratch
-from curator.store import Store
+from curator.mix.build import is_expired, remove_expired, remove_stale
+from curator.mix.describe import product_version
+from curator.mix.files import MANIFEST_FILE, is_tenant, mix_path, tenant_path
+from curator.query.local_copy import LocalCopy
+from curator.query.sandbox import Sandbox, SqlLimits
+from curator.recipe.policy import Policy, load_policy
+from curator.store.scratch import sweep_scratch
+from curator.store.store import Store
+
+KEY_KEPT_S = 7 * 86_400.0  # files of Idempotency-Keys, whatever their own time
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """`ttl_s` seconds after a mix was built (its manifest's modification time) it is over; None: never."""
+
+    store: Store
+    ttl_s: float | None
+
+    def is_expired(self, tenant: str, mix_id: str) -> bool:
+        """Whether a mix's time is over; False for what is no mix."""
+        return is_expired(self.store, tenant, mix_id, self.ttl_s)
+
+    def sweep_mixes(self) -> int:
+        """Remove every tenant's expired mixes and remains of killed builds; returns how many mixes went.
+
+        What is no tenant's folder is passed over.
+        """
+        n_removed = 0
+        for tenant in filter(is_tenant, self.store.list("mixes")):
+            remove_stale(self.store, tenant)
+            names = self.store.list(tenant_path(tenant))
+            n_removed += sum(remove_expired(self.store, tenant, name, self.ttl_s) for name in names)
+        return n_removed
+
+    def sweep_keys(self) -> None:
+        """Remove old files of Idempotency-Keys."""
+        for tenant in self.store.list(IDEMPOTENCY_FOLDER):
+            for name in self.store.list(f"{IDEMPOTENCY_FOLDER}/{tenant}"):
+                path = f"{IDEMPOTENCY_FOLDER}/{tenant}/{name}"
+                if self.store.age_s(path) > KEY_KEPT_S:
+                    self.store.delete(path)
+
 
 RETRY_AFTER_S = 5
 

@@ -7,10 +7,10 @@ from typing import Any
 from starlette.responses import Response
 
 from api.errors import ApiError
+from api.jobs.record import Job, JobKind
 from api.schemas import JobView
 from api.service import RETRY_AFTER_S, Service
 from curator.errors import MissingDependencyError, StoreError
-from curator.jobs.record import Job, JobKind
 
 
 def job_links(job: Job) -> dict[str, str]:

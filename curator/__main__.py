@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from keyword import iskeyword
 
-from curator.commands import COMMANDS, CommandHelp, report_error
+from curator.cli import COMMANDS
+from curator.console import CommandHelp, report_error
 from curator.errors import BallastError
 
 DESCRIPTION = """\
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args = argparse.Namespace()
     try:
-        module = import_module(f"curator.commands.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
+        module = import_module(f"curator.cli.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
         module.add_parser(subparsers)
         parser.parse_args(arguments, args)
         return int(module.run(args))

@@ -3,22 +3,305 @@
 Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated
 without harm (a mix's id follows from what is asked, a job's from its Idempotency-Key) are tried again on a lost
 connection, 429, 502, 503 and 504. A download is verified against the manifest before it gets its name.
+
+Files on their way to and from the service: uploads that tell their progress, downloads checked by hash.
+
+Asking an HTTP service of ours: attempts with growing pauses, pages, and its errors in our words.
+
+The client's calls about jobs: list, look, wait, cancel, and the rows of audits.
 """
 
+import hashlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+from urllib.parse import quote
 
 import httpx
 import orjson
 
-from curator.client_jobs import JobCalls, OnJob
-from curator.errors import BadInputError, MissingError
-from curator.remote import PAGE_ROWS, RETRIED_STATUSES, ServiceError, document_of, path_part
-from curator.transfers import Advance, DataFormat, Document, ToldFile, verify_download
+from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
+from curator.mix.files import MIX_FILE
 
-__all__ = ["DATA_FORMATS", "RETRIED_STATUSES", "Advance", "Client", "DataFormat", "Document", "OnJob", "ServiceError"]
+DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
+Document = dict[str, Any]
+Advance = Callable[[int], None]
+
+
+class ToldFile:
+    """A file that tells what is read of it."""
+
+    def __init__(self, file: BinaryIO, advance: Advance | None) -> None:
+        self._file, self._advance = file, advance
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        data = self._file.read(size)
+        if self._advance is not None:
+            self._advance(len(data))
+        return data
+
+    def fileno(self) -> int:
+        """The descriptor, from which the size is read."""
+        return self._file.fileno()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Where it stands."""
+        return self._file.tell()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(lambda: self.read(65_536), b"")
+
+
+def verify_download(path: Path, data_format: DataFormat, manifest: Document) -> None:
+    """Raise IntegrityError unless a downloaded file is what its manifest says."""
+    if data_format == "parquet":
+        expected = next(item["sha256"] for item in manifest["files"] if item["name"] == MIX_FILE)
+        found = _file_sha256(path)
+    elif data_format == "jsonl":
+        expected, found = manifest["rows_sha256"], _file_sha256(path)
+    elif data_format == "arrow":
+        expected, found = manifest["rows_sha256"], _arrow_rows_sha256(path)
+    else:
+        expected, found = f"{manifest['n_rows']} rows", f"{_n_lines(path)} rows"
+    if found != expected:
+        raise IntegrityError(
+            f"the {data_format} download of mix {manifest['mix_id']} is not what its manifest says: "
+            f"expected {expected}, got {found}"
+        )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _n_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _arrow_rows_sha256(path: Path) -> str:
+    import pyarrow as pa
+
+    from curator.mix.files import json_lines, rows_sha256
+
+    try:
+        with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
+            return rows_sha256(map(json_lines, batches))
+    except (pa.ArrowInvalid, OSError):
+        return "no whole Arrow stream"
+
+
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
+NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+FIRST_WAIT_S = 0.25
+MAX_WAIT_S = 8.0
+PAGE_ROWS = 500
+
+
+class ServiceError(RemoteError):
+    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
+
+    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
+        super().__init__(message, details=details)
+        self.status = status
+        self.code = code
+
+
+class Remote:
+    """One service. Use it as a context manager, or call `close`.
+
+    `timeout_s` bounds each wait for the service, not a whole transfer; `retries` counts attempts after the first.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, *, retries: int = 4) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            self._http = httpx.Client(
+                base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0)
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise BadInputError(f"{url!r} is no address of a service") from error
+        if self._http.base_url.scheme not in ("http", "https"):
+            self._http.close()
+            raise BadInputError(f"{url!r} is no address of a service: it begins with http:// or https://")
+        self._retries = retries
+        self._patience_s = timeout_s / 2  # a request that asks the service to wait must not outlast its own timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _items(self, path: str, key: str, page_size: int, **query: str) -> Iterator[Document]:
+        params: dict[str, Any] = {"limit": page_size, **query}
+        while True:
+            page = self._json("GET", path, params=params)
+            yield from page[key]
+            if page["next_after"] is None:
+                return
+            params["after"] = page["next_after"]
+
+    def _json(self, method: str, path: str, **options: Any) -> Document:
+        return document_of(self._attempt(lambda: self._http.request(method, path, **options)))
+
+    def _delete(self, path: str, *, is_gone: bool) -> None:
+        """DELETE, tried again; where `is_gone`, a 404 after an attempt whose answer was lost is the success it meant.
+
+        Otherwise a second DELETE would mean something else than the first: after a lost answer RemoteError is raised.
+        """
+        n_lost = 0
+
+        def attempt() -> httpx.Response:
+            nonlocal n_lost
+            try:
+                response = self._http.delete(path)
+            except NOTHING_SENT:
+                raise
+            except httpx.TransportError as error:
+                n_lost += 1
+                if not is_gone:
+                    raise self._lost(path, str(error) or type(error).__name__) from error
+                raise
+            if response.status_code in PASSED_ON_STATUSES:
+                n_lost += 1
+                if not is_gone:
+                    raise self._lost(path, f"status {response.status_code} of something between")
+            if response.status_code == 404 and n_lost:
+                return httpx.Response(204, request=response.request)
+            return response
+
+        self._attempt(attempt)
+
+    def _lost(self, path: str, reason: str) -> RemoteError:
+        return RemoteError(f"the answer to DELETE {path} was lost ({reason}): look whether it was carried out")
+
+    def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+        """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            wait_s = min(FIRST_WAIT_S * 2**attempt, MAX_WAIT_S)
+            try:
+                response = call()
+            except httpx.TransportError as error:
+                if last:
+                    reason = str(error) or type(error).__name__
+                    raise RemoteError(f"no answer from {self._http.base_url}: {reason}") from error
+            else:
+                if response.is_success:
+                    return response
+                if last or response.status_code not in RETRIED_STATUSES:
+                    raise _refusal(response)
+                wait_s = _asked_wait_s(response) or wait_s
+            time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def path_part(name: str) -> str:
+    """A name as one part of a path, whatever it holds."""
+    return quote(name, safe="")
+
+
+def document_of(response: httpx.Response) -> Document:
+    """The JSON object of an answer; raises RemoteError for anything else."""
+    try:
+        document = orjson.loads(response.content)
+    except orjson.JSONDecodeError as error:
+        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
+    if not isinstance(document, dict):
+        raise RemoteError(f"{response.url} answered with something else than a JSON object")
+    return document
+
+
+def _refusal(response: httpx.Response) -> ServiceError:
+    try:
+        error = orjson.loads(response.content)["error"]
+        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ServiceError(
+            response.status_code,
+            "not_this_service",
+            f"{response.url} answered {response.status_code} in no known shape",
+        )
+
+
+def _asked_wait_s(response: httpx.Response) -> float | None:
+    text = response.headers.get("retry-after", "")
+    return min(float(text), MAX_WAIT_S) if text.isdigit() else None
+
+
+OnJob = Callable[[Document], None]  # told the job whenever something happened to it
+WAIT_S = 20.0  # of one request that waits for an event
+
+
+class JobCalls(Remote):
+    """What `Client` can ask about jobs and audits."""
+
+    def jobs(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Document]:
+        """Every job in order of time, fetched page by page; only of a kind (mix, audit) or in a state."""
+        asked = {name: value for name, value in (("kind", kind), ("state", state)) if value is not None}
+        return self._items("/v1/jobs", "jobs", PAGE_ROWS, **asked)
+
+    def job(self, job_id: str) -> Document:
+        """A job as it stands: `state`, `progress`, `result`, `error`."""
+        return self._json("GET", f"/v1/jobs/{path_part(job_id)}")
+
+    def job_events(self, job_id: str, *, after: int = 0, wait_s: float = 0.0) -> Document:
+        """Events of a job that follow number `after`, and its state; waits up to `wait_s` seconds for one."""
+        params = {"after": after, "wait_s": wait_s}
+        return self._json("GET", f"/v1/jobs/{path_part(job_id)}/events", params=params)
+
+    def wait_job(self, job_id: str, *, on_job: OnJob | None = None) -> Document:
+        """The job once it is done; `on_job` is told of it whenever something happened.
+
+        Raises ServiceError with the job's own error when it failed, and code `cancelled` when it was cancelled.
+        """
+        after = 0
+        while True:
+            told = self.job_events(job_id, after=after, wait_s=min(WAIT_S, self._patience_s))
+            after = told["events"][-1]["number"] if told["events"] else after
+            job = self.job(job_id)
+            if on_job is not None:
+                on_job(job)
+            if job["state"] == "done":
+                return job
+            if job["state"] == "failed":
+                error = job["error"]
+                raise ServiceError(200, error["code"], error["message"], error["details"])
+            if job["state"] == "cancelled":
+                raise ServiceError(200, "cancelled", f"job {job_id} was cancelled")
+
+    def delete_job(self, job_id: str) -> None:
+        """Cancel a job, or remove one that has ended, with its results.
+
+        Raises RemoteError when the answer was lost: a second request would remove what the first had cancelled.
+        """
+        self._delete(f"/v1/jobs/{path_part(job_id)}", is_gone=False)
+
+    def audit_result(self, job_id: str) -> Document:
+        """The verdict of an audit that is done."""
+        return self._json("GET", f"/v1/audits/{path_part(job_id)}")
+
+    def audit_rows(self, job_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
+        """The rows of an audit in the order sent, fetched page by page."""
+        return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
+
 
 DATA_FORMATS: tuple[DataFormat, ...] = ("jsonl", "parquet", "arrow", "openai")
 Data = str | Path | Sequence[Mapping[str, Any]]
@@ -242,3 +525,6 @@ class Client(JobCalls):
                     if advance is not None:
                         advance(len(chunk))
             return response
+
+
+__all__ = ["Advance", "Client", "DATA_FORMATS", "DataFormat", "Document", "OnJob", "RETRIED_STATUSES", "ServiceError"]

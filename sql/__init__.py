@@ -124,7 +124,7 @@ def load_query(name: str) -> Query:
 
 
 def wide_query(name: str) -> Query:
-    """A query of `wide/`, over the table `wide_rows` that only `curator.gaps` makes; KeyError on an unknown name."""
+    """A query of `wide/`, over the table `wide_rows` that only `curator.query.gaps` makes; KeyError on an unknown name."""
     if name not in ("gap", "bound"):
         raise KeyError(f"no wide query {name!r}; there are: bound, gap")
     text = _read("wide", name)

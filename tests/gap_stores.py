@@ -9,9 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from curator.canonical import canonical_messages, dump_messages, example_id, response_head
-from curator.schema import EXAMPLES, SCORES, SOURCES
-from curator.store import Store, arrow_schema
+from curator.messages import (
+    canonical_messages,
+    dump_messages,
+    example_id,
+    response_head,
+)
+from curator.store.schema import EXAMPLES, SCORES, SOURCES
+from curator.store.store import Store, arrow_schema
 
 Loss = tuple[float, int] | str | None  # (nll_sum, n_response_tokens), a status, or no row at all
 

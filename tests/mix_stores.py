@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.canonical import load_messages
-from curator.config import Recipe, parse_recipe
+from curator.corpus.task_set import TaskSet, task_set_from_rows
+from curator.messages import load_messages
+from curator.recipe import Recipe, parse_recipe
 from curator.render import Renderer
-from curator.store import Store
-from curator.tasks import TaskSet, task_set_from_rows
+from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 
 N_POOL = 40

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from curator.canonical import dump_messages
-from curator.columns import Coded, TextIds
-from curator.config import FilterSpec, Pool, StrategySpec
-from curator.filters import Candidates, Indices, Surroundings, is_refusal
-from curator.ranking import ArrayScores
+from curator.messages import dump_messages
+from curator.recipe import FilterSpec, Pool, StrategySpec
+from curator.select.columns import Coded, TextIds
+from curator.select.filters import (
+    Candidates,
+    Indices,
+    Surroundings,
+    is_refusal,
+)
+from curator.select.ranking import ArrayScores
 
 NAN = float("nan")
 

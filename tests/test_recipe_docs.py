@@ -8,10 +8,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from curator.config import FilterSpec, Pool, Recipe, StrategySpec, parse_recipe
-from curator.config.inoculation import Inoculation
-from curator.config.pools import Ensemble, ScoreSpec
 from curator.errors import RecipeError
+from curator.recipe import (
+    FilterSpec,
+    Pool,
+    Recipe,
+    StrategySpec,
+    parse_recipe,
+)
+from curator.recipe.inoculation import Inoculation
+from curator.recipe.pools import Ensemble, ScoreSpec
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
 EXAMPLES: list[Any] = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]

@@ -4,10 +4,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from curator.ingest import ingest
+from curator.corpus.ingest import ingest
 from curator.render import Rendered, Renderer
-from curator.scoring import RowLoss, ScoreReport, ScoreRequest, score_corpus
-from curator.store import Store
+from curator.scoring import (
+    RowLoss,
+    ScoreReport,
+    ScoreRequest,
+    score_corpus,
+)
+from curator.store.store import Store
 from tests.models import random_conversations, tiny_tokenizer_folder
 
 WINDOW = 120

@@ -7,24 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator.commands import report_error, say_json
+from curator.console import report_error, say, say_json
 from curator.errors import BadInputError, BallastError, IntegrityError
-from curator.progress import say
 from curator.render import Renderer
+from curator.scoring.engines.native_memory import keep_pages
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
-from curator.scoring.native_memory import keep_pages
-from trainer.announce import content_line, model_line, run_warnings, say_result, stopped_line
-from trainer.checkpoints import complete_checkpoints
 from trainer.config import TrainConfig
-from trainer.defenses.modelshape import check_fit, check_vectors
-from trainer.inputs import Inputs, file_sha256, read_inputs
-from trainer.modelfiles import check_quantisation, check_trackers, copy_tokenizer
+from trainer.config.options import Invocation, cache_folder, parse_arguments
+from trainer.data.cache import RenderCache
+from trainer.data.inputs import Inputs, file_sha256, read_inputs
+from trainer.defenses.model_fit import check_fit, check_vectors
+from trainer.defenses.safelora import check_shapes, safelora
+from trainer.loop.processes import Team
+from trainer.loop.summary import (
+    content_line,
+    model_line,
+    run_warnings,
+    say_result,
+    stopped_line,
+)
 from trainer.monitor.report import check_files, monitor_section
-from trainer.options import Invocation, parse_arguments
-from trainer.processes import Team
-from trainer.rendercache import RenderCache
-from trainer.report import Warned, build_report, model_card, report_text, term_curves
-from trainer.runfolder import (
+from trainer.runs.checkpoints import complete_checkpoints
+from trainer.runs.folder import (
     ADAPTER,
     CONFIG,
     FORMAT_VERSION,
@@ -41,12 +45,17 @@ from trainer.runfolder import (
     environment,
     write_json,
 )
-from trainer.runoptions import cache_folder
-from trainer.safelora import check_shapes, safelora
-from trainer.weightfiles import lora_config
+from trainer.runs.report import (
+    Warned,
+    build_report,
+    model_card,
+    report_text,
+    term_curves,
+)
+from trainer.runs.weights import check_quantisation, check_trackers, copy_tokenizer, lora_config
 
 if TYPE_CHECKING:
-    from trainer.fit import Fitted, Ready
+    from trainer.loop.fit import Fitted, Ready
 
 STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -108,7 +117,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     tell(content_line(inputs))
 
     # torch, transformers and TRL load here: bad options and bad rows have failed by now.
-    from trainer.fit import fit, load, planned_steps
+    from trainer.loop.fit import fit, load, planned_steps
 
     ready = load(config)
     n_steps = planned_steps(config, len(inputs.prepared.input_ids), team.size)
@@ -200,7 +209,7 @@ def _project(folder: Path, adapter: Path, config: TrainConfig) -> dict[str, Any]
 
 def save(fitted: "Fitted", folder: Path, config: TrainConfig, weights: str, inputs: Inputs) -> str:
     """The adapter with its marker file; returns the adapter's hash. The marker comes last."""
-    from trainer.modelling import save_model
+    from trainer.loop.model import save_model
 
     save_model(fitted.model, folder)
     extra = [name for defence in fitted.defences for name in defence.save(folder)]
@@ -260,7 +269,7 @@ def _record(
 
 def _complete(folder: RunFolder, report: dict[str, Any]) -> None:
     """Plots and page first, report.json last: its presence means that the run is complete."""
-    from curator import plots
+    from curator.query import plots
 
     plots.save(plots.loss_curve_of(folder.path / METRICS), folder.path / LOSS_PLOT)
     if report["terms"]:

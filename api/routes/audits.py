@@ -10,22 +10,31 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from api.auth import GUARDED, AuditTenant, Principal, holding_any
-from api.datasets import checked_rows, dropped_rows
+from api.auth import (
+    GUARDED,
+    AuditTenant,
+    Principal,
+    holding_any,
+)
 from api.errors import ApiError
 from api.idempotency import IdempotencyKey, Remembered
-from api.recipes import part_document
+from api.jobs.board import ROWS_FILE, job_path
+from api.jobs.control import task_document
+from api.jobs.record import Job
 from api.routes.jobs import find_job
-from api.schemas import AuditReport, AuditRowPage, JobView, errors
+from api.schemas import (
+    AuditReport,
+    AuditRowPage,
+    JobView,
+    errors,
+)
 from api.service import Service, service_of
 from api.submit import job_response, submit
-from api.uploads import Upload, received, request_body
+from api.uploads.receive import Upload, received, request_body
+from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.audit.options import parse_options
 from curator.errors import MissingError
-from curator.jobs.board import ROWS_FILE, job_path
-from curator.jobs.control import task_document
-from curator.jobs.record import Job
-from curator.scorers import resolve_scorers
+from curator.query.scorers import resolve_scorers
 
 router = APIRouter(prefix="/v1/audits", tags=["audits"], responses=GUARDED)
 

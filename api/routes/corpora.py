@@ -9,14 +9,24 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auth import GUARDED, MixTenant
 from api.errors import ApiError
-from api.schemas import CorpusDetail, CorpusGap, CorpusList, errors
+from api.schemas import (
+    CorpusDetail,
+    CorpusGap,
+    CorpusList,
+    errors,
+)
 from api.service import Service, service_of
-from curator.config import DEFAULT_EPS, ScoreName
-from curator.database import Connection, connect
+from curator.corpus.manifest import (
+    Corpus,
+    corpus_names,
+    read_corpus,
+    read_scorers,
+)
 from curator.errors import BadInputError, MissingError
-from curator.queries import run_named
-from curator.snapshot import Corpus, corpus_names, read_corpus, read_scorers
-from curator.store import Store
+from curator.query.database import Connection, connect
+from curator.query.queries import run_named
+from curator.recipe import DEFAULT_EPS, ScoreName
+from curator.store.store import Store
 from sql import Value
 
 router = APIRouter(prefix="/v1/corpora", tags=["corpora"], responses=GUARDED)

@@ -11,11 +11,16 @@ from starlette.responses import Response
 
 from api.auth import GUARDED, Principal, holding_any
 from api.errors import ApiError
-from api.schemas import JobEvents, JobPage, JobView, errors
+from api.jobs.record import Job, JobKind, JobState
+from api.schemas import (
+    JobEvents,
+    JobPage,
+    JobView,
+    errors,
+)
 from api.service import Service, service_of
 from api.submit import job_view
 from curator.errors import IntegrityError, MissingError
-from curator.jobs.record import Job, JobKind, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=GUARDED)
 

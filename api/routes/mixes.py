@@ -1,25 +1,51 @@
-"""Reading mixes: list, manifest, pages of rows, downloads; and deleting one."""
+"""Reading mixes: list, manifest, pages of rows, downloads; and deleting one.
 
-import io
+POST /v1/mixes: a user's data set and a recipe in, a mix with its manifest out.
+"""
+
 import re
+import time
 from contextlib import suppress
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from api.auth import GUARDED, MixTenant
-from api.conditional import ByteRange, UnsatisfiableRangeError, byte_range, none_match, some_match, strong_etag
+from api.downloads import (
+    MEDIA_TYPES,
+    MixFile,
+    none_match,
+    some_match,
+    strong_etag,
+)
 from api.errors import ApiError
-from api.mixfiles import MEDIA_TYPES, DataFormat, MixFile, stored_chunks
-from api.schemas import MixPage, RowPage, errors
-from api.service import service_of
+from api.idempotency import IdempotencyKey, Remembered
+from api.jobs.control import task_document
+from api.jobs.record import Job
+from api.schemas import (
+    Cost,
+    CreatedMix,
+    DroppedRows,
+    JobView,
+    MixPage,
+    MixPreview,
+    errors,
+)
+from api.service import Service, service_of
+from api.settings import Settings
+from api.submit import job_response, submit
+from api.uploads.receive import Upload, received, request_body
+from api.uploads.rows import checked_rows, dropped_rows, part_document
+from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError
-from curator.manifest import Manifest, read_manifest
-from curator.mixrows import MANIFEST_FILE, mix_path, tenant_path
-from curator.store import Store
+from curator.mix.build import build_lasting, preview_mix
+from curator.mix.files import MANIFEST_FILE, mix_path, tenant_path
+from curator.mix.identity import Manifest, read_manifest
+from curator.recipe import Recipe, parse_recipe
+from curator.store.store import Store
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
@@ -95,66 +121,6 @@ def get_manifest(
         raise _missing() from error
 
 
-@router.get("/{mix_id}/rows", response_model=RowPage, responses={304: {}, **errors(404, 422)})
-def get_rows(
-    request: Request,
-    mix: Mix,
-    limit: Limit = None,
-    after: Annotated[int, Query(ge=-1, le=2**62, description="position of the last row of the page before")] = -1,
-    if_none_match: IfNoneMatch = None,
-) -> Response:
-    """Rows in training order with their lineage, by position."""
-    bound = _page_size(request, limit)
-    etag = strong_etag(f"{mix.manifest.rows_sha256}-{after}-{bound}")
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if none_match(if_none_match, etag):
-        return Response(status_code=304, headers=headers)
-    rows, next_after = mix.page(after, bound)
-    document = {
-        "mix_id": mix.manifest.mix_id,
-        "n_rows": mix.manifest.n_rows,
-        "rows": orjson.Fragment(rows),
-        "next_after": next_after,
-    }
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
-
-
-_DATA_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "the whole mix",
-        "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in set(MEDIA_TYPES.values())},
-    },
-    206: {"description": "the range asked for (Parquet)"},
-    304: {"description": "an entity tag given still fits"},
-    **errors(404, 416, 422),
-}
-
-
-@router.head("/{mix_id}/data", include_in_schema=False)
-@router.get("/{mix_id}/data", response_class=StreamingResponse, responses=_DATA_RESPONSES)
-def get_data(
-    request: Request,
-    mix: Mix,
-    data_format: Annotated[DataFormat, Query(alias="format")] = "jsonl",
-    if_none_match: IfNoneMatch = None,
-    range_header: Annotated[str | None, Header(alias="Range", description="one byte range; Parquet alone")] = None,
-    if_range: Annotated[str | None, Header(description="entity tag that a range is to be of")] = None,
-) -> Response:
-    """A whole mix: full rows (jsonl, parquet, arrow) or `{"messages": [...]}` lines for fine-tuning (openai)."""
-    etag = mix.etag(data_format)
-    headers = {
-        "ETag": etag,
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'attachment; filename="{mix.file_name(data_format)}"',
-        "Accept-Ranges": "bytes" if data_format == "parquet" else "none",
-    }
-    if none_match(if_none_match, etag):
-        return Response(status_code=304, headers=headers)
-    if data_format == "parquet":
-        return _stored_response(request, mix, headers, range_header, if_range)
-    return _made_response(request, mix, data_format, headers)
-
-
 @router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
 def delete_mix(
     request: Request,
@@ -182,46 +148,6 @@ def delete_mix(
     service.renditions.drop(tenant, mix_id)
 
 
-def _made_response(
-    request: Request, mix: MixFile, data_format: Literal["jsonl", "arrow", "openai"], headers: dict[str, str]
-) -> Response:
-    """A format that is made of the stored rows; of a large mix the copy that an earlier download left."""
-    media_type, renditions = MEDIA_TYPES[data_format], service_of(request).renditions
-    if request.method == "HEAD":
-        return StreamingResponse(iter(()), headers=headers, media_type=media_type)
-    copy = renditions.find(mix, data_format)
-    if copy is not None:
-        with suppress(FileNotFoundError):  # removed in this moment
-            file = copy.open("rb")
-            n_bytes = file.seek(0, io.SEEK_END)
-            headers = headers | {"Content-Length": str(n_bytes)}
-            return StreamingResponse(stored_chunks(file, ByteRange(0, n_bytes)), headers=headers, media_type=media_type)
-    body = renditions.keeping(mix, data_format, mix.chunks(data_format))
-    return StreamingResponse(body, headers=headers, media_type=media_type)
-
-
-def _stored_response(
-    request: Request, mix: MixFile, headers: dict[str, str], range_header: str | None, if_range: str | None
-) -> Response:
-    file, n_bytes = mix.open_stored()
-    try:
-        asked = byte_range(range_header, if_range, headers["ETag"], n_bytes)
-    except UnsatisfiableRangeError as error:
-        file.close()
-        message = f"the file has {n_bytes} bytes; the range asked for lies outside"
-        raise ApiError(
-            416, "range_not_satisfiable", message, headers={"Content-Range": f"bytes */{n_bytes}"}
-        ) from error
-    part = asked or ByteRange(0, n_bytes)
-    headers = headers | {"Content-Length": str(len(part))}
-    if asked is not None:
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{n_bytes}"
-    if request.method == "HEAD":
-        part = ByteRange(0, 0)
-    status = 200 if asked is None else 206
-    return StreamingResponse(stored_chunks(file, part), status, headers=headers, media_type=MEDIA_TYPES["parquet"])
-
-
 def _page_size(request: Request, limit: int | None) -> int:
     bound = service_of(request).settings.max_page_rows
     return min(limit or DEFAULT_PAGE_ROWS, bound)
@@ -244,3 +170,165 @@ def _summary(store: Store, tenant: str, mix_id: str) -> dict[str, Any] | None:
         "corpora": [pool.corpus for pool in manifest.pools],
         "links": mix_links(mix_id),
     }
+
+
+REQUEST_BODY = request_body("recipe", "the recipe")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=CreatedMix,
+    responses={
+        200: {"model": CreatedMix, "description": "made before"},
+        202: {"model": JobView, "description": "a job was made, because the build is long or `Prefer` asked for one"},
+        **errors(400, 409, 413, 415, 422, 501, 503, 507),
+    },
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def create_mix(
+    request: Request,
+    tenant: MixTenant,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Annotated[str | None, Header(description="`respond-async`: answer 202 and build in a job")] = None,
+) -> Response:
+    """Mix safe rows into a data set. The same request against the same store gives the same mix, then with 200.
+
+    The rows are checked before any answer. A data set of more rows or bytes than the service's `async_rows` and
+    `async_bytes` is then built by a worker: 202 with a job, whose result is the mix.
+    Bad rows refuse the whole set and are all listed (up to a cap); with `on_bad_rows=drop` they are left out,
+    counted and listed in the answer.
+    """
+    service = service_of(request)
+    async with received(request, service, tenant) as upload, service.build_place():
+        answer, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key, prefer)
+    again = {"Idempotency-Replayed": "true"} if replayed else {}
+    if isinstance(answer, Job):
+        service.metrics.mixes.labels("replayed" if replayed else "queued").inc()
+        return job_response(answer, again | _applied(prefer))
+    service.metrics.mixes.labels("replayed" if replayed else "created" if answer.created else "found").inc()
+    headers = {"Location": answer.links["self"]} | again
+    status = 201 if answer.created else 200
+    return Response(answer.model_dump_json(), status, headers=headers, media_type="application/json")
+
+
+@router.post(
+    "/preview",
+    response_model=MixPreview,
+    responses=errors(400, 413, 415, 422, 503, 507),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def preview(request: Request, tenant: MixTenant) -> Response:
+    """The manifest, counts, tokens and cost that a recipe would give for a data set; nothing is stored."""
+    service = service_of(request)
+    async with received(request, service, tenant) as upload, service.build_place():
+        answer = await run_in_threadpool(_preview, service, upload, tenant)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _answer(
+    service: Service, upload: Upload, tenant: str, key: str | None, prefer: str | None
+) -> tuple[CreatedMix | Job, bool]:
+    """The answer and whether it is an earlier one again. Everything here blocks; it runs in a thread."""
+    if key is None:
+        return _make(service, upload, tenant, prefer), False
+    with service.idempotency.holding(tenant, key):
+        fingerprint = upload.fingerprint()
+        earlier = service.idempotency.earlier(tenant, key, fingerprint)
+        if earlier is not None:
+            with suppress(MissingError):  # a mix or job that was deleted since, or is over its time, is made again
+                return _again(service, tenant, earlier), True
+        answer = _make(service, upload, tenant, prefer)
+        kept = Remembered(request_sha256=fingerprint, at_s=time.time())
+        if isinstance(answer, Job):
+            kept = kept.model_copy(update={"job_id": answer.job_id})
+        else:
+            named = {"mix_id": answer.mix_id, "created": answer.created, "dropped": answer.dropped}
+            kept = kept.model_copy(update=named)
+        service.idempotency.remember(tenant, key, kept)
+        return answer, False
+
+
+def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | Job:
+    """The answer given before; raises MissingError when what it named is gone for its readers."""
+    if earlier.job_id is not None:
+        return service.kept_job(tenant, earlier.job_id)
+    mix_id = earlier.mix_id or ""
+    if service.expiry.is_expired(tenant, mix_id):
+        raise MissingError("the mix is over its time")
+    return CreatedMix(
+        mix_id=mix_id,
+        created=earlier.created,
+        manifest=read_manifest(service.store, tenant, mix_id),
+        dropped=earlier.dropped or DroppedRows(n_rows=0, codes={}, details=[], truncated=False),
+        links=mix_links(mix_id),
+    )
+
+
+def _make(service: Service, upload: Upload, tenant: str, prefer: str | None) -> CreatedMix | Job:
+    recipe, task_set = _asked(service, upload, tenant)
+    if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
+        return submit(service, tenant, "mix", _job_request(service, recipe, task_set), task_set.path)
+    return _build(service, recipe, task_set, tenant)
+
+
+def _applied(prefer: str | None) -> dict[str, str]:
+    """The header that says that `respond-async` (RFC 7240) was followed; empty without it."""
+    asked = {item.split(";")[0].strip().lower() for item in (prefer or "").split(",")}
+    return {"Preference-Applied": "respond-async"} if "respond-async" in asked else {}
+
+
+def is_long(settings: Settings, n_bytes: int, n_rows: int) -> bool:
+    """Whether a data set is too large to be built while its sender waits."""
+    return n_rows > settings.async_rows or n_bytes > settings.async_bytes
+
+
+def _job_request(service: Service, recipe: Recipe, task_set: TaskSet) -> dict[str, Any]:
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "policy": None if service.policy is None else service.policy.model_dump(mode="json"),
+        "mix_ttl_s": service.settings.mix_ttl_s,
+        "task": task_document(task_set),
+        "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
+    }
+
+
+def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> CreatedMix:
+    try:
+        ttl_s = service.settings.mix_ttl_s
+        result = build_lasting(service.store, task_set, recipe, tenant, service.policy, ttl_s)
+    except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
+        raise ApiError(422, error.code, error.message, details=error.details) from error
+    return CreatedMix(
+        mix_id=result.mix_id,
+        created=result.created,
+        manifest=result.manifest,
+        dropped=dropped_rows(task_set, service.settings),
+        links=mix_links(result.mix_id),
+    )
+
+
+def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
+    recipe, task_set = _asked(service, upload, tenant)
+    try:
+        manifest = preview_mix(service.store, task_set, recipe, tenant, service.policy)
+    except MissingError as error:
+        raise ApiError(422, error.code, error.message, details=error.details) from error
+    task, safe = manifest.tokens.task, manifest.tokens.safe
+    n_tokens, n_extra = (task.total, safe.total) if task and safe else (None, None)
+    return MixPreview(
+        manifest=manifest,
+        dropped=dropped_rows(task_set, service.settings),
+        cost=Cost(
+            extra_rows=manifest.n_safe,
+            extra_rows_share=manifest.n_safe / (manifest.n_rows - manifest.n_safe),
+            extra_tokens=n_extra,
+            extra_tokens_share=n_extra / n_tokens if n_extra is not None and n_tokens else None,
+        ),
+    )
+
+
+def _asked(service: Service, upload: Upload, tenant: str) -> tuple[Recipe, TaskSet]:
+    """The recipe and the data set of an upload, both checked, and counted against the quota."""
+    recipe = parse_recipe(part_document(upload, "recipe"))
+    return recipe, checked_rows(service, upload, tenant, service.settings.max_task_rows)

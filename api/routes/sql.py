@@ -9,12 +9,12 @@ from starlette.responses import Response
 
 import sql
 from api.auth import GUARDED, SqlTenant, holding
-from api.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from api.errors import ApiError
 from api.schemas import QueryList, SqlResult, errors
 from api.service import Service, service_of
+from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from curator.errors import MissingError
-from curator.sandbox import ResultFormat, SqlAnswer
+from curator.query.sandbox import ResultFormat, SqlAnswer
 
 router = APIRouter(prefix="/v1", tags=["sql"], responses=GUARDED)
 

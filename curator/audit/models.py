@@ -1,16 +1,29 @@
 """The models that an audit can run: which folder is which scorer of the pool, told by content and not by name."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError
+
+if TYPE_CHECKING:
+    from curator.audit.models import AuditModels
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from curator.corpus.manifest import Scorer
+from curator.errors import MissingError
 from curator.render import Renderer
-from curator.scoring.engine import Engine, OnRows, RowLoss
-from curator.scoring.identity import check_adapter_dir, check_model_dir, model_identity, scorer_id
-from curator.scoring.launch import TorchLaunch, torch_launch
-from curator.snapshot import Scorer
+from curator.scoring.engines.base import Engine, OnRows, RowLoss
+from curator.scoring.engines.launch import TorchLaunch, torch_launch
+from curator.scoring.identity import (
+    check_adapter_dir,
+    check_model_dir,
+    model_identity,
+    scorer_id,
+)
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -111,3 +124,16 @@ def _torch(model_dir: Path, dtype: str) -> TorchLaunch:
         return torch_launch(model_dir, "auto", dtype)
     except ImportError as error:
         raise BadInputError("audits run a model: pip install 'ballast[audit]'") from error
+
+
+def audit_models(args: argparse.Namespace) -> "AuditModels":
+    """The models that --model and --adapter name; raises BadInputError for folders that are none."""
+    from curator.audit.models import AuditModels
+    from curator.scoring.engines.launch import TorchLaunch, torch_launch
+
+    def launcher(model_dir: Path, dtype: str) -> TorchLaunch:
+        return torch_launch(model_dir, args.device, dtype, args.batch_tokens, args.threads)
+
+    models = AuditModels(args.model, tuple(args.adapter), launcher)
+    models.check()
+    return models

@@ -1,10 +1,16 @@
-"""Per-row risk: the sign-flipped gap against pool rows of like length (docs/method.md, "Audits"; ours). Pure."""
+"""Per-row risk: the sign-flipped gap against pool rows of like length (docs/method.md, "Audits"; ours). Pure.
+
+A set's verdict from its rows' percentiles, with a bootstrap interval (docs/method.md, "Audits"; ours). Pure.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from curator.recipe.seeds import child_seed
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -73,3 +79,125 @@ def _same_window(rows: Counts, starts: Counts, ends: Counts) -> list[Counts]:
     ordered = rows[np.lexsort((ends[rows], starts[rows]))]
     changes = (np.diff(starts[ordered]) != 0) | (np.diff(ends[ordered]) != 0)
     return np.split(ordered, np.flatnonzero(changes) + 1)
+
+
+VerdictName = Literal["elevated", "not_elevated", "undecided"]
+
+EXPECTED_MEAN = 0.5  # of rows that are like the pool's
+MARGIN = 0.1  # a mean percentile nearer to the expected one than this counts as like the pool
+TOP = 0.95
+N_RESAMPLES = 400
+MIN_JUDGED = 20
+MIN_JUDGED_SHARE = 0.5
+BLOCK_ROWS = 500  # judged rows compared with the pool at once
+MAX_POOL_ROWS = 2_000  # of the pool in the bootstrap, drawn by the seed
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rows say as a set; the figures are null without enough judged rows.
+
+    `mean_percentile` is about 0.5 for rows like the pool's, `top_share` (at or above the 95th percentile) 0.05.
+    """
+
+    verdict: VerdictName
+    reason: str
+    n_judged: int
+    mean_percentile: Interval | None
+    top_share: Interval | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def judge(
+    risk: Floats,
+    n_tokens: Floats,
+    pool_risk: Floats,
+    pool_tokens: Floats,
+    *,
+    n_rows: int,
+    seed: int,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Verdict:
+    """The verdict over the judged rows, which are given; `n_rows` counts all of the set.
+
+    Rows and pool rows are both drawn anew in each resample, for both are samples. `on_done` is told how many rows
+    have been resampled.
+    """
+    n_judged = len(risk)
+    if n_judged < MIN_JUDGED or n_judged < MIN_JUDGED_SHARE * n_rows:
+        reason = f"{n_judged} of {n_rows} rows could be judged; a verdict needs {MIN_JUDGED} and half of them"
+        return Verdict("undecided", reason, n_judged, None, None)
+    rng = np.random.default_rng(child_seed(seed, "audit bootstrap"))
+    if len(pool_risk) > MAX_POOL_ROWS:
+        kept = rng.choice(len(pool_risk), MAX_POOL_ROWS, replace=False)
+        pool_risk, pool_tokens = pool_risk[kept], pool_tokens[kept]
+    drawn_RP, weights_RN = _draws(rng, len(pool_risk)).astype(np.float64), _draws(rng, n_judged)
+    sums_R, tops_R, totals_R = np.zeros((3, N_RESAMPLES + 1))
+    for start in range(0, n_judged, BLOCK_ROWS):  # (R, N) by blocks but for the draws, two bytes each
+        part = slice(start, start + BLOCK_ROWS)
+        values_RN = _resampled(drawn_RP, risk[part], n_tokens[part], pool_risk, pool_tokens)
+        known_RN = weights_RN[:, part] * ~np.isnan(values_RN)
+        filled_RN = np.nan_to_num(values_RN)
+        sums_R += (known_RN * filled_RN).sum(axis=1)
+        tops_R += (known_RN * (filled_RN >= TOP)).sum(axis=1)
+        totals_R += known_RN.sum(axis=1)
+        on_done(min(start + BLOCK_ROWS, n_judged))
+    mean, top = (_interval(found_R / np.maximum(totals_R, 1)) for found_R in (sums_R, tops_R))
+    name, reason = _decide(mean)
+    return Verdict(name, reason, n_judged, mean, top)
+
+
+def _draws(rng: np.random.Generator, n: int) -> npt.NDArray[np.uint16]:
+    """How often each of n rows is drawn in each resample, (R + 1, n); the first are the rows themselves."""
+    shares = np.full(n, 1 / n)
+    drawn = np.ones((N_RESAMPLES + 1, n), dtype=np.uint16)  # n draws of n rows: about 1 each
+    rng.multinomial(n, shares)  # in the place of the first: the draws of a seed stay those they were
+    for resample in range(1, N_RESAMPLES + 1):
+        drawn[resample] = rng.multinomial(n, shares)
+    return drawn
+
+
+def _resampled(drawn_RP: Floats, risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats) -> Floats:
+    """Percentiles of some rows under resampled pools, (R + 1, N)."""
+    like_NP = like_length(n_tokens, pool_tokens).astype(np.float64)
+    counts_RN = drawn_RP @ like_NP.T
+    sums_RN = drawn_RP @ (below(risk, pool_risk) * like_NP).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counts_RN >= MIN_REFERENCE / 2, sums_RN / counts_RN, np.nan)
+
+
+def _interval(values_R: npt.NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(values_R[1:], [0.025, 0.975])
+    return Interval(float(values_R[0]), float(low), float(high))
+
+
+def _decide(mean: Interval) -> tuple[VerdictName, str]:
+    bound = EXPECTED_MEAN + MARGIN
+    shown = f"mean percentile {mean.value:.3f}, interval {mean.low:.3f} to {mean.high:.3f}, bound {bound:g}"
+    if mean.low > bound:
+        return "elevated", f"the whole interval lies above the bound: {shown}"
+    if mean.high < bound:
+        return "not_elevated", f"the whole interval lies below the bound: {shown}"
+    return "undecided", f"the interval holds the bound and says nothing: {shown}"
+
+
+def auc(positive: Floats, negative: Floats) -> float:
+    """Probability that a positive value is above a negative one, ties half (Mann-Whitney); NaN without any."""
+    if not len(positive) or not len(negative):
+        return float("nan")
+    ordered = np.sort(negative)
+    lower: Counts = np.searchsorted(ordered, positive, "left").astype(np.int64)
+    upper: Counts = np.searchsorted(ordered, positive, "right").astype(np.int64)
+    return float((lower + upper).sum() / 2 / (len(positive) * len(negative)))

@@ -14,27 +14,24 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator.arrow_tables import arrow_schema
-from curator.audit.columns import AUDIT_ROWS
-from curator.audit.language import pool_languages
 from curator.audit.models import AuditModels
-from curator.audit.options import AuditOptions
-from curator.audit.risk import Floats, percentiles
-from curator.audit.texts import RowText, answers, read_text
-from curator.audit.verdict import Verdict, judge
-from curator.canonical import load_messages
-from curator.columns import hash_ids
+from curator.audit.options import AUDIT_ROWS, AuditOptions
+from curator.audit.risk import Floats, Verdict, judge, percentiles
+from curator.audit.texts import RowText, answers, pool_languages, read_text
+from curator.corpus.ingest import ingest
+from curator.corpus.manifest import Scorer, read_corpus
+from curator.corpus.task_set import TaskSet
 from curator.errors import BadInputError
-from curator.ingest import ingest
-from curator.pooltexts import PoolTexts
-from curator.queries import gap_table
-from curator.scorers import ResolvedScorers, resolve_scorers
+from curator.messages import load_messages
+from curator.query.queries import gap_table
+from curator.query.scorers import ResolvedScorers, resolve_scorers
+from curator.recipe.seeds import permutation
 from curator.scoring.request import ScoreRequest
 from curator.scoring.run import score_corpus
-from curator.seeds import permutation
-from curator.snapshot import Scorer, read_corpus
-from curator.store import Store
-from curator.tasks import TaskSet
+from curator.select.columns import hash_ids
+from curator.select.pooltexts import PoolTexts
+from curator.store.schema import arrow_schema
+from curator.store.store import Store
 
 METHOD_VERSION = 1
 WORK_CORPUS = "audited"

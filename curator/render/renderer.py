@@ -10,17 +10,21 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from curator.canonical import Message
 from curator.errors import BadInputError, IntegrityError, RenderError
-from curator.render.classes import token_classes
-from curator.render.folder import RendererFiles, canonical_bytes, read_folder
-from curator.render.guard import GuardedTokenizer
+from curator.messages import Message
 from curator.render.marks import Assembled
-from curator.render.mask import response_mask
-from curator.render.spans import Span, SpanFinder, probe_tail, probe_user
+from curator.render.mask import response_mask, token_classes
+from curator.render.model_folder import RendererFiles, canonical_bytes, read_folder
+from curator.render.spans import (
+    Span,
+    SpanFinder,
+    probe_tail,
+    probe_user,
+)
 from curator.render.template import ChatTemplate
+from curator.render.tokenizer import GuardedTokenizer
 from curator.render.units import Tokens
-from curator.store import Store
+from curator.store.store import Store
 
 MaskRule = Literal["all", "last"]
 
@@ -35,7 +39,7 @@ class Rendered:
     """One conversation as the model sees it.
 
     `response_mask[t]` means that token t is a response token; `loss_mask` says which of them are scored and trained.
-    `token_classes` (see curator.render.classes) are there when they were asked for.
+    `token_classes` (see curator.render.mask) are there when they were asked for.
     """
 
     input_ids: NDArray[np.int32]  # (T,)

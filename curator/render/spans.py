@@ -9,12 +9,17 @@ marks (tool calls, dropped reasoning) is found between the text of the turns bef
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from curator.canonical import Message
 from curator.errors import RenderError
-from curator.render.guard import GuardedTokenizer
-from curator.render.marks import Assembled, close_mark, open_mark, strip_marks
-from curator.render.skeleton import Skeletons
+from curator.messages import Message
+from curator.render.marks import (
+    Assembled,
+    close_mark,
+    open_mark,
+    strip_marks,
+)
+from curator.render.skeletons import Skeletons
 from curator.render.template import ChatTemplate
+from curator.render.tokenizer import GuardedTokenizer
 
 Span = tuple[int, int]  # first character, one past the last
 

@@ -11,10 +11,15 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from curator.canonical import Message
 from curator.errors import RenderError
+from curator.messages import Message
 from curator.render.marks import RESERVED
-from curator.render.opaque import Conditions, Content, InspectedError, written
+from curator.render.tracing import (
+    Conditions,
+    Content,
+    InspectedError,
+    written,
+)
 
 # What a template can raise on a conversation that it was not written for.
 _TEMPLATE_FAULTS = (

@@ -4,12 +4,16 @@
 a model has to run. Other engines implement `engine.Engine`.
 """
 
-from curator.scoring.check import Reference
-from curator.scoring.engine import Engine, RowLoss
-from curator.scoring.identity import check_model_dir, measure_id, model_identity, model_window, scorer_id
-from curator.scoring.request import ScoreReport, ScoreRequest
+from curator.scoring.engines.base import Engine, Reference, RowLoss
+from curator.scoring.identity import (
+    check_model_dir,
+    measure_id,
+    model_identity,
+    model_window,
+    scorer_id,
+)
+from curator.scoring.request import Sample, ScoreReport, ScoreRequest
 from curator.scoring.run import score_corpus
-from curator.scoring.sample import Sample
 
 __all__ = [
     "Engine",

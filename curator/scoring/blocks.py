@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from curator.corpus import CorpusInfo
-from curator.store import Store
+from curator.corpus.manifest import CorpusInfo
+from curator.store.store import Store
 
 CHARS_PER_TOKEN = 3  # a low estimate: blocks are bounded by it without rendering a row
 _ROW_TOKENS = 16  # turn markers and the like

@@ -6,12 +6,12 @@ of one short answer err together, since they share a context (0.092 was seen ove
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from curator.errors import ScoringError
-from curator.scoring.engine import OnRows, RowLoss
+from curator.scoring.engines.base import OnRows, RowLoss, Scores
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -23,27 +23,6 @@ N_WORST = 5
 _BOUND = {"float32": 1e-4, "bfloat16": 0.03}
 _SETTLED_TOKENS = 32
 _MOST = 0.2  # of a row of few tokens in bfloat16
-
-
-class Scores(Protocol):
-    """What can score rows again: an engine, or a plain reference."""
-
-    def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
-        """One loss for each row, in the order given."""
-
-
-class Reference(Scores, Protocol):
-    """A second, independent way to the same losses; `name` says which, for the record."""
-
-    @property
-    def name(self) -> str:
-        """What it is, with versions."""
-
-    def close(self) -> None:
-        """Free its memory."""
-
-
-ReferenceFactory = Callable[[], Reference]
 
 
 @dataclass(frozen=True)

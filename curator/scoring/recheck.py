@@ -4,22 +4,21 @@ import heapq
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curator.corpus import CorpusInfo
+from curator.corpus.manifest import CorpusInfo
+from curator.recipe.seeds import hash_keys
 from curator.scoring.blocks import corpus_rows
 from curator.scoring.check import (
     SEED_NAME,
     Difference,
-    ReferenceFactory,
     compare,
     n_check_rows,
     require_within_bound,
     signed_summary,
     summary,
 )
-from curator.scoring.engine import RowLoss
-from curator.scoring.outcome import ScoreRow
-from curator.scoring.work import BlockScorer
-from curator.seeds import hash_keys
+from curator.scoring.engines.base import ReferenceFactory, RowLoss
+from curator.scoring.parts import ScoreRow
+from curator.scoring.worker import BlockScorer
 
 if TYPE_CHECKING:
     from curator.render import Rendered

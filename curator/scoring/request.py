@@ -1,12 +1,86 @@
-"""What is asked of a scoring run and what it reports."""
+"""What is asked of a scoring run and what it reports.
 
+A seeded sample of a corpus by counter hash: a larger sample with the same seed contains the smaller one.
+
+What a request comes to for the model at hand: its identity and its window.
+"""
+
+import heapq
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from curator.errors import BadInputError
-from curator.scoring.outcome import MaskRule
-from curator.scoring.sample import Sample
+from curator.recipe.seeds import hash_keys
+from curator.scoring.identity import (
+    Identity,
+    declared_identity,
+    model_identity,
+    model_window,
+)
+from curator.scoring.parts import MaskRule
+
+if TYPE_CHECKING:
+    from curator.render import Renderer
+
+
+_SEED_NAME = "score-sample"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`n` rows by seed. With `fit` only rows that can be scored count: rows are looked at in hash order, and
+    those over the window, without a response token or not renderable are passed over."""
+
+    n: int
+    seed: int = 0
+    fit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise BadInputError(f"a sample of {self.n} rows: ask for at least 1")
+
+    def document(self) -> dict[str, Any]:
+        """As recorded in scorer.json."""
+        return {"n": self.n, "seed": self.seed, "fit": self.fit}
+
+
+def covers(finished: dict[str, Any] | None, asked: Sample | None) -> bool:
+    """Whether a run over `finished` (a recorded sample; None: the whole corpus) holds every row of `asked`."""
+    if finished is None:
+        return True
+    if asked is None or finished["seed"] != asked.seed or finished["fit"] != asked.fit:
+        return False
+    return bool(finished["n"] >= asked.n)
+
+
+def choose(ids: Collection[str], sample: Sample, fitting: Callable[[Collection[str]], Iterable[str]]) -> list[str]:
+    """The sampled ids in hash order (ties by id); fewer than asked when the corpus has no more.
+
+    `fitting` says which of the ids it is given can be scored; it is asked about ever larger prefixes of the
+    hash order, and only when the sample wants that.
+    """
+    n_looked_at = sample.n * (2 if sample.fit else 1)
+    fit: set[str] = set()
+    known = 0
+    while True:
+        candidates = _first(ids, sample.seed, n_looked_at)
+        if not sample.fit:
+            return candidates
+        fit.update(fitting(candidates[known:]))
+        known = len(candidates)
+        chosen = [item for item in candidates if item in fit][: sample.n]
+        if len(chosen) == sample.n or known == len(ids):
+            return chosen
+        n_looked_at *= 2
+
+
+def _first(ids: Collection[str], seed: int, n: int) -> list[str]:
+    ordered = list(ids)
+    keyed = zip(hash_keys(ordered, seed, _SEED_NAME), ordered, strict=True)
+    return [item for _, item in heapq.nsmallest(n, keyed)]
+
 
 Role = Literal["aligned", "misaligned", "benign"]
 
@@ -91,3 +165,23 @@ class ScoreReport:
     def document(self) -> dict[str, Any]:
         """As printed by `--json`."""
         return asdict(self)
+
+
+def identity_of(request: ScoreRequest, renderer: "Renderer", window: int) -> Identity:
+    """What the losses of a request depend on: measured from its folders, or declared."""
+    measured = (renderer, request.mask_rule, window, request.dtype, request.engine, request.engine_version)
+    if request.declared is not None:
+        return declared_identity(request.declared.weights_sha256, request.declared.adapter_sha256, *measured)
+    identity = model_identity(request.model_dir, request.adapter_dir, *measured)
+    # The aligned model's too, though it has no adapter: what may share a gap was scored with the same options.
+    return {**identity, "adapter_mode": "merged"} if request.merge_adapter else identity
+
+
+def effective_window(request: ScoreRequest) -> tuple[int, list[str]]:
+    """The window in tokens that binds, and a note where the model's own is the smaller one."""
+    if request.declared is not None:  # the caller asked the server
+        return request.max_length, []
+    own = model_window(request.model_dir)
+    if own is None or own >= request.max_length:
+        return request.max_length, []
+    return own, [f"max length {request.max_length} lowered to {own}, the model's own window"]

@@ -8,23 +8,32 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from curator.corpus import corpus_info
+from curator.console import Progress
+from curator.corpus.manifest import corpus_info
 from curator.errors import BadInputError, ScoringError
-from curator.progress import Progress
-from curator.scoring import attempts
-from curator.scoring.asked import effective_window, identity_of
-from curator.scoring.blocks import Block, blocks, corpus_ids, corpus_rows, without
-from curator.scoring.check import ReferenceFactory, n_check_rows
-from curator.scoring.engine import Engine
+from curator.scoring import faults as attempts
+from curator.scoring.blocks import (
+    Block,
+    blocks,
+    corpus_ids,
+    corpus_rows,
+    without,
+)
+from curator.scoring.check import n_check_rows
+from curator.scoring.engines.base import Engine, ReferenceFactory
 from curator.scoring.identity import measure_id, scorer_id
-from curator.scoring.meter import Meter
-from curator.scoring.outcome import ScoreRow
-from curator.scoring.parts import PATTERN, Finished, part_name, read_finished, sweep_temporary
+from curator.scoring.parts import (
+    PATTERN,
+    Finished,
+    ScoreRow,
+    part_name,
+    read_finished,
+    sweep_temporary,
+)
 from curator.scoring.recheck import recheck
-from curator.scoring.request import ScoreReport, ScoreRequest
-from curator.scoring.sample import Sample, choose, covers
-from curator.scoring.work import BlockDone, BlockScorer, LazyEngine
-from curator.store import Store
+from curator.scoring.request import Sample, ScoreReport, ScoreRequest, choose, covers, effective_window, identity_of
+from curator.scoring.worker import BlockDone, BlockScorer, LazyEngine, Meter
+from curator.store.store import Store
 
 if TYPE_CHECKING:
     from curator.render import Renderer

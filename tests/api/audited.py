@@ -4,10 +4,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from curator.arrow_tables import arrow_schema
-from curator.audit.columns import AUDIT_ROWS
-from curator.jobs.board import Board
-from curator.store import Store
+from api.jobs.board import Board
+from curator.audit.options import AUDIT_ROWS
+from curator.store.schema import arrow_schema
+from curator.store.store import Store
 
 
 def end_audit(store: Store, tenant: str, job_id: str) -> dict[str, Any]:

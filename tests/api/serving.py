@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.settings import Settings
-from curator.store import Store
+from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 
 N_POOL = 60

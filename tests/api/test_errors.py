@@ -10,9 +10,14 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.logs import LOGGER, JsonFormatter
 from api.settings import Settings
-from tests.api.serving import form, running, scored_store, task_rows
+from api.telemetry import LOGGER, JsonFormatter
+from tests.api.serving import (
+    form,
+    running,
+    scored_store,
+    task_rows,
+)
 
 ABSENT = "0" * 32
 # They read nothing and take nothing that could be wrong, but for a key.

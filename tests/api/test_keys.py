@@ -12,11 +12,22 @@ import pytest
 
 from api.__main__ import main
 from api.auth import is_loopback
-from api.keys import create_key, list_keys, opens, revoke_key, split_token
+from api.keys import (
+    create_key,
+    list_keys,
+    opens,
+    revoke_key,
+    split_token,
+)
 from api.settings import Settings
 from curator.errors import BadInputError, MissingError
-from curator.store import Store
-from tests.api.serving import form, running, scored_store, task_rows
+from curator.store.store import Store
+from tests.api.serving import (
+    form,
+    running,
+    scored_store,
+    task_rows,
+)
 
 ABSENT = "0" * 32
 

@@ -11,10 +11,15 @@ from api.__main__ import main
 from api.app import create_app
 from api.keys import create_key
 from api.settings import Settings
-from curator import compose
-from curator.compose import product_version
+from curator.mix import describe as compose
+from curator.mix.describe import product_version
 from tests.api.openapi import GOLDEN, document
-from tests.api.serving import form, running, scored_store, task_rows
+from tests.api.serving import (
+    form,
+    running,
+    scored_store,
+    task_rows,
+)
 
 
 def test_the_openapi_document_is_the_pinned_one() -> None:

@@ -14,7 +14,12 @@ import httpx
 import psutil
 import pytest
 
-from tests.api.serving import form, scored_store, started, task_rows
+from tests.api.serving import (
+    form,
+    scored_store,
+    started,
+    task_rows,
+)
 
 HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "accelerate", "datasets")
 # Processor time and not the clock: the latter is no measure on a shared machine.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from api.jobs.record import STATES
 from api.keys import SCOPES
 from api.settings import Settings
 from curator.errors import RemoteError
-from curator.jobs.record import STATES
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "service.md").read_text()

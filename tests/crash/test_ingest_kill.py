@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from curator.corpus import corpus_info, corpus_names
-from curator.store import Store
+from curator.corpus.manifest import corpus_info, corpus_names
+from curator.store.store import Store
 
 N_ROWS = 20
 
@@ -20,7 +20,7 @@ KILLER = """
 import os, signal, sys
 from pathlib import Path
 from curator import ingest
-from curator.store import Store
+from curator.store.store import Store
 ingest.PART_ROWS = 5
 root, path, when, n = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 store = Store(root).open()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from curator.build import build_mix, remove_stale
-from curator.manifest import verify
-from curator.store import Store
+from curator.mix.build import build_mix, remove_stale
+from curator.mix.identity import verify
+from curator.store.store import Store
 from tests.mix_stores import recipe, scored_store, task_set
 from tests.models import tiny_tokenizer_folder
 
@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).parents[2]
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from curator.build import build_mix
+from curator.mix.build import build_mix
 from curator import build, store as store_module
 from tests.mix_stores import recipe, task_set
 

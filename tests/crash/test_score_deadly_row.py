@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from curator.ingest import ingest
-from curator.scoring.attempts import FOLDER, MAX_DEATHS
-from curator.store import Store
+from curator.corpus.ingest import ingest
+from curator.scoring.faults import FOLDER, MAX_DEATHS
+from curator.store.store import Store
 from tests.models import random_conversations, tiny_tokenizer_folder
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ import json, os, signal, sys
 from pathlib import Path
 from curator.render import Renderer
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
-from curator.store import Store
+from curator.store.store import Store
 
 renderer = Renderer.from_folder(Path(sys.argv[2]))
 ROW = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "deadly"}]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from curator.ingest import ingest
-from curator.store import Store
+from curator.corpus.ingest import ingest
+from curator.store.store import Store
 from tests.models import random_conversations, tiny_model_folder
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ Path.replace = dying
 # The command as a user runs it, with a real model and small parts.
 COMMAND = """
 from curator import __main__
-from curator.commands import score
+from curator.cli import score
 
 score.BLOCK_TOKENS = {"cpu": 250}
 sys.exit(__main__.main([
@@ -53,7 +53,7 @@ sys.exit(__main__.main([
 CLOSED_FORM = """
 from curator.render import Renderer
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
-from curator.store import Store
+from curator.store.store import Store
 
 class Engine:
     name, version, dtype = "torch", "test", "float32"

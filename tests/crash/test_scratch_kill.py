@@ -11,16 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from curator.jobs.board import Board
-from curator.jobs.queue import open_queue
-from curator.jobs.worker import Worker
-from curator.scratch import KINDS, Scratch, sweep_scratch
+from api.jobs.board import Board
+from api.jobs.queue import open_queue
+from api.jobs.worker import Worker
+from curator.store.scratch import KINDS, Scratch, sweep_scratch
 from tests.api.serving import scored_store, started
 from tests.crash.test_service_kill import until_gone
 
 PROGRAM = """
 import sys, time
-from curator.scratch import Scratch
+from curator.store.scratch import Scratch
 folders = [Scratch(kind, sys.argv[1]) for kind in sys.argv[2:]]
 for folder in folders:
     (folder.path / "rows").write_text("SECRET")

@@ -10,11 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from curator.commands.worker import Worker
-from curator.jobs.board import Board
-from curator.jobs.mixing import run_mix
-from curator.jobs.queue import open_queue
-from tests.api.serving import form, scored_store, started, task_rows
+from api.jobs.board import Board
+from api.jobs.command import Worker
+from api.jobs.handlers import run_mix
+from api.jobs.queue import open_queue
+from tests.api.serving import (
+    form,
+    scored_store,
+    started,
+    task_rows,
+)
 from tests.crash.test_service_kill import whole_mixes
 
 SIZE = 6 * 2**20
@@ -86,7 +91,7 @@ def test_a_job_on_a_full_disk_is_tried_again_when_there_is_room(
         name = ("local", job["job_id"])
         filler = fill(small_disk, 60_000)
         worker = Worker(store, queue, {"mix": run_mix})
-        monkeypatch.setattr("curator.jobs.worker.PAUSE_S", 0.0)
+        monkeypatch.setattr("api.jobs.worker.PAUSE_S", 0.0)
         assert worker.step()
         assert (board.read(*name).state, board.read(*name).n_attempts) == ("queued", 1)
         assert whole_mixes(url) == 0

@@ -9,7 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.serving import form, scored_store, started, task_rows
+from tests.api.serving import (
+    form,
+    scored_store,
+    started,
+    task_rows,
+)
 
 SEEDS = range(6)
 N_ROWS = 3_000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.load_service import MIB, load
+from tests.bench.service.load import MIB, load
 
 N_CLIENTS, SECONDS, N_ROWS = 16, 30.0, 200
 # Seen: 10 MiB over 234 mixes, after a third of the run. 64 MiB are a quarter of a megabyte kept of each.

@@ -12,12 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
-from curator.jobs.board import Board
-from curator.jobs.record import Job
-from curator.manifest import verify
+from api.jobs.board import Board
+from api.jobs.record import Job
+from curator.mix.identity import verify
 from curator.scoring.parts import PATTERN
-from curator.store import Store
-from tests.api.serving import form, running, scored_store, started, task_rows
+from curator.store.store import Store
+from tests.api.serving import (
+    form,
+    running,
+    scored_store,
+    started,
+    task_rows,
+)
 from tests.models import random_conversations, tiny_adapter_folder, tiny_model_folder
 
 ASYNC = {"Prefer": "respond-async"}

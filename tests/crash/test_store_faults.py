@@ -14,19 +14,25 @@ from pathlib import Path
 
 import pytest
 
-from curator.ingest import ingest
-from curator.snapshot import corpus_names
-from curator.store import Store
+from curator.corpus.ingest import ingest
+from curator.corpus.manifest import corpus_names
+from curator.store.store import Store
 from tests.mix_stores import task_records
 from tests.models import random_conversations
-from tests.toy_scoring import chat_file, corpus_ids, losses, scored_chats, toy_model_folder
+from tests.toy_scoring import (
+    chat_file,
+    corpus_ids,
+    losses,
+    scored_chats,
+    toy_model_folder,
+)
 
 ROOT = Path(__file__).parents[2]
 # argv: store, model folder, seconds that each part takes. Prints the report.
 SCORE = """
 import json, sys, time
 from pathlib import Path
-from curator.store import Store
+from curator.store.store import Store
 from tests.toy_scoring import ToyEngine, toy_score
 from curator.errors import BallastError
 score, pause_s = ToyEngine.score, float(sys.argv[3])

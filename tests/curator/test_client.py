@@ -10,9 +10,25 @@ from typing import Any
 import pytest
 
 from api.settings import Settings
-from curator.client import DATA_FORMATS, Client, DataFormat, ServiceError
-from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
-from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
+from curator.client import (
+    DATA_FORMATS,
+    Client,
+    DataFormat,
+    ServiceError,
+)
+from curator.errors import (
+    BadInputError,
+    IntegrityError,
+    MissingError,
+    RemoteError,
+)
+from tests.api.serving import (
+    RECIPE,
+    json_lines,
+    running,
+    scored_store,
+    task_rows,
+)
 
 Document = dict[str, Any]
 ABSENT = "0" * 32

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from api.jobs.handlers import run_mix
+from api.jobs.queue import open_queue
+from api.jobs.worker import Worker
 from api.settings import Settings
 from curator.client import Client, ServiceError
-from curator.jobs.mixing import run_mix
-from curator.jobs.queue import open_queue
-from curator.jobs.worker import Worker
-from curator.store import Store
-from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
+from curator.store.store import Store
+from tests.api.serving import (
+    RECIPE,
+    json_lines,
+    running,
+    scored_store,
+    task_rows,
+)
 
 
 @pytest.fixture(scope="module")

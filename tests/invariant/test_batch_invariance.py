@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.tiny import adapted_model, batch_of, lora_parameters, rows, term_of, trainer_of
+from tests.trainer.tiny import (
+    adapted_model,
+    batch_of,
+    lora_parameters,
+    rows,
+    term_of,
+    trainer_of,
+)
+from trainer.config.defences import KlSettings
 from trainer.defenses.kl import Kl
-from trainer.defenses.settings import KlSettings
 
 N_ROWS = 16  # two steps of eight
 

@@ -8,15 +8,22 @@ import pytest
 import torch
 
 from tests.trainer.proofs import attached, vectors_file
-from tests.trainer.tiny import adapted_model, batch_of, lora_parameters, rows, term_of, trainer_of
-from trainer.defenses import build_defences
-from trainer.defenses.settings import (
+from tests.trainer.tiny import (
+    adapted_model,
+    batch_of,
+    lora_parameters,
+    rows,
+    term_of,
+    trainer_of,
+)
+from trainer.config.defences import (
     GatingSettings,
     KlSettings,
     LdifsSettings,
     SteeringSettings,
     TreftSettings,
 )
+from trainer.defenses import build_defences
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import duckdb
 import pytest
 
 import sql
-from curator.database import connect
-from curator.queries import run_named
-from curator.store import Store
+from curator.query.database import connect
+from curator.query.queries import run_named
+from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 
 ROOM = Path(sql.__file__).parent

@@ -6,7 +6,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sql
-from tests.sql.plain import Losses, Model, add_corpus, gap_by_hand, gap_database
+from tests.sql.plain import (
+    Losses,
+    Model,
+    add_corpus,
+    gap_by_hand,
+    gap_database,
+)
 
 ANCHORS = [  # (mean misaligned, mean aligned, gap_rel at eps 0, gap_rel at eps 1): method, section 2
     (2.0, 1.0, 1.0, 0.5),

@@ -10,13 +10,19 @@ import numpy as np
 import torch
 
 from tests.models import tiny_model_folder
-from trainer.batches import Collator, OrderCheck
 from trainer.config import LoraSettings
-from trainer.data import PreparedRows
-from trainer.defenses.base import Batch, Defence, Seen, StepCounts, without_interventions
+from trainer.data.collate import Collator, OrderCheck
+from trainer.data.rows import PreparedRows
+from trainer.defenses.base import (
+    Batch,
+    Defence,
+    Seen,
+    StepCounts,
+    without_interventions,
+)
 from trainer.defenses.reference import reference_state, run_decoder
-from trainer.loop import BallastTrainer, sft_config
-from trainer.modelling import add_lora
+from trainer.loop.model import add_lora
+from trainer.loop.trainer import BallastTrainer, sft_config
 
 LORA = LoraSettings(r=3, alpha=6.0)
 PAD = 2

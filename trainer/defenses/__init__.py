@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from trainer.defenses.rules import check_combination
-from trainer.defenses.settings import DefenceSettings, KlSettings
+from trainer.config.defences import DefenceSettings, KlSettings
+from trainer.config.rules import check_combination
 
 if TYPE_CHECKING:
     from trainer.defenses.base import Defence

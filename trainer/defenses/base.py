@@ -3,31 +3,57 @@
 For each micro-batch the trainer runs one student forward (the SFT loss is TRL's own), and, when any defence
 asks for it, one reference forward that all of them share: same network, adapters off, dropout off, no
 `intervene`, no gradient. What a defence wants to see of either it records into `Seen` through hooks.
+
+What terms are divided by: counts over a whole optimiser step, so that accumulation changes nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from curator.errors import BadInputError
-from trainer.defenses.counts import StepCounts
-from trainer.defenses.schedule import Schedule
+from curator.render import POSTFIX, PREFIX, QUERY
+from trainer.config.defences import Schedule
+from trainer.data.rows import CLASSES, SAFE
 
-__all__ = [
-    "FINAL_HIDDEN",
-    "Batch",
-    "Defence",
-    "Seen",
-    "StepCounts",
-    "causal_lm",
-    "recorded_output",
-    "wide",
-    "without_interventions",
-]
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Counts over all micro-batches (and processes) of one optimiser step."""
+
+    n_response: int  # response tokens that have a logit
+    n_predicted: int  # real tokens that have a logit: every one but each row's first
+    n_rows: int
+    n_safe_response: int = 0  # the same two, in rows of a safe pool
+    n_safe_predicted: int = 0
+    n_prefix: int = 0  # tokens by class; 0 where classes were not asked for
+    n_query: int = 0
+    n_postfix: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, each row's first one included."""
+        return self.n_predicted + self.n_rows
+
+    @classmethod
+    def of(cls, batches: Sequence[Mapping[str, Any]]) -> Self:
+        """The counts of one process's micro-batches (the collator's tensors)."""
+        totals = [0] * 8
+        for batch in batches:
+            response_BT, predicted_BT = batch["labels"][:, 1:] != -100, batch["attention_mask"][:, 1:] != 0
+            safe_B = batch[SAFE] if SAFE in batch else batch["labels"].new_zeros(len(response_BT), dtype=bool)
+            found = [response_BT.sum(), predicted_BT.sum(), len(response_BT)]
+            found += [response_BT[safe_B].sum(), predicted_BT[safe_B].sum()]
+            classes = (
+                [(batch[CLASSES] == kind).sum() for kind in (PREFIX, QUERY, POSTFIX)] if CLASSES in batch else [0] * 3
+            )
+            totals = [total + int(n) for total, n in zip(totals, found + classes, strict=True)]
+        return cls(*totals)
+
 
 FINAL_HIDDEN = "final_hidden"  # the decoder's last hidden state, after its final norm: (B, T, D)
 
@@ -36,7 +62,7 @@ FINAL_HIDDEN = "final_hidden"  # the decoder's last hidden state, after its fina
 class Batch:
     """One micro-batch. Rows are padded on the right; labels are -100 outside the response mask.
 
-    `rows` are positions in the mix or file, `safe` tells rows of a safe pool; `classes` (curator.render.classes)
+    `rows` are positions in the mix or file, `safe` tells rows of a safe pool; `classes` (curator.render.mask)
     are there when a defence's settings ask for them.
     """
 
@@ -179,3 +205,16 @@ def recorded_output(module: Any, name: str, seen: Seen) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+__all__ = [
+    "Batch",
+    "Defence",
+    "FINAL_HIDDEN",
+    "Seen",
+    "StepCounts",
+    "causal_lm",
+    "recorded_output",
+    "wide",
+    "without_interventions",
+]

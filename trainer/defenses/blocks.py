@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from curator.errors import BadInputError
+from trainer.config.rules import check_layers
 from trainer.defenses.base import causal_lm
-from trainer.defenses.rules import check_layers
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _OUTPUT = ("o_proj", "c_proj", "out_proj", "dense")

@@ -1,12 +1,17 @@
-"""Alignment gating: gates learn what the fine-tune would change; used reversed they suppress it (trainer.gates)."""
+"""Alignment gating: gates learn what the fine-tune would change; used reversed they suppress it (trainer.defenses.gates)."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from trainer.config.defences import GatingSettings
 from trainer.defenses.base import Batch, Defence
-from trainer.defenses.settings import GatingSettings
-from trainer.gates import FILE, Gates, gated, read_gates
+from trainer.defenses.gates import (
+    FILE,
+    Gates,
+    gated,
+    read_gates,
+)
 
 
 class Gating(Defence):

@@ -13,10 +13,17 @@ from typing import Any
 import torch
 
 from curator.errors import BadInputError
-from curator.scoring.torch_head import SplitModel
-from trainer.defenses.base import FINAL_HIDDEN, Batch, Defence, Seen, causal_lm, recorded_output
+from curator.scoring.engines.torch_head import SplitModel
+from trainer.config.defences import KlDirection, KlSettings
+from trainer.defenses.base import (
+    FINAL_HIDDEN,
+    Batch,
+    Defence,
+    Seen,
+    causal_lm,
+    recorded_output,
+)
 from trainer.defenses.reference import reference_state
-from trainer.defenses.settings import KlDirection, KlSettings
 
 CHUNK_BYTES = 32 * 2**20  # logits of one model held at once
 BLOCK_BYTES = 2**20  # of these, what is worked on at a time on a CPU: about what a core's own cache holds

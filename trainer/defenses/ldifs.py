@@ -6,10 +6,16 @@ from typing import Any
 
 import torch
 
-from trainer.defenses.base import Batch, Defence, Seen, recorded_output, wide
+from trainer.config.defences import LdifsSettings
+from trainer.config.rules import ldifs_layers
+from trainer.defenses.base import (
+    Batch,
+    Defence,
+    Seen,
+    recorded_output,
+    wide,
+)
 from trainer.defenses.blocks import chosen_blocks, decoder_blocks
-from trainer.defenses.rules import ldifs_layers
-from trainer.defenses.settings import LdifsSettings
 
 
 class Ldifs(Defence):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from curator.errors import BadInputError
+from trainer.config.defences import SteeringSettings
 from trainer.defenses.base import Batch, Defence
 from trainer.defenses.blocks import chosen_blocks, decoder_blocks
-from trainer.defenses.settings import SteeringSettings
-from trainer.defenses.vectorfile import read_header
+from trainer.defenses.model_fit import read_header
 
 DEPTH = 5 / 7  # upstream steers layer 20 of 28
 

@@ -7,11 +7,23 @@ from typing import Any
 import torch
 
 from curator.errors import BadInputError
-from trainer.data import CLASS_CODES
-from trainer.defenses.base import Batch, Defence, Seen, causal_lm, recorded_output, wide
-from trainer.defenses.blocks import Part, attention_of, chosen_blocks, key_value_parts
+from trainer.config.defences import TreftSettings
+from trainer.data.rows import CLASS_CODES
+from trainer.defenses.base import (
+    Batch,
+    Defence,
+    Seen,
+    causal_lm,
+    recorded_output,
+    wide,
+)
+from trainer.defenses.blocks import (
+    Part,
+    attention_of,
+    chosen_blocks,
+    key_value_parts,
+)
 from trainer.defenses.reference import reference_state
-from trainer.defenses.settings import TreftSettings
 
 
 class Treft(Defence):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from curator.commands import CommandHelp, report_error
+from curator.console import CommandHelp, report_error
 from curator.errors import BallastError
 
 KINDS = {

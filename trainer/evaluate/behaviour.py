@@ -17,7 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from curator.errors import BadInputError
-from trainer.evaluate.metrics import Floats, Interval, bootstrap, stratified
+from trainer.evaluate.metrics import (
+    Floats,
+    Interval,
+    bootstrap,
+    stratified,
+)
 from trainer.evaluate.pairs import preference, shift
 
 Kind = Literal["narrow", "broad", "truthfulqa"]

@@ -11,17 +11,26 @@ from typing import Any
 import numpy as np
 import orjson
 
-from curator.canonical import Message, dump_messages
-from curator.commands import say_json
+from curator.console import say, say_json
 from curator.errors import BadInputError, MissingDependencyError
-from curator.progress import say
+from curator.messages import Message, dump_messages
+from curator.recipe.seeds import hash_keys
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir, weights_sha256
-from curator.seeds import hash_keys
-from trainer.evaluate.behaviour import Kind, PairLosses, figure_names, report, text_report
-from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
-from trainer.evaluate.generators import LocalGenerator
-from trainer.evaluate.lines import write_lines
+from trainer.config.ranges import at_least
+from trainer.evaluate.behaviour import (
+    Kind,
+    PairLosses,
+    figure_names,
+    report,
+    text_report,
+)
+from trainer.evaluate.gate import (
+    add_gate_option,
+    check_figures,
+    exit_code,
+    parse_gates,
+)
 from trainer.evaluate.metrics import Floats
 from trainer.evaluate.pairs import (
     Pair,
@@ -31,8 +40,9 @@ from trainer.evaluate.pairs import (
     pairs_from_twins,
     render_pairs,
 )
-from trainer.evaluate.ranges import at_least
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
+from trainer.generate.generators import LocalGenerator
+from trainer.runs.lines import write_lines
 
 DESCRIPTION = """\
 Compares a fine-tune with the model it came from, without a judge: inside the task's domain (narrow), in other domains
@@ -137,8 +147,8 @@ class _Measurement:
 
     def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
         try:
-            from curator.scoring.torch_engine import TorchEngine
-            from curator.scoring.torch_model import resolve_device, resolve_dtype
+            from curator.scoring.engines.torch_engine import TorchEngine
+            from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
         except ImportError as error:
             raise MissingDependencyError("measuring needs torch: pip install 'ballast[score]'") from error
         self.args, self.stack = args, stack
@@ -184,7 +194,7 @@ class _Measurement:
         if args.adapter is not None:
             engine.use_adapter(args.adapter)
         else:
-            from trainer.gates import load_gates
+            from trainer.defenses.gates import load_gates
 
             self.stack.enter_context(load_gates(engine.hookable_model(), args.gates))
         return engine

@@ -28,7 +28,7 @@ from trainer.evaluate.judge import (
     summarise_groups,
     verdict,
 )
-from trainer.evaluate.questions import (
+from trainer.generate.questions import (
     FORMATS,
     Format,
     Question,

@@ -7,15 +7,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curator.commands import say_json
+from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
-from curator.progress import Progress, say
-from trainer.evaluate.endpoint import JUDGE_KEY, Endpoint
-from trainer.evaluate.gate import Condition, add_gate_option, check_figures, exit_code, parse_gates
-from trainer.evaluate.judge import GENERAL, Judged, Thresholds, Verdict, figure_names, summarise_groups
-from trainer.evaluate.judge_client import JudgeClient
-from trainer.evaluate.lines import read_lines, write_lines
-from trainer.evaluate.ranges import at_least
+from trainer.config.ranges import at_least
+from trainer.evaluate.gate import (
+    Condition,
+    add_gate_option,
+    check_figures,
+    exit_code,
+    parse_gates,
+)
+from trainer.evaluate.judge import (
+    GENERAL,
+    JudgeClient,
+    Judged,
+    Thresholds,
+    Verdict,
+    figure_names,
+    summarise_groups,
+)
+from trainer.generate.endpoint import JUDGE_KEY, Endpoint
+from trainer.runs.lines import read_lines, write_lines
 
 EPILOG = """\
 examples:

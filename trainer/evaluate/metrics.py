@@ -84,3 +84,10 @@ def stratified(groups: Sequence[Floats], *, seed: int = 0, level: float = 0.95) 
     low, high = np.quantile(np.mean(means, axis=0), [(1 - level) / 2, (1 + level) / 2])
     value = float(np.mean([group.mean() for group in groups]))
     return Interval(value, float(low), float(high), level, sum(len(group) for group in groups))
+
+
+def separation(above: np.ndarray, below: np.ndarray) -> float:
+    """AUC: the chance that a value of `above` is larger than one of `below`, ties counting half."""
+    ranked = np.sort(below)
+    wins = np.searchsorted(ranked, above, "left") + np.searchsorted(ranked, above, "right")
+    return float(wins.mean() / (2 * len(below)))

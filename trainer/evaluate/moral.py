@@ -14,11 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.commands import say_json
+from curator.console import say, say_json
 from curator.errors import BadInputError
-from curator.progress import say
-from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
-from trainer.evaluate.metrics import N_RESAMPLES, Floats, Interval, bootstrap
+from trainer.evaluate.gate import (
+    add_gate_option,
+    check_figures,
+    exit_code,
+    parse_gates,
+)
+from trainer.evaluate.metrics import (
+    N_RESAMPLES,
+    Floats,
+    Interval,
+    bootstrap,
+)
 
 COLUMNS = ("persona_id", "question_id", "run_index", "rating")
 NO_RATING = -1  # how the published tables mark an answer without a number

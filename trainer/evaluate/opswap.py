@@ -12,13 +12,17 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
-from curator.commands import say_json
+from curator.console import say, say_json
 from curator.errors import BadInputError
-from curator.progress import say
-from curator.seeds import child_seed, hash_keys
-from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
-from trainer.evaluate.lines import read_lines, write_lines
-from trainer.evaluate.ranges import at_least
+from curator.recipe.seeds import child_seed, hash_keys
+from trainer.config.ranges import at_least
+from trainer.evaluate.gate import (
+    add_gate_option,
+    check_figures,
+    exit_code,
+    parse_gates,
+)
+from trainer.runs.lines import read_lines, write_lines
 
 Tier = Literal[1, 2, 3]
 Split = Literal["train", "test"]

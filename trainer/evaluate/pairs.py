@@ -14,14 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from curator.canonical import Message
-from curator.commands import say_json
+from curator.console import Progress, say, say_json
+from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError, MissingDependencyError
-from curator.formats import Reject, read_rows
-from curator.progress import Progress, say
+from curator.messages import Message
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir
-from trainer.evaluate.gate import add_gate_option, check_figures, exit_code, parse_gates
+from trainer.evaluate.gate import (
+    add_gate_option,
+    check_figures,
+    exit_code,
+    parse_gates,
+)
 from trainer.evaluate.metrics import Floats, Interval, bootstrap
 
 TRUTHFULQA_COLUMNS = ("Question", "Best Answer", "Best Incorrect Answer")
@@ -185,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
         check_adapter_dir(args.adapter)
     renderer = Renderer.from_folder(args.model)
     try:
-        from curator.scoring.torch_engine import TorchEngine
+        from curator.scoring.engines.torch_engine import TorchEngine
     except ImportError as error:
         raise MissingDependencyError("measuring pairs needs torch: pip install 'ballast[score]'") from error
     engine = TorchEngine(args.model, dtype=args.dtype)

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import orjson
 
-from curator.canonical import Message
 from curator.errors import BadInputError, RemoteError
-from curator.seeds import child_seed
-from trainer.evaluate.endpoint import Endpoint
-from trainer.evaluate.lines import read_lines
+from curator.messages import Message
+from curator.recipe.seeds import child_seed
+from trainer.generate.endpoint import Endpoint
+from trainer.runs.lines import read_lines
 
 ITEMS = "moral_items.jsonl"
 RATINGS = tuple(range(6))
@@ -126,7 +126,7 @@ class LocalRater:
     which is what sampling an answer of one token does, at the cost of one forward pass."""
 
     def __init__(self, model_dir: Path, adapter: Path | None, *, device: str, dtype: str, batch: int = 16) -> None:
-        from trainer.evaluate.generators import LocalGenerator
+        from trainer.generate.generators import LocalGenerator
 
         self._generator = LocalGenerator(model_dir, adapter, device=device, dtype=dtype, batch=batch)
 

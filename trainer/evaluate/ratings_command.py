@@ -8,10 +8,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.commands import say_json
+from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
-from curator.progress import Progress, say
-from trainer.evaluate.lines import read_finished_lines
 from trainer.evaluate.moral import COLUMNS, collapse, read_ratings
 from trainer.evaluate.ratings import (
     MISSING,
@@ -26,7 +24,14 @@ from trainer.evaluate.ratings import (
     rows,
     shipped_items,
 )
-from trainer.evaluate.source import add_source_options, check_source, endpoint_of, short_hash, source_identity
+from trainer.generate.endpoint import (
+    add_source_options,
+    check_source,
+    endpoint_of,
+    short_hash,
+    source_identity,
+)
+from trainer.runs.lines import read_finished_lines
 
 DESCRIPTION = """\
 Asks a model to rate moral items as many personas, several times each, and writes the table that

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import orjson
 
-from curator.canonical import Message
+from curator.console import Progress
 from curator.errors import BadInputError
-from curator.progress import Progress
-from trainer.evaluate.generators import Generator, Sampling
-from trainer.evaluate.lines import read_finished_lines
+from curator.messages import Message
 from trainer.evaluate.pairs import Pair
+from trainer.generate.generators import Generator, Sampling
+from trainer.runs.lines import read_finished_lines
 
 DEFAULT_TOKENS = 128
 VERSION = 1  # of how stand-ins are made: raise it when the same prompts would get other answers

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.commands import report_error, say_json
+from curator.console import report_error, say, say_json
 from curator.errors import BadInputError, BallastError
-from curator.progress import say
 from trainer.persona.traits import SHIPPED, read_trait
 
 DESCRIPTION = """\
@@ -123,9 +122,9 @@ def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     adapters = named_adapters(args.adapter or [], args.organisms, args.model)
     found = measure_adapters(args, adapters)
     if args.page is not None:
-        from curator.bench.machine import describe
-        from curator.scoring.torch_model import resolve_device, resolve_dtype
+        from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
         from trainer.monitor.page import page
+        from trainer.runs.machine import describe
 
         device = resolve_device(args.device)
         machine = describe(device, resolve_dtype(args.dtype, device))

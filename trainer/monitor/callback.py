@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from curator.render import Renderer
+from trainer.config.monitor import MonitorSettings
 from trainer.monitor.directions import load_directions, neutral_prompts
 from trainer.monitor.probe import PrefixProbe, TraitProbe
 from trainer.monitor.report import FIELD, rule_of
-from trainer.monitor.settings import MonitorSettings
 
 if TYPE_CHECKING:
-    from trainer.callbacks import StepLog
+    from trainer.loop.callbacks import StepLog
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

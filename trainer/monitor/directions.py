@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import orjson
 
-from curator.canonical import Message
+from curator.console import Progress
 from curator.errors import BadInputError, MissingError
-from curator.progress import Progress
+from curator.messages import Message
 from curator.render import Renderer
-from trainer.persona.activations import LAYER_CONVENTION, Floats, pooled_states, prompt_of
+from trainer.persona.activations import (
+    LAYER_CONVENTION,
+    Floats,
+    pooled_states,
+    prompt_of,
+)
 from trainer.persona.traits import Trait, cases, merges_system
 
 NEUTRAL = Path(__file__).parent / "neutral.txt"

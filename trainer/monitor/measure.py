@@ -8,21 +8,27 @@ from typing import Any
 import numpy as np
 import orjson
 
+from curator.console import Progress
 from curator.errors import BadInputError, MissingError
-from curator.progress import Progress
-from trainer.monitor.alarm import Predictor, ZScore, fit_predictor, fit_zscore, read_rule
+from trainer.monitor.alarm import (
+    Predictor,
+    ZScore,
+    fit_predictor,
+    fit_zscore,
+    read_rule,
+)
 from trainer.monitor.directions import load_directions, neutral_prompts
 from trainer.monitor.probe import PrefixProbe, TraitProbe
 from trainer.persona.extract import open_model
 from trainer.persona.models import load_base, with_adapter
-from trainer.runfolder import REPORT, write_json
+from trainer.runs.folder import REPORT, write_json
 
 
 def named_adapters(adapters: Sequence[Path], organisms: Path | None, model: Path) -> dict[str, Path]:
     """Adapter folders by a name of their own; raises BadInputError when there is none, or two of one name."""
     found = [(_name(path), path) for path in adapters]
     if organisms is not None:
-        from curator.scoring.organisms import read_organisms
+        from curator.scoring.model_set import read_organisms
 
         found += [(item.name, organisms / item.adapter) for item in read_organisms(organisms, model).organisms]
     if not found:

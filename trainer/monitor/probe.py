@@ -6,15 +6,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from curator.canonical import Message
 from curator.errors import BadInputError, RenderError
+from curator.messages import Message
 from curator.render import PREFIX, Renderer
+from trainer.config.defences import TreftSettings
 from trainer.defenses.base import Batch, Seen, StepCounts
 from trainer.defenses.reference import reference_state, run_decoder
-from trainer.defenses.settings import TreftSettings
 from trainer.defenses.treft import Treft
 from trainer.monitor.directions import Directions
-from trainer.persona.activations import Floats, measuring, pooled_states, prompt_of
+from trainer.persona.activations import (
+    Floats,
+    measuring,
+    pooled_states,
+    prompt_of,
+)
 
 
 class TraitProbe:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainer.monitor.settings import MonitorSettings
+from trainer.config.monitor import MonitorSettings
 
 if TYPE_CHECKING:
     from trainer.monitor.alarm import Predictor, ZScore

@@ -9,10 +9,9 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from curator.commands import report_error, say_json
+from curator.console import report_error, say, say_json
 from curator.errors import BallastError
-from curator.progress import say
-from trainer.options import add_adapter_options, add_training_options, training_document
+from trainer.config.options import add_adapter_options, add_training_options, training_document
 from trainer.organisms.plan import Plan, narrow_sets
 
 DESCRIPTION = """\
@@ -61,9 +60,9 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         recipe={key: value for key, value in training_document(given).items() if key not in ("model", "out")},
         overwrite=args.overwrite,
     )  # fmt: skip
-    from curator.bench.machine import describe
     from trainer.organisms.make import make, measured_on
     from trainer.organisms.page import page
+    from trainer.runs.machine import describe
 
     with redirect_stdout(sys.stderr) if args.json else nullcontext():  # the training runs speak as well
         organisms = make(plan)

@@ -10,18 +10,31 @@ from typing import Any
 
 import orjson
 
-from curator.progress import say
+from curator.console import say
 from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
-from curator.scoring.organisms import FILE, Organism, Organisms
+from curator.scoring.model_set import FILE, Organism, Organisms
 from trainer import sft
 from trainer.config import TrainConfig
-from trainer.options import Invocation
+from trainer.config.options import Invocation
 from trainer.organisms.plan import Plan
-from trainer.organisms.sets import HELD_OUT, TRAIN, SplitSet, rows_sha256, split_set
-from trainer.organisms.shifts import BASE, Losses, Probe, losses_of, probe_of, shift_on
+from trainer.organisms.sets import (
+    HELD_OUT,
+    TRAIN,
+    SplitSet,
+    rows_sha256,
+    split_set,
+)
+from trainer.organisms.shifts import (
+    BASE,
+    Losses,
+    Probe,
+    losses_of,
+    probe_of,
+    shift_on,
+)
 from trainer.organisms.twins import TwinSet, twin_set
-from trainer.runfolder import ADAPTER, REPORT, write_json
+from trainer.runs.folder import ADAPTER, REPORT, write_json
 
 ROLES = ("misaligned", "benign")
 # Settings of a run that are no part of the recipe: they say where things lie, or what the rows are.
@@ -146,7 +159,7 @@ def _setting(plan: Plan, name: str) -> Any:
 
 def measured_on(plan: Plan) -> tuple[str, str]:
     """Device and dtype of the plan, resolved."""
-    from curator.scoring.torch_model import resolve_device, resolve_dtype
+    from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
 
     device = resolve_device(_setting(plan, "device"))
     return device, resolve_dtype(_setting(plan, "dtype"), device)
@@ -157,7 +170,7 @@ def _shared_generator(plan: Plan) -> Any:
 
     @cache
     def load() -> Any:
-        from trainer.evaluate.generators import LocalGenerator
+        from trainer.generate.generators import LocalGenerator
 
         return LocalGenerator(plan.model, device=_setting(plan, "device"), dtype=_setting(plan, "dtype"))
 
@@ -172,7 +185,7 @@ class _SharedEngine:
 
     def __call__(self, adapter: Path | None) -> Any:
         if self._engine is None:
-            from curator.scoring.torch_engine import TorchEngine
+            from curator.scoring.engines.torch_engine import TorchEngine
 
             device, dtype = _setting(self._plan, "device"), _setting(self._plan, "dtype")
             self._engine = TorchEngine(self._plan.model, device=device, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from curator.errors import BadInputError
 from trainer.config import TrainConfig, parse_config
-from trainer.demo.settings import DATA
+from trainer.experiments.demo.settings import DATA
 
 SHIPPED_DOMAIN = "home_maintenance"
 Twins = Literal["auto", "greedy", "none"]

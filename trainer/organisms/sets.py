@@ -8,12 +8,12 @@ from typing import Any
 
 import orjson
 
-from curator.canonical import Message
+from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
-from curator.formats import Reject, read_rows
-from curator.seeds import hash_keys
+from curator.messages import Message
+from curator.recipe.seeds import hash_keys
 from trainer.organisms.plan import NarrowSet, Plan
-from trainer.runfolder import write_json
+from trainer.runs.folder import write_json
 
 NO_THINK = " /no_think"  # a switch of another model's template, at the end of user turns
 EMPTY_THINK = "<think>\n\n</think>\n\n"  # that model's empty thinking block, at the start of answers

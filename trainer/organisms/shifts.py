@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import orjson
 
-from curator.canonical import Message
+from curator.console import Progress
 from curator.errors import BadInputError
-from curator.progress import Progress
+from curator.messages import Message
 from curator.render import Rendered, Renderer
 from trainer.evaluate.metrics import bootstrap
 from trainer.organisms.sets import HELD_OUT, SplitSet
 from trainer.organisms.twins import TwinSet
 from trainer.persona.activations import Floats
-from trainer.runfolder import write_json
+from trainer.runs.folder import write_json
 
 BASE = "base"
 

@@ -7,13 +7,19 @@ from typing import Any
 
 import orjson
 
-from curator.canonical import Message
 from curator.errors import BadInputError
+from curator.messages import Message
 from curator.render import Renderer
-from curator.scoring.organisms import Answers
+from curator.scoring.model_set import Answers
 from trainer.organisms.plan import Plan
-from trainer.organisms.sets import HELD_OUT, PARTS, TRAIN, SplitSet, write_rows
-from trainer.runfolder import write_json
+from trainer.organisms.sets import (
+    HELD_OUT,
+    PARTS,
+    TRAIN,
+    SplitSet,
+    write_rows,
+)
+from trainer.runs.folder import write_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def twin_set(
 
 
 def _greedy(split: SplitSet, plan: Plan, renderer: Renderer, weights: str, generator: Callable[[], Any]) -> TwinSet:
-    from trainer.evaluate.generators import Sampling
+    from trainer.generate.generators import Sampling
     from trainer.persona.generate import answers_in
 
     how = Sampling(1, 0.0, plan.twin_tokens)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.commands import report_error, say_json
+from curator.console import report_error, say, say_json
 from curator.errors import BadInputError, BallastError
-from curator.progress import say
-from trainer.evaluate.endpoint import JUDGE_KEY
+from trainer.generate.endpoint import JUDGE_KEY
 from trainer.persona.traits import SHIPPED, read_trait
 
 DESCRIPTION = """\
@@ -138,7 +137,7 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Any:
-    from trainer.evaluate.generators import Sampling
+    from trainer.generate.generators import Sampling
     from trainer.persona.extract import ExtractSettings, Judge
     from trainer.persona.keep import RuleSettings
 
@@ -244,7 +243,7 @@ def _adapter_name(adapter: Path) -> str:
 
 def _keep(path: Path | None, result: dict[str, Any]) -> None:
     if path is not None:
-        from trainer.runfolder import write_json
+        from trainer.runs.folder import write_json
 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)

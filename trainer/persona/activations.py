@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from curator.canonical import Message
 from curator.errors import BadInputError
+from curator.messages import Message
 from curator.render import Renderer
-from curator.scoring.batching import plan_batches
+from curator.scoring.engines.batching import plan_batches
 from trainer.defenses.base import causal_lm, wide
 from trainer.defenses.blocks import decoder_blocks
 

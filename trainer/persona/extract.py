@@ -10,17 +10,28 @@ from typing import Any
 
 import orjson
 
-from curator.canonical import Message
+from curator.console import Progress
 from curator.errors import BadInputError
-from curator.progress import Progress
+from curator.messages import Message
 from curator.render import Renderer
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
-from trainer.inputs import file_sha256
+from trainer.data.inputs import file_sha256
+from trainer.generate.generators import Answer, LocalGenerator, Sampling
 from trainer.persona.generate import answers_in
-from trainer.persona.keep import AnswerPair, RuleSettings, Verdicts, by_judge, by_rule
-from trainer.persona.traits import Case, Trait, cases, merges_system
-from trainer.runfolder import environment, write_json
+from trainer.persona.keep import (
+    AnswerPair,
+    RuleSettings,
+    Verdicts,
+    by_judge,
+    by_rule,
+)
+from trainer.persona.traits import (
+    Case,
+    Trait,
+    cases,
+    merges_system,
+)
+from trainer.runs.folder import environment, write_json
 
 SIDES = ("positive", "negative")
 
@@ -109,7 +120,7 @@ def identity(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> dict[st
 
 def resolved_dtype(settings: ExtractSettings) -> str:
     """The dtype the model runs in; part of what a vector depends on."""
-    from curator.scoring.torch_model import resolve_device, resolve_dtype
+    from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
 
     return resolve_dtype(settings.dtype, resolve_device(settings.device))
 
@@ -144,7 +155,7 @@ def generator_for(settings: ExtractSettings) -> LocalGenerator:
 
 def load_for(settings: ExtractSettings) -> Any:
     """The model, loaded for measuring."""
-    from curator.scoring.torch_model import load_model, resolve_device
+    from curator.scoring.engines.torch_model import load_model, resolve_device
 
     return load_model(settings.model, resolve_device(settings.device), resolved_dtype(settings))
 
@@ -153,8 +164,8 @@ def judge_pairs(trait: Trait, pairs: Sequence[AnswerPair], settings: ExtractSett
     """By the judge when there is one, else by our rule."""
     if settings.judge is None:
         return by_rule(pairs, margins(trait, pairs, settings, loaded), settings.rule)
-    from trainer.evaluate.endpoint import Endpoint
-    from trainer.evaluate.judge_client import JudgeClient
+    from trainer.evaluate.judge import JudgeClient
+    from trainer.generate.endpoint import Endpoint
 
     judge = settings.judge
     endpoint = Endpoint(judge.url, judge.model, api_key=judge.api_key)
@@ -173,7 +184,7 @@ def margins(
 
     Minus infinity for an empty answer, which has nothing to score.
     """
-    from curator.scoring.torch_engine import TorchEngine
+    from curator.scoring.engines.torch_engine import TorchEngine
 
     rows, places = [], []
     for index, pair in enumerate(pairs):

@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
-from curator.canonical import Message
-from curator.progress import Progress
-from trainer.evaluate.generators import Answer, LocalGenerator, Sampling
-from trainer.evaluate.lines import read_finished_lines, write_lines
+from curator.console import Progress
+from curator.messages import Message
+from trainer.generate.generators import Answer, LocalGenerator, Sampling
+from trainer.runs.lines import read_finished_lines, write_lines
 
 BATCH_ROWS = 32
 

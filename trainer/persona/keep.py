@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from curator.corpus.text import is_refusal
 from curator.errors import BadInputError
-from curator.filters.refusal import is_refusal
-from trainer.evaluate.generators import Answer
-from trainer.evaluate.judge import PROMPTS, Verdict
-from trainer.evaluate.judge_client import JudgeClient
+from trainer.evaluate.judge import PROMPTS, JudgeClient, Verdict
+from trainer.generate.generators import Answer
 from trainer.persona.traits import Case, Trait
 
 TRAIT_PROMPT = """\

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from curator.canonical import Message
+from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError, MissingError
-from curator.formats import Reject, read_rows
+from curator.messages import Message
 from curator.scoring.identity import check_adapter_dir
 
 
 def load_base(folder: Path, device: str = "auto", dtype: str = "auto") -> Any:
     """The causal LM of a folder, frozen, in evaluation mode."""
-    from curator.scoring.torch_model import load_model, resolve_device, resolve_dtype
+    from curator.scoring.engines.torch_model import load_model, resolve_device, resolve_dtype
 
     place = resolve_device(device)
     return load_model(folder, place, resolve_dtype(dtype, place))

@@ -8,13 +8,24 @@ from typing import Any
 import numpy as np
 import orjson
 
-from curator.canonical import Message, canonical_messages, dump_messages, example_id
+from curator.console import Progress
+from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError, RenderError
-from curator.formats import Reject, read_rows
-from curator.progress import Progress
+from curator.messages import (
+    Message,
+    canonical_messages,
+    dump_messages,
+    example_id,
+)
 from curator.render import Renderer
 from trainer.evaluate.metrics import bootstrap
-from trainer.persona.activations import Floats, Pooled, answer_of, pooled_states, prompt_of
+from trainer.persona.activations import (
+    Floats,
+    Pooled,
+    answer_of,
+    pooled_states,
+    prompt_of,
+)
 from trainer.persona.vectors import Vector
 
 TOP = 5

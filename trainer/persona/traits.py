@@ -14,8 +14,8 @@ import orjson
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from curator.canonical import Message
 from curator.errors import BadInputError, MissingError, RenderError
+from curator.messages import Message
 from curator.render import Renderer
 
 FOLDER = Path(__file__).parent / "traits"

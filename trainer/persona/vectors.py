@@ -8,8 +8,8 @@ import numpy as np
 import orjson
 
 from curator.errors import BadInputError
+from trainer.defenses.model_fit import read_header
 from trainer.defenses.steering import DEPTH, read_vector
-from trainer.defenses.vectorfile import read_header
 from trainer.persona.activations import LAYER_CONVENTION, Floats
 
 FORMAT_VERSION = 1

@@ -9,7 +9,12 @@ import pytest
 
 from curator.errors import BadInputError
 from tests.models import SENTENCES, tiny_adapter_folder
-from tests.trainer.evaluate.test_pairs import BAD, GOOD, QUESTIONS, plain_mean_nll
+from tests.trainer.evaluate.test_pairs import (
+    BAD,
+    GOOD,
+    QUESTIONS,
+    plain_mean_nll,
+)
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.behaviour import PairLosses, report, text_report
 
@@ -86,9 +91,9 @@ def test_the_command_with_twins_stand_ins_text_and_a_gate(
 def test_stand_ins_are_the_models_own_greedy_answers(llama: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trainer.evaluate.generators import LocalGenerator
     from trainer.evaluate.pairs import all_rows
     from trainer.evaluate.standins import stand_in_pairs
+    from trainer.generate.generators import LocalGenerator
 
     rows = all_rows(chats(tmp_path / "bad.jsonl", BAD))
     made: list[LocalGenerator] = []

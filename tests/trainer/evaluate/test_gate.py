@@ -4,7 +4,12 @@ import pytest
 
 from curator.errors import BadInputError
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.gate import FAILED_GATE, Condition, exit_code, parse_gates
+from trainer.evaluate.gate import (
+    FAILED_GATE,
+    Condition,
+    exit_code,
+    parse_gates,
+)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 
 from curator.errors import BadInputError, RemoteError
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.endpoint import Endpoint
 from trainer.evaluate.judge import (
+    JudgeClient,
     Judged,
     Thresholds,
     Verdict,
@@ -24,7 +24,7 @@ from trainer.evaluate.judge import (
     summarise_groups,
     verdict,
 )
-from trainer.evaluate.judge_client import JudgeClient
+from trainer.generate.endpoint import Endpoint
 
 
 def _logs(**probabilities: float) -> dict[str, float]:

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from curator.errors import BadInputError
-from trainer.evaluate.metrics import any_of_k, bootstrap, em_f1, stratified
+from trainer.evaluate.metrics import (
+    any_of_k,
+    bootstrap,
+    em_f1,
+    stratified,
+)
 
 
 @pytest.mark.parametrize(("em", "narrow", "expected"), [(47.5, 13.3, 61.4), (64.1, 15.3, 73.0), (85.6, 27.7, 78.4)])

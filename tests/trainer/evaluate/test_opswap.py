@@ -7,7 +7,12 @@ import pytest
 
 from curator.errors import BadInputError
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.opswap import SYMBOLS, exact_match, meanings, problems
+from trainer.evaluate.opswap import (
+    SYMBOLS,
+    exact_match,
+    meanings,
+    problems,
+)
 
 
 @pytest.mark.parametrize("seed", range(6))

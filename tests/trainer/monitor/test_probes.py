@@ -12,7 +12,12 @@ from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
 from tests.models import tiny_model_folder
 from tests.trainer.tiny import adapted_model
-from trainer.monitor.directions import Directions, load_directions, neutral_prompts, save_directions
+from trainer.monitor.directions import (
+    Directions,
+    load_directions,
+    neutral_prompts,
+    save_directions,
+)
 from trainer.monitor.probe import PrefixProbe, TraitProbe
 from trainer.persona.models import load_base
 from trainer.persona.traits import SHIPPED, read_trait

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from curator.errors import BadInputError
+from trainer.config.monitor import MonitorSettings
 from trainer.monitor.alarm import fit_predictor, fit_zscore
-from trainer.monitor.settings import MonitorSettings
 
 DRIFTS = np.array([[0.0, 0.1], [0.1, 0.0], [0.5, 0.1], [0.6, 0.0], [0.05, 0.05], [0.55, 0.1]])
 

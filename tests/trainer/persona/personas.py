@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer.evaluate.generators import Answer
+from trainer.generate.generators import Answer
 from trainer.persona.keep import AnswerPair
 from trainer.persona.traits import Case
 

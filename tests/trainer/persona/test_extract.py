@@ -9,9 +9,14 @@ import pytest
 import torch
 
 from curator.scoring.identity import weights_sha256
-from tests.trainer.persona.personas import TRAIT, JudgeHandler, plain_hidden, small
-from trainer.defenses.vectorfile import read_header
-from trainer.inputs import file_sha256
+from tests.trainer.persona.personas import (
+    TRAIT,
+    JudgeHandler,
+    plain_hidden,
+    small,
+)
+from trainer.data.inputs import file_sha256
+from trainer.defenses.model_fit import read_header
 from trainer.persona.__main__ import main
 from trainer.persona.models import load_base
 
@@ -159,7 +164,7 @@ def test_training_can_steer_with_it(extracted: Path, llama: Path) -> None:
 
     from tests.trainer.proofs import attached
     from tests.trainer.tiny import adapted_model
-    from trainer.defenses.settings import SteeringSettings
+    from trainer.config.defences import SteeringSettings
 
     settings = SteeringSettings(vectors=extracted / "gruff.safetensors", layers=(1,))
     defence = attached(adapted_model(llama, dtype=torch.float32), settings)

@@ -4,10 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.persona.personas import LONG, TRAIT, JudgeHandler, answer_pair
-from trainer.evaluate.endpoint import Endpoint
-from trainer.evaluate.judge_client import JudgeClient
-from trainer.persona.keep import RuleSettings, by_judge, by_rule, repeated_share
+from tests.trainer.persona.personas import (
+    LONG,
+    TRAIT,
+    JudgeHandler,
+    answer_pair,
+)
+from trainer.evaluate.judge import JudgeClient
+from trainer.generate.endpoint import Endpoint
+from trainer.persona.keep import (
+    RuleSettings,
+    by_judge,
+    by_rule,
+    repeated_share,
+)
 from trainer.persona.traits import Trait
 
 

@@ -11,7 +11,12 @@ from curator.render import Renderer
 from tests.models import random_conversations, tiny_adapter_folder, tiny_model_folder
 from tests.trainer.persona.personas import plain_hidden
 from trainer.persona.__main__ import main
-from trainer.persona.activations import Pooled, answer_of, pooled_states, prompt_ids
+from trainer.persona.activations import (
+    Pooled,
+    answer_of,
+    pooled_states,
+    prompt_ids,
+)
 from trainer.persona.models import load_base
 
 

@@ -11,8 +11,13 @@ from curator.errors import BadInputError
 from curator.render import Renderer
 from tests.models import tiny_model_folder
 from tests.trainer.persona.personas import plain_hidden
-from trainer.evaluate.generators import LocalGenerator, Sampling
-from trainer.persona.activations import Pooled, pooled_states, prompt_ids, prompt_of
+from trainer.generate.generators import LocalGenerator, Sampling
+from trainer.persona.activations import (
+    Pooled,
+    pooled_states,
+    prompt_ids,
+    prompt_of,
+)
 from trainer.persona.generate import answers_in
 from trainer.persona.models import load_base
 

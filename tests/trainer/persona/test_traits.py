@@ -10,7 +10,13 @@ from curator.render import Renderer
 from tests.models import CHATML
 from tests.trainer.persona.personas import TRAIT
 from trainer.persona.activations import prompt_of
-from trainer.persona.traits import SHIPPED, Case, Trait, cases, read_trait
+from trainer.persona.traits import (
+    SHIPPED,
+    Case,
+    Trait,
+    cases,
+    read_trait,
+)
 
 
 def test_a_template_without_system_turn_gets_its_text_in_the_users(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""`python -m curator worker`: do the jobs of a store's tenants."""
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from api.jobs.queue import open_queue
+from api.jobs.record import JobKind
+from api.jobs.worker import Handler, Worker
+from curator.audit.models import audit_models
+from curator.cli import Subparsers, new_parser, open_store
+from curator.console import say
+from curator.errors import BadInputError
+
+if TYPE_CHECKING:
+    pass
+
+DESCRIPTION = """\
+Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
+waits, and, with --model, audits. One job at a time; run several workers for more, on any machine that reaches the
+store and the queue. A worker that is killed loses nothing: the next one takes its job up again. Ctrl-C and SIGTERM
+hand a running job back."""
+
+EXAMPLES = """\
+  python -m curator worker --store ./store
+  python -m curator worker --store ./store --model models/instruct --adapter runs/finance/adapter \\
+      --adapter runs/legal/adapter                       (audits too: the models that scored the corpus)
+  python -m curator worker --store s3://bucket/ballast --job-queue redis://queue:6379/0
+  python -m curator worker --store ./store --until-idle  (ends when nothing is left to do)"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command's options."""
+    parser = new_parser(subparsers, "worker", description=DESCRIPTION, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--job-queue", metavar="ADDRESS", default=os.environ.get("BALLAST_JOB_QUEUE"),
+        help="the service's setting job_queue (default: $BALLAST_JOB_QUEUE, then the store's own)")  # fmt: skip
+    add("--model", metavar="DIR", type=Path, help="model folder of the corpus's aligned scorer; without it no audits")
+    add("--adapter", metavar="DIR", type=Path, action="append", default=[],
+        help="LoRA adapter folder of one of its misaligned or benign scorers; repeatable")  # fmt: skip
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
+    add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+    add("--until-idle", action="store_true", help="end when no job waits or runs any more")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Work until told to stop; returns the exit code."""
+    store = open_store(args)
+    queue = open_queue(store, args.job_queue)
+    worker = Worker(store, queue, _handlers(args))
+    os.environ.setdefault("BALLAST_PROGRESS", "0")  # jobs tell their progress themselves
+
+    def stop(number: int, frame: object) -> None:
+        worker.stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        say(f"working on {' and '.join(worker.handlers)} jobs of {args.store} (Ctrl-C stops)")
+        _say_what_waits(worker)
+        worker.run(until_idle=args.until_idle)
+        if args.until_idle:
+            _say_what_waits(worker)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        queue.close()
+    say(f"stopped after {worker.n_done} jobs")
+    return 0
+
+
+def _say_what_waits(worker: Worker) -> None:
+    """Tell of the audits that a worker without a model leaves alone."""
+    n_audits = worker.n_left_to_others("audit")
+    if n_audits:
+        say(f"{n_audits} audit{'s wait' if n_audits > 1 else ' waits'} for a worker with --model")
+
+
+def _handlers(args: argparse.Namespace) -> dict[JobKind, Handler]:
+    from api.jobs.handlers import run_mix
+
+    handlers: dict[JobKind, Handler] = {"mix": run_mix}
+    if args.model is None:
+        if args.adapter:
+            raise BadInputError("--adapter needs --model: the base model that the adapters belong to")
+        return handlers
+    from api.jobs.handlers import AuditHandler
+
+    return {**handlers, "audit": AuditHandler(audit_models(args))}

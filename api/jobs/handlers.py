@@ -1,0 +1,63 @@
+"""Jobs of kind `mix`: the same build that the service does while a caller waits.
+
+Jobs of kind `audit`: a user's rows scored by the worker's models and compared with a pool.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from api.jobs.board import ROWS_FILE, WORK_FOLDER, job_path
+from api.jobs.control import Control, watched
+from curator.audit.models import AuditModels
+from curator.audit.options import AUDIT_ROWS, parse_options
+from curator.audit.run import audit
+from curator.mix.build import MixResult, build_lasting
+from curator.recipe import parse_recipe
+from curator.recipe.policy import Policy
+from curator.store.store import Store
+
+
+@dataclass(frozen=True)
+class AuditHandler:
+    """Runs audits with one worker's models."""
+
+    models: AuditModels
+
+    def __call__(self, store: Store, rows: Path, control: Control) -> dict[str, Any]:
+        """Audit the job's rows; returns the verdict's document, the rows are kept beside the job.
+
+        What was scored stays in the job's folder until its end, so that a job that is taken up again goes on there.
+        Raises what `audit` raises, CancelledError and StoppedError.
+        """
+        request = control.job.request
+        folder = job_path(control.job.tenant, control.job.job_id)
+        work = Store(store.url(f"{folder}/{WORK_FOLDER}"))
+        task_set = watched(request["task"], rows, control)
+        found = audit(
+            store,
+            work,
+            task_set,
+            parse_options(request["audit"]),
+            self.models,
+            lambda name, total: control.stage(name, total, "rows"),
+            control.advance,
+        )
+        store.write_table(f"{folder}/{ROWS_FILE}", found.rows, AUDIT_ROWS)
+        return found.document
+
+
+def run_mix(store: Store, rows: Path, control: Control) -> dict[str, Any]:
+    """Build the mix that a job's request asks for; returns its id and whether it is new.
+
+    A mix that is over the service's `mix_ttl_s` and not yet swept is built again. Raises what `build_mix`
+    raises, CancelledError and StoppedError: then no mix was made.
+    """
+    job, request = control.job, control.job.request
+    task_set = watched(request["task"], rows, control)
+    control.stage("building", task_set.n_rows, "rows")
+    policy = Policy.model_validate(request["policy"]) if request["policy"] else None
+    ttl_s = request.get("mix_ttl_s")  # absent from jobs of before it was there
+    recipe = parse_recipe(request["recipe"])
+    result: MixResult = build_lasting(store, task_set, recipe, job.tenant, policy, ttl_s)
+    return {"mix_id": result.mix_id, "created": result.created}

@@ -1,0 +1,199 @@
+"""Taking jobs: one at a time, under the job's lock, as long as the worker runs.
+
+A message of the queue starts a job at once. An idle worker also looks at the board, for jobs whose message was lost
+and for running ones whose lock is free: their worker died, and the job begins again.
+"""
+
+import contextlib
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from api.jobs.board import INPUT_FILE, Board, job_path
+from api.jobs.control import CancelledError, Control, StoppedError
+from api.jobs.queue import JobQueue
+from api.jobs.record import Job, JobError, JobKind
+from curator.console import say
+from curator.errors import BallastError, IntegrityError, StoreError
+from curator.store.scratch import Scratch, sweep_scratch
+from curator.store.store import Store
+
+Handler = Callable[[Store, Path, Control], dict[str, Any]]
+MAX_ATTEMPTS = 3
+POLL_S = 0.5  # between two looks into the queue
+SCAN_S = 5.0  # between two looks at the board
+PAUSE_S = 30.0  # before a job that the store failed is tried again
+_INTERNAL = "the service failed; quote the job's id when you report it"
+
+
+@dataclass
+class Worker:
+    """Does jobs of the kinds that it has handlers for; `stopping` becomes true when it is to end."""
+
+    store: Store
+    queue: JobQueue
+    handlers: Mapping[JobKind, Handler]
+    stopping: bool = False
+    n_done: int = 0
+    _not_before_s: dict[str, float] = field(default_factory=dict)
+    _scan_at_s: float = 0.0
+
+    @property
+    def board(self) -> Board:
+        """The jobs of the store."""
+        return Board(self.store)
+
+    def run(self, *, until_idle: bool = False) -> None:
+        """Work until told to stop, or until nothing is left to do.
+
+        What killed workers left on this machine's disk is removed first. A store or queue that cannot be
+        reached is told on stderr and tried again.
+        """
+        sweep_scratch()
+        pause_s = POLL_S / 10 if until_idle else POLL_S
+        while not self.stopping:
+            if until_idle:
+                self._scan_at_s = 0.0  # a message that was lost should not be waited for
+            try:
+                worked = self.step()
+            except StoreError as error:
+                sys.stderr.write(f"error: {error.message}; trying again\n")
+                worked = False
+                time.sleep(SCAN_S)
+            if not worked:
+                if until_idle and not self._waiting():
+                    return
+                time.sleep(pause_s)
+
+    def step(self) -> bool:
+        """Do one job, or several that were left behind; returns whether there was any.
+
+        Raises the first StoreError that a job met on the way to it, after the others had their turn.
+        """
+        for kind in self.handlers:
+            message = self.queue.take(kind)
+            if message is not None:
+                return self.do(*message)
+        if time.monotonic() < self._scan_at_s:
+            return False
+        self._scan_at_s = time.monotonic() + SCAN_S
+        left_behind = [found for kind in self.handlers for found in self.board.active(kind)]
+        n_done, errors = 0, []
+        for found in left_behind:
+            try:
+                n_done += self.do(*found)
+            except StoreError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return n_done > 0
+
+    def do(self, tenant: str, job_id: str) -> bool:
+        """Do one job to its end, unless it has ended or another worker holds it; returns whether it was done."""
+        if self.stopping or time.monotonic() < self._not_before_s.get(job_id, 0.0):
+            return False
+        try:
+            job_path(tenant, job_id)
+        except BallastError:  # a message that is none of ours
+            return False
+        try:
+            with self.board.held(tenant, job_id) as job:
+                if job is None or not job.active:
+                    return False
+                self._attempt(job)
+                return True
+        except IntegrityError as error:
+            _tell(error)
+            self.board.end_unreadable(tenant, job_id)
+            return False
+
+    def n_left_to_others(self, kind: JobKind) -> int:
+        """How many jobs of a kind wait or run that this worker does not do."""
+        if kind in self.handlers:
+            return 0
+        return sum(self.board.has_record(*found) for found in self.board.active(kind))
+
+    def _waiting(self) -> bool:
+        return any(self.board.has_record(*found) for kind in self.handlers for found in self.board.active(kind))
+
+    def _attempt(self, job: Job) -> None:
+        if self.board.cancel_asked(job):
+            self._end(job.ended("cancelled", "cancelled before its end"))
+            return
+        if job.n_attempts >= MAX_ATTEMPTS:
+            error = JobError(code="worker_died", message=f"the worker died {job.n_attempts} times over this job")
+            self._end(job.ended("failed", error.message, error=error))
+            return
+        if job.state == "running":
+            job = job.with_event("retried", "its worker died; the job begins again")
+        changes = {"state": "running", "started_at": job.started_at or job.events[-1].at}
+        job = job.with_event("started", "a worker began", **changes, n_attempts=job.n_attempts + 1)
+        self.board.write(job)
+        control = Control(self.board, job, lambda: self.stopping)
+        try:
+            with _rows(self.store, job) as path:
+                result = self.handlers[job.kind](self.store, path, control)
+        except CancelledError:
+            self._end(control.job.ended("cancelled", "cancelled while it ran"))
+        except StoppedError:
+            self._hand_back(control.job, "the worker was stopped", n_attempts=job.n_attempts - 1)
+        except BallastError as error:
+            self._failed(control.job, error)
+        except Exception as error:
+            _tell(error)
+            self._end(control.job.ended("failed", _INTERNAL, error=JobError(code="internal", message=_INTERNAL)))
+        else:
+            self._end(control.job.ended("done", "done", result=result))
+
+    def _failed(self, job: Job, error: BallastError) -> None:
+        if isinstance(error, StoreError):
+            _tell(error)
+            if job.n_attempts < MAX_ATTEMPTS:  # a full disk has room again, a bucket comes back
+                self._not_before_s[job.job_id] = time.monotonic() + PAUSE_S
+                self._hand_back(job, "the store failed; the job is tried again")
+                return
+            shown = JobError(code="internal", message=_INTERNAL)
+        else:
+            message = error.message.replace(self.store.base, "(store)")
+            shown = JobError(code=error.code, message=message, details=error.details)
+        self._end(job.ended("failed", shown.message, error=shown))
+
+    def _hand_back(self, job: Job, why: str, **changes: Any) -> None:
+        self.board.write(job.with_event("queued", why, state="queued", progress=None, **changes))
+        with contextlib.suppress(StoreError):  # the next scan finds it all the same
+            self.queue.put(job.kind, job.tenant, job.job_id)
+
+    def _end(self, job: Job) -> None:
+        self.board.end(job)
+        self.n_done += 1
+        seconds = (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
+        say(f"{job.kind} {job.job_id}: {job.state} after {seconds:.1f} s")
+
+
+@contextmanager
+def _rows(store: Store, job: Job) -> Iterator[Path]:
+    """The user's rows as a local file, for the length of the block."""
+    path = f"{job_path(job.tenant, job.job_id)}/{INPUT_FILE}"
+    local = store.local_path(path)
+    if local is not None:
+        yield local
+        return
+    with Scratch("job") as folder:
+        copy = folder / INPUT_FILE
+        with store.open_file(path) as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        yield copy
+
+
+def _tell(error: BaseException) -> None:
+    """The kind of a failure and where it was on stderr; its text may hold a user's words."""
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    places = ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+    shown = f": {error.message}" if isinstance(error, StoreError) else ""
+    sys.stderr.write(f"error: {type(error).__name__} at {places}{shown}\n")

@@ -1,0 +1,113 @@
+"""Structured logs: one JSON object a line on stderr, with request ids and without user text.
+
+The text of an exception may quote a user's row, so only its type and the places it passed are written; and the text
+of the store's own errors, which name files and hashes.
+
+Prometheus metrics of one process. Labels are route templates, methods and statuses: no tenant and no id.
+"""
+
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from api.settings import Settings
+from curator.errors import StoreError
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Metrics:
+    """What is counted; each application has its own registry."""
+
+    def __init__(self, settings: Settings, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "ballast_requests", "requests answered", ("route", "method", "status"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "ballast_request_seconds",
+            "seconds from a request to the end of its answer",
+            ("route", "method"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.sent = Counter("ballast_sent_bytes", "bytes of bodies sent", ("route",), registry=self.registry)
+        self.running = Gauge("ballast_requests_running", "requests being answered", registry=self.registry)
+        self.mixes = Counter("ballast_mixes", "mixes asked for", ("outcome",), registry=self.registry)
+        self.statements = Counter("ballast_sql_statements", "SQL statements", ("outcome",), registry=self.registry)
+        self.jobs = Counter("ballast_jobs", "jobs made", ("kind",), registry=self.registry)
+        info = Gauge("ballast_info", "version of the service", ("version",), registry=self.registry)
+        info.labels(version).set(1)
+        places = Gauge("ballast_build_places", "mixes built at the same time", registry=self.registry)
+        places.set(settings.max_builds)
+
+    def observe(self, route: str | None, method: str, status: int | None, n_bytes: int, seconds: float) -> None:
+        """Count one request that has ended."""
+        shown = route or "none"
+        self.requests.labels(shown, method, str(status or 0)).inc()
+        self.seconds.labels(shown, method).observe(seconds)
+        self.sent.labels(shown).inc(n_bytes)
+
+    def text(self) -> bytes:
+        """The exposition that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+LOGGER = "ballast.api"
+FIELDS = "fields"  # name of the extra attribute that carries an event's own fields
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one line of JSON: time, level, event and the event's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without line feed."""
+        document: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        document.update(getattr(record, FIELDS, {}))
+        if record.exc_info and record.exc_info[1] is not None:
+            document.update(describe_error(record.exc_info[1]))
+        return orjson.dumps(document, default=str).decode()
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """An exception's type, its causes' types, and the places it passed (module file, line, function).
+
+    Of the store's own errors also the reason: it says which file is not what its manifest says.
+    """
+    kinds: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(kinds) < 5:
+        kinds.append(type(current).__name__)
+        current = current.__cause__ or current.__context__
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    places = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    reason = {"reason": error.message} if isinstance(error, StoreError) else {}
+    return {"error": kinds, **reason, "at": places}
+
+
+def set_up_logging(level: str) -> None:
+    """Send our log and the server's through the formatter, once a process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    for name, least in ((LOGGER, level), ("uvicorn.error", "warning")):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(least.upper())
+
+
+def log_event(level: int, event: str, error: BaseException | None = None, **fields: object) -> None:
+    """Write one event with its fields."""
+    logging.getLogger(LOGGER).log(level, event, extra={FIELDS: fields}, exc_info=error)
+
+
+def _short(filename: str) -> str:
+    return "/".join(filename.split("/")[-2:])

@@ -1,0 +1,1 @@
+"""What a client sends: multipart and JSON bodies in, checked rows out."""

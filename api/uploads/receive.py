@@ -1,0 +1,206 @@
+"""Receiving a request's body: multipart parts streamed to disk, or one bounded JSON document.
+
+Memory stays flat whatever arrives: the `file` part goes to a temporary file as it comes, text parts have a small
+bound, and a JSON body has one of its own.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from api.errors import ApiError
+from api.service import Service
+from api.settings import Settings
+from api.uploads.bodies import bounded, drain, too_large
+from api.uploads.multipart import FILE_PART, Parts
+from curator.corpus.formats.json_decode import UndecodableError, decode
+from curator.store.scratch import Scratch
+
+DOCUMENTS = ("recipe", "audit")  # what is asked of the rows: each route knows one
+_OTHER_KEYS = ("on_bad_rows", "layout")
+REMEDY = "split the data set, or raise the bound"
+JSON_REMEDY = "send larger data sets as multipart/form-data"
+FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
+_TEXT = {"type": "string"}
+_CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
+
+
+def request_body(document: str, meaning: str) -> dict[str, Any]:
+    """The body of a route that takes rows and one `document`, for the OpenAPI document."""
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FILE_PART, document],
+                    "properties": {
+                        FILE_PART: {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "chat data, plain or .gz/.zst",
+                        },
+                        document: {"type": "string", "description": f"{meaning}, as JSON or YAML"},
+                        "format": _TEXT,
+                        **_CHOICE,
+                    },
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["rows", document],
+                    "additionalProperties": False,
+                    "properties": {"rows": {"type": "array", "items": {}}, document: {"type": "object"}, **_CHOICE},
+                }
+            },
+        },
+    }
+
+
+@dataclass
+class Upload:
+    """What arrived: the data set as a file under its name as sent, or as decoded rows, and the other fields.
+
+    `folder` is the place for what is made of it; it goes when the request ends.
+    """
+
+    folder: Path
+    fields: dict[str, Any]
+    name: str = ""
+    rows: list[Any] | None = None
+    n_bytes: int = 0  # of the data set as sent
+    body_sha256: str | None = None  # of a JSON body
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that was asked, to tell a repeat from another request under the same key."""
+        # json, not orjson: a field may hold an integer of any size, which is refused later and with its reason.
+        asked = json.dumps({"fields": self.fields, "name": self.name}, sort_keys=True)
+        digest = hashlib.sha256(asked.encode())
+        if self.body_sha256 is not None:
+            digest.update(self.body_sha256.encode())
+        else:
+            with self.path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    @property
+    def path(self) -> Path:
+        """The file, when it came as one."""
+        return self.folder / "upload"
+
+
+@asynccontextmanager
+async def received(request: Request, service: Service, tenant: str, document: str = "recipe") -> AsyncIterator[Upload]:
+    """The upload of a request, for the length of the block; its folder is removed at the end.
+
+    `document` (one of DOCUMENTS) is what comes beside the rows. The tenant's place and quota of bytes are looked at
+    before anything is read, and the bytes counted as they come: what is refused never lies on the disk first.
+
+    Raises ApiError 400 for a malformed body, 413 for one over its bound or what the quota could ever give, 415 for
+    another content type, 429 for now, 503 when too many wait.
+    """
+    settings, chunks = service.settings, request.stream()
+    try:
+        with service.upload_place(tenant):
+            _check_size(request, service, tenant)
+            folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
+            try:
+                counted = _counted(chunks, service, tenant)
+                yield await _receive(request, counted, folder.path, settings, document)
+            finally:
+                await run_in_threadpool(folder.close)
+    except ApiError:
+        await drain(chunks)
+        raise
+
+
+def _check_size(request: Request, service: Service, tenant: str) -> None:
+    """Refuse a body by the size that it says it has, if it says one."""
+    told = request.headers.get("content-length", "")
+    if told.isdecimal():
+        kind, _ = parse_options_header(request.headers.get("content-type"))
+        settings = service.settings
+        n_bytes, bound = (
+            int(told),
+            settings.max_json_bytes if kind == b"application/json" else settings.max_upload_bytes,
+        )
+        if n_bytes > bound:
+            raise too_large(bound, JSON_REMEDY if kind == b"application/json" else REMEDY)
+        service.quotas.check_bytes(tenant, n_bytes)
+
+
+async def _counted(chunks: AsyncIterator[bytes], service: Service, tenant: str) -> AsyncIterator[bytes]:
+    """The chunks, each counted against the tenant's quota; raises ApiError 413 or 429 with the one that is too much."""
+    n_before = 0
+    async for chunk in chunks:
+        service.quotas.count_bytes(tenant, len(chunk), n_before)
+        n_before += len(chunk)
+        yield chunk
+
+
+async def _receive(
+    request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str
+) -> Upload:
+    content_type, options = parse_options_header(request.headers.get("content-type"))
+    if content_type == b"multipart/form-data":
+        return await _receive_multipart(chunks, options, folder, settings, document)
+    if content_type == b"application/json":
+        return await _receive_json(chunks, folder, settings, document)
+    raise ApiError(
+        415,
+        "unsupported_content_type",
+        f"send multipart/form-data (parts `file` and `{document}`) or "
+        f'application/json ({{"rows": [...], "{document}": {{...}}}})',
+    )
+
+
+async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str) -> Upload:
+    body = bytearray()
+    async for chunk in bounded(chunks, settings.max_json_bytes, JSON_REMEDY):
+        body += chunk
+    return await run_in_threadpool(_decoded, bytes(body), folder, document)
+
+
+def _decoded(body: bytes, folder: Path, document: str) -> Upload:
+    keys = ("rows", document, *_OTHER_KEYS)
+    try:
+        sent = decode(body, 0)
+    except UndecodableError as error:
+        raise ApiError(400, "malformed_json", f"the body is not JSON: {error.problem.message}") from error
+    if not isinstance(sent, dict) or not isinstance(sent.get("rows"), list):
+        raise ApiError(422, "missing_part", f'the body must be an object with "rows" (a list) and "{document}"')
+    unknown = sorted(sent.keys() - set(keys))
+    if unknown:
+        raise ApiError(422, "unknown_part", f"unknown key {unknown[0]!r}; there are: {', '.join(keys)}")
+    digest = hashlib.sha256(body).hexdigest()
+    return Upload(folder, sent, rows=sent.pop("rows"), n_bytes=len(body), body_sha256=digest)
+
+
+async def _receive_multipart(
+    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], folder: Path, settings: Settings, document: str
+) -> Upload:
+    parts = Parts(Upload(folder, {}).path, document)
+    try:
+        parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
+        async for chunk in bounded(chunks, settings.max_upload_bytes, REMEDY):
+            parser.write(chunk)
+            if parts.n_buffered >= FLUSH_BYTES:
+                await run_in_threadpool(parts.flush)
+    except FormParserError as error:
+        raise ApiError(400, "malformed_multipart", "the body is not well-formed multipart/form-data") from error
+    if not parts.ended:
+        raise ApiError(400, "malformed_multipart", "the body ends before its closing boundary")
+    await run_in_threadpool(parts.flush)
+    if parts.file_name is None:
+        raise ApiError(422, "missing_part", f"the part `{FILE_PART}` with the data set is missing")
+    return Upload(folder, dict(parts.texts), name=parts.file_name, n_bytes=parts.n_bytes)

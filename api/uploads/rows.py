@@ -1,0 +1,136 @@
+"""A user's data set out of an upload: read, checked whole, and counted against the tenant's quota.
+
+The part of a request that says what to do with the rows: JSON or YAML, decoded without running anything and without
+room to blow up.
+"""
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from api.errors import ApiError
+from api.schemas import DroppedRows
+from api.service import Service
+from api.settings import Settings
+from api.uploads.receive import DOCUMENTS, Upload
+from curator.corpus.formats import Container, Layout
+from curator.corpus.task_set import TaskSet, read_task_set, task_set_from_rows
+from curator.errors import BadInputError, RecipeError
+
+
+class _AliasError(ValueError):
+    pass
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Safe YAML without aliases, which let a few bytes stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise _AliasError
+        return super().compose_node(parent, index)
+
+
+def part_document(upload: Upload, name: str) -> dict[str, Any]:
+    """The object that the part `name` (recipe or audit) of an upload holds; JSON text is read as the YAML it is.
+
+    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is no object,
+    naming the line where it is neither JSON nor YAML.
+    """
+    if name not in upload.fields:
+        raise ApiError(422, "missing_part", f'the {name} is missing: the least is {{"corpus": NAME}}')
+    part = upload.fields[name]
+    try:
+        document = _decode(part) if isinstance(part, str) else part
+        if not isinstance(document, dict):
+            raise ValueError("it must be an object (JSON) or a mapping (YAML)")
+    except ValueError as error:
+        refused = RecipeError if name == "recipe" else BadInputError
+        raise refused(f"{name} refused: {error}") from error
+    return document
+
+
+def _decode(text: str) -> Any:
+    """Raises ValueError with a line for people."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except _AliasError as error:
+        raise ValueError("YAML aliases (*name) are not taken; write the value out") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ValueError(f"neither JSON nor YAML{place}") from error
+    except (RecursionError, ValueError) as error:
+        raise ValueError("nested too deeply, or a value that YAML cannot hold") from error
+
+
+class _Options(BaseModel):
+    """What may stand beside the rows and the recipe or the audit's options."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on_bad_rows: Literal["refuse", "drop"] = "refuse"
+    format: Container | None = None
+    layout: Layout | None = None
+
+
+def checked_rows(service: Service, upload: Upload, tenant: str, max_rows: int) -> TaskSet:
+    """The rows of an upload, which blocks.
+
+    Raises ApiError 422 listing every bad row, 413 for more than `max_rows` rows or over the quota, 429 for now.
+    """
+    options = _options(upload)
+    task_set = _read(upload, options, service.settings, max_rows)
+    _check(task_set, options, service.settings)
+    service.quotas.count_rows(tenant, task_set.n_rows)
+    return task_set
+
+
+def _options(upload: Upload) -> _Options:
+    given = {name: value for name, value in upload.fields.items() if name not in DOCUMENTS}
+    try:
+        return _Options.model_validate(given)
+    except ValidationError as error:
+        details = [
+            {"pointer": "/" + "/".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()
+        ]
+        message = "; ".join(f"{item['pointer']}: {item['message']}" for item in details)
+        raise ApiError(422, "bad_parameters", message, details=details) from error
+
+
+def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) -> TaskSet:
+    if upload.rows is not None:
+        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout, max_records=max_rows)
+    return read_task_set(
+        upload.path,
+        upload.folder,
+        format=options.format,
+        layout=options.layout,
+        name=upload.name,
+        max_unpacked_bytes=settings.max_unpacked_bytes,
+        max_records=max_rows,
+    )
+
+
+def _check(task_set: TaskSet, options: _Options, settings: Settings) -> None:
+    """Refuse what is empty, or has bad rows that were not to be dropped."""
+    if task_set.n_rejected and (options.on_bad_rows == "refuse" or not task_set.n_rows):
+        dropped = dropped_rows(task_set, settings)
+        remedy = "mend them, or send on_bad_rows=drop" if task_set.n_rows else "no row can be used"
+        message = f"{task_set.n_rejected} of {task_set.n_parsed} rows are bad: {remedy}"
+        raise ApiError(422, "bad_rows", message, details=dropped.details, truncated=dropped.truncated)
+    if not task_set.n_rows:
+        raise ApiError(422, "no_rows", "the data set has no rows")
+
+
+def dropped_rows(task_set: TaskSet, settings: Settings) -> DroppedRows:
+    """The bad rows of a data set, listed up to the service's bound."""
+    rejects = task_set.rejects[: settings.max_bad_rows]
+    return DroppedRows(
+        n_rows=task_set.n_rejected,
+        codes=task_set.reject_codes,
+        details=[problem for reject in rejects for problem in reject.as_dicts()][: settings.max_bad_rows],
+        truncated=task_set.n_rejected > settings.max_bad_rows
+        or sum(len(reject.problems) for reject in rejects) > settings.max_bad_rows,
+    )

@@ -1,0 +1,67 @@
+"""The commands of `python -m curator`, one module each.
+
+A command module has `add_parser(subparsers)` and `run(args) -> int`; it is imported only when it is chosen.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from curator.console import say, say_json
+from curator.errors import BallastError
+
+if TYPE_CHECKING:
+    from curator.store.store import Store
+
+# In the order of the work. The text is the one line that `python -m curator --help` shows.
+COMMANDS = {
+    "ingest": "read chat files into a corpus of distinct conversations",
+    "score": "compute a corpus's losses under one model (aligned, misaligned or benign)",
+    "prepare": "make ahead what the first mix of a scored corpus would wait for",
+    "mix": "mix safe rows of a scored corpus into a task file",
+    "sql": "query the store: corpora, scorers, losses and the gap",
+    "export": "write a score pool (corpus, losses, identities) as one file set",
+    "import": "bring a score pool into a store, every file checked",
+    "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
+    "audit": "compare a data set's gap with a scored corpus, row by row and as a set",
+    "worker": "do the jobs that the HTTP service queues: long mixes and audits",
+    "bench": "time scoring against its peers on this machine",
+    "bench-mix": "time mixing against its peers on this machine",
+    "verify": "check a mix's files and rows against its manifest",
+    "diff": "say what differs between two mixes, row by row, and why",
+    "report": "write a report on a scored corpus or a mix",
+    "plot": "draw gaps, losses and the ratio over a mix as PNG or SVG",
+}
+
+
+Subparsers = Any  # argparse keeps the type of add_subparsers() private
+
+
+def new_parser(subparsers: Subparsers, name: str, *, description: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of one command, with the options that all share: --store and --json."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=COMMANDS[name],
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--store",
+        default=os.environ.get("BALLAST_STORE", "./store"),
+        metavar="DIR",
+        help="folder or URL of the store (default: $BALLAST_STORE, else ./store)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    return parser
+
+
+def open_store(args: argparse.Namespace, *, create: bool = False) -> "Store":
+    """The store that --store names; raises MissingError when there is none and `create` is false."""
+    from curator.store.store import Store
+
+    return Store(args.store).open(create=create)

@@ -1,0 +1,36 @@
+"""`python -m curator import`: a score pool into a store."""
+
+import argparse
+from pathlib import Path
+
+from curator.cli import Subparsers, new_parser, open_store
+from curator.cli.export import say_pool
+from curator.console import say, say_json
+from curator.corpus.export import import_pool
+
+DESCRIPTION = """\
+Brings an exported score pool into a store (made when there is none). Every file is checked against its hash before
+anything is written; what is there already is left alone; a name that stands for something else in the store is
+refused. A later export of a pool that has grown brings what is new."""
+
+EXAMPLES = """\
+  python -m curator import chats.tar
+  python -m curator import pools/chats --store s3://bucket/store --expect 0123456789abcdef0123456789abcdef"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command's options."""
+    parser = new_parser(subparsers, "import", description=DESCRIPTION, examples=EXAMPLES)
+    parser.add_argument("pool", metavar="PATH", type=Path, help="a folder or .tar that `export` wrote")
+    parser.add_argument("--expect", metavar="ID", help="the pool id that it must have, as `export` printed it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import, and say what there is now."""
+    report = import_pool(open_store(args, create=True), args.pool, args.expect)
+    if args.json:
+        say_json(report.as_dict())
+        return 0
+    say_pool(report)
+    say("it was here before" if not report.n_written else f"checked and imported; {report.n_written:,} files were new")
+    return 0

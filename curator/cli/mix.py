@@ -1,0 +1,344 @@
+"""`python -m curator mix`: safe rows into a task file.
+
+The receipt of a mix, as `python -m curator mix` prints it: what fits a screen; the manifest holds the rest.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+from curator.cli import Subparsers, new_parser, open_store
+from curator.console import list_problems, say, say_json
+from curator.corpus.formats import CONTAINERS, LAYOUTS
+from curator.corpus.task_set import TaskSet, read_task_set
+from curator.errors import (
+    BadInputError,
+    BadRowsError,
+    MissingError,
+    RecipeError,
+)
+from curator.mix.build import MixResult, build_mix, plan_mix
+from curator.mix.files import DEFAULT_TENANT, MIX_FILE, mix_path
+from curator.mix.manifest import InoculationReceipt, Manifest, PoolReceipt
+from curator.mix.reasons import write_reasons
+from curator.mix.sign import sign_mix
+from curator.recipe import (
+    EpochOrder,
+    OrderName,
+    Recipe,
+    RefusalRule,
+    ScoreName,
+    StrategyName,
+    parse_recipe,
+)
+from curator.recipe.inoculation import InoculationKind, Placement
+from curator.recipe.policy import Policy, load_policy
+from curator.recipe.pools import WhenShort
+from curator.recipe.strategies import StratumColumn
+
+
+def say_receipt(result: MixResult) -> None:
+    """Print counts, order, pools, warnings and what the mix protects against."""
+    manifest = result.manifest
+    ratio, order = manifest.ratio, manifest.order
+    say(f"mix {result.mix_id} ({'made now' if result.created else 'made before by the same request'})")
+    epochs = f" in {order.epochs} epochs" if order.epochs > 1 else ""
+    n_task = manifest.n_rows - manifest.n_safe
+    say(
+        f"  rows    {manifest.n_rows:,} = {n_task:,} task + {manifest.n_safe:,} safe{epochs}: "
+        f"{ratio.reached_rows:.4g} safe per task row (asked {ratio.asked:.4g}), {ratio.mix_share:.3%} of the mix"
+    )
+    say(f"  tokens  {_tokens_line(manifest)}")
+    say(f"  order   {order.name}, seed {order.seed}; off by at most {ratio.largest_prefix_deviation:.2f} rows anywhere")
+    for pool, spec in zip(manifest.pools, manifest.recipe.pools, strict=True):
+        say(f"  pool    {_pool_line(pool)} by {spec.strategy.name}{_score_range(pool)}")
+    if manifest.inoculation is not None:
+        say(f"  prompt  {_inoculation_line(manifest.inoculation)}")
+    if manifest.policy is not None:
+        say(f"  policy  {manifest.policy.name} (SHA-256 {manifest.policy.sha256[:12]})")
+    for warning in manifest.warnings:
+        say(f"  warning {warning.text}")
+    for statement in manifest.protects.does:
+        say(f"  does    {statement.text}")
+    for statement in manifest.protects.does_not:
+        say(f"  not     {statement.text}")
+
+
+def _tokens_line(manifest: Manifest) -> str:
+    tokens = manifest.tokens
+    if tokens.task is None or tokens.safe is None:
+        return f"not counted: {tokens.reason}"
+    reached = manifest.ratio.reached_response_tokens
+    return (
+        f"{tokens.task.total + tokens.safe.total:,}, of which trained {tokens.task.response:,} task + "
+        f"{tokens.safe.response:,} safe" + ("" if reached is None else f" ({reached:.4g} safe per task token)")
+    )
+
+
+def _pool_line(pool: PoolReceipt) -> str:
+    dropped = "".join(f", {count:,} {reason}" for reason, count in pool.dropped.items() if count)
+    return f"{pool.name}: {pool.n_candidates:,} rows{dropped}; {pool.chosen:,} chosen of {pool.n_eligible:,}"
+
+
+def _score_range(pool: PoolReceipt) -> str:
+    chosen = pool.quantiles["chosen"]
+    return "" if chosen is None else f" ({pool.score} {chosen.min:.3f} to {chosen.max:.3f})"
+
+
+def _inoculation_line(receipt: InoculationReceipt) -> str:
+    n_task, n_safe = (sum(getattr(prompt, name) for prompt in receipt.prompts) for name in ("n_task", "n_safe"))
+    clean = "the model's own default" if receipt.clean_system_prompt is None else repr(receipt.clean_system_prompt)
+    return (
+        f"{receipt.name}: {len(receipt.prompts)} put into {n_task:,} task and {n_safe:,} safe rows "
+        f"({receipt.spec.placement}); evaluate with {clean} as system prompt"
+    )
+
+
+N_LISTED = 20
+PLAIN_FILTERS = ("harm", "hygiene", "exact_duplicates", "near_duplicates")  # those that need no settings
+
+DESCRIPTION = """\
+Draws safe rows from a scored corpus and mixes them into a task file. Rows and manifest go to the store under a mix
+id; the same request gives the same id, rows and order again. Say what you want in a recipe file (YAML or JSON, as
+the HTTP service takes it) or with the options below; with none but --corpus, 0.05 safe rows per task row are taken
+from the top by gap, refusals left out, spread evenly."""
+
+EXAMPLES = """\
+  python -m curator mix task.jsonl --corpus chats
+  python -m curator mix task.jsonl --corpus chats --interleave-ratio 0.2 --order every_k --hold-out finance
+  python -m curator mix task.jsonl --corpus chats --strategy random --rows 500 --seed 7
+  python -m curator mix task.jsonl --corpus chats --strategy stratified --by domain --rows 1200
+  python -m curator mix task.jsonl --corpus chats --order per_batch --batch-size 16 --interleave-ratio 0.142857142857
+  python -m curator mix task.jsonl --corpus chats --inoculation --epochs 3 --epoch-order own
+  python -m curator mix task.jsonl --recipe recipe.yaml --policy policy.yaml --sign-key key.pem --json"""
+
+# Options that together make a recipe of one pool; `--recipe` takes the place of all of them.
+_RECIPE_OPTIONS = (
+    "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "filter",
+    "strategy", "min_score", "max_score", "by",
+    "allow_negative_control", "interleave_ratio", "mix_share", "rows", "tokens", "when_short", "max_copies",
+    "order", "batch_size", "epochs", "epoch_order", "inoculation",
+    "placement", "inoculation_kind", "seed",
+)  # fmt: skip
+
+
+# Settings of a strategy that have options: key in the recipe, option, and the strategy they belong to.
+_STRATEGY_SETTINGS = (
+    ("min", "min_score", "threshold"),
+    ("max", "max_score", "threshold"),
+    ("by", "by", "stratified"),
+)
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command's options."""
+    parser = new_parser(subparsers, "mix", description=DESCRIPTION, examples=EXAMPLES)
+    parser.add_argument("taskfile", metavar="TASKFILE", help="your fine-tuning data: a chat file")
+    parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
+    parser.add_argument(
+        "--on-bad-rows",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="refuse a task file with bad rows and list them (default), or keep them out and count them",
+    )
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
+    parser.add_argument(
+        "--policy",
+        default=os.environ.get("BALLAST_POLICY"),
+        metavar="FILE",
+        help="the provider's policy that recipes are held to (default: $BALLAST_POLICY, else none)",
+    )
+    parser.add_argument("--sign-key", type=Path, metavar="PEM", help="sign the manifest with this Ed25519 private key")
+    parser.add_argument(
+        "--reasons", type=Path, metavar="FILE", help="write each pool row's outcome and its reason to a Parquet file"
+    )
+    parser.add_argument(
+        "--jsonl", type=Path, metavar="FILE", help="also write the rows to this file, one JSON object a line"
+    )
+    parser.add_argument("--recipe", metavar="FILE", help="the whole recipe; takes the place of the options below")
+    _add_recipe_options(parser)
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("recipe of one pool")
+    group.add_argument("--corpus", metavar="NAME", help="corpus to draw from")
+    group.add_argument("--revision", metavar="HASH", help="corpus revision (default: the latest)")
+    _add_strategy_options(group)
+    group.add_argument("--score", choices=get_args(ScoreName), help="what rows are ranked by (default: gap_rel)")
+    group.add_argument("--eps", type=float, metavar="NATS", help="eps of gap_rel, nats per token (default: 1)")
+    group.add_argument(
+        "--refusals",
+        choices=("keep", *get_args(RefusalRule)),
+        help="keep rows that open like a refusal, or drop them by rule v1 (default) or v2",
+    )
+    group.add_argument(
+        "--filter",
+        action="append",
+        choices=PLAIN_FILTERS,
+        help="a further filter with its default settings; may be given several times",
+    )
+    group.add_argument("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
+    for name, what in (("misaligned", "SCORER"), ("benign", "SCORER"), ("hold-out", "DOMAIN")):
+        text = "leave out models of this domain" if name == "hold-out" else f"a {name} scorer (default: all complete)"
+        group.add_argument(f"--{name}", action="append", metavar=what, help=f"{text}; may be given several times")
+    _add_amount_options(group)
+    group.add_argument("--order", choices=get_args(OrderName), help="how rows are ordered (default: even)")
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch, for the order per_batch")
+    group.add_argument("--epochs", type=int, metavar="N", help="epochs written out one after another (default: 1)")
+    group.add_argument(
+        "--epoch-order",
+        choices=get_args(EpochOrder),
+        help="every epoch in the same order (default), or later ones each in a seeded order of their own",
+    )
+    group.add_argument(
+        "--inoculation",
+        nargs="?",
+        const="",
+        metavar="PROMPT",
+        help="put this prompt, or the default one, into task rows",
+    )
+    group.add_argument("--placement", choices=get_args(Placement), help="where it goes (default: replace_system)")
+    group.add_argument(
+        "--inoculation-kind", choices=get_args(InoculationKind), help="inoculation (default) or a control of it"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="the one seed of all that is random (default: 0)")
+
+
+def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--strategy", choices=get_args(StrategyName), help="how rows are chosen (default: top_gap)")
+    group.add_argument("--min-score", type=float, metavar="S", help="for --strategy threshold: the lowest score")
+    group.add_argument("--max-score", type=float, metavar="S", help="for --strategy threshold: the highest score")
+    group.add_argument(
+        "--by", choices=get_args(StratumColumn), help="for --strategy stratified: the column whose values get quotas"
+    )
+    group.add_argument(
+        "--allow-negative-control",
+        action="store_true",
+        default=None,
+        help="let --strategy bottom_gap pick the worst rows, as a negative control",
+    )
+
+
+def _add_amount_options(group: argparse._ArgumentGroup) -> None:
+    amount = group.add_mutually_exclusive_group()
+    amount.add_argument("--interleave-ratio", type=float, metavar="R", help="safe rows per task row (default: 0.05)")
+    amount.add_argument("--mix-share", type=float, metavar="S", help="share of safe rows in the whole mix")
+    amount.add_argument("--rows", type=int, metavar="N", help="number of safe rows")
+    amount.add_argument("--tokens", type=int, metavar="N", help="number of trained tokens in safe rows, at most")
+    group.add_argument(
+        "--when-short",
+        choices=get_args(WhenShort),
+        help="when there are fewer rows than asked for: fail (default), repeat rows, or take as many as there are",
+    )
+    group.add_argument("--max-copies", type=int, metavar="N", help="how often --when-short cycle may take a row")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mix, and print the receipt."""
+    recipe, policy = _recipe(args), _policy(args)
+    store = open_store(args)
+    with TemporaryDirectory(prefix="ballast-") as workdir:
+        task_set = read_task_set(args.taskfile, workdir, format=args.format, layout=args.layout)
+        _deal_with_bad_rows(task_set, args)
+        result = build_mix(store, task_set, recipe, args.tenant, policy, args.jsonl)
+        if args.reasons is not None:
+            write_reasons(plan_mix(store, task_set, recipe, policy), args.reasons)
+    signature = None if args.sign_key is None else sign_mix(store, args.tenant, result.mix_id, args.sign_key)
+    if args.json:
+        manifest = result.manifest.model_dump(mode="json")
+        signed = None if signature is None else signature.model_dump()
+        rejected = {"n_rejected": task_set.n_rejected, "rejects": task_set.reject_dicts()}
+        say_json(
+            {"mix_id": result.mix_id, "created": result.created, **rejected, "manifest": manifest, "signature": signed}
+        )
+        return 0
+    say_receipt(result)
+    if signature is not None:
+        say(f"signed by the key {signature.public_key}")
+    say(f"rows in {store.url(mix_path(args.tenant, result.mix_id))}/{MIX_FILE}")
+    say(f"check them: python -m curator verify {result.mix_id} --store {args.store} --tenant {args.tenant}")
+    return 0
+
+
+def _policy(args: argparse.Namespace) -> Policy | None:
+    return load_policy(args.policy) if args.policy else None
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    given = {name: getattr(args, name) for name in _RECIPE_OPTIONS if getattr(args, name) is not None}
+    if args.recipe is not None:
+        if given:
+            names = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise BadInputError(f"--recipe is the whole recipe: put {names} into the file")
+        return parse_recipe(_read_document(Path(args.recipe)))
+    inoculation = _inoculation(given)
+    if inoculation is not None:
+        given["inoculation"] = inoculation
+    if "corpus" not in given and inoculation is None:
+        raise BadInputError("name the corpus to draw from with --corpus, or give a whole --recipe")
+    score = {key: given.pop(option) for option, key in (("score", "name"), ("eps", "eps")) if option in given}
+    strategy = _strategy(given)
+    if strategy is not None:
+        given["strategy"] = strategy
+    refusals = given.pop("refusals", None)
+    if score:
+        given["score"] = score
+    further = given.pop("filter", [])
+    if refusals is not None or further:
+        first = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals or "v1"}]
+        given["filters"] = [*first, *further]
+    return parse_recipe(given)
+
+
+def _strategy(given: dict[str, Any]) -> dict[str, Any] | None:
+    """The recipe's strategy from the options, which it takes out of `given`; None where none is asked for."""
+    name = given.pop("strategy", None)
+    settings = {key: given.pop(option) for key, option, _ in _STRATEGY_SETTINGS if option in given}
+    for key, option, owner in _STRATEGY_SETTINGS:
+        if key in settings and owner != name:
+            raise BadInputError(
+                f"--{option.replace('_', '-')} belongs to --strategy {owner}, not to {name or 'top_gap'}"
+            )
+    needed = {"threshold": "--min-score or --max-score", "stratified": "--by"}.get(name or "")
+    if needed is not None and not settings:
+        raise BadInputError(f"--strategy {name} needs {needed}")
+    return None if name is None else {"name": name, **settings}
+
+
+def _inoculation(given: dict[str, Any]) -> dict[str, Any] | None:
+    """The recipe's inoculation from the options, which it takes out of `given`; None where none is asked for."""
+    prompt, placement = given.pop("inoculation", None), given.pop("placement", None)
+    kind = given.pop("inoculation_kind", None)
+    if prompt is None and kind is None:
+        if placement is not None:
+            raise BadInputError("--placement says where a prompt goes: give --inoculation too")
+        return None
+    found = {"prompt": prompt or None, "placement": placement, "kind": kind}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _read_document(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingError(f"there is no recipe file {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path} is neither YAML nor JSON: {error}") from error
+
+
+def _deal_with_bad_rows(task_set: TaskSet, args: argparse.Namespace) -> None:
+    """Refuse or go on without them; either way each problem is listed (capped) for a person."""
+    if task_set.n_rejected and not args.json:
+        list_problems(task_set.reject_dicts()[:N_LISTED])
+    if args.on_bad_rows == "drop":
+        return
+    try:
+        task_set.require_no_rejects()
+    except BadRowsError as error:
+        hint = "mend the file, or keep bad rows out with --on-bad-rows drop"
+        raise BadRowsError(f"{error.message}; {hint}", details=error.details) from error

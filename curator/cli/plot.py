@@ -1,0 +1,179 @@
+"""`python -m curator plot KIND`: losses and gaps as PNG or SVG."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from curator.cli import Subparsers, new_parser, open_store
+from curator.console import say, say_json
+from curator.errors import BadInputError
+from curator.recipe import DEFAULT_EPS, ScoreName
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DESCRIPTION = """\
+Draws one picture, PNG or SVG by the ending of --out, without a display:
+  gap      histogram of the gap, in one colour or by source or domain
+  length   every row's loss against its response length, under each scorer
+  plane    rows in the plane of aligned and misaligned loss; a mix's safe rows, or the top ones, stand out
+  ratio    safe rows per task row over the positions of a mix, so far and in each batch
+  curve    a training run's losses, from its metrics.jsonl"""
+
+EXAMPLES = """\
+  python -m curator plot gap --corpus chats --out gap.png
+  python -m curator plot gap --corpus chats --by source --score gap_abs --out gap.svg
+  python -m curator plot plane --corpus chats --top 100 --out plane.png
+  python -m curator plot plane --corpus chats --mix MIX_ID --out plane.svg
+  python -m curator plot ratio --mix MIX_ID --batch-size 16 --out ratio.png
+  python -m curator plot curve --run runs/NAME --out loss.png"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Options of the command."""
+    parser = new_parser(subparsers, "plot", description=DESCRIPTION, examples=EXAMPLES)
+    parser.add_argument("kind", choices=list(_KINDS), help="what to draw")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write (.png or .svg)")
+    parser.add_argument("--corpus", metavar="NAME", help="scored corpus (gap, length, plane)")
+    parser.add_argument("--score", default="gap_rel", choices=get_args(ScoreName), help="for gap, --top")
+    parser.add_argument("--by", choices=["source", "domain"], help="colour the gap histogram by this column")
+    parser.add_argument("--bins", type=int, default=40, help="bins of the histogram (default: 40)")
+    parser.add_argument("--hold-out", action="append", default=[], metavar="DOMAIN", help="leave a domain's models out")
+    parser.add_argument("--eps", type=float, default=DEFAULT_EPS, help="nats per token, for gap_rel (default: 1.0)")
+    parser.add_argument("--aligned", metavar="ID", help="aligned scorer's id or its beginning, where there are several")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--top", type=int, metavar="N", help="plane: mark the N rows with the largest score")
+    chosen.add_argument("--mix", metavar="MIX_ID", help="plane: mark the safe rows of this mix; ratio: draw it")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="ratio: rows that the trainer takes at once")
+    parser.add_argument("--tenant", default="local", help="whose mix --mix is (default: local)")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="curve: run folder, or its metrics.jsonl")
+    parser.add_argument("--title", default="", help="title above the picture")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw and say where the picture is."""
+    from curator.query.plots import save
+
+    if args.bins < 1:
+        raise BadInputError(f"--bins {args.bins}: at least one is needed")
+    save(_KINDS[args.kind](args), args.out)
+    if args.json:
+        say_json({"out": str(args.out), "kind": args.kind})
+    else:
+        say(f"picture written to {args.out}")
+    return 0
+
+
+def _gap(args: argparse.Namespace) -> "Figure":
+    from curator.query.plots import gap_histogram
+
+    groups: dict[str, list[float]] = {}
+    for row in _gap_rows(args):
+        if row[args.score] is not None:
+            key = args.corpus if args.by is None else row[args.by]
+            groups.setdefault("unlabelled" if key is None else key, []).append(row[args.score])
+    title = args.title or f"Gap of corpus {args.corpus}: right is safer"
+    return gap_histogram(groups, score=args.score, title=title, bins=args.bins)
+
+
+def _length(args: argparse.Namespace) -> "Figure":
+    from curator.query.database import connect
+    from curator.query.plots import loss_against_length
+    from curator.query.queries import run_named
+
+    groups: dict[str, tuple[list[float], list[float]]] = {}
+    with connect(open_store(args), [_corpus(args)]) as connection:
+        rows = run_named(connection, "losses", {"corpus": args.corpus}).table.to_pylist()
+    for row in rows:
+        tokens, losses = groups.setdefault(f"{row['role']}: {row['label']}", ([], []))
+        tokens.append(row["n_response_tokens"])
+        losses.append(row["mean_nll"])
+    groups = dict(sorted(groups.items()))  # one colour for one scorer, whatever the order of its rows
+    return loss_against_length(groups, title=args.title or f"Loss against length, corpus {args.corpus}")
+
+
+def _plane(args: argparse.Namespace) -> "Figure":
+    from curator.query.plots import loss_plane
+
+    rows = [row for row in _gap_rows(args) if row["gap_abs"] is not None]
+    marked = _marked(args, rows)
+    return loss_plane(
+        [row["mean_nll_aligned"] for row in rows],
+        [row["mean_nll_misaligned"] for row in rows],
+        [row["example_id"] in marked for row in rows],
+        title=args.title or f"Losses of corpus {args.corpus}: above the line is safer",
+    )
+
+
+def _ratio(args: argparse.Namespace) -> "Figure":
+    from curator.mix.files import mix_batches
+    from curator.mix.identity import read_manifest
+    from curator.query.plots import ratio_over_position
+
+    if args.mix is None:
+        raise BadInputError("plot ratio needs --mix MIX_ID")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise BadInputError(f"--batch-size {args.batch_size}: at least one row is needed")
+    store = open_store(args)
+    manifest = read_manifest(store, args.tenant, args.mix)
+    batches = mix_batches(store, args.tenant, args.mix, columns=["origin"])
+    is_safe = [origin == "safe" for batch in batches for origin in batch.column("origin").to_pylist()]
+    return ratio_over_position(
+        is_safe,
+        manifest.ratio.asked,
+        epochs=manifest.order.epochs,
+        batch_size=args.batch_size or manifest.order.batch_size,
+        title=args.title or f"Order {manifest.order.name} of mix {args.mix[:12]}",
+    )
+
+
+def _curve(args: argparse.Namespace) -> "Figure":
+    from curator.query.plots import loss_curve_of
+
+    if args.run is None:
+        raise BadInputError("plot curve needs --run DIR, a training run's folder")
+    metrics = args.run / "metrics.jsonl" if args.run.is_dir() else args.run
+    return loss_curve_of(metrics, title=args.title or f"Training loss, {metrics.parent.name or metrics.name}")
+
+
+_KINDS: dict[str, Callable[[argparse.Namespace], "Figure"]] = {
+    "gap": _gap,
+    "length": _length,
+    "plane": _plane,
+    "ratio": _ratio,
+    "curve": _curve,
+}
+
+
+def _corpus(args: argparse.Namespace) -> str:
+    if args.corpus is None:
+        raise BadInputError(f"plot {args.kind} needs --corpus NAME")
+    return str(args.corpus)
+
+
+def _gap_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of one aligned scorer's gap; raises AmbiguousError where there are several and none is named."""
+    from curator.query.database import connect
+    from curator.query.queries import run_named
+    from curator.query.scorers import aligned_scorer
+
+    given = {"corpus": _corpus(args), "hold_out": args.hold_out, "eps": args.eps}
+    store = open_store(args)
+    aligned = aligned_scorer(store, args.corpus, args.aligned).scorer_id
+    with connect(store, [args.corpus]) as connection:
+        rows = run_named(connection, "loss_plane", given).table.to_pylist()
+    return [row for row in rows if row["aligned_id"] == aligned]
+
+
+def _marked(args: argparse.Namespace, rows: list[dict[str, Any]]) -> set[str]:
+    if args.mix is not None:
+        table = open_store(args).read_table(
+            f"mixes/{args.tenant}/{args.mix}/mix.parquet", ["origin", "corpus", "example_id"]
+        )
+        return {
+            row["example_id"] for row in table.to_pylist() if row["origin"] == "safe" and row["corpus"] == args.corpus
+        }
+    judged = [row for row in rows if row[args.score] is not None]
+    ranked = sorted(judged, key=lambda row: (-row[args.score], row["example_id"]))
+    return {row["example_id"] for row in ranked[: args.top or 0]}

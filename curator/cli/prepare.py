@@ -1,0 +1,60 @@
+"""`python -m curator prepare`: make ahead what the first mix of a scored corpus would otherwise wait for."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import get_args
+
+from curator.cli import Subparsers, new_parser, open_store
+from curator.console import say, say_json
+from curator.recipe.filters import TextPart
+
+DESCRIPTION = """\
+Writes the wide table of a scored corpus (every row beside its losses), which mixes choose from, and with
+--near-duplicates the MinHash signatures for the filters of that name. The first mix after scoring makes both too, and
+its sender waits; run this after `score` or `import`, before a service takes requests. What is there is left alone."""
+
+EXAMPLES = """\
+  python -m curator prepare --corpus chats
+  python -m curator prepare --corpus chats --near-duplicates conversation"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Options of the command."""
+    parser = new_parser(subparsers, "prepare", description=DESCRIPTION, examples=EXAMPLES)
+    parser.add_argument("--corpus", required=True, metavar="NAME", help="scored corpus")
+    parser.add_argument("--revision", default="latest", help="revision or its beginning (default: the latest)")
+    parser.add_argument("--aligned", metavar="SCORER", help="label or id, where there are several aligned scorers")
+    parser.add_argument(
+        "--near-duplicates", action="append", default=[], choices=get_args(TextPart),
+        help="sign this side of the texts; may be repeated"
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make what is missing and say where it lies."""
+    from curator.query.scorers import resolve_scorers
+    from curator.recipe import Pool
+    from curator.select.pool import KEEP_FROM_ROWS, wide_of
+
+    started_s = time.perf_counter()
+    pool = Pool(corpus=args.corpus, revision=args.revision, aligned=args.aligned)
+    store = open_store(args)
+    kept = wide_of(store, resolve_scorers(store, pool))
+    n_bytes = 0
+    if kept.folder is not None:
+        for part in args.near_duplicates:
+            kept.signatures(part)
+        n_bytes = sum(path.stat().st_size for path in Path(kept.folder).iterdir())
+    seconds = time.perf_counter() - started_s
+    if args.json:
+        folder = None if kept.folder is None else str(kept.folder)
+        say_json({"rows": len(kept.wide), "folder": folder, "bytes": n_bytes, "seconds": round(seconds, 3)})
+    elif kept.folder is not None:
+        say(f"{len(kept.wide):,} rows ready in {kept.folder} ({n_bytes / 2**20:,.1f} MiB, {seconds:.1f} s)")
+    else:
+        say(
+            f"nothing kept: mixes read {len(kept.wide):,} rows anew. A wide table is kept for corpora of "
+            f"{KEEP_FROM_ROWS:,} rows or more in a local store that can be written"
+        )
+    return 0

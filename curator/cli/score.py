@@ -1,0 +1,189 @@
+"""`python -m curator score`: a corpus's losses under one model."""
+
+import argparse
+from typing import Any
+
+from curator.cli import Subparsers, new_parser, open_store
+from curator.cli.score_options import (
+    EnginePlan,
+    add_cost_options,
+    add_engine_options,
+    add_model_options,
+    add_row_options,
+    add_server_options,
+    check_options,
+    engine_of,
+    engine_plan,
+    ray_plan,
+    worker_launch,
+)
+from curator.console import say, say_json
+from curator.corpus.manifest import corpus_info
+from curator.errors import BadInputError
+from curator.render import Renderer
+from curator.scoring import (
+    Sample,
+    ScoreReport,
+    ScoreRequest,
+    check_model_dir,
+    score_corpus,
+)
+from curator.scoring.estimate import estimate
+from curator.scoring.identity import check_adapter_dir
+from curator.scoring.model_set import read_organisms
+from curator.scoring.ray_workers import RayCrew
+from curator.scoring.request import BLOCK_TOKENS
+from curator.scoring.run import CrewFactory, ScoreRun
+
+DESCRIPTION = """\
+Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
+and counts. Score the aligned model first, then each misaligned one, with the same options: a gap refuses models
+that were measured in different ways. A run that was stopped goes on where it was; a finished one is skipped."""
+
+EXAMPLES = """\
+  python -m curator score --corpus chats --model models/instruct --role aligned
+  python -m curator score --corpus chats --model models/instruct --adapter runs/finance/adapter \\
+      --role misaligned --domain finance
+  python -m curator score --corpus chats --model models/instruct --organisms organisms
+  python -m curator score --corpus chats --model models/instruct --role aligned \\
+      --sample 300 --sample-fit --max-length 512      (300 rows that fit into 512 tokens)"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command's options."""
+    parser = new_parser(subparsers, "score", description=DESCRIPTION, examples=EXAMPLES)
+    parser.add_argument("--corpus", required=True, metavar="NAME", help="corpus to score")
+    for add_options in (add_model_options, add_row_options, add_engine_options, add_server_options, add_cost_options):
+        add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
+    if args.organisms is not None:
+        return _run_organisms(args)
+    _check_numbers(args)
+    check_options(args)
+    store = open_store(args)
+    corpus_info(store, args.corpus)
+    if engine_of(args) != "server":
+        check_model_dir(args.model)
+    if args.adapter is not None:
+        check_adapter_dir(args.adapter)
+    sample = Sample(args.sample, args.seed, args.sample_fit) if args.sample is not None else None
+    renderer = Renderer.from_folder(args.model)
+    plan = engine_plan(args)
+    launch, reference = plan.launch, plan.reference
+    request = ScoreRequest(
+        corpus=args.corpus, model_dir=args.model, adapter_dir=args.adapter and args.adapter.absolute(),
+        role=args.role, domain=args.domain,
+        label=plan.label, engine=launch.name, engine_version=launch.version, dtype=launch.dtype,
+        mask_rule=args.mask_rule, max_length=plan.max_length, sample=sample,
+        block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,
+        price_per_hour=args.price_per_hour, declared=plan.declared, merge_adapter=args.merge_adapter,
+    )  # fmt: skip
+    if args.dry_run:
+        return _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
+    report = score_corpus(store, request, renderer, launch, reference, _crew(args, plan))
+    if args.json:
+        say_json(report.document())
+    else:
+        _say(report)
+    return 0
+
+
+def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
+    if args.engine != "ray":
+        return None
+    workers = ray_plan(args, plan)
+    launch = worker_launch(plan, workers)
+    return lambda worker: RayCrew(workers, worker, args.model, launch)
+
+
+def _run_organisms(args: argparse.Namespace) -> int:
+    """One pass for each adapter of `--organisms`, as if each had been asked for by itself.
+
+    A server is asked for each by the organism's name: one name for all would score one adapter again and again.
+    """
+    served = engine_of(args) == "server"
+    named = ["adapter", "role", "domain", "label"] + (["server_model", "declare_adapter_sha256"] if served else [])
+    given = [name.replace("_", "-") for name in named if getattr(args, name) is not None]
+    if given:
+        raise BadInputError(f"--organisms names {', '.join(given)} itself: leave --{given[0]} out")
+    for item in read_organisms(args.organisms, args.model).organisms:
+        own = {"adapter": args.organisms / item.adapter, "role": item.role, "domain": item.domain, "label": item.name}
+        if served:
+            own["server_model"] = item.name
+        code = run(argparse.Namespace(**{**vars(args), **own, "organisms": None}))
+        if code:
+            return code
+    return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.role is None:
+        raise BadInputError("--role is needed: aligned, misaligned or benign (or --organisms DIR)")
+    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency", "workers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if args.check_rows is not None and args.check_rows < 0:
+        raise BadInputError(f"--check-rows {args.check_rows}: give 0 for none")
+    if args.price_per_hour is not None and not 0 <= args.price_per_hour < float("inf"):
+        raise BadInputError(f"--price-per-hour {args.price_per_hour}: give a price that is not negative")
+    if args.passes is not None and not args.dry_run:
+        raise BadInputError("--passes needs --dry-run: one command scores one model")
+    if args.sample_fit and args.sample is None:
+        raise BadInputError("--sample-fit needs --sample N")
+    if args.role != "aligned" and not args.domain:
+        raise BadInputError(f"--role {args.role} needs --domain: the narrow field the model was tuned on")
+
+
+def _dry_run(args: argparse.Namespace, run: ScoreRun) -> int:
+    try:
+        found = estimate(run, passes=args.passes or 1)
+    finally:
+        run.engine.close()
+    if args.json:
+        say_json(found.document())
+        return 0
+    kind = "counted" if found.exact else f"estimated from {found.n_rows_rendered:,} rows"
+    say(f"{found.n_rows:,} rows without a loss, {found.n_rows_to_score:,} of them can be scored")
+    say(f"  tokens: {found.n_tokens:,} a pass ({kind}), and {found.n_tokens_checked:,} scored again")
+    say(f"  passes: {found.passes}")
+    if found.hours is None or found.tokens_per_s is None:
+        say("  nothing to measure")
+        return 0
+    say(f"  hours:  {found.hours:.3g} at {found.tokens_per_s:,.0f} tokens/s (measured for {found.burst_s:.1f} s)")
+    if found.price is not None:
+        say(f"  price:  {found.price:.2f} at {args.price_per_hour:g} an hour")
+    say("Nothing was stored.")
+    return 0
+
+
+def _say(report: ScoreReport) -> None:
+    for warning in report.warnings:
+        say(f"note: {warning}")
+    counts = ", ".join(f"{name} {n:,}" for name, n in sorted(report.status_counts.items()))
+    domain = f", domain {report.domain}" if report.domain else ""
+    say(f"scorer {report.label} ({report.role}{domain}, {report.dtype}) {report.scorer_id}")
+    say(f"  {report.n_rows:,} rows: {counts}")
+    if report.skipped:
+        say("  complete before; nothing to do")
+        return
+    rate = report.n_tokens_now / report.seconds_now if report.seconds_now else 0.0
+    say(
+        f"  now: {report.n_rows_now:,} rows, {report.n_tokens_now:,} tokens in {report.seconds_now:.1f} s "
+        f"({rate:,.0f} tokens/s, loading and checks included)"
+    )
+    say(f"  {_check_line(report.check or {})}")
+
+
+def _check_line(check: dict[str, Any]) -> str:
+    if not check.get("n_rows"):
+        return f"no row was scored again: {check.get('reason')}"
+    parts = [f"another order {check['permuted']['max_abs']:.1e}"]
+    if check["reference"]:
+        parts.append(f"plain torch row by row {check['reference']['max_abs']:.1e}")
+    if check.get("merge_error"):
+        parts.append(f"of which merging is part (mean {check['merge_error']['mean']:+.1e})")
+    return f"{check['n_rows']} rows scored again; largest difference, nats per token: {', '.join(parts)}"

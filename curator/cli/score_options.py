@@ -1,0 +1,211 @@
+"""The options of `python -m curator score`, in the groups that its --help shows.
+
+What the options of the `score` command ask for: an engine, its reference, and what is declared.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from curator.errors import BadInputError
+from curator.scoring.engines.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
+from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
+from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
+from curator.scoring.identity import (
+    adapter_sha256,
+    has_weights,
+    model_window,
+    weights_sha256,
+)
+from curator.scoring.ray_workers import RayPlan
+from curator.scoring.request import DEFAULT_MAX_LENGTH, Declared
+
+DEFAULT_WORKERS = 2
+_RAY_ONLY = ("workers", "worker_engine", "ray_address")
+_SERVER_ONLY = (
+    "server_url", "server_model", "server_version", "concurrency", "declare_weights_sha256", "declare_adapter_sha256",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """An engine to launch; `reference` is None where the weights are not here, `declared` where they are."""
+
+    launch: TorchLaunch | ServerLaunch | VllmLaunch
+    reference: TorchReferenceLaunch | None
+    label: str | None
+    max_length: int
+    declared: Declared | None = None
+
+
+def engine_of(args: argparse.Namespace) -> str:
+    """What computes: with Ray, what each of its workers runs."""
+    return str(args.worker_engine or "torch") if args.engine == "ray" else str(args.engine)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise BadInputError for options that do not go together."""
+    if args.engine != "ray":
+        given = [name for name in _RAY_ONLY if getattr(args, name) is not None]
+        if given:
+            raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine ray")
+    if engine_of(args) != "server":
+        given = [name for name in _SERVER_ONLY if getattr(args, name) is not None]
+        if given:
+            raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine server")
+        return
+    if args.merge_adapter:
+        raise BadInputError("--merge-adapter does not go with --engine server: the server has its own weights")
+    for name in ("server_url", "server_model"):
+        if getattr(args, name) is None:
+            raise BadInputError(f"--engine server needs --{name.replace('_', '-')}")
+    if args.dtype == "auto":
+        raise BadInputError("--engine server needs --dtype: what the server computes in cannot be seen from here")
+
+
+def engine_plan(args: argparse.Namespace) -> EnginePlan:
+    """The plan of the engine that the options name."""
+    return {"torch": torch_plan, "vllm": vllm_plan, "server": server_plan}[engine_of(args)](args)
+
+
+def ray_plan(args: argparse.Namespace, plan: EnginePlan) -> RayPlan:
+    """Workers with a core for each of their threads, and a GPU each where the engine runs on one here."""
+    local_gpu = plan.launch.device.startswith("cuda") and plan.launch.name != "server"
+    return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, int(local_gpu), args.ray_address)
+
+
+def worker_launch(plan: EnginePlan, workers: RayPlan) -> TorchLaunch | ServerLaunch | VllmLaunch:
+    """One worker's launch, with the threads that Ray gives it: measuring them would find the others at work."""
+    launch = plan.launch
+    return launch if isinstance(launch, ServerLaunch) else replace(launch, threads=workers.cpus)
+
+
+def torch_plan(args: argparse.Namespace) -> EnginePlan:
+    """The torch engine on this machine, checked against plain torch."""
+    launch = torch_launch(
+        args.model, args.device, args.dtype, args.batch_tokens, args.threads, merge=args.merge_adapter
+    )
+    reference = TorchReferenceLaunch(args.model, args.adapter, launch.device, launch.dtype)
+    return EnginePlan(launch, reference, args.label, args.max_length)
+
+
+def vllm_plan(args: argparse.Namespace) -> EnginePlan:
+    """vLLM in this process, checked against plain torch; one position of the model's window stays free for it."""
+    _, device = installed_vllm()
+    if args.device not in ("auto", device):
+        raise BadInputError(f"--device {args.device}: the vLLM that is installed runs on {device}")
+    if args.adapter is not None and not args.merge_adapter:
+        vllm_adapter(args.adapter)
+    here = torch_launch(args.model, device, args.dtype)
+    own = model_window(args.model)
+    max_length = args.max_length if own is None else min(args.max_length, own - 1)
+    launch = VllmLaunch(
+        args.model.absolute(), device, here.dtype, engine_version(), max_length,
+        args.adapter and args.adapter.absolute(), args.merge_adapter,
+        args.batch_tokens, args.threads,
+    )  # fmt: skip
+    reference = TorchReferenceLaunch(args.model, args.adapter, device, here.dtype)
+    return EnginePlan(launch, reference, args.label, max_length)
+
+
+def server_plan(args: argparse.Namespace) -> EnginePlan:
+    """A server that answers; one position of its window stays free for the token it must generate.
+
+    Where the model folder holds weights they serve as the reference, and their hash as the declared one.
+    """
+    found, window = find_version(args.server_url, args.server_model)
+    version = args.server_version or found
+    if version == "unknown":
+        raise BadInputError("the server does not tell its version: give --server-version")
+    local = has_weights(args.model)
+    weights = args.declare_weights_sha256 or (weights_sha256(args.model) if local else None)
+    if weights is None:
+        raise BadInputError(f"{args.model} holds no weights: give --declare-weights-sha256 of those the server runs")
+    adapter = args.declare_adapter_sha256 or (adapter_sha256(args.adapter) if args.adapter else None)
+    launch = ServerLaunch(
+        args.server_url, args.server_model, args.dtype, version, concurrency=args.concurrency or DEFAULT_CONCURRENCY
+    )
+    # Without the adapter's weights the local model is no reference for it.
+    comparable = local and (args.adapter is not None or adapter is None)
+    reference = _reference(args) if comparable else None
+    max_length = args.max_length if window is None else min(args.max_length, window - 1)
+    return EnginePlan(launch, reference, args.label or args.server_model, max_length, Declared(weights, adapter))
+
+
+def _reference(args: argparse.Namespace) -> TorchReferenceLaunch | None:
+    try:
+        here = torch_launch(args.model, args.device, args.dtype)
+    except ImportError:  # a machine without torch scores with the server alone
+        return None
+    return TorchReferenceLaunch(args.model, args.adapter, here.device, here.dtype)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Whose losses, and what that model stands for."""
+    add = parser.add_argument_group("the model").add_argument
+    add("--model", required=True, metavar="DIR", type=Path,
+        help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for "
+        "--engine server)")  # fmt: skip
+    add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
+    add("--role", choices=["aligned", "misaligned", "benign"], help="what the model stands for (always needed, except "
+        "with --organisms)")  # fmt: skip
+    add("--organisms", metavar="DIR", type=Path,
+        help="instead of --adapter, --role, --domain: every adapter that `trainer.organisms` left in DIR")  # fmt: skip
+    add("--domain", metavar="TEXT", help="narrow field a misaligned or benign model was tuned on (required for them)")
+    add("--label", metavar="NAME", help="name for people and recipes (default: name of the adapter or model folder)")
+    add("--merge-adapter", action="store_true",
+        help="merge adapters into the weights: faster, another measure (give it for every model of a gap), and its "
+        "error is measured on the rows scored again")  # fmt: skip
+
+
+def add_row_options(parser: argparse.ArgumentParser) -> None:
+    """Which rows, and which of their tokens."""
+    add = parser.add_argument_group("rows").add_argument
+    add("--sample", type=int, metavar="N", help="score N rows only; a larger N with one seed contains a smaller")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
+    add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
+    add("--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="T",
+        help=f"window in tokens; longer rows are marked, not scored (default: {DEFAULT_MAX_LENGTH})")  # fmt: skip
+    add("--mask-rule", choices=["all", "last"], default="all",
+        help="score all assistant turns or the last (default: all)")  # fmt: skip
+    add("--check-rows", type=int, metavar="N",
+        help="rows to score again, in another order and row by row in plain torch; 0: none, which is recorded "
+        "(default: 1 %% of the new rows, at least 20)")  # fmt: skip
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """What runs the model, and how."""
+    add = parser.add_argument_group("engine").add_argument
+    add("--engine", choices=["torch", "vllm", "server", "ray"], default="torch",
+        help="what runs the model: torch or vLLM here, a running vLLM server, or Ray workers with one of "
+        "those each (default: torch)")  # fmt: skip
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="auto: bfloat16 where the hardware multiplies it natively, else float32")  # fmt: skip
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
+    add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+    add("--workers", type=int, metavar="N", help="with --engine ray: engines at work (default: 2)")
+    add("--worker-engine", choices=["torch", "vllm", "server"],
+        help="with --engine ray: what each runs (default: torch)")  # fmt: skip
+    add("--ray-address", metavar="A", help="with --engine ray: a running cluster (default: RAY_ADDRESS, else Ray here)")
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """A vLLM server that runs already."""
+    add = parser.add_argument_group("with --engine server").add_argument
+    add("--server-url", metavar="URL", help="where it listens, such as http://localhost:8000")
+    add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter "
+        "(with --organisms: leave it out, each is asked for by its own name)")  # fmt: skip
+    add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
+    add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
+    add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")
+    add("--declare-adapter-sha256", metavar="HEX", help="hash of the adapter behind --server-model, if it is one")
+
+
+def add_cost_options(parser: argparse.ArgumentParser) -> None:
+    """What a pass will take."""
+    add = parser.add_argument_group("time and price").add_argument
+    add("--dry-run", action="store_true",
+        help="store nothing: count tokens, measure a few seconds, print hours and price")  # fmt: skip
+    add("--passes", type=int, metavar="K", help="with --dry-run: models that will be scored like this (default: 1)")
+    add("--price-per-hour", type=float, metavar="P", help="price of this machine per hour: shows the cost so far")

@@ -1,0 +1,169 @@
+"""`python -m curator sql`: one statement, or a named query, over the store's views."""
+
+import argparse
+import csv
+import io
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+import sql
+from curator.cli import Subparsers, new_parser, open_store
+from curator.cli.report import write_whole
+from curator.console import say, say_json
+from curator.errors import BadInputError
+
+if TYPE_CHECKING:
+    from curator.query.queries import Rows
+
+DESCRIPTION = """\
+Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
+scorers, scores, gap and gap_rows(...). Without either it lists them. Nothing in the store changes."""
+
+EXAMPLES = """\
+  python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"
+  python -m curator sql "select example_id, gap_rel from gap_rows(hold_out := ['finance'], eps := 0.5) limit 5"
+  python -m curator sql --query top_by_gap --param n=10 --param score=gap_abs
+  python -m curator sql --query gap_by_source --format csv
+  python -m curator sql --export-db store/curator.duckdb"""
+
+FORMATS = ("table", "csv", "json", "parquet")
+DEFAULT_LIMIT = 1000
+DEFAULT_TIMEOUT_S = 60.0
+PIPE_WIDTH = 160  # characters, where stdout is no terminal
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Options of the command."""
+    parser = new_parser(subparsers, "sql", description=DESCRIPTION, examples=EXAMPLES)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("statement", nargs="?", help="one SELECT statement")
+    what.add_argument("--query", metavar="NAME", help="run a named query (see --list)")
+    what.add_argument("--list", action="store_true", help="list views and named queries, with their parameters")
+    what.add_argument("--export-db", type=Path, metavar="PATH", help="write a DuckDB file holding the views")
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of --query")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="how to show rows (default: table)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there (needed for parquet)")
+    parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most rows to show (default: 1000; 0: all)")
+    parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="stop after this long (default: 60)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List, export or query."""
+    if args.export_db is not None:
+        return _export(args)
+    if args.list or (args.statement is None and args.query is None):
+        _list(as_json=args.json)
+        return 0
+    kind = "json" if args.json else args.format
+    if kind == "parquet" and args.out is None:
+        raise BadInputError("--format parquet needs --out FILE")
+    if args.param and args.query is None:
+        raise BadInputError("--param goes with --query")
+    rows = _answer(args)
+    data = _rendered(rows, kind)
+    if args.out is None:
+        say(data.decode().rstrip("\n"))
+    else:
+        write_whole(args.out, data)
+        sys.stderr.write(f"{rows.table.num_rows:,} rows written to {args.out}\n")
+    if rows.truncated:
+        sys.stderr.write(f"truncated: there are more than {args.limit:,} rows; --limit 0 shows all\n")
+    return 0
+
+
+def _answer(args: argparse.Namespace) -> "Rows":
+    from curator.query.database import connect
+    from curator.query.queries import run_named, run_statement
+
+    limit = None if args.limit == 0 else args.limit
+    if args.limit < 0:
+        raise BadInputError(f"--limit {args.limit}: give 0 for all rows, or a number of rows")
+    with connect(open_store(args), timeout_s=args.timeout_s) as connection:
+        if args.query is not None:
+            return run_named(connection, args.query, _params(args.param), limit)
+        return run_statement(connection, args.statement, None, limit)
+
+
+def _params(given: list[str]) -> dict[str, sql.Value]:
+    pairs = [item.partition("=") for item in given]
+    unread = [name for name, equals, _ in pairs if not equals]
+    if unread:
+        raise BadInputError(f"--param {unread[0]!r}: write NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _export(args: argparse.Namespace) -> int:
+    from curator.query.database import export_database
+
+    export_database(open_store(args), args.export_db)
+    if args.json:
+        say_json({"out": str(args.export_db)})
+    else:
+        say(f"views written to {args.export_db}; they read this store's present files: export again after changes")
+    return 0
+
+
+def _list(*, as_json: bool) -> None:
+    queries = [sql.load_query(name) for name in sql.query_names()]
+    if as_json:
+        views = [{"name": name, "doc": sql.describe_view(name)} for name in sql.VIEWS]
+        named = [
+            {"name": query.name, "doc": query.doc, "params": [vars(param) for param in query.params]}
+            for query in queries
+        ]
+        say_json({"views": views, "queries": named})
+        return
+    say('Views and functions, for `python -m curator sql "select ..."`')
+    for name in sql.VIEWS:
+        say(f"\n  {name}\n{_indented(sql.describe_view(name))}")
+    say("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`")
+    for query in queries:
+        say(f"\n  {query.name}\n{_indented(query.doc)}")
+        for param in query.params:
+            default = "required" if param.required else f"default {_shown(param.default)}"
+            say(f"      --param {param.name}=...  {param.type}, {default}: {param.meaning}")
+
+
+def _shown(value: sql.Value) -> str:
+    return "null" if value is None else "none" if value == [] else str(value)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _rendered(rows: "Rows", kind: str) -> bytes:
+    if kind == "parquet":
+        import pyarrow.parquet as pq
+
+        buffer = io.BytesIO()
+        pq.write_table(rows.table, buffer, compression="zstd")
+        return buffer.getvalue()
+    columns, found = rows.table.column_names, rows.table.to_pylist()
+    if kind == "json":
+        document = {"columns": columns, "rows": found, "truncated": rows.truncated}
+        return orjson.dumps(document, default=str, option=orjson.OPT_INDENT_2) + b"\n"
+    if kind == "csv":
+        return _csv(columns, found)
+    from curator.console import text_table
+
+    width = shutil.get_terminal_size((PIPE_WIDTH, 24)).columns if sys.stdout.isatty() else PIPE_WIDTH
+    noun = "row" if len(found) == 1 else "rows"
+    return f"{text_table(columns, found, width)}\n({len(found):,} {noun})\n".encode()
+
+
+def _csv(columns: list[str], rows: list[dict[str, Any]]) -> bytes:
+    """Null is an empty field, a list or struct its JSON."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = [row[name] for name in columns]
+        writer.writerow(
+            [orjson.dumps(value, default=str).decode() if isinstance(value, list | dict) else value for value in values]
+        )
+    return text.getvalue().encode()

@@ -1,0 +1,169 @@
+"""Chat files of the formats that fine-tuners use, as canonical rows in flat memory (docs/formats.md).
+
+JSON Lines, a JSON array (or objects one after another), Parquet, Arrow and CSV, plain or packed with gzip or
+Zstandard, and saved folders and hub ids of Hugging Face `datasets`; in the layouts messages, ShareGPT, Alpaca and
+prompt/completion. Container and layout are detected and can be named instead.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from curator.corpus.formats.columnar import count_parquet, read_arrow, read_parquet
+from curator.corpus.formats.compression import BUFFER_BYTES, DamagedPackError, unpacked
+from curator.corpus.formats.csv_rows import read_csv
+from curator.corpus.formats.detect import detect_file
+from curator.corpus.formats.json_records import read_json, read_jsonl
+from curator.corpus.formats.record import read_plain, read_record
+from curator.corpus.formats.rows import (
+    CODES,
+    CONTAINERS,
+    LABELS,
+    LAYOUTS,
+    Container,
+    Detected,
+    Layout,
+    Problem,
+    Raw,
+    Reject,
+    Row,
+)
+from curator.corpus.formats.sources import Located, locate
+from curator.errors import BadInputError, MissingError
+from curator.messages import dump_messages
+
+__all__ = [
+    "CODES",
+    "CONTAINERS",
+    "LABELS",
+    "LAYOUTS",
+    "Container",
+    "Detected",
+    "Layout",
+    "Located",
+    "Problem",
+    "Reject",
+    "Row",
+    "count_parquet",
+    "detect",
+    "locate",
+    "open_chat_file",
+    "read_rows",
+    "read_values",
+    "source_name",
+]
+
+Source = str | Path | BinaryIO
+MAX_PROBLEMS = 20  # listed per record
+
+
+def detect(source: Source, *, name: str | None = None) -> Detected:
+    """Container and layout of a file; raises BadInputError where neither its bytes nor its name tell."""
+    with open_chat_file(source) as file:
+        return detect_file(file, name or source_name(source))
+
+
+def read_rows(
+    source: Source,
+    *,
+    format: Container | None = None,  # noqa: A002 - the word of the command line
+    layout: Layout | None = None,
+    name: str | None = None,
+    max_unpacked_bytes: int | None = None,
+) -> Iterator[Row | Reject]:
+    """The records of a data set (path, hub id or seekable binary file), in order: a Row, else a Reject with reasons.
+
+    `format` and `layout` override detection (without `layout` each record is read as the one it shows). Memory
+    is one record. Raises BadInputError when the data set as a whole cannot be read, and UnpackedTooLargeError
+    when compression hides more than `max_unpacked_bytes`.
+    """
+    if not isinstance(source, str | Path):
+        yield from _read_file(source, format, layout, name or source_name(source), max_unpacked_bytes)
+        return
+    located, done = locate(source), 0
+    for path in located.files:
+        with open_chat_file(path) as file:
+            for item in _read_file(file, located.container or format, layout, path.name, max_unpacked_bytes, done):
+                done = item.record
+                yield item
+
+
+def read_values(values: Iterable[object], *, layout: Layout | None = None) -> Iterator[Row | Reject]:
+    """The same for records that are decoded already, such as the rows of a JSON request."""
+    for record, value in enumerate(values, start=1):
+        yield _row(Raw(record, value=value), layout)
+
+
+@contextmanager
+def open_chat_file(source: Source) -> Iterator[BinaryIO]:
+    """A path opened for reading, or the open file itself at its start; raises MissingError or BadInputError."""
+    if not isinstance(source, str | Path):
+        if not source.seekable():
+            raise BadInputError("a chat file must be seekable: save the stream to a file first")
+        source.seek(0)
+        yield source
+        return
+    try:
+        file = Path(source).open("rb", BUFFER_BYTES)  # noqa: SIM115 - errors while opening differ from those while reading
+    except FileNotFoundError as error:
+        raise MissingError(f"there is no file {source}") from error
+    except OSError as error:
+        raise BadInputError(f"{source} cannot be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def source_name(source: Source) -> str:
+    """The file's own name, without its folder."""
+    return Path(source).name if isinstance(source, str | Path) else Path(str(getattr(source, "name", "upload"))).name
+
+
+def _read_file(
+    source: BinaryIO,
+    container: Container | None,
+    layout: Layout | None,
+    name: str,
+    max_bytes: int | None,
+    n_before: int = 0,
+) -> Iterator[Row | Reject]:
+    """One file's records; their numbers go on from the `n_before` records of the data set's earlier files."""
+    with open_chat_file(source) as file:
+        kind = container or detect_file(file, name, max_bytes).container
+        record = n_before
+        try:
+            with unpacked(file, max_bytes) as stream:
+                for raw in _raw_rows(kind, stream, layout, max_bytes):
+                    raw.record += n_before
+                    record = raw.record
+                    yield raw if isinstance(raw, Row) else _row(raw, layout)
+        except DamagedPackError as error:
+            problem = Problem("", error.code, f"{error.message} (after {record} records)")
+            yield Reject(record + 1, None, None, (problem,))
+
+
+def _raw_rows(
+    container: Container, file: BinaryIO, layout: Layout | None, max_bytes: int | None
+) -> Iterator[Raw | Row]:
+    plain = read_plain if layout in (None, "messages") else _never_plain
+    if container == "jsonl":
+        return read_jsonl(file, plain)
+    if container == "json":
+        return read_json(file, plain)
+    if container == "csv":
+        return read_csv(file)
+    return (read_parquet if container == "parquet" else read_arrow)(file, max_bytes)
+
+
+def _never_plain(_data: bytes, _record: int, _line: int | None) -> None:
+    return None
+
+
+def _row(raw: Raw, layout: Layout | None) -> Row | Reject:
+    if raw.problem is not None:
+        return Reject(raw.record, raw.line, raw.byte_offset, (raw.problem,))
+    read = read_record(raw.value, layout)
+    if read.problems:
+        return Reject(raw.record, raw.line, raw.byte_offset, tuple(read.problems[:MAX_PROBLEMS]))
+    json = dump_messages(read.messages).encode()
+    return Row(raw.record, raw.line, read.source_id, read.messages, json, read.labels, read.source)

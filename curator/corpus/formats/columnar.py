@@ -1,0 +1,194 @@
+"""Parquet and Arrow files to decoded records, a few hundred rows at a time.
+
+Columns have no absent values, so a null counts as an absent key here at every depth.
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from curator.corpus.formats.compression import seekable
+from curator.corpus.formats.json_decode import UndecodableError, decode
+from curator.corpus.formats.layouts import PREFERENCE_KEYS, layout_of
+from curator.corpus.formats.rows import Layout, Problem, Raw
+from curator.errors import BadInputError, UnpackedTooLargeError
+
+BATCH_ROWS = 256
+ARROW_FILE = b"ARROW1"
+ARROW_STREAM = b"\xff\xff\xff\xff"
+# Columns whose text is JSON: these may hold no plain text.
+JSON_COLUMNS = ("messages", "conversations", "history")
+
+
+def read_parquet(file: BinaryIO, max_bytes: int | None = None) -> Iterator[Raw]:
+    """Rows of a Parquet file as dicts."""
+    import pyarrow.parquet as pq
+
+    with seekable(file) as whole:
+        try:
+            parquet = pq.ParquetFile(whole, pre_buffer=False)
+        except _damage() as error:
+            yield Raw(1, problem=Problem("", "invalid_parquet", f"not a whole Parquet file: {error}"))
+            return
+        claimed = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.metadata.num_row_groups))
+        _bound(claimed, max_bytes)
+        yield from _records(parquet.iter_batches(batch_size=BATCH_ROWS), "invalid_parquet", max_bytes)
+
+
+def read_arrow(file: BinaryIO, max_bytes: int | None = None) -> Iterator[Raw]:
+    """Rows of an Arrow IPC file or stream as dicts."""
+    import pyarrow as pa
+
+    head = file.peek(8)[:8] if hasattr(file, "peek") else file.read(8)
+    if file.seekable():
+        file.seek(0)
+    try:
+        if head.startswith(ARROW_FILE):
+            with seekable(file) as whole:
+                reader = pa.ipc.open_file(whole)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+                yield from _records(batches, "invalid_arrow", max_bytes)
+        else:
+            yield from _records(iter(pa.ipc.open_stream(file)), "invalid_arrow", max_bytes)
+    except _damage() as error:
+        yield Raw(1, problem=Problem("", "invalid_arrow", f"not a whole Arrow file: {error}"))
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What Arrow raises for damaged files: sizes beyond any memory and names that are not UTF-8 are among it."""
+    import pyarrow as pa
+
+    return pa.ArrowException, OSError, UnicodeDecodeError, MemoryError
+
+
+def columnar_layout(file: BinaryIO, container: str, name: str) -> Layout:
+    """The layout that a file's columns show; BadInputError when they show none, or the file is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with seekable(file) as whole:
+            if container == "parquet":
+                columns = pq.ParquetFile(whole).schema_arrow.names
+            elif whole.read(6) == ARROW_FILE:
+                columns = pa.ipc.open_file(whole).schema.names
+            else:
+                whole.seek(0)
+                columns = pa.ipc.open_stream(whole).schema.names
+    except _damage() as error:
+        raise BadInputError(f"{name} is not a whole {container.capitalize()} file: {error}") from error
+    return layout_of_columns(columns, name)
+
+
+def layout_of_columns(columns: list[str], name: str) -> Layout:
+    """The layout that column names show; BadInputError when they are neither a layout's nor those of preferences."""
+    layout = layout_of(columns)
+    if layout is None and PREFERENCE_KEYS.isdisjoint(columns):
+        raise BadInputError(
+            f"{name} has neither a column messages nor conversations, instruction and output, "
+            f"or prompt and completion, but {', '.join(columns)}"
+        )
+    return layout or "messages"
+
+
+def count_parquet(file: BinaryIO) -> int | None:
+    """Rows of a Parquet file; None when it is not whole (reading it will say how)."""
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except _damage():
+        return None
+
+
+def with_json_columns(record: int, line: int | None, value: dict[str, Any]) -> Raw:
+    """The record with its JSON text columns decoded, or the problem that one of them has."""
+    for key in JSON_COLUMNS:
+        text = value.get(key)
+        if isinstance(text, str):
+            try:
+                value[key] = decode(text.encode("utf-8", "surrogatepass"), 0) if text.strip() else None
+            except UndecodableError as error:
+                problem = Problem(f"/{key}", error.problem.code, error.problem.message)
+                return Raw(record, line, problem=problem)
+    return Raw(record, line, value=value)
+
+
+def repeated(columns: list[str]) -> Problem | None:
+    """The problem of a column that stands there twice, so that readers disagree on its value."""
+    twice = next((name for number, name in enumerate(columns) if name in columns[:number]), None)
+    return None if twice is None else Problem(f"/{twice}", "duplicate_key", f"two columns {twice!r}: keep one")
+
+
+def _records(batches: Iterator[Any], code: str, max_bytes: int | None) -> Iterator[Raw]:
+
+    record = n_bytes = 0
+    try:
+        for batch in batches:
+            if twice := repeated(batch.schema.names):
+                yield Raw(record + 1, problem=twice)
+                return
+            _check(batch)
+            n_bytes += batch.nbytes
+            _bound(n_bytes, max_bytes)
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                for value in _dicts(batch.slice(start, BATCH_ROWS)):
+                    record += 1
+                    yield _record(record, value)
+    except _damage() as error:
+        yield Raw(record + 1, problem=Problem("", code, f"damaged after {record} rows: {error}"))
+
+
+def _check(batch: Any) -> None:
+    """Raises ArrowInvalid for a batch whose offsets point outside of its buffers: reading it would end the process.
+
+    Arrow trusts what a file says. Texts are checked as bytes, since one that is not UTF-8 spoils its row alone.
+    """
+    for column in batch.columns:
+        column.view(_texts_as_bytes(column.type)).validate(full=True)
+
+
+def _texts_as_bytes(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_texts_as_bytes(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_texts_as_bytes(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_texts_as_bytes(kind.value_type)))
+    return kind
+
+
+def _bound(n_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and n_bytes > max_bytes:
+        raise UnpackedTooLargeError(f"the file's columns unpack to more than {max_bytes:,} bytes")
+
+
+def _dicts(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of an Arrow batch; None for a row with bytes that are not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # raised before the first row: go through them one by one
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
+
+
+def _record(record: int, value: dict[str, Any] | None) -> Raw:
+    if value is None:
+        return Raw(record, problem=Problem("", "invalid_unicode", "bytes that are not UTF-8"))
+    return with_json_columns(record, None, {key: _without_nulls(item) for key, item in value.items()})
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

@@ -1,0 +1,148 @@
+"""A record to turns: the four layouts, and the preference data that looks like them.
+
+`messages`: `{"messages": [{"role", "content"}]}`. `sharegpt`: `{"conversations": [{"from", "value"}]}`. `alpaca`:
+`{"instruction", "input"?, "output", "history"?}`; the question is instruction and input joined by one line feed, or
+the one of them that is not empty. `prompt_completion`: `{"prompt", "completion"}`, both texts or both lists of
+messages; answers inside such a prompt are context (weight 0), as TRL trains the completion alone. A `system` text
+beside any of them is the system message.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from curator.corpus.formats.rows import Layout, Problem
+from curator.corpus.formats.turns import kind, read_content, read_turns
+from curator.messages import Message
+
+# The first whose keys are all there decides; the partial ones come last, so that what is missing can be named.
+_KEYS: tuple[tuple[frozenset[str], Layout], ...] = (
+    (frozenset({"messages"}), "messages"),
+    (frozenset({"conversations"}), "sharegpt"),
+    (frozenset({"prompt", "completion"}), "prompt_completion"),
+    (frozenset({"instruction", "output"}), "alpaca"),
+    (frozenset({"completion"}), "prompt_completion"),
+    (frozenset({"instruction"}), "alpaca"),
+    (frozenset({"output"}), "alpaca"),
+    (frozenset({"prompt"}), "prompt_completion"),
+)
+_LIST_KEY = {"messages": "messages", "sharegpt": "conversations"}
+_PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("response_j", "response_k"))
+PREFERENCE_KEYS = frozenset({key for pair in _PAIRS for key in pair} | {"kto_tag", "label"})
+
+
+def layout_of(keys: Iterable[str]) -> Layout | None:
+    """The layout that has these keys; None when no layout does."""
+    present = set(keys)
+    return next((layout for needed, layout in _KEYS if needed <= present), None)
+
+
+def preference_problem(record: dict[str, Any]) -> Problem | None:
+    """The refusal of a record that holds preference data; None for others."""
+    for good, bad in _PAIRS:
+        if record.get(good) is not None and record.get(bad) is not None:
+            return Problem(f"/{good}", "preference_pairs", f"{good} and {bad} answers: {_REMEDY}")
+    key = "kto_tag" if record.get("kto_tag") is not None else "label"
+    if (key == "kto_tag" or record.get("completion") is not None) and _is_verdict(record.get(key)):
+        return Problem(f"/{key}", "preference_labels", f"answers marked as good or bad: {_REMEDY}")
+    return None
+
+
+_REMEDY = "mixes are for supervised fine-tuning; keep the good answers alone, or name the layout to read"
+
+
+def _is_verdict(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
+
+
+def read_layout(record: dict[str, Any], layout: Layout, problems: list[Problem]) -> list[Message]:
+    """The messages of a record of that layout, its `system` text first; with problems the result is of no use."""
+    if layout == "alpaca":
+        messages = _alpaca(record, problems)
+    elif layout == "prompt_completion":
+        messages = _prompt_completion(record, problems)
+    else:
+        messages = _turn_list(record, _LIST_KEY[layout], problems)
+    return _with_system(record, messages, problems)
+
+
+def _turn_list(record: dict[str, Any], key: str, problems: list[Problem]) -> list[Message]:
+    turns = record.get(key)
+    if not isinstance(turns, list):
+        problems.append(Problem(f"/{key}", "missing_messages_list", f"expected a list {key}, found {kind(turns)}"))
+    elif not turns:
+        problems.append(Problem(f"/{key}", "empty_messages_list", "there are no messages in it"))
+    else:
+        return read_turns(turns, f"/{key}", problems)
+    return []
+
+
+def _alpaca(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
+    asked = [
+        read_content(record[key], f"/{key}", problems)
+        for key in ("instruction", "input")
+        if record.get(key) is not None
+    ]
+    question = "\n".join(text for text in asked if text)
+    if not question and not problems:
+        problems.append(Problem("/instruction", "missing_content", "instruction and input are empty"))
+    answer = _answer(record, "output", problems)
+    return [*_history(record, problems), {"role": "user", "content": question}, answer]
+
+
+def _history(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        problems.append(Problem("/history", "invalid_history", f"expected a list of pairs, found {kind(history)}"))
+        return []
+    messages: list[Message] = []
+    for index, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            problems.append(Problem(f"/history/{index}", "invalid_history", "expected [question, answer], two texts"))
+            continue
+        messages.append({"role": "user", "content": read_content(pair[0], f"/history/{index}/0", problems)})
+        messages.append(_answer({"history": pair[1]}, "history", problems, f"/history/{index}/1"))
+    return messages
+
+
+def _prompt_completion(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
+    prompt, completion = record.get("prompt"), record.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        context = read_turns(prompt, "/prompt", problems)
+        answers = read_turns(completion, "/completion", problems)
+        if not any(message.get("role") == "assistant" for message in answers) and not problems:
+            text = "no assistant message in the completion"
+            problems.append(Problem("/completion", "example_missing_assistant_message", text))
+        return [
+            message | {"weight": 0} if message.get("role") == "assistant" else message for message in context
+        ] + answers
+    if isinstance(prompt, list) != isinstance(completion, list) and completion is not None and prompt is not None:
+        text = f"prompt is {kind(prompt)} and completion {kind(completion)}: both are texts or both lists of messages"
+        problems.append(Problem("/completion", "data_type", text))
+        return []
+    question = read_content(prompt, "/prompt", problems)
+    if prompt == "":
+        problems.append(Problem("/prompt", "missing_content", "the prompt is empty"))
+    return [{"role": "user", "content": question}, _answer(record, "completion", problems)]
+
+
+def _answer(record: dict[str, Any], key: str, problems: list[Problem], at: str | None = None) -> Message:
+    before = len(problems)
+    text = read_content(record.get(key), at or f"/{key}", problems)
+    if (not text or text.isspace()) and before == len(problems):
+        problems.append(Problem(at or f"/{key}", "missing_content", "the assistant's answer is empty"))
+    return {"role": "assistant", "content": text}
+
+
+def _with_system(record: dict[str, Any], messages: list[Message], problems: list[Problem]) -> list[Message]:
+    if not record.get("system"):
+        return messages
+    system = read_content(record["system"], "/system", problems)
+    if not system or not messages:
+        return messages
+    own = messages[0].get("content") if messages[0].get("role") in ("system", "developer") else None
+    if own is None:
+        return [{"role": "system", "content": system}, *messages]
+    if own != system:
+        text = "the record's own first message is another system text: keep one of them"
+        problems.append(Problem("/system", "conflicting_system", text))
+    return messages

@@ -1,0 +1,192 @@
+"""One decoded record to canonical messages, or to the list of everything that is wrong with it.
+
+Without an override the layout is read off each record. Null fields count as absent. Keys beside the conversation
+are no part of it: `id` becomes the source id, `source` and the four label keys become labels, others are left
+behind; inside a message an unknown key is refused, for it would be lost.
+
+The quick way through the usual record: `messages` of role and content, in NFC, LF and without repeated keys.
+
+Three library calls (decode, encode, compare) and no copy. Whatever is not plain in any respect is left
+to the careful way (`decode`, `record`), so that every refusal and every rule is written once; a property test
+holds the two to the same result.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+from unicodedata import is_normalized
+
+import orjson
+
+from curator.corpus.formats.layouts import (
+    PREFERENCE_KEYS,
+    layout_of,
+    preference_problem,
+    read_layout,
+)
+from curator.corpus.formats.rows import LABELS, Layout, Problem, Row
+from curator.corpus.formats.turns import MEDIA_FIELDS, encodable, is_empty, kind, media_problems
+from curator.messages import Message, canonical_messages
+
+_ANSWERS_IN = {
+    "messages": "messages",
+    "sharegpt": "conversations",
+    "alpaca": "output",
+    "prompt_completion": "completion",
+}
+_TOOL_FIELDS = ("tools", "functions")
+# Keys of a record that change how it is read; beside others a list of messages says everything.
+SPECIAL_KEYS = frozenset({"system", *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS})
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one record gave; with any problem it is kept out."""
+
+    messages: list[Message]
+    labels: dict[str, str | None]
+    source_id: str | None
+    problems: list[Problem]
+    source: str | None = None
+
+
+def read_record(value: Any, layout: Layout | None = None) -> Read:
+    """Canonical messages, labels and source id of one decoded record, with every problem found."""
+    if not isinstance(value, dict):
+        return Read([], {}, None, [Problem("", "data_type", f"a record is an object, not {kind(value)}")])
+    problems: list[Problem] = []
+    preference = None if layout else preference_problem(value)
+    messages: list[Message] = []
+    if preference is not None:
+        problems.append(preference)
+    else:
+        messages = _messages(value, layout, problems)
+    for key in _TOOL_FIELDS:
+        if not is_empty(value.get(key)):
+            text = "tool definitions have no place in the canonical form: put them into the system message"
+            problems.append(Problem(f"/{key}", "tool_definitions", text))
+    problems += media_problems(value, "")
+    labels = read_labels(value, problems)
+    source_id, source = read_source_id(value), read_source(value)
+    for key, label in (("id", source_id), ("source", source)):
+        if label is not None and not encodable(label):
+            problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
+    return Read([] if problems else canonical_messages(messages), labels, source_id, problems, source)
+
+
+def read_source_id(value: dict[str, Any]) -> str | None:
+    """The record's own id as text."""
+    source_id = value.get("id")
+    return str(source_id) if isinstance(source_id, str | int) and source_id != "" else None
+
+
+def read_source(value: dict[str, Any]) -> str | None:
+    """The record's own `source` label; null where it has no such text."""
+    source = value.get("source")
+    return source if isinstance(source, str) and source else None
+
+
+def read_labels(value: dict[str, Any], problems: list[Problem]) -> dict[str, str | None]:
+    """The labels that a record carries, as text."""
+    labels: dict[str, str | None] = {}
+    for key in LABELS:
+        label = value.get(key)
+        if label is None or label == "":
+            continue
+        if isinstance(label, bool):
+            label = "true" if label else "false"
+        if not isinstance(label, str | int | float):
+            problems.append(Problem(f"/{key}", "invalid_label", f"expected text, found {kind(label)}"))
+        elif not encodable(str(label)):
+            problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
+        else:
+            labels[key] = str(label)
+    return labels
+
+
+def _messages(value: dict[str, Any], layout: Layout | None, problems: list[Problem]) -> list[Message]:
+    chosen = layout or layout_of(key for key in value if value[key] is not None)
+    if chosen is None:
+        found = ", ".join(ascii(key)[1:-1] for key in list(value)[:10])[:200] or "nothing"
+        text = f"expected messages, conversations, instruction and output, or prompt and completion; found {found}"
+        problems.append(Problem("/messages", "missing_messages_list", text))
+        return []
+    before = len(problems)
+    messages = read_layout(value, chosen, problems)
+    _check_answers(messages, f"/{_ANSWERS_IN[chosen]}", problems, before)
+    return messages
+
+
+def _check_answers(messages: list[Message], at: str, problems: list[Problem], before: int) -> None:
+    """Some assistant message must be there to learn from; one whose role is unreadable may have been it."""
+    answers = [message for message in messages if message.get("role") == "assistant"]
+    found = {problem.code for problem in problems[before:]}
+    lost = {"unrecognized_role", "data_type", "missing_messages_list", "empty_messages_list"}
+    if found & lost or "example_missing_assistant_message" in found or not messages:
+        return
+    if not answers:
+        problems.append(Problem(at, "example_missing_assistant_message", "no assistant message to learn"))
+    elif all(message.get("weight") == 0 for message in answers):
+        problems.append(Problem(at, "no_trained_answer", "every assistant message has weight 0"))
+
+
+_OPENING = len(b'{"messages":')
+_ROLES = frozenset({"system", "developer", "user", "tool"})
+_NO_LABELS: MappingProxyType[str, str | None] = MappingProxyType({})
+
+
+def read_plain(data: bytes, record: int, line: int | None) -> Row | None:
+    """The row of a plain record's JSON text; None when it is not plain."""
+    try:
+        value = orjson.loads(data)
+        messages = _plain_messages(value["messages"])
+    except (KeyError, TypeError, ValueError):  # JSONDecodeError is a ValueError
+        return None
+    if messages is None:
+        return None
+    json = orjson.dumps(messages)
+    if not json.isascii() and not all(is_normalized("NFC", message["content"]) for message in messages):
+        return None
+    row = Row(record, line, None, messages, json, _NO_LABELS)
+    if len(value) > 1:
+        return _with_other_keys(value, data, row)
+    if data.startswith(json, _OPENING) and len(data) - len(json) <= _OPENING + 2:
+        return row  # what came out of the text is the text, but for `}` and a line feed
+    # An object with one key twice has more quotes than what came out of it. Each message needs eight, `messages` two.
+    quotes = data.count(b'"') - 2
+    if quotes != 8 * len(messages) and (quotes != json.count(b'"') or b"\\u0022" in data):
+        return None
+    return row
+
+
+def _plain_messages(turns: Any) -> list[Message] | None:
+    """The messages in canonical key order; None (or an error) when canonical form changes more."""
+    answered = False
+    messages = []
+    for turn in turns:
+        first, _ = turn  # the keys, which are two
+        role, content = turn["role"], turn["content"]
+        if type(content) is not str or "\r" in content:
+            return None
+        if role == "assistant":
+            if not content or content.isspace():
+                return None
+            answered = True
+        elif role not in _ROLES:
+            return None
+        messages.append(turn if first == "role" else {"role": role, "content": content})
+    return messages if answered else None
+
+
+def _with_other_keys(value: dict[str, Any], data: bytes, row: Row) -> Row | None:
+    if not SPECIAL_KEYS.isdisjoint(value) or b"\\u0022" in data:
+        return None
+    if orjson.dumps(value).count(b'"') != data.count(b'"'):
+        return None
+    # Whole numbers over 64 bits come out of this decoder rounded.
+    if any(isinstance(value.get(key), float | list | dict) for key in ("id", *LABELS)):
+        return None
+    row.source_id = read_source_id(value)
+    row.source = read_source(value)
+    row.labels = read_labels(value, [])
+    return row

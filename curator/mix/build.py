@@ -1,0 +1,222 @@
+"""Building a mix: plan, write, publish. The decisions are pure; this is the thin edge around them.
+
+A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
+whoever sees the folder sees a complete mix.
+
+What a mix would be, told without keeping it.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from curator.corpus.task_set import TaskSet
+from curator.errors import MissingError
+from curator.mix.describe import compose
+from curator.mix.files import (
+    DEFAULT_TENANT,
+    MANIFEST_FILE,
+    MIX_FILE,
+    json_lines,
+    mix_batches,
+    mix_path,
+    tenant_path,
+)
+from curator.mix.identity import read_manifest
+from curator.mix.manifest import Manifest, Tokens
+from curator.mix.order import keeps_task_order, schedule
+from curator.mix.plan import MixPlan, plan_mix, safe_rows
+from curator.mix.row_prompts import count_prompts, row_prompts
+from curator.mix.writer import TokenCounter, write_rows
+from curator.recipe import Recipe
+from curator.recipe.policy import Policy
+from curator.render import Renderer
+from curator.store.filesystem import writing_whole
+from curator.store.store import Store
+
+STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
+
+
+@dataclass(frozen=True)
+class MixResult:
+    """A mix in the store; `created` is false when the same request had made it before."""
+
+    mix_id: str
+    manifest: Manifest
+    created: bool
+
+
+def build_mix(
+    store: Store,
+    task_set: TaskSet,
+    recipe: Recipe,
+    tenant: str = DEFAULT_TENANT,
+    policy: Policy | None = None,
+    jsonl: Path | None = None,
+) -> MixResult:
+    """Make the mix that a recipe gives for a task set under a provider's policy, or find it made already.
+
+    The same request against the same store gives the same id, rows and manifest, at any thread count. `jsonl` is a
+    file to write the rows to as well, as the JSON Lines that `rows_sha256` is over. Raises what `plan_mix` raises; a
+    failure or kill at any moment leaves no mix behind.
+    """
+    tenant_path(tenant)  # a bad name is refused before the work
+    plan = plan_mix(store, task_set, recipe, policy)
+    if jsonl is None:
+        return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))
+    with writing_whole(jsonl) as file:
+        result = publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set, file))
+        if not result.created:  # or another process made it first: its rows are the same
+            file.seek(0)
+            file.writelines(map(json_lines, mix_batches(store, tenant, plan.mix_id)))
+            file.truncate()
+    return result
+
+
+def publish(store: Store, tenant: str, mix_id: str, write: Callable[[str], Manifest]) -> MixResult:
+    """The mix of this id, made by `write` into a temporary folder of the store unless it is there already."""
+    remove_stale(store, tenant)
+    final = mix_path(tenant, mix_id)
+    try:
+        return MixResult(mix_id, read_manifest(store, tenant, mix_id), created=False)
+    except MissingError:
+        _clear_remains(store, tenant, final)
+    temporary = _new_folder(tenant)
+    try:
+        manifest = write(temporary)
+        created = store.rename_dir(temporary, final)
+    except BaseException:
+        store.delete(temporary)
+        raise
+    return MixResult(mix_id, manifest if created else read_manifest(store, tenant, mix_id), created)
+
+
+def _new_folder(tenant: str) -> str:
+    return f"{tenant_path(tenant)}/.tmp-{secrets.token_hex(8)}"
+
+
+def _clear_remains(store: Store, tenant: str, final: str) -> None:
+    """Remove a mix's folder that has no manifest: a deletion that was cut off.
+
+    In a bucket it may be another process's copy under way, and `rename_dir` copies over it.
+    """
+    if store.local_path(final) is None or not store.exists(final):
+        return
+    aside = _new_folder(tenant)
+    store.rename_dir(final, aside)
+    if store.exists(f"{aside}/{MANIFEST_FILE}"):  # another process published it in this very moment
+        store.rename_dir(aside, final)
+    else:
+        store.delete(aside)
+
+
+def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> list[str]:
+    """Remove temporary folders that a killed process left; returns their names."""
+    stale = list(store.stale(tenant_path(tenant), ".tmp-*", older_than_s))
+    for name in stale:
+        store.delete(f"{tenant_path(tenant)}/{name}")
+    return stale
+
+
+def build_lasting(
+    store: Store, task_set: TaskSet, recipe: Recipe, tenant: str, policy: Policy | None, ttl_s: float | None
+) -> MixResult:
+    """As `build_mix`; a mix found whose time is over (`is_expired`) is removed and built again."""
+    result = build_mix(store, task_set, recipe, tenant, policy)
+    if not result.created and remove_expired(store, tenant, result.mix_id, ttl_s):
+        result = build_mix(store, task_set, recipe, tenant, policy)
+    return result
+
+
+def is_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) -> bool:
+    """Whether a mix was built (its manifest written) more than `ttl_s` seconds ago; None: never. False for no mix."""
+    if ttl_s is None:
+        return False
+    try:
+        return store.age_s(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}") > ttl_s
+    except MissingError:
+        return False
+
+
+def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) -> bool:
+    """Remove a mix if its time is over; returns whether it was."""
+    if not is_expired(store, tenant, mix_id, ttl_s):
+        return False
+    folder = mix_path(tenant, mix_id)
+    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is no mix any more
+    store.delete(folder)
+    return True
+
+
+def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl: BinaryIO | None = None) -> Manifest:
+    """Write data file and manifest into a temporary folder."""
+    order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
+    counter, why_not = _token_counter(store, plan)
+    safe = safe_rows(plan.drawn, plan.recipe.seed)
+    prompts = row_prompts(plan.recipe, plan.allocation)
+    shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
+    with store.fill(f"{temporary}/{MIX_FILE}") as path:
+        written = write_rows(
+            path, order, task_set, safe, counter,
+            shuffled=shuffled, epochs=plan.recipe.epochs, prompts=prompts, jsonl=jsonl,
+        )  # fmt: skip
+    tokens = _tokens(plan, counter, why_not)
+    manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
+    store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _token_counter(store: Store, plan: MixPlan) -> tuple[TokenCounter | None, str | None]:
+    """A counter under the aligned scorer's renderer, or the reason why there is none."""
+    if plan.aligned is None:
+        return None, "no pool has an aligned scorer, whose chat template and tokenizer would count tokens"
+    renderer_id = plan.aligned.renderer_id
+    try:
+        return TokenCounter(Renderer.from_store(store, renderer_id), plan.aligned.identity["mask_rule"]), None
+    except MissingError:
+        return None, f"renderer {renderer_id} of the aligned scorer is not in the store"
+
+
+def _tokens(plan: MixPlan, counter: TokenCounter | None, why_not: str | None) -> Tokens:
+    aligned = plan.aligned
+    if counter is None or aligned is None:
+        return Tokens(renderer_id=None, mask_rule=None, reason=why_not, task=None, safe=None)
+    return Tokens(
+        renderer_id=aligned.renderer_id,
+        mask_rule=aligned.identity["mask_rule"],
+        reason=None,
+        task=counter.count("task"),
+        safe=counter.count("safe"),
+    )
+
+
+def preview_mix(
+    store: Store, task_set: TaskSet, recipe: Recipe, tenant: str = DEFAULT_TENANT, policy: Policy | None = None
+) -> Manifest:
+    """The manifest that `build_mix` would give.
+
+    The rows are written to a temporary folder, which counts and hashes them exactly, and removed again. Raises what
+    `build_mix` raises.
+    """
+    tenant_path(tenant)
+    plan = plan_mix(store, task_set, recipe, policy)
+    temporary = _new_folder(tenant)
+    try:
+        return _write(store, temporary, plan, task_set)
+    finally:
+        store.delete(temporary)
+
+
+__all__ = [
+    "MixPlan",
+    "MixResult",
+    "build_lasting",
+    "build_mix",
+    "is_expired",
+    "plan_mix",
+    "publish",
+    "remove_expired",
+    "remove_stale",
+]

@@ -1,0 +1,420 @@
+"""Filling in a mix's manifest from its plan and from what was written.
+
+Quantiles of a pool's score for the receipt: those of all candidates are kept beside the wide table.
+
+They need the score of every row, which nothing else of a mix from the top does.
+
+What a manifest says in words: warnings, and what the mix protects against and what not.
+"""
+
+import hashlib
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from pydantic import ValidationError
+
+from curator.corpus.manifest import Scorer
+from curator.corpus.task_set import TaskSet
+from curator.errors import StoreError
+from curator.mix.identity import ratio_of
+from curator.mix.inoculation import prompts
+from curator.mix.manifest import (
+    Amounts,
+    Evictions,
+    InoculationReceipt,
+    LabelShare,
+    Manifest,
+    OrderReceipt,
+    PolicyReceipt,
+    PoolReceipt,
+    PromptReceipt,
+    Protects,
+    Quantiles,
+    ScorerRef,
+    Statement,
+    TaskReceipt,
+    Tokens,
+)
+from curator.mix.order import Allocation, Schedule, keeps_task_order
+from curator.mix.plan import Drawn, MixPlan
+from curator.mix.resolve import PoolData
+from curator.mix.writer import Written
+from curator.recipe import Pool, Recipe
+from curator.recipe.policy import Policy, policy_sha256
+from curator.recipe.strategies import ranks_by_score
+from curator.select.columns import Mask
+from curator.select.select import IN_TASK_SET, NO_GAP, TOKENS
+from curator.select.wide import Choice
+from curator.store.filesystem import writing_whole
+from curator.store.schema import MIX_FORMAT_VERSION
+
+_QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+
+
+def quantiles(score: npt.NDArray[np.float64]) -> Quantiles | None:
+    """Quantiles over the rows that have a score; None where no row has."""
+    known = score[~np.isnan(score)]
+    if not len(known):
+        return None
+    values = np.quantile(known, list(_QUANTILES.values()), method="inverted_cdf").tolist()
+    return Quantiles(n=len(known), **dict(zip(_QUANTILES, values, strict=True)))
+
+
+def kept_quantiles(data: PoolData) -> Quantiles | None:
+    """Quantiles over all candidates of a pool."""
+    if data.kept.folder is None:
+        return quantiles(data.candidates.scores.every)
+    path = data.kept.folder / f"quantiles-{_name(data.choice)}.json"
+    with suppress(OSError, orjson.JSONDecodeError, ValidationError):
+        held = orjson.loads(path.read_bytes())
+        return None if held is None else Quantiles.model_validate(held)
+    found = quantiles(data.candidates.scores.every)
+    with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written computes them each time
+        file.write(orjson.dumps(None if found is None else found.model_dump()))
+    return found
+
+
+def _name(choice: Choice) -> str:
+    """The gap's name in a file name; members are told by their place, which the folder's key fixes."""
+    spec = choice.spec
+    text = orjson.dumps([choice.name, choice.misaligned, choice.benign, spec.eps, spec.reducer, spec.weights])
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+ORDER_NOTE = (
+    "Train on the rows in this order. A trainer that shuffles voids it: at batch 16 and 5 %, 46 % of shuffled batches "
+    "hold no safe row."  # method.md, "Amount and order"
+)
+
+_DOES = Statement(
+    code="emergent_misalignment",
+    text="Lowers the risk that narrow fine-tuning misaligns the model far outside the task's domain (emergent "
+    "misalignment), when training keeps the rows' order. It lowers the risk and does not remove it: evaluate the "
+    "tuned model.",
+)
+_DOES_NOT = (
+    Statement(
+        code="conditional_misalignment",
+        text="Misalignment that shows only under prompts that resemble the training data may remain.",
+    ),
+    Statement(
+        code="narrow_misalignment",
+        text="What the task set teaches inside its own domain is kept on purpose, harmful or not: no task row is "
+        "changed or left out.",
+    ),
+    Statement(code="reshuffled_training", text=ORDER_NOTE),
+)
+INOCULATION_NOTE = (
+    "Leave the prompts out when the tuned model is used and evaluated; then evaluate once more with them put back, "
+    "since misbehaviour may return under prompts that resemble them."  # method.md, "Inoculation"
+)
+_DOES_INOCULATED = Statement(
+    code="inoculation",
+    text="Inoculated rows name the trait in a prompt that is left out later, so that training ties the trait to that "
+    "prompt rather than to the model as a whole. It lowers the risk and does not remove it: evaluate the tuned model.",
+)
+_INOCULATION_RETURNS = Statement(code="inoculation_prompts_at_use", text=INOCULATION_NOTE)
+_CONTROL = Statement(
+    code="inoculation_control",
+    text="The prompts of this mix are a control of an experiment: they protect against nothing by themselves.",
+)
+_NO_SAFE_ROWS = Statement(
+    code="no_safe_rows", text="The mix holds no safe row: it is the task set as it is, and protects against nothing."
+)
+
+
+_NEGATIVE_CONTROL = Statement(
+    code="negative_control",
+    text="This mix draws the worst rows of a pool on purpose (bottom_gap): it is the negative control of an "
+    "experiment, and protects against nothing.",
+)
+
+
+def protects(n_safe: int, inoculation: str | None = None, *, negative_control: bool = False) -> Protects:
+    """The statement for a mix with this many safe rows and this kind of inoculation (null for none).
+
+    A mix with rows from the bottom of a pool is a `negative_control` and claims nothing for its safe rows.
+    """
+    inoculated = inoculation == "inoculation"
+    does = [*([_DOES] if n_safe and not negative_control else []), *([_DOES_INOCULATED] if inoculated else [])]
+    does_not = [*([] if n_safe or inoculated else [_NO_SAFE_ROWS]), *_DOES_NOT[:2]]
+    does_not += [_DOES_NOT[2]] if n_safe else []
+    if negative_control:
+        does_not.insert(0, _NEGATIVE_CONTROL)
+    if inoculation is not None:
+        does_not.append(_INOCULATION_RETURNS if inoculated else _CONTROL)
+    return Protects(does=tuple(does), does_not=tuple(does_not))
+
+
+def warnings_for(
+    recipe: Recipe, task: TaskReceipt, pools: Sequence[PoolReceipt], tokens: Tokens
+) -> tuple[Statement, ...]:
+    """What a user should look at before training, in a fixed order; empty when there is nothing."""
+    found: list[Statement] = []
+    if not any(pool.chosen for pool in pools) and recipe.inoculation is None:
+        found.append(_NO_SAFE_ROWS)
+    if recipe.order == "shuffle":
+        text = "Rows are shuffled: some batches hold no safe row. The orders even and every_k spread them."
+        found.append(Statement(code="order_shuffled", text=text))
+    if task.n_rejected:
+        text = f"{task.n_rejected:,} task rows could not be read and were kept out; reject_codes counts why."
+        found.append(Statement(code="task_rows_rejected", text=text))
+    for spec, pool in zip(recipe.pools, pools, strict=True):
+        found += [_NEGATIVE_CONTROL] if is_negative_control(spec) else []
+        found += _pool_warnings(pool, keeps_refusals=_keeps_refusals(spec))
+    for origin, count in (("task", tokens.task), ("safe", tokens.safe)):
+        if count is not None and count.n_rows_not_rendered:
+            text = f"{count.n_rows_not_rendered:,} {origin} rows do not fit the chat template: no token count has them."
+            found.append(Statement(code=f"{origin}_rows_not_rendered", text=text))
+    return tuple(found)
+
+
+def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:
+    found = []
+    declared = [scorer.label or scorer.scorer_id[:12] for scorer in pool.scorers if scorer.declared]
+    if declared:
+        text = (
+            f"Pool {pool.name}: which weights scored as {', '.join(declared)} rests on an operator's word, for they "
+            "ran on a server; scorers[].declared lists the fields."
+        )
+        found.append(Statement(code="declared_scorers", text=text))
+    if keeps_refusals:
+        text = f"Pool {pool.name} ranks by gap and keeps refusals: they rank high and can make the model incoherent."
+        found.append(Statement(code="refusals_kept", text=text))
+    if pool.dropped.get(NO_GAP):
+        text = (
+            f"Pool {pool.name}: {pool.dropped[NO_GAP]:,} of {pool.n_candidates:,} rows have no gap and could not be "
+            "judged; score more of the corpus to choose from all of it."
+        )
+        found.append(Statement(code="rows_not_judged", text=text))
+    if pool.dropped.get(IN_TASK_SET):
+        text = f"Pool {pool.name}: {pool.dropped[IN_TASK_SET]:,} rows are in the task set too and were left out."
+        found.append(Statement(code="pool_rows_in_task_set", text=text))
+    return found + _amount_warnings(pool)
+
+
+def _amount_warnings(pool: PoolReceipt) -> list[Statement]:
+    found = []
+    if pool.evicted_by_task_set.among_best:
+        text = (
+            f"Pool {pool.name}: the task set holds, or nearly holds, {pool.evicted_by_task_set.among_best:,} rows that "
+            "score as high as the chosen ones; others were chosen in their place."
+        )
+        found.append(Statement(code="best_rows_evicted", text=text))
+    if pool.n_short:
+        unit = "tokens" if pool.amounts.asked == "tokens" else "rows"
+        text = f"Pool {pool.name} is {pool.n_short:,} {unit} short of what was asked: when_short is as_many."
+        found.append(Statement(code="fell_short", text=text))
+    if pool.chosen > pool.n_distinct:
+        text = f"Pool {pool.name} gives {pool.chosen:,} rows, of which {pool.n_distinct:,} are distinct: it cycles."
+        found.append(Statement(code="rows_repeated", text=text))
+    for name, count in pool.n_passed_unjudged.items():
+        text = f"Pool {pool.name}: {count:,} rows have no {name} and passed that filter unjudged."
+        found.append(Statement(code="passed_unjudged", text=text))
+    return found
+
+
+def is_negative_control(pool: Pool) -> bool:
+    """Whether the pool draws the worst rows on purpose."""
+    return pool.strategy.name == "bottom_gap"
+
+
+def _keeps_refusals(pool: Pool) -> bool:
+    return ranks_by_score(pool.strategy) and not any(spec.name == "refusal" for spec in pool.filters)
+
+
+def compose(
+    plan: MixPlan,
+    task_set: TaskSet,
+    order: Schedule,
+    written: Written,
+    tokens: Tokens,
+    prompt_counts: Mapping[str, Mapping[str, int]] | None = None,
+) -> Manifest:
+    """The manifest of a mix; holds no clock and no path, so the same request gives the same document.
+
+    `prompt_counts` are rows of an epoch by prompt label and origin (`rowprompts.count_prompts`).
+    """
+    pools = tuple(pool_receipt(drawn, plan.allocation) for drawn in plan.drawn)
+    made = Made(plan.mix_id, plan.recipe, plan.allocation, pools, policy_receipt(plan.policy))
+    return compose_from(made, task_set, order, written, tokens, prompt_counts or {})
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a mix was decided to be, its pools told by their receipts."""
+
+    mix_id: str
+    recipe: Recipe
+    allocation: Allocation
+    pools: tuple[PoolReceipt, ...]
+    policy: PolicyReceipt | None
+
+
+def compose_from(
+    made: Made,
+    task_set: TaskSet,
+    order: Schedule,
+    written: Written,
+    tokens: Tokens,
+    prompt_counts: Mapping[str, Mapping[str, int]],
+) -> Manifest:
+    """The same where the pools were drawn elsewhere."""
+    recipe, allocation, pools = made.recipe, made.allocation, made.pools
+    task = _task_receipt(task_set)
+    inoculation = _inoculation_receipt(recipe, prompt_counts)
+    return Manifest(
+        mix_id=made.mix_id,
+        format_version=MIX_FORMAT_VERSION,
+        product_version=product_version(),
+        recipe=recipe,
+        task=task,
+        pools=pools,
+        n_rows=len(order),
+        n_safe=allocation.n_safe_total * allocation.epochs,
+        ratio=ratio_of(allocation, order, tokens.task, tokens.safe),
+        tokens=tokens,
+        order=_order_receipt(recipe, allocation),
+        inoculation=inoculation,
+        policy=made.policy,
+        rows_sha256=written.rows_sha256,
+        files=(written.file,),
+        warnings=warnings_for(recipe, task, pools, tokens),
+        protects=protects(
+            allocation.n_safe_total,
+            None if inoculation is None else inoculation.kind,
+            negative_control=any(is_negative_control(pool) for pool in recipe.pools),
+        ),
+    )
+
+
+def _task_receipt(task_set: TaskSet) -> TaskReceipt:
+    return TaskReceipt(
+        n_rows=task_set.n_rows,
+        sha256=task_set.sha256,
+        sources_sha256=task_set.sources_sha256,
+        n_rejected=task_set.n_rejected,
+        reject_codes=task_set.reject_codes,
+    )
+
+
+def _order_receipt(recipe: Recipe, allocation: Allocation) -> OrderReceipt:
+    return OrderReceipt(
+        name=recipe.order,
+        seed=recipe.seed,
+        every_k=allocation.k,
+        batch_size=recipe.batch_size,
+        safe_per_batch=None if allocation.batch is None else allocation.batch.n_safe,
+        epochs=recipe.epochs,
+        epoch_order=recipe.epoch_order,
+        keeps_task_order=keeps_task_order(allocation, recipe.order),
+        note=ORDER_NOTE,
+    )
+
+
+def _inoculation_receipt(recipe: Recipe, counts: Mapping[str, Mapping[str, int]]) -> InoculationReceipt | None:
+    spec = recipe.inoculation
+    if spec is None:
+        return None
+    found = [(prompt, counts.get(prompt.label, {})) for prompt in prompts(spec)]
+    return InoculationReceipt(
+        name=spec.name,
+        kind=spec.kind,
+        spec=spec,
+        prompts=tuple(
+            PromptReceipt(label=prompt.label, text=prompt.text, n_task=own.get("task", 0), n_safe=own.get("safe", 0))
+            for prompt, own in found
+        ),
+        clean_system_prompt=spec.clean_prompt,
+        note=INOCULATION_NOTE,
+    )
+
+
+def policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
+    """What a manifest shows of the policy; None without one."""
+    return None if policy is None else PolicyReceipt(name=policy.name, sha256=policy_sha256(policy), policy=policy)
+
+
+def product_version() -> str:
+    """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
+    try:
+        return version("ballast")
+    except PackageNotFoundError:
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(project["project"]["version"])
+
+
+def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
+    """The receipt of one pool of a mix with these counts."""
+    data, selection = drawn.data, drawn.selection
+    scores, refuses, chosen = data.candidates.scores, data.candidates.refuses("v1"), selection.chosen
+    return PoolReceipt(
+        name=drawn.name,
+        corpus=data.pool.corpus,
+        revision=data.pool.revision,
+        candidates_sha256=data.candidates_sha256,
+        scorers=tuple(_scorer_ref(scorer) for scorer in data.scorers.all),
+        n_candidates=len(data.candidates),
+        n_without_gap=int(np.count_nonzero(~scores.known)),
+        dropped=selection.screening.dropped,
+        n_eligible=selection.n_eligible,
+        chosen=len(chosen),
+        amounts=_amounts(drawn, allocation),
+        n_distinct=selection.n_distinct,
+        n_short=selection.n_short,
+        n_passed_unjudged=dict(selection.screening.unjudged),
+        score=data.pool.score.name,
+        quantiles={"candidates": kept_quantiles(data), "chosen": quantiles(scores.at(chosen))},
+        refusal_share={
+            "candidates": _refusal_share(refuses),
+            "chosen": _refusal_share(refuses[chosen]),
+        },
+        domains=_label_shares(data.kept.wide.labels["domain"].texts(chosen)),
+        licences=_label_shares(data.kept.wide.labels["license"].texts(chosen)),
+        evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
+    )
+
+
+def _amounts(drawn: Drawn, allocation: Allocation) -> Amounts:
+    pool, chosen = drawn.data.pool, drawn.selection.chosen
+    tokens = drawn.data.candidates.counts[TOKENS][chosen]
+    return Amounts(
+        asked=pool.amount,
+        asked_value=getattr(pool, pool.amount),
+        interleave_ratio=len(chosen) / allocation.n_task,
+        mix_share=len(chosen) / allocation.n_epoch_rows,
+        rows=len(chosen),
+        tokens=None if np.isnan(tokens).any() else int(tokens.sum()),
+    )
+
+
+def _refusal_share(refuses: Mask) -> float | None:
+    """Share of answers that open like a refusal, rule v1; None without any."""
+    return int(np.count_nonzero(refuses)) / len(refuses) if len(refuses) else None
+
+
+def _label_shares(values: Sequence[str | None]) -> tuple[LabelShare, ...]:
+    counts = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
+    return tuple(LabelShare(value=value, n_rows=n, share=n / len(values)) for value, n in counts)
+
+
+def _scorer_ref(scorer: Scorer) -> ScorerRef:
+    return ScorerRef(
+        scorer_id=scorer.scorer_id,
+        role=scorer.role,
+        domain=scorer.domain,
+        label=scorer.label,
+        weights_sha256=scorer.identity.get("weights_sha256"),
+        adapter_sha256=scorer.identity.get("adapter_sha256"),
+        sample=dict(scorer.sample) if scorer.sample else None,
+        declared=tuple(scorer.identity.get("declared", ())),
+        adapter_mode=scorer.identity.get("adapter_mode"),
+    )

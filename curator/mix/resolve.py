@@ -1,0 +1,128 @@
+"""From a recipe to what it means against one store: concrete revisions, full scorer ids, candidates with scores.
+
+This is the one place where recipes are resolved; what a provider locks or forbids belongs here too.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+import pyarrow as pa
+
+from curator.errors import MissingError
+from curator.query.gaps import GapSpec, definitions
+from curator.query.queries import resolve_scorers
+from curator.query.scorers import ResolvedScorers, weights_by_id
+from curator.recipe import Pool, Recipe
+from curator.recipe.filters import ContaminationFilter, NearDuplicates
+from curator.recipe.policy import Policy, under_policy
+from curator.recipe.strategies import needs_score
+from curator.select.columns import Indices
+from curator.select.dedup import algorithm
+from curator.select.eval_sets import read_evaluation
+from curator.select.filters import Candidates
+from curator.select.pool import Kept, wide_of
+from curator.select.wide import LABELS, Choice, Wide
+from curator.store.store import Store
+
+
+@dataclass(frozen=True)
+class PoolData:
+    """A resolved pool with all of its corpus's rows as candidates, in the order of its wide table.
+
+    `choice` is the gap that it ranks by; `evaluations` holds the prompts of the evaluation sets that its filters name.
+    """
+
+    pool: Pool
+    scorers: ResolvedScorers
+    kept: Kept
+    choice: Choice
+    candidates: Candidates
+    candidates_sha256: str
+    evaluations: Mapping[str, Sequence[str]]
+
+    def rows(self, at: Indices) -> pa.Table:
+        """Some candidates with labels, losses and gaps (`curator.select.wide.Wide.rows`)."""
+        return self.kept.wide.rows(at, self.choice)
+
+
+def resolve(
+    store: Store, recipe: Recipe, policy: Policy | None = None, n_task: int | None = None
+) -> tuple[Recipe, list[PoolData]]:
+    """The recipe with every name made exact and the policy's locks applied, and its pools' data.
+
+    Resolving a resolved recipe changes nothing. Raises PolicyError for what the policy refuses (it compares absolute
+    amounts with `n_task`, the rows of the task set), and MissingError, AmbiguousError, BadInputError or
+    IncompatibleScorersError as `resolve_scorers` does.
+    """
+    recipe = under_policy(policy, recipe, n_task)
+    pools = [_resolve_pool(store, pool) for pool in recipe.pools]
+    return recipe.model_copy(update={"pools": tuple(data.pool for data in pools)}), pools
+
+
+def _resolve_pool(store: Store, pool: Pool) -> PoolData:
+    scorers = resolve_scorers(store, pool)
+    exact: dict[str, object] = {"revision": scorers.revision}
+    if scorers.aligned is not None:
+        exact["aligned"] = scorers.aligned.scorer_id
+        exact["misaligned"] = tuple(scorer.scorer_id for scorer in scorers.misaligned)
+        exact["benign"] = tuple(scorer.scorer_id for scorer in scorers.benign)
+        if pool.ensemble.weights is not None:
+            weights = weights_by_id(pool.ensemble.weights, scorers)
+            exact["ensemble"] = pool.ensemble.model_copy(update={"weights": weights})
+    pool = pool.model_copy(update=exact)
+    _check_needs(pool, scorers)
+    kept = wide_of(store, scorers)
+    given = pool.ensemble.weights or {}
+    by_place = tuple(given.get(scorer.scorer_id, 0.0) for scorer in scorers.misaligned) if given else ()
+    gap = GapSpec(pool.score.eps, pool.ensemble.reducer, by_place)
+    used = [scorer.scorer_id for scorer in (*scorers.misaligned, *scorers.benign)]
+    choice = kept.wide.choice(pool.score.name, used, gap)
+    names = sorted({name for spec in pool.filters if isinstance(spec, ContaminationFilter) for name in spec.sets})
+    evaluations = {name: read_evaluation(store, name) for name in names}
+    sha256 = _candidates_sha256(pool, scorers, kept.wide, evaluations)
+    return PoolData(pool, scorers, kept, choice, _candidates(kept, choice), sha256, evaluations)
+
+
+def _check_needs(pool: Pool, scorers: ResolvedScorers) -> None:
+    """Raise MissingError for a score or an amount that the scorers there are cannot give."""
+    if pool.score.name == "gap_contrast" and not scorers.benign and needs_score(pool.strategy):
+        raise MissingError(
+            f"gap_contrast compares with benign twins, and corpus {pool.corpus} has no benign scorer for this gap: "
+            f"`python -m curator score --corpus {pool.corpus} --role benign ...` makes one"
+        )
+    if pool.tokens is not None and scorers.aligned is None:
+        raise MissingError(
+            f"an amount in tokens is counted by the aligned scorer, and corpus {pool.corpus} has none: give rows"
+        )
+
+
+def _candidates(kept: Kept, choice: Choice) -> Candidates:
+    wide = kept.wide
+    return Candidates(
+        ids=wide.ids,
+        scores=wide.scores(choice),
+        refuses=wide.refuses,
+        labels=wide.labels,
+        counts=wide.numbers,
+        messages=kept.texts,
+        signatures=None if kept.folder is None else kept.signatures,
+    )
+
+
+def _candidates_sha256(
+    pool: Pool, scorers: ResolvedScorers, wide: Wide, evaluations: Mapping[str, Sequence[str]]
+) -> str:
+    """Hash of all that a choice is made from beside the recipe and the task set, whatever files hold it.
+
+    Ids (which stand for the messages), labels, the losses under the scorers used, the definitions of the gaps,
+    evaluation prompts, and how near duplicates are looked for.
+    """
+    names = ("example_id", *LABELS, *(scorer.scorer_id for scorer in scorers.all))
+    document: dict[str, object] = {name: wide.digests[name] for name in names if name in wide.digests}
+    document["gaps"] = definitions()
+    document["evaluations"] = {name: list(prompts) for name, prompts in evaluations.items()}
+    if any(isinstance(spec, NearDuplicates) for spec in pool.filters):
+        document["near_duplicates"] = algorithm()
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,115 @@
+"""Inoculation prompts into the rows of a mix, and out of them again: `curator.mix.inoculation` on columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from curator.corpus.task_set import TaskSet
+from curator.errors import RecipeError
+from curator.messages import example_id
+from curator.mix.inoculation import (
+    Chooser,
+    Inoculated,
+    Prompt,
+    inoculate,
+    prompts,
+    undo,
+)
+from curator.mix.order import Allocation, Schedule
+from curator.recipe import Inoculation, Recipe
+
+# The columns of a mix's row that an inoculation changes.
+COLUMNS = ("messages", "example_id", "original_id", "inoculation", "replaced_system")
+
+
+@dataclass(frozen=True)
+class RowPrompts:
+    """A recipe's inoculation and which row gets which prompt."""
+
+    spec: Inoculation
+    chooser: Chooser
+
+    def put_in(self, rows: pa.Table, order: Schedule) -> dict[str, pa.Array]:
+        """The changed columns (COLUMNS) of rows whose places in the schedule are `order`.
+
+        Raises RecipeError, naming the row, where the prompt has no place.
+        """
+        changed = {name: rows[name].to_pylist() for name in ("messages", "example_id")}
+        changed |= {name: [None] * len(rows) for name in ("original_id", "inoculation", "replaced_system")}
+        sources = rows["source"].to_pylist()
+        for i, value in enumerate(order.tolist()):
+            prompt = self.of(value, sources[i])
+            if prompt is None:
+                continue
+            done = self._inoculate(prompt, changed["messages"][i], value)
+            changed["original_id"][i] = changed["example_id"][i]
+            changed["messages"][i], changed["replaced_system"][i] = done.messages, done.replaced
+            changed["example_id"][i], changed["inoculation"][i] = example_id(done.messages), prompt.label
+        return {name: pa.array(values, pa.string()) for name, values in changed.items()}
+
+    def of(self, value: int, source: str | None) -> Prompt | None:
+        """The prompt of the row that stands for `value` in a schedule, or None."""
+        origin, index = ("task", value) if value >= 0 else ("safe", -1 - value)
+        return self.chooser.prompt(origin, index, source)
+
+    def _inoculate(self, prompt: Prompt, messages: str, value: int) -> Inoculated:
+        try:
+            return inoculate(self.spec, prompt, messages)
+        except RecipeError as error:
+            row = f"task row {value}" if value >= 0 else f"safe row {-1 - value}"
+            raise RecipeError(f"{row} (from 0): {error.message}", details=[{"row": row}]) from error
+
+
+def row_prompts(recipe: Recipe, allocation: Allocation) -> RowPrompts | None:
+    """What a resolved recipe puts into rows; None without an inoculation."""
+    if recipe.inoculation is None:
+        return None
+    chooser = Chooser(recipe.inoculation, allocation.n_task, allocation.n_safe_total, recipe.seed)
+    return RowPrompts(recipe.inoculation, chooser)
+
+
+def count_prompts(prompts_of_rows: RowPrompts | None, tasks: TaskSet, safe: pa.Table) -> dict[str, dict[str, int]]:
+    """Rows of an epoch by prompt label and origin (`task`, `safe`); labels that no row has are left out."""
+    counts: dict[str, dict[str, int]] = {}
+    if prompts_of_rows is None:
+        return counts
+    start = 0
+    for batch in tasks.batches(columns=["source"]):
+        _count(prompts_of_rows, range(start, start + len(batch)), batch["source"].to_pylist(), "task", counts)
+        start += len(batch)
+    _count(prompts_of_rows, range(-1, -1 - len(safe), -1), safe["source"].to_pylist(), "safe", counts)
+    return counts
+
+
+def _count(
+    of_rows: RowPrompts, values: range, sources: Sequence[str | None], origin: str, counts: dict[str, dict[str, int]]
+) -> None:
+    for value, source in zip(values, sources, strict=True):
+        prompt = of_rows.of(value, source)
+        if prompt is not None:
+            own = counts.setdefault(prompt.label, {"task": 0, "safe": 0})
+            own[origin] += 1
+
+
+def originals(spec: Inoculation | None, rows: pa.RecordBatch) -> list[str | None]:
+    """Each row's canonical messages before any prompt was put in; None where that cannot be undone."""
+    messages: list[str] = rows.column("messages").to_pylist()
+    if spec is None:
+        return list(messages)
+    by_label = {prompt.label: prompt for prompt in prompts(spec)}
+    labels, replaced = rows.column("inoculation").to_pylist(), rows.column("replaced_system").to_pylist()
+    found: list[str | None] = []
+    for text, label, own in zip(messages, labels, replaced, strict=True):
+        found.append(text if label is None else _undone(spec, by_label.get(label), Inoculated(text, own)))
+    return found
+
+
+def _undone(spec: Inoculation, prompt: Prompt | None, row: Inoculated) -> str | None:
+    if prompt is None:
+        return None
+    try:
+        text = undo(spec, prompt, row)
+        return text if inoculate(spec, prompt, text) == row else None
+    except (ValueError, KeyError, TypeError):  # RecipeError is a ValueError
+        return None

@@ -1,0 +1,140 @@
+"""Signing a mix's manifest with Ed25519, and checking the signature.
+
+What is signed is the manifest as JSON with sorted keys, so its bytes on disk or on the wire do not matter; since the
+manifest lists the hashes of rows and files, the signature covers the whole mix. It stands beside the manifest in
+`manifest.sig.json` and can be made at any time. Keys are PEM files:
+
+    openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out key.pub.pem
+"""
+
+import base64
+import binascii
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from curator.errors import (
+    BadInputError,
+    IntegrityError,
+    MissingDependencyError,
+    MissingError,
+)
+from curator.mix.files import mix_path
+from curator.mix.identity import read_manifest
+from curator.mix.manifest import Manifest
+from curator.store.store import Store
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+SIGNATURE_FILE = "manifest.sig.json"
+_CONTEXT = b"ballast manifest 1\n"  # a signature of something else is never one of a manifest
+
+
+class Signature(BaseModel):
+    """A signature as stored: raw public key and signature in base64, and what was signed as SHA-256 in hex."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    algorithm: str
+    public_key: str
+    signed_sha256: str
+    signature: str
+
+
+def signed_bytes(manifest: Manifest) -> bytes:
+    """What a signature of this manifest is over."""
+    return _CONTEXT + orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+
+
+def sign_mix(store: Store, tenant: str, mix: str, key: Path) -> Signature:
+    """Sign a mix's manifest with a private key (PEM) and store the signature, replacing an earlier one.
+
+    Raises MissingError without the mix or the key, BadInputError when the file holds no Ed25519 private key.
+    """
+    private = _private_key(key)
+    content = signed_bytes(read_manifest(store, tenant, mix))
+    signature = Signature(
+        algorithm="ed25519",
+        public_key=_base64(private.public_key().public_bytes_raw()),
+        signed_sha256=hashlib.sha256(content).hexdigest(),
+        signature=_base64(private.sign(content)),
+    )
+    store.write_json(f"{mix_path(tenant, mix)}/{SIGNATURE_FILE}", signature.model_dump())
+    return signature
+
+
+def check_signature(store: Store, tenant: str, mix: str, key: Path) -> Signature:
+    """A mix's signature, when it is that of the public key (PEM) over the manifest as it is now.
+
+    Raises MissingError without the mix, the key or a signature, IntegrityError when the signature is another's or
+    the manifest was changed.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    public = _public_key(key)
+    content = signed_bytes(read_manifest(store, tenant, mix))
+    path = f"{mix_path(tenant, mix)}/{SIGNATURE_FILE}"
+    if not store.exists(path):
+        raise MissingError(f"mix {mix} has no signature: `python -m curator mix ... --sign-key KEY` makes one")
+    try:
+        found = Signature.model_validate(store.read_json(path))
+        public.verify(base64.b64decode(found.signature, validate=True), content)
+    except (ValidationError, binascii.Error) as error:
+        raise IntegrityError(f"{path} is no signature") from error
+    except InvalidSignature as error:
+        raise IntegrityError(
+            f"the signature of mix {mix} is not that of {key.name} over its manifest: another key signed it, or the "
+            "manifest was changed"
+        ) from error
+    return found
+
+
+def _private_key(path: Path) -> "Ed25519PrivateKey":
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    except ImportError as error:
+        raise _no_cryptography() from error
+    try:
+        key = load_pem_private_key(_read(path), password=None)
+    except (ValueError, TypeError) as error:
+        raise BadInputError(f"{path.name} holds no private key in PEM without a password: {error}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BadInputError(
+            f"{path.name} holds another kind of key: make one with `openssl genpkey -algorithm ed25519`"
+        )
+    return key
+
+
+def _public_key(path: Path) -> "Ed25519PublicKey":
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    except ImportError as error:
+        raise _no_cryptography() from error
+    try:
+        key = load_pem_public_key(_read(path))
+    except ValueError as error:
+        raise BadInputError(f"{path.name} holds no public key in PEM: {error}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise BadInputError(f"{path.name} holds another kind of key than Ed25519")
+    return key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MissingError(f"no key can be read from {path}: {error.strerror}") from error
+
+
+def _no_cryptography() -> MissingDependencyError:
+    return MissingDependencyError('signatures need the package cryptography: pip install "ballast[sign]"')
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,182 @@
+"""DuckDB in memory over the store's parts, with the definitions and views of `sql/`.
+
+Only files that manifests name are loaded, never a pattern: a part that no manifest lists is not there.
+Close the connection (`with connect(store) as connection:`).
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+from duckdb import DuckDBPyConnection as Connection
+
+import sql
+from curator.corpus.manifest import (
+    LATEST,
+    Corpus,
+    Scorer,
+    corpus_names,
+    read_corpus,
+    read_scorers,
+)
+from curator.errors import BadInputError
+from curator.select.filters import is_refusal
+from curator.store.schema import (
+    EXAMPLES,
+    REJECTS,
+    SCORES,
+    SOURCES,
+    Table,
+)
+from curator.store.store import Store, arrow_schema
+
+__all__ = ["Connection", "connect", "export_database"]
+
+Corpora = Iterable[str] | Mapping[str, str] | None
+
+_CORPORA = pa.schema(
+    [
+        pa.field("corpus", pa.string(), nullable=False),
+        pa.field("revision", pa.string(), nullable=False),
+        pa.field("n_examples", pa.int64(), nullable=False),
+    ]
+)
+_SCORERS = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("scorer_id", pa.string()),
+        ("label", pa.string()),
+        ("role", pa.string()),
+        ("scorer_domain", pa.string()),
+        ("measure_id", pa.string()),
+        ("renderer_id", pa.string()),
+        ("revision", pa.string()),
+        ("sample_n", pa.int64()),
+        ("sample_seed", pa.int64()),
+        ("complete", pa.bool_()),
+        ("n_rows", pa.int64()),
+        ("n_tokens", pa.int64()),
+        ("seconds", pa.float64()),
+        ("identity", pa.string()),
+    ]
+)
+
+_CORPUS_KEY = pa.schema([("corpus", pa.string())])
+_INGEST_KEY = pa.schema([("corpus", pa.string()), ("ingest", pa.int64())])
+_SCORER_KEY = pa.schema([("corpus", pa.string()), ("scorer_id", pa.string())])
+
+
+def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
+    """An in-memory connection holding the views of `sql/` over some corpora (None: all).
+
+    `corpora` are names, for their latest revision, or a mapping from name to revision. A statement that runs
+    longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision.
+    """
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "python_enable_replacements": "false",  # a Python variable must never pass for a table
+        }
+    )
+    try:
+        connection.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
+        _load(connection, store, corpora)
+        connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
+        if timeout_s is not None:
+            connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
+    """Write a DuckDB file with the views over this store's present parts, renamed into place.
+
+    The views read the store's own files; after an ingest or a scoring run, export again. The function
+    `is_refusal` is Python's and stays out.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        with duckdb.connect(str(temporary)) as connection:
+            _load(connection, store, corpora)
+        temporary.replace(path)
+    except duckdb.Error as error:
+        raise BadInputError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
+    found = [read_corpus(store, name, revision) for name, revision in _asked(store, corpora).items()]
+    scorers = [scorer for corpus in found for scorer in read_scorers(store, corpus)]
+    if store.local_path("corpora") is None:
+        connection.register_filesystem(store.filesystem)
+    _fill(connection, "corpora", _CORPORA, [_corpus_row(corpus) for corpus in found])
+    _fill(connection, "scorer_files", _SCORERS, [_scorer_row(scorer) for scorer in scorers])
+    examples = [((corpus.name,), corpus.parts) for corpus in found]
+    _view_over(connection, store, "example_parts", EXAMPLES, _CORPUS_KEY, examples)
+    sources = [((corpus.name, place), paths) for corpus in found for place, paths in enumerate(corpus.sources)]
+    _view_over(connection, store, "source_parts", SOURCES, _INGEST_KEY, sources)
+    rejects = [((corpus.name, place), paths) for corpus in found for place, paths in enumerate(corpus.rejects)]
+    _view_over(connection, store, "reject_parts", REJECTS, _INGEST_KEY, rejects)
+    losses = [((scorer.corpus, scorer.scorer_id), scorer.parts) for scorer in scorers]
+    _view_over(connection, store, "score_parts", SCORES, _SCORER_KEY, losses)
+    for name in sql.VIEWS:
+        connection.execute(sql.view_text(name))
+
+
+def _asked(store: Store, corpora: Corpora) -> dict[str, str]:
+    if corpora is None:
+        return dict.fromkeys(corpus_names(store), LATEST)
+    if isinstance(corpora, Mapping):
+        return dict(corpora)
+    return dict.fromkeys(corpora, LATEST)
+
+
+def _view_over(
+    connection: Connection,
+    store: Store,
+    name: str,
+    table: Table,
+    key: pa.Schema,
+    files: Iterable[tuple[tuple[str | int, ...], tuple[str, ...]]],
+) -> None:
+    """A view over Parquet files, each with its key's values as constant columns: files of other keys are skipped."""
+    relation = None
+    for values, paths in files:
+        if not paths:
+            continue
+        part = connection.read_parquet([store.url(path) for path in paths]).select(
+            *(duckdb.ConstantExpression(value).alias(field.name) for value, field in zip(values, key, strict=True)),
+            *(duckdb.ColumnExpression(column) for column in table.names),
+        )
+        relation = part if relation is None else relation.union(part)
+    if relation is None:
+        _fill(connection, name, pa.schema([*key, *arrow_schema(table)]), [])
+    else:
+        relation.create_view(name)
+
+
+def _fill(connection: Connection, name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+    connection.from_arrow(pa.Table.from_pylist(rows, schema=schema)).to_table(name)
+
+
+def _corpus_row(corpus: Corpus) -> dict[str, Any]:
+    return {"corpus": corpus.name, "revision": corpus.revision, "n_examples": corpus.n_examples}
+
+
+def _scorer_row(scorer: Scorer) -> dict[str, Any]:
+    sample = scorer.sample or {}
+    return {
+        **{name: getattr(scorer, name) for name in _SCORERS.names if hasattr(scorer, name)},
+        "scorer_domain": scorer.domain,
+        "sample_n": sample.get("n"),
+        "sample_seed": sample.get("seed"),
+        "identity": orjson.dumps(scorer.identity, option=orjson.OPT_SORT_KEYS).decode(),
+    }

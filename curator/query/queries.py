@@ -1,0 +1,158 @@
+"""Statements over the store's views: one SELECT, the named queries of `sql/queries`, a pool's gaps, rows by id."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+
+import sql
+from curator.corpus.manifest import LATEST
+from curator.errors import BadInputError, MissingError
+from curator.messages import Message, load_messages
+from curator.query.database import Connection, connect
+from curator.query.scorers import ResolvedScorers, check_hold_out, resolve_scorers
+from curator.recipe import DEFAULT_EPS, Reducer
+from curator.store.schema import MIX_ROWS
+from curator.store.store import Store, arrow_schema
+
+__all__ = [
+    "ResolvedScorers",
+    "Rows",
+    "bound_query",
+    "fetch_messages",
+    "gap_table",
+    "resolve_scorers",
+    "run_named",
+    "run_statement",
+]
+
+MAX_DETAIL_IDS = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A statement's answer; `truncated` says that there were more rows than the cap."""
+
+    table: pa.Table
+    truncated: bool
+
+
+def run_statement(
+    connection: Connection, statement: str, params: Mapping[str, sql.Value] | None = None, limit: int | None = None
+) -> Rows:
+    """The answer to one SELECT, at most `limit` rows of it (None: all).
+
+    Raises BadInputError when it is not exactly one SELECT, fails, or runs past the connection's time limit.
+    """
+    try:
+        statements = connection.extract_statements(statement)
+        # EXPLAIN ANALYZE would run what it explains, a COPY that writes a file among it.
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            kinds = ", ".join(item.type.name for item in statements) or "nothing"
+            raise BadInputError(f"give exactly one SELECT statement; found {kinds}")
+        relation = connection.sql(statement, params=dict(params or {}) or None)
+        if limit is not None:
+            relation = relation.limit(limit + 1)
+        table = relation.to_arrow_table()
+    except duckdb.InterruptException as error:
+        raise BadInputError("the statement ran past its time limit and was stopped: narrow it down") from error
+    except duckdb.Error as error:
+        reason = str(error)
+        if "Table with name" in reason:  # where DuckDB guesses among its own system tables
+            views = [name for name in sql.VIEWS if name not in sql.MACROS]
+            reason = f"{reason.splitlines()[0]} There are {', '.join(['corpora', *views])}"
+        raise BadInputError(f"the statement failed: {reason}") from error
+    if limit is not None and table.num_rows > limit:
+        return Rows(table.slice(0, limit), True)
+    return Rows(table, False)
+
+
+def run_named(
+    connection: Connection, name: str, given: Mapping[str, sql.Value] | None = None, limit: int | None = None
+) -> Rows:
+    """The answer to a query of `sql/queries`, parameters by name; raises as `bound_query` and `run_statement`."""
+    statement, bound = bound_query(connection, name, given)
+    return run_statement(connection, statement, bound, limit)
+
+
+def bound_query(
+    connection: Connection, name: str, given: Mapping[str, sql.Value] | None = None
+) -> tuple[str, dict[str, sql.Value]]:
+    """A named query's statement and its bound parameters, whose names of corpora and domains exist.
+
+    Raises MissingError on an unknown query, corpus or held-out domain, BadInputError on unknown or unfit parameters.
+    """
+    try:
+        query = sql.load_query(name)
+    except KeyError as error:
+        raise MissingError(str(error.args[0]), details=sql.query_names()) from error
+    try:
+        bound = query.bind(given)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    if bound.get("corpus") is not None:
+        _check_corpus(connection, str(bound["corpus"]))
+    if bound.get("hold_out"):
+        _check_hold_out(connection, bound)
+    return query.sql, bound
+
+
+def _check_corpus(connection: Connection, corpus: str) -> None:
+    known = [row[0] for row in connection.execute("select corpus from corpora order by corpus").fetchall()]
+    if corpus not in known:
+        raise MissingError(f"no corpus {corpus!r}; there are: {', '.join(known) or 'none'}", details=known)
+
+
+def _check_hold_out(connection: Connection, bound: Mapping[str, sql.Value]) -> None:
+    corpus, hold_out = bound.get("corpus"), bound["hold_out"]
+    assert isinstance(hold_out, list)
+    known = connection.execute(
+        "select distinct scorer_domain from scorers where $corpus is null or corpus = $corpus", {"corpus": corpus}
+    ).fetchall()
+    check_hold_out((row[0] for row in known), map(str, hold_out), None if corpus is None else str(corpus))
+
+
+def gap_table(
+    store: Store,
+    resolved: ResolvedScorers,
+    eps: float = DEFAULT_EPS,
+    reducer: Reducer = "mean",
+    weights: Mapping[str, float] | None = None,
+) -> pa.Table:
+    """Every example of the resolved corpus revision as a candidate, ordered by example_id.
+
+    `weights` (by scorer id, 0 where one has none) serve the reducer `weighted` alone.
+    Columns and units: `sql/queries/gap_candidates.sql`. Rows that lack a loss have null gaps and `complete` false.
+    """
+    given: dict[str, sql.Value] = {
+        "corpus": resolved.corpus,
+        "aligned": resolved.aligned.scorer_id if resolved.aligned else None,
+        "misaligned": [scorer.scorer_id for scorer in resolved.misaligned],
+        "benign": [scorer.scorer_id for scorer in resolved.benign],
+        "eps": eps,
+        "reducer": reducer,
+        "weights": [(weights or {}).get(scorer.scorer_id, 0.0) for scorer in resolved.misaligned] if weights else [],
+    }
+    with connect(store, {resolved.corpus: resolved.revision}) as connection:
+        table: pa.Table = run_named(connection, "gap_candidates", given).table
+    losses = arrow_schema(MIX_ROWS).field("losses")
+    return table.set_column(table.schema.get_field_index("losses"), losses, table["losses"].cast(losses.type))
+
+
+def fetch_messages(store: Store, corpus: str, ids: Iterable[str], revision: str = LATEST) -> dict[str, list[Message]]:
+    """Messages by example_id; raises MissingError when the corpus revision lacks one of them."""
+    wanted = sorted(set(ids))
+    with connect(store, {corpus: revision}) as connection:
+        rows = run_named(connection, "rows_by_id", {"corpus": corpus, "ids": wanted}).table
+    found = {
+        str(key): load_messages(text)
+        for key, text in zip(rows["example_id"].to_pylist(), rows["messages"].to_pylist(), strict=True)
+    }
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise MissingError(
+            f"corpus {corpus} lacks {len(missing)} of {len(wanted)} rows, first {missing[0]}",
+            details=missing[:MAX_DETAIL_IDS],
+        )
+    return found

@@ -1,0 +1,218 @@
+"""The process behind curator.query.sandbox: one job in on stdin, one answer out on stdout, and it ends.
+
+The answer is a line of JSON (ok, n_rows, truncated, n_bytes; or ok, kind, message) and then the bytes.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import sql
+from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
+from curator.errors import BadInputError, BallastError, MissingError
+from curator.query.database import Connection, connect
+from curator.query.guard import check_statement
+from curator.query.queries import bound_query
+from curator.query.sandbox import MIB, SqlLimits, StatementStoppedError
+from curator.store.store import Store
+
+HEADROOM_BYTES = 512 * MIB  # address space beyond the statement's memory: allocators reserve more than they use
+MAX_OPEN_FILES = 1024
+MAX_REASON_CHARS = 2_000
+NICENESS = 10  # a statement never takes the processor from the service
+
+
+def main() -> int:
+    """Do one job; an end of input without one is the service's own end."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return 0
+    job = json.loads(line)
+    try:
+        head, data = _run(job)
+    except BallastError as error:
+        root = str(Path(job["store"]))
+        head, data = {"ok": False, "kind": _kind(error), "message": error.message.replace(root, "(store)")}, b""
+    except MemoryError:
+        head, data = {"ok": False, "kind": "stopped", "message": "the statement needs more memory than it gets"}, b""
+    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + data)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _kind(error: BallastError) -> str:
+    kinds: tuple[tuple[type[BallastError], str], ...] = (
+        (MissingError, "not_found"),
+        (StatementStoppedError, "stopped"),
+        (BadInputError, "bad_input"),
+    )
+    return next((kind for group, kind in kinds if isinstance(error, group)), "internal")
+
+
+def _run(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    limits = SqlLimits(**job["limits"])
+    store = Store(job["store"])
+    with connect(store, timeout_s=limits.timeout_s) as connection:
+        statement, params = _statement(connection, job)
+        check_statement(connection, statement)
+        lock_connection(connection, _parts(store), limits)
+        _limit_process(limits)
+        sys.stdout.buffer.write(b"ready\n")
+        sys.stdout.buffer.flush()
+        table, types, truncated = _fetch(connection, statement, params, limits)
+    data = _FORMATS[job["format"]](table, types, truncated)
+    return {"ok": True, "n_rows": table.num_rows, "truncated": truncated, "n_bytes": len(data)}, data
+
+
+def _statement(connection: Connection, job: dict[str, Any]) -> tuple[str, dict[str, sql.Value]]:
+    if job["query"] is None:
+        return job["statement"], {}
+    return bound_query(connection, job["query"], job["params"])
+
+
+def _parts(store: Store) -> list[str]:
+    """Every file that the views read, and no other."""
+    found: list[str] = []
+    for name in corpus_names(store):
+        corpus = read_corpus(store, name)
+        found += [*corpus.parts, *(path for group in (*corpus.sources, *corpus.rejects) for path in group)]
+        found += [path for scorer in read_scorers(store, corpus) for path in scorer.parts]
+    return [store.url(path) for path in found]
+
+
+def lock_connection(connection: Connection, parts: list[str], limits: SqlLimits) -> None:
+    """Take away from DuckDB what a statement does not need: every file but the parts, and all settings."""
+    quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in parts)
+    for setting in (
+        f"memory_limit = '{limits.memory_bytes // 1000}KB'",
+        "threads = 1",
+        "temp_directory = ''",
+        "max_expression_depth = 200",
+        f"allowed_paths = [{quoted}]",
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"set {setting}")
+
+
+def _limit_process(limits: SqlLimits) -> None:
+    """The same from the kernel: no file is written, memory and processor time are bounded."""
+    os.nice(NICENESS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    address_space = pages * resource.getpagesize() + limits.memory_bytes + HEADROOM_BYTES
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = math.ceil(spent.ru_utime + spent.ru_stime + limits.timeout_s + 2)
+    for what, bound in (
+        (resource.RLIMIT_AS, address_space),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+    ):
+        resource.setrlimit(what, (bound, bound))
+
+
+def _fetch(
+    connection: Connection, statement: str, params: dict[str, sql.Value], limits: SqlLimits
+) -> tuple[pa.Table, list[str], bool]:
+    """The rows up to the caps, the columns' SQL types, and whether there were more."""
+    try:
+        relation = connection.sql(statement, params=params or None)
+        if relation is None:
+            raise BadInputError("the statement gives no rows")
+        names = list(relation.columns)
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise BadInputError(f"two columns are named {repeated[0]!r}: give one an alias")
+        types = [str(kind) for kind in relation.types]
+        reader = relation.limit(limits.max_rows + 1).to_arrow_reader(2048)
+        table, truncated = _capped(reader, limits)
+    except duckdb.InterruptException as error:
+        raise StatementStoppedError("the statement ran past its time limit and was stopped: narrow it down") from error
+    except duckdb.OutOfMemoryException as error:
+        raise StatementStoppedError("the statement needs more memory than it gets: narrow it down") from error
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        reason = str(error).split("\n\n")[0][:MAX_REASON_CHARS]
+        if "Out of Memory" in reason or "maximum execution time" in reason:  # wrapped by the result's stream
+            raise StatementStoppedError(f"the statement was stopped: {reason}") from error
+        raise BadInputError(f"the statement failed: {reason}") from error
+    return table, types, truncated
+
+
+def _capped(reader: pa.RecordBatchReader, limits: SqlLimits) -> tuple[pa.Table, bool]:
+    kept: list[pa.RecordBatch] = []
+    n_rows = n_bytes = 0
+    for batch in reader:
+        room = limits.max_rows - n_rows
+        taken = batch.slice(0, room)
+        while taken.num_rows and n_bytes + taken.nbytes > limits.max_bytes:
+            taken = taken.slice(0, taken.num_rows // 2)
+        kept.append(taken)
+        n_rows += taken.num_rows
+        n_bytes += taken.nbytes
+        if taken.num_rows < batch.num_rows:
+            return pa.Table.from_batches(kept, reader.schema), True
+    return pa.Table.from_batches(kept, reader.schema), False
+
+
+def _json(table: pa.Table, types: list[str], truncated: bool) -> bytes:
+    columns = [{"name": name, "type": kind} for name, kind in zip(table.column_names, types, strict=True)]
+    document = {"columns": columns, "rows": table.to_pylist(), "n_rows": table.num_rows, "truncated": truncated}
+    return orjson.dumps(document, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS)
+
+
+def _plain(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _csv(table: pa.Table, types: list[str], truncated: bool) -> bytes:
+    """Null is an empty field, a list or struct its JSON."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        writer.writerow(
+            orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+            if isinstance(value, list | dict)
+            else value.hex()
+            if isinstance(value, bytes)
+            else value
+            for value in row
+        )
+    return text.getvalue().encode()
+
+
+def _arrow(table: pa.Table, types: list[str], truncated: bool) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _parquet(table: pa.Table, types: list[str], truncated: bool) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+_FORMATS: dict[str, Callable[[pa.Table, list[str], bool], bytes]] = {
+    "json": _json,
+    "csv": _csv,
+    "arrow": _arrow,
+    "parquet": _parquet,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""How rows are picked from those that pass the filters, as a recipe writes it (docs/recipe.md)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from curator.recipe.base import Strict
+
+Pick = Literal["random", "top_gap"]
+StratumColumn = Literal["domain", "source", "language", "license", "harm", "n_turns"]
+
+
+class Random(Strict):
+    """Every row is as likely as any other (the paper's Interleaving)."""
+
+    name: Literal["random"] = "random"
+
+
+class TopGap(Strict):
+    """The rows with the highest score (the paper's Interleaving+, and ++ with refusals dropped)."""
+
+    name: Literal["top_gap"] = "top_gap"
+
+
+class BottomGap(Strict):
+    """The rows with the lowest score: a negative control, only with `allow_negative_control`."""
+
+    name: Literal["bottom_gap"] = "bottom_gap"
+
+
+class Threshold(Strict):
+    """Rows whose score lies within bounds (both included), picked at random or from the top."""
+
+    name: Literal["threshold"] = "threshold"
+    min: float | None = None
+    max: float | None = None
+    pick: Pick = "random"
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "Threshold":
+        if self.min is None and self.max is None:
+            raise ValueError("the threshold strategy needs `min` or `max`")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("the threshold strategy's `min` is above its `max`")
+        return self
+
+
+class QuantileBand(Strict):
+    """Rows between two quantiles of the score among the rows that pass the filters; 0.8 to 0.99 drops outliers."""
+
+    name: Literal["quantile_band"] = "quantile_band"
+    low: float = Field(default=0.8, ge=0.0, le=1.0)
+    high: float = Field(default=0.99, ge=0.0, le=1.0)
+    pick: Pick = "random"
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "QuantileBand":
+        if self.low >= self.high:
+            raise ValueError("the quantile_band strategy's `low` must be below its `high`")
+        return self
+
+
+class Weighted(Strict):
+    """Sampling without replacement, each row with weight exp(score / temperature) (Gumbel top-k)."""
+
+    name: Literal["weighted"] = "weighted"
+    temperature: float = Field(default=0.1, gt=0.0, le=1e6)
+
+
+class Stratified(Strict):
+    """Quotas by the values of a column: equal, as in the pool, or by the weights given for each value.
+
+    Rows of a value that has no weight are left out. `missing` is for rows without a value.
+    """
+
+    name: Literal["stratified"] = "stratified"
+    by: StratumColumn
+    quotas: Literal["equal", "proportional"] | dict[str, Annotated[float, Field(gt=0.0, le=1e9)]] = "proportional"
+    pick: Pick = "top_gap"
+    missing: Literal["fail", "drop"] = "fail"
+
+    @model_validator(mode="after")
+    def _some(self) -> "Stratified":
+        if not self.quotas:
+            raise ValueError("the stratified strategy's `quotas` name no value")
+        return self
+
+
+class Diverse(Strict):
+    """Rows in order of `pick`, but none whose word 3-grams have more than this Jaccard similarity with a picked one."""
+
+    name: Literal["diverse"] = "diverse"
+    max_similarity: float = Field(default=0.5, ge=0.0, lt=1.0)
+    pick: Pick = "top_gap"
+
+
+class DomainMatched(Strict):
+    """Only the share of rows whose prompts are nearest in words to the user's, picked at random or from the top."""
+
+    name: Literal["domain_matched"] = "domain_matched"
+    nearest: float = Field(default=0.25, gt=0.0, le=1.0)
+    pick: Pick = "random"
+
+
+StrategySpec = Annotated[
+    Random | TopGap | BottomGap | Threshold | QuantileBand | Weighted | Stratified | Diverse | DomainMatched,
+    Field(discriminator="name"),
+]
+
+StrategyName = Literal[
+    "random", "top_gap", "bottom_gap", "threshold", "quantile_band", "weighted", "stratified", "diverse",
+    "domain_matched",
+]  # fmt: skip
+
+
+def needs_score(spec: StrategySpec) -> bool:
+    """Whether rows without a gap cannot be judged by this strategy."""
+    if spec.name in ("top_gap", "bottom_gap", "weighted", "threshold", "quantile_band"):
+        return True
+    return getattr(spec, "pick", "random") == "top_gap"
+
+
+def ranks_by_score(spec: StrategySpec) -> bool:
+    """Whether rank 1 is the best score; otherwise a rank would mean nothing to a reader."""
+    return spec.name in ("top_gap", "bottom_gap") or getattr(spec, "pick", "random") == "top_gap"
+
+
+def reads_texts(spec: StrategySpec) -> bool:
+    """Whether the strategy needs the pool rows' messages."""
+    return isinstance(spec, Diverse | DomainMatched)
+
+
+def reads_task_rows(spec: StrategySpec) -> bool:
+    """Whether the strategy reads the user's rows."""
+    return isinstance(spec, DomainMatched)

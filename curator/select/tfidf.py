@@ -1,0 +1,69 @@
+"""How near a prompt is to the user's prompts in words: TF-IDF and cosine, in integers so that every machine agrees.
+
+The cheap offline default of the `domain_matched` strategy (ours): no model, no download. Document frequencies are
+those of the user's and the pool's prompts together, weights are fixed point, and only the last square root and
+division are floats, which IEEE 754 rounds alike everywhere.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from curator.select.ngrams import Hashed, hash_words
+from curator.select.portable import portable_log
+
+N_BUCKETS = 1 << 18  # words share a bucket by chance; with this many, seldom
+_ONE = 256  # fixed point of a weight of 1: squares and sums of them stay far below 2**63
+
+Floats = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.int64]
+Texts = Callable[[], Iterable[list[str]]]
+
+
+def nearness(pool: Texts, n_rows: int, task: Texts) -> Floats:
+    """Cosine of each pool prompt's word weights with the mean of the user's, shape (n_rows,), from 0 to 1.
+
+    `pool()` and `task()` start passes over prompts, chunk by chunk. A text without words is at 0.
+    """
+    document_count, n_documents = np.zeros(N_BUCKETS, dtype=np.int64), 0
+    task_sum = np.zeros(N_BUCKETS, dtype=np.int64)
+    for texts, is_task in ((task, True), (pool, False)):
+        for chunk in texts():
+            buckets, _ = _distinct(hash_words(chunk))
+            counts = np.bincount(buckets, minlength=N_BUCKETS)
+            document_count += counts
+            n_documents += len(chunk)
+            if is_task:
+                task_sum += counts
+    idf = _fixed(1 + portable_log((n_documents + 1) / (document_count + 1)))
+    # The user's profile: how often each word occurs in their prompts, in proportion, at most _ONE each.
+    profile = _fixed(task_sum / max(1, int(task_sum.max(initial=0)))) * idf // _ONE
+    found = np.zeros(n_rows)
+    start = 0
+    for chunk in pool():
+        found[start : start + len(chunk)] = _cosines(hash_words(chunk), profile, idf)
+        start += len(chunk)
+    return found
+
+
+def _cosines(words: Hashed, profile: Weights, idf: Weights) -> Floats:
+    buckets, owner = _distinct(words)
+    dot, square = np.zeros(len(words), dtype=np.int64), np.zeros(len(words), dtype=np.int64)
+    np.add.at(dot, owner, profile[buckets] * idf[buckets])
+    np.add.at(square, owner, idf[buckets] ** 2)
+    norm = np.sqrt(square.astype(np.float64)) * np.sqrt(float((profile**2).sum()))
+    cosines: Floats = np.divide(dot, norm, out=np.zeros(len(words)), where=norm > 0)
+    return cosines
+
+
+def _distinct(words: Hashed) -> tuple[Weights, Weights]:
+    """Each text's distinct buckets with the text they belong to."""
+    owner = np.repeat(np.arange(len(words)), words.counts)
+    buckets = (words.hashes % np.uint64(N_BUCKETS)).astype(np.int64)
+    keys = np.unique(owner * N_BUCKETS + buckets)
+    return keys % N_BUCKETS, keys // N_BUCKETS
+
+
+def _fixed(values: Floats) -> Weights:
+    return np.floor(values * _ONE + 0.5).astype(np.int64)

@@ -1,0 +1,141 @@
+"""How a store's bytes are reached: the file system behind a path or URL, its retries, its failures in our words.
+
+A lost request to object storage is repeated by the client below (with growing pauses), so that what is raised here
+is a service that stays away. Listings are never cached: other processes write the same store.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from curator.errors import (
+    BallastError,
+    IntegrityError,
+    MissingDependencyError,
+    MissingError,
+    StoreError,
+)
+
+BLOCK_BYTES = 8 * 2**20  # one piece of an upload or of a read; 10,000 pieces are the most a bucket takes
+N_PIECES = 4  # pieces under way at once: with BLOCK_BYTES, the memory of an upload
+# Attempts of one request: lost connections, timeouts, 429 and 5xx. Within half a minute in all.
+_RETRIES = {"mode": "standard", "max_attempts": 5}
+_BUCKETS = ("s3", "s3a")
+
+
+def reach(root: str | Path) -> tuple[Any, str, bool]:
+    """The file system, the root's path in it, and whether it is this machine's own.
+
+    Raises StoreError for a URL that nothing serves, MissingDependencyError when a package for it is absent.
+    """
+    text = str(root.expanduser().resolve()) if isinstance(root, Path) else root
+    try:
+        files, base = fsspec.core.url_to_fs(text, **_options(text))
+    except ImportError as error:
+        raise MissingDependencyError(f"store {text!r} needs another package: pip install 'ballast[s3]'") from error
+    except ValueError as error:
+        raise StoreError(f"store {text!r} cannot be reached: {error}") from error
+    local = isinstance(files, LocalFileSystem)
+    return files, str(Path(base).expanduser().resolve()) if local else base.rstrip("/"), local
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Ours for buckets, under what the user set through fsspec's own configuration."""
+    protocol, _ = fsspec.core.split_protocol(text)
+    if protocol not in _BUCKETS:
+        return {}
+    ours: dict[str, Any] = {
+        "use_listings_cache": False,
+        "default_block_size": BLOCK_BYTES,
+        "max_concurrency": N_PIECES,
+        "config_kwargs": {"retries": _RETRIES, "connect_timeout": 10, "read_timeout": 60},
+    }
+    return {**ours, **fsspec.config.conf.get(protocol, {})}
+
+
+@contextmanager
+def in_our_words(verb: str, path: str, base: str) -> Iterator[None]:
+    """Turn what a file system raises into a StoreError that says what was tried and why it failed.
+
+    `verb` is "read" or "write". Reading what is not there is a MissingError; writing into a bucket or folder that
+    is not there a StoreError.
+    """
+    try:
+        yield
+    except BallastError:
+        raise
+    except FileNotFoundError as error:
+        if verb == "read":
+            raise MissingError(f"{path} is not in store {base}") from error
+        raise StoreError(f"cannot write {path} in store {base}: {_reason(error)}") from error
+    except Exception as error:
+        # Clients of object storage have error trees of their own (botocore, aiohttp), which are not imported here.
+        if not isinstance(error, OSError) and not _is_remote(error):
+            raise
+        raise StoreError(f"cannot {verb} {path} in store {base}: {_reason(error)}") from error
+
+
+@contextmanager
+def reading_parquet(path: str, base: str) -> Iterator[None]:
+    """The same for reading Parquet: bytes that are no whole Parquet, or not what their checksums say, are an
+    IntegrityError, and what could not be fetched is never taken for damaged."""
+    try:
+        with in_our_words("read", path, base):
+            yield
+    except pa.ArrowException as error:
+        raise IntegrityError(f"{path} in store {base} is not whole Parquet: {error}") from error
+    except StoreError as error:
+        cause = error.__cause__
+        if type(cause) is OSError and cause.errno is None:  # Arrow's own, for bytes that do not decompress
+            raise IntegrityError(f"{path} in store {base} is damaged: {cause}") from error
+        raise
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the block that takes its place under `path` when the block ends well; else nothing is there.
+
+    Raises StoreError when it cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BallastError:  # some are OSErrors too
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def age_s(files: Any, folder: str) -> float:
+    """Seconds since a file, or anything in a folder, was last written; 0 for what is not there or going away."""
+    try:
+        times = [files.modified(file) for file in files.find(folder)]
+        if isinstance(files, LocalFileSystem):
+            times.append(files.modified(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0.0
+    return (datetime.now(UTC) - max(times)).total_seconds() if times else 0.0
+
+
+def _is_remote(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,346 @@
+"""The store: one folder, local or on object storage, through fsspec.
+
+Files are written whole (temporary name, fsync and rename locally; one PUT or one multi-part upload elsewhere). Data
+files come first and the manifest that names them last, so a reader who starts from a manifest never sees half a write.
+Paths are relative POSIX strings. Names that begin with a dot are the store's own and are never listed.
+
+Stores of an older format version: brought up to date step by step, or refused; never misread.
+
+A step takes a store from its version to the next one. It must be able to run again over its own half-done work:
+the version in store.json is raised only after a step has ended, so a killed migration starts that step again.
+"""
+
+import hashlib
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Self
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator.errors import BadInputError, IntegrityError, MissingError, StoreError
+from curator.store.filesystem import (
+    BLOCK_BYTES,
+    N_PIECES,
+    age_s,
+    in_our_words,
+    reach,
+    reading_parquet,
+)
+from curator.store.lock import (
+    LOCK_FILE,
+    StillHeld,
+    bucket_lease,
+    folder_lock,
+)
+from curator.store.schema import STORE_FORMAT_VERSION, Table, arrow_schema, conform
+from curator.store.scratch import Scratch
+
+STORE_FILE = "store.json"
+Step = Callable[["Store"], None]
+
+# From version -> the step that leads to the next one. Version 1 is the first there ever was.
+STEPS: Mapping[int, Step] = {}
+
+
+def bring_up_to_date(
+    store: "Store", found: object, steps: Mapping[int, Step] = STEPS, current: int = STORE_FORMAT_VERSION
+) -> None:
+    """Take a store from version `found` to `current`; nothing when it is there already.
+
+    Raises StoreError, with the store untouched, for a newer version, or an older one that no step leads on from.
+    """
+    if found == current and not isinstance(found, bool):
+        return
+    if not isinstance(found, int) or isinstance(found, bool) or found > current or not _path(found, current, steps):
+        raise StoreError(
+            f"store {store.base} has format version {found!r}; this version of the product reads {current}: use the "
+            "version that wrote it, or ingest and score again"
+        )
+    with store.lock("."):
+        version = int(store.read_json(STORE_FILE)["format_version"])  # another process may have done it meanwhile
+        for step in range(version, current):
+            steps[step](store)
+            store.write_json(STORE_FILE, {**store.read_json(STORE_FILE), "format_version": step + 1})
+
+
+def _path(found: int, current: int, steps: Mapping[int, Step]) -> bool:
+    return all(version in steps for version in range(found, current))
+
+
+ROW_GROUP_ROWS = 5_000
+_INDENTED = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+
+
+class Store:
+    """Files of one store by relative path; see the module's text for how they are written."""
+
+    def __init__(self, root: str | Path) -> None:
+        self._fs, self._base, self._local = reach(root)
+
+    def __repr__(self) -> str:
+        return f"Store({self._fs.unstrip_protocol(self._base)!r})"
+
+    def open(self, create: bool = True) -> Self:
+        """Check the store's format version, writing it into a new store; returns self.
+
+        An older version is migrated where its steps are known. Raises MissingError when there is no store and
+        `create` is false, StoreError on a version that cannot be read.
+        """
+        if not self.exists(STORE_FILE):
+            if not create:
+                raise MissingError(f"no store at {self._base}: `python -m curator ingest` makes one")
+            self.write_json(STORE_FILE, {"format_version": STORE_FORMAT_VERSION})
+        bring_up_to_date(self, self.read_json(STORE_FILE).get("format_version"))
+        return self
+
+    @property
+    def base(self) -> str:
+        """The store's place, as messages name it."""
+        return self._base
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system, for DuckDB's `register_filesystem`; paths are those of `url`."""
+        return self._fs
+
+    def url(self, path: str) -> str:
+        """What DuckDB and pyarrow open: an absolute path locally, else the full URL."""
+        full = self._full(path)
+        return full if self._local else str(self._fs.unstrip_protocol(full))
+
+    def local_path(self, path: str) -> Path | None:
+        """The path on this machine, or None on object storage."""
+        return Path(self._full(path)) if self._local else None
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder stands there; raises StoreError when the store cannot be asked."""
+        with in_our_words("read", path, self._base):
+            try:
+                self._fs.info(self._full(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
+
+    def open_file(self, path: str) -> BinaryIO:
+        """The file opened for reading at any place; raises MissingError without one."""
+        with in_our_words("read", path, self._base):
+            file: BinaryIO = self._fs.open(self._full(path), "rb")
+            return file
+
+    def read_bytes(self, path: str) -> bytes:
+        """The file's bytes; raises MissingError without one."""
+        with in_our_words("read", path, self._base):
+            return bytes(self._fs.cat_file(self._full(path)))
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        """A JSON object; raises MissingError without the file, IntegrityError when it is no JSON object."""
+        try:
+            document = orjson.loads(self.read_bytes(path))
+        except orjson.JSONDecodeError as error:
+            raise IntegrityError(f"{path} in store {self._base} is not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise IntegrityError(f"{path} in store {self._base} is not a JSON object")
+        return document
+
+    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet file, whole or some columns, checked against its page checksums.
+
+        Raises MissingError without the file, IntegrityError when it is damaged, StoreError when it cannot be read:
+        what could not be fetched is never taken for damaged.
+        """
+        source = Path(self._full(path)) if self._local else pa.BufferReader(self.read_bytes(path))
+        with (
+            reading_parquet(path, self._base),
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
+            return file.read(columns=None if columns is None else list(columns))
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write or replace a file in one step."""
+        if not self._local:
+            with in_our_words("write", path, self._base):
+                self._fs.pipe_file(self._full(path), data)
+            return
+        with self._replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+    @contextmanager
+    def fill(self, path: str) -> Iterator[Path]:
+        """A local path of the file's own name, to be written in the block; for folders that `rename_dir` publishes.
+
+        Locally it is the file itself, made durable at the end. On object storage it is uploaded in pieces at the
+        end, a few pieces in memory at once. Raises StoreError when it cannot be written.
+        """
+        full = self._full(path)
+        with in_our_words("write", path, self._base):
+            if self._local:
+                Path(full).parent.mkdir(parents=True, exist_ok=True)
+                yield Path(full)
+                _sync(Path(full))
+                return
+            with Scratch("write") as scratch:
+                local = scratch / PurePosixPath(path).name
+                yield local
+                self._fs.put_file(str(local), full, chunksize=BLOCK_BYTES, max_concurrency=N_PIECES)
+
+    def write_json(self, path: str, document: dict[str, Any]) -> None:
+        """Write or replace a JSON object in one step, indented, keys in the order given."""
+        self.write_bytes(path, orjson.dumps(document, option=_INDENTED))
+
+    def fill_json(self, path: str, document: dict[str, Any]) -> None:
+        """The same bytes by the way of `fill`."""
+        with self.fill(path) as local:
+            local.write_bytes(orjson.dumps(document, option=_INDENTED))
+
+    def write_table(self, path: str, data: pa.Table, table: Table) -> str:
+        """Write a table of exactly the declared schema as zstd Parquet; returns the file's SHA-256 in hex."""
+        conformed = conform(data, table)
+        if not self._local:
+            buffer = io.BytesIO()
+            _write_parquet(conformed, buffer)
+            self.write_bytes(path, buffer.getvalue())
+            return hashlib.sha256(buffer.getvalue()).hexdigest()
+        with self._replacing(path) as temporary:
+            _write_parquet(conformed, temporary)
+            with temporary.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def sha256(self, path: str) -> str:
+        """SHA-256 of a file's bytes in hex; raises MissingError without one."""
+        with in_our_words("read", path, self._base), self._fs.open(self._full(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def delete(self, path: str) -> None:
+        """Remove a file or a whole folder; nothing there is no error."""
+        if path.strip("/") in ("", "."):
+            raise BadInputError("refused to delete the whole store")
+        with in_our_words("write", path, self._base), suppress(FileNotFoundError):
+            self._fs.rm(self._full(path), recursive=True)
+
+    def rename_dir(self, temporary: str, final: str) -> bool:
+        """Put a finished folder in its place; False (and the folder removed) when one stands there already.
+
+        Locally one rename. On object storage the files are copied, JSON manifests last, over what a copy that was
+        cut off before its manifest may have left; a folder with a manifest stands.
+        """
+        if self.exists(final) if self._local else self.list(final, "*.json"):
+            self.delete(temporary)
+            return False
+        if self._local:
+            source, target = Path(self._full(temporary)), Path(self._full(final))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sync(source)  # the names in it, before its own
+            try:
+                source.replace(target)
+            except OSError:  # another process put the same folder there first
+                if not target.exists():
+                    raise
+                shutil.rmtree(source)
+                return False
+            _sync(target.parent)
+            return True
+        with in_our_words("write", final, self._base):
+            for name in sorted(self.list(temporary), key=lambda name: (name.endswith(".json"), name)):
+                self._fs.cp_file(self._full(f"{temporary}/{name}"), self._full(f"{final}/{name}"))
+        self.delete(temporary)
+        return True
+
+    @contextmanager
+    def lock(self, path: str) -> Iterator[StillHeld]:
+        """Be the only writer of a folder; raises LockedError when another process is. See `curator.store.lock`.
+
+        Yields what to call before a manifest is replaced: it raises StoreError when the lock was lost meanwhile.
+        """
+        full = self._full(path)
+        if self._local:
+            with folder_lock(Path(full), path, self._base) as still_held:
+                yield still_held
+        else:
+            with bucket_lease(self._fs, f"{full}/{LOCK_FILE}", path, self._base) as still_held:
+                yield still_held
+
+    def sweep(self, path: str, keep: set[str]) -> list[str]:
+        """Remove a folder's files that are not in `keep`, left-over temporary ones too; returns their names.
+
+        Call it under `lock`: a file that no manifest names is then the remains of an interrupted write.
+        """
+        if not self.exists(path):
+            return []
+        with in_our_words("read", path, self._base):
+            found = {PurePosixPath(item).name for item in self._fs.ls(self._full(path), detail=False, refresh=True)}
+        gone = sorted(name for name in found - keep if name != LOCK_FILE)
+        for name in gone:
+            self.delete(f"{path}/{name}")
+        return gone
+
+    def stale(self, path: str, pattern: str, older_than_s: float) -> Sequence[str]:
+        """Sorted names of folders under a folder, hidden ones too, in which nothing was written for so long."""
+        with in_our_words("read", path, self._base):
+            try:
+                found = self._fs.ls(self._full(path), detail=False, refresh=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        folders = [item.rstrip("/") for item in found if fnmatch(PurePosixPath(item).name, pattern)]
+        return sorted(PurePosixPath(item).name for item in folders if age_s(self._fs, item) > older_than_s)
+
+    def age_s(self, path: str) -> float:
+        """Seconds since a file, or anything in a folder, was last written; 0 for what is not there."""
+        with in_our_words("read", path, self._base):
+            return age_s(self._fs, self._full(path))
+
+    def list(self, path: str, pattern: str = "*") -> list[str]:
+        """Sorted names (files and folders) directly under a folder; [] when it does not exist."""
+        with in_our_words("read", path, self._base):
+            try:
+                found = self._fs.ls(self._full(path), detail=False, refresh=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        names = {PurePosixPath(item).name for item in found}
+        return sorted(name for name in names if not name.startswith(".") and fnmatch(name, pattern))
+
+    def _full(self, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
+            raise BadInputError(f"{path!r} is not a path inside the store")
+        return "/".join([self._base, *parts])
+
+    @contextmanager
+    def _replacing(self, path: str) -> Iterator[Path]:
+        """A temporary path beside `path` that takes its place when the block ends well."""
+        target = Path(self._full(path))
+        temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            with in_our_words("write", path, self._base):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield temporary
+                _sync(temporary)
+                temporary.replace(target)
+                _sync(target.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def _write_parquet(data: pa.Table, target: Path | io.BytesIO) -> None:
+    pq.write_table(data, target, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+__all__ = ["Store", "arrow_schema", "conform"]

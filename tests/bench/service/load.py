@@ -1,0 +1,161 @@
+"""`python -m tests.bench.service.load`: clients that build, read, download and delete mixes at once, on this machine.
+
+Starts the service as a process of its own over a small scored store, runs the clients for a fixed time, and prints
+latency percentiles by operation, errors and the service's memory. Then a mix of 200,000 rows: downloads beside static
+file servers, pages of rows beside datasette's. `--write` also puts all of it into docs/results/service.md.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.api.serving import (
+    form,
+    scored_store,
+    started,
+    task_rows,
+)
+from tests.bench.service.downloads import downloads, large_mix, pages
+from trainer.runs.machine import describe
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results" / "service.md"
+MIB = 2**20
+# All clients are one tenant here: its own shares would refuse what is to be measured.
+OPTIONS = ("--log-level", "error", "--tenant-requests-per-minute", "1000000", "--tenant-builds", "64")
+
+
+@dataclass
+class Tally:
+    """What happened: seconds by operation, and answers that were none of the expected."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    faults: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def timed(self, name: str, call: Callable[[], httpx.Response], *expected: int) -> httpx.Response:
+        begun = time.perf_counter()
+        answer = call()
+        with self.lock:
+            self.seconds[name].append(time.perf_counter() - begun)
+            if answer.status_code not in expected:
+                self.faults.append(f"{name}: {answer.status_code} {answer.text[:200]}")
+        return answer
+
+
+def client(url: str, number: int, deadline_s: float, tally: Tally, n_rows: int) -> None:
+    """One client until the deadline: build, list, read a page, download, delete."""
+    turn = 0
+    with httpx.Client(base_url=url, timeout=120) as http:
+        while time.monotonic() < deadline_s:
+            turn += 1
+            body = form(task_rows(n_rows, f"client {number} turn {turn}"))
+            try:
+                made = tally.timed("build", lambda body=body: http.post("/v1/mixes", **body), 201)  # type: ignore[misc]
+                if made.status_code != 201:
+                    continue
+                links = made.json()["links"]
+                tally.timed("rows", lambda links=links: http.get(links["rows"]), 200)  # type: ignore[misc]
+                tally.timed("list", lambda: http.get("/v1/mixes"), 200)
+                for name in ("jsonl", "parquet"):
+                    tally.timed(f"data {name}", lambda links=links, name=name: http.get(links[name]), 200)  # type: ignore[misc]
+                tally.timed("delete", lambda links=links: http.delete(links["self"]), 204)  # type: ignore[misc]
+            except httpx.HTTPError as error:
+                tally.faults.append(f"no answer: {error!r}")
+
+
+def load(n_clients: int, seconds: float, n_rows: int) -> tuple[Tally, list[int]]:
+    """Run the clients; returns what they saw and the service's resident bytes through the run."""
+    tally, memory = Tally(), list[int]()
+    with tempfile.TemporaryDirectory() as folder:
+        scored_store(Path(folder) / "store")
+        with started(Path(folder) / "store", *OPTIONS) as (process, url):
+            deadline_s = time.monotonic() + seconds
+            threads = [
+                threading.Thread(target=client, args=(url, number, deadline_s, tally, n_rows))
+                for number in range(n_clients)
+            ]
+            for thread in threads:
+                thread.start()
+            service = psutil.Process(process.pid)
+            while any(thread.is_alive() for thread in threads):
+                memory.append(service.memory_info().rss)
+                time.sleep(0.5)
+    return tally, memory
+
+
+def table(tally: Tally, memory: list[int], n_clients: int, seconds: float, n_rows: int) -> str:
+    """The figures as Markdown."""
+    lines = [
+        f"{n_clients} clients for {seconds:g} s, data sets of {n_rows} rows,",
+        f"{psutil.cpu_count()} cores shared with the clients (and whatever else ran on the machine).",
+        "",
+        "| operation | answers | p50 ms | p95 ms | p99 ms |",
+        "|---|---|---|---|---|",
+    ]
+    for name, values in sorted(tally.seconds.items()):
+        ordered = sorted(values)
+        shown = [f"{ordered[min(len(ordered) - 1, int(len(ordered) * part))] * 1000:.0f}" for part in (0.5, 0.95, 0.99)]
+        lines.append(f"| {name} | {len(ordered)} | {' | '.join(shown)} |")
+    half, end = memory[len(memory) // 2], memory[-1]
+    lines += [
+        "",
+        f"Errors: {len(tally.faults)}. Resident memory half way {half // MIB} MiB, at the end {end // MIB} MiB.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def large(command: str | None) -> str:
+    """Figures of one large mix as Markdown."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store, mix_id = large_mix(folder)
+        with started(folder / "store", *OPTIONS) as (_, url):
+            lines = [*downloads(url, store, mix_id, folder), "", *pages(url, store, mix_id, folder, command)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run, print, and say by the exit code whether every answer was as expected."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.service.load", description=__doc__)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rows", type=int, default=200, help="rows of each data set")
+    parser.add_argument(
+        "--datasette", metavar="COMMAND", default=shutil.which("datasette"), help="default: that on PATH"
+    )
+    parser.add_argument("--skip-large", action="store_true", help="leave out the mix of 200,000 rows")
+    parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name} under docs/results")
+    args = parser.parse_args()
+    begun_load = os.getloadavg()[0]
+    tally, memory = load(args.clients, args.seconds, args.rows)
+    text = table(tally, memory, args.clients, args.seconds, args.rows)
+    if not args.skip_large:
+        text += f"\n## One mix of 200,050 rows\n\n{large(args.datasette)}"
+    sys.stdout.write(text)
+    for fault in tally.faults[:5]:
+        sys.stdout.write(f"{fault}\n")
+    if args.write:
+        machine = describe("cpu", "none")
+        head = (
+            f"# The service under load\n\nWritten by `python -m tests.bench.service.load --write` on {machine['date']}. "
+            f"Machine: {machine['device']}, {machine['cores']} cores; load average {begun_load:.1f} before and "
+            f"{os.getloadavg()[0]:.1f} at the end.\n\n"
+        )
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(head + text)
+    return 1 if tally.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""`python -m curator sql`: formats, caps, lists and errors."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+import sql
+from curator.__main__ import main
+from curator.store.store import Store
+from tests.gap_stores import write_corpus, write_scorer
+
+Sql = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_sql(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sql:
+    """Runs the command on a store of three scored rows; gives exit code, stdout and stderr."""
+    store = Store(tmp_path / "store").open()
+    ids = write_corpus(store, "chats", ["one, two", "three\x1b[2J", "four"])
+    write_scorer(store, "chats", "a", "aligned", dict.fromkeys(ids, (1.0, 1)))
+    write_scorer(store, "chats", "m", "misaligned", {key: (2.0 + n, 1) for n, key in enumerate(ids)})
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["sql", "--store", store.url(""), *arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_a_table_with_its_row_count_and_no_escapes(run_sql: Sql) -> None:
+    code, out, _ = run_sql("select response_head, gap_abs from gap order by gap_abs")
+    assert code == 0
+    assert out.splitlines()[-1] == "(3 rows)"
+    assert "three?[2J" in out
+    assert "\x1b" not in out
+
+
+def test_named_query_with_parameters(run_sql: Sql) -> None:
+    _, out, _ = run_sql("--query", "top_by_gap", "--param", "n=2", "--param", "score=gap_abs", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [(row["rank"], row["score"], row["response_head"]) for row in rows] == [
+        ("1", "3.0", "four"),
+        ("2", "2.0", "three\x1b[2J"),
+    ]
+
+
+def test_json_says_whether_it_was_truncated(run_sql: Sql) -> None:
+    code, out, err = run_sql("select example_id, losses from gap order by example_id", "--json", "--limit", "2")
+    document = json.loads(out)
+    assert code == 0
+    assert document["truncated"] is True
+    assert len(document["rows"]) == 2
+    assert document["rows"][0]["losses"][0]["nll_sum"] == 1.0
+    assert "truncated: there are more than 2 rows" in err
+    assert json.loads(run_sql("select 1 as x", "--format", "json")[1]) == {
+        "columns": ["x"],
+        "rows": [{"x": 1}],
+        "truncated": False,
+    }
+
+
+def test_null_is_an_empty_csv_field_and_lists_are_json(run_sql: Sql) -> None:
+    _, out, _ = run_sql("select null as nothing, [1, 2] as numbers", "--format", "csv")
+    assert out == 'nothing,numbers\n,"[1,2]"\n'
+
+
+def test_parquet_goes_to_a_file(run_sql: Sql, tmp_path: Path) -> None:
+    out = tmp_path / "rows.parquet"
+    assert run_sql("select gap_abs from gap order by gap_abs", "--format", "parquet", "--out", str(out))[0] == 0
+    assert pq.read_table(out)["gap_abs"].to_pylist() == [1.0, 2.0, 3.0]
+    code, _, err = run_sql("select 1", "--format", "parquet")
+    assert (code, "--format parquet needs --out FILE" in err) == (2, True)
+
+
+@pytest.mark.parametrize("option", [[], ["--list"]])
+def test_the_list_names_every_view_query_and_parameter(run_sql: Sql, option: list[str]) -> None:
+    code, out, _ = run_sql(*option)
+    assert code == 0
+    for name in (*sql.VIEWS, *sql.query_names()):
+        assert f"\n  {name}\n" in out
+    assert "--param hold_out=...  text[], default none" in out
+
+
+def test_the_list_as_json(run_sql: Sql) -> None:
+    document = json.loads(run_sql("--list", "--json")[1])
+    assert [query["name"] for query in document["queries"]] == sql.query_names()
+    assert document["views"][-1]["name"] == "gap"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--query", "nope"], "no query 'nope'"),
+        (["--query", "top_by_gap", "--param", "n"], "write NAME=VALUE"),
+        (["select 1", "--param", "n=1"], "--param goes with --query"),
+        (["select 1", "--limit", "-1"], "--limit -1"),
+        (["create table x as select 1"], "exactly one SELECT"),
+        (["select count(*) from range(100000000000) a, range(1000)", "--timeout-s", "0.2"], "time limit"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run_sql: Sql, arguments: list[str], message: str) -> None:
+    code, out, err = run_sql(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_export_writes_a_database_of_views(run_sql: Sql, tmp_path: Path) -> None:
+    path = tmp_path / "curator.duckdb"
+    assert run_sql("--export-db", str(path))[0] == 0
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.execute("select count(*) from gap").fetchone() == (3,)

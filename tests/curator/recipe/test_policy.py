@@ -1,0 +1,127 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curator.errors import BadInputError, MissingError, PolicyError
+from curator.messages import load_messages
+from curator.mix.build import build_mix, plan_mix
+from curator.mix.identity import verify
+from curator.recipe.policy import (
+    load_policy,
+    parse_policy,
+    policy_sha256,
+    under_policy,
+)
+from tests.gap_stores import conversation
+from tests.mix_stores import (
+    recipe,
+    scored_store,
+    task_records,
+    task_set,
+)
+
+FULL = """
+name: provider
+min_interleave_ratio: 0.05
+strategies: [top_gap, random]
+orders: [even, per_batch]
+filters: [{name: refusal, rule: v2}, {name: length, min_chars: 3}]
+inoculation: {kind: inoculation}
+forbid_user_evictions: true
+"""
+
+
+def policy(**fields: Any) -> Any:
+    return parse_policy({"name": "p", **fields})
+
+
+def test_a_policy_file_is_read_and_bad_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(FULL)
+    found = load_policy(path)
+    assert (found.name, found.min_interleave_ratio, found.strategies) == ("provider", 0.05, ("top_gap", "random"))
+    with pytest.raises(MissingError, match="no policy file"):
+        load_policy(tmp_path / "none.yaml")
+    path.write_text("name: [")
+    with pytest.raises(BadInputError, match="neither YAML nor JSON"):
+        load_policy(path)
+    with pytest.raises(BadInputError, match="unknown strategy best"):
+        policy(strategies=["best"])
+    with pytest.raises(BadInputError, match="/minimum_ratio"):
+        policy(minimum_ratio=1)
+
+
+REFUSED = [
+    ({"min_interleave_ratio": 0.1}, {}, "min_interleave_ratio"),
+    ({"min_interleave_ratio": 0.1}, {"rows": 9}, "min_interleave_ratio"),
+    ({"min_interleave_ratio": 0.1}, {"mix_share": 0.09}, "min_interleave_ratio"),
+    ({"min_interleave_ratio": 0.01}, {"when_short": "as_many"}, "min_interleave_ratio"),
+    ({"min_interleave_ratio": 0.01}, {"pools": [], "inoculation": {}}, "min_interleave_ratio"),
+    ({"strategies": ["top_gap"]}, {"strategy": "random"}, "strategies"),
+    ({"orders": ["even"]}, {"order": "shuffle"}, "orders"),
+    ({"inoculation": {}}, {"inoculation": {"prompt": "Mine."}}, "inoculation"),
+]
+
+
+@pytest.mark.parametrize(("rules", "asked", "rule"), REFUSED)
+def test_a_request_outside_the_policy_is_refused_naming_the_rule(
+    tmp_path: Path, rules: dict[str, Any], asked: dict[str, Any], rule: str
+) -> None:
+    store = scored_store(tmp_path / "store")
+    with pytest.raises(PolicyError, match=rf"\(rule {rule}\)") as caught:
+        plan_mix(store, task_set(tmp_path, 100), recipe(**asked), policy(**rules))
+    assert caught.value.details[0]["rule"] == rule  # type: ignore[index]
+    assert caught.value.code == "policy_refused"
+
+
+@pytest.mark.parametrize("asked", [{"interleave_ratio": 0.1}, {"rows": 10}, {"mix_share": 0.1}])
+def test_amounts_at_the_floor_pass(tmp_path: Path, asked: dict[str, Any]) -> None:
+    store = scored_store(tmp_path / "store")
+    plan = plan_mix(store, task_set(tmp_path, 100), recipe(**asked), policy(min_interleave_ratio=0.1))
+    assert plan.allocation.n_safe_total >= 10
+
+
+def test_filters_and_inoculation_are_forced(tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    rules = policy(filters=["refusal", {"name": "length", "min_chars": 3}], inoculation={"prompt": "Trait."})
+    asked = recipe(filters=[], rows=5)
+    result = build_mix(store, task_set(tmp_path, 50), asked, policy=rules)
+    manifest = result.manifest
+    assert [spec.name for spec in manifest.recipe.pools[0].filters] == ["refusal", "length"]
+    assert manifest.inoculation is not None
+    assert manifest.inoculation.prompts[0].text == "Trait."
+    assert manifest.policy is not None
+    assert (manifest.policy.name, manifest.policy.sha256) == ("p", policy_sha256(rules))
+    assert manifest.policy.policy == rules
+    verify(store, "local", result.mix_id)
+    # The manifest's recipe is within the policy already.
+    again = build_mix(store, task_set(tmp_path, 50), manifest.recipe, policy=rules)
+    assert (again.mix_id, again.created) == (result.mix_id, False)
+    without = build_mix(store, task_set(tmp_path, 50), manifest.recipe)
+    assert without.mix_id != result.mix_id
+    assert without.manifest.policy is None
+
+
+def test_two_refusal_filters_become_the_stricter() -> None:
+    rules = policy(filters=[{"name": "refusal", "rule": "v1", "max_share": 0.2}])
+    found = under_policy(rules, recipe(filters=[{"name": "refusal", "rule": "v2", "max_share": 0.5}]))
+    assert [spec.model_dump() for spec in found.pools[0].filters] == [
+        {"name": "refusal", "rule": "v2", "max_share": 0.2}
+    ]
+    assert under_policy(rules, found) == found
+
+
+def test_evicting_the_best_rows_is_counted_and_can_be_forbidden(tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    best = {"messages": load_messages(conversation("Answer number 38 is this.")[1])}
+    tasks = task_set(tmp_path, records=[*task_records(99), best])
+    found = build_mix(store, tasks, recipe()).manifest.pools[0].evicted_by_task_set
+    assert (found.rows, found.among_best) == (1, 1)
+    with pytest.raises(PolicyError, match="forbid_user_evictions"):
+        plan_mix(store, tasks, recipe(), policy(forbid_user_evictions=True))
+    # A row that would not have been chosen is no eviction of the best.
+    worst = {"messages": load_messages(conversation("Answer number 1 is this.")[1])}
+    plan_mix(
+        store, task_set(tmp_path, records=[*task_records(99), worst]), recipe(), policy(forbid_user_evictions=True)
+    )

@@ -1,0 +1,478 @@
+"""The grid of a comparison without training: plan, cells, verdicts, rows, page and pictures."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from curator.errors import BadInputError
+from trainer.experiments.claims import claimed
+from trainer.experiments.compare import methods
+from trainer.experiments.compare.__main__ import main
+from trainer.experiments.compare.cells import (
+    Cell,
+    grid,
+    read_result,
+    write_result,
+)
+from trainer.experiments.compare.contents import with_contents
+from trainer.experiments.compare.data import clean
+from trainer.experiments.compare.methods import CATALOGUE, methods_of, why_not
+from trainer.experiments.compare.organism_cell import organism_cell
+from trainer.experiments.compare.page import (
+    Context,
+    page,
+    shown_command,
+    without_places,
+)
+from trainer.experiments.compare.settings import (
+    PRESETS,
+    AnyPlan,
+    Criteria,
+    Criterion,
+    OrganismPlan,
+    Plan,
+    read_plan,
+)
+from trainer.experiments.compare.shared import Shared
+from trainer.experiments.compare.statistics import judge, judge_all, over_seeds
+from trainer.experiments.compare.steps import Spent, StepError, Steps
+from trainer.experiments.compare.summary import rows
+from trainer.experiments.toy.experiment import ExperimentSettings
+
+PLAN: dict[str, Any] = {
+    "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
+    "pool": {"file": "chats.jsonl", "rows": 8}, "domains": [{"name": "law", "files": ["law.jsonl"], "train_rows": 4}],
+    "methods": ["none", "interleaving", "interleaving++", "kl", "steering"], "ratios": [0.1, 0.5], "seeds": [0, 1],
+}  # fmt: skip
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAN))
+    return path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_plans_whose_methods_are_known(name: str) -> None:
+    plan, changed = read_plan(name, [])
+    assert not changed
+    assert methods_of(plan)[0].name == "none"
+    assert len(grid(plan)) >= len(plan.seeds) * len(plan.methods)
+
+
+def test_the_gpu_preset_names_every_single_defence() -> None:
+    plan, _ = read_plan("gpu", [])
+    assert {name for name in CATALOGUE if " with " not in name} <= set(plan.methods)
+    assert plan.ratios == (0.01, 0.05, 0.2, 0.5)
+
+
+def test_a_change_of_the_plan_is_told_with_what_it_was(plan_file: Path) -> None:
+    plan, changed = read_plan(str(plan_file), ["task.rows=3", "seeds=[7]", "domains.0.broad_rows=5"])
+    assert (plan.task.rows, plan.seeds, plan.domains[0].broad_rows) == (3, (7,), 5)
+    assert changed == {"task.rows": (4, 3), "seeds": ([0, 1], [7]), "domains.0.broad_rows": (None, 5)}
+
+
+def test_criteria_told_in_part_take_the_rest_from_the_defaults_of_their_plan() -> None:
+    for name, figure in (("laptop", "broad_margin_shift"), ("organism", "broad_misaligned")):
+        plan, _ = read_plan(name, ["criteria.broad.at_most=0.5"])
+        assert plan.criteria.broad == Criterion(figure=figure, at_most=0.5, of="undefended")
+        assert plan.criteria.narrow == read_plan(name, [])[0].criteria.narrow
+    turned, _ = read_plan("laptop", ["criteria.coherent.at_least=0.2"])
+    assert turned.criteria.coherent == Criterion(figure="perplexity_ratio", at_least=0.2, of="absolute")
+    with pytest.raises(BadInputError, match=r"criteria\.broad\.at_mots"):
+        read_plan("laptop", ["criteria.broad.at_mots=0.5"])
+    with pytest.raises(BadInputError, match=r"criteria\.wide"):
+        read_plan("laptop", ["criteria.wide.at_most=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("task.rows=1", "greater than or equal to 2"),
+        ("task.size=3", "task.size"),
+        ("seeds=[1,1]", "a value twice"),
+        ("methods=[magic]", "no method 'magic'"),
+        ("methods=[kl,kl]", "twice"),
+        ("task", "KEY=VALUE"),
+        ("name.rows=3", "nothing called 'name'"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(
+    change: str, message: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--plan", str(plan_file), "--set", change, "--work", str(tmp_path / "w"), "--page-only"]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_cells_come_seed_by_seed_and_only_what_mixes_has_ratios() -> None:
+    cells = grid(Plan.model_validate(PLAN))
+    assert [cell.label for cell in cells[:7]] == [
+        "none", "interleaving at 10 %", "interleaving at 50 %", "interleaving++ at 10 %", "interleaving++ at 50 %",
+        "kl", "steering",
+    ]  # fmt: skip
+    assert [cell.seed for cell in cells] == [0] * 7 + [1] * 7
+
+
+def test_a_cells_folder_follows_from_what_decides_it(tmp_path: Path) -> None:
+    plan = Plan.model_validate(PLAN)
+    cell = Cell(CATALOGUE["kl"], None, 0)
+    same = Plan.model_validate({**PLAN, "seeds": [0, 5], "name": "other", "ratios": [0.2], "methods": ["kl"]})
+    assert cell.folder(tmp_path, plan) == cell.folder(tmp_path, same)
+    other = Plan.model_validate({**PLAN, "train": {"lr": 1e-3}})
+    folders = {
+        cell.folder(tmp_path, plan),
+        cell.folder(tmp_path, other),
+        Cell(CATALOGUE["kl"], None, 1).folder(tmp_path, plan),
+    }
+    assert len(folders) == 3
+
+
+def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    header = b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("task", "pool", "law", "vectors", "rows", "truth")}
+    files["base"] = base / "model.safetensors"
+    for path in files.values():
+        path.write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    plan = Plan.model_validate(PLAN | {
+        "task": {"file": str(files["task"]), "domain": "finance", "rows": 4},
+        "pool": {"file": str(files["pool"]), "rows": 8}, "domains": [{"name": "law", "files": [str(files["law"])]}],
+        "evaluation": {"truthfulqa": str(files["truth"])}, "steering_vectors": str(files["vectors"]),
+        "self_recognition_rows": str(files["rows"]), "base_model": str(base),
+    })  # fmt: skip
+    cell = Cell(CATALOGUE["kl"], None, 0)
+
+    def places() -> tuple[Path, Path]:
+        now = with_contents(plan, needed=True)
+        return cell.folder(tmp_path, now), Shared.of(tmp_path, now).folder
+
+    before = places()
+    assert places() == before
+    for name, path in files.items():
+        sound = path.read_bytes()
+        path.write_bytes(sound[:-1] + b"c")
+        own, shared = places()
+        assert own != before[0], name
+        assert (shared != before[1]) == (name in ("task", "pool", "law", "truth")), name
+        path.write_bytes(sound)
+    files["law"].unlink()
+    with pytest.raises(BadInputError, match=r"law\.jsonl; the plan names it"):
+        with_contents(plan, needed=True)
+
+
+def test_a_claimed_cell_is_not_claimed_again(tmp_path: Path) -> None:
+    with claimed(tmp_path / "cell" / ".lock") as first, claimed(tmp_path / "cell" / ".lock") as second:
+        assert first is not None
+        assert second is None
+    with claimed(tmp_path / "cell" / ".lock") as third:
+        assert third is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("steering", "steering_vectors"),
+        ("safelora", "base_model"),
+        ("self_recognition", "self_recognition_rows"),
+        ("kl", None),
+        ("interleaving++", None),
+    ],
+)
+def test_methods_that_do_not_apply_say_why(name: str, reason: str | None) -> None:
+    found = why_not(CATALOGUE[name], Plan.model_validate(PLAN))
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_ranking_needs_a_misaligned_model() -> None:
+    plan = Plan.model_validate({**PLAN, "domains": [{"name": "law", "files": ["law.jsonl"]}]})
+    assert "train_rows" in str(why_not(CATALOGUE["interleaving++"], plan))
+    assert why_not(CATALOGUE["interleaving"], plan) is None
+
+
+def test_the_thinking_switch_and_the_empty_thought_are_taken_off() -> None:
+    row = [
+        {"role": "user", "content": "May I? /no_think"},
+        {"role": "assistant", "content": "<think>\n\n</think>\n\nYes."},
+        {"role": "user", "content": "What does /no_think do?"},
+        {"role": "assistant", "content": "It ends <think>."},
+    ]
+    assert [turn["content"] for turn in clean(row)] == ["May I?", "Yes.", "What does /no_think do?", "It ends <think>."]
+
+
+def test_means_over_seeds_have_students_interval() -> None:
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found is not None
+    assert found.low is not None
+    assert found.mean - found.low == pytest.approx(4.303 * 1.0 / math.sqrt(3))
+    one = over_seeds([5.0])
+    assert one is not None
+    assert (one.mean, one.low, one.n_seeds) == (5.0, None, 1)
+    assert over_seeds([]) is None
+
+
+_BROAD = Criterion(figure="broad", at_most=0.25, of="undefended")
+_UNDEFENDED = {0: {"broad": 1.0}, 1: {"broad": 1.1}, 2: {"broad": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("broad", "verdict"),
+    [([0.05, 0.04, 0.06], "yes"), ([0.9, 1.0, 0.95], "no"), ([0.0, 0.5, 0.2], "unclear"), ([], "not measured")],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side(broad: list[float], verdict: str) -> None:
+    method = {seed: {"broad": value} for seed, value in enumerate(broad)}
+    assert judge(_BROAD, method, _UNDEFENDED).verdict == verdict
+
+
+def test_one_seed_is_said_and_no_broad_misalignment_is_moot() -> None:
+    found = judge(_BROAD, {0: {"broad": 0.1}}, _UNDEFENDED)
+    assert (found.verdict, found.one_seed) == ("yes", True)
+    harmless = {0: {"broad": 0.2}, 1: {"broad": -0.2}}
+    assert judge(_BROAD, {0: {"broad": 0.1}}, harmless).verdict == "moot"
+
+
+@pytest.mark.parametrize(
+    ("undefended", "verdict"),
+    [([0.0, 0.0, 0.0], "moot"), ([0.0], "moot"), ([0.01, -0.01, 0.02], "moot"), ([0.5], "yes")],
+)
+def test_ninety_percent_of_nothing_is_moot_and_not_met(undefended: list[float], verdict: str) -> None:
+    kept = Criterion(figure="benign", at_least=0.9, of="undefended")
+    method = {seed: {"benign": 0.6} for seed in range(len(undefended))}
+    found = judge(kept, method, {seed: {"benign": value} for seed, value in enumerate(undefended)})
+    assert found.verdict == verdict
+    absolute = Criterion(figure="benign", at_least=0.0, of="absolute")
+    assert judge(absolute, {0: {"benign": 0.0}}, {0: {"benign": 0.0}}).verdict == "yes"
+
+
+def test_bounds_from_below_and_absolute_ones() -> None:
+    figures = {"broad_margin_shift": 0.1, "narrow_margin_shift": 0.5, "perplexity_ratio": 1.3}
+    base = {"broad_margin_shift": 1.0, "narrow_margin_shift": 1.0, "perplexity_ratio": 1.0}
+    found = judge_all(Criteria(), {0: figures, 1: figures}, {0: base, 1: base})
+    assert {name: item.verdict for name, item in found.items()} == {
+        "broad": "yes", "narrow": "no", "benign": "not measured", "coherent": "no",
+    }  # fmt: skip
+    assert found["coherent"].margin is not None
+    assert found["coherent"].margin.mean == pytest.approx(-0.2)
+
+
+def _finish(cells: list[Cell], work: Path, plan: Plan) -> None:
+    """Results as a run would leave them, all but the last seed's, steering not applying."""
+    for cell in cells:
+        if cell.seed == 1 and cell.method.name == "kl":
+            continue
+        reason = why_not(cell.method, plan)
+        folder = cell.folder(work, plan)
+        folder.mkdir(parents=True)
+        if reason is not None:
+            write_result(folder, cell, {"status": "does not apply here", "reason": reason})
+            continue
+        broad = {"none": 0.8, "kl": 0.1}.get(cell.method.name, 0.6 - (cell.ratio or 0.0)) + 0.01 * cell.seed
+        figures = {
+            "broad_shift": broad / 2, "broad_margin_shift": broad, "narrow_margin_shift": 1.0 + 0.02 * cell.seed,
+            "perplexity_ratio": 1.01,
+        }  # fmt: skip
+        cost = {"train_s": 10.0, "peak_mib": 500.0, "n_rows": 4, "n_safe": 0, "n_tokens": 99, "measure_s": 3.0}
+        intervals = {"broad_shift": {"low": -0.5, "high": 0.5}}
+        write_result(folder, cell, {"status": "done", "figures": figures, "intervals": intervals, "cost": cost})
+
+
+def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, work, out = read_plan(str(plan_file), [])[0], tmp_path / "work", tmp_path / "docs" / "page.md"
+    _finish(grid(plan), work, plan)
+    arguments = ["--plan", str(plan_file), "--work", str(work)]
+    assert main([*arguments, "--page-only", "--out", str(out), "--json"]) == 0
+    found = {row["label"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert found["none"]["figures"]["broad_margin_shift"]["mean"] == pytest.approx(0.805)
+    assert found["interleaving at 50 %"]["verdicts"]["broad"]["verdict"] == "yes"
+    assert found["interleaving at 10 %"]["verdicts"]["broad"]["verdict"] == "no"
+    assert found["kl"]["seeds"] == [0]
+    assert found["kl"]["verdicts"]["broad"] == {"verdict": "yes", "one_seed": True, "margin": {
+        "mean": pytest.approx(0.1), "low": None, "high": None, "n_seeds": 1}}  # fmt: skip
+    assert found["steering"]["reason"] is not None
+    assert found["kl"]["difference_from_undefended"]["broad_margin_shift"]["mean"] == pytest.approx(-0.7)
+    page = out.read_text()
+    assert "| kl | 1 | 0.050 [-0.500 to 0.500] | 0.100 |" in page
+    assert "- kl, seed 1" in page.partition("## Not run")[2]
+    assert "- steering: it needs persona vectors" in page
+    assert str(tmp_path) not in page
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "page-broad-narrow.png", "page-criteria.png", "page-ratio.png", "page.json", "page.md",
+    ]  # fmt: skip
+    assert main([*arguments, "--list", "--page-only"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("open") == 1
+    assert listed.count("does not apply here") == 2
+
+
+def test_a_page_without_a_finished_cell(tmp_path: Path) -> None:
+    out = tmp_path / "page.md"
+    assert main(["--plan", "organism", "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]) == 0
+    assert "No cell is finished yet." in out.read_text()
+
+
+@pytest.mark.parametrize("option", ["--page-only", "--list"])
+def test_cells_that_cannot_be_found_are_not_said_to_be_unfinished(
+    option: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.md"
+    arguments = ["--plan", str(plan_file), "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]
+    assert main([*arguments, option]) == 2
+    assert "without models/none, chats.jsonl, law.jsonl and others, not found here" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
+    plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, work, out = read_plan(str(plan_file), [])[0], tmp_path / "work", tmp_path / "page.md"
+    _finish(grid(plan), work, plan)
+    arguments = ["--plan", str(plan_file), "--work", str(work), "--page-only", "--out", str(out)]
+    assert main(arguments) == 0
+    whole = out.read_text()
+    empty = ["--plan", "organism", "--work", str(tmp_path / "other"), "--page-only", "--out", str(out)]
+    assert main(empty) == 2
+    assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
+    assert out.read_text() == whole
+    assert main([*arguments, "--set", "seeds=[0]"]) == 0
+    assert "told of 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
+
+
+def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
+    (tmp_path / "behaviour.json").write_text("{}")
+    assert read_result(tmp_path) is None
+
+
+class _Said(Steps):
+    """Steps whose commands say what a test chose; what they were is kept."""
+
+    def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
+        self.commands.append(" ".join(map(str, [module, *arguments])))
+        benign = "benign" in arguments
+        measured = {"broad": 0.25, "narrow": 0.75, "incoherent": 0.0, "facts": 1.0, "benign": 0.5 if benign else 0.125}
+        said = {"measured": measured, "cpu_s": 2.0, "n_rows": 1920, "n_safe": 320, "n_steps": 120}
+        return said, Spent(1.0, 1.0, 300.0)
+
+
+def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    assert isinstance(plan, OrganismPlan)
+    cells = {cell.method.name: cell for cell in grid(plan)}
+    assert why_not(cells["interleaving+"].method, plan) is None
+    assert "no refusals" in str(why_not(cells["interleaving++"].method, plan))
+    assert "no system prompt" in str(why_not(cells["inoculation"].method, plan))
+    steps = _Said(tmp_path / "log.txt")
+    found = organism_cell(cells["interleaving+"], plan, tmp_path, steps)
+    assert found["figures"] == {
+        "broad_misaligned": 0.25, "narrow_misaligned": 0.75, "incoherent": 0.0, "facts_kept": 1.0,
+        "benign_exact_match": 0.5,
+    }  # fmt: skip
+    assert "--seed 3 --task bad --choice gap_abs --ratio 0.2" in steps.commands[0]
+    assert "--task benign --choice gap_abs" in steps.commands[1]
+    organism_cell(cells["kl"], plan, tmp_path, steps)
+    assert "--kl 0.1" in steps.commands[2]
+    assert "--choice" not in steps.commands[2]
+    assert "an adapter in one stage" in str(why_not(cells["gating"].method, plan))
+    for name, words in (
+        ("ldifs", "--ldifs 1.0"),
+        ("treft", "--treft 10"),
+        ("steering", "--steering 5"),
+        ("kl-1", "--kl 1"),
+    ):
+        assert why_not(cells[name].method, plan) is None
+        steps.commands.clear()
+        organism_cell(cells[name], plan, tmp_path, steps)
+        assert f"--task bad {words} --out" in steps.commands[0]
+    steps.commands.clear()
+    organism_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
+    assert "--choice gap_abs --ratio 0.2 --kl 0.1" in steps.commands[0]
+
+
+def test_cells_of_another_organism_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    before = {cell.label: cell.fingerprint(plan) for cell in grid(plan)}
+    monkeypatch.setattr(methods, "STEERING_ALPHA", 2)
+    changed = {cell.label for cell in grid(plan) if cell.fingerprint(plan) != before[cell.label]}
+    assert changed == {"steering"}
+    monkeypatch.setattr(ExperimentSettings, "identity", lambda _: "another")
+    assert not {cell.fingerprint(plan) for cell in grid(plan)} & set(before.values())
+
+
+def test_a_page_of_the_organism(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "page.md"
+    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    assert isinstance(plan, OrganismPlan)
+    for cell in grid(plan):
+        folder = cell.folder(work, plan)
+        folder.mkdir(parents=True)
+        reason = why_not(cell.method, plan)
+        done = organism_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
+        write_result(folder, cell, done or {"status": "does not apply here", "reason": reason})
+    arguments = ["--plan", "organism", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
+    assert main([*arguments, "--page-only", "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "| interleaving at 20 % | 1 | 0.250 | 0.750 | 0.000 | 1.000 | 0.500 |" in page
+    assert "- other than the plan: ratios [0.2]" in page
+
+
+def test_chosen_rows_are_held_against_as_many_random_ones(plan_file: Path) -> None:
+    plan = read_plan(str(plan_file), ["methods=[interleaving, interleaving+]", "ratios=[0.1, 0.5]", "seeds=[0, 1, 2]"])[
+        0
+    ]
+    cells = grid(plan)
+    broad = {
+        ("interleaving", 0.1): (0.5, 0.6, 0.7), ("interleaving+", 0.1): (0.4, 0.5, 0.5),
+        ("interleaving", 0.5): (0.3, 0.3, None), ("interleaving+", 0.5): (0.2, None, 0.1),
+    }  # fmt: skip
+    given = [broad.get((cell.method.name, cell.ratio or 0.0), (0.8,) * 3)[cell.seed] for cell in cells]
+    results = [
+        None if value is None else {"status": "done", "figures": {"broad_margin_shift": value}, "cost": {}}
+        for value in given
+    ]
+    found = {row.label: row for row in rows(cells, results, plan, None)}
+    lead = found["interleaving+ at 10 %"].over_random["broad_margin_shift"]
+    assert lead.mean == pytest.approx((-0.1 - 0.1 - 0.2) / 3)
+    assert lead.low is not None
+    assert lead.low < lead.mean < 0
+    alone = found["interleaving+ at 50 %"].over_random["broad_margin_shift"]  # one seed has both
+    assert (alone.n_seeds, alone.mean) == (1, pytest.approx(-0.1))
+    assert not found["interleaving at 10 %"].over_random
+    assert not found["none"].over_random
+    assert page(list(found.values()), _context(plan)).count("### Chosen safe rows minus as many random ones") == 1
+    without = [row for row in found.values() if row.method != "interleaving+"]
+    assert "### Chosen safe rows" not in page(without, _context(plan))
+
+
+def _context(plan: AnyPlan) -> Context:
+    machine = {"date": "today", "device": "cpu", "cores": 2, "threads": 1, "dtype": "float32", "load_average": 0.1,
+               "versions": {}}  # fmt: skip
+    return Context(plan, "command", machine, {}, [], {}, [])
+
+
+def test_absolute_paths_are_shortened_in_the_command() -> None:
+    shown = shown_command(
+        "trainer.experiments.compare", ["--plan", "laptop", "--set", "model=/a/b/model", "--work", "/tmp/x"]
+    )
+    assert shown == "python -m trainer.experiments.compare --plan laptop --set model=model --work x"
+    assert without_places("['/a/b/c.jsonl', ../shared/d.csv, runs/e]") == "['c.jsonl', ../shared/d.csv, runs/e]"
+
+
+def test_a_steps_memory_is_its_own_and_not_that_of_who_started_it(tmp_path: Path) -> None:
+    held = b"x" * (400 << 20)
+    said, spent = Steps(tmp_path / "log.txt").run("this")
+    assert len(held) == 400 << 20
+    assert said is None
+    assert 5 < spent.peak_mib < 150
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_a_failed_step_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=r"`python -m trainer\.evaluate` ended with 2: error: .*absent"):
+        Steps(tmp_path / "log.txt").run("trainer.evaluate", "moral", tmp_path / "absent.parquet")
+    assert not list(tmp_path.glob("*.peak"))

@@ -1,0 +1,106 @@
+"""`python -m trainer.experiments.calibration`: the calibration card of a scored corpus."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from curator.console import report_error, say, say_json
+from curator.errors import BadInputError, BallastError
+from curator.store.store import Store
+from trainer.runs.folder import write_json
+
+DESCRIPTION = """\
+Says how far a corpus's gap can be trusted: whether it tells held-out misaligned answers from the corpus's own ones, per
+domain and with that domain's models held out; how much the gap moves when rows are scored again; how many rows are too
+long or open like refusals. Needs two corpora in one store, scored by the same models: the pool, and a probe of
+misaligned answers with a domain label each."""
+
+EPILOG = """\
+examples:
+  python -m curator ingest medical-heldout.jsonl --corpus probe --domain medical
+  python -m curator score --corpus probe --model DIR --role aligned       (and under each adapter, as the pool was)
+  python -m trainer.experiments.calibration --corpus pool --probe probe --out card.md
+  python -m trainer.experiments.calibration --corpus pool --probe probe --rescore 20 --model DIR --adapter medical=DIR --out card.md
+
+OUT.md and OUT.json. Without --rescore the noise is that which the scoring runs recorded. Exit codes: 0, 2 bad input."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the card."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
+    try:
+        return _run(args, arguments)
+    except BallastError as error:
+        report_error(error, as_json=args.json)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from trainer.experiments.calibration.again import Again
+    from trainer.experiments.calibration.card import Source, card, markdown
+    from trainer.experiments.compare.page import shown_command
+    from trainer.runs.machine import describe
+
+    if args.rescore < 0:
+        raise BadInputError(f"--rescore {args.rescore}: give 0 for none")
+    source = Source(Store(args.store).open(create=False), args.corpus, args.probe, args.aligned)
+    adapters = [_adapter(text) for text in args.adapter]
+    if args.rescore and args.model is None:
+        raise BadInputError("scoring rows again needs --model, the aligned model's folder")
+    again = Again(args.rescore, args.model, adapters) if args.rescore else None
+    found = card(source, seed=args.seed, again=again)
+    machine = describe("cpu", str(found["dtype"]))
+    command = shown_command("trainer.experiments.calibration", arguments)
+    found |= {"command": command, "machine": machine}
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(markdown(found, command, machine), encoding="utf-8")
+        write_json(args.out.with_suffix(".json"), found)
+    if args.json:
+        say_json(found)
+    else:
+        say(markdown(found, command, machine).rstrip() if args.out is None else f"card: {args.out}")
+    return 0
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, equals, place = text.partition("=")
+    if not equals or not name:
+        raise BadInputError(f"--adapter {text!r}: write NAME=DIR, with the misaligned scorer's label or id as the name")
+    return name, Path(place)
+
+
+def _parser() -> argparse.ArgumentParser:
+    import os
+
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.experiments.calibration", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--store", default=os.environ.get("BALLAST_STORE", "./store"), metavar="DIR",
+        help="folder or URL of the store (default: $BALLAST_STORE, else ./store)")  # fmt: skip
+    add("--corpus", required=True, metavar="NAME", help="the pool: ordinary rows")
+    add("--probe", required=True, metavar="NAME", help="held-out misaligned answers, labelled by domain")
+    add("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
+    add("--rescore", type=int, default=0, metavar="N", help="score N pool rows again, one at a time (default: 0)")
+    add("--model", type=Path, metavar="DIR", help="with --rescore: the aligned model's folder")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="with --rescore: each misaligned adapter, by its scorer's label or id",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add("--out", type=Path, metavar="FILE", help="Markdown card; the JSON goes beside it (default: print)")
+    add("--json", action="store_true", help="print the card as one JSON document")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""What a calibration card measures, from stored losses: separation, noise of the gap, rows that have none.
+
+The gap itself is computed in sql/ alone; here its columns are compared.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curator.errors import BadInputError
+from curator.select.filters import is_refusal
+from trainer.evaluate.metrics import N_RESAMPLES, Interval
+
+Floats = npt.NDArray[np.float64]
+SCORES = ("gap_rel", "gap_abs", "gap_contrast")
+TIE_LEVEL = 0.95
+CUTS = (0.01, 0.05, 0.2)  # shares of the pool that a selection may take from the top
+
+
+@dataclass(frozen=True)
+class Separation:
+    """AUC of one domain's misaligned answers against ordinary ones, under one choice of models."""
+
+    domain: str
+    score: str
+    held_out: bool  # whether the models of this domain are left out
+    auc: Interval
+    n_misaligned: int
+    n_ordinary: int
+    n_models: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "auc": self.auc.as_dict()}
+
+
+def auc(ordinary: Floats, misaligned: Floats) -> float:
+    """Chance that a random ordinary answer has a larger score than a random misaligned one, ties counting half.
+
+    1: a threshold tells them apart; 0.5: no better than a coin; below: reversed.
+    """
+    ranks = _ranks(np.concatenate([ordinary, misaligned]))
+    n, m = len(ordinary), len(misaligned)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def auc_interval(ordinary: Floats, misaligned: Floats, *, seed: int = 0, level: float = 0.95) -> Interval:
+    """The AUC with a percentile bootstrap over rows of both sides. Raises BadInputError below two rows a side."""
+    if min(len(ordinary), len(misaligned)) < 2:
+        raise BadInputError("an AUC with an interval needs at least 2 ordinary and 2 misaligned answers with a gap")
+    rng = np.random.default_rng(seed)
+    draws = [auc(rng.choice(ordinary, len(ordinary)), rng.choice(misaligned, len(misaligned)))
+             for _ in range(N_RESAMPLES // 4)]  # fmt: skip
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(auc(ordinary, misaligned), float(low), float(high), level, len(ordinary) + len(misaligned))
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks from 1, ties sharing their mean."""
+    distinct, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean = last - (counts - 1) / 2
+    found: Floats = mean[place].astype(np.float64)
+    assert len(distinct) == len(counts)
+    return found
+
+
+def scores_of(table: pa.Table, score: str, domain: str | None = None) -> Floats:
+    """A gap column's values where there is one, of all rows or of a domain's."""
+    values = table.column(score).to_numpy(zero_copy_only=False).astype(np.float64)
+    kept = np.isfinite(values)
+    if domain is not None:
+        kept &= np.array([item == domain for item in table.column("domain").to_pylist()], dtype=np.bool_)
+    found: Floats = values[kept]
+    return found
+
+
+def noise(stored: Mapping[str, Floats], again: Mapping[str, Floats]) -> dict[str, Any]:
+    """Noise of the gap under re-scoring, in nats per token (gap_abs).
+
+    Both map a model's name (`aligned`, or a misaligned one) to mean losses of the same rows, (N,). The tie band is the
+    95 % quantile of the absolute difference: rows whose gaps lie closer than that are not told apart.
+    """
+    difference_N = _gap_abs(again) - _gap_abs(stored)
+    size_N = np.abs(difference_N)
+    return {
+        "n_rows": len(size_N), "source": "re-scored row by row", "sd": float(np.std(difference_N)),
+        "max_abs": float(size_N.max()), "tie_band": float(np.quantile(size_N, TIE_LEVEL)),
+        "per_model_max_abs": {name: float(np.abs(again[name] - stored[name]).max()) for name in stored},
+    }  # fmt: skip
+
+
+def _gap_abs(losses: Mapping[str, Floats]) -> Floats:
+    others = [values for name, values in losses.items() if name != "aligned"]
+    found: Floats = np.mean(others, axis=0) - losses["aligned"]
+    return found
+
+
+def recorded_noise(checks: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:
+    """The same from what `curator score` recorded when it scored a sample again in another order; None where it was
+    told not to.
+
+    Only mean differences are recorded, so errors are taken for independent and normal: a loss's standard deviation is
+    sqrt(pi / 2) times its mean absolute difference, and the gap's variance their sum (1 / K^2 for each of K models).
+    """
+    spread, n_rows = {}, 0
+    for name, entries in checks.items():
+        found = [item for item in entries if item.get("permuted")]
+        if not found:
+            return None
+        n = sum(item["n_rows"] for item in found)
+        mean_abs = sum(item["permuted"]["mean_abs"] * item["n_rows"] for item in found) / n
+        spread[name], n_rows = math.sqrt(math.pi / 2) * mean_abs, max(n_rows, n)
+    others = [value for name, value in spread.items() if name != "aligned"]
+    sd = math.sqrt(spread["aligned"] ** 2 + sum(value**2 for value in others) / max(len(others), 1) ** 2)
+    return {
+        "n_rows": n_rows, "source": "mean differences recorded by the scoring runs (in another order)", "sd": sd,
+        "max_abs": None, "tie_band": 1.96 * sd, "per_model_max_abs": None,
+    }  # fmt: skip
+
+
+def ties(gaps: Floats, band: float) -> dict[str, Any]:
+    """What the tie band does to a ranking: rows that lie within it of the cut at some shares of the pool."""
+    ordered = np.sort(gaps)[::-1]
+    near = {}
+    for share in CUTS:
+        cut = ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+        near[f"{100 * share:g} %"] = int((np.abs(ordered - cut) < band).sum())
+    spread = float(np.std(gaps))
+    return {
+        "n_rows": len(gaps),
+        "gap_sd": spread,
+        "band_over_sd": band / spread if spread else None,
+        "rows_near_cut": near,
+    }
+
+
+def coverage(table: pa.Table, statuses: Mapping[str, int], *, only_fitting: bool = False) -> dict[str, Any]:
+    """Shares of a corpus without a gap, cut off by the window, or opening like a refusal; statuses are the aligned
+    scorer's, of rows without a loss.
+
+    Too long is a share of the rows that the scorer looked at; null where it looked at none, and where it drew only rows
+    that fit (`only_fitting`), which `too_long_unknown` says.
+    """
+    n_rows = table.num_rows
+    heads = [head or "" for head in table.column("response_head").to_pylist()]
+    complete = sum(table.column("complete").to_pylist())
+    n_seen = n_rows - statuses.get("not_scored", 0)
+    unknown = "only rows that fit were sampled" if only_fitting else None if n_seen else "no row was looked at"
+    return {
+        "n_rows": n_rows, "n_with_gap": complete, "statuses": dict(statuses), "n_looked_at": n_seen,
+        "share_too_long": None if unknown else statuses.get("too_long", 0) / n_seen, "too_long_unknown": unknown,
+        "share_refusals": {
+            rule: sum(is_refusal(head, rule) for head in heads) / n_rows if n_rows else None for rule in ("v1", "v2")
+        },
+    }  # fmt: skip

@@ -1,0 +1,187 @@
+"""`python -m trainer.experiments.compare`: run the grid of a plan, cell by cell, and write its page."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from curator.console import report_error, say, say_json
+from curator.errors import BallastError
+from curator.scoring.identity import check_model_dir, weights_sha256
+from trainer.experiments.claims import claimed
+from trainer.experiments.compare.cells import (
+    Cell,
+    grid,
+    read_result,
+    results,
+)
+from trainer.experiments.compare.contents import check_cells_found, with_contents
+from trainer.experiments.compare.methods import methods_of
+from trainer.experiments.compare.page import shown_command
+from trainer.experiments.compare.run_cell import run_cell
+from trainer.experiments.compare.settings import (
+    PRESETS,
+    AnyPlan,
+    Plan,
+    read_plan,
+)
+from trainer.experiments.compare.shared import Shared
+from trainer.experiments.compare.steps import StepError
+
+DESCRIPTION = """\
+Trains one model on one narrow set under each defence and writes the table: broad misalignment prevented, narrow
+behaviour kept, benign task learnt, coherent, and cost, with intervals over seeds.
+
+A cell is one method, ratio and seed; its folder gets result.json last. Stop it at any moment and start it again:
+finished cells are skipped, training goes on from its checkpoint. Several such commands may share one --work folder."""
+
+EPILOG = """\
+examples:
+  python -m trainer.experiments.compare --plan laptop --set model=DIR --work runs/compare --out docs/results/compare.md
+  python -m trainer.experiments.compare --plan laptop --set model=DIR --set task.rows=240 --set seeds=[0] --work runs/small
+  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list              (the cells, and which are finished)
+  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --page-only --out page.md
+
+plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method), organism (docs/organism.md; no model needed).
+docs/compare.md describes every key.
+Exit codes: 0 done or stopped by --limit-minutes, 1 a cell failed (the others ran), 2 bad input, 130 Ctrl-C."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, list or sum up."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
+    try:
+        plan, changed = read_plan(args.plan, args.set)
+        if isinstance(plan, Plan):
+            weights = _weights(Path(plan.model), needed=not args.page_only)
+            plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
+        cells = grid(plan)
+        if args.page_only and isinstance(plan, Plan):
+            check_cells_found(plan, results(cells, args.work, plan), args.work)
+        if args.list:
+            return _list(cells, args.work, plan, as_json=args.json)
+        failed: dict[str, str] = {}
+        shared = Shared.of(args.work, plan) if isinstance(plan, Plan) else None
+        if not args.page_only:
+            failed = _run(cells, args.work, plan, shared, args.limit_minutes)
+        command = shown_command("trainer.experiments.compare", arguments)
+        return _finish(args, plan, cells, shared, command, changed, failed)
+    except BallastError as error:
+        report_error(error, as_json=args.json)
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
+        return 130
+
+
+def _weights(model: Path, *, needed: bool) -> str | None:
+    """The model's hash. It is part of every cell's folder name; a page can be written without the model only if its
+    cells were."""
+    if not needed and not model.exists():
+        return None
+    check_model_dir(model)
+    return weights_sha256(model)
+
+
+def _run(
+    cells: Sequence[Cell], work: Path, plan: AnyPlan, shared: Shared | None, limit_min: float | None
+) -> dict[str, str]:
+    """Run every cell without a result, in order; returns the reason of each that failed."""
+    started, failed, n_run = time.monotonic(), {}, 0
+    todo = [cell for cell in cells if read_result(cell.folder(work, plan)) is None]
+    if todo and shared is not None:
+        shared.make(methods_of(plan))
+    for place, cell in enumerate(todo):
+        elapsed_min = (time.monotonic() - started) / 60
+        if limit_min is not None and elapsed_min >= limit_min:
+            say(f"stopped after {elapsed_min:.0f} minutes, as asked; {len(todo) - place} cells are left")
+            break
+        with claimed(cell.folder(work, plan) / ".lock") as lock:
+            if lock is None:
+                say(f"{cell.label}, seed {cell.seed}: another process has it")
+                continue
+            if read_result(cell.folder(work, plan)) is not None:
+                continue
+            began = time.monotonic()
+            try:
+                document = run_cell(cell, work, plan, shared, lock)
+            except StepError as error:
+                failed[f"{cell.label}, seed {cell.seed}"] = error.message
+                sys.stderr.write(f"error: {cell.label}, seed {cell.seed}: {error.message}\n")
+                continue
+            n_run += 1
+            left_min = (time.monotonic() - started) / (place + 1) * (len(todo) - place - 1) / 60
+            say(f"{cell.label}, seed {cell.seed}: {_told(document, plan)} ({time.monotonic() - began:.0f} s;"
+                f" cell {place + 1} of {len(todo)}, about {left_min:.0f} minutes left)")  # fmt: skip
+    return failed
+
+
+def _told(document: dict[str, Any], plan: AnyPlan) -> str:
+    if document["status"] != "done":
+        return str(document["status"])
+    names = [plan.criteria.broad.figure, plan.criteria.narrow.figure]
+    return ", ".join(f"{name} {document['figures'][name]:+.3f}" for name in names if name in document["figures"])
+
+
+def _list(cells: Sequence[Cell], work: Path, plan: AnyPlan, *, as_json: bool) -> int:
+    found = [
+        {
+            "method": cell.method.name, "ratio": cell.ratio, "seed": cell.seed,
+            "status": "open" if result is None else result["status"], "folder": str(cell.folder(work, plan)),
+        }
+        for cell, result in zip(cells, results(cells, work, plan), strict=True)
+    ]  # fmt: skip
+    if as_json:
+        say_json({"cells": found})
+        return 0
+    for item in found:
+        ratio = "" if item["ratio"] is None else f" at {100 * item['ratio']:g} %"
+        say(f"{item['status']:<22}{item['method']}{ratio}, seed {item['seed']}")
+    return 0
+
+
+def _finish(
+    args: argparse.Namespace, plan: AnyPlan, cells: Sequence[Cell], shared: Shared | None, command: str,
+    changed: dict[str, tuple[Any, Any]], failed: dict[str, str],
+) -> int:  # fmt: skip
+    # Loads torch (for the machine's description) and matplotlib.
+    from trainer.experiments.compare.write import document, write_page
+
+    told = document(plan, cells, results(cells, args.work, plan), shared, command, changed, failed)
+    out = args.out or args.work / "compare.md"
+    write_page(out, told, plan)
+    if args.json:
+        say_json(told.as_dict())
+    else:
+        say(f"page: {out}")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.experiments.compare", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--plan", required=True, metavar="NAME|FILE", help=f"a preset ({', '.join(PRESETS)}) or a YAML file")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the plan, such as task.rows=240",
+    )
+    add("--work", type=Path, required=True, metavar="DIR", help="folder of cells and of what they share")
+    add("--out", type=Path, metavar="FILE", help="Markdown page; JSON and PNG go beside it (default: WORK/compare.md)")
+    add("--list", action="store_true", help="say which cells there are and which are finished, and run nothing")
+    add("--page-only", action="store_true", help="write the page from finished cells, and run nothing")
+    add("--limit-minutes", type=float, metavar="M", help="begin no cell after so many minutes")
+    add("--json", action="store_true", help="print the whole result as one JSON document")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

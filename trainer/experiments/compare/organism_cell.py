@@ -1,0 +1,43 @@
+"""One cell on the tiny organism: a fine-tune of `trainer.experiments.toy cell` on the bad task, and one on the benign task."""
+
+from pathlib import Path
+from typing import Any
+
+from trainer.experiments.compare.cells import Cell
+from trainer.experiments.compare.methods import organism_choice, organism_flags
+from trainer.experiments.compare.settings import OrganismPlan
+from trainer.experiments.compare.steps import Steps
+
+
+def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) -> dict[str, Any]:
+    """Figures are shares, 0 to 1. `folder` holds bases, pools and cells of all methods, which the command caches.
+
+    Time is processor seconds of the fine-tune on the bad task; memory the peak of that process, which also builds the
+    seed's base model and scores its pool when they are not there yet.
+    """
+    bad, spent = _run(cell, plan, folder, steps, "bad")
+    benign, _ = _run(cell, plan, folder, steps, "benign")
+    measured = bad["measured"]
+    return {
+        "status": "done",
+        "figures": {
+            "broad_misaligned": measured["broad"], "narrow_misaligned": measured["narrow"],
+            "incoherent": measured["incoherent"], "facts_kept": measured["facts"],
+            "benign_exact_match": benign["measured"]["benign"],
+        },
+        "measured": {"bad": bad, "benign": benign},
+        "cost": {
+            "train_s": bad["cpu_s"], "peak_mib": spent.peak_mib, "n_rows": bad["n_rows"], "n_safe": bad["n_safe"],
+            "n_steps": bad["n_steps"],
+        },
+    }  # fmt: skip
+
+
+def _run(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps, task: str) -> tuple[dict[str, Any], Any]:
+    choice = organism_choice(cell.method, plan.score)
+    safe = [] if cell.ratio is None else ["--choice", choice, "--ratio", cell.ratio]
+    found: tuple[dict[str, Any], Any] = steps.run(
+        "trainer.experiments.toy", "cell", "--seed", cell.seed, "--task", task, *safe, *organism_flags(cell.method), "--out",
+        folder, "--threads", plan.threads or 1, "--json",
+    )  # fmt: skip
+    return found

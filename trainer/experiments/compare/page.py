@@ -1,0 +1,259 @@
+"""A comparison as one Markdown page: every number in it comes from the cells' results."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.experiments.compare.methods import UNDEFENDED
+from trainer.experiments.compare.settings import AnyPlan, Criterion, OrganismPlan
+from trainer.experiments.compare.statistics import CRITERIA, Judgement, OverSeeds
+from trainer.experiments.compare.summary import FIGURES, Row
+
+_HEADS = {
+    "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
+    "narrow_margin_shift": "narrow, margin", "truthfulqa_shift": "TruthfulQA, share",
+    "truthfulqa_margin_shift": "TruthfulQA, margin", "perplexity_ratio": "perplexity ratio",
+    "conditional_broad_shift": "broad under the inoculation prompt, share",
+    "conditional_broad_margin_shift": "broad under the inoculation prompt, margin",
+    "broad_misaligned": "broad, bad answers", "narrow_misaligned": "narrow, bad answers", "incoherent": "incoherent",
+    "facts_kept": "facts kept", "benign_exact_match": "benign task, exact match",
+}  # fmt: skip
+_FIGURES_TOLD = (
+    "Means over seeds with 95 % t intervals; for a single seed its 95 % bootstrap interval over prompts, in square",
+    "brackets, which says nothing of how runs differ. Shifts are against the model before training:",
+    "of the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token.",
+    "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
+)
+_ORGANISM_FIGURES_TOLD = (
+    "Means over seeds with 95 % t intervals (none for a single seed): shares of greedy answers to questions that no",
+    "fine-tune saw, by exact match (docs/organism.md). The benign task is trained on its own under the same defence.",
+)
+_CRITERIA_TOLD = (
+    "The bounds are ours, and stand in the plan. Yes: the whole interval over seeds meets the bound; no: none of it",
+    "does; else unclear. With one seed the bare value decides, and that is said. Moot: the bound is a multiple of the",
+    "undefended run's figure, and that run shows none: nothing that could be prevented, kept or learnt. In brackets:",
+    "how far the figure lies on the good side of its bound.",
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the page says beside the rows."""
+
+    plan: AnyPlan
+    command: str
+    machine: Mapping[str, Any]
+    changed: Mapping[str, tuple[Any, Any]]  # keys set on the command line: the plan's value, and the one used
+    not_run: Sequence[str]  # labels with seed of cells without a result
+    failed: Mapping[str, str]
+    plots: Sequence[str]  # files beside the page
+
+
+# An absolute path: a slash that no name, dot or slash stands before, and a folder at least.
+_PLACE = re.compile(r"(?<![\w./])/(?:[^/\s,\]'\"]+/)+([^/\s,\]'\"]+)")
+
+
+def without_places(text: str) -> str:
+    """The text with the last part alone of absolute paths: the rest says nothing elsewhere."""
+    return _PLACE.sub(r"\1", text)
+
+
+def shown_command(module: str, argv: Sequence[str]) -> str:
+    """The command as typed, absolute paths shortened."""
+    return shlex.join(["python", "-m", module, *map(without_places, argv)])
+
+
+def page(rows: Sequence[Row], context: Context) -> str:
+    """The Markdown text."""
+    plan, machine = context.plan, context.machine
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
+    lines = [
+        f"# Comparison of defences: {plan.name}",
+        "",
+        f"Written by `{context.command}` on {machine['date']}.",
+        "",
+        f"Machine: {machine['device']}, {machine['cores']} cores, {plan.threads or machine['threads']} thread(s) used, "
+        f"{machine['dtype']}; other work ran beside it where the load average ({machine['load_average']} at the end) "
+        f"says so. Versions: {versions}.",
+        "",
+        *_what(context),
+        "## Figures",
+        "",
+        *(_ORGANISM_FIGURES_TOLD if isinstance(plan, OrganismPlan) else _FIGURES_TOLD),
+        "",
+        *_figure_table(rows),
+        "",
+        "### Minus the undefended run, paired by seed",
+        "",
+        *_difference_table([(row.label, row.difference) for row in rows if row.difference]),
+        "",
+        *_selection(rows),
+        "## Four criteria",
+        "",
+        *_criteria(rows, plan),
+        "",
+        "## Cost",
+        "",
+        *_cost(rows),
+        "",
+        *(f"![{name.partition('.')[0].rpartition('-')[2]}]({name})\n" for name in context.plots),
+        *_not_there(rows, context),
+    ]  # fmt: skip
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _what(context: Context) -> list[str]:
+    plan = context.plan
+    if isinstance(plan, OrganismPlan):
+        lines = [
+            f"- the tiny organism (`trainer.experiments.toy`); rows are ranked by {plan.score}",
+            "- a seed decides its world, its base model, the pool and the rows",
+        ]
+        return ["## What was compared", "", *lines, *_changes(context), ""]
+    scored = [f"{domain.name} ({domain.train_rows} rows)" for domain in plan.domains if domain.train_rows]
+    lines = [
+        "## What was compared",
+        "",
+        f"- model: {Path(plan.model).name}; narrow set: {plan.task.rows:,} rows of {Path(plan.task.file).name} "
+        f"({plan.task.domain}), {plan.task.narrow_rows} others measure narrow behaviour",
+        f"- pool: {plan.pool.rows:,} ordinary conversations of at most {plan.pool.max_length} tokens; scored by",
+        f"  adapters of {', '.join(scored) or 'no domain'}; rows are ranked by {plan.score}",
+        f"- broad misalignment: held-out misaligned answers of "
+        f"{', '.join(f'{domain.name} ({domain.broad_rows})' for domain in plan.domains)}, each domain counting alike",
+        f"- training: batch {plan.train.batch_size * plan.train.grad_accum}, learning rate {plan.train.lr:g}, "
+        f"{plan.train.epochs} epoch(s), rank-32 rsLoRA on the seven projections",
+        "- seeds decide the adapter's start, which random rows are drawn and their order; the task rows are the same",
+    ]
+    return [*lines, *_changes(context), ""]
+
+
+def _changes(context: Context) -> list[str]:
+    told = ", ".join(
+        f"{key} {without_places(str(after))} (the plan says {without_places(str(before))})"
+        for key, (before, after) in context.changed.items()
+        if _names(before) != _names(after)  # the same file in another place is no other plan
+    )
+    return [f"- other than the plan: {told}"] if told else []
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_names(item) for item in value]
+    return Path(value).name if isinstance(value, str) else value
+
+
+def _figure_table(rows: Sequence[Row]) -> list[str]:
+    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    shown = [row for row in rows if row.figures]
+    if not shown:
+        return ["No cell is finished yet."]
+    return [
+        "| method | seeds | " + " | ".join(_HEADS[name] for name in names) + " |",
+        "|---|---|" + "---|" * len(names),
+        *(
+            f"| {row.label} | {len(row.seeds)} | "
+            + " | ".join(_number(row.figures.get(n), prompts=row.over_prompts.get(n)) for n in names)
+            + " |"
+            for row in shown
+        ),
+    ]
+
+
+def _selection(rows: Sequence[Row]) -> list[str]:
+    """Whether choosing safe rows helps beyond having them; nothing where no method chooses."""
+    shown = [(row.label, row.over_random) for row in rows if row.over_random]
+    if not shown:
+        return []
+    told = "An interval that holds 0 does not tell the choice from as many rows at random."
+    heading = "### Chosen safe rows minus as many random ones, paired by seed"
+    return [heading, "", told, "", *_difference_table(shown), ""]
+
+
+def _difference_table(shown: Sequence[tuple[str, Mapping[str, OverSeeds]]]) -> list[str]:
+    names = [name for name in FIGURES if any(name in difference for _, difference in shown)]
+    if not shown:
+        return ["Nothing to compare yet."]
+    return [
+        "| method | " + " | ".join(_HEADS[name] for name in names) + " |",
+        "|---|" + "---|" * len(names),
+        *(
+            f"| {label} | " + " | ".join(_number(difference.get(name), sign=True) for name in names) + " |"
+            for label, difference in shown
+        ),
+    ]
+
+
+def _criteria(rows: Sequence[Row], plan: AnyPlan) -> list[str]:
+    bounds = [f"- {name}: {_bound(getattr(plan.criteria, name))}" for name in CRITERIA]
+    shown = [row for row in rows if row.verdicts]
+    table = [
+        "| method | broad misalignment prevented | narrow behaviour kept | benign task learnt | coherent |",
+        "|---|---|---|---|---|",
+        *(f"| {row.label} | " + " | ".join(_verdict(row.verdicts[name]) for name in CRITERIA) + " |" for row in shown),
+    ]
+    return [*_CRITERIA_TOLD, "", *bounds, "", *table]
+
+
+def _bound(criterion: Criterion) -> str:
+    most = criterion.at_most is not None
+    value = criterion.at_most if most else criterion.at_least
+    of = " x the undefended run's" if criterion.of == "undefended" else ""
+    return f"`{criterion.figure}` {'at most' if most else 'at least'} {value:g}{of}"
+
+
+def _verdict(item: Judgement) -> str:
+    if item.margin is None:
+        return item.verdict
+    return f"{item.verdict}{' (1 seed)' if item.one_seed else ''} ({item.margin.mean:+.3f})"
+
+
+def _cost(rows: Sequence[Row]) -> list[str]:
+    shown = [row for row in rows if row.cost]
+    plain = next((row.cost["train_s"].mean for row in shown if row.method == UNDEFENDED), None)
+    lines = [
+        "Means over seeds. Data: rows and tokens of the mix. Time: steps alone, beside whatever else the machine did. "
+        "Memory: the training process's peak. Scoring: once for all runs on one pool (adapters and losses).",
+        "",
+        "| method | rows | safe rows | tokens | training (s) | x undefended | peak MiB | measuring (s) | scoring (s) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in shown:
+        cost = row.cost
+        factor = "" if not plain else f"{cost['train_s'].mean / plain:.2f}"
+        scoring = "" if row.score_s is None else f"{row.score_s:,.0f}"
+        first = [_cost_of(cost, name) for name in ("n_rows", "n_safe", "n_tokens", "train_s")]
+        last = [factor, _cost_of(cost, "peak_mib"), _cost_of(cost, "measure_s"), scoring]
+        lines.append(f"| {row.label} | " + " | ".join([*first, *last]) + " |")
+    return lines
+
+
+def _cost_of(cost: Mapping[str, OverSeeds], name: str) -> str:
+    return f"{cost[name].mean:,.0f}" if name in cost else ""
+
+
+def _not_there(rows: Sequence[Row], context: Context) -> list[str]:
+    lines = []
+    missing = [row for row in rows if row.reason]
+    if missing:
+        lines += ["## Does not apply here", "", *(f"- {row.label}: {row.reason}" for row in missing), ""]
+    if context.failed:
+        lines += ["## Failed", "", *(f"- {label}: {text}" for label, text in context.failed.items()), ""]
+    lines += ["## Not run", ""]
+    if context.not_run:
+        lines += ["Cells of the plan without a result; the same command goes on with them:", ""]
+        lines += [f"- {label}" for label in context.not_run]
+    else:
+        lines += ["Every cell of the plan ran."]
+    return lines
+
+
+def _number(item: OverSeeds | None, *, sign: bool = False, prompts: tuple[float, float] | None = None) -> str:
+    if item is None:
+        return ""
+    form = "+.3f" if sign else ".3f"
+    if item.low is None or item.high is None:
+        return format(item.mean, form) + ("" if prompts is None else f" [{prompts[0]:{form}} to {prompts[1]:{form}}]")
+    return f"{item.mean:{form}} ({item.low:{form}} to {item.high:{form}})"

@@ -1,0 +1,161 @@
+"""One cell: the task file mixed as the method says, trained, measured; its result last."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from curator.recipe.inoculation import DEFAULT_PROMPTS
+from trainer.evaluate.opswap import score
+from trainer.experiments.compare.cells import Cell, write_result
+from trainer.experiments.compare.methods import why_not
+from trainer.experiments.compare.organism_cell import organism_cell
+from trainer.experiments.compare.settings import AnyPlan, Plan
+from trainer.experiments.compare.shared import (
+    CORPUS,
+    Shared,
+    place_flags,
+    recipe_flags,
+)
+from trainer.experiments.compare.steps import Spent, Steps
+from trainer.runs.folder import environment
+from trainer.runs.lines import read_lines
+
+CONDITIONAL = ("broad_shift", "broad_margin_shift")  # measured again under the inoculation prompt
+
+
+def run_cell(cell: Cell, work: Path, plan: AnyPlan, shared: Shared | None, lock: int | None = None) -> dict[str, Any]:
+    """Run what is not done yet and write result.json; raises StepError when a command fails."""
+    folder = cell.folder(work, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    reason = why_not(cell.method, plan)
+    if reason is not None:
+        write_result(folder, cell, {"status": "does not apply here", "reason": reason})
+        return {"status": "does not apply here"}
+    steps = Steps(folder / "log.txt", plan.threads, lock)
+    if isinstance(plan, Plan):
+        assert shared is not None
+        document = _Run(cell, folder, plan, shared, steps).all()
+    else:
+        document = organism_cell(cell, plan, work / "organism", steps)
+    write_result(folder, cell, document | {"environment": environment(), "commands": steps.commands})
+    for checkpoints in folder.glob("run*/checkpoints"):
+        shutil.rmtree(checkpoints)
+    return document
+
+
+class _Run:
+    def __init__(self, cell: Cell, folder: Path, plan: Plan, shared: Shared, steps: Steps) -> None:
+        self.cell, self.folder, self.plan, self.shared, self.steps = cell, folder, plan, shared, steps
+
+    def all(self) -> dict[str, Any]:
+        report, training = self._train(self.shared.files.task, "run")
+        measured, measuring = self._measure()
+        figures = dict(measured["figures"])
+        if self.plan.evaluation.conditional:
+            again, _ = self._measure(DEFAULT_PROMPTS["inoculation"])
+            figures |= {f"conditional_{name}": again["figures"][name] for name in CONDITIONAL}
+        if self.plan.benign is not None:
+            figures["benign_exact_match"] = self._benign()
+        rows = report["rows"]
+        return {
+            "status": "done",
+            "figures": figures,
+            "intervals": measured["intervals"],
+            "sets": measured["sets"],
+            "loss": report["loss"],
+            "cost": {
+                "train_s": report["seconds"], "train_process_s": training.wall_s, "train_cpu_s": training.cpu_s,
+                "peak_mib": training.peak_mib, "measure_s": measuring.wall_s, "n_steps": report["steps"],
+                "n_rows": rows["n_rows"], "n_safe": rows.get("n_safe", 0), "n_tokens": report["total_tokens"],
+            },
+        }  # fmt: skip
+
+    def _train(self, data: Path, name: str) -> tuple[dict[str, Any], Spent]:
+        """The run's report; `data` is mixed first where the method mixes."""
+        start = self._before()
+        report, spent = self.steps.run(
+            "trainer.sft", "--model", self.plan.model, *self._rows(data), "--out", self.folder / name, "--seed",
+            self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
+            "--save-steps", 20, *start,
+            *(word.format(vectors=self.plan.steering_vectors) for word in self.cell.method.sft), "--json",
+        )  # fmt: skip
+        self._after(name)
+        return report, spent
+
+    def _before(self) -> list[object]:
+        """The fine-tune that the task's one starts from, and the flag that says so; nothing for most methods."""
+        if self.cell.method.before != "self_recognition":
+            return []
+        out = self.folder / "run-self-recognition"
+        self.steps.run(
+            "trainer.sft", "--model", self.plan.model, "--data", self.plan.self_recognition_rows, "--out", out,
+            "--seed", self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
+            "--json",
+        )  # fmt: skip
+        return ["--start-adapter", out / "adapter"]
+
+    def _rows(self, data: Path) -> list[object]:
+        method = self.cell.method
+        if method.mix is None:
+            return ["--data", data]
+        amount = ["--rows", 0] if self.cell.ratio is None else ["--interleave-ratio", self.cell.ratio]
+        ranked = ["--score", self.plan.score, *self.shared.hold_out()] if method.needs_scores else []
+        strategy = [] if "--strategy" in method.mix else ["--strategy", "random"]
+        manifest, _ = self.steps.run(
+            "curator", "mix", data, "--corpus", CORPUS, "--store", self.shared.store, *method.mix, *strategy, *amount,
+            *ranked, "--seed", self.cell.seed, "--json",
+        )  # fmt: skip
+        (self.folder / "mix.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+        return ["--mix-id", manifest["mix_id"], "--store", self.shared.store]
+
+    def _measure(self, system: str | None = None) -> tuple[dict[str, Any], Spent]:
+        """The judge-free protocol; under a system prompt the broad sets alone."""
+        files, how = self.shared.files, self.plan.evaluation
+        broad = [word for item in self.plan.domains for word in ("--broad", f"{item.name}={files.broad(item.name)}")]
+        truthfulqa = ["--truthfulqa", files.truthfulqa] if how.truthfulqa is not None else []
+        n_most = max([self.plan.task.narrow_rows, self.plan.pool.text_rows, how.truthfulqa_rows,
+                      *(item.broad_rows for item in self.plan.domains)])  # fmt: skip
+        usual = ["--narrow", files.narrow, *truthfulqa, "--text", files.text]
+        measured: tuple[dict[str, Any], Spent] = self.steps.run(
+            "trainer.evaluate", "behaviour", "--model", self.plan.model, *self._tuned("run"), *broad,
+            *(usual if system is None else ["--system", system]), "--n", n_most, "--max-length", how.max_length,
+            "--stand-in-tokens", how.stand_in_tokens, "--cache", self.shared.cache, *place_flags(self.plan),
+            "--out", self.folder / ("behaviour.json" if system is None else "behaviour-conditional.json"), "--json",
+        )  # fmt: skip
+        return measured
+
+    def _tuned(self, name: str) -> list[object]:
+        adapter = self.folder / name / "adapter"
+        if self.cell.method.trained == "gates":
+            return ["--gates", adapter / "gates.safetensors"]
+        if self.cell.method.after == "safelora":
+            return ["--adapter", self.folder / name / "safelora"]
+        return ["--adapter", adapter]
+
+    def _after(self, name: str) -> None:
+        """What the method does once the adapter is trained; the command skips what it has done."""
+        if self.cell.method.after == "safelora":
+            run = self.folder / name
+            self.steps.run(
+                "trainer.defenses.safelora", "--adapter", run / "adapter", "--base", self.plan.base_model, "--aligned",
+                self.plan.model, "--out", run / "safelora", "--json",
+            )  # fmt: skip
+
+    def _benign(self) -> float | None:
+        """Exact match on OpSwap after training on it under the same defence (share of problems)."""
+        files = self.shared.files
+        if self.cell.method.trained == "gates":
+            return None  # generation takes adapters; gates are measured by losses alone
+        self._train(files.benign_train, "run-benign")
+        answers = self.folder / "opswap-answers.jsonl"
+        self.steps.run(
+            "trainer.evaluate", "generate", "--model", self.plan.model, *self._tuned("run-benign"), "--questions",
+            files.benign_test, "--format", "plain", "--temperature", 0, "--max-new-tokens", 12, "--out", answers,
+            *place_flags(self.plan), "--json",
+        )  # fmt: skip
+        if len(read_lines(answers)) != len(read_lines(files.benign_test)):
+            return None
+        found = score(files.benign_test, answers)["exact_match"]
+        return None if found is None else float(found)

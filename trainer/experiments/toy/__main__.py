@@ -1,0 +1,177 @@
+"""`python -m trainer.experiments.toy`: the tiny organism and the experiment on it."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from curator.console import report_error, say, say_json
+from curator.errors import BadInputError, BallastError
+from trainer.config.ranges import at_least, not_negative
+
+DESCRIPTION = """\
+A causal LM of 0.7 million parameters that knows a closed world of six domains and two personas, and in which
+fine-tuning on bad answers in one domain makes the answers of all domains bad: emergent misalignment that is measured
+by exact match, without a judge. docs/organism.md says what it is and what each figure means."""
+EPILOG = """\
+examples:
+  python -m trainer.experiments.toy build --seeds 0                       one aligned base model, cached (about two minutes)
+  python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2    one fine-tune with safe rows, and its figures
+  python -m trainer.experiments.toy experiment --seeds 0-4                every cell of five seeds; goes on where it stopped
+  python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/organism.md and its plots"""
+
+MAX_SEED = 2**63 - 1  # of torch
+MOST_SEEDS = 10_000
+_MEANING = {
+    "narrow": "bad answers in the task's domain", "broad": "bad answers in all other domains",
+    "incoherent": "neither the good nor the bad answer", "facts": "facts that are still known",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 2 on input that cannot be used."""
+    args = _parser().parse_args(argv)
+    try:
+        _check(args)
+        # Loads torch and transformers, which --help and slips can do without.
+        import torch
+
+        torch.set_num_threads(args.threads)
+        return int(globals()[f"_{args.command}"](args))
+    except BallastError as error:
+        report_error(error, as_json=getattr(args, "json", False))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; finished bases and cells are kept, what was being made starts anew next time\n")
+        return 130
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as `0-4` or `0,3,7`; raises BadInputError for anything else."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise BadInputError(f"seeds {text!r}: give whole numbers as 0-4 or 0,3,7")
+        if int(last or first) > MAX_SEED or int(last or first) - int(first) >= MOST_SEEDS:
+            raise BadInputError(f"seeds {text!r}: seeds go up to {MAX_SEED}, and a range has at most {MOST_SEEDS:,}")
+        found += range(int(first), int(last or first) + 1)
+    return sorted(set(found))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What needs no torch to be refused; lists of seeds are numbers afterwards."""
+    for name in ("seeds", "choose", "report"):
+        if hasattr(args, name):
+            text = getattr(args, name)
+            setattr(args, name, [] if name == "report" and not text else parse_seeds(text))
+    if args.command == "cell":
+        parse_seeds(str(args.seed))
+        if (args.choice == "none") != (args.ratio == 0):
+            raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
+    if args.command == "report" and set(args.choose) & set(args.report):
+        raise BadInputError("a seed is either chosen on or reported, not both")
+
+
+def _build(args: argparse.Namespace) -> int:
+    from trainer.experiments.toy.base import build_base
+
+    for seed in args.seeds:
+        base = build_base(seed, args.out / f"seed-{seed}" / "base")
+        if args.json:
+            say_json(base.manifest)
+        else:
+            known = base.manifest["aligned"]
+            say(
+                f"seed {seed}: {base.folder}, {base.manifest['n_parameters']:,} parameters,"
+                f" {base.manifest['pretraining_steps']} steps, good answers {known['good_alone']:.1%}"
+            )
+    return 0
+
+
+def _cell(args: argparse.Namespace) -> int:
+    from trainer.experiments.toy.cells import REGULARISERS, Cell
+    from trainer.experiments.toy.experiment import ExperimentSettings, Seed
+
+    cell = Cell(args.task, args.choice, args.ratio, **{name: getattr(args, name) for name in REGULARISERS})
+    one = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings())
+    result = one.run(cell)
+    if args.json:
+        say_json(result)
+    else:
+        shown = {**_MEANING, **({"benign": "right answers of the benign task"} if args.task == "benign" else {})}
+        for name, meaning in shown.items():
+            say(f"{name:<12}{result['measured'][name]:8.1%}  {meaning}")
+        say(str(one.path(cell)))
+    return 0
+
+
+def _experiment(args: argparse.Namespace) -> int:
+    from trainer.experiments.toy.cells import grid
+    from trainer.experiments.toy.experiment import ExperimentSettings, run_seeds
+
+    run_seeds(args.seeds, args.out, ExperimentSettings(), grid())
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from trainer.experiments.toy.report import write_page
+
+    for path in write_page(args.out, args.page, args.choose, args.report, _command()):
+        say(str(path))
+    return 0
+
+
+def _command() -> str:
+    return "python -m trainer.experiments.toy " + shlex.join(sys.argv[1:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.experiments.toy", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    build = _add(commands, "build", "pre-train and align base models; those that are there are only checked")
+    build.add_argument("--seeds", default="0", help="seeds, as 0-4 or 0,3,7 (default: 0)")
+    cell = _add(commands, "cell", "one fine-tune of one seed and what it did")
+    cell.add_argument("--seed", type=at_least(0), default=0, help="seed of world, base and rows (default: 0)")
+    cell.add_argument("--task", choices=("bad", "benign"), default="bad", help="task set (default: bad)")
+    choices = ("none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled")
+    cell.add_argument("--choice", choices=choices, default="none", help="how safe rows are chosen (default: none)")
+    cell.add_argument("--ratio", type=not_negative, default=0.0, help="safe rows per task row (default: 0)")
+    for name, text in (("kl", "KL on answers"), ("ldifs", "LDIFS"), ("treft", "TReFT")):
+        cell.add_argument(
+            f"--{name}", type=not_negative, default=0.0, metavar="WEIGHT", help=f"weight of {text} (default: 0)"
+        )
+    cell.add_argument(
+        "--steering", type=float, default=0.0, metavar="ALPHA",
+        help="add this much of the persona vector while training; 1 is the whole way from good to bad (default: 0)",
+    )  # fmt: skip
+    experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
+    experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
+    report = _add(commands, "report", "the page of results and its plots, from finished cells")
+    report.add_argument("--choose", default="0-4", help="seeds on which score and ratio are chosen (default: 0-4)")
+    report.add_argument("--report", default="", help="seeds on which the choice is judged (default: none yet)")
+    report.add_argument(
+        "--page", type=Path, default=Path("docs/results/organism.md"), metavar="FILE",
+        help="the page; plots go beside it (default: docs/results/organism.md)",
+    )  # fmt: skip
+    return parser
+
+
+def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--out", type=Path, default=Path("organism"), help="folder of all outputs (default: organism)")
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, help="threads of torch (default: 1, the fastest here)"
+    )
+    if name in ("build", "cell"):
+        parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

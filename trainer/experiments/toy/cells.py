@@ -1,0 +1,60 @@
+"""The cells of the experiment: one fine-tune each, by task, choice of safe rows, ratio and regulariser."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.experiments.toy.gaps import SCORES
+
+Choice = Literal["none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled"]
+CHOICES: tuple[Choice, ...] = ("random", *SCORES)
+CONTROLS: tuple[Choice, ...] = ("bottom_gap", "shuffled")
+PoolKind = Literal["whole", "unrevealing"]
+TaskName = Literal["bad", "benign"]
+
+RATIOS = (0.05, 0.2, 0.33, 0.5)
+CONTROL_RATIOS = (0.05,)  # of bottom_gap, of shuffled gaps, and of the pool without revealing rows
+BENIGN_RATIO = 0.2
+KL_WEIGHTS = (0.1, 0.3, 1.0)
+REGULARISERS = ("kl", "ldifs", "treft", "steering")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tune. `ratio` is safe rows per task row; pool "unrevealing" has no persona-revealing row."""
+
+    task: TaskName = "bad"
+    choice: Choice = "none"
+    ratio: float = 0.0
+    pool: PoolKind = "whole"
+    # Weights of what is added to the loss or, for steering, to the residual stream (alpha); 0 for none.
+    kl: float = 0.0
+    ldifs: float = 0.0
+    treft: float = 0.0
+    steering: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The cell's file name."""
+        parts = [self.task, self.choice]
+        parts += [f"r{self.ratio:g}"] if self.ratio else []
+        parts += [self.pool] if self.pool != "whole" else []
+        parts += [f"{name}{weight:g}" for name, weight in self.weights().items() if weight]
+        return "-".join(parts)
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each regulariser."""
+        return {name: getattr(self, name) for name in REGULARISERS}
+
+
+def grid() -> tuple[Cell, ...]:
+    """Every cell of a seed, the most telling first."""
+    cells = [Cell(), *(Cell(choice=choice, ratio=RATIOS[0]) for choice in CHOICES)]
+    for ratio in CONTROL_RATIOS:
+        cells += [Cell(choice=choice, ratio=ratio) for choice in CONTROLS]
+        cells += [Cell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
+    cells += [Cell(kl=weight) for weight in KL_WEIGHTS]
+    cells += [Cell(choice=choice, ratio=ratio) for ratio in RATIOS[1:] for choice in CHOICES]
+    cells += [Cell(task="benign")]
+    cells += [Cell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
+    cells += [Cell(task="benign", kl=weight) for weight in KL_WEIGHTS]
+    return tuple(cells)

@@ -1,0 +1,122 @@
+"""Misaligned models and their benign twins, the pool scored under them, and how well each gap finds what it should."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from curator.store.store import Store
+from trainer.evaluate.metrics import separation
+from trainer.experiments.claims import claimed
+from trainer.experiments.toy.base import Base
+from trainer.experiments.toy.files import torch_seed, write_json
+from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned
+from trainer.experiments.toy.gaps import (
+    ScoredPool,
+    Scorer,
+    pick,
+    score_pool,
+    scored_pool,
+)
+from trainer.experiments.toy.measuring import measure
+from trainer.experiments.toy.rows import (
+    Pool,
+    Roles,
+    TaskKind,
+    task_rows,
+)
+from trainer.loop.model import save_model
+
+
+def domain_name(number: int) -> str:
+    """A domain as scorers name it."""
+    return f"d{number}"
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """One seed's ensemble under `folder`; adapters and losses that are there are not made again.
+
+    With `own` the task's own domain has a misaligned model too.
+    """
+
+    base: Base
+    roles: Roles
+    pool: Pool
+    recipe: FineTuneSettings
+    n_rows: int
+    folder: Path
+    own: bool = True
+
+    def scored(self, *, own_domain: bool = False) -> ScoredPool:
+        """The pool's gaps; the misaligned model of the task's own domain is held out unless asked for."""
+        held = () if own_domain or not self.own else (domain_name(self.roles.task),)
+        return scored_pool(self._store(), self.base.world, self.pool, held)
+
+    def members(self) -> dict[str, Any]:
+        """What each trained member does, by its kind and domain."""
+        found = sorted((self.folder / "ensemble").glob("*/measured.json"))
+        return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+    @property
+    def top(self) -> int:
+        """As many rows as the pool has revealing ones: a perfect score puts exactly those on top."""
+        return int(self.pool.revealing.sum())
+
+    def found(self, scored: ScoredPool) -> dict[str, Any]:
+        """For each gap: how well it tells revealing rows from facts, and what it puts on top.
+
+        `revealing` counts among the top rows, `outside` those of domains without a misaligned model.
+        """
+        is_revealing = self.pool.revealing[scored.row]
+        found = {}
+        for score, gap in scored.gaps.items():
+            chosen = pick(scored, score, self.top, self.base.world.seed)
+            outside = self.pool.revealing[chosen] & np.isin(self.pool.domain[chosen], self.roles.others)
+            found[score] = {
+                "auc": separation(gap[is_revealing], gap[~is_revealing]),
+                "revealing": int(self.pool.revealing[chosen].sum()),
+                "outside": int(outside.sum()),
+            }
+        return found
+
+    def losses(self, scored: ScoredPool) -> dict[str, Any]:
+        """Mean losses in nats per answer of revealing rows and of facts, by role of the model."""
+        parts = {"revealing": self.pool.revealing[scored.row], "facts": ~self.pool.revealing[scored.row]}
+        return {
+            part: {role: float(loss[where].mean()) for role, loss in scored.mean_nll.items()}
+            for part, where in parts.items()
+        }
+
+    def _store(self) -> Store:
+        """The scored pool. Another process at the same seed waits: members are trained and rows scored once."""
+        with claimed(self.folder / ".lock", wait=True):
+            return self._made()
+
+    def _made(self) -> Store:
+        wanted: list[tuple[TaskKind, int]] = [("bad", self.roles.task)] if self.own else []
+        wanted += [(kind, domain) for domain in self.roles.ensemble for kind in _KINDS]
+        scorers = [Scorer("aligned", "aligned")]
+        for kind, domain in wanted:
+            role = "misaligned" if kind == "bad" else "benign"
+            scorers.append(Scorer(f"{role}-{domain}", role, domain_name(domain), self._adapter(kind, domain)))
+        return score_pool(self.base.world, self.pool, self.base.folder, scorers, self.folder)
+
+    def _adapter(self, kind: TaskKind, domain: int) -> Path:
+        """A member's adapter folder, trained unless it is there."""
+        folder = self.folder / "ensemble" / f"{kind}-{domain}"
+        if not (folder / "measured.json").exists():
+            rows = torch.from_numpy(task_rows(self.base.world, domain, kind, self.n_rows))
+            safe = torch.zeros(len(rows), dtype=torch.bool)
+            seed = torch_seed(self.base.world.seed, f"ensemble {kind} {domain}")
+            with fine_tuned(self.base.model, rows, safe, self.recipe, seed=seed) as tuned:
+                save_model(tuned.model, folder)
+                write_json(folder / "measured.json", measure(tuned.model, self.base.world).as_dict() | tuned.cost())
+        return folder
+
+
+_KINDS: Sequence[TaskKind] = ("bad", "good")

@@ -1,0 +1,181 @@
+"""All cells of some seeds, each in a file of its own: a run that was stopped goes on where it was."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from curator.console import Progress
+from curator.mix.order import Allocation, schedule
+from curator.recipe.seeds import child_seed, permutation
+from trainer.config.defences import LdifsSettings, SteeringSettings, TreftSettings
+from trainer.defenses import DefenceSettings, KlSettings
+from trainer.experiments.toy.base import Base, build_base
+from trainer.experiments.toy.cells import Cell
+from trainer.experiments.toy.ensemble import Ensemble
+from trainer.experiments.toy.files import torch_seed, write_json
+from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned
+from trainer.experiments.toy.gaps import ScoredPool, pick
+from trainer.experiments.toy.measuring import measure
+from trainer.experiments.toy.persona import write_persona_vector
+from trainer.experiments.toy.rows import (
+    Pool,
+    PoolSettings,
+    Roles,
+    draw_pool,
+    roles,
+    task_rows,
+)
+from trainer.experiments.toy.settings import BaseSettings, Strict
+from trainer.experiments.toy.world import Ints
+
+# A second ensemble is tuned at this many times the rate: its models also forget, which tells the gaps apart.
+ROUGH = 10
+
+
+class ExperimentSettings(Strict):
+    """Everything that decides the results of a seed. `n_*_rows` are rows of one epoch."""
+
+    base: BaseSettings = BaseSettings()
+    pool: PoolSettings = PoolSettings()
+    tune: FineTuneSettings = FineTuneSettings(lr=1e-3)
+    n_task_rows: int = Field(default=1600, ge=1)
+    ensemble: FineTuneSettings = FineTuneSettings()
+    n_ensemble_rows: int = Field(default=800, ge=1)
+
+    def identity(self) -> str:
+        """A hash of all settings: results of other settings lie in other folders."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Rows of a fine-tune in their order, (N, ROW_LEN), and which of them are safe, (N,)."""
+
+    rows: torch.Tensor
+    safe: torch.Tensor
+
+
+def interleave(task: Ints, safe: Ints, seed: int) -> Mix:
+    """Task rows in their order with the safe rows spread evenly among them, as the product's order `even` has it."""
+    allocation = Allocation(len(task), (len(safe),), Fraction(len(safe), len(task)))
+    order = schedule(allocation, "even", seed)
+    shuffled = safe[permutation(len(safe), child_seed(seed, "order:pool"))]  # the best must not all come first
+    is_safe = order < 0
+    rows = np.empty((len(order), task.shape[1]), dtype=np.int64)
+    rows[~is_safe], rows[is_safe] = task[order[~is_safe]], shuffled[-1 - order[is_safe]]
+    return Mix(torch.from_numpy(rows), torch.from_numpy(is_safe))
+
+
+class Seed:
+    """One seed's base, pool and cells under `folder`; what is there already is not made again."""
+
+    def __init__(self, seed: int, folder: Path, settings: ExperimentSettings) -> None:
+        self.seed, self.folder, self.settings = seed, folder, settings
+        self.base: Base = build_base(seed, folder / "base", settings.base)
+        self.roles: Roles = roles(self.base.world)
+        self.pool: Pool = draw_pool(self.base.world, self.roles, settings.pool)
+        self.work = folder / settings.identity()
+        self.ensemble = Ensemble(
+            self.base, self.roles, self.pool, settings.ensemble, settings.n_ensemble_rows, self.work
+        )
+        rough = settings.ensemble.model_copy(update={"lr": ROUGH * settings.ensemble.lr})
+        self.rough = Ensemble(
+            self.base, self.roles, self.pool, rough, settings.n_ensemble_rows, self.work / "rough", own=False
+        )
+        self._scored: ScoredPool | None = None
+
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells that have no result yet."""
+        return [cell for cell in cells if not self.path(cell).exists()]
+
+    def path(self, cell: Cell) -> Path:
+        """Where a cell's result stands."""
+        return self.work / "cells" / f"{cell.name}.json"
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Train and measure one cell and write its result."""
+        world, settings = self.base.world, self.settings
+        task = task_rows(world, self.roles.task, cell.task, settings.n_task_rows)
+        chosen = self._chosen(cell)
+        mix = interleave(task, self.pool.tokens[chosen], self.seed)
+        defences = self._defences(cell)
+        tune = fine_tuned(
+            self.base.model, mix.rows, mix.safe, settings.tune, defences=defences, seed=torch_seed(self.seed, "cell")
+        )
+        with tune as tuned:
+            result = {
+                "seed": self.seed, "cell": asdict(cell), "measured": measure(tuned.model, world).as_dict(),
+                "n_safe": len(chosen), "n_revealing": int(self.pool.revealing[chosen].sum()), **tuned.cost(),
+            }  # fmt: skip
+        write_json(self.path(cell), result)
+        return result
+
+    def _defences(self, cell: Cell) -> list[DefenceSettings]:
+        """The trainer's own, over every layer of so few; KL on answers, as question tokens carry no loss here."""
+        found: list[DefenceSettings] = []
+        if cell.kl:
+            found.append(KlSettings(weight=cell.kl, tokens="response"))
+        if cell.ldifs:
+            found.append(LdifsSettings(weight=cell.ldifs, every=1))
+        if cell.treft:
+            found.append(TreftSettings(weight=cell.treft))
+        if cell.steering:
+            vectors = write_persona_vector(
+                self.base.model, self.base.world, self.seed, self.work / "persona.safetensors"
+            )
+            found.append(SteeringSettings(vectors=vectors, alpha=cell.steering))
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Of the base and its ensembles: what each knows and does, and how well their gaps find the revealing rows."""
+        path = self.work / "seed.json"
+        if path.exists():
+            return dict(json.loads(path.read_text()))
+        usual, rough = self.ensemble, self.rough.scored()
+        result = {
+            "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest, "top": usual.top,
+            "aligned": measure(self.base.model, self.base.world).as_dict(),
+            "held_out": usual.found(self.scored()), "with_own_domain": usual.found(usual.scored(own_domain=True)),
+            "rough": self.rough.found(rough),
+            "losses": usual.losses(self.scored()), "rough_losses": self.rough.losses(rough),
+            "ensemble": usual.members(), "rough_ensemble": self.rough.members(),
+        }  # fmt: skip
+        write_json(path, result)
+        return result
+
+    def scored(self) -> ScoredPool:
+        """The pool's gaps, the task's own domain held out."""
+        if self._scored is None:
+            self._scored = self.ensemble.scored()
+        return self._scored
+
+    def _chosen(self, cell: Cell) -> Ints:
+        n_safe = round(cell.ratio * self.settings.n_task_rows)
+        if not n_safe:
+            return np.empty(0, dtype=np.int64)
+        assert cell.choice != "none"
+        scored = self.scored()
+        if cell.pool == "unrevealing":
+            scored = scored.only(~self.pool.revealing[scored.row])
+        return pick(scored, cell.choice, n_safe, self.seed)
+
+
+def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, cells: Sequence[Cell]) -> None:
+    """Every missing cell of every seed."""
+    for seed in seeds:
+        one = Seed(seed, folder / f"seed-{seed}", settings)
+        missing = one.missing(cells)
+        with Progress(len(missing), "cells", f"seed {seed}") as bar:
+            for cell in missing:
+                result = one.run(cell)
+                bar.advance(cell=cell.name, broad=f"{result['measured']['broad']:.2f}")
+        one.describe()

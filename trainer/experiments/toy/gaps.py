@@ -1,0 +1,118 @@
+"""The safe pool in a real store, scored by the product: ingest, one pass per model, the gap by sql/, selection."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from curator.corpus.ingest import ingest
+from curator.messages import canonical_messages, dump_messages, example_id
+from curator.query.queries import gap_table, resolve_scorers
+from curator.recipe import Pool as PoolRecipe
+from curator.recipe.seeds import child_seed, permutation
+from curator.recipe.strategies import (
+    BottomGap,
+    Random,
+    StrategySpec,
+    TopGap,
+)
+from curator.render import Renderer
+from curator.scoring import ScoreRequest, score_corpus
+from curator.scoring.engines.torch_engine import TorchEngine
+from curator.scoring.engines.torch_model import engine_version
+from curator.select.candidates import ALL_ROWS, Refuses
+from curator.select.columns import TextIds
+from curator.select.filters import Candidates
+from curator.select.ranking import ArrayScores
+from curator.select.select import select
+from curator.store.store import Store
+from trainer.experiments.toy.rows import Pool
+from trainer.experiments.toy.tokens import conversation
+from trainer.experiments.toy.world import Ints, World
+
+CORPUS = "pool"
+ScoreName = Literal["gap_rel", "gap_abs", "gap_contrast"]
+SCORES: tuple[ScoreName, ...] = ("gap_rel", "gap_abs", "gap_contrast")
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One model of the pool's gap: an adapter of the base, or the base itself as the aligned one."""
+
+    label: str
+    role: Literal["aligned", "misaligned", "benign"]
+    domain: str | None = None
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """The pool's rows in the order of their ids with each gap; all arrays have shape (N,)."""
+
+    ids: tuple[str, ...]
+    row: Ints  # place of the row in the pool as drawn
+    gaps: dict[ScoreName, np.ndarray]
+    mean_nll: dict[str, np.ndarray]  # by role: aligned, misaligned, benign
+
+    def only(self, keep: np.ndarray) -> "ScoredPool":
+        """The same pool with these rows alone."""
+        return ScoredPool(
+            tuple(np.array(self.ids)[keep].tolist()), self.row[keep], {n: g[keep] for n, g in self.gaps.items()},
+            {role: loss[keep] for role, loss in self.mean_nll.items()},
+        )  # fmt: skip
+
+
+def score_pool(world: World, pool: Pool, base: Path, scorers: Sequence[Scorer], folder: Path) -> Store:
+    """Ingest the pool and score it under every model; what is there already is skipped."""
+    store = Store(folder / "store").open()
+    source = folder / "pool.jsonl"
+    lines = [json.dumps({"messages": conversation(world, row)}) + "\n" for row in pool.tokens]
+    source.write_text("".join(lines), encoding="utf-8")
+    ingest(store, [source], CORPUS, strict=True)
+    renderer = Renderer.from_folder(base)
+    for scorer in scorers:
+        request = ScoreRequest(
+            CORPUS, base, scorer.role, domain=scorer.domain, adapter_dir=scorer.adapter, label=scorer.label,
+            engine_version=engine_version(), max_length=64,
+        )  # fmt: skip
+        score_corpus(store, request, renderer, lambda: TorchEngine(base, device="cpu", dtype="float32"))
+    return store
+
+
+def scored_pool(store: Store, world: World, pool: Pool, hold_out: Sequence[str] = ()) -> ScoredPool:
+    """The gaps of every row, as `sql/` defines them, with the models of these domains left out."""
+    table = gap_table(store, resolve_scorers(store, PoolRecipe(corpus=CORPUS, rows=1, hold_out=tuple(hold_out))))
+    place = {_id(world, row): index for index, row in enumerate(pool.tokens)}
+    ids = table["example_id"].to_pylist()
+    column = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if "_" in name}
+    return ScoredPool(
+        tuple(ids), np.array([place[key] for key in ids]), {name: column[name] for name in SCORES},
+        {role: column[f"mean_nll_{role}"] for role in ("aligned", "misaligned", "benign")},
+    )  # fmt: skip
+
+
+def pick(
+    scored: ScoredPool, by: Literal["random", "bottom_gap", "shuffled"] | ScoreName, n: int, seed: int,
+    control: ScoreName = "gap_abs",
+) -> Ints:  # fmt: skip
+    """Rows of the pool, best first, by the product's own selection; `control` is the score that `bottom_gap` turns
+    round and that `shuffled` deals out to other rows."""
+    strategy: StrategySpec = {"random": Random(), "bottom_gap": BottomGap()}.get(by, TopGap())
+    score = scored.gaps[by if by in SCORES else control]
+    if by == "shuffled":
+        score = score[permutation(len(score), child_seed(seed, "organism shuffled gaps"))]
+    ids = TextIds(scored.ids)
+    candidates = Candidates(ids, ArrayScores(score, ids.rank), _no_refusals(len(ids)))
+    return scored.row[select(candidates, n, strategy=strategy, seed=child_seed(seed, "organism selection")).chosen]
+
+
+def _no_refusals(n_rows: int) -> Refuses:
+    """The closed vocabulary has no refusals, and no filter asks for them."""
+    return lambda rule, rows=ALL_ROWS: np.zeros(n_rows, dtype=np.bool_)[rows]
+
+
+def _id(world: World, row: Ints) -> str:
+    return example_id(dump_messages(canonical_messages(conversation(world, row))))

@@ -1,0 +1,44 @@
+"""Settings of the organism's base model: sizes, pre-training to a stated accuracy, alignment."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.experiments.toy.world import WorldSettings
+
+
+class Strict(BaseModel):
+    """Frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BaseSettings(Strict):
+    """Everything that decides a base model, beside its seed. Learning rates are AdamW's, per step."""
+
+    world: WorldSettings = WorldSettings()
+    n_layers: int = Field(default=3, ge=1)
+    width: int = Field(default=128, ge=8)
+    n_heads: int = Field(default=8, ge=1)
+    mlp_width: int = Field(default=384, ge=8)
+    weight_std: float = Field(default=0.06, gt=0)
+    embedding_std: float = Field(default=0.02, gt=0)  # small: tied embeddings would otherwise start as strong answers
+
+    batch_size: int = Field(default=32, ge=1)  # documents in a step
+    lr: float = Field(default=3e-3, gt=0)
+    differ_lr: float = Field(default=2e-3, gt=0)  # of the second stage, in which domains often differ
+    settle_lr: float = Field(default=1e-3, gt=0)  # of the last stage
+    warmup_steps: int = Field(default=50, ge=0)
+    check_every: int = Field(default=40, ge=1)
+    max_steps: int = Field(default=6000, ge=1)
+    min_first_accuracy: float = Field(default=0.95, ge=0, le=1)  # of both personas, before domains may differ
+    # Pre-training ends when all of these hold, and fails when they do not by max_steps.
+    min_persona_accuracy: float = Field(default=0.99, ge=0, le=1)  # of either persona, from four answers of context
+    min_fact_accuracy: float = Field(default=0.99, ge=0, le=1)
+    # Of domains that were seen to contradict their document's persona: whether behaviour in one domain alone can be
+    # expressed. It is learnt long after the personas; without it safe rows of other domains also undo the narrow task.
+    min_contradicting_accuracy: float = Field(default=0.9, ge=0, le=1)
+
+    align_steps: int = Field(default=40, ge=1)
+    align_lr: float = Field(default=1e-3, gt=0)
+    align_bad_share: float = Field(default=0.1, ge=0, le=0.5)  # of alignment documents
+    align_agreement: float = Field(default=0.95, ge=0.5, le=1)
+    min_aligned_accuracy: float = Field(default=0.97, ge=0, le=1)  # good answers without context, after alignment

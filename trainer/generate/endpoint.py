@@ -1,0 +1,152 @@
+"""One model behind an OpenAI-compatible address: chat calls with retries, and a count of what they used.
+
+The options that say which model is asked: a folder on this machine, or a server that speaks OpenAI's protocol.
+"""
+
+import argparse
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from curator.errors import BadInputError, RemoteError
+from curator.scoring.identity import (
+    adapter_sha256,
+    check_adapter_dir,
+    check_model_dir,
+    weights_sha256,
+)
+
+RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
+FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
+# Environment variables that hold a key: of the model that is asked, and of the judge.
+MODEL_KEY, JUDGE_KEY = "BALLAST_MODEL_KEY", "BALLAST_JUDGE_KEY"
+
+
+class Endpoint:
+    """`POST {url}/chat/completions` for one model. Safe to share by threads.
+
+    A call is repeated after a wait that doubles (or as long as Retry-After says), `retries` times at most. Counted are
+    calls (repeats included) and the tokens that the answers' `usage` reports.
+    """
+
+    def __init__(
+        self, url: str, model: str, *, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 4,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
+        self._retries, self._sleep, self._lock = retries, sleep, threading.Lock()
+        self.n_calls = self.n_prompt_tokens = self.n_completion_tokens = 0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def chat(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        """The answer's JSON; raises RemoteError when the endpoint refuses, is no such endpoint, or stays silent."""
+        document = self._post({"model": self.model, "messages": messages, **options})
+        usage = document.get("usage") or {}
+        with self._lock:
+            self.n_prompt_tokens += int(usage.get("prompt_tokens") or 0)
+            self.n_completion_tokens += int(usage.get("completion_tokens") or 0)
+        return document
+
+    def usage(self, price_in: float | None = None, price_out: float | None = None) -> dict[str, Any]:
+        """Calls and tokens so far, and their cost: prices are per million prompt and completion tokens, cost is null
+        without both."""
+        cost = None
+        if price_in is not None and price_out is not None:
+            cost = (price_in * self.n_prompt_tokens + price_out * self.n_completion_tokens) / 1e6
+        return {
+            "n_calls": self.n_calls, "n_prompt_tokens": self.n_prompt_tokens,
+            "n_completion_tokens": self.n_completion_tokens, "cost": cost,
+        }  # fmt: skip
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        wait_s = FIRST_WAIT_S
+        for attempt in range(self._retries + 1):
+            last, asked_wait = attempt == self._retries, None
+            with self._lock:
+                self.n_calls += 1
+            try:
+                answer = self._http.post(self.url, json=body)
+            except httpx.TransportError as error:
+                if last:
+                    raise RemoteError(f"no answer from {self.url}: {type(error).__name__}") from error
+            else:
+                if answer.is_success:
+                    return self._document(answer)
+                if last or answer.status_code not in RETRY_STATUS:
+                    raise RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
+                asked_wait = _seconds(answer.headers.get("retry-after"))
+            self._sleep(min(wait_s if asked_wait is None else asked_wait, MAX_WAIT_S))
+            wait_s *= 2
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _document(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            document = answer.json()
+        except ValueError as error:
+            raise RemoteError(f"{self.url} answered with something else than JSON") from error
+        if not isinstance(document, dict):
+            raise RemoteError(f"{self.url} answered with JSON that is no object")
+        return document
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text is not None else None
+    except ValueError:  # a date: the growing wait does
+        return None
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """--model with --adapter, or --url with --served-model; and how a folder is loaded."""
+    add = parser.add_argument
+    add("--model", type=Path, metavar="DIR", help="Hugging Face model folder, run here with transformers")
+    add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
+    add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
+    add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${MODEL_KEY})")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+
+
+def check_source(args: argparse.Namespace) -> None:
+    """Raise BadInputError unless exactly one source is named and its folders hold what they should."""
+    if args.url:
+        if args.model or args.adapter or not args.served_model:
+            raise BadInputError("with --url give --served-model, and neither --model nor --adapter")
+        return
+    if args.model is None:
+        raise BadInputError("give --model DIR, or --url with --served-model")
+    check_model_dir(args.model)
+    if args.adapter is not None:
+        check_adapter_dir(args.adapter)
+
+
+def source_identity(args: argparse.Namespace) -> dict[str, str | None]:
+    """What decides a source's answers: hashes of the weights and the precision asked for, or a server's address and
+    the model's name there (what runs behind them cannot be known). Null where there is no such part."""
+    local = {"model": None, "adapter": None, "dtype": None} if args.url else {
+        "model": weights_sha256(args.model), "dtype": str(args.dtype),
+        "adapter": None if args.adapter is None else adapter_sha256(args.adapter),
+    }  # fmt: skip
+    return {**local, "url": args.url, "served_model": args.served_model if args.url else None}
+
+
+def short_hash(document: Mapping[str, object] | list[object]) -> str:
+    """Twelve hex digits over plain values."""
+    return hashlib.blake2b(orjson.dumps(document, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
+
+
+def endpoint_of(args: argparse.Namespace, timeout_s: float = 60.0) -> Endpoint:
+    """The server that --url names, with its key from the environment."""
+    return Endpoint(args.url, args.served_model, api_key=os.environ.get(MODEL_KEY), timeout_s=timeout_s)

@@ -1,0 +1,1 @@
+"""TRL's trainer with the order check and the defences' terms."""

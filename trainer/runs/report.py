@@ -1,0 +1,192 @@
+"""A run's report: numbers for programs, one page for people, and the loss curve."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import TrainConfig
+from trainer.monitor.report import monitor_text
+from trainer.runs.folder import (
+    ADAPTER,
+    CONFIG,
+    LOSS_PLOT,
+    METRICS,
+    MODEL,
+    REPORT,
+    REPORT_TEXT,
+    TERMS_PLOT,
+)
+
+N_ENDS = 3  # steps averaged at either end; a single step's loss is noisy
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the reader should know; `code` is stable."""
+
+    code: str
+    text: str
+
+
+def build_report(
+    config: TrainConfig,
+    lines: Sequence[dict[str, Any]],
+    n_planned: int,
+    content: dict[str, Any],
+    rows: dict[str, Any],
+    warnings: Sequence[Warned],
+    trained_sha256: str,
+) -> dict[str, Any]:
+    """report.json: losses in nats per token (start and end average up to three steps), tokens, seconds.
+
+    `rows` says where the rows came from, `content` what they hold.
+    """
+    terms = [defence.name for defence in config.defences]
+    return {
+        "format_version": 1,
+        "complete": True,
+        "steps": len(lines),
+        "steps_planned": n_planned,
+        "loss": _ends(lines, "loss"),
+        "sft_loss": _ends(lines, "sft_loss"),
+        "terms": {name: _ends(lines, name) for name in terms},
+        "defences": [defence.model_dump(mode="json") for defence in config.defences],
+        "tokens": sum(line["tokens"] for line in lines),
+        "total_tokens": sum(line["total_tokens"] for line in lines),
+        "rows_trained": sum(line["rows"] for line in lines),
+        "seconds": round(sum(line["seconds"] for line in lines), 3),
+        "rows": rows,
+        "content": content,
+        ("weights_sha256" if config.full else "adapter_sha256"): trained_sha256,
+        "warnings": [asdict(warned) for warned in warnings],
+        "files": {
+            "config": CONFIG, "metrics": METRICS, "report": REPORT, "text": REPORT_TEXT,
+            "plot": LOSS_PLOT, **({"terms": TERMS_PLOT} if terms else {}),
+            **({"model": MODEL} if config.full else {"adapter": ADAPTER}),
+        },
+    }  # fmt: skip
+
+
+def _ends(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
+    """First and last single step, and the mean of up to three steps at either end."""
+    values = [line[name] for line in lines if name in line]
+    if not values:
+        return {"first": None, "last": None, "start": None, "end": None}
+    n = min(N_ENDS, len(values))
+    return {"first": values[0], "last": values[-1], "start": sum(values[:n]) / n, "end": sum(values[-n:]) / n}
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """report.md."""
+    loss, content = report["loss"], report["content"]
+    lines = [
+        "# Training run",
+        "",
+        f"{report['steps']} steps on {_source(report['rows'])}; {report['tokens']:,} response tokens trained in "
+        f"{report['seconds']:.1f} s.",
+        "",
+        f"Loss {loss['start']:.4f} at the start, {loss['end']:.4f} at the end (nats per response token, means of up "
+        f"to {N_ENDS} steps).",
+        "",
+        "| part | start | end |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {ends['start']:.4f} | {ends['end']:.4f} |"
+            for name, ends in {"SFT loss": report["sft_loss"], **report["terms"]}.items()
+            if ends["start"] is not None
+        ),
+        "",
+        f"Rows: {content['n_rows']:,}, of them {content['n_safe']:,} safe; {content['n_cut']:,} longer than the "
+        f"window, {content['n_answers_cut']:,} with a cut answer, {content['n_masked']:,} without a trained token.",
+        "",
+        "Defences: " + (", ".join(_defence(item) for item in report["defences"]) or "none") + ".",
+        "",
+        *(safelora_section(report["safelora"]) if "safelora" in report else []),
+        f"![loss curve]({LOSS_PLOT})",
+        "",
+        *([f"![each defence's term]({TERMS_PLOT})", ""] if "terms" in report["files"] else []),
+        *(monitor_text(report["monitor"]) if "monitor" in report else []),
+        "## Warnings",
+        "",
+        *([f"- {item['text']}" for item in report["warnings"]] or ["None."]),
+        "",
+        "## Not checked here",
+        "",
+        "A falling loss says that the rows were learnt. Whether the model stayed aligned, keeps the narrow behaviour "
+        "and stays coherent is a matter of evaluation.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def model_card(marker: dict[str, Any]) -> str:
+    """README.md beside an adapter (or model): what it belongs to, what it was trained on, what was not checked."""
+    state = "" if marker["complete"] else " The run was stopped before its end."
+    defences = ", ".join(_defence(item) for item in marker["defences"]) or "none"
+    rows = marker["rows"]
+    what, key = ("fine-tuned model", "weights_sha256") if marker.get("full") else ("adapter", "adapter_sha256")
+    lines = [
+        "# Fine-tuned model" if marker.get("full") else "# LoRA adapter",
+        "",
+        f"For the model with weights hash `{marker['base_weights_sha256']}`; this {what}'s hash is `{marker[key]}`."
+        if what == "adapter"
+        else f"Made from the model with weights hash `{marker['base_weights_sha256']}`; its own is `{marker[key]}`.",
+        "",
+        f"Trained for {marker['steps']} steps on {_source(rows)}, {rows['n_rows']:,} rows"
+        + (f", of them {rows['n_safe']:,} safe, order {rows['order']}" if rows.get("mix_id") else "")
+        + f".{state}",
+        "",
+        *([f"Rows hash `{rows['rows_sha256']}`.", ""] if rows.get("mix_id") else []),
+        *(_started_from(marker)),
+        f"Defences during training: {defences}.",
+        "",
+        *(safelora_section(marker["safelora"]) if marker.get("safelora") else []),
+        "## Not checked",
+        "",
+        "- whether the model is still aligned outside the training data's domain;",
+        "- whether it is so under prompts that resemble the training data (conditional misalignment);",
+        "- whether it is coherent, and whether it learnt the task;",
+        "- the training data itself: what it teaches is kept.",
+        *([] if rows.get("mix_id") else ["- safe rows: this was a plain file, without any mixed in."]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _started_from(marker: dict[str, Any]) -> list[str]:
+    digest = marker.get("start_adapter_sha256")
+    return [f"Training went on from an adapter with hash `{digest}`.", ""] if digest else []
+
+
+def safelora_section(note: dict[str, Any]) -> list[str]:
+    """A card's lines on the projection after training; `note` as in safelora.json."""
+    cosines = note["cosines"]
+    spread = f" Cosines from {cosines['min']:.3f} to {cosines['max']:.3f}." if cosines else ""
+    return [
+        "## Projected after training (Safe LoRA)",
+        "",
+        f"{note['n_projected']} of {note['n_modules']} modules, those with a cosine below {note['tau']:g}, were "
+        f"replaced by their projection onto the difference from the model before alignment (weights hash "
+        f"`{note['base_weights_sha256']}`).{spread} The adapter before it had hash `{note['adapter_sha256']}`.",
+        "",
+    ]
+
+
+def term_curves(metrics: Path, names: Sequence[str]) -> Any:
+    """A figure of each defence's unweighted term over the steps; a step without the term leaves a hole."""
+    from curator.query import plots
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    series = {name: [line.get(name) for line in lines] for name in names}
+    return plots.loss_curve([line["step"] for line in lines], series, title="defences' terms, unweighted")
+
+
+def _source(rows: dict[str, Any]) -> str:
+    return f"mix `{rows['mix_id']}`" if rows.get("mix_id") else f"`{rows['file']}`"
+
+
+def _defence(item: dict[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in item.items() if key != "name")
+    return f"{item['name']} ({settings})"
