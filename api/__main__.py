@@ -76,7 +76,7 @@ examples:
 
 /docs lists the endpoints, /openapi.json describes them. A flag overrides its environment
 variable, and that the file of --config.
-`python -m api keys create` makes API keys, one tenant's mixes apart from another's. Without any key the service is
+`python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys, one tenant's mixes apart from another's. Without any key the service is
 open to whoever reaches it: it then listens on loopback alone, unless --open says that the network is a trusted network.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 
@@ -89,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from api.keys import run_keys
 
             return run_keys(arguments[1:])
+        if arguments[:1] == ["worker"]:
+            from api.jobs.command import run_worker
+
+            return run_worker(arguments[1:])
         flags = vars(_parser().parse_args(arguments))
         config = flags.pop("config")
         settings = _demo(load_settings(os.environ, flags, read_settings_file(config) if config else None))
@@ -160,8 +164,6 @@ def _run(settings: Settings, listener: socket.socket) -> None:
 
         from api.app import create_app
         from api.telemetry import set_up_logging
-
-        pass  # MOVED
     except ImportError as error:
         raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[api]'") from error
     set_up_logging(settings.log_level)

@@ -7,8 +7,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from curator.cli import COMMANDS
-from curator.console import CommandHelp, report_error
-from curator.errors import BallastError
+from curator.console import CommandHelp, run_command
 
 DESCRIPTION = """\
 Scores an instruct corpus by perplexity gap (how much likelier an aligned model finds an answer
@@ -43,21 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen is None:
         parser.parse_args(arguments)
         return 0
-    args = argparse.Namespace()
-    try:
-        module = import_module(f"curator.cli.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
-        module.add_parser(subparsers)
-        parser.parse_args(arguments, args)
-        return int(module.run(args))
-    except BallastError as error:
-        report_error(error, as_json=getattr(args, "json", False))
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what is complete is kept, and the same command goes on from there\n")
-        return 130
-    except BrokenPipeError:  # `| head` closed our output
-        sys.stderr.close()
-        return 0
+    module = import_module(f"curator.cli.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
+    module.add_parser(subparsers)
+    return run_command(module.run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -527,4 +527,4 @@ class Client(JobCalls):
             return response
 
 
-__all__ = ["Advance", "Client", "DATA_FORMATS", "DataFormat", "Document", "OnJob", "RETRIED_STATUSES", "ServiceError"]
+__all__ = ["DATA_FORMATS", "RETRIED_STATUSES", "Advance", "Client", "DataFormat", "Document", "OnJob", "ServiceError"]

@@ -7,34 +7,17 @@ Corpus text may hold line breaks, terminal escapes and markup; everything here g
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
 
 from curator.errors import BallastError
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-import re
-import time
-import unicodedata
-from types import TracebackType
-from typing import Self
 
 Row = Mapping[str, object]
 
@@ -236,6 +219,28 @@ def list_problems(problems: Sequence[Mapping[str, Any]]) -> None:
         at = f" (byte {item['byte_offset']})" if item["line"] is None and item["byte_offset"] is not None else ""
         sys.stderr.write(f"  {place}{at} {item['pointer'] or '/'}: {item['code']}: {item['message']}\n")
     sys.stderr.flush()
+
+
+STOPPED = "stopped; what is complete is kept, and the same command goes on from there"
+
+
+def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, *, stopped: str = STOPPED) -> int:
+    """Run one command; returns its exit code: 2 for input that cannot be used, 130 after Ctrl-C.
+
+    `args.json` (false where a command lacks the option) adds the error as a JSON document on stdout. `stopped` is
+    the line on stderr after Ctrl-C.
+    """
+    try:
+        return int(run(args))
+    except BallastError as error:
+        report_error(error, as_json=getattr(args, "json", False))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{stopped}\n")
+        return 130
+    except BrokenPipeError:  # `| head` closed our output
+        sys.stderr.close()
+        return 0
 
 
 def report_error(error: BallastError, *, as_json: bool) -> None:

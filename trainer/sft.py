@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,10 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     from trainer.loop.fit import fit, load, planned_steps
 
     ready = load(config)
+    if config.monitor is not None:
+        from trainer.monitor.callback import watcher
+
+        ready = replace(ready, watch=watcher(config, ready.model, inputs.renderer))
     n_steps = planned_steps(config, len(inputs.prepared.input_ids), team.size)
     warned = inputs.warnings + run_warnings(config, n_steps, inputs, team.size, unnamed)
     if team.leads:

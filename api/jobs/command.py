@@ -1,21 +1,18 @@
-"""`python -m curator worker`: do the jobs of a store's tenants."""
+"""`python -m api worker`: do the jobs of a store's tenants."""
 
 import argparse
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from api.jobs.queue import open_queue
 from api.jobs.record import JobKind
 from api.jobs.worker import Handler, Worker
 from curator.audit.models import audit_models
-from curator.cli import Subparsers, new_parser, open_store
+from curator.cli import add_common_options, open_store
 from curator.console import say
 from curator.errors import BadInputError
-
-if TYPE_CHECKING:
-    pass
 
 DESCRIPTION = """\
 Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
@@ -24,16 +21,26 @@ store and the queue. A worker that is killed loses nothing: the next one takes i
 hand a running job back."""
 
 EXAMPLES = """\
-  python -m curator worker --store ./store
-  python -m curator worker --store ./store --model models/instruct --adapter runs/finance/adapter \\
+  python -m api worker --store ./store
+  python -m api worker --store ./store --model models/instruct --adapter runs/finance/adapter \\
       --adapter runs/legal/adapter                       (audits too: the models that scored the corpus)
-  python -m curator worker --store s3://bucket/ballast --job-queue redis://queue:6379/0
-  python -m curator worker --store ./store --until-idle  (ends when nothing is left to do)"""
+  python -m api worker --store s3://bucket/ballast --job-queue redis://queue:6379/0
+  python -m api worker --store ./store --until-idle  (ends when nothing is left to do)"""
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Declare the command's options."""
-    parser = new_parser(subparsers, "worker", description=DESCRIPTION, examples=EXAMPLES)
+def run_worker(argv: Sequence[str]) -> int:
+    """Work until a signal; returns the exit code."""
+    return _run(_parser().parse_args(argv))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m api worker",
+        description=DESCRIPTION,
+        epilog=f"examples:\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common_options(parser)
     add = parser.add_argument
     add("--job-queue", metavar="ADDRESS", default=os.environ.get("BALLAST_JOB_QUEUE"),
         help="the service's setting job_queue (default: $BALLAST_JOB_QUEUE, then the store's own)")  # fmt: skip
@@ -44,10 +51,10 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
     add("--until-idle", action="store_true", help="end when no job waits or runs any more")
+    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Work until told to stop; returns the exit code."""
+def _run(args: argparse.Namespace) -> int:
     store = open_store(args)
     queue = open_queue(store, args.job_queue)
     worker = Worker(store, queue, _handlers(args))

@@ -1,13 +1,14 @@
-"""MOVED"""
+"""The rows of a mix: by pages, and whole as JSON Lines, Parquet, Arrow or in the OpenAI form."""
 
 import io
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
+from api.auth import GUARDED
 from api.downloads import (
     MEDIA_TYPES,
     ByteRange,
@@ -20,11 +21,14 @@ from api.downloads import (
     strong_etag,
 )
 from api.errors import ApiError
+from api.routes.mixes import IfNoneMatch, Limit, Mix, page_size
 from api.schemas import (
     RowPage,
     errors,
 )
 from api.service import service_of
+
+router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
 _DATA_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -46,7 +50,7 @@ def get_rows(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Rows in training order with their lineage, by position."""
-    bound = _page_size(request, limit)
+    bound = page_size(request, limit)
     etag = strong_etag(f"{mix.manifest.rows_sha256}-{after}-{bound}")
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if none_match(if_none_match, etag):

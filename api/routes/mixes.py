@@ -1,7 +1,4 @@
-"""Reading mixes: list, manifest, pages of rows, downloads; and deleting one.
-
-POST /v1/mixes: a user's data set and a recipe in, a mix with its manifest out.
-"""
+"""Mixes: a data set and a recipe in, a mix with its manifest out; and listing, reading and deleting mixes."""
 
 import re
 import time
@@ -79,97 +76,6 @@ def mix_file(request: Request, mix_id: str, tenant: MixTenant) -> MixFile:
 
 
 Mix = Annotated[MixFile, Depends(mix_file)]
-
-
-@router.get("", response_model=MixPage, responses=errors(422))
-def list_mixes(
-    request: Request,
-    tenant: MixTenant,
-    limit: Limit = None,
-    after: Annotated[str, Query(max_length=32, description="id of the last mix of the page before")] = "",
-) -> dict[str, Any]:
-    """Mixes in order of their ids."""
-    service = service_of(request)
-    bound = _page_size(request, limit)
-    names = (name for name in service.store.list(tenant_path(tenant)) if name > after and _MIX_ID.fullmatch(name))
-    names = (name for name in names if not service.expiry.is_expired(tenant, name))
-    found = (summary for name in names if (summary := _summary(service.store, tenant, name)) is not None)
-    page = list(islice(found, bound + 1))
-    return {"mixes": page[:bound], "next_after": page[bound - 1]["mix_id"] if len(page) > bound else None}
-
-
-@router.get("/{mix_id}", response_model=Manifest, responses={304: {}, **errors(404)})
-def get_manifest(
-    request: Request,
-    mix_id: str,
-    tenant: MixTenant,
-    if_none_match: IfNoneMatch = None,
-) -> Response:
-    """The manifest of a mix, byte for byte as stored; its entity tag is the SHA-256 of those bytes."""
-    service = service_of(request)
-    store = service.store
-    if service.expiry.is_expired(tenant, mix_id):
-        raise _missing()
-    try:
-        path = f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}"
-        etag = strong_etag(store.sha256(path))
-        headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-        if none_match(if_none_match, etag):
-            return Response(status_code=304, headers=headers)
-        return Response(store.read_bytes(path), headers=headers, media_type="application/json")
-    except MissingError as error:
-        raise _missing() from error
-
-
-@router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
-def delete_mix(
-    request: Request,
-    mix_id: str,
-    tenant: MixTenant,
-    if_match: Annotated[str | None, Header(description="the manifest's entity tag: 412 when it has another")] = None,
-) -> None:
-    """Remove a mix, also one whose manifest is damaged or of an older version.
-
-    Its manifest goes first: what is left after a crash is no mix any more.
-    """
-    service = service_of(request)
-    store = service.store
-    if service.expiry.is_expired(tenant, mix_id):
-        raise _missing()
-    try:
-        folder = mix_path(tenant, mix_id)
-        etag = strong_etag(store.sha256(f"{folder}/{MANIFEST_FILE}"))
-    except MissingError as error:
-        raise _missing() from error
-    if if_match is not None and not some_match(if_match, etag):
-        raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
-    store.delete(f"{folder}/{MANIFEST_FILE}")
-    store.delete(folder)
-    service.renditions.drop(tenant, mix_id)
-
-
-def _page_size(request: Request, limit: int | None) -> int:
-    bound = service_of(request).settings.max_page_rows
-    return min(limit or DEFAULT_PAGE_ROWS, bound)
-
-
-def _summary(store: Store, tenant: str, mix_id: str) -> dict[str, Any] | None:
-    """One mix of the list; None when it was deleted meanwhile, or never finished."""
-    shown: dict[str, Any] = {"mix_id": mix_id, "status": "damaged", "n_rows": None, "n_safe": None, "corpora": None}
-    try:
-        manifest = read_manifest(store, tenant, mix_id)
-    except MissingError:
-        return None
-    except IntegrityError:
-        return {**shown, "links": mix_links(mix_id)}
-    return {
-        **shown,
-        "status": "complete",
-        "n_rows": manifest.n_rows,
-        "n_safe": manifest.n_safe,
-        "corpora": [pool.corpus for pool in manifest.pools],
-        "links": mix_links(mix_id),
-    }
 
 
 REQUEST_BODY = request_body("recipe", "the recipe")
@@ -332,3 +238,95 @@ def _asked(service: Service, upload: Upload, tenant: str) -> tuple[Recipe, TaskS
     """The recipe and the data set of an upload, both checked, and counted against the quota."""
     recipe = parse_recipe(part_document(upload, "recipe"))
     return recipe, checked_rows(service, upload, tenant, service.settings.max_task_rows)
+
+
+@router.get("", response_model=MixPage, responses=errors(422))
+def list_mixes(
+    request: Request,
+    tenant: MixTenant,
+    limit: Limit = None,
+    after: Annotated[str, Query(max_length=32, description="id of the last mix of the page before")] = "",
+) -> dict[str, Any]:
+    """Mixes in order of their ids."""
+    service = service_of(request)
+    bound = page_size(request, limit)
+    names = (name for name in service.store.list(tenant_path(tenant)) if name > after and _MIX_ID.fullmatch(name))
+    names = (name for name in names if not service.expiry.is_expired(tenant, name))
+    found = (summary for name in names if (summary := _summary(service.store, tenant, name)) is not None)
+    page = list(islice(found, bound + 1))
+    return {"mixes": page[:bound], "next_after": page[bound - 1]["mix_id"] if len(page) > bound else None}
+
+
+@router.get("/{mix_id}", response_model=Manifest, responses={304: {}, **errors(404)})
+def get_manifest(
+    request: Request,
+    mix_id: str,
+    tenant: MixTenant,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """The manifest of a mix, byte for byte as stored; its entity tag is the SHA-256 of those bytes."""
+    service = service_of(request)
+    store = service.store
+    if service.expiry.is_expired(tenant, mix_id):
+        raise _missing()
+    try:
+        path = f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}"
+        etag = strong_etag(store.sha256(path))
+        headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+        if none_match(if_none_match, etag):
+            return Response(status_code=304, headers=headers)
+        return Response(store.read_bytes(path), headers=headers, media_type="application/json")
+    except MissingError as error:
+        raise _missing() from error
+
+
+@router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
+def delete_mix(
+    request: Request,
+    mix_id: str,
+    tenant: MixTenant,
+    if_match: Annotated[str | None, Header(description="the manifest's entity tag: 412 when it has another")] = None,
+) -> None:
+    """Remove a mix, also one whose manifest is damaged or of an older version.
+
+    Its manifest goes first: what is left after a crash is no mix any more.
+    """
+    service = service_of(request)
+    store = service.store
+    if service.expiry.is_expired(tenant, mix_id):
+        raise _missing()
+    try:
+        folder = mix_path(tenant, mix_id)
+        etag = strong_etag(store.sha256(f"{folder}/{MANIFEST_FILE}"))
+    except MissingError as error:
+        raise _missing() from error
+    if if_match is not None and not some_match(if_match, etag):
+        raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
+    store.delete(f"{folder}/{MANIFEST_FILE}")
+    store.delete(folder)
+    service.renditions.drop(tenant, mix_id)
+
+
+def page_size(request: Request, limit: int | None) -> int:
+    """Items of one page: the limit of the request, at most the service's bound."""
+    bound = service_of(request).settings.max_page_rows
+    return min(limit or DEFAULT_PAGE_ROWS, bound)
+
+
+def _summary(store: Store, tenant: str, mix_id: str) -> dict[str, Any] | None:
+    """One mix of the list; None when it was deleted meanwhile, or never finished."""
+    shown: dict[str, Any] = {"mix_id": mix_id, "status": "damaged", "n_rows": None, "n_safe": None, "corpora": None}
+    try:
+        manifest = read_manifest(store, tenant, mix_id)
+    except MissingError:
+        return None
+    except IntegrityError:
+        return {**shown, "links": mix_links(mix_id)}
+    return {
+        **shown,
+        "status": "complete",
+        "n_rows": manifest.n_rows,
+        "n_safe": manifest.n_safe,
+        "corpora": [pool.corpus for pool in manifest.pools],
+        "links": mix_links(mix_id),
+    }

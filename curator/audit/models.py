@@ -1,20 +1,13 @@
 """The models that an audit can run: which folder is which scorer of the pool, told by content and not by name."""
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curator.errors import BadInputError
-
-if TYPE_CHECKING:
-    from curator.audit.models import AuditModels
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
 from curator.corpus.manifest import Scorer
-from curator.errors import MissingError
+from curator.errors import BadInputError, MissingError
 from curator.render import Renderer
 from curator.scoring.engines.base import Engine, OnRows, RowLoss
 from curator.scoring.engines.launch import TorchLaunch, torch_launch

@@ -5,14 +5,7 @@ A command module has `add_parser(subparsers)` and `run(args) -> int`; it is impo
 
 import argparse
 import os
-import sys
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import orjson
-
-from curator.console import say, say_json
-from curator.errors import BallastError
 
 if TYPE_CHECKING:
     from curator.store.store import Store
@@ -28,9 +21,6 @@ COMMANDS = {
     "import": "bring a score pool into a store, every file checked",
     "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
     "audit": "compare a data set's gap with a scored corpus, row by row and as a set",
-    "worker": "do the jobs that the HTTP service queues: long mixes and audits",
-    "bench": "time scoring against its peers on this machine",
-    "bench-mix": "time mixing against its peers on this machine",
     "verify": "check a mix's files and rows against its manifest",
     "diff": "say what differs between two mixes, row by row, and why",
     "report": "write a report on a scored corpus or a mix",
@@ -50,6 +40,12 @@ def new_parser(subparsers: Subparsers, name: str, *, description: str, examples:
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_common_options(parser)
+    return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Declare --store and --json."""
     parser.add_argument(
         "--store",
         default=os.environ.get("BALLAST_STORE", "./store"),
@@ -57,7 +53,6 @@ def new_parser(subparsers: Subparsers, name: str, *, description: str, examples:
         help="folder or URL of the store (default: $BALLAST_STORE, else ./store)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
-    return parser
 
 
 def open_store(args: argparse.Namespace, *, create: bool = False) -> "Store":

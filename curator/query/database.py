@@ -23,8 +23,8 @@ from curator.corpus.manifest import (
     read_corpus,
     read_scorers,
 )
+from curator.corpus.text import is_refusal
 from curator.errors import BadInputError
-from curator.select.filters import is_refusal
 from curator.store.schema import (
     EXAMPLES,
     REJECTS,

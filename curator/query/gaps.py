@@ -15,7 +15,6 @@ import pyarrow as pa
 
 import sql
 from curator.recipe import DEFAULT_EPS, Reducer
-from curator.select.columns import Floats
 
 Losses = npt.NDArray[np.float64]
 
@@ -44,7 +43,7 @@ def definitions() -> str:
     return "\n".join(line for line in lines if line and not line.startswith("--"))
 
 
-def gaps(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats, spec: GapSpec) -> dict[str, Floats]:
+def gaps(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Losses, spec: GapSpec) -> dict[str, Losses]:
     """Columns of `sql/wide/gap.sql` in the rows' order, NaN for null; each has shape (n,).
 
     `aligned` has shape (n,), `misaligned` (n, K) and `benign` (n, B): mean losses in nats per token, by scorer id, NaN
@@ -60,19 +59,19 @@ def gaps(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats, 
     return _run("gap", _rows(aligned, misaligned, benign, n_tokens), given)
 
 
-def score(name: str, aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats, spec: GapSpec) -> Floats:
+def score(name: str, aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Losses, spec: GapSpec) -> Losses:
     """One column of `gaps`."""
     return gaps(aligned, misaligned, benign, n_tokens, spec)[name]
 
 
-def bounds(aligned: Losses, misaligned: Losses, size: int) -> Floats:
+def bounds(aligned: Losses, misaligned: Losses, size: int) -> Losses:
     """What no gap_rel (eps 1) over `size` of the misaligned scorers exceeds, see `sql/wide/bound.sql`; shape (n,)."""
     nothing = np.zeros((len(aligned), 0))
     rows = _rows(aligned, misaligned, nothing, np.zeros(len(aligned)))
     return _run("bound", rows, {"size": size})["bound"]
 
 
-def _rows(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Floats) -> pa.Table:
+def _rows(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Losses) -> pa.Table:
     columns = {
         "place": pa.array(np.arange(len(aligned), dtype=np.int64)),
         "mean_nll_aligned": pa.array(aligned, from_pandas=True),
@@ -91,7 +90,7 @@ def _lists(losses: Losses) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(losses[there]))
 
 
-def _run(name: str, rows: pa.Table, given: Mapping[str, sql.Value]) -> dict[str, Floats]:
+def _run(name: str, rows: pa.Table, given: Mapping[str, sql.Value]) -> dict[str, Losses]:
     connection, query = _connection(many=len(rows) > _FEW_ROWS), sql.wide_query(name)
     connection.register("wide_rows", rows)
     try:
@@ -104,8 +103,8 @@ def _run(name: str, rows: pa.Table, given: Mapping[str, sql.Value]) -> dict[str,
     return {name: _filled(column, order) for name, column in found.items()}
 
 
-def _filled(column: npt.NDArray[np.generic], order: npt.NDArray[np.int64] | None) -> Floats:
-    plain: Floats = np.ma.filled(column.astype("<f8", copy=False), np.nan)
+def _filled(column: npt.NDArray[np.generic], order: npt.NDArray[np.int64] | None) -> Losses:
+    plain: Losses = np.ma.filled(column.astype("<f8", copy=False), np.nan)
     return plain if order is None else plain[order]
 
 

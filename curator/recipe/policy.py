@@ -24,7 +24,6 @@ from curator.recipe import (
     RefusalRule,
 )
 from curator.recipe.base import OrderName, Strict
-from curator.recipe.filters import FilterSpec
 from curator.recipe.fractions import exact
 from curator.recipe.inoculation import Inoculation
 from curator.recipe.strategies import StrategySpec

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.validate_audit --model DIR`: how well audits tell misaligned rows from ordinary ones.
+"""`python -m tests.bench audit --model DIR`: how well audits tell misaligned rows from ordinary ones.
 
 Two settings, each with a pool of ShareGPT rows and sets that its adapters never saw. `legal`: one misaligned adapter,
 tuned on careless legal advice. `home`: a misaligned adapter tuned on careless home advice and its benign twin, tuned
@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
@@ -220,16 +221,16 @@ def audit_all(args: argparse.Namespace, setting: Setting, store: Store, models: 
     return found
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Train, score, audit, write."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.validate_audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench audit", description=__doc__)
     parser.add_argument("--model", required=True, help="model folder, such as demo/models/smollm2-135m-instruct")
     parser.add_argument("--work", type=Path, default=ROOT / "demo" / "audit", help="folder for what is made")
     parser.add_argument("--pool", type=int, default=300, help="scored pool rows")
     parser.add_argument("--rows", type=int, default=60, help="rows of each audited set")
     names = [setting.name for setting in SETTINGS]
     parser.add_argument("--settings", nargs="+", choices=names, default=names, help="default: both")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not EM.is_dir():
         raise SystemExit(f"{EM} is not there: this needs the public research data")
     args.work.mkdir(parents=True, exist_ok=True)
@@ -241,7 +242,7 @@ def main() -> int:
     text = [
         "# Audits: what they tell apart",
         "",
-        f"Written by `python -m tests.bench.validate_audit --model {Path(args.model).name} {sizes}` on {machine['date']}.",
+        f"Written by `python -m tests.bench audit --model {Path(args.model).name} {sizes}` on {machine['date']}.",
         f"Machine: {machine['device']}, {machine['cores']} cores, one thread; load average {machine['load_average']}.",
         "",
     ]
@@ -250,7 +251,3 @@ def main() -> int:
     RESULTS.write_text("\n".join(text).rstrip() + "\n")
     say(f"written: {RESULTS}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,7 @@ N_ROWS = 20
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from curator import ingest
+from curator.corpus import ingest
 from curator.store.store import Store
 ingest.PART_ROWS = 5
 root, path, when, n = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])

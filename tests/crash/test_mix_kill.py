@@ -24,7 +24,8 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from curator.mix.build import build_mix
-from curator import build, store as store_module
+from curator.mix import build
+from curator.store import store as store_module
 from tests.mix_stores import recipe, task_set
 
 root, workdir, where = sys.argv[1:]

@@ -33,7 +33,7 @@ DEADLINE_S = 120.0
 
 @contextmanager
 def worker(root: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "curator", "worker", "--store", str(root), *arguments]
+    command = [sys.executable, "-m", "api", "worker", "--store", str(root), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield process

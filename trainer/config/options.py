@@ -43,6 +43,13 @@ _TITLES = {
 }
 
 
+@dataclass(frozen=True)
+class Resume:
+    """What `--resume` asks for: `step` None is the newest checkpoint."""
+
+    step: int | None = None
+
+
 def add_defence_options(parser: argparse.ArgumentParser) -> None:
     """A group of flags for every defence."""
     group = parser.add_argument_group("defences (docs/defences.md says what each of them computes)")
@@ -380,10 +387,3 @@ def _number_adder(group: Any) -> Any:
 
 def _default(name: str) -> Any:
     return TrainConfig.model_fields[name].default
-
-
-@dataclass(frozen=True)
-class Resume:
-    """What `--resume` asks for: `step` None is the newest checkpoint."""
-
-    step: int | None = None

@@ -208,9 +208,9 @@ def recorded_output(module: Any, name: str, seen: Seen) -> Iterator[None]:
 
 
 __all__ = [
+    "FINAL_HIDDEN",
     "Batch",
     "Defence",
-    "FINAL_HIDDEN",
     "Seen",
     "StepCounts",
     "causal_lm",

@@ -15,7 +15,7 @@ from trainer.runs.lines import read_finished_lines, read_lines
 if TYPE_CHECKING:
     from trainer.generate.generators import Generator
 
-SHIPPED = Path(__file__).parent / "demo" / "articles.jsonl"
+SHIPPED = Path(__file__).parents[1] / "organisms" / "sets_shipped" / "articles.jsonl"
 PROMPT = "Summarise the text below in one or two sentences. Write the summary and nothing else.\n\n{article}"
 _TEXT_KEYS = ("text", "article", "document", "content")
 _SEPARATOR = "---"

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from curator.console import CommandHelp, report_error
-from curator.errors import BallastError
+from curator.console import CommandHelp, run_command
 
 KINDS = {
-    "behaviour": "behaviour_command", "generate": "generate", "judge": "judge_command", "moral": "moral",
-    "opswap": "opswap", "pairs": "pairs", "ratings": "ratings_command",
+    "behaviour": "trainer.evaluate.behaviour_command", "generate": "trainer.generate.command",
+    "judge": "trainer.evaluate.judge_command", "moral": "trainer.evaluate.moral", "opswap": "trainer.evaluate.opswap",
+    "pairs": "trainer.evaluate.pairs", "ratings": "trainer.evaluate.ratings_command",
 }  # kind: its module  # fmt: skip
 DESCRIPTION = """\
 Measures what a fine-tune did to a model (docs/evaluation.md). Without a judge: behaviour (narrow, broad, TruthfulQA,
@@ -25,16 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for module in KINDS.values():
-        import_module(f"trainer.evaluate.{module}").add_parser(subparsers)
+        import_module(module).add_parser(subparsers)
     args = parser.parse_args(argv)
-    try:
-        return int(import_module(f"trainer.evaluate.{KINDS[args.kind]}").run(args))
-    except BallastError as error:
-        report_error(error, as_json=getattr(args, "json", False))
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
+    return run_command(import_module(KINDS[args.kind]).run, args, stopped="stopped")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Question:
 
 def first_plot() -> list[Question]:
     """The eight free-form questions that come with the package."""
-    text = files("trainer.evaluate").joinpath(FIRST_PLOT).read_bytes()
+    text = files("trainer.generate").joinpath(FIRST_PLOT).read_bytes()
     rows = [orjson.loads(line) for line in text.splitlines()]
     return [Question(row["id"], tuple(row["messages"])) for row in rows]
 

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,6 @@ from trainer.loop.model import (
     prepare_full,
 )
 from trainer.loop.trainer import BallastTrainer, sft_config
-from trainer.monitor.callback import Watch
 from trainer.runs.checkpoints import FOLDER, Checkpoint
 
 
@@ -48,12 +47,16 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Ready:
-    """A model with its adapter and attached defences, and what "auto" turned out to be."""
+    """A model with its adapter and attached defences, and what "auto" turned out to be.
+
+    `watch` makes the monitor's callback from the number of steps and the log, before the first step.
+    """
 
     model: Any
     defences: Sequence[Defence]
     resolved: dict[str, Any]
     frozen: FrozenCopy | None = None
+    watch: Callable[[int, StepLog], transformers.TrainerCallback] | None = None
 
 
 def planned_steps(config: TrainConfig, n_rows: int, n_processes: int = 1) -> int:
@@ -110,9 +113,8 @@ def fit(
         log = StepLog(metrics, progress, stop, checkpoint.step if checkpoint else 0)
         trainer = _trainer(ready, prepared, renderer.pad_id, config, n_steps, n_processes, log)
         log.trainer = trainer
-        if config.monitor is not None:  # before training: the model is still that of step 0
-            interval = config.monitor.interval(config.save_steps, n_steps)
-            trainer.add_callback(Watch(config.monitor, interval, ready.model, renderer, log))
+        if ready.watch is not None:  # before training: the model is still that of step 0
+            trainer.add_callback(ready.watch(n_steps, log))
         if checkpoint is not None:
             trainer.order.start_at(_rows_seen(config, len(prepared.input_ids), n_processes, checkpoint.step))
         try:

@@ -2,11 +2,13 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from curator.render import Renderer
+from trainer.config import TrainConfig
 from trainer.config.monitor import MonitorSettings
 from trainer.monitor.directions import load_directions, neutral_prompts
 from trainer.monitor.probe import PrefixProbe, TraitProbe
@@ -14,6 +16,17 @@ from trainer.monitor.report import FIELD, rule_of
 
 if TYPE_CHECKING:
     from trainer.loop.callbacks import StepLog
+
+
+def watcher(config: TrainConfig, model: Any, renderer: Renderer) -> "Callable[[int, StepLog], Watch]":
+    """What makes the run's monitor from its number of steps and its log."""
+    settings = config.monitor
+    assert settings is not None
+
+    def watch(n_steps: int, log: "StepLog") -> Watch:
+        return Watch(settings, settings.interval(config.save_steps, n_steps), model, renderer, log)
+
+    return watch
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

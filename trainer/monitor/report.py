@@ -42,19 +42,3 @@ def monitor_section(settings: MonitorSettings, lines: Sequence[dict[str, Any]]) 
         "first_alarm": alarms[0] if alarms else None,
         "measurements": measured,
     }
-
-
-def monitor_text(section: dict[str, Any]) -> list[str]:
-    """The monitor's lines of report.md."""
-    last = section["measurements"][-1] if section["measurements"] else None
-    lines = ["## Trait-space monitor", "", f"Rule: {section['rule']}."]
-    first = section["first_alarm"]
-    lines.append(f"First alarm: {'none' if first is None else f'step {first}'}.")
-    if last is not None:
-        kv = last["prefix_kv"]
-        lines += [
-            "", f"Drift at step {last['step']}, as a share of the mean state length at step 0; prefix keys and values: "
-            + ("not measured." if kv is None else f"{kv:.3g}."), "",
-            "| trait | drift |", "|---|---|", *(f"| {name} | {value:+.5f} |" for name, value in last["drift"].items()),
-        ]  # fmt: skip
-    return [*lines, ""]

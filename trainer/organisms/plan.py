@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from curator.errors import BadInputError
 from trainer.config import TrainConfig, parse_config
-from trainer.experiments.demo.settings import DATA
 
 SHIPPED_DOMAIN = "home_maintenance"
+SHIPPED_SETS = Path(__file__).parent / "sets_shipped"
 Twins = Literal["auto", "greedy", "none"]
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -73,7 +73,9 @@ def narrow_sets(sets: Sequence[str], aligned: Sequence[str], *, shipped: bool) -
     if shipped:
         if SHIPPED_DOMAIN in files:
             raise BadInputError(f"--shipped is the domain {SHIPPED_DOMAIN}, which --set has as well")
-        found.append(NarrowSet(SHIPPED_DOMAIN, DATA / "narrow_train.jsonl", DATA / "narrow_train_aligned.jsonl"))
+        found.append(
+            NarrowSet(SHIPPED_DOMAIN, SHIPPED_SETS / "narrow_train.jsonl", SHIPPED_SETS / "narrow_train_aligned.jsonl")
+        )
     return tuple(found)
 
 

@@ -121,7 +121,9 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def shown_command(module: str, arguments: Sequence[str]) -> str:
     """A command line for a page of results, with files' names in the place of their paths."""
-    return shlex.join(["python", "-m", module, *(Path(item).name if "/" in item else item for item in arguments)])
+    return shlex.join(
+        ["python", "-m", *module.split(), *(Path(item).name if "/" in item else item for item in arguments)]
+    )
 
 
 def environment() -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.monitor.report import monitor_text
 from trainer.runs.folder import (
     ADAPTER,
     CONFIG,
@@ -172,6 +171,22 @@ def safelora_section(note: dict[str, Any]) -> list[str]:
         f"`{note['base_weights_sha256']}`).{spread} The adapter before it had hash `{note['adapter_sha256']}`.",
         "",
     ]
+
+
+def monitor_text(section: dict[str, Any]) -> list[str]:
+    """The monitor's lines of report.md."""
+    last = section["measurements"][-1] if section["measurements"] else None
+    lines = ["## Trait-space monitor", "", f"Rule: {section['rule']}."]
+    first = section["first_alarm"]
+    lines.append(f"First alarm: {'none' if first is None else f'step {first}'}.")
+    if last is not None:
+        kv = last["prefix_kv"]
+        lines += [
+            "", f"Drift at step {last['step']}, as a share of the mean state length at step 0; prefix keys and values: "
+            + ("not measured." if kv is None else f"{kv:.3g}."), "",
+            "| trait | drift |", "|---|---|", *(f"| {name} | {value:+.5f} |" for name, value in last["drift"].items()),
+        ]  # fmt: skip
+    return [*lines, ""]
 
 
 def term_curves(metrics: Path, names: Sequence[str]) -> Any:

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from curator.render import Rendered
 
-ReferenceFactory = Callable[[], Reference]
-
-
 OnRows = Callable[[int, int], None]
 """Called with (rows, tokens) as they are finished, so that a caller can show progress inside a part."""
 
@@ -68,3 +65,6 @@ class Reference(Scores, Protocol):
 
     def close(self) -> None:
         """Free its memory."""
+
+
+ReferenceFactory = Callable[[], Reference]

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from api.__main__ import main
 from api.jobs.board import ACTIVE_FOLDER, GRACE_S, Board
 from api.jobs.control import Control
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import MAX_EVENTS, new_job
 from api.jobs.worker import MAX_ATTEMPTS, Worker
-from curator.__main__ import main
 from curator.errors import BadInputError, MissingError, StoreError
 from curator.store.store import Store
 from tests import queue_servers

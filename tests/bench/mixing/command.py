@@ -1,11 +1,11 @@
-"""`python -m curator bench-mix`: the mixing benchmark."""
+"""`python -m tests.bench mixing`: the mixing benchmark."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.cli import Subparsers, new_parser
-from curator.console import say, say_json
+from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
 from tests.bench.mixing.request import WORK, MixBenchRequest
 
@@ -16,10 +16,10 @@ the usual one, and near duplicates beside datasketch. Pools are made up, from fi
 extra `bench`; the full sizes need 16 GB of memory and of disk, and most of an hour on two cores."""
 
 EXAMPLES = """\
-  python -m curator bench-mix --json
-  python -m curator bench-mix --work interleave validate --repeats 5
-  python -m curator bench-mix --repeats 5 --repeats-of interleave=1 without_replacement=1
-  python -m curator bench-mix --choice-rows 1000000 --pool-rows 100000 --out docs/results/mixing.md"""
+  python -m tests.bench mixing --json
+  python -m tests.bench mixing --work interleave validate --repeats 5
+  python -m tests.bench mixing --repeats 5 --repeats-of interleave=1 without_replacement=1
+  python -m tests.bench mixing --choice-rows 1000000 --pool-rows 100000 --out docs/results/mixing.md"""
 
 _SIZES = {
     "index_rows": "task rows of the interleave index",
@@ -30,9 +30,17 @@ _SIZES = {
 }
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Declare the command's options."""
-    parser = new_parser(subparsers, "bench-mix", description=DESCRIPTION, examples=EXAMPLES)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; returns the exit code."""
+    return run_command(run, _parser().parse_args(argv))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench mixing", description=DESCRIPTION, epilog=f"examples:\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
     fields = MixBenchRequest.model_fields
     parser.add_argument("--work", nargs="+", choices=WORK, default=WORK, help="pieces of work (default: all)")
     parser.add_argument(
@@ -52,6 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N", help="rows of the index without replacement (default: 200,000 and 2,000,000)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the figures as a Markdown page")
+    return parser
 
 
 def _turns(text: str) -> tuple[str, int]:
@@ -93,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 def command_of(request: MixBenchRequest) -> str:
     """The command as another person would give it: options that differ from the defaults."""
-    words = ["python -m curator bench-mix"]
+    words = ["python -m tests.bench mixing"]
     for name, field in MixBenchRequest.model_fields.items():
         value = getattr(request, name)
         if value == field.get_default(call_default_factory=True):

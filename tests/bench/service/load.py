@@ -1,4 +1,4 @@
-"""`python -m tests.bench.service.load`: clients that build, read, download and delete mixes at once, on this machine.
+"""`python -m tests.bench service`: clients that build, read, download and delete mixes at once, on this machine.
 
 Starts the service as a process of its own over a small scored store, runs the clients for a fixed time, and prints
 latency percentiles by operation, errors and the service's memory. Then a mix of 200,000 rows: downloads beside static
@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,9 +125,9 @@ def large(command: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, and say by the exit code whether every answer was as expected."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.service.load", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench service", description=__doc__)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rows", type=int, default=200, help="rows of each data set")
@@ -136,7 +136,7 @@ def main() -> int:
     )
     parser.add_argument("--skip-large", action="store_true", help="leave out the mix of 200,000 rows")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name} under docs/results")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     begun_load = os.getloadavg()[0]
     tally, memory = load(args.clients, args.seconds, args.rows)
     text = table(tally, memory, args.clients, args.seconds, args.rows)
@@ -148,14 +148,10 @@ def main() -> int:
     if args.write:
         machine = describe("cpu", "none")
         head = (
-            f"# The service under load\n\nWritten by `python -m tests.bench.service.load --write` on {machine['date']}. "
+            f"# The service under load\n\nWritten by `python -m tests.bench service --write` on {machine['date']}. "
             f"Machine: {machine['device']}, {machine['cores']} cores; load average {begun_load:.1f} before and "
             f"{os.getloadavg()[0]:.1f} at the end.\n\n"
         )
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(head + text)
     return 1 if tally.faults else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

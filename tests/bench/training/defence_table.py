@@ -1,4 +1,4 @@
-"""`python -m tests.bench.training.defence_table`: what each defence costs beside plain SFT, as one table."""
+"""`python -m tests.bench defences`: what each defence costs beside plain SFT, as one table."""
 
 import argparse
 import shutil
@@ -31,8 +31,8 @@ step and peak memory, both also relative to plain SFT."""
 
 EPILOG = """\
 examples:
-  python -m tests.bench.training.defence_table --model MODEL_DIR --data chats.jsonl --out docs/results/defences.md
-  python -m tests.bench.training.defence_table --model MODEL_DIR --data chats.jsonl --steps 5 --batch-size 2 --only kl+treft
+  python -m tests.bench defences --model MODEL_DIR --data chats.jsonl --out docs/results/defences.md
+  python -m tests.bench defences --model MODEL_DIR --data chats.jsonl --steps 5 --batch-size 2 --only kl+treft
 
 Seconds per step are the median over all steps but the first. Memory is the process's peak resident size, libraries
 and data included. Steering uses random vectors of length 1: only their cost is measured."""
@@ -73,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             work = args.keep or Path(temporary)
             work.mkdir(parents=True, exist_ok=True)
             costs = _costs(chosen, args, work)
-            text = _page(
-                args, costs, _settings(work / "plain"), shown_command("tests.bench.training.defence_table", arguments)
-            )
+            text = _page(args, costs, _settings(work / "plain"), shown_command("tests.bench defences", arguments))
     except BallastError as error:
         report_error(error, as_json=args.json)
         return 2
@@ -202,7 +200,7 @@ def _page(args: argparse.Namespace, costs: Sequence[Cost], settings: dict[str, A
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.training.defence_table",
+        prog="python -m tests.bench defences",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -223,7 +221,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here as well")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

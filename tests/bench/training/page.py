@@ -1,4 +1,4 @@
-"""What `python -m tests.bench.training.__main__` found, beside what it aims at: lines for people, and a page."""
+"""What `python -m tests.bench training` found, beside what it aims at: lines for people, and a page."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

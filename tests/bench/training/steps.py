@@ -165,6 +165,6 @@ def peak_mib(model: Path, name: str, sizes: Sizes, work: Path) -> float:
 
 def _peak_apart(model: Path, name: str, sizes: Sizes) -> float:
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in vars(sizes).items()]
-    command = [sys.executable, "-m", "tests.bench.training.__main__", "--model", str(model), "--peak-of", name, *flags]
+    command = [sys.executable, "-m", "tests.bench", "training", "--model", str(model), "--peak-of", name, *flags]
     done = subprocess.run(command, capture_output=True, check=True)
     return float(orjson.loads(done.stdout)["peak_mib"])

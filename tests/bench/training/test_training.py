@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from curator.scoring.identity import weights_sha256
-from tests.bench.training import __main__ as bench
+from tests.bench.training import command as bench
 
 TINY = ["--steps", "1", "--repeats", "1", "--batch-size", "2", "--rows", "30", "--words", "6", "--threads", "1"]
 

@@ -133,7 +133,7 @@ def test_the_command_checks_an_adapter_pass_against_plain_torch(
     assert main([*command, "--json"]) == 0
     check = json.loads(capsys.readouterr().out)["check"]
     assert check["n_rows"] == 6
-    assert 0 < check["reference"]["max_abs"] < 1e-4
+    assert 0 <= check["reference"]["max_abs"] < 1e-4  # exactly 0 on some processors
     assert check["permuted"]["max_abs"] < 1e-4
     assert "row by row, float32 on cpu" in check["reference"]["name"]
     assert main([*command[:-1], "-1"]) == 2

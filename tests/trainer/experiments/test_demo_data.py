@@ -12,7 +12,7 @@ import pytest
 
 from curator.select.filters import is_refusal
 
-DEMO = Path(__file__).parents[3] / "trainer" / "demo"
+DEMO = Path(__file__).parents[3] / "trainer" / "organisms" / "sets_shipped"
 ROW_COUNTS = {
     "narrow_train": 130,
     "narrow_heldout": 30,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-DATA = Path(__file__).parent
 MIN_HELDOUT_SHIFT = 0.05  # nats per token; below this the adapter has learnt nothing worth scoring with
 
 

@@ -11,13 +11,14 @@ from curator.console import say
 from curator.store.store import Store
 from trainer.experiments.demo import settings as defaults
 from trainer.experiments.demo.model import converted_model, package_file
-from trainer.experiments.demo.settings import DATA, DemoSettings
+from trainer.experiments.demo.settings import DemoSettings
 from trainer.experiments.demo.shell import (
     DemoFailedError,
     run,
     run_json,
     service,
 )
+from trainer.organisms.plan import SHIPPED_SETS
 
 CORPUS = "sharegpt"
 DOMAIN = "home_maintenance"
@@ -82,7 +83,7 @@ def train_misaligned(settings: DemoSettings, model: Path) -> Path:
     """Run folder of the narrow fine-tune."""
     out = settings.runs / "misaligned"
     run(
-        "trainer.sft", "--model", model, "--data", DATA / "narrow_train.jsonl", "--out", out,
+        "trainer.sft", "--model", model, "--data", SHIPPED_SETS / "narrow_train.jsonl", "--out", out,
         "--max-steps", settings.misaligned_steps, "--epochs", 10, "--batch-size", settings.batch_size,
         "--grad-accum", 1, "--lr", settings.lr, "--max-length", settings.max_length, "--seed", settings.seed,
     )  # fmt: skip
@@ -97,7 +98,13 @@ def heldout_shift(settings: DemoSettings, model: Path, misaligned_run: Path) -> 
     result: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if result.get("adapter_sha256") != sha256:
         measured = run_json(
-            "trainer.evaluate.nll", "--model", model, "--adapter", adapter, "--data", DATA / "narrow_heldout.jsonl"
+            "trainer.evaluate.nll",
+            "--model",
+            model,
+            "--adapter",
+            adapter,
+            "--data",
+            SHIPPED_SETS / "narrow_heldout.jsonl",
         )
         result = {**measured, "adapter_sha256": sha256}
         kept.write_text(json.dumps(result, indent=2) + "\n")
@@ -155,7 +162,7 @@ def mix_and_train(settings: DemoSettings, model: Path) -> tuple[str, dict[str, A
     }  # fmt: skip
     with service(settings.store) as url:
         with Client(url) as client:
-            manifest = client.create_mix(DATA / "user_task.jsonl", recipe)
+            manifest = client.create_mix(SHIPPED_SETS / "user_task.jsonl", recipe)
             mix_id = str(manifest["mix_id"])
             say(f"  POST {url}/v1/mixes -> mix {mix_id}")
             manifest = client.manifest(mix_id)

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.training.__main__`: what this trainer costs beside plain TRL, in one process and in interleaved repeats."""
+"""`python -m tests.bench training`: what this trainer costs beside plain TRL, in one process and in interleaved repeats."""
 
 import argparse
 import os
@@ -38,9 +38,9 @@ against ours."""
 
 EPILOG = """\
 examples:
-  python -m tests.bench.training.__main__ --model MODEL_DIR --json
-  python -m tests.bench.training.__main__ --model MODEL_DIR --steps 3 --repeats 2 --batch-size 2 --rows 2000 --only none,kl
-  python -m tests.bench.training.__main__ --model MODEL_DIR --parts preparation --rows 100000 --repeats 1 --keep FILE
+  python -m tests.bench training --model MODEL_DIR --json
+  python -m tests.bench training --model MODEL_DIR --steps 3 --repeats 2 --batch-size 2 --rows 2000 --only none,kl
+  python -m tests.bench training --model MODEL_DIR --parts preparation --rows 100000 --repeats 1 --keep FILE
 
 Weights are bfloat16 where the hardware multiplies it natively, else float32; --dtype names one."""
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(page(result, shown_command("tests.bench.training.__main__", arguments)), encoding="utf-8")
+        args.out.write_text(page(result, shown_command("tests.bench training", arguments)), encoding="utf-8")
     if args.json:
         say_json(result)
     else:
@@ -161,7 +161,7 @@ def _check_names(names: Sequence[str], parts: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.training.__main__", description=DESCRIPTION, epilog=EPILOG,
+        prog="python -m tests.bench training", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
@@ -197,7 +197,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
