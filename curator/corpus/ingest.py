@@ -25,10 +25,10 @@ from curator.corpus.formats import (
     Row,
     count_parquet,
     detect,
+    locate,
     open_chat_file,
     read_rows,
 )
-from curator.corpus.formats import sources as locate
 from curator.corpus.ingest_report import (
     MAX_LISTED,
     FileReport,

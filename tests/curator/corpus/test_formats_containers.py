@@ -18,9 +18,9 @@ from curator.corpus.formats import (
     Reject,
     Row,
     detect,
+    locate,
     read_rows,
 )
-from curator.corpus.formats import sources as locate
 from curator.errors import BadInputError, MissingError, UnpackedTooLargeError
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

@@ -6,8 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from curator.corpus.formats import Row, read_rows
-from curator.corpus.formats import sources as locate
+from curator.corpus.formats import Row, locate, read_rows
 from curator.errors import BadInputError
 
 RECORDS = [{"prompt": f"q{number}", "completion": "a"} for number in range(5)]
