@@ -62,7 +62,12 @@ from curator.recipe.filters import ExactDuplicates, NearDuplicates, RefusalFilte
 from curator.recipe.policy import Policy, policy_sha256
 from curator.recipe.pools import WhenShort
 from curator.recipe.seeds import child_seed
-from curator.select.select import IN_TASK_SET, Selection, select
+from curator.select.select import (
+    IN_TASK_SET,
+    PoolSelection,
+    SelectionRequest,
+    select,
+)
 from curator.store.store import Store
 
 # Strategies whose choice of n rows, with any rows left out, is the head of one ranking without them.
@@ -186,9 +191,8 @@ def _offers(recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, s
     return found
 
 
-def _select(recipe: Recipe, name: str, data: PoolData, n_rows: int, when_short: WhenShort) -> Selection:
-    return select(
-        data.candidates,
+def _select(recipe: Recipe, name: str, data: PoolData, n_rows: int, when_short: WhenShort) -> PoolSelection:
+    request = SelectionRequest(
         n_rows,
         strategy=data.pool.strategy,
         filters=data.pool.filters,
@@ -197,6 +201,7 @@ def _select(recipe: Recipe, name: str, data: PoolData, n_rows: int, when_short: 
         when_short=when_short,
         pool=name,
     )
+    return select(data.candidates, request)
 
 
 def accept(offered: Offer, task_set: TaskSet, store: Store, tenant: str = DEFAULT_TENANT) -> MixResult:

@@ -70,8 +70,8 @@ _INGEST_KEY = pa.schema([("corpus", pa.string()), ("ingest", pa.int64())])
 _SCORER_KEY = pa.schema([("corpus", pa.string()), ("scorer_id", pa.string())])
 
 
-def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
-    """An in-memory connection holding the views of `sql/` over some corpora (None: all).
+def connect(store: Store | None, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
+    """An in-memory connection holding the views of `sql/` over some corpora (None: all), without a store its macros.
 
     `corpora` are names, for their latest revision, or a mapping from name to revision. A statement that runs
     longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision.
@@ -85,7 +85,11 @@ def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = 
     )
     try:
         connection.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
-        _load(connection, store, corpora)
+        if store is None:
+            for name in sql.MACROS:
+                connection.execute(sql.view_text(name))
+        else:
+            _load(connection, store, corpora)
         connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
         if timeout_s is not None:
             connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})

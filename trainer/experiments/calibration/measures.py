@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from curator.corpus.text import is_refusal
 from curator.errors import BadInputError
-from curator.select.filters import is_refusal
 from trainer.evaluate.metrics import N_RESAMPLES, Interval
 
 Floats = npt.NDArray[np.float64]
