@@ -302,7 +302,7 @@ def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
     """The receipt of one pool of a mix with these counts."""
     data, selection = drawn.data, drawn.selection
     scores, refuses, chosen = data.candidates.scores, data.candidates.column("refusal_v1"), selection.chosen
-    labels = data.table.columns.at(chosen, "domain", "license")
+    labels = data.table.columns("domain", "license").select(pl.all().gather(pl.Series(chosen)))
     return PoolReceipt(
         name=drawn.name,
         corpus=data.pool.corpus,

@@ -60,6 +60,7 @@ from curator.store.store import Store
 POOL_FORMAT_VERSION = 1
 KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a file is found
 KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
+WHOLE_ROWS = 1 << 21  # a pool of so many rows takes up to 300 MiB in memory
 HELD_BYTES = 1 << 30  # of columns in memory, over which the oldest open pools are closed
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 _META = "ballast.pool"
@@ -68,11 +69,21 @@ _SIGN_ROWS = 8_192
 
 
 class PoolColumns:
-    """A pool's columns: read from its file when first asked for, and held. `remake` makes the frame of a lost file."""
+    """A pool's columns: read from its file when first asked for, and held. `remake` makes the frame of a lost file.
 
-    def __init__(self, frame: pl.DataFrame | None, path: Path | None, remake: "FrameMaker | None" = None) -> None:
+    Columns of which only some rows are asked for are held too for a pool of at most `WHOLE_ROWS` rows.
+    """
+
+    def __init__(
+        self,
+        frame: pl.DataFrame | None,
+        path: Path | None,
+        remake: "FrameMaker | None" = None,
+        n_rows: int | None = None,
+    ) -> None:
         self._held: dict[str, pl.Series] = {} if frame is None else frame.to_dict()
         self._path, self._remake = path, remake
+        self._whole = n_rows is not None and n_rows <= WHOLE_ROWS
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -92,7 +103,9 @@ class PoolColumns:
         return pl.DataFrame([self._held[name] for name in names])
 
     def at(self, rows: Rows, *names: str) -> pl.DataFrame:
-        """Some rows, in their order; what is not held is read for these rows alone."""
+        """Some rows, in their order; of a large pool, what is not held is read for these rows alone."""
+        if self._whole:
+            return self(*names).select(pl.all().gather(pl.Series(rows)))
         columns = {name: self._held[name].gather(rows) for name in names if name in self._held}
         missing = [name for name in names if name not in columns]
         if missing:
@@ -181,43 +194,52 @@ class PoolTable:
 
     def rows(self, at: Rows, choice: GapChoice) -> pa.Table:
         """Some rows for a mix: id, labels, every loss that the gap used, and all four gaps (sql/wide/gap.sql)."""
-        scores = self.scores(choice)
-        frame = self.columns.at(at, *LABELS).select(pl.all().cast(pl.String))
-        ids = pl.Series("example_id", self.ids.texts(at), dtype=pl.String)
-        table = frame.hstack(scores.columns_at(at)).hstack([ids]).to_arrow()
-        return table.append_column("losses", self._losses(at, choice))
+        places = [0, *choice.misaligned, *choice.benign] if self.members else []
+        losses = [f"{name}_{place}" for place in places for name in ("mean_nll", "nll_sum", "n_tokens")]
+        found = self.columns.at(at, "id_hi", "id_lo", *LABELS, "n_response_tokens", *losses)
+        ids = pl.Series("example_id", id_texts(found["id_hi"].to_numpy(), found["id_lo"].to_numpy()), dtype=pl.String)
+        gaps = self.gaps.columns(choice.losses(found), choice.spec)
+        labels = found.select(pl.col(LABELS).cast(pl.String))
+        return labels.hstack(gaps).hstack([ids]).to_arrow().append_column("losses", self._losses(found, places))
 
-    def _losses(self, at: Rows, choice: GapChoice) -> pa.Array:
-        """Each row's list of losses, null where it has none."""
+    def _losses(self, rows: pl.DataFrame, places: Sequence[int]) -> pa.Array:
+        """Each row's list of losses under these members, null where it has none."""
         kind = arrow_schema(MIX_ROWS).field("losses").type
-        if not self.members:
-            return pa.nulls(len(at), kind)
-        pieces = []
-        for order, place in enumerate([0, *choice.misaligned, *choice.benign]):
-            found = self.columns.at(at, f"nll_sum_{place}", f"n_tokens_{place}")
-            found.columns = ["nll_sum", "n_response_tokens"]
-            pieces.append(found.select(
-                pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), pl.lit(order).alias("order"),
-                pl.lit(self.members[place].scorer_id).alias("scorer_id"), "nll_sum", "n_response_tokens",
-            ))  # fmt: skip
+        if not places:
+            return pa.nulls(rows.height, kind)
+        row = pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
+        pieces = [
+            rows.select(
+                row, pl.lit(order).alias("order"), pl.lit(self.members[place].scorer_id).alias("scorer_id"),
+                pl.col(f"nll_sum_{place}").alias("nll_sum"), pl.col(f"n_tokens_{place}").alias("n_response_tokens"),
+            )
+            for order, place in enumerate(places)
+        ]  # fmt: skip
         entry = pl.struct("scorer_id", "nll_sum", "n_response_tokens").sort_by("order")
         lists = pl.concat(pieces).drop_nulls("nll_sum").group_by("row").agg(entry.alias("losses"))
-        rows = pl.int_range(len(at), dtype=pl.UInt32, eager=True).alias("row").to_frame()
-        return rows.join(lists, on="row", how="left", maintain_order="left")["losses"].to_arrow().cast(kind)
+        every = rows.select(row)
+        return every.join(lists, on="row", how="left", maintain_order="left")["losses"].to_arrow().cast(kind)
 
     def signatures(self, part: TextPart) -> Signatures:
-        """MinHash signatures of one side of every row's text, kept beside the table once they are made.
+        """MinHash signatures of one side of every row's text, kept beside the pool file (where it is) once made.
 
         Raises what reading the texts raises.
         """
-        assert self.folder is not None
-        name = f"signatures-{part}-{algorithm().replace('/', '-')}-{self.signatures_key}.npy"
-        path = self.folder / name
+        if self.folder is None:
+            return self._sign(part)
+        path = self.folder / f"signatures-{part}-{algorithm().replace('/', '-')}-{self.signatures_key}.npy"
         with suppress(OSError, ValueError):
             held = np.load(path, mmap_mode="r")
             if held.shape == (N_PERMUTATIONS, self.n_rows) and held.dtype == np.uint32:
                 kept: Signatures = held
                 return kept
+        made = self._sign(part)
+        with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written makes them each time
+            np.save(file, made)
+        _sweep(self.folder, f"signatures-{part}-*.npy", path)
+        return made
+
+    def _sign(self, part: TextPart) -> Signatures:
         made = np.zeros((N_PERMUTATIONS, self.n_rows), dtype=np.uint32)
         order = self.texts.reading_order(np.arange(self.n_rows))
         with Progress(self.n_rows, "rows", "signing texts") as bar:
@@ -225,9 +247,6 @@ class PoolTable:
                 rows = order[start : start + _SIGN_ROWS]
                 made[:, rows] = signed([texts_of(self.texts(rows), part)])
                 bar.advance(len(rows))
-        with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written makes them each time
-            np.save(file, made)
-        _sweep(self.folder, f"signatures-{part}-*.npy", path)
         return made
 
 
@@ -387,7 +406,7 @@ def _from_file(store: Store, corpus: Corpus, scorers: Sequence[Scorer], path: Pa
     with suppress(OSError, pl.exceptions.PolarsError, KeyError, orjson.JSONDecodeError):
         document = orjson.loads(pl.read_parquet_metadata(path)[_META])
         remake = FrameMaker(store, corpus, tuple(scorers), gaps, document["digests"])
-        columns = PoolColumns(None, path, remake)
+        columns = PoolColumns(None, path, remake, document["n_rows"])
         texts = PoolTexts(store, corpus, _places(columns), _text_files(store, corpus))
         return PoolTable(
             document["n_rows"], members_of(scorers), document["digests"], document["quantiles"], columns, texts, gaps,

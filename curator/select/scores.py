@@ -52,6 +52,22 @@ class GapChoice:
         """Whether the column `bound` of the pool holds for it."""
         return bool(self.misaligned) and self.name == "gap_rel" and self.spec.eps == DEFAULT_EPS
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a pool that it is computed from."""
+        places = [0, *self.misaligned, *self.benign] if self.misaligned else []
+        return [*(f"mean_nll_{i}" for i in places), "n_response_tokens"]
+
+    def losses(self, rows: pl.DataFrame) -> Losses:
+        """The losses in rows that have these columns."""
+        nothing = pl.repeat(None, rows.height, dtype=pl.Float64, eager=True)
+        return Losses(
+            rows["mean_nll_0"] if self.misaligned else nothing,
+            rows.select(f"mean_nll_{i}" for i in self.misaligned),
+            rows.select(f"mean_nll_{i}" for i in self.benign),
+            rows["n_response_tokens"],
+        )
+
 
 @dataclass(frozen=True)
 class GapScores:
@@ -81,7 +97,7 @@ class GapScores:
             return self.columns("gap")["gap"]
         if not self.choice.misaligned:
             return pl.repeat(None, self.n_rows, dtype=pl.Float64, eager=True)
-        losses = self._losses(self.columns(*self._names))
+        losses = self.choice.losses(self.columns(*self.choice.columns))
         return self.gaps.columns(losses, self.choice.spec, [self.choice.name])[self.choice.name]
 
     def at(self, rows: Rows) -> pl.Series:
@@ -89,12 +105,8 @@ class GapScores:
         if "column" in self.__dict__ or self.choice.is_column or not self.choice.misaligned:
             return self.column.gather(rows)
         # Whole columns of losses: more rows will be asked for.
-        losses = self._losses(self.columns(*self._names).select(pl.all().gather(rows)))
+        losses = self.choice.losses(self.columns(*self.choice.columns).select(pl.all().gather(rows)))
         return self.gaps.columns(losses, self.choice.spec, [self.choice.name])[self.choice.name]
-
-    def columns_at(self, rows: Rows) -> pl.DataFrame:
-        """All columns of `sql/wide/gap.sql` for these rows."""
-        return self.gaps.columns(self._losses(self.columns.at(rows, *self._names)), self.choice.spec)
 
     def top(self, left: pl.Series, n: int) -> Rows:
         """The n best masked rows."""
@@ -114,18 +126,3 @@ class GapScores:
             {"row": np.concatenate([near, rest]), "score": pl.concat([scores, self.at(rest)])}
         ).drop_nulls()
         return table.sort("score", "row", descending=[True, False]).head(n)["row"].to_numpy()
-
-    @property
-    def _names(self) -> list[str]:
-        places = [0, *self.choice.misaligned, *self.choice.benign] if self.choice.misaligned else []
-        return [*(f"mean_nll_{i}" for i in places), "n_response_tokens"]
-
-    def _losses(self, rows: pl.DataFrame) -> Losses:
-        choice = self.choice
-        nothing = pl.repeat(None, rows.height, dtype=pl.Float64, eager=True)
-        return Losses(
-            rows["mean_nll_0"] if choice.misaligned else nothing,
-            rows.select(f"mean_nll_{i}" for i in choice.misaligned),
-            rows.select(f"mean_nll_{i}" for i in choice.benign),
-            rows["n_response_tokens"],
-        )

@@ -34,7 +34,7 @@ from curator.select.pool_frame import (
     completed,
     id_halves,
 )
-from curator.select.pool_texts import TEXT_BATCH_ROWS, PoolTexts, write_texts
+from curator.select.pool_texts import PoolTexts, write_texts
 from curator.select.scores import GapChoice, GapScores
 from curator.store.schema import EXAMPLES, SCORES
 from curator.store.store import Store
@@ -377,9 +377,10 @@ def test_ids_that_share_their_first_half_are_told_apart() -> None:
     assert pool_ids(texts).find([texts[3], f"{1:016x}{9:016x}", texts[0]]).tolist() == [0, 3]
 
 
-def test_texts_are_read_in_any_order(tmp_path: Path) -> None:
+def test_texts_are_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curator.store.store.ROW_GROUP_ROWS", 10)
     store = Store(tmp_path / "store").open()
-    sizes = [5 * TEXT_BATCH_ROWS + 3, 1, TEXT_BATCH_ROWS]
+    sizes = [83, 1, 16]
     texts, files, parts = [], [], []
     for place, n_rows in enumerate(sizes):
         answers = [f"text {place} {i}" for i in range(n_rows)]
