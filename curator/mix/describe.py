@@ -53,7 +53,7 @@ from curator.recipe.strategies import ranks_by_score
 from curator.select.columns import Mask
 from curator.select.select import IN_TASK_SET, NO_GAP, TOKENS
 from curator.select.wide import Choice
-from curator.store.filesystem import writing_whole
+from curator.store.filesystem import atomic_write
 from curator.store.schema import MIX_FORMAT_VERSION
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -77,8 +77,9 @@ def kept_quantiles(data: PoolData) -> Quantiles | None:
         held = orjson.loads(path.read_bytes())
         return None if held is None else Quantiles.model_validate(held)
     found = quantiles(data.candidates.scores.every)
-    with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written computes them each time
-        file.write(orjson.dumps(None if found is None else found.model_dump()))
+    # A store that cannot be written computes them each time. Not durable: a damaged file is computed again.
+    with suppress(StoreError), atomic_write(path, durable=False) as temporary:
+        temporary.write_bytes(orjson.dumps(None if found is None else found.model_dump()))
     return found
 
 

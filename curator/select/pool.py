@@ -54,7 +54,7 @@ from curator.select.widefile import (
     write_texts,
     write_wide,
 )
-from curator.store.filesystem import writing_whole
+from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
 KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a table is found
@@ -90,7 +90,8 @@ class Kept:
                 kept: Signatures = held
                 return kept
         made = self._sign(part)
-        with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written makes them each time
+        # A store that cannot be written makes them each time.
+        with suppress(StoreError), atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
             np.save(file, made)
         return made
 
