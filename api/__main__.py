@@ -29,7 +29,7 @@ from api.settings import (
     read_settings_file,
     variable_name,
 )
-from curator.console import say
+from curator.console import product_version, say
 from curator.errors import (
     BadInputError,
     BallastError,
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
     parser.add_argument(
         "--config",
         default=os.environ.get(CONFIG_VARIABLE),

@@ -23,9 +23,9 @@ from api.jobs.record import Job
 from api.limits import Figures, Quotas
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
+from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_stale
-from curator.mix.describe import product_version
 from curator.mix.files import MANIFEST_FILE, is_tenant, mix_path, tenant_path
 from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits

@@ -8,19 +8,17 @@ What a manifest says in words: warnings, and what the mix protects against and w
 """
 
 import hashlib
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 from pydantic import ValidationError
 
+from curator.console import product_version
 from curator.corpus.manifest import Scorer
 from curator.corpus.task_set import TaskSet
 from curator.errors import StoreError
@@ -342,15 +340,6 @@ def _inoculation_receipt(recipe: Recipe, counts: Mapping[str, Mapping[str, int]]
 def policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
     """What a manifest shows of the policy; None without one."""
     return None if policy is None else PolicyReceipt(name=policy.name, sha256=policy_sha256(policy), policy=policy)
-
-
-def product_version() -> str:
-    """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
-    try:
-        return version("ballast")
-    except PackageNotFoundError:
-        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-        return str(project["project"]["version"])
 
 
 def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:

@@ -11,8 +11,8 @@ from api.__main__ import main
 from api.app import create_app
 from api.keys import create_key
 from api.settings import Settings
+from curator.console import product_version
 from curator.mix import describe as compose
-from curator.mix.describe import product_version
 from tests.api.openapi import GOLDEN, document
 from tests.api.serving import (
     form,

@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from curator.console import Progress, report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import Progress, run_command, say, say_json
+from curator.errors import BadInputError
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
@@ -46,16 +46,14 @@ after training. Exit codes: 0 done or done before, 2 bad input."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done or done before, 2 bad input."""
     args = _parser().parse_args(argv)
-    try:
-        if not args.dry_run and args.out is None:
-            raise BadInputError("give --out for the new adapter, or --dry-run for the cosines alone")
-        out = None if args.dry_run else args.out
-        note = safelora(args.adapter, args.base, args.aligned, args.tau, out, overwrite=args.overwrite)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(_run, args, stopped="stopped")
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not args.dry_run and args.out is None:
+        raise BadInputError("give --out for the new adapter, or --dry-run for the cosines alone")
+    out = None if args.dry_run else args.out
+    note = safelora(args.adapter, args.base, args.aligned, args.tau, out, overwrite=args.overwrite)
     if args.json:
         say_json(note)
         return 0

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from curator.store.store import Store
 from trainer.runs.folder import write_json
 
@@ -30,13 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the card."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    try:
-        return _run(args, arguments)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda given: _run(given, arguments), args, stopped="stopped")
 
 
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import report_error, say, say_json
-from curator.errors import BallastError
+from curator.console import run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.experiments.claims import claimed
 from trainer.experiments.compare.cells import (
@@ -53,28 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, list or sum up."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    try:
-        plan, changed = read_plan(args.plan, args.set)
-        if isinstance(plan, Plan):
-            weights = _weights(Path(plan.model), needed=not args.page_only)
-            plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
-        cells = grid(plan)
-        if args.page_only and isinstance(plan, Plan):
-            check_cells_found(plan, results(cells, args.work, plan), args.work)
-        if args.list:
-            return _list(cells, args.work, plan, as_json=args.json)
-        failed: dict[str, str] = {}
-        shared = Shared.of(args.work, plan) if isinstance(plan, Plan) else None
-        if not args.page_only:
-            failed = _run(cells, args.work, plan, shared, args.limit_minutes)
-        command = shown_command("trainer.experiments.compare", arguments)
-        return _finish(args, plan, cells, shared, command, changed, failed)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
-        return 130
+    return run_command(lambda given: _command(given, arguments), args)
+
+
+def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    plan, changed = read_plan(args.plan, args.set)
+    if isinstance(plan, Plan):
+        weights = _weights(Path(plan.model), needed=not args.page_only)
+        plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
+    cells = grid(plan)
+    if args.page_only and isinstance(plan, Plan):
+        check_cells_found(plan, results(cells, args.work, plan), args.work)
+    if args.list:
+        return _list(cells, args.work, plan, as_json=args.json)
+    failed: dict[str, str] = {}
+    shared = Shared.of(args.work, plan) if isinstance(plan, Plan) else None
+    if not args.page_only:
+        failed = _run(cells, args.work, plan, shared, args.limit_minutes)
+    command = shown_command("trainer.experiments.compare", arguments)
+    return _finish(args, plan, cells, shared, command, changed, failed)
 
 
 def _weights(model: Path, *, needed: bool) -> str | None:

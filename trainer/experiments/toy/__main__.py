@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from trainer.config.ranges import at_least, not_negative
 
 DESCRIPTION = """\
@@ -33,19 +33,19 @@ _MEANING = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 2 on input that cannot be used."""
     args = _parser().parse_args(argv)
-    try:
-        _check(args)
-        # Loads torch and transformers, which --help and slips can do without.
-        import torch
+    return run_command(
+        _run, args, stopped="stopped; finished bases and cells are kept, what was being made starts anew next time"
+    )
 
-        torch.set_num_threads(args.threads)
-        return int(globals()[f"_{args.command}"](args))
-    except BallastError as error:
-        report_error(error, as_json=getattr(args, "json", False))
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; finished bases and cells are kept, what was being made starts anew next time\n")
-        return 130
+
+def _run(args: argparse.Namespace) -> int:
+    _check(args)
+    # Loads torch and transformers, which --help and slips can do without.
+    import torch
+
+    torch.set_num_threads(args.threads)
+    commands = {"build": _build, "cell": _cell, "experiment": _experiment, "report": _report}
+    return commands[args.command](args)
 
 
 def parse_seeds(text: str) -> list[int]:
