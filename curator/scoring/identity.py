@@ -128,6 +128,15 @@ def check_adapter_dir(adapter_dir: Path) -> None:
         raise BadInputError(f"adapter folder {adapter_dir} lacks {', '.join(missing)}", details=missing)
 
 
+def highest_token(model_dir: Path) -> tuple[int, str]:
+    """The highest token id of a folder's tokenizer, and its token; (-1, "") for one that lists none."""
+    document = _read_object(model_dir / "tokenizer.json")
+    vocab = (document.get("model") or {}).get("vocab") or {}
+    known = vocab.items() if isinstance(vocab, dict) else ((entry[0], place) for place, entry in enumerate(vocab))
+    added = ((str(item["content"]), int(item["id"])) for item in document.get("added_tokens") or [])
+    return max(((int(number), token) for token, number in (*known, *added)), default=(-1, ""))
+
+
 def model_window(model_dir: Path) -> int | None:
     """The most tokens that the model has positions for, from config.json; None where it names no limit."""
     config = _read_object(model_dir / "config.json")

@@ -204,7 +204,7 @@ def _finished(choice: dict[str, Any]) -> bool | None:
 def _tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
 
 
 def _listed(value: Any) -> list[int]:

@@ -172,7 +172,9 @@ def _trainer(
         model=ready.model,
         args=options,
         train_dataset=prepared.dataset(n_fill),
-        processing_class=transformers.AutoTokenizer.from_pretrained(config.model, local_files_only=True),
+        processing_class=transformers.AutoTokenizer.from_pretrained(
+            config.model, local_files_only=True, trust_remote_code=False
+        ),
         data_collator=Collator(pad_id),
         callbacks=[log],
         defences=ready.defences,
