@@ -25,6 +25,7 @@ import orjson
 
 from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
 from curator.mix.files import MIX_FILE
+from curator.store.filesystem import atomic_write
 
 DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
 Document = dict[str, Any]
@@ -503,13 +504,9 @@ class Client(JobCalls):
         if target.is_dir() or not target.parent.is_dir():
             raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
         manifest = self.manifest(mix_id)
-        temporary = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
-        try:
+        with atomic_write(target, durable=True) as temporary:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
             verify_download(temporary, format, manifest)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
     def _save(self, mix_id: str, data_format: DataFormat, path: Path, advance: Advance | None) -> httpx.Response:

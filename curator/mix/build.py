@@ -33,7 +33,7 @@ from curator.mix.writer import TokenCounter, write_rows
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy
 from curator.render import Renderer
-from curator.store.filesystem import writing_whole
+from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
 STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
@@ -66,7 +66,7 @@ def build_mix(
     plan = plan_mix(store, task_set, recipe, policy)
     if jsonl is None:
         return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))
-    with writing_whole(jsonl) as file:
+    with atomic_write(jsonl, durable=True) as temporary, temporary.open("wb") as file:
         result = publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set, file))
         if not result.created:  # or another process made it first: its rows are the same
             file.seek(0)

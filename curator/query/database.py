@@ -4,7 +4,6 @@ Only files that manifests name are loaded, never a pattern: a part that no manif
 Close the connection (`with connect(store) as connection:`).
 """
 
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from curator.corpus.manifest import (
 )
 from curator.corpus.text import is_refusal
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 from curator.store.schema import (
     EXAMPLES,
     REJECTS,
@@ -105,15 +105,13 @@ def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
     The views read the store's own files; after an ingest or a scoring run, export again. The function
     `is_refusal` is Python's and stays out.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        with duckdb.connect(str(temporary)) as connection:
-            _load(connection, store, corpora)
-        temporary.replace(path)
-    except duckdb.Error as error:
-        raise BadInputError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not durable: views alone, which the next export writes again.
+    with atomic_write(path, durable=False) as temporary:
+        try:
+            with duckdb.connect(str(temporary)) as connection:
+                _load(connection, store, corpora)
+        except duckdb.Error as error:
+            raise BadInputError(f"cannot write {path}: {error}") from error
 
 
 def _load(connection: Connection, store: Store, corpora: Corpora) -> None:

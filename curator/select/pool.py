@@ -53,7 +53,7 @@ from curator.select.pool_texts import (
     write_texts,
 )
 from curator.select.scores import GapChoice, GapScores
-from curator.store.filesystem import writing_whole
+from curator.store.filesystem import atomic_write
 from curator.store.schema import MIX_ROWS, arrow_schema
 from curator.store.store import Store
 
@@ -234,7 +234,8 @@ class PoolTable:
                 kept: Signatures = held
                 return kept
         made = self._sign(part)
-        with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written makes them each time
+        # A store that cannot be written makes them each time.
+        with suppress(StoreError), atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
             np.save(file, made)
         _sweep(self.folder, f"signatures-{part}-*.npy", path)
         return made
@@ -417,11 +418,13 @@ def _from_file(store: Store, corpus: Corpus, scorers: Sequence[Scorer], path: Pa
 
 def _keep_frame(made: PoolTable, path: Path) -> None:
     document = {"n_rows": made.n_rows, "digests": made.digests, "quantiles": made.quantiles}
-    path.parent.mkdir(parents=True, exist_ok=True)
     frame = made.columns.frame
-    with writing_whole(path) as file:
+    with atomic_write(path, durable=True) as temporary:  # a file that is there is read without a checksum
         frame.write_parquet(
-            file, compression="lz4", row_group_size=_ROW_GROUP_ROWS, metadata={_META: orjson.dumps(document).decode()}
+            temporary,
+            compression="lz4",
+            row_group_size=_ROW_GROUP_ROWS,
+            metadata={_META: orjson.dumps(document).decode()},
         )
     _sweep(path.parent, "pool-*.parquet", path)
 

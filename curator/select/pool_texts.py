@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from curator.corpus.manifest import Corpus
 from curator.errors import IntegrityError
 from curator.select.candidates import Rows
-from curator.store.filesystem import reading_parquet, writing_whole
+from curator.store.filesystem import atomic_write, reading_parquet
 from curator.store.store import Store
 
 _SCHEMA = pa.schema([pa.field("messages", pa.string(), nullable=False)])
@@ -92,7 +92,7 @@ def write_texts(store: Store, part: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         reading_parquet(part, store.base), store.open_file(part) as source,
-        writing_whole(path) as file, pa.ipc.new_file(file, _SCHEMA) as writer,
+        atomic_write(path, durable=True) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer,
     ):  # fmt: skip
         groups = pq.ParquetFile(source)
         for group in range(groups.num_row_groups):

@@ -12,11 +12,9 @@ the version in store.json is raised only after a step has ended, so a killed mig
 
 import hashlib
 import io
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self
@@ -30,6 +28,8 @@ from curator.store.filesystem import (
     BLOCK_BYTES,
     N_PIECES,
     age_s,
+    atomic_write,
+    flush_to_disk,
     in_our_words,
     reach,
     reading_parquet,
@@ -184,7 +184,7 @@ class Store:
             if self._local:
                 Path(full).parent.mkdir(parents=True, exist_ok=True)
                 yield Path(full)
-                _sync(Path(full))
+                flush_to_disk(Path(full))
                 return
             with Scratch("write") as scratch:
                 local = scratch / PurePosixPath(path).name
@@ -237,7 +237,7 @@ class Store:
         if self._local:
             source, target = Path(self._full(temporary)), Path(self._full(final))
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sync(source)  # the names in it, before its own
+            flush_to_disk(source)  # the names in it, before its own
             try:
                 source.replace(target)
             except OSError:  # another process put the same folder there first
@@ -245,7 +245,7 @@ class Store:
                     raise
                 shutil.rmtree(source)
                 return False
-            _sync(target.parent)
+            flush_to_disk(target.parent)
             return True
         with in_our_words("write", final, self._base):
             for name in sorted(self.list(temporary), key=lambda name: (name.endswith(".json"), name)):
@@ -312,35 +312,13 @@ class Store:
             raise BadInputError(f"{path!r} is not a path inside the store")
         return "/".join([self._base, *parts])
 
-    @contextmanager
-    def _replacing(self, path: str) -> Iterator[Path]:
-        """A temporary path beside `path` that takes its place when the block ends well."""
-        target = Path(self._full(path))
-        temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            with in_our_words("write", path, self._base):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                yield temporary
-                _sync(temporary)
-                temporary.replace(target)
-                _sync(target.parent)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    def _replacing(self, path: str) -> AbstractContextManager[Path]:
+        """A temporary path beside `path`, on this machine, that takes its place when the block ends."""
+        return atomic_write(Path(self._full(path)), durable=True, shown=f"{path} in store {self._base}")
 
 
 def _write_parquet(data: pa.Table, target: Path | io.BytesIO) -> None:
     pq.write_table(data, target, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["Store", "arrow_schema", "conform"]

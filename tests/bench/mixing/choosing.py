@@ -54,6 +54,10 @@ def top(folder: Path, repeats: int) -> list[Figure]:
             "lazily from the file", 1.3, lambda: our_best(PoolColumns(None, file), ALL),
             lambda: _polars_best(pl.scan_parquet(file), ALL), repeats,
         ),
+        _figure(
+            "lazily from the file, the peer ranking by our stored gap", 1.3, lambda: our_best(PoolColumns(None, file), ALL),
+            lambda: _polars_best(pl.scan_parquet(file), ()), repeats,
+        ),
     ]  # fmt: skip
 
 
@@ -127,16 +131,23 @@ def _our_strata(columns: PoolColumns) -> list[str]:
 
 # The peers write the gap out as their users would; in the product it stands in sql/ alone.
 def _polars_best(pool: pl.LazyFrame, models: tuple[int, ...]) -> list[str]:
-    mean = sum((pl.col(f"mean_nll_{k}") for k in models[1:]), pl.col(f"mean_nll_{models[0]}")) / len(models)
-    aligned = pl.col("mean_nll_0")
+    if not models:  # the column that the product stores, which a user of the file could take
+        gap = pl.col("gap")
+    else:
+        gap = _gap(models)
     found = (
         pool.filter(~pl.col("refusal_v1"), pl.col("n_chars").is_between(20, 4_000), pl.col("domain") != "domain-3")
-        .select("id_hi", "id_lo", found=(mean - aligned) / (aligned + 1.0))
+        .select("id_hi", "id_lo", found=gap)
         .top_k(N_BEST, by=["found", "id_hi", "id_lo"], reverse=[False, True, True])
         .collect()
         .sort(["found", "id_hi", "id_lo"], descending=[True, False, False])
     )
     return id_texts(found["id_hi"].to_numpy(), found["id_lo"].to_numpy())
+
+
+def _gap(models: tuple[int, ...]) -> pl.Expr:
+    mean = sum((pl.col(f"mean_nll_{k}") for k in models[1:]), pl.col(f"mean_nll_{models[0]}")) / len(models)
+    return (mean - pl.col("mean_nll_0")) / (pl.col("mean_nll_0") + 1.0)
 
 
 def _duckdb_strata(connection: Any) -> list[str]:

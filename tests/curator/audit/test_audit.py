@@ -366,7 +366,15 @@ def test_a_pool_of_few_scored_rows_is_refused(place: Place) -> None:
         place.audit(place.rows[:3], "contrast", score="gap_contrast")
 
 
-@pytest.mark.parametrize("document", [{}, {"corpus": "x", "eps": -1}, {"corpus": "x", "model": "y"}, []])
-def test_options_that_cannot_be(document: Any) -> None:
-    with pytest.raises(BadInputError, match="audit refused: /"):
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "/corpus: is needed"),
+        ({"corpus": "x", "eps": -1}, "/eps: -1 must be at least 0"),
+        ({"corpus": "x", "model": "y"}, "/model: is no key"),
+        ([], "expected an object"),
+    ],
+)
+def test_options_that_cannot_be(document: Any, message: str) -> None:
+    with pytest.raises(BadInputError, match=f"audit refused: {message}"):
         parse_options(document)
