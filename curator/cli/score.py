@@ -18,7 +18,7 @@ from curator.cli.score_options import (
     worker_launch,
 )
 from curator.console import say, say_json
-from curator.corpus.manifest import corpus_info
+from curator.corpus.manifest import read_corpus
 from curator.errors import BadInputError, BallastError
 from curator.render import Renderer
 from curator.scoring import (
@@ -84,7 +84,7 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
     _check_numbers(args)
     check_options(args)
     store = open_store(args)
-    corpus_info(store, args.corpus)
+    read_corpus(store, args.corpus)
     if engine_of(args) != "server":
         check_model_dir(args.model)
     if args.adapter is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from curator.corpus.task_set import TaskSet
-from curator.errors import MissingError
+from curator.errors import BadInputError, MissingError
 from curator.mix.describe import compose
 from curator.mix.files import (
     DEFAULT_TENANT,
@@ -63,6 +63,8 @@ def build_mix(
     failure or kill at any moment leaves no mix behind.
     """
     tenant_path(tenant)  # a bad name is refused before the work
+    if jsonl is not None and not jsonl.parent.is_dir():
+        raise BadInputError(f"cannot write {jsonl}: there is no folder {jsonl.parent}")
     plan = plan_mix(store, task_set, recipe, policy)
     if jsonl is None:
         return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))

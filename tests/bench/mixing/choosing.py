@@ -55,7 +55,7 @@ def top(folder: Path, repeats: int) -> list[Figure]:
             lambda: _polars_best(pl.scan_parquet(file), ALL), repeats,
         ),
         _figure(
-            "lazily from the file, the peer ranking by our stored gap", 1.3, lambda: our_best(PoolColumns(None, file), ALL),
+            "lazily from the file, the peer by our stored gap", 1.3, lambda: our_best(PoolColumns(None, file), ALL),
             lambda: _polars_best(pl.scan_parquet(file), ()), repeats,
         ),
     ]  # fmt: skip
@@ -131,10 +131,8 @@ def _our_strata(columns: PoolColumns) -> list[str]:
 
 # The peers write the gap out as their users would; in the product it stands in sql/ alone.
 def _polars_best(pool: pl.LazyFrame, models: tuple[int, ...]) -> list[str]:
-    if not models:  # the column that the product stores, which a user of the file could take
-        gap = pl.col("gap")
-    else:
-        gap = _gap(models)
+    # Without models: the column that the product stores, which a user of the file could take.
+    gap = _gap(models) if models else pl.col("gap")
     found = (
         pool.filter(~pl.col("refusal_v1"), pl.col("n_chars").is_between(20, 4_000), pl.col("domain") != "domain-3")
         .select("id_hi", "id_lo", found=gap)
