@@ -13,7 +13,6 @@ The client's calls about jobs: list, look, wait, cancel, and the rows of audits.
 
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,8 @@ import orjson
 
 from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
 from curator.mix.files import MIX_FILE
+from curator.store.filesystem import atomic_write
+from curator.store.retries import Retries, TryAgainError, retry_after_s
 
 DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
 Document = dict[str, Any]
@@ -134,7 +135,7 @@ class Remote:
         if self._http.base_url.scheme not in ("http", "https"):
             self._http.close()
             raise BadInputError(f"{url!r} is no address of a service: it begins with http:// or https://")
-        self._retries = retries
+        self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S)
         self._patience_s = timeout_s / 2  # a request that asks the service to wait must not outlast its own timeout
 
     def __enter__(self) -> Self:
@@ -194,23 +195,20 @@ class Remote:
 
     def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
         """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries
-            wait_s = min(FIRST_WAIT_S * 2**attempt, MAX_WAIT_S)
+
+        def attempt() -> httpx.Response:
             try:
                 response = call()
             except httpx.TransportError as error:
-                if last:
-                    reason = str(error) or type(error).__name__
-                    raise RemoteError(f"no answer from {self._http.base_url}: {reason}") from error
-            else:
-                if response.is_success:
-                    return response
-                if last or response.status_code not in RETRIED_STATUSES:
-                    raise _refusal(response)
-                wait_s = _asked_wait_s(response) or wait_s
-            time.sleep(wait_s)
-        raise AssertionError("the last attempt returns or raises")
+                reason = str(error) or type(error).__name__
+                raise TryAgainError(RemoteError(f"no answer from {self._http.base_url}: {reason}")) from error
+            if response.is_success:
+                return response
+            if response.status_code in RETRIED_STATUSES:
+                raise TryAgainError(_refusal(response), retry_after_s(response.headers.get("retry-after")) or None)
+            raise _refusal(response)
+
+        return self._retries.run(attempt)
 
 
 def path_part(name: str) -> str:
@@ -239,11 +237,6 @@ def _refusal(response: httpx.Response) -> ServiceError:
             "not_this_service",
             f"{response.url} answered {response.status_code} in no known shape",
         )
-
-
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    text = response.headers.get("retry-after", "")
-    return min(float(text), MAX_WAIT_S) if text.isdigit() else None
 
 
 OnJob = Callable[[Document], None]  # told the job whenever something happened to it
@@ -503,13 +496,9 @@ class Client(JobCalls):
         if target.is_dir() or not target.parent.is_dir():
             raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
         manifest = self.manifest(mix_id)
-        temporary = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
-        try:
+        with atomic_write(target, durable=True) as temporary:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
             verify_download(temporary, format, manifest)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
     def _save(self, mix_id: str, data_format: DataFormat, path: Path, advance: Advance | None) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Every job of a store, one folder each under `jobs/<tenant>/`; the files are the truth, the queue only a bell.
+"""Every job of a store, one folder each under `jobs/<tenant>/`: the source of truth of what is to be done.
 
 Whoever changes a job holds the lock of its folder, which the kernel (or a lease in a bucket) frees when the holder
 dies: a running job whose lock is free has lost its worker. Marks under `jobs-active/` list the jobs that have not

@@ -5,10 +5,12 @@ The columns of an audit's rows, declared once.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from curator.errors import BadInputError
 from curator.recipe import DEFAULT_EPS, Pool, ScoreName
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 from curator.store.schema import Column, Table
 
 AUDIT_ROWS = Table(
@@ -29,13 +31,11 @@ AUDIT_ROWS = Table(
 )
 
 
-class AuditOptions(BaseModel):
+class AuditOptions(Strict):
     """One audit: a scored corpus as the pool, and as in a recipe its scorers, held-out domains and score.
 
     Scorers are named by id, id prefix or label; null takes every complete one of the role.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     corpus: str = Field(min_length=1, max_length=100)
     aligned: str | None = None
@@ -62,8 +62,5 @@ def parse_options(document: Any) -> AuditOptions:
     try:
         return AuditOptions.model_validate(document)
     except ValidationError as error:
-        problems = [
-            {"pointer": "/" + "/".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()
-        ]
-        text = "; ".join(f"{problem['pointer']}: {problem['message']}" for problem in problems[:5])
-        raise BadInputError(f"audit refused: {text}", details=problems) from error
+        problems = problems_of(error)
+        raise BadInputError(f"audit refused: {problem_line(problems)}", details=problems) from error

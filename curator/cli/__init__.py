@@ -15,7 +15,7 @@ COMMANDS = {
     "status": "what a store holds, and the next command",
     "ingest": "read chat files into a corpus of distinct conversations",
     "score": "compute a corpus's losses under one model (aligned, misaligned or benign)",
-    "prepare": "make ahead what the first mix of a scored corpus would wait for",
+    "prepare": "make the pool file of a scored corpus, as score and import do at their end",
     "mix": "mix safe rows of a scored corpus into a task file",
     "sql": "query the store: corpora, scorers, losses and the gap",
     "export": "write a score pool (corpus, losses, identities) as one file set",

@@ -6,8 +6,10 @@ What the options of the `score` command ask for: an engine, its reference, and w
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from curator.errors import BadInputError
+from curator.recipe.filters import TextPart
 from curator.scoring.engines.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
 from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
 from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
@@ -166,6 +168,9 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
     add("--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="T",
         help=f"window in tokens; longer rows are marked, not scored (default: {DEFAULT_MAX_LENGTH})")  # fmt: skip
+    add("--near-duplicates", action="append", default=[], choices=get_args(TextPart),
+        help="at the end, make the MinHash signatures of this side of the texts, which filters of that name read "
+        "(default: the first mix with such a filter makes them); may be repeated")  # fmt: skip
     add("--mask-rule", choices=["all", "last"], default="all",
         help="score all assistant turns or the last (default: all)")  # fmt: skip
     add("--check-rows", type=int, metavar="N",

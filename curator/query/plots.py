@@ -5,7 +5,6 @@ nats per token, lengths in response tokens.
 """
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from curator.console import one_line
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 
 Floats = Sequence[float] | npt.NDArray[np.float64]
 
@@ -191,14 +191,9 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix.lower()[1:]
     # Neither date nor version nor random ids: equal values give equal bytes.
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        with rc_context({"svg.hashsalt": "ballast"}):
-            figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not durable: a picture can be drawn again.
+    with atomic_write(path, durable=False) as temporary, rc_context({"svg.hashsalt": "ballast"}):
+        figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

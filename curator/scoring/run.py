@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from curator.console import Progress
-from curator.corpus.manifest import corpus_info
+from curator.corpus.manifest import read_corpus
 from curator.errors import BadInputError, ScoringError
 from curator.scoring import faults as attempts
 from curator.scoring.blocks import (
@@ -105,7 +105,7 @@ class ScoreRun:
         self._reference_factory, self._crew_factory = reference_factory, crew_factory
         self._failures: list[str] = []
         self.n_check_passes = 2 if reference_factory else 1
-        self.corpus = corpus_info(store, request.corpus)
+        self.corpus = read_corpus(store, request.corpus)
         self.window, notes = effective_window(request)
         self.identity = identity_of(request, renderer, self.window)
         self.id = scorer_id(self.identity)

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from curator.errors import BadInputError
+from curator.recipe.base import Strict
 
 
-class MonitorSettings(BaseModel):
+class MonitorSettings(Strict):
     """Nothing of it changes what is trained, except that `stop` may end the run early."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     directions: Path
     alarm: Path | None = None

@@ -13,6 +13,7 @@ from curator.errors import IntegrityError
 from curator.messages import Message, dump_messages, example_id
 from curator.mix.files import mix_batches, row_lines
 from curator.mix.identity import Manifest, id_of_manifest, read_manifest
+from curator.recipe.problems import problem_line, problems_of
 from curator.store.store import Store
 from trainer.config import TrainConfig
 
@@ -122,7 +123,8 @@ def _fetch_manifest(url: str, api_key: str | None, wanted: str) -> Manifest:
     try:
         return Manifest.model_validate({key: document[key] for key in Manifest.model_fields if key in document})
     except ValidationError as error:
-        raise IntegrityError(f"the service's manifest of mix {wanted} is not of this version: {error}") from error
+        text = f"the service's manifest of mix {wanted} is not of this version: {problem_line(problems_of(error))}"
+        raise IntegrityError(text) from error
 
 
 def _check_identity(manifest: Manifest, wanted: str) -> None:

@@ -19,6 +19,7 @@ from curator.scoring.identity import (
     check_model_dir,
     weights_sha256,
 )
+from curator.store.filesystem import atomic_write
 from trainer.runs.folder import MARKER, write_json
 from trainer.runs.report import model_card, safelora_section
 from trainer.runs.weights import ADAPTER_WEIGHTS, AdapterFile, WeightFiles
@@ -201,11 +202,15 @@ def _sha256(adapter: Path) -> str | None:
 
 def _write(adapter: Path, out: Path, tensors: dict[str, Any], note: dict[str, Any]) -> None:
     """The adapter's other files, the new factors, card and marker; the note last, and the folder renamed into place."""
+    with atomic_write(out, durable=True) as work:
+        shutil.copytree(adapter, work, ignore=shutil.ignore_patterns(ADAPTER_WEIGHTS, NOTE))
+        _fill(work, tensors, note)
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def _fill(work: Path, tensors: dict[str, Any], note: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    work = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(adapter, work, ignore=shutil.ignore_patterns(ADAPTER_WEIGHTS, NOTE))
     save_file({key: value.contiguous() for key, value in tensors.items()}, work / ADAPTER_WEIGHTS, {"format": "pt"})
     note["projected_adapter_sha256"] = digest = adapter_sha256(work)
     card = work / "README.md"
@@ -218,8 +223,6 @@ def _write(adapter: Path, out: Path, tensors: dict[str, Any], note: dict[str, An
         before = card.read_text(encoding="utf-8") if card.exists() else "# LoRA adapter\n"
         card.write_text("\n".join([before, *safelora_section(note)]), encoding="utf-8")
     write_json(work / NOTE, note)
-    shutil.rmtree(out, ignore_errors=True)
-    work.rename(out)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Asks a judge, with a cache on disk and bounded concurrency.
 
 import hashlib
 import math
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import orjson
 
 from curator.errors import BadInputError, RemoteError
+from curator.store.filesystem import atomic_write
 from trainer.evaluate.metrics import (
     Interval,
     any_of_k,
@@ -257,10 +257,8 @@ class JudgeClient:
             return verdict(orjson.loads(path.read_bytes()))
         top = self._top_logprobs(prompt)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-            temporary.write_bytes(orjson.dumps(top))
-            temporary.replace(path)
+            with atomic_write(path, durable=True) as temporary:
+                temporary.write_bytes(orjson.dumps(top))
         return verdict(top)
 
     def _cached(self, prompt: str) -> Path | None:

@@ -1,6 +1,5 @@
 """A run's folder: what stands in it, when it counts as complete, and when it may be written over."""
 
-import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import orjson
 
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 from trainer.config.options import Resume
 from trainer.runs.checkpoints import (
     FOLDER,
@@ -111,12 +111,8 @@ class RunFolder:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """One JSON object, indented, put in place in one step."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic_write(path, durable=True) as temporary:
+        temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def shown_command(module: str, arguments: Sequence[str]) -> str:

@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    return run_command(lambda given: _run(given, arguments), args, stopped="stopped")
+    return run_command(lambda given: _command(given, arguments), args, stopped="stopped")
 
 
-def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     check_model_dir(args.model)
     chosen = ["plain", *_chosen(args.only)]
     with tempfile.TemporaryDirectory(prefix="ballast-defences-") as temporary:

@@ -34,12 +34,11 @@ from curator.corpus.ingest import ingest
 from curator.corpus.task_set import task_set_from_rows
 from curator.errors import BadInputError, MissingError
 from curator.messages import canonical_messages, dump_messages
-from curator.query.queries import gap_table
+from curator.query.queries import fetch_messages, gap_table
 from curator.query.scorers import resolve_scorers
 from curator.recipe.seeds import child_seed
 from curator.render import Rendered, Renderer
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
-from curator.select.pooltexts import PoolTexts
 from curator.store.store import Store
 from tests.toy_scoring import toy_model_folder
 
@@ -296,14 +295,14 @@ def test_a_cancel_is_heard_while_rows_are_compared(place: Place, last: str) -> N
 def test_of_the_pools_texts_only_those_that_are_looked_at_are_held(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, held = PoolTexts._read, []
+    held: list[int] = []
 
-    def spy(texts: PoolTexts, start: int, end: int) -> Any:
-        found = read(texts, start, end)
+    def spy(*arguments: Any) -> Any:
+        found = fetch_messages(*arguments)
         held.append(len(found))
         return found
 
-    monkeypatch.setattr(PoolTexts, "_read", spy)
+    monkeypatch.setattr("curator.audit.run.fetch_messages", spy)
     monkeypatch.setattr("curator.audit.run.N_LANGUAGE_ROWS", 40)
     assert place.audit(place.rows[:5], "few").document["pool"]["languages"] == {"en": 1.0}
     assert held == [40]
@@ -360,7 +359,15 @@ def test_a_pool_of_few_scored_rows_is_refused(place: Place) -> None:
         place.audit(place.rows[:3], "contrast", score="gap_contrast")
 
 
-@pytest.mark.parametrize("document", [{}, {"corpus": "x", "eps": -1}, {"corpus": "x", "model": "y"}, []])
-def test_options_that_cannot_be(document: Any) -> None:
-    with pytest.raises(BadInputError, match="audit refused: /"):
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "/corpus: is needed"),
+        ({"corpus": "x", "eps": -1}, "/eps: -1 must be at least 0"),
+        ({"corpus": "x", "model": "y"}, "/model: is no key"),
+        ([], "expected an object"),
+    ],
+)
+def test_options_that_cannot_be(document: Any, message: str) -> None:
+    with pytest.raises(BadInputError, match=f"audit refused: {message}"):
         parse_options(document)

@@ -341,7 +341,7 @@ def test_bad_requests_are_refused(store: Store, request_: ScoreRequest, renderer
         replace(request_, role="misaligned")
     with pytest.raises(BadInputError, match="takes no domain"):
         replace(request_, domain="finance")
-    with pytest.raises(MissingError, match="there is no corpus other"):
+    with pytest.raises(MissingError, match="no corpus 'other'"):
         score_corpus(store, replace(request_, corpus="other"), renderer, CountingEngine)
     score_corpus(store, request_, renderer, CountingEngine)
     with pytest.raises(BadInputError, match="One scorer has one role"):
@@ -393,7 +393,7 @@ def test_the_command_scores_base_and_adapter_and_refuses_bad_input(
         (["--role", "aligned", "--model", str(tmp_path / "none")], "does not exist"),
         (["--role", "aligned", "--model", str(adapter)], "lacks config.json, tokenizer.json"),
         (["--role", "aligned", "--adapter", str(model)], "lacks adapter_config.json"),
-        (["--role", "aligned", "--corpus", "other"], "there is no corpus other"),
+        (["--role", "aligned", "--corpus", "other"], "no corpus 'other'"),
     ):
         assert main([*common, *wrong]) == 2
         assert message in capsys.readouterr().err

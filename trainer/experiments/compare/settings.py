@@ -4,18 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curator.errors import BadInputError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 
 Share = Annotated[float, Field(gt=0.0, le=10.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$", max_length=64)]
-
-
-class Strict(BaseModel):
-    """Unknown keys are refused, values cannot change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Task(Strict):
@@ -221,8 +217,8 @@ def read_plan(source: str, changes: list[str]) -> tuple[AnyPlan, dict[str, tuple
         kind = OrganismPlan if document.get("backend") == "organism" else Plan
         return kind.model_validate(document), changed
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise BadInputError(f"plan {source} refused: {'; '.join(problems[:5])}", details=problems) from error
+        problems = problems_of(error)
+        raise BadInputError(f"plan {source} refused: {problem_line(problems)}", details=problems) from error
 
 
 def _change(document: dict[str, Any], text: str) -> tuple[str, tuple[Any, Any]]:

@@ -11,6 +11,7 @@ import orjson
 from curator.errors import BadInputError
 from curator.query import plots as drawing
 from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
+from curator.store.filesystem import atomic_write
 from trainer.experiments.compare.cells import Cell
 from trainer.experiments.compare.page import Context, page
 from trainer.experiments.compare.plots import broad_against_narrow, criteria_matrix, ratio_sweep
@@ -68,16 +69,14 @@ def write_page(out: Path, told: Comparison, plan: AnyPlan) -> None:
     tells of none.
     """
     _check_replaced(out, told)
-    out.parent.mkdir(parents=True, exist_ok=True)
     names = []
     for name, figure in _pictures(told.rows, plan).items():
         path = out.with_name(f"{out.stem}-{name}.png")
         drawing.save(figure, path)
         names.append(path.name)
     context = Context(plan, told.command, told.machine, told.changed, told.not_run, told.failed, names)
-    temporary = out.with_name(f".tmp-{out.name}")
-    temporary.write_text(page(told.rows, context), encoding="utf-8")
-    temporary.replace(out)
+    with atomic_write(out, durable=False) as temporary:  # the page is written again from the finished cells
+        temporary.write_text(page(told.rows, context), encoding="utf-8")
     write_json(out.with_suffix(".json"), told.as_dict())
 
 
