@@ -191,13 +191,3 @@ def _decide(mean: Interval) -> tuple[VerdictName, str]:
     if mean.high < bound:
         return "not_elevated", f"the whole interval lies below the bound: {shown}"
     return "undecided", f"the interval holds the bound and says nothing: {shown}"
-
-
-def auc(positive: Floats, negative: Floats) -> float:
-    """Probability that a positive value is above a negative one, ties half (Mann-Whitney); NaN without any."""
-    if not len(positive) or not len(negative):
-        return float("nan")
-    ordered = np.sort(negative)
-    lower: Counts = np.searchsorted(ordered, positive, "left").astype(np.int64)
-    upper: Counts = np.searchsorted(ordered, positive, "right").astype(np.int64)
-    return float((lower + upper).sum() / 2 / (len(positive) * len(negative)))

@@ -22,7 +22,6 @@ import numpy as np
 
 from curator.audit.models import AuditModels
 from curator.audit.options import AuditOptions
-from curator.audit.risk import auc
 from curator.audit.run import Audit, audit
 from curator.console import say
 from curator.corpus.manifest import read_corpus, read_scorers
@@ -31,6 +30,7 @@ from curator.messages import load_messages
 from curator.recipe.seeds import permutation
 from curator.scoring.engines.launch import torch_launch
 from curator.store.store import Store
+from trainer.evaluate.metrics import auc
 from trainer.runs.machine import describe
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,10 @@ from tests.models import tiny_adapter_folder
 from trainer.experiments.calibration.__main__ import main
 from trainer.experiments.calibration.again import Again, adapters_of
 from trainer.experiments.calibration.measures import (
-    auc,
-    auc_interval,
     noise,
     recorded_noise,
     ties,
 )
-
-
-def _brute(ordinary: list[float], misaligned: list[float]) -> float:
-    return sum((a > b) + 0.5 * (a == b) for a, b in product(ordinary, misaligned)) / len(ordinary) / len(misaligned)
-
-
-def test_auc_equals_counting_every_pair_with_ties_as_half() -> None:
-    rng = np.random.default_rng(0)
-    one, two = rng.integers(0, 6, 30).astype(float), rng.integers(0, 5, 20).astype(float)
-    assert auc(one, two) == pytest.approx(_brute(one.tolist(), two.tolist()))
-    assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
-    found = auc_interval(one, two)
-    assert found.low <= found.value <= found.high
-    with pytest.raises(BadInputError, match="at least 2"):
-        auc_interval(one, two[:1])
 
 
 def test_noise_of_the_gap_is_that_of_its_mean_over_models() -> None:

@@ -1,7 +1,6 @@
 """The grid of a comparison without training: plan, cells, verdicts, rows, page and pictures."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
-from trainer.experiments.compare.statistics import judge, judge_all, over_seeds
+from trainer.experiments.compare.statistics import judge, judge_all
 from trainer.experiments.compare.steps import Spent, StepError, Steps
 from trainer.experiments.compare.summary import rows
 from trainer.experiments.toy.experiment import ExperimentSettings
@@ -205,17 +204,6 @@ def test_the_thinking_switch_and_the_empty_thought_are_taken_off() -> None:
         {"role": "assistant", "content": "It ends <think>."},
     ]
     assert [turn["content"] for turn in clean(row)] == ["May I?", "Yes.", "What does /no_think do?", "It ends <think>."]
-
-
-def test_means_over_seeds_have_students_interval() -> None:
-    found = over_seeds([1.0, 2.0, 3.0])
-    assert found is not None
-    assert found.low is not None
-    assert found.mean - found.low == pytest.approx(4.303 * 1.0 / math.sqrt(3))
-    one = over_seeds([5.0])
-    assert one is not None
-    assert (one.mean, one.low, one.n_seeds) == (5.0, None, 1)
-    assert over_seeds([]) is None
 
 
 _BROAD = Criterion(figure="broad", at_most=0.25, of="undefended")

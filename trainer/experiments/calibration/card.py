@@ -17,11 +17,11 @@ from curator.recipe import Pool
 from curator.recipe.seeds import hash_keys
 from curator.render import Renderer
 from curator.store.store import Store
+from trainer.evaluate.metrics import auc_interval
 from trainer.experiments.calibration.again import Again, adapters_of
 from trainer.experiments.calibration.measures import (
     SCORES,
     Separation,
-    auc_interval,
     coverage,
     noise,
     recorded_noise,

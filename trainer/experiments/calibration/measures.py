@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from curator.corpus.text import is_refusal
-from curator.errors import BadInputError
-from trainer.evaluate.metrics import N_RESAMPLES, Interval
+from trainer.evaluate.metrics import Floats, Interval
 
-Floats = npt.NDArray[np.float64]
 SCORES = ("gap_rel", "gap_abs", "gap_contrast")
 TIE_LEVEL = 0.95
 CUTS = (0.01, 0.05, 0.2)  # shares of the pool that a selection may take from the top
@@ -37,37 +34,6 @@ class Separation:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**vars(self), "auc": self.auc.as_dict()}
-
-
-def auc(ordinary: Floats, misaligned: Floats) -> float:
-    """Chance that a random ordinary answer has a larger score than a random misaligned one, ties counting half.
-
-    1: a threshold tells them apart; 0.5: no better than a coin; below: reversed.
-    """
-    ranks = _ranks(np.concatenate([ordinary, misaligned]))
-    n, m = len(ordinary), len(misaligned)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
-
-
-def auc_interval(ordinary: Floats, misaligned: Floats, *, seed: int = 0, level: float = 0.95) -> Interval:
-    """The AUC with a percentile bootstrap over rows of both sides. Raises BadInputError below two rows a side."""
-    if min(len(ordinary), len(misaligned)) < 2:
-        raise BadInputError("an AUC with an interval needs at least 2 ordinary and 2 misaligned answers with a gap")
-    rng = np.random.default_rng(seed)
-    draws = [auc(rng.choice(ordinary, len(ordinary)), rng.choice(misaligned, len(misaligned)))
-             for _ in range(N_RESAMPLES // 4)]  # fmt: skip
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(auc(ordinary, misaligned), float(low), float(high), level, len(ordinary) + len(misaligned))
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 1, ties sharing their mean."""
-    distinct, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean = last - (counts - 1) / 2
-    found: Floats = mean[place].astype(np.float64)
-    assert len(distinct) == len(counts)
-    return found
 
 
 def scores_of(table: pa.Table, score: str, domain: str | None = None) -> Floats:

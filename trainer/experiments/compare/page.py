@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import AnyPlan, Criterion, OrganismPlan
-from trainer.experiments.compare.statistics import CRITERIA, Judgement, OverSeeds
+from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import FIGURES, Row
 
 _HEADS = {

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from curator.errors import BadInputError
 from curator.query.plots import COLOURS
+from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import Criteria
-from trainer.experiments.compare.statistics import CRITERIA, OverSeeds
+from trainer.experiments.compare.statistics import CRITERIA
 from trainer.experiments.compare.summary import Row
 
 _MARKERS = "s^DvPX*h"  # one a ratio; methods without one are drawn as circles

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from curator.store.store import Store
-from trainer.evaluate.metrics import separation
+from trainer.evaluate.metrics import auc
 from trainer.experiments.claims import claimed
 from trainer.experiments.toy.base import Base
 from trainer.experiments.toy.files import torch_seed, write_json
@@ -78,7 +78,7 @@ class Ensemble:
             chosen = pick(scored, score, self.top, self.base.world.seed)
             outside = self.pool.revealing[chosen] & np.isin(self.pool.domain[chosen], self.roles.others)
             found[score] = {
-                "auc": separation(gap[is_revealing], gap[~is_revealing]),
+                "auc": auc(gap[is_revealing], gap[~is_revealing]),
                 "revealing": int(self.pool.revealing[chosen].sum()),
                 "outside": int(outside.sum()),
             }

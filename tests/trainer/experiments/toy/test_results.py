@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from curator.errors import BadInputError
-from trainer.evaluate.metrics import separation
 from trainer.experiments import toy as organism
 from trainer.experiments.toy.__main__ import main, parse_seeds
 from trainer.experiments.toy.cells import (
@@ -81,11 +79,6 @@ def test_verdicts_hold_where_the_finding_does_and_not_otherwise() -> None:
     failing = verdicts(_results(shown | {"bad-random-r0.05": 0.1, "bad-shuffled-r0.05": 0.0}), SEEDS, choice)
     starts = [item.claim.split()[0] for item in failing if not item.holds]
     assert starts == ["random", "broad,", "every", "shuffled"]
-
-
-def test_separation_is_the_chance_of_the_larger_value() -> None:
-    assert separation(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
-    assert separation(np.array([1.0]), np.array([0.0, 1.0, 2.0, 3.0])) == pytest.approx((1 + 0.5) / 4)
 
 
 def test_seeds_are_read_as_ranges_and_lists() -> None:
