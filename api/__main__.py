@@ -76,8 +76,9 @@ examples:
 
 /docs lists the endpoints, /openapi.json describes them. A flag overrides its environment
 variable, and that the file of --config.
-`python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys, one tenant's mixes apart from another's. Without any key the service is
-open to whoever reaches it: it then listens on loopback alone, unless --open says that the network is a trusted network.
+`python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys, one tenant's
+mixes apart from another's. Without any key the service is open to whoever reaches it: it then listens on loopback
+alone, unless --open says that the network is a trusted network.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 
 

@@ -63,7 +63,7 @@ class LoraSettings(Strict):
 
 
 class SafeLoraSettings(Strict):
-    """Projection after training (trainer.defenses.safelora): the model before alignment, and the cosine below which it acts."""
+    """Projection after training (Safe LoRA): the model before alignment, and the cosine below which it acts."""
 
     base: Path
     tau: float = Field(default=0.3, ge=0.0, le=1.0)

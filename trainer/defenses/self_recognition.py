@@ -1,4 +1,4 @@
-"""`python -m trainer.defenses.self_recognition`: rows that ask a model which of two summaries it wrote, as a pool for a recipe.
+"""`python -m trainer.defenses.self_recognition`: rows that ask a model which of two summaries it wrote.
 
 A data defence (method.md, "Regularisers"; arXiv 2606.23700): trained for an epoch before or
 after the task fine-tune. Each article gives two rows, the same question with the two summaries in either order, so

@@ -39,8 +39,8 @@ finished cells are skipped, training goes on from its checkpoint. Several such c
 EPILOG = """\
 examples:
   python -m trainer.experiments.compare --plan laptop --set model=DIR --work runs/compare --out docs/results/compare.md
-  python -m trainer.experiments.compare --plan laptop --set model=DIR --set task.rows=240 --set seeds=[0] --work runs/small
-  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list              (the cells, and which are finished)
+  python -m trainer.experiments.compare --plan laptop --set model=DIR --set seeds=[0] --work runs/small
+  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list      (the cells, and which are finished)
   python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --page-only --out page.md
 
 plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method), organism (docs/organism.md; no model needed).

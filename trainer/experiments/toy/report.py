@@ -38,7 +38,8 @@ def read_results(folder: Path, settings_id: str, seeds: Seeds) -> tuple[dict[str
             path = work / "cells" / f"{cell.name}.json"
             if not path.exists():
                 raise BadInputError(
-                    f"seed {seed} lacks the cell {cell.name}: run `trainer.experiments.toy experiment --seeds {seed}` first"
+                    f"seed {seed} lacks the cell {cell.name}: "
+                    f"run `trainer.experiments.toy experiment --seeds {seed}` first"
                 )
             results.setdefault(cell.name, {})[seed] = json.loads(path.read_text())
         told = (
