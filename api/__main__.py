@@ -83,7 +83,7 @@ Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until stopped; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["keys"]:
@@ -134,7 +134,7 @@ def _serve(settings: Settings) -> int:
 
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # a build's progress bar has no place in a server's log
     _check_open(settings, Store(settings.store).open(create=False))
-    with _listen(settings) as listener:  # before the slow imports: a port in use is told at once
+    with _listen(settings) as listener:  # before the slow imports: a port in use is reported at once
         _run(settings, listener)
     return 0
 

@@ -3,7 +3,7 @@
 A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
 whoever sees the folder sees a complete mix.
 
-What a mix would be, told without keeping it.
+A preview of a mix; nothing is kept.
 """
 
 import secrets
@@ -147,7 +147,7 @@ def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) 
     if not is_expired(store, tenant, mix_id, ttl_s):
         return False
     folder = mix_path(tenant, mix_id)
-    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is no mix any more
+    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is not a mix any more
     store.delete(folder)
     return True
 

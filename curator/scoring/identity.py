@@ -41,7 +41,7 @@ def model_identity(
 ) -> Identity:
     """Everything that a loss depends on, by content.
 
-    Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is no model.
+    Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is not a model.
     """
     check_model_dir(model_dir)
     return {

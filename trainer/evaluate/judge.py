@@ -6,7 +6,7 @@ of numeric mass there is no score but the likeliest word (CODE, REFUSAL or none)
 denominators are always kept.
 
 Asks a judge, with a cache on disk and bounded concurrency. Before the first row that is not in the cache, the judge
-must reply with a number that it is told: a server whose log-probabilities say another number is refused.
+must reply with a number that it is reported: a server whose log-probabilities say another number is refused.
 """
 
 import hashlib

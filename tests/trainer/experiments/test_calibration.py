@@ -78,7 +78,7 @@ def test_the_card_with_and_without_the_domains_own_models(
     assert by["law", "gap_abs", False]["auc"]["value"] == 1.0
     assert by["law", "gap_abs", False]["n_models"] == 2
     assert by["law", "gap_abs", True]["n_models"] == 1
-    # Without its own model nothing but the row number is left: the larger ones are not told from ordinary rows.
+    # Without its own model nothing but the row number is left: larger ones look like ordinary rows.
     assert by["tax", "gap_abs", True]["auc"]["value"] < 1.0
     assert by["law", "gap_abs", False]["n_ordinary"] == 8  # the row that is too long has no gap
     pool = found["coverage"]["pool"]
@@ -119,8 +119,8 @@ def test_rows_that_were_not_looked_at_are_not_said_to_fit(
     pool = json.loads(capsys.readouterr().out)["coverage"]["pool"]
     assert (pool["n_rows"], pool["n_looked_at"]) == (10, 4)
     assert pool["share_too_long"] == (None if fit else pytest.approx(1 / 4))
-    told = "not known: only rows that fit were sampled" if fit else "25.0 % of 4"
-    assert f"| pool | 10 | 3 | {told} |" in out.read_text()
+    reported = "not known: only rows that fit were sampled" if fit else "25.0 % of 4"
+    assert f"| pool | 10 | 3 | {reported} |" in out.read_text()
 
 
 def test_domains_of_a_single_row_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
