@@ -366,7 +366,7 @@ def test_a_pool_of_few_scored_rows_is_refused(place: Place) -> None:
     [
         ({}, "/corpus: is needed"),
         ({"corpus": "x", "eps": -1}, "/eps: -1 must be at least 0"),
-        ({"corpus": "x", "model": "y"}, "/model: is not a key"),
+        ({"corpus": "x", "model": "y"}, "/model: is not a known key"),
         ([], "expected an object"),
     ],
 )
