@@ -332,9 +332,9 @@ class Client(JobCalls):
         answer = self._send("/v1/mixes", data, {"recipe": recipe}, on_bad_rows, headers, advance)
         if background or "job_id" not in answer:
             return answer
-        result = self.wait_job(answer["job_id"], on_job=on_job)["result"]
-        links = {"self": f"/v1/mixes/{result['mix_id']}"}
-        return {**result, "manifest": self.manifest(result["mix_id"]), "links": links}
+        job = self.wait_job(answer["job_id"], on_job=on_job)
+        mix_id, links = job["result"]["mix_id"], {"self": job["links"]["result"]}
+        return {**job["result"], "manifest": self.manifest(mix_id), "links": links}
 
     def preview_mix(self, data: Data, recipe: Mapping[str, Any], *, on_bad_rows: OnBadRows = "refuse") -> Document:
         """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
