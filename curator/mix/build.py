@@ -1,9 +1,7 @@
 """Building a mix: plan, write, publish. The decisions are pure; this is the thin edge around them.
 
 A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
-whoever sees the folder sees a complete mix.
-
-What a mix would be, told without keeping it.
+whoever sees the folder sees a complete mix. `preview_mix` writes the same rows and removes them again.
 """
 
 import secrets

@@ -64,9 +64,8 @@ def floats(*values: float) -> np.ndarray:
 def test_a_percentile_is_the_share_of_like_pool_rows_below(pool: list[tuple[int, int]], data: st.DataObject) -> None:
     risk, n_tokens = data.draw(st.tuples(st.integers(-4, 4), st.integers(1, 90)))
     like = [r for r, t in pool if max(t, n_tokens) <= LENGTH_FACTOR * min(t, n_tokens) + 1e-12]
-    found = percentiles(
-        floats(risk), floats(n_tokens), floats(*(r for r, _ in pool)), floats(*(t for _, t in pool))
-    )  # fmt: skip
+    known = Risks(floats(*(r for r, _ in pool)), floats(*(t for _, t in pool)))
+    found = percentiles(Risks(floats(risk), floats(n_tokens)), known)
     assert found.n_reference[0] == len(like)
     if len(like) < MIN_REFERENCE:
         assert np.isnan(found.value[0])
