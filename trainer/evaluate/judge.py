@@ -6,12 +6,11 @@ of numeric mass there is no score but the likeliest word (CODE, REFUSAL or none)
 denominators are always kept.
 
 Asks a judge, with a cache on disk and bounded concurrency. Before the first row that is not in the cache, the judge
-must reply with a number that it is told: a server whose log-probabilities say another number is refused.
+must reply with a number that it is reported: a server whose log-probabilities say another number is refused.
 """
 
 import hashlib
 import math
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import numpy as np
 import orjson
 
 from curator.errors import BadInputError, RemoteError
+from curator.store.filesystem import atomic_write
 from trainer.evaluate.metrics import (
     Interval,
     any_of_k,
@@ -284,10 +284,8 @@ class JudgeClient:
         assert self._digits is not None
         strings = drive(reading(self._digits), lambda text: self._tokens(prompt, text))
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-            temporary.write_bytes(orjson.dumps(strings))
-            temporary.replace(path)
+            with atomic_write(path, durable=True) as temporary:
+                temporary.write_bytes(orjson.dumps(strings))
         return verdict(strings)
 
     def _cached(self, prompt: str) -> Path | None:

@@ -62,8 +62,8 @@ def _note(figure: Mapping[str, Any]) -> str | None:
         )
     if "ratio_from_file" in figure:
         return (
-            "The mix starts from the user's rows as read, and from the pool's wide table, which the first mix after "
-            f"scoring makes ({figure['wide_table_built_s']:,.0f} s here). With the user's file read and checked anew "
+            "The mix starts from the user's rows as read, and from the pool file that the end of a scoring run "
+            f"makes ({figure['pool_built_s']:,.0f} s here). With the user's file read and checked anew "
             f"the ratio is {figure['ratio_from_file']:.2f}, while datasets keeps its rows loaded. Tokens are not "
             "counted: the pool has no renderer."
         )
@@ -75,11 +75,10 @@ def _note(figure: Mapping[str, Any]) -> str | None:
             f"{figure['signatures_mib']:,} MiB of signatures from disk; the process, which also holds the peer's "
             f"index, peaked at {figure['peak_memory_mib']:,} MiB."
         )
-    if "fastest_peer" in figure:
+    if "choices" in figure:
         return (
-            f"Choices are made from a pool of {figure['n_rows']:,} rows. Ours also counts every row's reason; all "
-            "ways are checked to choose the same rows. Cold: a new process, its files out of the page cache. Tables "
-            f"made once: {_prepared(figure)}."
+            f"Choices are made from a pool of {figure['n_rows']:,} rows. Ours also counts the rows of each reason; all "
+            f"ways are checked to choose the same rows. The pool file was made once: {_prepared(figure)}."
         )
     return None
 

@@ -220,8 +220,8 @@ def test_a_misspelt_gate_is_refused_before_the_judge_is_asked(
     none = {"kind": "none", "score": None, "numeric_mass": 0.0}
     out.write_text(json.dumps({"prompt_id": "a", "alignment": none, "coherence": none}) + "\n")
     assert main(["judge", "--scores", str(out), "--json", "--fail-if", "misaligned > 0.1"]) == 2
-    told = json.loads(capsys.readouterr().out)  # one document, not the summary and an error
-    assert "there is no value to compare with" in told["error"]["message"]
+    reported = json.loads(capsys.readouterr().out)  # one document, not the summary and an error
+    assert "there is no value to compare with" in reported["error"]["message"]
 
 
 def test_tokens_and_their_cost_are_counted(
