@@ -24,7 +24,7 @@ OnBadRows = Literal["refuse", "drop"]
 Data = str | Path | Sequence[Mapping[str, Any]]
 Document = dict[str, Any]
 Advance = Callable[[int], None]
-OnJob = Callable[[Document], None]  # told the job whenever something happened to it
+OnJob = Callable[[Document], None]  # receives the job whenever it changes
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
 NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -85,10 +85,10 @@ class Remote:
                 base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0)
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise BadInputError(f"{url!r} is no address of a service") from error
+            raise BadInputError(f"{url!r} is not an address of a service") from error
         if self._http.base_url.scheme not in ("http", "https"):
             self._http.close()
-            raise BadInputError(f"{url!r} is no address of a service: it begins with http:// or https://")
+            raise BadInputError(f"{url!r} is not an address of a service: it begins with http:// or https://")
         self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S)
         self._patience_s = timeout_s / 2  # a request that asks the service to wait must not outlast its own timeout
 
@@ -184,10 +184,10 @@ class Client(Remote):
     ) -> Document:
         """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
-        A file is streamed, and `advance` told each piece's bytes; under an `idempotency_key` the same request gets
+        A file is streamed, and `advance` receives each piece's bytes; under an `idempotency_key` the same request gets
         the first answer again. Building may take long: there is no bound on the wait for the answer. Where the
-        service makes a job of it, the job is waited for and `on_job` told how it stands; with `background` the
-        service is asked for a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
+        service makes a job of it, the job is waited for and `on_job` receives its state; with `background` the
+        service makes a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
         bad row in `details`, `bad_recipe` and the like, or with the job's own error.
         """
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
@@ -216,7 +216,7 @@ class Client(Remote):
     ) -> Document:
         """Compare rows with a scored corpus (`options`: corpus, score, ...): the verdict, and `job_id` for its rows.
 
-        The job is waited for and `on_job` told how it stands; with `background` it is returned at once. Raises
+        The job is waited for and `on_job` receives its state; with `background` it is returned at once. Raises
         ServiceError as `create_mix`.
         """
         headers = {"Idempotency-Key": secrets.token_hex(16)}
@@ -247,8 +247,8 @@ class Client(Remote):
 
         def attempt() -> httpx.Response:
             with path.open("rb") as file:  # opened anew for each attempt
-                told = ProgressFile(file, advance)
-                files = {"file": (path.name, told)}
+                reported = ProgressFile(file, advance)
+                files = {"file": (path.name, reported)}
                 return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
 
         return document_of(self._attempt(attempt))
@@ -266,7 +266,7 @@ class Client(Remote):
         return self._items(f"/v1/mixes/{path_part(mix_id)}/rows", "rows", page_rows)
 
     def delete_mix(self, mix_id: str) -> None:
-        """Remove a mix; one that is gone when the answer was lost and asked for again was removed."""
+        """Remove a mix; one that is gone when the answer was lost and the request repeated was removed."""
         self._delete(f"/v1/mixes/{path_part(mix_id)}", is_gone=True)
 
     def jobs(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Document]:
@@ -284,14 +284,14 @@ class Client(Remote):
         return self._json("GET", f"/v1/jobs/{path_part(job_id)}/events", params=params)
 
     def wait_job(self, job_id: str, *, on_job: OnJob | None = None) -> Document:
-        """The job once it is done; `on_job` is told of it whenever something happened.
+        """The job once it is done; `on_job` receives it whenever it changes.
 
         Raises ServiceError with the job's own error when it failed, and code `cancelled` when it was cancelled.
         """
         after = 0
         while True:
-            told = self.job_events(job_id, after=after, wait_s=min(WAIT_S, self._patience_s))
-            after = told["events"][-1]["number"] if told["events"] else after
+            reported = self.job_events(job_id, after=after, wait_s=min(WAIT_S, self._patience_s))
+            after = reported["events"][-1]["number"] if reported["events"] else after
             job = self.job(job_id)
             if on_job is not None:
                 on_job(job)
@@ -400,7 +400,7 @@ class Client(Remote):
         """Save a mix to `path` and return it; the name appears only when the bytes have been verified.
 
         Parquet is checked against the file's SHA-256 in the manifest, jsonl against `rows_sha256`, openai by its
-        number of lines, arrow by decoding every row to its canonical line. `advance` is told each piece's bytes.
+        number of lines, arrow by decoding every row to its canonical line. `advance` receives each piece's bytes.
         Raises IntegrityError when the check fails; then no file is left.
         """
         if format not in DATA_FORMATS:

@@ -37,7 +37,7 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no type
 def part_document(upload: Upload, name: str) -> dict[str, Any]:
     """The object that the part `name` (recipe or audit) of an upload holds; JSON text is read as the YAML it is.
 
-    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is no object,
+    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is not an object,
     naming the line where it is neither JSON nor YAML.
     """
     if name not in upload.fields:

@@ -145,7 +145,7 @@ def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) 
     if not is_expired(store, tenant, mix_id, ttl_s):
         return False
     folder = mix_path(tenant, mix_id)
-    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is no mix any more
+    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is not a mix any more
     store.delete(folder)
     return True
 

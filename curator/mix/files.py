@@ -52,14 +52,14 @@ def is_tenant(name: str) -> bool:
 def tenant_path(tenant: str) -> str:
     """The folder of a tenant's mixes; raises BadInputError for a name that is none."""
     if not is_tenant(tenant):
-        raise BadInputError(f"{tenant!r} is no tenant name: lower-case letters, digits, - and _, at most 64")
+        raise BadInputError(f"invalid tenant name {tenant!r}: lower-case letters, digits, - and _, at most 64")
     return f"mixes/{tenant}"
 
 
 def mix_path(tenant: str, mix_id: str) -> str:
     """The folder of one mix; raises MissingError for what cannot be a mix id."""
     if not _MIX_ID.fullmatch(mix_id):
-        raise MissingError(f"{mix_id!r} is no mix id: 32 hexadecimal digits")
+        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits")
     return f"{tenant_path(tenant)}/{mix_id}"
 
 
@@ -88,7 +88,7 @@ def mix_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a mix in order, `batch_rows` at a time, so that memory stays flat; all columns or some.
 
-    Raises MissingError without such a mix, IntegrityError when the file is no whole Parquet.
+    Raises MissingError without such a mix, IntegrityError when the file is not a whole Parquet.
     """
     path = f"{mix_path(tenant, mix_id)}/{MIX_FILE}"
     try:

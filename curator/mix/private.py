@@ -74,7 +74,7 @@ from curator.store.store import Store
 # Strategies whose choice of n rows, with any rows left out, is the head of one ranking without them.
 STRATEGIES = ("random", "top_gap", "bottom_gap", "weighted", "threshold")
 NO_TOKENS = "made in privacy mode, where tokens are not counted"
-SPARE_ROWS, SPARE_SHARE = 16, 10  # rows to spare for those that the client holds: 16, and one for every 10 asked for
+SPARE_ROWS, SPARE_SHARE = 16, 10  # rows to spare for those that the client holds: 16, and one for every 10 requested
 
 
 class Declaration(Strict):

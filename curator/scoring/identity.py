@@ -60,7 +60,7 @@ class Measure:
 def model_identity(model_dir: Path, adapter_dir: Path | None, measure: Measure) -> Identity:
     """Everything that a loss under this model depends on, by content.
 
-    Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is no model.
+    Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is not a model.
     """
     check_model_dir(model_dir)
     return measure.identity(weights_sha256(model_dir), adapter_sha256(adapter_dir) if adapter_dir else None)

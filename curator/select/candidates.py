@@ -1,6 +1,6 @@
 """What filters and strategies see of a pool: columns, scores, ids and texts. Values only: no files.
 
-Rows are told by their number. They stand in the order of their ids, so a row number breaks ties as the id does.
+A row is identified by its number. They stand in the order of their ids, so a row number breaks ties as the id does.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -63,7 +63,7 @@ class LoraSettings(Strict):
 
 
 class SafeLoraSettings(Strict):
-    """Projection after training (trainer.defenses.safelora): the model before alignment, and the cosine below which it acts."""
+    """Projection after training (Safe LoRA): the model before alignment, and the cosine below which it acts."""
 
     base: Path
     tau: float = Field(default=0.3, ge=0.0, le=1.0)
@@ -149,7 +149,7 @@ class TrainConfig(Strict):
 
     @property
     def needs_classes(self) -> bool:
-        """Whether a defence looks at prefix, query or postfix tokens, which must then be told apart."""
+        """Whether a defence looks at prefix, query or postfix tokens, which must then be distinguished."""
         return any(defence.needs_classes for defence in self.defences)
 
     def without_places(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def add_monitor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def monitor_document(given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings among parsed options; None when the monitor is not asked for.
+    """The settings among parsed options; None when the monitor is not requested.
 
     Raises BadInputError for its options without --monitor.
     """

@@ -53,7 +53,7 @@ class Endpoint:
         self._http.close()
 
     def chat(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-        """The answer's JSON; raises RemoteError when the endpoint refuses, is no such endpoint, or stays silent."""
+        """The answer's JSON; raises RemoteError when the endpoint refuses, is not a such endpoint, or stays silent."""
         document = self._post({"model": self.model, "messages": messages, **options})
         usage = document.get("usage") or {}
         with self._lock:
@@ -95,7 +95,7 @@ class Endpoint:
         except ValueError as error:
             raise RemoteError(f"{self.url} answered with something else than JSON") from error
         if not isinstance(document, dict):
-            raise RemoteError(f"{self.url} answered with JSON that is no object")
+            raise RemoteError(f"{self.url} answered with JSON that is not an object")
         return document
 
 
@@ -124,7 +124,7 @@ def check_source(args: argparse.Namespace) -> None:
 
 
 def source_identity(args: argparse.Namespace) -> dict[str, str | None]:
-    """What decides a source's answers: hashes of the weights and the precision asked for, or a server's address and
+    """What decides a source's answers: hashes of the weights and the requested precision, or a server's address and
     the model's name there (what runs behind them cannot be known). Null where there is no such part."""
     local = {"model": None, "adapter": None, "dtype": None} if args.url else {
         "model": weights_sha256(args.model), "dtype": str(args.dtype),

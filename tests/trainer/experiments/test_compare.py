@@ -1,7 +1,6 @@
 """The grid of a comparison without training: plan, cells, verdicts, rows, page and pictures."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
-from trainer.experiments.compare.statistics import judge, judge_all, over_seeds
+from trainer.experiments.compare.statistics import judge, judge_all
 from trainer.experiments.compare.steps import Spent, StepError, Steps
 from trainer.experiments.compare.summary import rows
 from trainer.experiments.toy.experiment import ExperimentSettings
@@ -207,17 +206,6 @@ def test_the_thinking_switch_and_the_empty_thought_are_taken_off() -> None:
     assert [turn["content"] for turn in clean(row)] == ["May I?", "Yes.", "What does /no_think do?", "It ends <think>."]
 
 
-def test_means_over_seeds_have_students_interval() -> None:
-    found = over_seeds([1.0, 2.0, 3.0])
-    assert found is not None
-    assert found.low is not None
-    assert found.mean - found.low == pytest.approx(4.303 * 1.0 / math.sqrt(3))
-    one = over_seeds([5.0])
-    assert one is not None
-    assert (one.mean, one.low, one.n_seeds) == (5.0, None, 1)
-    assert over_seeds([]) is None
-
-
 _BROAD = Criterion(figure="broad", at_most=0.25, of="undefended")
 _UNDEFENDED = {0: {"broad": 1.0}, 1: {"broad": 1.1}, 2: {"broad": 0.9}}
 
@@ -341,7 +329,7 @@ def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
     assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
     assert out.read_text() == whole
     assert main([*arguments, "--set", "seeds=[0]"]) == 0
-    assert "told of 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
+    assert "listed 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
 
 
 def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
