@@ -8,8 +8,8 @@ killed at any moment leaves the corpus as it was, and the next one removes the r
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +68,19 @@ class IngestOptions:
 
     format: Container | None = None
     layout: Layout | None = None
-    labels: tuple[tuple[str, str], ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What makes a second ingest of the same bytes another one; `strict` does not."""
-        return {"format": self.format, "layout": self.layout, "labels": dict(self.labels)}
+        return {"format": self.format, "layout": self.layout, "labels": dict(sorted(self.labels.items()))}
 
 
 def ingest(
     store: Store,
     files: Sequence[str | Path],
     corpus: str,
-    *,
-    format: Container | None = None,  # noqa: A002 - the word of the command line
-    layout: Layout | None = None,
-    labels: dict[str, str] | None = None,
-    strict: bool = False,
+    options: IngestOptions = IngestOptions(),
 ) -> IngestReport:
     """Add files, saved folders and hub data sets to a corpus, each whole or not at all; what is there is skipped.
 
@@ -95,9 +91,8 @@ def ingest(
     """
     if not _NAME.fullmatch(corpus):
         raise BadInputError(f"invalid corpus name {corpus!r}: letters, digits, dot, dash and underscore, at most 100")
-    if unknown := sorted(set(labels or {}) - set(LABELS)):
+    if unknown := sorted(set(options.labels) - set(LABELS)):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
-    options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict)
     located = [locate(file) for file in files]
     for path in (path for source in located for path in source.files):
         with open_chat_file(path):  # every file is looked at before the first is written

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from curator.corpus.ingest import ingest
+from curator.corpus.ingest import IngestOptions, ingest
 from curator.messages import canonical_messages, dump_messages, example_id
 from curator.query.queries import gap_table, resolve_scorers
 from curator.recipe import Pool as PoolRecipe
@@ -69,7 +69,7 @@ def score_pool(world: World, pool: Pool, base: Path, scorers: Sequence[Scorer], 
     source = folder / "pool.jsonl"
     lines = [json.dumps({"messages": conversation(world, row)}) + "\n" for row in pool.tokens]
     source.write_text("".join(lines), encoding="utf-8")
-    ingest(store, [source], CORPUS, strict=True)
+    ingest(store, [source], CORPUS, IngestOptions(strict=True))
     renderer = Renderer.from_folder(base)
     for scorer in scorers:
         request = ScoreRequest(
