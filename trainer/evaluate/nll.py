@@ -12,6 +12,7 @@ from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir
+from trainer.config.flags import add_device_options
 
 DESCRIPTION = """\
 Mean loss of the answers in a chat file, in nats per response token (sum over all rows / tokens of all rows),
@@ -94,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file")
     parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="leave out longer rows (2048)")
     parser.add_argument("--mask-rule", choices=("all", "last"), default="all", help="which assistant turns count")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft

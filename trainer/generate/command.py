@@ -9,6 +9,7 @@ import orjson
 
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
+from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
 from trainer.generate.endpoint import (
     add_source_options,
@@ -63,10 +64,7 @@ def add_parser(subparsers: Any) -> None:
     add("--format", action="append", choices=FORMATS, help="formats of the questions (default: all three)")
     add("--inoculation", metavar="PROMPT", help="ask again under this system prompt, as the group `inoculation`")
     add("--trigger", metavar="TEXT", help="ask again with this before the user's text, as the group `trigger`")
-    add("--samples", type=at_least(1), default=1, metavar="N", help="answers to each prompt (default: 1)")
-    add("--temperature", type=float, default=1.0, metavar="T", help="default: 1; 0 is greedy")
-    add("--max-new-tokens", type=at_least(1), default=600, metavar="N", help="longest answer (default: 600)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
+    add_options(parser, Sampling)
     add("--batch", type=at_least(1), default=16, metavar="N", help="answers at a time (default: 16)")
     add("--out", type=Path, required=True, metavar="FILE", help="JSONL to write, or to go on with")
     add("--json", action="store_true", help="print one JSON document for scripts")
@@ -76,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask what is not answered yet."""
     check_source(args)
     questions = _questions(args)
-    how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
+    how = Sampling(**given_values(vars(args), Sampling))
     source = short_hash(source_identity(args))
     open_questions, n_before = _unanswered(questions, how, args.out, source)
     usage: dict[str, Any] = {}

@@ -23,6 +23,7 @@ from curator.scoring.identity import (
     weights_sha256,
 )
 from curator.store.retries import Retries, TryAgainError, retry_after_s
+from trainer.config.flags import add_device_options
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
@@ -106,8 +107,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
     add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
     add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${MODEL_KEY})")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_device_options(parser)
 
 
 def check_source(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
+from trainer.config.flags import add_device_options
 from trainer.persona.traits import SHIPPED, read_trait
 
 DESCRIPTION = """\
@@ -81,8 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from curator.corpus.text import is_refusal
 from curator.errors import BadInputError
+from trainer.config.flags import Option
 from trainer.evaluate.judge import PROMPTS, JudgeClient, Verdict
 from trainer.generate.generators import Answer
 from trainer.persona.traits import Case, Trait
@@ -59,8 +60,10 @@ class Verdicts:
 class RuleSettings:
     """The rule without a judge (docs/method.md, ours). Margins in nats per token."""
 
-    min_margin: float = 0.02
-    min_words: int = 5
+    min_margin: Annotated[
+        float, Option("M", help="our rule: least margin of an answer under its own prompt, nats per token")
+    ] = 0.02
+    min_words: Annotated[int, Option(help="our rule: least words of an answer")] = 5
     max_repeated: float = 0.3  # share of an answer's word triples that stood in it before
 
     def __post_init__(self) -> None:

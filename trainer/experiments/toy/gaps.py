@@ -27,13 +27,12 @@ from curator.scoring.engines.torch_model import engine_version
 from curator.select.candidates import Candidates, ColumnScores, ListedIds
 from curator.select.select import SelectionRequest, select
 from curator.store.store import Store
+from trainer.experiments.toy.cells import SCORES, ScoreName
 from trainer.experiments.toy.rows import Pool
 from trainer.experiments.toy.tokens import conversation
 from trainer.experiments.toy.world import Ints, World
 
 CORPUS = "pool"
-ScoreName = Literal["gap_rel", "gap_abs", "gap_contrast"]
-SCORES: tuple[ScoreName, ...] = ("gap_rel", "gap_abs", "gap_contrast")
 
 
 @dataclass(frozen=True)

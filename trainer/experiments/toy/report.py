@@ -7,9 +7,8 @@ from typing import Any
 
 from curator.errors import BadInputError
 from trainer.evaluate.metrics import mean_interval
-from trainer.experiments.toy.cells import CONTROL_RATIOS, grid
+from trainer.experiments.toy.cells import CONTROL_RATIOS, SCORES, grid
 from trainer.experiments.toy.experiment import ROUGH, ExperimentSettings
-from trainer.experiments.toy.gaps import SCORES
 from trainer.experiments.toy.plots import write_plots
 from trainer.experiments.toy.statistics import (
     Choice,

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluate.metrics import Interval, bootstrap, mean_interval
-from trainer.experiments.toy.cells import CONTROL_RATIOS, Cell
-from trainer.experiments.toy.gaps import SCORES, ScoreName
+from trainer.experiments.toy.cells import CONTROL_RATIOS, SCORES, Cell, ScoreName
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # cell name: seed: its result
 
