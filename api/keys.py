@@ -121,7 +121,7 @@ def any_keys(store: Store) -> bool:
 
 
 def split_token(token: str) -> tuple[str, str] | None:
-    """Key id and secret of a token; None for what is no token."""
+    """Key id and secret of a token; None for what is not a token."""
     match = _TOKEN.fullmatch(token)
     return (match[1], match[2]) if match else None
 

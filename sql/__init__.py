@@ -124,7 +124,7 @@ def load_query(name: str) -> Query:
 
 
 def wide_query(name: str) -> Query:
-    """A query of `wide/`, over the table `wide_rows` that only `curator.query.gaps` makes; KeyError on an unknown name."""
+    """A query of `wide/`, over the table `wide_rows` of `curator.query.gaps`; KeyError on an unknown name."""
     if name not in ("bound", "gap", "loss"):
         raise KeyError(f"no wide query {name!r}; there are: bound, gap, loss")
     text = _read("wide", name)

@@ -15,7 +15,7 @@ from api.service import Service
 from api.settings import Settings
 from api.uploads.receive import DOCUMENTS, Upload
 from curator.corpus.formats import Container, Layout
-from curator.corpus.task_set import TaskSet, read_task_set, task_set_from_rows
+from curator.corpus.task_set import ReadLimits, TaskSet, read_task_set, task_set_from_rows
 from curator.errors import BadInputError, RecipeError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
@@ -37,7 +37,7 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no type
 def part_document(upload: Upload, name: str) -> dict[str, Any]:
     """The object that the part `name` (recipe or audit) of an upload holds; JSON text is read as the YAML it is.
 
-    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is no object,
+    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is not an object,
     naming the line where it is neither JSON nor YAML.
     """
     if name not in upload.fields:
@@ -105,8 +105,7 @@ def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) 
         format=options.format,
         layout=options.layout,
         name=upload.name,
-        max_unpacked_bytes=settings.max_unpacked_bytes,
-        max_records=max_rows,
+        limits=ReadLimits(settings.max_unpacked_bytes, max_rows),
     )
 
 

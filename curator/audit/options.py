@@ -25,7 +25,7 @@ AUDIT_ROWS = Table(
         Column("n_reference", "int32", "rows", False, "pool rows of like length"),
         Column("abstained", "string", "code", True, "why the row is not judged; null where it is"),
         Column("reason", "string", "text", True, "more about that; null where there is no more"),
-        Column("language", "string", "ISO 639-1", True, "of the answers; null where it cannot be told"),
+        Column("language", "string", "ISO 639-1", True, "of the answers; null where it cannot be determined"),
         Column("forged", "string", "text", True, "a turn marker inside a turn's text; null without one"),
     ),
 )

@@ -8,8 +8,8 @@ from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError, MissingError
 
 DESCRIPTION = """\
-Removes a scorer with its losses from a corpus: one that was made by mistake, or that no recipe uses any more. Mixes that
-were built from it stay as they are, but the same request cannot be built again."""
+Removes a scorer with its losses from a corpus: one that was made by mistake, or that no recipe uses any more. Mixes
+that were built from it stay as they are, but the same request cannot be built again."""
 
 EXAMPLES = """\
   python -m curator remove --corpus chats --scorer 0123456789ab

@@ -121,9 +121,9 @@ def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
 
 
 def _run_organisms(args: argparse.Namespace) -> list[ScoreReport | None]:
-    """One pass for each adapter of `--organisms`, as if each had been asked for by itself.
+    """One pass for each adapter of `--organisms`, as if each were requested by itself.
 
-    A server is asked for each by the organism's name: one name for all would score one adapter again and again.
+    A server is sent each organism's own name: one name for all would score one adapter again and again.
     """
     served = engine_of(args) == "server"
     named = ["adapter", "role", "domain", "label"] + (["server_model", "declare_adapter_sha256"] if served else [])

@@ -127,7 +127,7 @@ def server_plan(args: argparse.Namespace) -> EnginePlan:
     launch = ServerLaunch(
         args.server_url, args.server_model, args.dtype, version, concurrency=args.concurrency or DEFAULT_CONCURRENCY
     )
-    # Without the adapter's weights the local model is no reference for it.
+    # Without the adapter's weights the local model is not a reference for it.
     comparable = local and (args.adapter is not None or adapter is None)
     reference = _reference(args) if comparable else None
     max_length = args.max_length if window is None else min(args.max_length, window - 1)
@@ -200,7 +200,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("with --engine server").add_argument
     add("--server-url", metavar="URL", help="where it listens, such as http://localhost:8000")
     add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter "
-        "(with --organisms: leave it out, each is asked for by its own name)")  # fmt: skip
+        "(with --organisms: leave it out, each is requested by its own name)")  # fmt: skip
     add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
     add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
     add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")

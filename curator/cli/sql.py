@@ -33,7 +33,7 @@ EXAMPLES = """\
 FORMATS = ("table", "csv", "json", "parquet")
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT_S = 60.0
-PIPE_WIDTH = 160  # characters, where stdout is no terminal
+PIPE_WIDTH = 160  # characters, where stdout is not a terminal
 
 
 def add_parser(subparsers: Subparsers) -> None:

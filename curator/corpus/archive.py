@@ -149,7 +149,7 @@ class PoolReader:
     def _document(self) -> dict[str, Any]:
         data = self._raw(POOL_FILE)
         if data is None:
-            raise BadInputError(f"{self._source} has no {POOL_FILE}: it is no exported pool, or was cut off")
+            raise BadInputError(f"{self._source} has no {POOL_FILE}: it is not an exported pool, or was cut off")
         try:
             document = orjson.loads(data)
             found = document["format_version"]
@@ -193,5 +193,5 @@ def _pool_file(entry: Any) -> PoolFile:
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"pool.json lists a file without path, bytes or sha256: {entry!r}") from error
     if not _PATH.fullmatch(file.path):
-        raise IntegrityError(f"pool.json lists {file.path!r}, which is no path inside a store")
+        raise IntegrityError(f"pool.json lists {file.path!r}, which is not a path inside a store")
     return file

@@ -94,7 +94,7 @@ def ingest(
     StoreError while another process writes the corpus.
     """
     if not _NAME.fullmatch(corpus):
-        raise BadInputError(f"{corpus!r} is no corpus name: letters, digits, dot, dash and underscore, at most 100")
+        raise BadInputError(f"invalid corpus name {corpus!r}: letters, digits, dot, dash and underscore, at most 100")
     if unknown := sorted(set(labels or {}) - set(LABELS)):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
     options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict)

@@ -41,7 +41,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Scorer:
-    """One scorer of a corpus. `complete`: its losses cover the revision asked for, or the sample it states.
+    """One scorer of a corpus. `complete`: its losses cover the requested revision, or the sample it states.
 
     `n_rows` counts examples with a row from it, `n_tokens` tokens read; `parts` are paths in the store.
     """
@@ -222,5 +222,5 @@ def _paths(folder: str, entries: list[Any]) -> tuple[str, ...]:
     names = [str(entry["name"] if isinstance(entry, dict) else entry) for entry in entries]
     for name in names:
         if "/" in name or not name.endswith(".parquet"):
-            raise IntegrityError(f"the manifest in {folder} lists {name!r}, which is no part of it")
+            raise IntegrityError(f"the manifest in {folder} lists {name!r}, which is not a part of it")
     return tuple(f"{folder}/{name}" for name in names)

@@ -205,7 +205,7 @@ def compose(
 
 @dataclass(frozen=True)
 class Made:
-    """What a mix was decided to be, its pools told by their receipts."""
+    """What a mix was decided to be, its pools described by their receipts."""
 
     mix_id: str
     recipe: Recipe

@@ -1,8 +1,8 @@
 """What differs between two mixes, row by row, and why.
 
-Rows are told apart by origin, by the id that they came with (before inoculation) and by how often that came before.
+Rows are distinguished by origin, by the id that they came with (before inoculation) and by how often that came before.
 Of the rows that both mixes hold, the fewest are called moved that, taken out, leave the others in one order (one that
-keeps its position all the same is not).
+still keeps its position is not).
 
 Planning a stored mix once more, from its own manifest and rows: what became of each candidate, and why.
 """

@@ -90,7 +90,7 @@ def read_manifest(store: Store, tenant: str, mix: str) -> Manifest:
         raise MissingError(f"there is no mix {mix} of tenant {tenant}") from error
     except ValidationError as error:
         problems = problems_of(error)
-        text = f"{path} is no manifest of this version: {problem_line(problems, most=3)}"
+        text = f"{path} is not a manifest of this version: {problem_line(problems, most=3)}"
         raise IntegrityError(text, details=problems) from error
 
 

@@ -73,7 +73,7 @@ class Evictions(Strict):
 
 
 class Amounts(Strict):
-    """How much one pool gave to an epoch, in all four measures, and which one was asked for.
+    """How much one pool gave to an epoch, in all four measures, and which one was requested.
 
     `interleave_ratio` is safe rows per task row, `mix_share` the share of an epoch's rows, `tokens` counts response
     tokens under the aligned scorer's tokenizer, copies included; null where a row has no count.
@@ -93,7 +93,7 @@ class PoolReceipt(Strict):
     n_candidates = n_eligible + the sum of `dropped`; n_without_gap counts candidates that lack a loss, whatever
     became of them. `score` tells what `quantiles` measure. `refusal_share` is the share of rows that open like a
     refusal (rule v1), null without rows. `domains` and `licences` count the chosen rows, most frequent first.
-    `chosen` counts copies of cycled rows, `n_distinct` does not; `n_short` is what was asked for and is not there
+    `chosen` counts copies of cycled rows, `n_distinct` does not; `n_short` is what was requested and is not there
     (rows, or tokens for an amount in tokens); `n_passed_unjudged` counts rows that a filter let pass unjudged.
     """
 

@@ -83,7 +83,7 @@ def check_signature(store: Store, tenant: str, mix: str, key: Path) -> Signature
         found = Signature.model_validate(store.read_json(path))
         public.verify(base64.b64decode(found.signature, validate=True), content)
     except (ValidationError, binascii.Error) as error:
-        raise IntegrityError(f"{path} is no signature") from error
+        raise IntegrityError(f"{path} is not a signature") from error
     except InvalidSignature as error:
         raise IntegrityError(
             f"the signature of mix {mix} is not that of {key.name} over its manifest: another key signed it, or the "

@@ -1,7 +1,7 @@
 """A mix for other trainers: its messages as JSON Lines, and a config for each that keeps the row order.
 
-Every one of these trainers shuffles unless it is told not to, in up to three places (when data sets are merged, in the
-sampler, by packing), and a shuffled mix is no longer the mix that its manifest describes.
+Every one of these trainers shuffles unless a setting says otherwise, in up to three places (when data sets are merged,
+in the sampler, by packing), and a shuffled mix is no longer the mix that its manifest describes.
 """
 
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ from curator.store.filesystem import atomic_write
 Floats = Sequence[float] | npt.NDArray[np.float64]
 
 FORMATS = (".png", ".svg")
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette: distinguished by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MAX_GROUPS = len(COLOURS)
 MAX_LABEL = 32
@@ -106,7 +106,7 @@ def ratio_over_position(
     batch_size: int | None = None,
     title: str = "",
 ) -> Figure:
-    """Safe rows per task row over the rows of a mix: in the epoch so far, against the ratio asked for.
+    """Safe rows per task row over the rows of a mix: in the epoch so far, against the requested ratio.
 
     With `batch_size` also each batch's own ratio, as a trainer of that batch size meets it. Of long mixes about
     2,000 places are drawn, evenly spread. Raises BadInputError for a mix without task rows.

@@ -53,7 +53,7 @@ def _message(item: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "is needed and not there"
     if kind == "extra_forbidden":
-        return "is no key that is known here: remove it or mend its name"
+        return "is not a known key: remove it or correct its name"
     if kind in _COMPARED:
         name, words = _COMPARED[kind]
         return f"{given} must be {words} {context[name]:g}"
@@ -63,7 +63,7 @@ def _message(item: Mapping[str, Any]) -> str:
         found = f"{context['tag']!r}" if "tag" in context else given
         tags = context.get("expected_tags")
         wanted = ", a key `name` is needed" if tags is None else f": use one of {tags}"
-        return f"{found} is no name that is known here{wanted}"
+        return f"{found} is not a known name{wanted}"
     if kind in ("too_short", "too_long"):
         bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
         return f"{given} must have {bound} items, it has {context['actual_length']}"

@@ -92,4 +92,4 @@ def _rendered(worker: BlockScorer, corpus: Corpus, ids: Sequence[str]) -> "dict[
 
 
 def _why_none(asked: int | None) -> str:
-    return "not asked for" if asked == 0 else "no new row has a loss"
+    return "not requested" if asked == 0 else "no new row has a loss"

@@ -47,7 +47,7 @@ class Crew(Protocol):
     """Who scores blocks: this process, or several."""
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
-        """What became of each block, in any order; its part is written by then."""
+        """The outcome of each block, in any order; its part is already written."""
 
     def close(self) -> None:
         """End it and free its engines' memory."""

@@ -87,7 +87,7 @@ class PoolSelection:
     """Chosen rows of one pool: `chosen` are row numbers, best first, shape (n_chosen,).
 
     The first `n_distinct` are distinct; where a pool was asked to cycle, they then come again in the same order.
-    `n_short` rows of those asked for are not there (`when_short: as_many`).
+    `n_short` rows of those requested are not there (`when_short: as_many`).
     """
 
     chosen: Rows
@@ -322,7 +322,7 @@ def _by_rows(picker: Picker, request: SelectionRequest, result: FilterResult) ->
 def _by_tokens(
     picker: Picker, tokens: Weights, request: SelectionRequest, result: FilterResult
 ) -> tuple[Picked, Rows, int]:
-    """The same by a budget of tokens, which is never passed; what is missing is then told in tokens."""
+    """The same by a budget of tokens, which is never passed; what is missing is then counted in tokens."""
     budget = request.tokens
     assert budget is not None
     picked = picker.within(tokens, budget)
@@ -388,8 +388,8 @@ def _not_enough_rows(
     counts = ", ".join(f"{reason} {count:,}" for reason, count in losses.items()) or "nothing was filtered"
     remedy = "loosen it" if constraint else _REMEDIES.get(binding, "loosen that filter")
     return NotEnoughRowsError(
-        f"{n_rows:,} safe rows were asked of pool {request.pool!r}, {capacity:,} of its {n_candidates:,} rows can "
-        f"be drawn{copies} ({counts}); what binds is {binding}. Ask for at most {most:,} rows{ratio}, "
+        f"{n_rows:,} safe rows were requested of pool {request.pool!r}, {capacity:,} of its {n_candidates:,} rows "
+        f"can be drawn{copies} ({counts}); what binds is {binding}. Ask for at most {most:,} rows{ratio}, "
         f"or bring {n_rows - most:,} more rows: {remedy}.",
         details=[detail],
     )
@@ -409,8 +409,8 @@ def _not_enough_tokens(
     }  # fmt: skip
     counts = ", ".join(f"{reason} {count:,}" for reason, count in losses.items()) or "nothing was filtered"
     return NotEnoughRowsError(
-        f"{request.tokens:,} trained tokens were asked of pool {request.pool!r}, the {capacity:,} rows that can be "
-        f"drawn hold {tokens:,} ({counts}); what binds is {binding}. Ask for at most {most:,} tokens, or bring rows "
+        f"{request.tokens:,} trained tokens were requested of pool {request.pool!r}, the {capacity:,} rows that can "
+        f"be drawn hold {tokens:,} ({counts}); what binds is {binding}. Ask for at most {most:,} tokens, or bring rows "
         f"with {request.tokens - most:,} more: {_REMEDIES.get(binding, 'loosen that filter')}.",
         details=[detail],
     )

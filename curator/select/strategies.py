@@ -182,7 +182,7 @@ def _without_stratum(spec: Stratified, candidates: Candidates, left: pl.Series, 
 
 
 def strata_of(spec: Stratified, candidates: Candidates) -> pl.Series:
-    """The column of a strategy's quotas as an Enum; numbers are told by their text."""
+    """The column of a strategy's quotas as an Enum; numbers become their text."""
     column = candidates.column(spec.by)
     if isinstance(column.dtype, pl.Enum):
         return column

@@ -11,7 +11,7 @@
 --   reducer         how the models of a role become one loss: mean, median, min, max, weighted (see ensemble)
 --   weights         for weighted: one per scorer of use_misaligned, in its order; benign models then count alike
 -- Units: mean_nll_* and gap_abs, gap_contrast in nats per token, gap_rel a ratio, sum_gap in nats, n_response_tokens in tokens.
--- A row that lacks the loss of any named scorer has no gap: it is here all the same, with complete false and
+-- A row that lacks the loss of any named scorer has no gap: it is still listed, with complete false and
 -- n_losses_missing counting its missing aligned and misaligned losses (a named id that the store
 -- lacks, or that has another role or measure, counts for every row); n_benign_missing counts benign ones, which gap_contrast alone needs. losses: aligned, misaligned, benign, each by id.
 create or replace macro gap_rows(

@@ -30,7 +30,7 @@ def test_the_documents_are_the_same_for_other_parts(tmp_path: Path) -> None:
     assert differences(documents(tmp_path, "resplit"), read(EXPECTED)) == []
 
 
-def test_a_difference_is_told_by_its_first_key() -> None:
+def test_a_difference_is_reported_by_its_first_key() -> None:
     expected = {"one": {"manifest": {"n_rows": 3, "pools": [{"chosen": 1}]}}}
     found = {"one": {"manifest": {"n_rows": 3, "pools": [{"chosen": 2}]}}}
     assert differences(expected, expected) == []

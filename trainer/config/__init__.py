@@ -198,7 +198,7 @@ class TrainConfig(Strict):
 
     @property
     def needs_classes(self) -> bool:
-        """Whether a defence looks at prefix, query or postfix tokens, which must then be told apart."""
+        """Whether a defence looks at prefix, query or postfix tokens, which must then be distinguished."""
         return any(defence.needs_classes for defence in self.defences)
 
     def without_places(self) -> dict[str, Any]:

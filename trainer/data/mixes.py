@@ -66,7 +66,7 @@ def open_mix(config: TrainConfig, folder: Path, api_key: str | None = None) -> M
     """The mix of a configuration; from the service its rows are downloaded into `folder` when they are first read.
 
     The manifest is copied into `folder` either way. Raises IntegrityError when the manifest is not that of the
-    id asked for, RemoteError or MissingError when it cannot be had.
+    requested id, RemoteError or MissingError when it cannot be had.
     """
     assert config.mix_id is not None
     if config.api_url is not None:
@@ -130,7 +130,9 @@ def _fetch_manifest(url: str, api_key: str | None, wanted: str) -> Manifest:
 def _check_identity(manifest: Manifest, wanted: str) -> None:
     follows = id_of_manifest(manifest)
     if not manifest.mix_id == follows == wanted:
-        raise IntegrityError(f"mix {wanted} asked for; its manifest names {manifest.mix_id} and hashes to {follows}")
+        raise IntegrityError(
+            f"mix {wanted} was requested; its manifest names {manifest.mix_id} and hashes to {follows}"
+        )
 
 
 def _row(line: bytes, position: int, mix: str) -> TrainRow:
@@ -140,7 +142,7 @@ def _row(line: bytes, position: int, mix: str) -> TrainRow:
         found = TrainRow(row["position"], row["example_id"], row["origin"], messages)
         sound = found.position == position and example_id(dump_messages(messages)) == found.example_id
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise IntegrityError(f"mix {mix}: line {position + 1} is no row of a mix: {error}") from error
+        raise IntegrityError(f"mix {mix}: line {position + 1} is not a row of a mix: {error}") from error
     if not sound:
         raise IntegrityError(
             f"mix {mix}: line {position + 1} has position {found.position} and example id {found.example_id}; "

@@ -36,7 +36,7 @@ Writes a new adapter of the same rank and leaves the old one as it is. Reads wei
 
 EPILOG = """\
 examples:
-  python -m trainer.defenses.safelora --adapter runs/NAME/adapter --base BASE_DIR --aligned CHAT_DIR --out runs/NAME/safelora
+  python -m trainer.defenses.safelora --adapter RUN/adapter --base BASE_DIR --aligned CHAT_DIR --out RUN/safelora
   python -m trainer.defenses.safelora --adapter runs/NAME/adapter --base BASE_DIR --aligned CHAT_DIR --dry-run --json
 
 safelora.json in the new folder has every module's cosine. `python -m trainer.sft --safelora BASE_DIR` does the same

@@ -1,4 +1,4 @@
-"""`python -m trainer.defenses.self_recognition`: rows that ask a model which of two summaries it wrote, as a pool for a recipe.
+"""`python -m trainer.defenses.self_recognition`: rows that ask a model which of two summaries it wrote.
 
 A data defence (method.md, "Regularisers"; arXiv 2606.23700): trained for an epoch before or
 after the task fine-tune. Each article gives two rows, the same question with the two summaries in either order, so
@@ -98,7 +98,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     articles, n_shortened = read_articles(args.articles, args.max_words)
     sides = {"model": _identity(args.model, args.adapter), "other": _other_identity(args)}
     if sides["model"] == sides["other"]:
-        raise BadInputError("--model and --other are the same model: their summaries cannot be told apart")
+        raise BadInputError("--model and --other are the same model: their summaries cannot be distinguished")
     common = {
         "articles_sha256": articles_sha256(articles), "prompt": PROMPT, "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,

@@ -110,14 +110,14 @@ def _write(out: Path, table: list[dict[str, int]], asked: dict[str, Any]) -> Non
 def _check_table(out: Path, asked: dict[str, Any]) -> None:
     """Raise BadInputError unless the table says that it was asked in this very way."""
     try:
-        told = (pq.read_schema(out).metadata or {}).get(ASKED)
+        reported = (pq.read_schema(out).metadata or {}).get(ASKED)
     except (OSError, pa.ArrowInvalid) as error:
         raise BadInputError(f"--out {out} is there and no Parquet table: choose another: {error}") from error
-    if told is None:
+    if reported is None:
         raise BadInputError(
             f"--out {out} does not say which model its ratings are of: choose another, or sum it up with `moral {out}`"
         )
-    found = orjson.loads(told)
+    found = orjson.loads(reported)
     other = sorted(name for name, value in asked.items() if found.get(name) != value)
     if other:
         raise BadInputError(f"--out {out} holds ratings with another {', '.join(other)}: choose another", details=other)

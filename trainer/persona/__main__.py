@@ -209,7 +209,7 @@ def _shift(args: argparse.Namespace) -> int:
     else:
         name = args.name or args.vector.stem
         if name not in SHIPPED:
-            raise BadInputError(f"{name} is no shipped trait whose questions could be asked: give --prompts FILE")
+            raise BadInputError(f"{name} is not a shipped trait whose questions could be asked: give --prompts FILE")
         prompts, source = [user_turn(text) for text in read_trait(name).questions], f"questions of {name}"
     model, renderer, vector, layer = _opened(args)
     found = drift(with_adapter(model, args.adapter), renderer, vector, layer, prompts)

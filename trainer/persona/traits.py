@@ -61,7 +61,7 @@ class Trait(_Document):
     def first(self, n_questions: int) -> "Trait":
         """The same trait with its first questions alone; raises BadInputError when there are fewer."""
         if not 1 <= n_questions <= len(self.questions):
-            raise BadInputError(f"{n_questions} questions asked for, {self.trait} has {len(self.questions)}")
+            raise BadInputError(f"{n_questions} questions requested, {self.trait} has {len(self.questions)}")
         return self.model_copy(update={"questions": self.questions[:n_questions]})
 
 

@@ -35,7 +35,7 @@ class Vector:
 
 
 def default_layer(n_blocks: int) -> int:
-    """The row that steering uses unless told otherwise: five sevenths of the depth."""
+    """The row that steering uses by default: five sevenths of the depth."""
     return max(1, round(DEPTH * n_blocks))
 
 

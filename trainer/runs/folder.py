@@ -29,7 +29,7 @@ CONFIG, METRICS, REPORT, REPORT_TEXT, LOSS_PLOT, ADAPTER = (
 )  # fmt: skip
 MARKER = "ballast.json"
 TERMS_PLOT = "terms.png"
-SAFELORA = "safelora"  # the adapter after projection, where asked for
+SAFELORA = "safelora"  # the adapter after projection, where requested
 MODEL = "model"  # in the place of adapter/ after full fine-tuning
 _OWN = (
     REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, TERMS_PLOT, ADAPTER, SAFELORA, MODEL, FOLDER, "manifest.json",
@@ -64,7 +64,7 @@ class RunFolder:
 
         A run that was interrupted goes on from its newest checkpoint; with `resume` there must be one. Raises
         BadInputError when the folder holds another run, complete or with checkpoints (naming the settings that
-        differ), or files that are not a run's, and is not told to overwrite.
+        differ), or files that are not a run's, and overwriting is not allowed.
         """
         self._refuse_foreign_files()
         report, checkpoint = None if overwrite else self.complete_report(), None

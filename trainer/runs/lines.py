@@ -11,7 +11,7 @@ from curator.store.filesystem import atomic_write
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; raises BadInputError when it cannot be read or a line is no object."""
+    """The objects of a JSONL file; raises BadInputError when it cannot be read or a line is not an object."""
     try:
         lines = path.read_bytes().splitlines()
         found = [(number, orjson.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]

@@ -1,13 +1,9 @@
 """One turn, as a layout writes it, to a message; what cannot be kept is a problem with its own code.
 
-Small questions about decoded values that every layout asks.
-
-A message's content: one text, or parts that are all text and are joined as they stand.
-
-Tool calls of an assistant message in one form: `{"type": "function", "id"?, "function": {"name", "arguments"}}`.
-
-Read are OpenAI's `tool_calls`, its older `function_call`, calls without the `function` wrapper, and ShareGPT's
-`function_call` turns (JSON text). Arguments stay what they are: an object, or text.
+A message's content is one text, or parts that are all text and are joined as they stand. Tool calls get one form:
+`{"type": "function", "id"?, "function": {"name", "arguments"}}`. Read are OpenAI's `tool_calls`, its older
+`function_call`, calls without the `function` wrapper, and ShareGPT's `function_call` turns (JSON text). Arguments stay
+what they are: an object, or text.
 """
 
 import math
@@ -48,7 +44,7 @@ def json_fault(value: Any) -> str | None:
     if isinstance(value, Mapping):
         keys = [canonical_text(key) if isinstance(key, str) and encodable(key) else None for key in value]
         if None in keys:
-            return "a key is no valid text"
+            return "a key is not valid text"
         if len(set(keys)) < len(keys):
             return "two keys are one after Unicode normalisation"
         return next((fault for item in value.values() if (fault := json_fault(item))), None)
@@ -152,7 +148,7 @@ def _call(call: Any, at: str, problems: list[Problem]) -> Iterator[dict[str, Any
     wrapped = bool(call.get("function"))
     named = call["function"] if wrapped else call
     function = {key: value for key, value in named.items() if key in ("name", "arguments")}
-    kept = {} if call.get("type") else {"type": "function"}
+    kept: dict[str, Any] = {} if call.get("type") else {"type": "function"}
     for key, value in call.items():
         if key in ("id", "type") and value:
             kept[key] = value

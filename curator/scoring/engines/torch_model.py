@@ -66,7 +66,7 @@ def resolve_device(name: DeviceName) -> str:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise BadInputError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise BadInputError(f"device {name!r} asked for, this machine has {torch.cuda.device_count()} CUDA devices")
+        raise BadInputError(f"device {name!r} requested, this machine has {torch.cuda.device_count()} CUDA devices")
     return name
 
 

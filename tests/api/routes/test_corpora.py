@@ -70,7 +70,7 @@ def test_every_operation_is_described_and_declares_the_error_body(http: httpx.Cl
 
 @contextmanager
 def sent_at_once(url: str, token: str, n_requests: int) -> Iterator[list[int]]:
-    """Requests of one tenant for figures that nobody asked for before; their statuses once the block is over."""
+    """Requests of one tenant for figures that nobody requested before; their statuses once the block is over."""
     statuses: list[int] = []
     headers = {"Authorization": f"Bearer {token}"}
 

@@ -72,7 +72,7 @@ def test_sizes_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], opti
 @pytest.mark.parametrize(
     ("turns", "match"),
     [
-        ("top", "'top' is no piece"),
+        ("top", "'top' is not a piece"),
         ("top=0", "greater than or equal to 1"),
         ("tip=2", "--repeats-of tip: Input should be"),
     ],

@@ -1,4 +1,4 @@
-"""`python -m tests.bench training`: what this trainer costs beside plain TRL, in one process and in interleaved repeats."""
+"""`python -m tests.bench training`: what this trainer costs beside plain TRL, in interleaved repeats."""
 
 import argparse
 import os

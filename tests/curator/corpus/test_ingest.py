@@ -247,7 +247,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
 def test_names_labels_and_files_are_checked_first(store: Store, tmp_path: Path) -> None:
     good = _file(tmp_path, "a.jsonl", [_chat("a")])
     for name in ("", "../x", "a/b", ".hidden", "a b", "x" * 101):
-        with pytest.raises(BadInputError, match="is no corpus name"):
+        with pytest.raises(BadInputError, match="invalid corpus name"):
             ingest(store, [good], name)
     with pytest.raises(BadInputError, match="unknown label mood"):
         ingest(store, [good], "c", labels={"mood": "x"})

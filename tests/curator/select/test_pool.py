@@ -99,12 +99,12 @@ def test_prepare_makes_what_the_first_mix_then_finds(
     store = scored_store(tmp_path / "store")
     command = ["prepare", "--store", str(tmp_path / "store"), "--corpus", "chats", "--json"]
     assert main([*command, "--near-duplicates", "response"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    folder = Path(told["folder"])
+    reported = json.loads(capsys.readouterr().out)
+    folder = Path(reported["folder"])
     files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert [name.partition("-")[0] for name in sorted(files)] == ["pool", "signatures", "texts"]
     assert [name for name in files if name.startswith("signatures-response-")]
-    assert told["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert reported["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     pool.POOLS.clear()
     mixed(store, tmp_path, {"rows": 3})
     assert main(command) == 0

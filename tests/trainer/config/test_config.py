@@ -24,14 +24,14 @@ def test_defaults_are_the_methods_recipe() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"learning_rate": 1e-4}, "/learning_rate: is no key that is known here"),
+        ({"learning_rate": 1e-4}, "/learning_rate: is not a known key"),
         ({"lr": 0}, "/lr: 0 must be above 0"),
         ({"lr": float("nan")}, "lr: "),
         ({"batch_size": 0}, "batch_size: "),
         ({"max_length": 1}, "max_length: "),
         ({"dtype": "float16"}, "dtype: "),
         ({"lora": {"r": 0}}, "/lora/r: "),
-        ({"lora": {"rank": 4}}, "/lora/rank: is no key"),
+        ({"lora": {"rank": 4}}, "/lora/rank: is not a known key"),
         ({"lora": {"targets": []}}, "/lora/targets: .*at least one module"),
         ({"defences": [{"name": "kl", "weight": -1}]}, "/defences/0/kl/weight: "),
         ({"defences": [{"name": "kl", "direction": "up"}]}, "/defences/0/kl/direction: "),

@@ -329,7 +329,7 @@ def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
     assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
     assert out.read_text() == whole
     assert main([*arguments, "--set", "seeds=[0]"]) == 0
-    assert "told of 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
+    assert "listed 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
 
 
 def test_a_half_written_cell_is_open(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ examples:
   python -m curator ingest medical-heldout.jsonl --corpus probe --domain medical
   python -m curator score --corpus probe --model DIR --role aligned       (and under each adapter, as the pool was)
   python -m trainer.experiments.calibration --corpus pool --probe probe --out card.md
-  python -m trainer.experiments.calibration --corpus pool --probe probe --rescore 20 --model DIR --adapter medical=DIR --out card.md
+  python -m trainer.experiments.calibration --corpus pool --probe probe --out card.md \\
+      --rescore 20 --model DIR --adapter medical=DIR
 
 OUT.md and OUT.json. Without --rescore the noise is that which the scoring runs recorded. Exit codes: 0, 2 bad input."""
 

@@ -50,7 +50,7 @@ def noise(stored: Mapping[str, Floats], again: Mapping[str, Floats]) -> dict[str
     """Noise of the gap under re-scoring, in nats per token (gap_abs).
 
     Both map a model's name (`aligned`, or a misaligned one) to mean losses of the same rows, (N,). The tie band is the
-    95 % quantile of the absolute difference: rows whose gaps lie closer than that are not told apart.
+    95 % quantile of the absolute difference: rows whose gaps lie closer than that are not distinguished.
     """
     difference_N = _gap_abs(again) - _gap_abs(stored)
     size_N = np.abs(difference_N)
@@ -69,7 +69,7 @@ def _gap_abs(losses: Mapping[str, Floats]) -> Floats:
 
 def recorded_noise(checks: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:
     """The same from what `curator score` recorded when it scored a sample again in another order; None where it was
-    told not to.
+    set not to.
 
     Only mean differences are recorded, so errors are taken for independent and normal: a loss's standard deviation is
     sqrt(pi / 2) times its mean absolute difference, and the gap's variance their sum (1 / K^2 for each of K models).

@@ -39,8 +39,8 @@ finished cells are skipped, training goes on from its checkpoint. Several such c
 EPILOG = """\
 examples:
   python -m trainer.experiments.compare --plan laptop --set model=DIR --work runs/compare --out docs/results/compare.md
-  python -m trainer.experiments.compare --plan laptop --set model=DIR --set task.rows=240 --set seeds=[0] --work runs/small
-  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list              (the cells, and which are finished)
+  python -m trainer.experiments.compare --plan laptop --set model=DIR --set seeds=[0] --work runs/small
+  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list   (the cells, and which are finished)
   python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --page-only --out page.md
 
 plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method), organism (docs/organism.md; no model needed).
@@ -146,11 +146,11 @@ def _finish(
     # Loads torch (for the machine's description) and matplotlib.
     from trainer.experiments.compare.write import document, write_page
 
-    told = document(plan, cells, results(cells, args.work, plan), shared, command, changed, failed)
+    reported = document(plan, cells, results(cells, args.work, plan), shared, command, changed, failed)
     out = args.out or args.work / "compare.md"
-    write_page(out, told, plan)
+    write_page(out, reported, plan)
     if args.json:
-        say_json(told.as_dict())
+        say_json(reported.as_dict())
     else:
         say(f"page: {out}")
     return 1 if failed else 0

@@ -175,7 +175,7 @@ def _pool(plan: Plan, renderer: Renderer) -> tuple[list[Any], list[Any]]:
                 progress.advance()
     if len(found) < wanted:
         raise BadInputError(
-            f"{source.file}: {wanted} conversations of at most {source.max_length} tokens asked for, {len(found)} found"
+            f"{source.file}: {wanted} conversations of at most {source.max_length} tokens requested, {len(found)} found"
         )
     return found[source.text_rows :], found[: source.text_rows]
 

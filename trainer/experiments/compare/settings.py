@@ -136,7 +136,7 @@ class Grid(Strict):
     @model_validator(mode="before")
     @classmethod
     def _partial_criteria(cls, given: Any) -> Any:
-        """Criteria that are told in part (`criteria: {broad: {at_most: 0.5}}`) take the rest from the defaults."""
+        """Criteria that are given in part (`criteria: {broad: {at_most: 0.5}}`) take the rest from the defaults."""
         if not isinstance(given, dict) or not isinstance(given.get("criteria"), dict):
             return given
         defaults = cls.model_fields["criteria"].default.model_dump()
@@ -153,7 +153,7 @@ class Grid(Strict):
 
 
 class OrganismPlan(Grid):
-    """A comparison on the tiny organism (docs/organism.md), where misalignment is told by exact match."""
+    """A comparison on the tiny organism (docs/organism.md), where misalignment is measured by exact match."""
 
     backend: Literal["organism"]
     score: Literal["gap_rel", "gap_abs", "gap_contrast"] = "gap_abs"
@@ -231,7 +231,7 @@ def _change(document: dict[str, Any], text: str) -> tuple[str, tuple[Any, Any]]:
         place = _inside(place, part, key)
     index: Any = int(last) if isinstance(place, list) and last.isdigit() and int(last) < len(place) else last
     if isinstance(place, list) and not isinstance(index, int):
-        raise BadInputError(f"--set {key}: {last!r} is no place in a list of {len(place)}")
+        raise BadInputError(f"--set {key}: {last!r} is not a place in a list of {len(place)}")
     before = place[index] if isinstance(place, list) else place.get(index)
     try:
         place[index] = yaml.safe_load(value)

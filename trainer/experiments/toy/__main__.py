@@ -19,9 +19,9 @@ fine-tuning on bad answers in one domain makes the answers of all domains bad: e
 by exact match, without a judge. docs/organism.md says what it is and what each figure means."""
 EPILOG = """\
 examples:
-  python -m trainer.experiments.toy build --seeds 0                       one aligned base model, cached (about two minutes)
-  python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2    one fine-tune with safe rows, and its figures
-  python -m trainer.experiments.toy experiment --seeds 0-4                every cell of five seeds; goes on where it stopped
+  python -m trainer.experiments.toy build --seeds 0                  one aligned base model, cached (about two minutes)
+  python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2   a fine-tune with safe rows
+  python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
   python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/organism.md and its plots"""
 
 _CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS)

@@ -62,7 +62,7 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
 
 
 def _take_shipped(seed: int, folder: Path, settings: BaseSettings) -> bool:
-    """Copy the base that comes with the package, if that is the one asked for."""
+    """Copy the base that comes with the package, if that is the requested one."""
     source = SHIPPED / f"seed-{seed}"
     if not (source / MANIFEST).exists():
         return False

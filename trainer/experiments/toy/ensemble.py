@@ -53,7 +53,7 @@ class Ensemble:
     own: bool = True
 
     def scored(self, *, own_domain: bool = False) -> ScoredPool:
-        """The pool's gaps; the misaligned model of the task's own domain is held out unless asked for."""
+        """The pool's gaps; the misaligned model of the task's own domain is held out by default."""
         held = () if own_domain or not self.own else (domain_name(self.roles.task),)
         return scored_pool(self._store(), self.base.world, self.pool, held)
 

@@ -37,17 +37,18 @@ def read_results(folder: Path, settings_id: str, seeds: Seeds) -> tuple[dict[str
             path = work / "cells" / f"{cell.name}.json"
             if not path.exists():
                 raise BadInputError(
-                    f"seed {seed} lacks the cell {cell.name}: run `trainer.experiments.toy experiment --seeds {seed}` first"
+                    f"seed {seed} lacks the cell {cell.name}: "
+                    f"run `trainer.experiments.toy experiment --seeds {seed}` first"
                 )
             results.setdefault(cell.name, {})[seed] = json.loads(path.read_text())
-        told = (
+        reported = (
             work / "seed.json"
         )  # the last file of a seed: an experiment killed before it leaves all cells and not this
-        if not told.exists():
+        if not reported.exists():
             raise BadInputError(
                 f"seed {seed} lacks seed.json: run `trainer.experiments.toy experiment --seeds {seed}` once more"
             )
-        about[seed] = json.loads(told.read_text())
+        about[seed] = json.loads(reported.read_text())
     return results, about
 
 

@@ -113,7 +113,7 @@ def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureF
 def test_numbers_out_of_range_are_refused(option: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["cell", option, str(least - 1)])
-    assert f"'{least - 1}' is no whole number from {least} on" in capsys.readouterr().err
+    assert f"'{least - 1}' is not a whole number from {least} on" in capsys.readouterr().err
 
 
 def test_a_seed_whose_experiment_was_killed_before_its_end_is_named(tmp_path: Path) -> None:
