@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig
 from trainer.runs.folder import (
     ADAPTER,
     CONFIG,
@@ -29,41 +28,34 @@ class Warned:
     text: str
 
 
-def build_report(
-    config: TrainConfig,
-    lines: Sequence[dict[str, Any]],
-    n_planned: int,
-    content: dict[str, Any],
-    rows: dict[str, Any],
-    warnings: Sequence[Warned],
-    trained_sha256: str,
-) -> dict[str, Any]:
-    """report.json: losses in nats per token (start and end average up to three steps), tokens, seconds.
+def build_report(record: dict[str, Any], lines: Sequence[dict[str, Any]], trained_sha256: str) -> dict[str, Any]:
+    """report.json from config.json (`record`), the lines of metrics.jsonl and the hash of what was trained.
 
-    `rows` says where the rows came from, `content` what they hold.
+    Losses are in nats per token; their start and end average up to three steps.
     """
-    terms = [defence.name for defence in config.defences]
+    config = record["config"]
+    terms = [defence["name"] for defence in config["defences"]]
     return {
         "format_version": 1,
         "complete": True,
         "steps": len(lines),
-        "steps_planned": n_planned,
+        "steps_planned": record["resolved"]["steps"],
         "loss": _ends(lines, "loss"),
         "sft_loss": _ends(lines, "sft_loss"),
         "terms": {name: _ends(lines, name) for name in terms},
-        "defences": [defence.model_dump(mode="json") for defence in config.defences],
+        "defences": config["defences"],
         "tokens": sum(line["tokens"] for line in lines),
         "total_tokens": sum(line["total_tokens"] for line in lines),
         "rows_trained": sum(line["rows"] for line in lines),
         "seconds": round(sum(line["seconds"] for line in lines), 3),
-        "rows": rows,
-        "content": content,
-        ("weights_sha256" if config.full else "adapter_sha256"): trained_sha256,
-        "warnings": [asdict(warned) for warned in warnings],
+        "rows": record["rows"],
+        "content": record["content"],
+        ("weights_sha256" if config["full"] else "adapter_sha256"): trained_sha256,
+        "warnings": record["warnings"],
         "files": {
             "config": CONFIG, "metrics": METRICS, "report": REPORT, "text": REPORT_TEXT,
             "plot": LOSS_PLOT, **({"terms": TERMS_PLOT} if terms else {}),
-            **({"model": MODEL} if config.full else {"adapter": ADAPTER}),
+            **({"model": MODEL} if config["full"] else {"adapter": ADAPTER}),
         },
     }  # fmt: skip
 
