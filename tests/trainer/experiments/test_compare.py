@@ -9,6 +9,7 @@ import yaml
 
 from curator.errors import BadInputError
 from trainer.experiments.claims import claimed
+from trainer.experiments.commands import CommandError, Commands, Spent
 from trainer.experiments.compare import methods
 from trainer.experiments.compare.__main__ import main
 from trainer.experiments.compare.cells import (
@@ -38,7 +39,6 @@ from trainer.experiments.compare.settings import (
 )
 from trainer.experiments.compare.shared import Shared
 from trainer.experiments.compare.statistics import judge, judge_all
-from trainer.experiments.compare.steps import Spent, StepError, Steps
 from trainer.experiments.compare.summary import rows
 from trainer.experiments.toy.experiment import ExperimentSettings
 
@@ -337,8 +337,8 @@ def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
     assert read_result(tmp_path) is None
 
 
-class _Said(Steps):
-    """Steps whose commands say what a test chose; what they were is kept."""
+class _Said(Commands):
+    """Commands that say what a test chose; what they were is kept."""
 
     def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
         self.commands.append(" ".join(map(str, [module, *arguments])))
@@ -451,16 +451,16 @@ def test_absolute_paths_are_shortened_in_the_command() -> None:
     assert without_places("['/a/b/c.jsonl', ../shared/d.csv, runs/e]") == "['c.jsonl', ../shared/d.csv, runs/e]"
 
 
-def test_a_steps_memory_is_its_own_and_not_that_of_who_started_it(tmp_path: Path) -> None:
+def test_a_commands_memory_is_its_own_and_not_that_of_who_started_it(tmp_path: Path) -> None:
     held = b"x" * (400 << 20)
-    said, spent = Steps(tmp_path / "log.txt").run("this")
+    said, spent = Commands(tmp_path / "log.txt").run("this")
     assert len(held) == 400 << 20
     assert said is None
     assert 5 < spent.peak_mib < 150
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 
-def test_a_failed_step_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"`python -m trainer\.evaluate` ended with 2: error: .*absent"):
-        Steps(tmp_path / "log.txt").run("trainer.evaluate", "moral", tmp_path / "absent.parquet")
+def test_a_failed_command_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"`python -m trainer\.evaluate` ended with 2: error: .*absent"):
+        Commands(tmp_path / "log.txt").run("trainer.evaluate", "moral", tmp_path / "absent.parquet")
     assert not list(tmp_path.glob("*.peak"))

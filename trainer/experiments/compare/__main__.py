@@ -10,6 +10,7 @@ from typing import Any
 from curator.console import run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.experiments.claims import claimed
+from trainer.experiments.commands import CommandError
 from trainer.experiments.compare.cells import (
     Cell,
     grid,
@@ -27,7 +28,6 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
-from trainer.experiments.compare.steps import StepError
 
 DESCRIPTION = """\
 Trains one model on one narrow set under each defence and writes the table: broad misalignment prevented, narrow
@@ -104,7 +104,7 @@ def _run(
             began = time.monotonic()
             try:
                 document = run_cell(cell, work, plan, shared, lock)
-            except StepError as error:
+            except CommandError as error:
                 failed[f"{cell.label}, seed {cell.seed}"] = error.message
                 sys.stderr.write(f"error: {cell.label}, seed {cell.seed}: {error.message}\n")
                 continue
