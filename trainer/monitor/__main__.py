@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,10 +122,11 @@ def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
         from trainer.monitor.page import page
         from trainer.runs.machine import describe
+        from trainer.runs.page import shown_command
 
         device = resolve_device(args.device)
         machine = describe(device, resolve_dtype(args.dtype, device))
-        command = shlex.join(["python", "-m", "trainer.monitor", *arguments])
+        command = shown_command("trainer.monitor", arguments)
         args.page.parent.mkdir(parents=True, exist_ok=True)
         args.page.write_text(page(found, args.directions, args.alarm, machine, command), encoding="utf-8")
     if args.json:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -58,10 +57,11 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from trainer.organisms.make import make, measured_on
     from trainer.organisms.page import page
     from trainer.runs.machine import describe
+    from trainer.runs.page import shown_command
 
     with redirect_stdout(sys.stderr) if args.json else nullcontext():  # the training runs speak as well
         organisms = make(plan)
-    text = page(organisms, describe(*measured_on(plan)), shlex.join(["python", "-m", "trainer.organisms", *arguments]))
+    text = page(organisms, describe(*measured_on(plan)), shown_command("trainer.organisms", arguments))
     for path in (plan.out / "report.md", args.page):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

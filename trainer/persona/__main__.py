@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,11 @@ def _say_extract(report: dict[str, Any], out: Path, was_there: bool) -> None:
     say(f"  norm {norms[len(norms) // 2]:.3g} at half the depth, {norms[-1]:.3g} at the last row")
 
 
-def _opened(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
-    """Model, renderer, vector and layer."""
+def _probe(args: argparse.Namespace) -> Any:
+    """The VectorProbe of the options."""
     from trainer.persona.extract import open_model
     from trainer.persona.models import load_base, shape_of
+    from trainer.persona.project import VectorProbe
     from trainer.persona.vectors import default_layer, load_vector
 
     loaded = open_model(args.model)
@@ -173,14 +175,15 @@ def _opened(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
     vector = load_vector(args.vector, args.name, n_blocks, width, loaded.weights_sha256)
     layer = default_layer(n_blocks) if args.layer is None else args.layer
     vector.unit(layer)  # a layer that is not there fails before the work
-    return model, loaded.renderer, vector, layer
+    return VectorProbe(model, loaded.renderer, vector, layer)
 
 
 def _project(args: argparse.Namespace) -> int:
     from trainer.persona.project import screen, write_records
 
-    model, renderer, vector, layer = _opened(args)
-    summary, records = screen(model, renderer, vector, layer, args.data, args.baseline, args.max_length)
+    probe = _probe(args)
+    vector, layer = probe.vector, probe.layer
+    summary, records = screen(probe, args.data, args.baseline, args.max_length)
     result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": args.data.name, **summary}
     if args.baseline is not None:
         result["baseline"] = args.baseline.name
@@ -211,8 +214,9 @@ def _shift(args: argparse.Namespace) -> int:
         if name not in SHIPPED:
             raise BadInputError(f"{name} is not a shipped trait whose questions could be asked: give --prompts FILE")
         prompts, source = [user_turn(text) for text in read_trait(name).questions], f"questions of {name}"
-    model, renderer, vector, layer = _opened(args)
-    found = drift(with_adapter(model, args.adapter), renderer, vector, layer, prompts)
+    probe = _probe(args)
+    vector, layer = probe.vector, probe.layer
+    found = drift(replace(probe, model=with_adapter(probe.model, args.adapter)), prompts)
     result = {
         "kind": "shift",
         "trait": vector.trait,

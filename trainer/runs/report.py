@@ -16,6 +16,7 @@ from trainer.runs.folder import (
     REPORT_TEXT,
     TERMS_PLOT,
 )
+from trainer.runs.page import table
 
 N_ENDS = 3  # steps averaged at either end; a single step's loss is noisy
 
@@ -81,12 +82,13 @@ def report_text(report: dict[str, Any]) -> str:
         f"Loss {loss['start']:.4f} at the start, {loss['end']:.4f} at the end (nats per response token, means of up "
         f"to {N_ENDS} steps).",
         "",
-        "| part | start | end |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {ends['start']:.4f} | {ends['end']:.4f} |"
-            for name, ends in {"SFT loss": report["sft_loss"], **report["terms"]}.items()
-            if ends["start"] is not None
+        *table(
+            ["part", "start", "end"],
+            [
+                [name, f"{ends['start']:.4f}", f"{ends['end']:.4f}"]
+                for name, ends in {"SFT loss": report["sft_loss"], **report["terms"]}.items()
+                if ends["start"] is not None
+            ],
         ),
         "",
         f"Rows: {content['n_rows']:,}, of them {content['n_safe']:,} safe; {content['n_cut']:,} longer than the "
@@ -176,7 +178,7 @@ def monitor_text(section: dict[str, Any]) -> list[str]:
         lines += [
             "", f"Drift at step {last['step']}, as a share of the mean state length at step 0; prefix keys and values: "
             + ("not measured." if kv is None else f"{kv:.3g}."), "",
-            "| trait | drift |", "|---|---|", *(f"| {name} | {value:+.5f} |" for name, value in last["drift"].items()),
+            *table(["trait", "drift"], [[name, f"{value:+.5f}"] for name, value in last["drift"].items()]),
         ]  # fmt: skip
     return [*lines, ""]
 

@@ -25,8 +25,6 @@ from trainer.experiments.compare.organism_cell import organism_cell
 from trainer.experiments.compare.page import (
     Context,
     page,
-    shown_command,
-    without_places,
 )
 from trainer.experiments.compare.settings import (
     PRESETS,
@@ -41,6 +39,7 @@ from trainer.experiments.compare.shared import Shared
 from trainer.experiments.compare.statistics import judge, judge_all
 from trainer.experiments.compare.summary import rows
 from trainer.experiments.toy.experiment import ExperimentSettings
+from trainer.runs.page import shown_command, without_places
 
 PLAN: dict[str, Any] = {
     "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
@@ -439,7 +438,7 @@ def test_chosen_rows_are_held_against_as_many_random_ones(plan_file: Path) -> No
 
 def _context(plan: AnyPlan) -> Context:
     machine = {"date": "today", "device": "cpu", "cores": 2, "threads": 1, "dtype": "float32", "load_average": 0.1,
-               "versions": {}}  # fmt: skip
+               "versions": {}, "cpu_capability": "AVX2"}  # fmt: skip
     return Context(plan, "command", machine, {}, [], {}, [])
 
 

@@ -19,7 +19,7 @@ from trainer.experiments.compare.cells import (
 )
 from trainer.experiments.compare.contents import check_cells_found, with_contents
 from trainer.experiments.compare.methods import methods_of
-from trainer.experiments.compare.page import shown_command
+from trainer.experiments.compare.page import Invocation
 from trainer.experiments.compare.run_cell import run_cell
 from trainer.experiments.compare.settings import (
     PRESETS,
@@ -28,6 +28,7 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
+from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
 Trains one model on one narrow set under each defence and writes the table: broad misalignment prevented, narrow
@@ -70,7 +71,7 @@ def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not args.page_only:
         failed = _run(cells, args.work, plan, shared, args.limit_minutes)
     command = shown_command("trainer.experiments.compare", arguments)
-    return _finish(args, plan, cells, shared, command, changed, failed)
+    return _finish(args, plan, cells, shared, Invocation(command, changed, failed))
 
 
 def _weights(model: Path, *, needed: bool) -> str | None:
@@ -140,20 +141,19 @@ def _list(cells: Sequence[Cell], work: Path, plan: AnyPlan, *, as_json: bool) ->
 
 
 def _finish(
-    args: argparse.Namespace, plan: AnyPlan, cells: Sequence[Cell], shared: Shared | None, command: str,
-    changed: dict[str, tuple[Any, Any]], failed: dict[str, str],
-) -> int:  # fmt: skip
+    args: argparse.Namespace, plan: AnyPlan, cells: Sequence[Cell], shared: Shared | None, invocation: Invocation
+) -> int:
     # Loads torch (for the machine's description) and matplotlib.
     from trainer.experiments.compare.write import document, write_page
 
-    reported = document(plan, cells, results(cells, args.work, plan), shared, command, changed, failed)
+    reported = document(plan, cells, results(cells, args.work, plan), shared, invocation)
     out = args.out or args.work / "compare.md"
     write_page(out, reported, plan)
     if args.json:
         say_json(reported.as_dict())
     else:
         say(f"page: {out}")
-    return 1 if failed else 0
+    return 1 if invocation.failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,5 @@
 """A comparison as one Markdown page: every number in it comes from the cells' results."""
 
-import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import AnyPlan, Criterion, OrganismPlan
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import FIGURES, Row
+from trainer.runs.page import page_head, table, without_places
 
 _HEADS = {
     "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
@@ -41,6 +40,16 @@ _CRITERIA_TOLD = (
 
 
 @dataclass(frozen=True)
+class Invocation:
+    """How the cells came about: the command, keys of the plan that it changed (before, after), and cells that failed
+    with the reason."""
+
+    command: str
+    changed: Mapping[str, tuple[Any, Any]]
+    failed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Context:
     """What the page says beside the rows."""
 
@@ -53,33 +62,12 @@ class Context:
     plots: Sequence[str]  # files beside the page
 
 
-# An absolute path: a slash that no name, dot or slash stands before, and a folder at least.
-_PLACE = re.compile(r"(?<![\w./])/(?:[^/\s,\]'\"]+/)+([^/\s,\]'\"]+)")
-
-
-def without_places(text: str) -> str:
-    """The text with the last part alone of absolute paths: the rest says nothing elsewhere."""
-    return _PLACE.sub(r"\1", text)
-
-
-def shown_command(module: str, argv: Sequence[str]) -> str:
-    """The command as typed, absolute paths shortened."""
-    return shlex.join(["python", "-m", module, *map(without_places, argv)])
-
-
 def page(rows: Sequence[Row], context: Context) -> str:
     """The Markdown text."""
-    plan, machine = context.plan, context.machine
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
+    plan = context.plan
+    machine = {**context.machine, "threads": plan.threads or context.machine["threads"]}
     lines = [
-        f"# Comparison of defences: {plan.name}",
-        "",
-        f"Written by `{context.command}` on {machine['date']}.",
-        "",
-        f"Machine: {machine['device']}, {machine['cores']} cores, {plan.threads or machine['threads']} thread(s) used, "
-        f"{machine['dtype']}; other work ran beside it where the load average ({machine['load_average']} at the end) "
-        f"says so. Versions: {versions}.",
-        "",
+        *page_head(f"Comparison of defences: {plan.name}", context.command, machine),
         *_what(context),
         "## Figures",
         "",
@@ -151,16 +139,14 @@ def _figure_table(rows: Sequence[Row]) -> list[str]:
     shown = [row for row in rows if row.figures]
     if not shown:
         return ["No cell is finished yet."]
-    return [
-        "| method | seeds | " + " | ".join(_HEADS[name] for name in names) + " |",
-        "|---|---|" + "---|" * len(names),
-        *(
-            f"| {row.label} | {len(row.seeds)} | "
-            + " | ".join(_number(row.figures.get(n), prompts=row.over_prompts.get(n)) for n in names)
-            + " |"
+    return table(
+        ["method", "seeds", *(_HEADS[name] for name in names)],
+        [
+            [row.label, len(row.seeds)]
+            + [_number(row.figures.get(name), prompts=row.over_prompts.get(name)) for name in names]
             for row in shown
-        ),
-    ]
+        ],
+    )
 
 
 def _selection(rows: Sequence[Row]) -> list[str]:
@@ -177,25 +163,20 @@ def _difference_table(shown: Sequence[tuple[str, Mapping[str, OverSeeds]]]) -> l
     names = [name for name in FIGURES if any(name in difference for _, difference in shown)]
     if not shown:
         return ["Nothing to compare yet."]
-    return [
-        "| method | " + " | ".join(_HEADS[name] for name in names) + " |",
-        "|---|" + "---|" * len(names),
-        *(
-            f"| {label} | " + " | ".join(_number(difference.get(name), sign=True) for name in names) + " |"
-            for label, difference in shown
-        ),
-    ]
+    return table(
+        ["method", *(_HEADS[name] for name in names)],
+        [[label, *(_number(difference.get(name), sign=True) for name in names)] for label, difference in shown],
+    )
 
 
 def _criteria(rows: Sequence[Row], plan: AnyPlan) -> list[str]:
     bounds = [f"- {name}: {_bound(getattr(plan.criteria, name))}" for name in CRITERIA]
     shown = [row for row in rows if row.verdicts]
-    table = [
-        "| method | broad misalignment prevented | narrow behaviour kept | benign task learnt | coherent |",
-        "|---|---|---|---|---|",
-        *(f"| {row.label} | " + " | ".join(_verdict(row.verdicts[name]) for name in CRITERIA) + " |" for row in shown),
-    ]
-    return [*_CRITERIA_TOLD, "", *bounds, "", *table]
+    verdicts = table(
+        ["method", "broad misalignment prevented", "narrow behaviour kept", "benign task learnt", "coherent"],
+        [[row.label, *(_verdict(row.verdicts[name]) for name in CRITERIA)] for row in shown],
+    )
+    return [*_CRITERIA_TOLD, "", *bounds, "", *verdicts]
 
 
 def _bound(criterion: Criterion) -> str:
@@ -214,21 +195,21 @@ def _verdict(item: Judgement) -> str:
 def _cost(rows: Sequence[Row]) -> list[str]:
     shown = [row for row in rows if row.cost]
     plain = next((row.cost["train_s"].mean for row in shown if row.method == UNDEFENDED), None)
-    lines = [
-        "Means over seeds. Data: rows and tokens of the mix. Time: steps alone, beside whatever else the machine did. "
-        "Memory: the training process's peak. Scoring: once for all runs on one pool (adapters and losses).",
-        "",
-        "| method | rows | safe rows | tokens | training (s) | x undefended | peak MiB | measuring (s) | scoring (s) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["method", "rows", "safe rows", "tokens", "training (s)", "x undefended", "peak MiB"]
+    columns += ["measuring (s)", "scoring (s)"]
+    cells = []
     for row in shown:
         cost = row.cost
         factor = "" if not plain else f"{cost['train_s'].mean / plain:.2f}"
         scoring = "" if row.score_s is None else f"{row.score_s:,.0f}"
         first = [_cost_of(cost, name) for name in ("n_rows", "n_safe", "n_tokens", "train_s")]
         last = [factor, _cost_of(cost, "peak_mib"), _cost_of(cost, "measure_s"), scoring]
-        lines.append(f"| {row.label} | " + " | ".join([*first, *last]) + " |")
-    return lines
+        cells.append([row.label, *first, *last])
+    told = (
+        "Means over seeds. Data: rows and tokens of the mix. Time: steps alone, beside whatever else the machine did. "
+        "Memory: the training process's peak. Scoring: once for all runs on one pool (adapters and losses)."
+    )
+    return [told, "", *table(columns, cells)]
 
 
 def _cost_of(cost: Mapping[str, OverSeeds], name: str) -> str:

@@ -13,7 +13,7 @@ from curator.query import plots as drawing
 from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
 from curator.store.filesystem import atomic_write
 from trainer.experiments.compare.cells import Cell
-from trainer.experiments.compare.page import Context, page
+from trainer.experiments.compare.page import Context, Invocation, page
 from trainer.experiments.compare.plots import broad_against_narrow, criteria_matrix, ratio_sweep
 from trainer.experiments.compare.settings import AnyPlan, Plan
 from trainer.experiments.compare.shared import Shared
@@ -45,7 +45,7 @@ class Comparison:
 
 def document(
     plan: AnyPlan, cells: Sequence[Cell], found: Sequence[Mapping[str, Any] | None], shared: Shared | None,
-    command: str, changed: Mapping[str, tuple[Any, Any]], failed: Mapping[str, str],
+    invocation: Invocation,
 ) -> Comparison:  # fmt: skip
     """The comparison that the finished cells give."""
     spent = shared.scoring_spent() if shared is not None else {}
@@ -56,9 +56,9 @@ def document(
         dtype = resolve_dtype(plan.dtype, device)
     return Comparison(
         rows=rows(cells, found, plan, score_s),
-        plan=plan, command=command, machine=describe(device, dtype), changed=changed,
+        plan=plan, command=invocation.command, machine=describe(device, dtype), changed=invocation.changed,
         not_run=[f"{cell.label}, seed {cell.seed}" for cell, item in zip(cells, found, strict=True) if item is None],
-        failed=failed,
+        failed=invocation.failed,
     )  # fmt: skip
 
 

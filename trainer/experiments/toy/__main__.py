@@ -119,9 +119,9 @@ def _experiment(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from trainer.experiments.toy.report import write_page
+    from trainer.experiments.toy.report import Seeds, write_page
 
-    for path in write_page(args.out, args.page, args.choose, args.report, _command()):
+    for path in write_page(args.out, args.page, Seeds(args.choose, args.report), _command()):
         say(str(path))
     return 0
 

@@ -61,11 +61,14 @@ def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
     """Means over seeds in the plane of both behaviours: good safeguards lie in the lower right corner."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
-    _points(axes, results, seeds, [Cell()], "undefended", "black", "*")
+    shown = [("undefended", [Cell()], "black", "*")]
     for number, choice in enumerate((*CHOICES, *CONTROLS)):
         cells = [Cell(choice=choice, ratio=ratio) for ratio in _ratios(choice)]
-        _points(axes, results, seeds, cells, choice, COLOURS[number], _MARKERS[number])
-    _points(axes, results, seeds, [Cell(kl=weight) for weight in KL_WEIGHTS], "kl", COLOURS[7], "P")
+        shown.append((choice, cells, COLOURS[number], _MARKERS[number]))
+    shown.append(("kl", [Cell(kl=weight) for weight in KL_WEIGHTS], COLOURS[7], "P"))
+    for label, cells, colour, marker in shown:
+        x, y = ([100 * values(results, cell, figure, seeds).mean() for cell in cells] for figure in ("narrow", "broad"))
+        axes.scatter(x, y, s=_sizes(cells), color=colour, marker=marker, alpha=0.8, linewidths=1.2, label=label)
     axes.set_xlabel("narrow behaviour kept (% bad answers in the task's domain)")
     axes.set_ylabel("broad misalignment (% of answers)")
     axes.set_xlim(-2, 104)
@@ -78,14 +81,10 @@ def _ratios(choice: Choice) -> tuple[float, ...]:
     return RATIOS if choice in CHOICES else CONTROL_RATIOS
 
 
-def _points(
-    axes: Axes, results: Results, seeds: Sequence[int], cells: Sequence[Cell], label: str, colour: str, marker: str
-) -> None:
-    x = [100 * values(results, cell, "narrow", seeds).mean() for cell in cells]
-    y = [100 * values(results, cell, "broad", seeds).mean() for cell in cells]
+def _sizes(cells: Sequence[Cell]) -> list[float]:
+    """Areas of a line's points: larger for more."""
     strength = [cell.ratio or cell.kl for cell in cells]
-    sizes = [30 + 60 * sorted(strength).index(value) / max(1, len(cells) - 1) for value in strength]
-    axes.scatter(x, y, s=sizes, color=colour, marker=marker, alpha=0.8, linewidths=1.2, label=label)
+    return [30 + 60 * sorted(strength).index(value) / max(1, len(cells) - 1) for value in strength]
 
 
 def _dress(axes: Axes, title: str) -> None:
