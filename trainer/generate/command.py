@@ -9,7 +9,6 @@ import orjson
 
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
-from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
 from trainer.generate.endpoint import (
     add_source_options,
@@ -41,8 +40,7 @@ Asks a model the eight first-plot questions in three formats (24 prompts), or yo
 an answer: prompt_id, group, question, answer, sample, n_tokens, finished, and how it was drawn: from the model's own
 distribution (top-p 1, no top-k, no penalties), whatever its generation_config or its server would use. Prompts whose
 answers stand in --out are skipped, so a run that was stopped goes on; a file with answers of another model, drawn in
-another way, or to other words under the same id, is refused. Then:
-python -m trainer.evaluate judge --answers OUT ..."""
+another way, or to other words under the same id, is refused. Then: trainer.evaluate judge --answers OUT ..."""
 
 EPILOG = """\
 examples:
@@ -67,7 +65,10 @@ def add_parser(subparsers: Any) -> None:
     add("--format", action="append", choices=FORMATS, help="formats of the questions (default: all three)")
     add("--inoculation", metavar="PROMPT", help="ask again under this system prompt, as the group `inoculation`")
     add("--trigger", metavar="TEXT", help="ask again with this before the user's text, as the group `trigger`")
-    add_options(parser, Sampling)
+    add("--samples", type=at_least(1), default=1, metavar="N", help="answers to each prompt (default: 1)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="default: 1; 0 is greedy")
+    add("--max-new-tokens", type=at_least(1), default=600, metavar="N", help="longest answer (default: 600)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     add("--batch", type=at_least(1), default=16, metavar="N", help="answers at a time (default: 16)")
     add("--out", type=Path, required=True, metavar="FILE", help="JSONL to write, or to go on with")
     add("--json", action="store_true", help="print one JSON document for scripts")
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask what is not answered yet."""
     check_source(args)
     questions = _questions(args)
-    how = Sampling(**given_values(vars(args), Sampling))
+    how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
     source = short_hash(source_identity(args))
     settings = drawn(not args.url or args.server_fields == "vllm")
     open_questions, n_before = _unanswered(questions, how, args.out, source, settings)
