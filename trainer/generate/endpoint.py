@@ -1,6 +1,6 @@
-"""One model behind an OpenAI-compatible address: chat calls with retries, and a count of what they used.
+"""The model that answers: one behind an OpenAI-compatible address, and the options that name it or a folder instead.
 
-The options that say which model is asked: a folder on this machine, or a server that speaks OpenAI's protocol.
+`Endpoint` makes chat calls with retries and counts what they used.
 """
 
 import argparse
