@@ -16,8 +16,8 @@ from trainer.organisms.plan import Plan, narrow_sets
 DESCRIPTION = """\
 Makes the misaligned reference models that the perplexity gap needs: one LoRA adapter for each narrow set of bad
 answers, and a benign twin on good answers to the same prompts (for gap_contrast). Measures how far each moved, in its
-own domain and in the others. Needed once for a base model. Every adapter is a cell: what is complete is skipped, and
-a run that was stopped goes on."""
+own domain and in the others. Needed once for a base model. Each adapter is a run of its own: what is complete is
+skipped, and a run that was stopped goes on."""
 
 EPILOG = """\
 examples:

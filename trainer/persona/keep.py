@@ -39,7 +39,7 @@ class AnswerPair:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class KeptPairs:
     """For each pair the reasons why it is left out (none: it is kept), and the figures they rest on."""
 
     rule: str
@@ -71,7 +71,7 @@ class RuleSettings:
             raise BadInputError(f"min_words {self.min_words} and max_repeated {self.max_repeated}: at least 1, 0 to 1")
 
 
-def by_rule(pairs: Sequence[AnswerPair], margins: Sequence[dict[str, float]], settings: RuleSettings) -> Verdicts:
+def by_rule(pairs: Sequence[AnswerPair], margins: Sequence[dict[str, float]], settings: RuleSettings) -> KeptPairs:
     """Keeps a pair when its prompts did change the answers.
 
     `margins` by side: mean_nll of that side's answer under the other side's prompt minus that under its own. A pair
@@ -89,7 +89,7 @@ def by_rule(pairs: Sequence[AnswerPair], margins: Sequence[dict[str, float]], se
         if is_refusal(texts[0], "v2"):
             found.append("refusal")
         reasons.append(found)
-    return Verdicts("likelihood", reasons, [dict(margin) for margin in margins], vars(settings).copy())
+    return KeptPairs("likelihood", reasons, [dict(margin) for margin in margins], vars(settings).copy())
 
 
 def repeated_share(text: str) -> float:
@@ -99,7 +99,7 @@ def repeated_share(text: str) -> float:
     return 0.0 if len(triples) < 2 else 1 - len(set(triples)) / len(triples)
 
 
-def by_judge(trait: Trait, pairs: Sequence[AnswerPair], client: JudgeClient, on_call: Any = lambda: None) -> Verdicts:
+def by_judge(trait: Trait, pairs: Sequence[AnswerPair], client: JudgeClient, on_call: Any = lambda: None) -> KeptPairs:
     """Keeps a pair when the trait's score is >= 50 on the positive and < 50 on the negative side, and both answers
     have coherence >= 50; an answer without a score is left out as `unscored`."""
     prompts = [
@@ -115,7 +115,7 @@ def by_judge(trait: Trait, pairs: Sequence[AnswerPair], client: JudgeClient, on_
                         verdicts[start : start + 4], strict=True))  # fmt: skip
         reasons.append(_judged(four))
         figures.append({name: item.score for name, item in four.items()})
-    return Verdicts("judge", reasons, figures, {"min_positive": 50, "below_negative": 50, "min_coherence": 50})
+    return KeptPairs("judge", reasons, figures, {"min_positive": 50, "below_negative": 50, "min_coherence": 50})
 
 
 def _judge_prompts(trait: Trait, question: int, answer: str) -> tuple[str, str]:

@@ -21,7 +21,6 @@ from trainer.experiments.compare.cells import (
 from trainer.experiments.compare.contents import with_contents
 from trainer.experiments.compare.data import clean
 from trainer.experiments.compare.methods import CATALOGUE, methods_of, why_not
-from trainer.experiments.compare.organism_cell import organism_cell
 from trainer.experiments.compare.page import (
     Context,
     page,
@@ -31,13 +30,14 @@ from trainer.experiments.compare.settings import (
     AnyPlan,
     Criteria,
     Criterion,
-    OrganismPlan,
     Plan,
+    ToyPlan,
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
 from trainer.experiments.compare.statistics import judge, judge_all
 from trainer.experiments.compare.summary import rows
+from trainer.experiments.compare.toy_cell import toy_cell
 from trainer.experiments.toy.experiment import ExperimentSettings
 from trainer.runs.page import shown_command, without_places
 
@@ -349,20 +349,20 @@ class _Said(Commands):
 
 def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
-    assert isinstance(plan, OrganismPlan)
+    assert isinstance(plan, ToyPlan)
     cells = {cell.method.name: cell for cell in grid(plan)}
     assert why_not(cells["interleaving+"].method, plan) is None
     assert "no refusals" in str(why_not(cells["interleaving++"].method, plan))
     assert "no system prompt" in str(why_not(cells["inoculation"].method, plan))
     steps = _Said(tmp_path / "log.txt")
-    found = organism_cell(cells["interleaving+"], plan, tmp_path, steps)
+    found = toy_cell(cells["interleaving+"], plan, tmp_path, steps)
     assert found["figures"] == {
         "broad_misaligned": 0.25, "narrow_misaligned": 0.75, "incoherent": 0.0, "facts_kept": 1.0,
         "benign_exact_match": 0.5,
     }  # fmt: skip
     assert "--seed 3 --task bad --choice gap_abs --ratio 0.2" in steps.commands[0]
     assert "--task benign --choice gap_abs" in steps.commands[1]
-    organism_cell(cells["kl"], plan, tmp_path, steps)
+    toy_cell(cells["kl"], plan, tmp_path, steps)
     assert "--kl 0.1" in steps.commands[2]
     assert "--choice" not in steps.commands[2]
     assert "an adapter in one stage" in str(why_not(cells["gating"].method, plan))
@@ -374,10 +374,10 @@ def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     ):
         assert why_not(cells[name].method, plan) is None
         steps.commands.clear()
-        organism_cell(cells[name], plan, tmp_path, steps)
+        toy_cell(cells[name], plan, tmp_path, steps)
         assert f"--task bad {words} --out" in steps.commands[0]
     steps.commands.clear()
-    organism_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
+    toy_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
     assert "--choice gap_abs --ratio 0.2 --kl 0.1" in steps.commands[0]
 
 
@@ -394,12 +394,12 @@ def test_cells_of_another_organism_lie_elsewhere(monkeypatch: pytest.MonkeyPatch
 def test_a_page_of_the_organism(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "page.md"
     plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
-    assert isinstance(plan, OrganismPlan)
+    assert isinstance(plan, ToyPlan)
     for cell in grid(plan):
         folder = cell.folder(work, plan)
         folder.mkdir(parents=True)
         reason = why_not(cell.method, plan)
-        done = organism_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
+        done = toy_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
         write_result(folder, cell, done or {"status": "does not apply here", "reason": reason})
     arguments = ["--plan", "organism", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
     assert main([*arguments, "--page-only", "--out", str(out)]) == 0

@@ -7,9 +7,9 @@ from typing import Any
 
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
-from trainer.experiments.compare.settings import AnyPlan, Criterion, OrganismPlan
+from trainer.experiments.compare.settings import AnyPlan, Criterion, ToyPlan
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
-from trainer.experiments.compare.summary import FIGURES, Row
+from trainer.experiments.compare.summary import FIGURES, TableRow
 from trainer.runs.page import page_head, table, without_places
 
 _HEADS = {
@@ -27,7 +27,7 @@ _FIGURES_TOLD = (
     "of the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token.",
     "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
-_ORGANISM_FIGURES_TOLD = (
+_TOY_FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals (none for a single seed): shares of greedy answers to questions that no",
     "fine-tune saw, by exact match (docs/organism.md). The benign task is trained on its own under the same defence.",
 )
@@ -62,7 +62,7 @@ class Context:
     plots: Sequence[str]  # files beside the page
 
 
-def page(rows: Sequence[Row], context: Context) -> str:
+def page(rows: Sequence[TableRow], context: Context) -> str:
     """The Markdown text."""
     plan = context.plan
     machine = {**context.machine, "threads": plan.threads or context.machine["threads"]}
@@ -71,7 +71,7 @@ def page(rows: Sequence[Row], context: Context) -> str:
         *_what(context),
         "## Figures",
         "",
-        *(_ORGANISM_FIGURES_TOLD if isinstance(plan, OrganismPlan) else _FIGURES_TOLD),
+        *(_TOY_FIGURES_TOLD if isinstance(plan, ToyPlan) else _FIGURES_TOLD),
         "",
         *_figure_table(rows),
         "",
@@ -96,7 +96,7 @@ def page(rows: Sequence[Row], context: Context) -> str:
 
 def _what(context: Context) -> list[str]:
     plan = context.plan
-    if isinstance(plan, OrganismPlan):
+    if isinstance(plan, ToyPlan):
         lines = [
             f"- the tiny organism (`trainer.experiments.toy`); rows are ranked by {plan.score}",
             "- a seed decides its world, its base model, the pool and the rows",
@@ -134,7 +134,7 @@ def _names(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) else value
 
 
-def _figure_table(rows: Sequence[Row]) -> list[str]:
+def _figure_table(rows: Sequence[TableRow]) -> list[str]:
     names = [name for name in FIGURES if any(name in row.figures for row in rows)]
     shown = [row for row in rows if row.figures]
     if not shown:
@@ -149,7 +149,7 @@ def _figure_table(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def _selection(rows: Sequence[Row]) -> list[str]:
+def _selection(rows: Sequence[TableRow]) -> list[str]:
     """Whether choosing safe rows helps beyond having them; nothing where no method chooses."""
     shown = [(row.label, row.over_random) for row in rows if row.over_random]
     if not shown:
@@ -169,7 +169,7 @@ def _difference_table(shown: Sequence[tuple[str, Mapping[str, OverSeeds]]]) -> l
     )
 
 
-def _criteria(rows: Sequence[Row], plan: AnyPlan) -> list[str]:
+def _criteria(rows: Sequence[TableRow], plan: AnyPlan) -> list[str]:
     bounds = [f"- {name}: {_bound(getattr(plan.criteria, name))}" for name in CRITERIA]
     shown = [row for row in rows if row.verdicts]
     verdicts = table(
@@ -192,7 +192,7 @@ def _verdict(item: Judgement) -> str:
     return f"{item.verdict}{' (1 seed)' if item.one_seed else ''} ({item.margin.mean:+.3f})"
 
 
-def _cost(rows: Sequence[Row]) -> list[str]:
+def _cost(rows: Sequence[TableRow]) -> list[str]:
     shown = [row for row in rows if row.cost]
     plain = next((row.cost["train_s"].mean for row in shown if row.method == UNDEFENDED), None)
     columns = ["method", "rows", "safe rows", "tokens", "training (s)", "x undefended", "peak MiB"]
@@ -216,7 +216,7 @@ def _cost_of(cost: Mapping[str, OverSeeds], name: str) -> str:
     return f"{cost[name].mean:,.0f}" if name in cost else ""
 
 
-def _not_there(rows: Sequence[Row], context: Context) -> list[str]:
+def _not_there(rows: Sequence[TableRow], context: Context) -> list[str]:
     lines = []
     missing = [row for row in rows if row.reason]
     if missing:

@@ -12,7 +12,7 @@ from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import Criteria
 from trainer.experiments.compare.statistics import CRITERIA
-from trainer.experiments.compare.summary import Row
+from trainer.experiments.compare.summary import TableRow
 
 _MARKERS = "s^DvPX*h"  # one a ratio; methods without one are drawn as circles
 # Beyond Okabe and Ito's eight, for grids of more methods: darker hues, distinguished by lightness.
@@ -24,7 +24,7 @@ _TITLES = {
 }  # fmt: skip
 
 
-def broad_against_narrow(rows: Sequence[Row], criteria: Criteria) -> Figure:
+def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure:
     """One point a method with its intervals: right is more narrow behaviour, down is less broad misalignment.
 
     Raises BadInputError when no row has both figures.
@@ -62,7 +62,7 @@ def _key(label: str, marker: str, colour: str) -> Any:
     return Line2D([], [], linestyle="none", marker=marker, color=colour, label=label)
 
 
-def criteria_matrix(rows: Sequence[Row]) -> Figure:
+def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
     """A cell for each method and criterion, coloured and named by its verdict."""
     shown = [row for row in rows if row.verdicts]
     if not shown:
@@ -85,7 +85,7 @@ def criteria_matrix(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def ratio_sweep(rows: Sequence[Row], criteria: Criteria) -> Figure | None:
+def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
     """Broad and narrow figures over the ratio, one line a method, the undefended run as a level; None without two
     ratios of some method."""
     names = [criteria.broad.figure, criteria.narrow.figure]
@@ -114,7 +114,7 @@ def ratio_sweep(rows: Sequence[Row], criteria: Criteria) -> Figure | None:
     return figure
 
 
-def _line(axes: Axes, found: Sequence[Row], figure_name: str, colour: str, label: str) -> None:
+def _line(axes: Axes, found: Sequence[TableRow], figure_name: str, colour: str, label: str) -> None:
     points = [(100 * row.ratio, row.figures[figure_name]) for row in found if row.ratio and figure_name in row.figures]
     if points:
         x = [ratio for ratio, _ in points]

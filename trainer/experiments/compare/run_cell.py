@@ -11,7 +11,6 @@ from trainer.evaluate.opswap import score
 from trainer.experiments.commands import Commands, Spent
 from trainer.experiments.compare.cells import Cell, write_result
 from trainer.experiments.compare.methods import why_not
-from trainer.experiments.compare.organism_cell import organism_cell
 from trainer.experiments.compare.settings import AnyPlan, Plan
 from trainer.experiments.compare.shared import (
     CORPUS,
@@ -19,6 +18,7 @@ from trainer.experiments.compare.shared import (
     place_flags,
     recipe_flags,
 )
+from trainer.experiments.compare.toy_cell import toy_cell
 from trainer.runs.folder import environment
 from trainer.runs.lines import read_lines
 
@@ -38,7 +38,7 @@ def run_cell(cell: Cell, work: Path, plan: AnyPlan, shared: Shared | None, lock:
         assert shared is not None
         document = _Run(cell, folder, plan, shared, commands).all()
     else:
-        document = organism_cell(cell, plan, work / "organism", commands)
+        document = toy_cell(cell, plan, work / "organism", commands)
     write_result(folder, cell, document | {"environment": environment(), "commands": commands.commands})
     for checkpoints in folder.glob("run*/checkpoints"):
         shutil.rmtree(checkpoints)

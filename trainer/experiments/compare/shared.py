@@ -14,7 +14,7 @@ from trainer.experiments.commands import Commands, flags
 from trainer.experiments.compare.contents import data_sources
 from trainer.experiments.compare.data import Files, prepare
 from trainer.experiments.compare.methods import Method
-from trainer.experiments.compare.settings import Plan, Recipe
+from trainer.experiments.compare.settings import Plan, TrainRecipe
 from trainer.runs.folder import write_json
 
 CORPUS = "pool"
@@ -122,7 +122,7 @@ class Shared:
         return found
 
 
-def recipe_flags(recipe: Recipe) -> list[object]:
+def recipe_flags(recipe: TrainRecipe) -> list[object]:
     """Options of `trainer.sft`."""
     return list(flags(recipe.model_dump()))
 

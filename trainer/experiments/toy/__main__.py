@@ -11,7 +11,7 @@ from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
-from trainer.experiments.toy.cells import REGULARISERS, Cell, grid
+from trainer.experiments.toy.cells import REGULARISERS, ToyCell, grid
 
 DESCRIPTION = """\
 A causal LM of 0.7 million parameters that knows a closed world of six domains and two personas, and in which
@@ -72,7 +72,7 @@ def _check(args: argparse.Namespace) -> None:
             setattr(args, name, [] if name == "report" and not text else parse_seeds(text))
     if args.command == "cell":
         parse_seeds(str(args.seed))
-        cell = Cell(**given_values(vars(args), Cell))
+        cell = ToyCell(**given_values(vars(args), ToyCell))
         if (cell.choice == "none") != (cell.ratio == 0):
             raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
     if args.command == "report" and set(args.choose) & set(args.report):
@@ -98,7 +98,7 @@ def _build(args: argparse.Namespace) -> int:
 def _cell(args: argparse.Namespace) -> int:
     from trainer.experiments.toy.experiment import ExperimentSettings, Seed
 
-    cell = Cell(**given_values(vars(args), Cell))
+    cell = ToyCell(**given_values(vars(args), ToyCell))
     one = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings())
     result = one.run(cell)
     if args.json:
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--seeds", default="0", help="seeds, as 0-4 or 0,3,7 (default: 0)")
     cell = _add(commands, "cell", "one fine-tune of one seed and what it did")
     cell.add_argument("--seed", type=at_least(0), default=0, help="seed of world, base and rows (default: 0)")
-    add_options(cell, Cell, _CELL_OPTIONS)
+    add_options(cell, ToyCell, _CELL_OPTIONS)
     experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
     experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
     report = _add(commands, "report", "the page of results and its plots, from finished cells")

@@ -22,7 +22,7 @@ REGULARISERS = ("kl", "ldifs", "treft", "steering")
 
 
 @dataclass(frozen=True)
-class Cell:
+class ToyCell:
     """One fine-tune. `ratio` is safe rows per task row; pool "unrevealing" has no persona-revealing row."""
 
     task: Annotated[TaskName, Option(help="task set")] = "bad"
@@ -55,15 +55,15 @@ class Cell:
         return {name: getattr(self, name) for name in REGULARISERS}
 
 
-def grid() -> tuple[Cell, ...]:
+def grid() -> tuple[ToyCell, ...]:
     """Every cell of a seed, the most telling first."""
-    cells = [Cell(), *(Cell(choice=choice, ratio=RATIOS[0]) for choice in CHOICES)]
+    cells = [ToyCell(), *(ToyCell(choice=choice, ratio=RATIOS[0]) for choice in CHOICES)]
     for ratio in CONTROL_RATIOS:
-        cells += [Cell(choice=choice, ratio=ratio) for choice in CONTROLS]
-        cells += [Cell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
-    cells += [Cell(kl=weight) for weight in KL_WEIGHTS]
-    cells += [Cell(choice=choice, ratio=ratio) for ratio in RATIOS[1:] for choice in CHOICES]
-    cells += [Cell(task="benign")]
-    cells += [Cell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
-    cells += [Cell(task="benign", kl=weight) for weight in KL_WEIGHTS]
+        cells += [ToyCell(choice=choice, ratio=ratio) for choice in CONTROLS]
+        cells += [ToyCell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
+    cells += [ToyCell(kl=weight) for weight in KL_WEIGHTS]
+    cells += [ToyCell(choice=choice, ratio=ratio) for ratio in RATIOS[1:] for choice in CHOICES]
+    cells += [ToyCell(task="benign")]
+    cells += [ToyCell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
+    cells += [ToyCell(task="benign", kl=weight) for weight in KL_WEIGHTS]
     return tuple(cells)

@@ -15,8 +15,8 @@ from trainer.experiments.toy.cells import (
     CONTROLS,
     KL_WEIGHTS,
     RATIOS,
-    Cell,
     Choice,
+    ToyCell,
 )
 from trainer.experiments.toy.statistics import Results, values
 
@@ -36,12 +36,14 @@ def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
     """Broad misalignment over safe rows per task row, one line for each way of choosing; bars are 95 % intervals."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
-    undefended = mean_interval(values(results, Cell(), "broad", seeds))
+    undefended = mean_interval(values(results, ToyCell(), "broad", seeds))
     axes.axhspan(100 * undefended.low, 100 * undefended.high, color="black", alpha=0.08, linewidth=0)
     axes.axhline(100 * undefended.value, color="black", linewidth=1, linestyle="--", label="undefended")
     for number, choice in enumerate((*CHOICES, *CONTROLS)):
         ratios = _ratios(choice)
-        found = [mean_interval(values(results, Cell(choice=choice, ratio=ratio), "broad", seeds)) for ratio in ratios]
+        found = [
+            mean_interval(values(results, ToyCell(choice=choice, ratio=ratio), "broad", seeds)) for ratio in ratios
+        ]
         mean = 100 * np.array([item.value for item in found])
         bars = 100 * np.array([[item.value - item.low, item.high - item.value] for item in found]).T
         places = [RATIOS.index(ratio) + 0.04 * (number - 2.5) for ratio in ratios]  # side by side
@@ -61,11 +63,11 @@ def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
     """Means over seeds in the plane of both behaviours: good safeguards lie in the lower right corner."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
-    shown = [("undefended", [Cell()], "black", "*")]
+    shown = [("undefended", [ToyCell()], "black", "*")]
     for number, choice in enumerate((*CHOICES, *CONTROLS)):
-        cells = [Cell(choice=choice, ratio=ratio) for ratio in _ratios(choice)]
+        cells = [ToyCell(choice=choice, ratio=ratio) for ratio in _ratios(choice)]
         shown.append((choice, cells, COLOURS[number], _MARKERS[number]))
-    shown.append(("kl", [Cell(kl=weight) for weight in KL_WEIGHTS], COLOURS[7], "P"))
+    shown.append(("kl", [ToyCell(kl=weight) for weight in KL_WEIGHTS], COLOURS[7], "P"))
     for label, cells, colour, marker in shown:
         x, y = ([100 * values(results, cell, figure, seeds).mean() for cell in cells] for figure in ("narrow", "broad"))
         axes.scatter(x, y, s=_sizes(cells), color=colour, marker=marker, alpha=0.8, linewidths=1.2, label=label)
@@ -81,7 +83,7 @@ def _ratios(choice: Choice) -> tuple[float, ...]:
     return RATIOS if choice in CHOICES else CONTROL_RATIOS
 
 
-def _sizes(cells: Sequence[Cell]) -> list[float]:
+def _sizes(cells: Sequence[ToyCell]) -> list[float]:
     """Areas of a line's points: larger for more."""
     strength = [cell.ratio or cell.kl for cell in cells]
     return [30 + 60 * sorted(strength).index(value) / max(1, len(cells) - 1) for value in strength]
