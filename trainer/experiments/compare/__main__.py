@@ -9,9 +9,9 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.experiments.claims import claimed
 from trainer.experiments.commands import CommandError
 from trainer.experiments.compare.cells import (
+    RESULT,
     Cell,
     grid,
     read_result,
@@ -28,6 +28,7 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
+from trainer.experiments.grid import open_cells
 from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
@@ -87,33 +88,24 @@ def _run(
     cells: Sequence[Cell], work: Path, plan: AnyPlan, shared: Shared | None, limit_min: float | None
 ) -> dict[str, str]:
     """Run every cell without a result, in order; returns the reason of each that failed."""
-    started, failed, n_run = time.monotonic(), {}, 0
-    todo = [cell for cell in cells if read_result(cell.folder(work, plan)) is None]
-    if todo and shared is not None:
+    failed = {}
+    if shared is not None and any(read_result(cell.folder(work, plan)) is None for cell in cells):
         shared.make(methods_of(plan))
-    for place, cell in enumerate(todo):
-        elapsed_min = (time.monotonic() - started) / 60
-        if limit_min is not None and elapsed_min >= limit_min:
-            say(f"stopped after {elapsed_min:.0f} minutes, as asked; {len(todo) - place} cells are left")
-            break
-        with claimed(cell.folder(work, plan) / ".lock") as lock:
-            if lock is None:
-                say(f"{cell.label}, seed {cell.seed}: another process has it")
-                continue
-            if read_result(cell.folder(work, plan)) is not None:
-                continue
-            began = time.monotonic()
-            try:
-                document = run_cell(cell, work, plan, shared, lock)
-            except CommandError as error:
-                failed[f"{cell.label}, seed {cell.seed}"] = error.message
-                sys.stderr.write(f"error: {cell.label}, seed {cell.seed}: {error.message}\n")
-                continue
-            n_run += 1
-            left_min = (time.monotonic() - started) / (place + 1) * (len(todo) - place - 1) / 60
-            say(f"{cell.label}, seed {cell.seed}: {_told(document, plan)} ({time.monotonic() - began:.0f} s;"
-                f" cell {place + 1} of {len(todo)}, about {left_min:.0f} minutes left)")  # fmt: skip
+    for turn in open_cells(cells, lambda cell: cell.folder(work, plan) / RESULT, _name, limit_min=limit_min):
+        began = time.monotonic()
+        try:
+            document = run_cell(turn.cell, work, plan, shared, turn.lock)
+        except CommandError as error:
+            failed[_name(turn.cell)] = error.message
+            sys.stderr.write(f"error: {_name(turn.cell)}: {error.message}\n")
+            continue
+        say(f"{_name(turn.cell)}: {_told(document, plan)} ({time.monotonic() - began:.0f} s; cell {turn.number} of"
+            f" {turn.n_cells}, about {turn.left_min():.0f} minutes left)")  # fmt: skip
     return failed
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.label}, seed {cell.seed}"
 
 
 def _told(document: dict[str, Any], plan: AnyPlan) -> str:

@@ -17,6 +17,7 @@ from curator.mix.order import Allocation, schedule
 from curator.recipe.seeds import child_seed, permutation
 from trainer.config.defences import LdifsSettings, SteeringSettings, TreftSettings
 from trainer.defenses import DefenceSettings, KlSettings
+from trainer.experiments.grid import open_cells
 from trainer.experiments.toy.base import Base, build_base
 from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.ensemble import Ensemble
@@ -173,9 +174,8 @@ def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, 
     """Every missing cell of every seed."""
     for seed in seeds:
         one = Seed(seed, folder / f"seed-{seed}", settings)
-        missing = one.missing(cells)
-        with Progress(len(missing), "cells", f"seed {seed}") as bar:
-            for cell in missing:
-                result = one.run(cell)
-                bar.advance(cell=cell.name, broad=f"{result['measured']['broad']:.2f}")
+        with Progress(len(one.missing(cells)), "cells", f"seed {seed}") as bar:
+            for turn in open_cells(cells, one.path, lambda cell: cell.name):
+                result = one.run(turn.cell)
+                bar.advance(cell=turn.cell.name, broad=f"{result['measured']['broad']:.2f}")
         one.describe()
