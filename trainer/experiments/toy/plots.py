@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curator.query.plots import COLOURS, save
+from curator.query.plots import COLOURS, legend_beside, new_axes, save
 from trainer.evaluate.metrics import mean_interval
 from trainer.experiments.toy.cells import (
     CHOICES,
@@ -20,7 +19,6 @@ from trainer.experiments.toy.cells import (
 )
 from trainer.experiments.toy.statistics import Results, values
 
-_SIZE_IN = (7.0, 4.4)
 _MARKERS = ("o", "s", "D", "^", "v", "x")
 
 
@@ -34,8 +32,7 @@ def write_plots(results: Results, seeds: Sequence[int], folder: Path, name: str)
 
 def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
     """Broad misalignment over safe rows per task row, one line for each way of choosing; bars are 95 % intervals."""
-    figure = Figure(figsize=_SIZE_IN, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(f"{len(seeds)} seeds, {min(seeds)} to {max(seeds)}; bars: 95 % over seeds")
     undefended = mean_interval(values(results, ToyCell(), "broad", seeds))
     axes.axhspan(100 * undefended.low, 100 * undefended.high, color="black", alpha=0.08, linewidth=0)
     axes.axhline(100 * undefended.value, color="black", linewidth=1, linestyle="--", label="undefended")
@@ -55,14 +52,13 @@ def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
     axes.set_xlabel("safe rows per task row")
     axes.set_ylabel("broad misalignment (% of answers)")
     axes.set_ylim(-2, 102)
-    _dress(axes, f"{len(seeds)} seeds, {min(seeds)} to {max(seeds)}; bars: 95 % over seeds")
+    legend_beside(axes)
     return figure
 
 
 def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
     """Means over seeds in the plane of both behaviours: good safeguards lie in the lower right corner."""
-    figure = Figure(figsize=_SIZE_IN, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes("a point is a method at one ratio or weight (larger: more), mean over seeds")
     shown = [("undefended", [ToyCell()], "black", "*")]
     for number, choice in enumerate((*CHOICES, *CONTROLS)):
         cells = [ToyCell(choice=choice, ratio=ratio) for ratio in _ratios(choice)]
@@ -75,7 +71,7 @@ def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
     axes.set_ylabel("broad misalignment (% of answers)")
     axes.set_xlim(-2, 104)
     axes.set_ylim(-2, 102)
-    _dress(axes, "a point is a method at one ratio or weight (larger: more), mean over seeds")
+    legend_beside(axes)
     return figure
 
 
@@ -87,10 +83,3 @@ def _sizes(cells: Sequence[ToyCell]) -> list[float]:
     """Areas of a line's points: larger for more."""
     strength = [cell.ratio or cell.kl for cell in cells]
     return [30 + 60 * sorted(strength).index(value) / max(1, len(cells) - 1) for value in strength]
-
-
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside, never over points
