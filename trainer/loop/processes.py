@@ -5,7 +5,12 @@ import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from curator.errors import BallastError
+from curator.errors import BallastError, IntegrityError
+from curator.render import Renderer
+from trainer.config import TrainConfig
+from trainer.config.options import cache_folder
+from trainer.data.cache import RenderCache
+from trainer.data.inputs import Inputs, read_inputs
 
 T = TypeVar("T")
 
@@ -58,3 +63,22 @@ class Team:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+
+def shared_inputs(config: TrainConfig, weights: str, api_key: str | None, team: Team) -> Inputs:
+    """The rows; of several processes the first one renders, and the others read what it kept."""
+    cache = RenderCache(cache_folder(config.cache, config.out))
+    if team.size > 1 and cache.folder is None:
+        cache = RenderCache(config.out / "rows")
+    if team.size == 1:
+        return read_inputs(config, config.out, weights, api_key, cache)
+
+    def lead() -> tuple[str, Any, Any]:
+        own = read_inputs(config, config.out, weights, api_key, cache)
+        return own.cache_key, own.rows, own.warnings
+
+    key, rows, warned = team.first(lead)
+    found = cache.load(key)
+    if found is None:
+        raise IntegrityError(f"the rendered rows in {cache.folder} cannot be read by every process")
+    return Inputs(found[0], rows, Renderer.from_folder(config.model), warned, key)
