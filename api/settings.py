@@ -105,11 +105,6 @@ class Settings(BaseSettings):
     sql_memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB, description="memory of one SQL statement, in bytes")
     sql_max_rows: int = Field(default=10_000, ge=1, le=1_000_000, description="rows of one SQL answer")
     sql_max_bytes: int = Field(default=16 * MIB, ge=1024, description="bytes of one SQL answer's values")
-    download_cache_bytes: int = Field(
-        default=4 * 1024 * MIB,
-        ge=0,
-        description="bytes of finished downloads of large mixes kept on this machine's disk; 0 keeps none",
-    )
     shutdown_delay_s: float = Field(
         default=0.0,
         ge=0,

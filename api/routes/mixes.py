@@ -304,7 +304,6 @@ def delete_mix(
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
     store.delete(f"{folder}/{MANIFEST_FILE}")
     store.delete(folder)
-    service.renditions.drop(tenant, mix_id)
 
 
 def page_size(request: Request, limit: int | None) -> int:
