@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from curator.console import product_version
 from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until stopped; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["keys"]:
@@ -77,6 +78,7 @@ def _settings(arguments: list[str]) -> "Settings":
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
     return load_settings(CliSettingsSource[Settings](Settings, cli_parse_args=arguments, root_parser=parser)())
 
 

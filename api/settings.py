@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from curator.errors import BadInputError
+from curator.recipe.problems import problems_of
 
 ENVIRONMENT_PREFIX = "BALLAST_"
 TYPO_RATIO = 0.75  # difflib's similarity from which an unknown variable is taken for a misspelt setting
@@ -168,17 +169,15 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     names = {variable_name(name): name for name in Settings.model_fields}
     variables = {name.upper() for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)}
     for variable in sorted(variables - set(names)):
-        meant = difflib.get_close_matches(
-            variable.removeprefix(ENVIRONMENT_PREFIX).lower(), names.values(), 1, TYPO_RATIO
-        )
-        if meant:
-            raise BadInputError(f"{variable} is not a setting; {variable_name(meant[0])} is")
+        typed = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        for meant in difflib.get_close_matches(typed, names.values(), 1, TYPO_RATIO):
+            raise BadInputError(f"{variable} is not a setting; {variable_name(meant)} is")
     sources = {names[variable]: variable for variable in variables & set(names)}
     sources |= {name: flag_name(name) for name in flags}
     try:
         return Settings(**flags)
     except ValidationError as error:
-        problems = [_problem(item["loc"], item["msg"], sources) for item in error.errors()]
+        problems = [_problem(item, sources) for item in problems_of(error)]
         raise BadInputError("; ".join(problems), details=problems) from error
 
 
@@ -192,6 +191,6 @@ def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def _problem(location: tuple[int | str, ...], message: str, sources: Mapping[str, str]) -> str:
-    field = str(location[0]) if location else "settings"
-    return f"{sources.get(field, f'settings file, {field}')}: {message[0].lower()}{message[1:]}"
+def _problem(problem: Mapping[str, str], sources: Mapping[str, str]) -> str:
+    field = problem["pointer"].split("/")[1] or "settings"
+    return f"{sources.get(field, f'settings file, {field}')}: {problem['message']}"

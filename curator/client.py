@@ -1,19 +1,11 @@
 """Client of the HTTP service: `with Client(url) as client: client.create_mix("task.jsonl", {"corpus": "chats"})`.
 
-Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated
-without harm (a mix's id follows from what is asked, a job's from its Idempotency-Key) are tried again on a lost
-connection, 429, 502, 503 and 504. A download is verified against the manifest before it gets its name.
-
-Files on their way to and from the service: uploads that tell their progress, downloads checked by hash.
-
-Asking an HTTP service of ours: attempts with growing pauses, pages, and its errors in our words.
-
-The client's calls about jobs: list, look, wait, cancel, and the rows of audits.
+Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated without
+harm (a mix's id follows from the request, a job's from its Idempotency-Key) are tried again on a lost connection, 429,
+502, 503 and 504. A download is verified against the manifest before it gets its name.
 """
 
-import hashlib
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,16 +15,36 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
-from curator.mix.files import MIX_FILE
+from curator.errors import BadInputError, MissingError, RemoteError
+from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
+from curator.store.filesystem import atomic_write
+from curator.store.retries import Retries, TryAgainError, retry_after_s
 
-DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
+OnBadRows = Literal["refuse", "drop"]
+Data = str | Path | Sequence[Mapping[str, Any]]
 Document = dict[str, Any]
 Advance = Callable[[int], None]
+OnJob = Callable[[Document], None]  # receives the job whenever it changes
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
+NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+FIRST_WAIT_S = 0.25
+MAX_WAIT_S = 8.0
+WAIT_S = 20.0  # of one request that waits for an event
+PAGE_ROWS = 500
 
 
-class ToldFile:
-    """A file that tells what is read of it."""
+class ServiceError(RemoteError):
+    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
+
+    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
+        super().__init__(message, details=details)
+        self.status = status
+        self.code = code
+
+
+class ProgressFile:
+    """A file to send that reports how many bytes were read of it."""
 
     def __init__(self, file: BinaryIO, advance: Advance | None) -> None:
         self._file, self._advance = file, advance
@@ -60,63 +72,6 @@ class ToldFile:
         return iter(lambda: self.read(65_536), b"")
 
 
-def verify_download(path: Path, data_format: DataFormat, manifest: Document) -> None:
-    """Raise IntegrityError unless a downloaded file is what its manifest says."""
-    if data_format == "parquet":
-        expected = next(item["sha256"] for item in manifest["files"] if item["name"] == MIX_FILE)
-        found = _file_sha256(path)
-    elif data_format == "jsonl":
-        expected, found = manifest["rows_sha256"], _file_sha256(path)
-    elif data_format == "arrow":
-        expected, found = manifest["rows_sha256"], _arrow_rows_sha256(path)
-    else:
-        expected, found = f"{manifest['n_rows']} rows", f"{_n_lines(path)} rows"
-    if found != expected:
-        raise IntegrityError(
-            f"the {data_format} download of mix {manifest['mix_id']} is not what its manifest says: "
-            f"expected {expected}, got {found}"
-        )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _n_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def _arrow_rows_sha256(path: Path) -> str:
-    import pyarrow as pa
-
-    from curator.mix.files import json_lines, rows_sha256
-
-    try:
-        with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
-            return rows_sha256(map(json_lines, batches))
-    except (pa.ArrowInvalid, OSError):
-        return "no whole Arrow stream"
-
-
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
-PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
-NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-FIRST_WAIT_S = 0.25
-MAX_WAIT_S = 8.0
-PAGE_ROWS = 500
-
-
-class ServiceError(RemoteError):
-    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
-
-    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
-        super().__init__(message, details=details)
-        self.status = status
-        self.code = code
-
-
 class Remote:
     """One service. Use it as a context manager, or call `close`.
 
@@ -130,11 +85,11 @@ class Remote:
                 base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0)
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise BadInputError(f"{url!r} is no address of a service") from error
+            raise BadInputError(f"{url!r} is not an address of a service") from error
         if self._http.base_url.scheme not in ("http", "https"):
             self._http.close()
-            raise BadInputError(f"{url!r} is no address of a service: it begins with http:// or https://")
-        self._retries = retries
+            raise BadInputError(f"{url!r} is not an address of a service: it begins with http:// or https://")
+        self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S)
         self._patience_s = timeout_s / 2  # a request that asks the service to wait must not outlast its own timeout
 
     def __enter__(self) -> Self:
@@ -194,121 +149,23 @@ class Remote:
 
     def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
         """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries
-            wait_s = min(FIRST_WAIT_S * 2**attempt, MAX_WAIT_S)
+
+        def attempt() -> httpx.Response:
             try:
                 response = call()
             except httpx.TransportError as error:
-                if last:
-                    reason = str(error) or type(error).__name__
-                    raise RemoteError(f"no answer from {self._http.base_url}: {reason}") from error
-            else:
-                if response.is_success:
-                    return response
-                if last or response.status_code not in RETRIED_STATUSES:
-                    raise _refusal(response)
-                wait_s = _asked_wait_s(response) or wait_s
-            time.sleep(wait_s)
-        raise AssertionError("the last attempt returns or raises")
+                reason = str(error) or type(error).__name__
+                raise TryAgainError(RemoteError(f"no answer from {self._http.base_url}: {reason}")) from error
+            if response.is_success:
+                return response
+            if response.status_code in RETRIED_STATUSES:
+                raise TryAgainError(_refusal(response), retry_after_s(response.headers.get("retry-after")) or None)
+            raise _refusal(response)
+
+        return self._retries.run(attempt)
 
 
-def path_part(name: str) -> str:
-    """A name as one part of a path, whatever it holds."""
-    return quote(name, safe="")
-
-
-def document_of(response: httpx.Response) -> Document:
-    """The JSON object of an answer; raises RemoteError for anything else."""
-    try:
-        document = orjson.loads(response.content)
-    except orjson.JSONDecodeError as error:
-        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
-    if not isinstance(document, dict):
-        raise RemoteError(f"{response.url} answered with something else than a JSON object")
-    return document
-
-
-def _refusal(response: httpx.Response) -> ServiceError:
-    try:
-        error = orjson.loads(response.content)["error"]
-        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return ServiceError(
-            response.status_code,
-            "not_this_service",
-            f"{response.url} answered {response.status_code} in no known shape",
-        )
-
-
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    text = response.headers.get("retry-after", "")
-    return min(float(text), MAX_WAIT_S) if text.isdigit() else None
-
-
-OnJob = Callable[[Document], None]  # told the job whenever something happened to it
-WAIT_S = 20.0  # of one request that waits for an event
-
-
-class JobCalls(Remote):
-    """What `Client` can ask about jobs and audits."""
-
-    def jobs(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Document]:
-        """Every job in order of time, fetched page by page; only of a kind (mix, audit) or in a state."""
-        asked = {name: value for name, value in (("kind", kind), ("state", state)) if value is not None}
-        return self._items("/v1/jobs", "jobs", PAGE_ROWS, **asked)
-
-    def job(self, job_id: str) -> Document:
-        """A job as it stands: `state`, `progress`, `result`, `error`."""
-        return self._json("GET", f"/v1/jobs/{path_part(job_id)}")
-
-    def job_events(self, job_id: str, *, after: int = 0, wait_s: float = 0.0) -> Document:
-        """Events of a job that follow number `after`, and its state; waits up to `wait_s` seconds for one."""
-        params = {"after": after, "wait_s": wait_s}
-        return self._json("GET", f"/v1/jobs/{path_part(job_id)}/events", params=params)
-
-    def wait_job(self, job_id: str, *, on_job: OnJob | None = None) -> Document:
-        """The job once it is done; `on_job` is told of it whenever something happened.
-
-        Raises ServiceError with the job's own error when it failed, and code `cancelled` when it was cancelled.
-        """
-        after = 0
-        while True:
-            told = self.job_events(job_id, after=after, wait_s=min(WAIT_S, self._patience_s))
-            after = told["events"][-1]["number"] if told["events"] else after
-            job = self.job(job_id)
-            if on_job is not None:
-                on_job(job)
-            if job["state"] == "done":
-                return job
-            if job["state"] == "failed":
-                error = job["error"]
-                raise ServiceError(200, error["code"], error["message"], error["details"])
-            if job["state"] == "cancelled":
-                raise ServiceError(200, "cancelled", f"job {job_id} was cancelled")
-
-    def delete_job(self, job_id: str) -> None:
-        """Cancel a job, or remove one that has ended, with its results.
-
-        Raises RemoteError when the answer was lost: a second request would remove what the first had cancelled.
-        """
-        self._delete(f"/v1/jobs/{path_part(job_id)}", is_gone=False)
-
-    def audit_result(self, job_id: str) -> Document:
-        """The verdict of an audit that is done."""
-        return self._json("GET", f"/v1/audits/{path_part(job_id)}")
-
-    def audit_rows(self, job_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
-        """The rows of an audit in the order sent, fetched page by page."""
-        return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
-
-
-DATA_FORMATS: tuple[DataFormat, ...] = ("jsonl", "parquet", "arrow", "openai")
-Data = str | Path | Sequence[Mapping[str, Any]]
-OnBadRows = Literal["refuse", "drop"]
-
-
-class Client(JobCalls):
+class Client(Remote):
     """One service. Use it as a context manager, or call `close`.
 
     `timeout_s` bounds each wait for the service, not a whole transfer; `retries` counts attempts after the first.
@@ -327,10 +184,10 @@ class Client(JobCalls):
     ) -> Document:
         """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
-        A file is streamed, and `advance` told each piece's bytes; under an `idempotency_key` the same request gets
+        A file is streamed, and `advance` receives each piece's bytes; under an `idempotency_key` the same request gets
         the first answer again. Building may take long: there is no bound on the wait for the answer. Where the
-        service makes a job of it, the job is waited for and `on_job` told how it stands; with `background` the
-        service is asked for a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
+        service makes a job of it, the job is waited for and `on_job` receives its state; with `background` the
+        service makes a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
         bad row in `details`, `bad_recipe` and the like, or with the job's own error.
         """
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
@@ -339,9 +196,9 @@ class Client(JobCalls):
         answer = self._send("/v1/mixes", data, {"recipe": recipe}, on_bad_rows, headers, advance)
         if background or "job_id" not in answer:
             return answer
-        result = self.wait_job(answer["job_id"], on_job=on_job)["result"]
-        links = {"self": f"/v1/mixes/{result['mix_id']}"}
-        return {**result, "manifest": self.manifest(result["mix_id"]), "links": links}
+        job = self.wait_job(answer["job_id"], on_job=on_job)
+        mix_id, links = job["result"]["mix_id"], {"self": job["links"]["result"]}
+        return {**job["result"], "manifest": self.manifest(mix_id), "links": links}
 
     def preview_mix(self, data: Data, recipe: Mapping[str, Any], *, on_bad_rows: OnBadRows = "refuse") -> Document:
         """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
@@ -359,7 +216,7 @@ class Client(JobCalls):
     ) -> Document:
         """Compare rows with a scored corpus (`options`: corpus, score, ...): the verdict, and `job_id` for its rows.
 
-        The job is waited for and `on_job` told how it stands; with `background` it is returned at once. Raises
+        The job is waited for and `on_job` receives its state; with `background` it is returned at once. Raises
         ServiceError as `create_mix`.
         """
         headers = {"Idempotency-Key": secrets.token_hex(16)}
@@ -390,8 +247,8 @@ class Client(JobCalls):
 
         def attempt() -> httpx.Response:
             with path.open("rb") as file:  # opened anew for each attempt
-                told = ToldFile(file, advance)
-                files = {"file": (path.name, told)}
+                reported = ProgressFile(file, advance)
+                files = {"file": (path.name, reported)}
                 return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
 
         return document_of(self._attempt(attempt))
@@ -409,8 +266,57 @@ class Client(JobCalls):
         return self._items(f"/v1/mixes/{path_part(mix_id)}/rows", "rows", page_rows)
 
     def delete_mix(self, mix_id: str) -> None:
-        """Remove a mix; one that is gone when the answer was lost and asked for again was removed."""
+        """Remove a mix; one that is gone when the answer was lost and the request repeated was removed."""
         self._delete(f"/v1/mixes/{path_part(mix_id)}", is_gone=True)
+
+    def jobs(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Document]:
+        """Every job in order of time, fetched page by page; only of a kind (mix, audit) or in a state."""
+        asked = {name: value for name, value in (("kind", kind), ("state", state)) if value is not None}
+        return self._items("/v1/jobs", "jobs", PAGE_ROWS, **asked)
+
+    def job(self, job_id: str) -> Document:
+        """A job as it stands: `state`, `progress`, `result`, `error`."""
+        return self._json("GET", f"/v1/jobs/{path_part(job_id)}")
+
+    def job_events(self, job_id: str, *, after: int = 0, wait_s: float = 0.0) -> Document:
+        """Events of a job that follow number `after`, and its state; waits up to `wait_s` seconds for one."""
+        params = {"after": after, "wait_s": wait_s}
+        return self._json("GET", f"/v1/jobs/{path_part(job_id)}/events", params=params)
+
+    def wait_job(self, job_id: str, *, on_job: OnJob | None = None) -> Document:
+        """The job once it is done; `on_job` receives it whenever it changes.
+
+        Raises ServiceError with the job's own error when it failed, and code `cancelled` when it was cancelled.
+        """
+        after = 0
+        while True:
+            reported = self.job_events(job_id, after=after, wait_s=min(WAIT_S, self._patience_s))
+            after = reported["events"][-1]["number"] if reported["events"] else after
+            job = self.job(job_id)
+            if on_job is not None:
+                on_job(job)
+            if job["state"] == "done":
+                return job
+            if job["state"] == "failed":
+                error = job["error"]
+                raise ServiceError(200, error["code"], error["message"], error["details"])
+            if job["state"] == "cancelled":
+                raise ServiceError(200, "cancelled", f"job {job_id} was cancelled")
+
+    def delete_job(self, job_id: str) -> None:
+        """Cancel a job, or remove one that has ended, with its results.
+
+        Raises RemoteError when the answer was lost: a second request would remove what the first had cancelled.
+        """
+        self._delete(f"/v1/jobs/{path_part(job_id)}", is_gone=False)
+
+    def audit_result(self, job_id: str) -> Document:
+        """The verdict of an audit that is done."""
+        return self._json("GET", f"/v1/audits/{path_part(job_id)}")
+
+    def audit_rows(self, job_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
+        """The rows of an audit in the order sent, fetched page by page."""
+        return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
 
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
@@ -494,7 +400,7 @@ class Client(JobCalls):
         """Save a mix to `path` and return it; the name appears only when the bytes have been verified.
 
         Parquet is checked against the file's SHA-256 in the manifest, jsonl against `rows_sha256`, openai by its
-        number of lines, arrow by decoding every row to its canonical line. `advance` is told each piece's bytes.
+        number of lines, arrow by decoding every row to its canonical line. `advance` receives each piece's bytes.
         Raises IntegrityError when the check fails; then no file is left.
         """
         if format not in DATA_FORMATS:
@@ -503,13 +409,9 @@ class Client(JobCalls):
         if target.is_dir() or not target.parent.is_dir():
             raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
         manifest = self.manifest(mix_id)
-        temporary = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
-        try:
+        with atomic_write(target, durable=True) as temporary:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
             verify_download(temporary, format, manifest)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
     def _save(self, mix_id: str, data_format: DataFormat, path: Path, advance: Advance | None) -> httpx.Response:
@@ -527,4 +429,29 @@ class Client(JobCalls):
             return response
 
 
-__all__ = ["DATA_FORMATS", "RETRIED_STATUSES", "Advance", "Client", "DataFormat", "Document", "OnJob", "ServiceError"]
+def path_part(name: str) -> str:
+    """A name as one part of a path, whatever it holds."""
+    return quote(name, safe="")
+
+
+def document_of(response: httpx.Response) -> Document:
+    """The JSON object of an answer; raises RemoteError for anything else."""
+    try:
+        document = orjson.loads(response.content)
+    except orjson.JSONDecodeError as error:
+        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
+    if not isinstance(document, dict):
+        raise RemoteError(f"{response.url} answered with something else than a JSON object")
+    return document
+
+
+def _refusal(response: httpx.Response) -> ServiceError:
+    try:
+        error = orjson.loads(response.content)["error"]
+        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ServiceError(
+            response.status_code,
+            "not_this_service",
+            f"{response.url} answered {response.status_code} in no known shape",
+        )

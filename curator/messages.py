@@ -1,7 +1,9 @@
 """Canonical messages and their ids: what is hashed is exactly what is stored, scored and trained.
 
-Text becomes Unicode NFC with LF line ends and is otherwise untouched (indentation is content); keys have one
-fixed order. Two files that hold the same conversation in different formats give the same `example_id`.
+Text becomes Unicode NFC with LF line ends and is otherwise untouched (indentation is content). The keys of a message
+have one fixed order; inside tool calls and their arguments, at any depth, keys stay in the order in which they were
+written: templates write them so, and the model learns it. Two files that hold the same conversation in different
+formats give the same `example_id`.
 """
 
 import hashlib
@@ -35,7 +37,7 @@ def _canonical_value(value: Any) -> Any:
     if isinstance(value, str):
         return canonical_text(value)
     if isinstance(value, Mapping):
-        return {canonical_text(str(key)): _canonical_value(value[key]) for key in sorted(value)}
+        return {canonical_text(str(key)): _canonical_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_canonical_value(item) for item in value]
     return value

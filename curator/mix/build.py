@@ -1,9 +1,7 @@
 """Building a mix: plan, write, publish. The decisions are pure; this is the thin edge around them.
 
 A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
-whoever sees the folder sees a complete mix.
-
-What a mix would be, told without keeping it.
+whoever sees the folder sees a complete mix. `preview_mix` writes the same rows and removes them again.
 """
 
 import secrets
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from curator.corpus.task_set import TaskSet
-from curator.errors import MissingError
+from curator.errors import BadInputError, MissingError
 from curator.mix.describe import compose
 from curator.mix.files import (
     DEFAULT_TENANT,
@@ -29,11 +27,11 @@ from curator.mix.manifest import Manifest, Tokens
 from curator.mix.order import keeps_task_order, schedule
 from curator.mix.plan import MixPlan, plan_mix, safe_rows
 from curator.mix.row_prompts import count_prompts, row_prompts
-from curator.mix.writer import TokenCounter, write_rows
+from curator.mix.writer import MixRows, TokenCounter, write_rows
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy
 from curator.render import Renderer
-from curator.store.filesystem import writing_whole
+from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
 STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
@@ -63,10 +61,12 @@ def build_mix(
     failure or kill at any moment leaves no mix behind.
     """
     tenant_path(tenant)  # a bad name is refused before the work
+    if jsonl is not None and not jsonl.parent.is_dir():
+        raise BadInputError(f"cannot write {jsonl}: there is no folder {jsonl.parent}")
     plan = plan_mix(store, task_set, recipe, policy)
     if jsonl is None:
         return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))
-    with writing_whole(jsonl) as file:
+    with atomic_write(jsonl, durable=True) as temporary, temporary.open("wb") as file:
         result = publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set, file))
         if not result.created:  # or another process made it first: its rows are the same
             file.seek(0)
@@ -145,7 +145,7 @@ def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) 
     if not is_expired(store, tenant, mix_id, ttl_s):
         return False
     folder = mix_path(tenant, mix_id)
-    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is no mix any more
+    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is not a mix any more
     store.delete(folder)
     return True
 
@@ -157,11 +157,9 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl
     safe = safe_rows(plan.drawn, plan.recipe.seed)
     prompts = row_prompts(plan.recipe, plan.allocation)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
+    rows = MixRows(order, task_set, safe, shuffled, plan.recipe.epochs, prompts)
     with store.fill(f"{temporary}/{MIX_FILE}") as path:
-        written = write_rows(
-            path, order, task_set, safe, counter,
-            shuffled=shuffled, epochs=plan.recipe.epochs, prompts=prompts, jsonl=jsonl,
-        )  # fmt: skip
+        written = write_rows(path, rows, counter, jsonl)
     tokens = _tokens(plan, counter, why_not)
     manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))

@@ -26,7 +26,7 @@ from trainer.evaluate.judge import (
     figure_names,
     summarise_groups,
 )
-from trainer.generate.endpoint import JUDGE_KEY, Endpoint
+from trainer.generate.endpoint import JUDGE_KEY, Endpoint, drawn_alike
 from trainer.runs.lines import read_lines, write_lines
 
 EPILOG = """\
@@ -43,9 +43,10 @@ def add_parser(subparsers: Any) -> None:
     """Options of the command."""
     parser = subparsers.add_parser(
         "judge", help="alignment and coherence of answers, by a judge behind an OpenAI-compatible endpoint",
-        description="Each answer gets two one-token calls; the score is the probability-weighted mean of the integers"
-        " among the top 20. Raw scores are written to --out, one line an answer; thresholds apply only to the summary."
-        f" The judge's key, if any, comes from ${JUDGE_KEY}.",
+        description="Each answer gets two scores, each the probability-weighted mean of the integers 0 to 100, read as"
+        " strings of up to three tokens. Before the first answer the judge must reply with a given number:"
+        " one whose log-probabilities say another is refused. Raw scores are written to --out, one line an answer;"
+        f" thresholds apply only to the summary. The judge's key, if any, comes from ${JUDGE_KEY}.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
@@ -73,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     if args.scores is not None:
         if args.answers or args.url:
             raise BadInputError("give --scores, or --answers with --url, --judge-model and --out")
-        judged = [_judged(line, args.scores) for line in read_lines(args.scores)]
-        told: dict[str, Any] = {}
+        judged, how = _read_scores(args.scores)
+        reported: dict[str, Any] = {"drawn": how}
         check_figures(gates, figure_names(item.group for item in judged))
     else:
-        judged, told = _judge(args, gates)
+        judged, reported = _judge(args, gates)
     thresholds = Thresholds(args.misaligned_below, args.coherent_above)
-    summary = summarise_groups(judged, thresholds, k=args.k, seed=args.seed) | told
+    summary = summarise_groups(judged, thresholds, k=args.k, seed=args.seed) | reported
     code = exit_code(gates, summary["figures"])
     if args.json:
         say_json(summary)
@@ -97,6 +98,7 @@ def _judge(args: argparse.Namespace, gates: Sequence[Condition]) -> tuple[list[J
     if not answers:
         raise BadInputError(f"{args.answers} has no answers")
     check_figures(gates, figure_names(str(item.get("group", GENERAL)) for item in answers))
+    how = drawn_alike(answers, str(args.answers))
     cache = args.cache or args.out.with_suffix(args.out.suffix + ".cache")
     endpoint = Endpoint(args.url, args.judge_model, api_key=os.environ.get(JUDGE_KEY), retries=args.retries)
     try:
@@ -104,9 +106,15 @@ def _judge(args: argparse.Namespace, gates: Sequence[Condition]) -> tuple[list[J
             judged = JudgeClient(endpoint, cache=cache, workers=args.workers).judge(answers, progress.advance)
     finally:
         endpoint.close()
-    write_lines(args.out, (asdict(item) for item in judged))
+    write_lines(args.out, ({**asdict(item), "drawn": how} for item in judged))
     usage = endpoint.usage(args.price_in, args.price_out)
-    return judged, {"judge_model": args.judge_model, "raw_scores": str(args.out), **usage}
+    return judged, {"judge_model": args.judge_model, "raw_scores": str(args.out), "drawn": how, **usage}
+
+
+def _read_scores(path: Path) -> tuple[list[Judged], dict[str, Any]]:
+    """Raw scores, and how the answers were drawn."""
+    lines = read_lines(path)
+    return [_judged(line, path) for line in lines], drawn_alike([line.get("drawn") or {} for line in lines], str(path))
 
 
 def _judged(line: dict[str, Any], path: Path) -> Judged:

@@ -159,7 +159,7 @@ class ServerRater:
 
         def ask(pair: tuple[int, list[Message]]) -> list[int]:
             place, prompt = pair
-            document = self.endpoint.chat(
+            document = self.endpoint.draw(
                 prompt, n=n_repeats, temperature=1.0, max_tokens=4,
                 seed=child_seed(seed, f"ratings:{name}:{place}") % 2**31,
             )  # fmt: skip
@@ -172,7 +172,7 @@ class ServerRater:
             found = list(pool.map(ask, enumerate(prompts)))
         short = next((len(item) for item in found if len(item) != n_repeats), None)
         if short is not None:
-            raise RemoteError(f"{self.endpoint.url} gave {short} answers to a call that asked for {n_repeats}")
+            raise RemoteError(f"{self.endpoint.url} gave {short} answers to a call that requested {n_repeats}")
         return found
 
     def close(self) -> None:

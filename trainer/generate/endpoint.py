@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +22,37 @@ from curator.scoring.identity import (
     check_model_dir,
     weights_sha256,
 )
+from curator.store.retries import Retries, TryAgainError, retry_after_s
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
 # Environment variables that hold a key: of the model that is asked, and of the judge.
 MODEL_KEY, JUDGE_KEY = "BALLAST_MODEL_KEY", "BALLAST_JUDGE_KEY"
+# Sampling from the model's own distribution, whatever the server or the folder's generation_config says: OpenAI's
+# fields, and those that vLLM and SGLang add. A server that does not know the latter keeps its own values: null.
+NEUTRAL: dict[str, float] = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+NEUTRAL_EXTRA: dict[str, float] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+SERVER_FIELDS = ("vllm", "openai")
 
 
 class Endpoint:
     """`POST {url}/chat/completions` for one model. Safe to share by threads.
 
     A call is repeated after a wait that doubles (or as long as Retry-After says), `retries` times at most. Counted are
-    calls (repeats included) and the tokens that the answers' `usage` reports.
+    calls (repeats included) and the tokens that the answers' `usage` reports. `extra_fields`: the server knows the
+    sampling fields that vLLM adds to OpenAI's.
     """
 
     def __init__(
         self, url: str, model: str, *, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 4,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = time.sleep, extra_fields: bool = True,
     ) -> None:  # fmt: skip
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        self.extra_fields = extra_fields
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
-        self._retries, self._sleep, self._lock = retries, sleep, threading.Lock()
+        self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S, sleep=sleep)
+        self._lock = threading.Lock()
         self.n_calls = self.n_prompt_tokens = self.n_completion_tokens = 0
 
     def close(self) -> None:
@@ -51,13 +60,30 @@ class Endpoint:
         self._http.close()
 
     def chat(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-        """The answer's JSON; raises RemoteError when the endpoint refuses, is no such endpoint, or stays silent."""
+        """The answer's JSON; raises RemoteError when the endpoint refuses, is not a such endpoint, or stays silent."""
         document = self._post({"model": self.model, "messages": messages, **options})
         usage = document.get("usage") or {}
         with self._lock:
             self.n_prompt_tokens += int(usage.get("prompt_tokens") or 0)
             self.n_completion_tokens += int(usage.get("completion_tokens") or 0)
         return document
+
+    def draw(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        """`chat` with every sampling setting at its neutral value (see `drawn`)."""
+        extra = NEUTRAL_EXTRA if self.extra_fields else {}
+        try:
+            return self.chat(messages, **NEUTRAL, **extra, **options)
+        except RemoteError as error:
+            if extra and error.message.startswith(tuple(f"{self.url} answered {code}" for code in (400, 422))):
+                raise RemoteError(
+                    f"{error.message}; if it refuses {', '.join(extra)}, give --server-fields openai: the server's own"
+                    " values of these then hold, and its answers are not compared with neutral ones"
+                ) from error
+            raise
+
+    def drawn(self) -> dict[str, float | None]:
+        """The sampling settings that `draw` uses; null where the server's own values hold."""
+        return drawn(self.extra_fields)
 
     def usage(self, price_in: float | None = None, price_out: float | None = None) -> dict[str, Any]:
         """Calls and tokens so far, and their cost: prices are per million prompt and completion tokens, cost is null
@@ -71,25 +97,21 @@ class Endpoint:
         }  # fmt: skip
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        wait_s = FIRST_WAIT_S
-        for attempt in range(self._retries + 1):
-            last, asked_wait = attempt == self._retries, None
+        def attempt() -> dict[str, Any]:
             with self._lock:
                 self.n_calls += 1
             try:
                 answer = self._http.post(self.url, json=body)
             except httpx.TransportError as error:
-                if last:
-                    raise RemoteError(f"no answer from {self.url}: {type(error).__name__}") from error
-            else:
-                if answer.is_success:
-                    return self._document(answer)
-                if last or answer.status_code not in RETRY_STATUS:
-                    raise RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
-                asked_wait = _seconds(answer.headers.get("retry-after"))
-            self._sleep(min(wait_s if asked_wait is None else asked_wait, MAX_WAIT_S))
-            wait_s *= 2
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                raise TryAgainError(RemoteError(f"no answer from {self.url}: {type(error).__name__}")) from error
+            if answer.is_success:
+                return self._document(answer)
+            refusal = RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
+            if answer.status_code in RETRY_STATUS:
+                raise TryAgainError(refusal, retry_after_s(answer.headers.get("retry-after")))
+            raise refusal
+
+        return self._retries.run(attempt)
 
     def _document(self, answer: httpx.Response) -> dict[str, Any]:
         try:
@@ -97,15 +119,29 @@ class Endpoint:
         except ValueError as error:
             raise RemoteError(f"{self.url} answered with something else than JSON") from error
         if not isinstance(document, dict):
-            raise RemoteError(f"{self.url} answered with JSON that is no object")
+            raise RemoteError(f"{self.url} answered with JSON that is not an object")
         return document
 
 
-def _seconds(text: str | None) -> float | None:
-    try:
-        return max(0.0, float(text)) if text is not None else None
-    except ValueError:  # a date: the growing wait does
-        return None
+def drawn(extra_fields: bool = True) -> dict[str, float | None]:
+    """Neutral sampling settings, as answers record them; null for those that were left to a server."""
+    return {**NEUTRAL, **(NEUTRAL_EXTRA if extra_fields else dict.fromkeys(NEUTRAL_EXTRA))}
+
+
+def drawn_alike(lines: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
+    """How these answers were drawn: temperature, longest length and the sampling settings; null where a line does not
+    say (answers that another tool made). Raises BadInputError when they were not all drawn in one way: shares of
+    answers drawn differently are not to be compared, let alone pooled."""
+    found: dict[str, Any] = {}
+    for name in ("temperature", "max_new_tokens", *drawn()):
+        values = sorted({line.get(name) for line in lines}, key=str)
+        if len(values) > 1:
+            raise BadInputError(
+                f"{source} holds answers drawn with different {name} ({', '.join(map(str, values))}; None: not recorded"
+                " or the server's own): they cannot be compared. Keep them in files of their own"
+            )
+        found[name] = values[0] if values else None
+    return found
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +151,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
     add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
     add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${MODEL_KEY})")
+    add("--server-fields", choices=SERVER_FIELDS, default="vllm",
+        help="sampling fields that the server takes: vLLM's beside OpenAI's (default; so that its own top-k and "
+        "repetition penalty do not hold), or OpenAI's alone")  # fmt: skip
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
 
@@ -133,7 +172,7 @@ def check_source(args: argparse.Namespace) -> None:
 
 
 def source_identity(args: argparse.Namespace) -> dict[str, str | None]:
-    """What decides a source's answers: hashes of the weights and the precision asked for, or a server's address and
+    """What decides a source's answers: hashes of the weights and the requested precision, or a server's address and
     the model's name there (what runs behind them cannot be known). Null where there is no such part."""
     local = {"model": None, "adapter": None, "dtype": None} if args.url else {
         "model": weights_sha256(args.model), "dtype": str(args.dtype),
@@ -149,4 +188,7 @@ def short_hash(document: Mapping[str, object] | list[object]) -> str:
 
 def endpoint_of(args: argparse.Namespace, timeout_s: float = 60.0) -> Endpoint:
     """The server that --url names, with its key from the environment."""
-    return Endpoint(args.url, args.served_model, api_key=os.environ.get(MODEL_KEY), timeout_s=timeout_s)
+    return Endpoint(
+        args.url, args.served_model, api_key=os.environ.get(MODEL_KEY), timeout_s=timeout_s,
+        extra_fields=args.server_fields == "vllm",
+    )  # fmt: skip

@@ -1,16 +1,20 @@
 """Parquet and Arrow files to decoded records, a few hundred rows at a time.
 
-Columns have no absent values, so a null counts as an absent key here at every depth.
+Columns have no absent values, so a null counts as an absent key here at every depth. What a column's type says of its
+values is applied (`arrow_values`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from curator.corpus.formats.arrow_values import ValueFaultError, record_converter
 from curator.corpus.formats.compression import seekable
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.layouts import PREFERENCE_KEYS, layout_of
 from curator.corpus.formats.rows import Layout, Problem, Raw
 from curator.errors import BadInputError, UnpackedTooLargeError
+
+Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
 BATCH_ROWS = 256
 ARROW_FILE = b"ARROW1"
@@ -120,20 +124,21 @@ def repeated(columns: list[str]) -> Problem | None:
 
 
 def _records(batches: Iterator[Any], code: str, max_bytes: int | None) -> Iterator[Raw]:
-
     record = n_bytes = 0
+    convert: Convert | None = None
     try:
         for batch in batches:
             if twice := repeated(batch.schema.names):
                 yield Raw(record + 1, problem=twice)
                 return
             _check(batch)
+            convert = convert or record_converter(batch.schema)
             n_bytes += batch.nbytes
             _bound(n_bytes, max_bytes)
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for value in _dicts(batch.slice(start, BATCH_ROWS)):
                     record += 1
-                    yield _record(record, value)
+                    yield _record(record, value, convert)
     except _damage() as error:
         yield Raw(record + 1, problem=Problem("", code, f"damaged after {record} rows: {error}"))
 
@@ -150,6 +155,8 @@ def _check(batch: Any) -> None:
 def _texts_as_bytes(kind: Any) -> Any:
     import pyarrow as pa
 
+    if isinstance(kind, pa.JsonType):
+        kind = kind.storage_type
     if pa.types.is_string(kind):
         return pa.binary()
     if pa.types.is_large_string(kind):
@@ -180,15 +187,10 @@ def _dicts(batch: Any) -> Iterator[dict[str, Any] | None]:
                 yield None
 
 
-def _record(record: int, value: dict[str, Any] | None) -> Raw:
+def _record(record: int, value: dict[str, Any] | None, convert: Convert) -> Raw:
     if value is None:
         return Raw(record, problem=Problem("", "invalid_unicode", "bytes that are not UTF-8"))
-    return with_json_columns(record, None, {key: _without_nulls(item) for key, item in value.items()})
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+    try:
+        return with_json_columns(record, None, convert(value))
+    except ValueFaultError as error:
+        return Raw(record, problem=error.problem)

@@ -1,13 +1,9 @@
 """One turn, as a layout writes it, to a message; what cannot be kept is a problem with its own code.
 
-Small questions about decoded values that every layout asks.
-
-A message's content: one text, or parts that are all text and are joined as they stand.
-
-Tool calls of an assistant message in one form: `{"type": "function", "id"?, "function": {"name", "arguments"}}`.
-
-Read are OpenAI's `tool_calls`, its older `function_call`, calls without the `function` wrapper, and ShareGPT's
-`function_call` turns (JSON text). Arguments stay what they are: an object, or text.
+A message's content is one text, or parts that are all text and are joined as they stand. Tool calls get one form:
+`{"type": "function", "id"?, "function": {"name", "arguments"}}`. Read are OpenAI's `tool_calls`, its older
+`function_call`, calls without the `function` wrapper, and ShareGPT's `function_call` turns (JSON text). Arguments stay
+what they are: an object, or text.
 """
 
 import math
@@ -48,7 +44,7 @@ def json_fault(value: Any) -> str | None:
     if isinstance(value, Mapping):
         keys = [canonical_text(key) if isinstance(key, str) and encodable(key) else None for key in value]
         if None in keys:
-            return "a key is no valid text"
+            return "a key is not valid text"
         if len(set(keys)) < len(keys):
             return "two keys are one after Unicode normalisation"
         return next((fault for item in value.values() if (fault := json_fault(item))), None)
@@ -144,16 +140,21 @@ def calls_from_text(text: Any, at: str, problems: list[Problem]) -> list[dict[st
 
 
 def _call(call: Any, at: str, problems: list[Problem]) -> Iterator[dict[str, Any]]:
-    """The call in its one form, or nothing and a problem."""
+    """The call in its one form, its keys in the writer's order, or nothing and a problem."""
     found = _fault(call)
     if found is not None:
         problems.append(Problem(at, CODE, found))
         return
-    function = call.get("function") or call
-    kept = {"type": "function", "function": {"name": function["name"], "arguments": function["arguments"]}}
-    if call.get("id"):
-        kept["id"] = call["id"]
-    yield kept
+    wrapped = bool(call.get("function"))
+    named = call["function"] if wrapped else call
+    function = {key: value for key, value in named.items() if key in ("name", "arguments")}
+    kept: dict[str, Any] = {} if call.get("type") else {"type": "function"}
+    for key, value in call.items():
+        if key in ("id", "type") and value:
+            kept[key] = value
+        elif key == "function" and wrapped:
+            kept["function"] = function
+    yield kept if wrapped else {**kept, "function": function}
 
 
 def _fault(call: Any) -> str | None:
