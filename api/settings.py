@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from curator.errors import BadInputError
@@ -33,6 +32,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid",
         frozen=True,
+        allow_inf_nan=False,
         env_prefix=ENVIRONMENT_PREFIX,
         cli_kebab_case=True,
         cli_implicit_flags="toggle",
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_folder(cls, value: str | None) -> str | None:
         if value is not None and not (Path(value).is_dir() and os.access(value, os.W_OK | os.X_OK)):
-            raise PydanticCustomError("no_folder", "no writable folder at {path}", {"path": value})
+            raise ValueError(f"no writable folder at {value}")
         return value
 
     @classmethod
