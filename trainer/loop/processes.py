@@ -1,7 +1,12 @@
-"""Several processes of one run, as `accelerate launch` starts them: who writes, and what the others receive."""
+"""Several processes of one run, as `accelerate launch` starts them: one does what must be done once.
+
+The process group and the broadcast are accelerate's. Its `main_process_first` is not used: it lets the other
+processes do the same work after the first one, where they are to receive its result, and an error of the first one
+leaves them waiting or doing the work themselves. `Team.first` hands the result, or the error, to every process.
+accelerate imports torch, so it is imported only where there are several processes.
+"""
 
 import os
-import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -46,15 +51,15 @@ class Team:
         outcome: list[Any] = [None]
         if self.leads:
             try:
-                outcome = [("result", pickle.dumps(work()))]
+                outcome = [("result", work())]
             except BallastError as error:
-                outcome = [("error", pickle.dumps((error.message, error.details)))]
+                outcome = [("error", (error.message, error.details))]
         broadcast_object_list(outcome)
         kind, content = outcome[0]
         if kind == "error":
-            message, details = pickle.loads(content)
+            message, details = content
             raise BallastError(message, details=details)
-        result: T = pickle.loads(content)
+        result: T = content
         return result
 
     def leave(self) -> None:
