@@ -52,7 +52,7 @@ from trainer.runs.report import (
     report_text,
     term_curves,
 )
-from trainer.runs.weights import check_quantisation, check_trackers, copy_tokenizer, lora_config
+from trainer.runs.weights import check_trackers, copy_tokenizer, lora_config
 
 if TYPE_CHECKING:
     from trainer.loop.fit import Fitted, Ready
@@ -88,7 +88,6 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     tell: Say = say if team.leads and not invocation.json else lambda text: None
     folder = RunFolder(config.out)
     check_model_dir(config.model)
-    check_quantisation(config.model)
     check_trackers(config.report_to)
     check_fit(config.defences, config.model)
     if config.safelora is not None:
