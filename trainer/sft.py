@@ -15,7 +15,7 @@ from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sh
 from trainer.config import TrainConfig
 from trainer.config.options import Invocation, cache_folder, parse_arguments
 from trainer.data.cache import RenderCache
-from trainer.data.inputs import Inputs, file_sha256, read_inputs
+from trainer.data.inputs import Inputs, data_sha256, read_inputs
 from trainer.defenses.model_fit import check_fit, check_vectors
 from trainer.defenses.safelora import check_shapes, safelora
 from trainer.loop.processes import Team
@@ -159,7 +159,7 @@ def gather_inputs(invocation: Invocation, weights: str, team: Team) -> Inputs:
 
 def fingerprint(config: TrainConfig, weights: str, renderer_id: str, n_processes: int = 1) -> Fingerprint:
     """What makes two runs the same one: settings, weights, rendering and row contents, and no path or address."""
-    data = None if config.data is None else file_sha256(config.data)
+    data = None if config.data is None else data_sha256(config.data)
     found = {
         "config": config.without_places(),
         "weights_sha256": weights,

@@ -55,11 +55,11 @@ def measure(
 
 
 def _render(
-    data: Path, renderer: Renderer, max_length: int, mask_rule: MaskRule
+    data: str | Path, renderer: Renderer, max_length: int, mask_rule: MaskRule
 ) -> tuple[list[Rendered], dict[str, int]]:
     rows: list[Rendered] = []
     skipped = {"n_bad_records": 0, "n_too_long": 0, "n_no_response": 0}
-    with Progress(None, "rows", f"rendering {data.name}") as progress:
+    with Progress(None, "rows", f"rendering {Path(data).name}") as progress:
         for item in read_rows(data):
             progress.advance()
             if isinstance(item, Reject):
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of that model")
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file")
+    parser.add_argument("--data", required=True, metavar="FILE", help="chat file, saved folder or hub id")
     parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="leave out longer rows (2048)")
     parser.add_argument("--mask-rule", choices=("all", "last"), default="all", help="which assistant turns count")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
