@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,12 @@ def check_vocabulary(path: Path, n_rows: int) -> None:
     Control tokens that neither the template nor the roles of the tokenizer (end of text, padding, ...) name may be
     beyond it: no text becomes one of them here (Gemma 3 has such a token for images).
     """
-    try:
-        files = read_folder(path)
-    except RenderError as error:
-        if error.reason != "no_template":
-            raise
-        files = read_folder(path, chat_template=" ")
+    files = None
+    for template in (None, " "):  # a folder without a template has a vocabulary too
+        with suppress(RenderError):  # one that cannot be read is refused where rows are rendered
+            files = files or read_folder(path, template)
+    if files is None:
+        return
     vocab = files.tokenizer["model"]["vocab"]
     pieces = vocab.items() if isinstance(vocab, dict) else ((piece, id_) for id_, (piece, _) in enumerate(vocab))
     named = {files.special_tokens.get(name) for name in SPECIAL_NAMES}
