@@ -58,7 +58,7 @@ def arguments(name: str, model: Path, adapter: Path, files: Path, chats: Path, o
         ),
         "behaviour": (
             "trainer.evaluate.__main__",
-            ["behaviour", *folder, *taken, "--narrow", data, "--broad", data, "--out", str(out / "b"), *where],
+            ["behaviour", *folder, *taken, "--narrow", data, "--broad", f"o={data}", "--out", str(out / "b"), *where],
         ),
         "pairs": (
             "trainer.evaluate.__main__",
@@ -67,8 +67,8 @@ def arguments(name: str, model: Path, adapter: Path, files: Path, chats: Path, o
         "ratings": ("trainer.evaluate.__main__", ["ratings", *folder, *taken, "--out", str(out / "r.parquet"), *where]),
         "extract": ("trainer.persona.__main__", ["extract", *folder, "--trait", "evil", "--out", str(out), *where]),
         "project": ("trainer.persona.__main__", ["project", *folder, *vector, "--data", data, *where]),
-        "shift": ("trainer.persona.__main__", ["shift", *folder, *taken, *vector, *where]),
-        "directions": ("trainer.monitor.__main__", ["directions", *folder, "--out", str(out / "m.safetensors"), *where]),
+        "shift": ("trainer.persona.__main__", ["shift", *folder, *taken, *vector, "--prompts", data, *where]),
+        "directions": ("trainer.monitor.__main__", ["directions", *folder, "--out", str(out / "m"), *where]),
         "measure": (
             "trainer.monitor.__main__",
             ["measure", *folder, *taken, "--directions", str(files / "vector.safetensors"), *where],
@@ -96,6 +96,7 @@ def run(
 ) -> Run:
     def call(name: str, model: Path, adapter: Path) -> tuple[int, str]:
         module, command = arguments(name, model, adapter, files, chats, tmp_path)
+        monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 50))
         try:
             code = import_module(module).main(command)
