@@ -45,7 +45,7 @@ OnDone = Callable[[int], None]  # rows of the stage done so far
 
 @dataclass(frozen=True)
 class AuditProgress:
-    """Who is told how far an audit is: of each stage's beginning (name, rows), and of its rows done so far."""
+    """Receives the progress of an audit: each stage's name and rows, then its rows done so far."""
 
     on_stage: Callable[[str, int], None] = lambda name, total: None
     on_done: OnDone = lambda done: None

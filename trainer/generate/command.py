@@ -40,7 +40,7 @@ Asks a model the eight first-plot questions in three formats (24 prompts), or yo
 an answer: prompt_id, group, question, answer, sample, n_tokens, finished, and how it was drawn: from the model's own
 distribution (top-p 1, no top-k, no penalties), whatever its generation_config or its server would use. Prompts whose
 answers stand in --out are skipped, so a run that was stopped goes on; a file with answers of another model, drawn in
-another way, or to other words under the same id, is refused. Then: python -m trainer.evaluate judge --answers OUT ..."""
+another way, or to other words under the same id, is refused. Then: trainer.evaluate judge --answers OUT ..."""
 
 EPILOG = """\
 examples:

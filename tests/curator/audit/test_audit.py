@@ -24,7 +24,6 @@ from curator.audit.risk import (
     N_RESAMPLES,
     TOP,
     Risks,
-    auc,
     below,
     judge,
     like_length,
@@ -166,12 +165,6 @@ def test_too_few_judged_rows_say_nothing(n_judged: int, n_rows: int) -> None:
     found = judge(Risks(risk, risk), Risks(np.arange(100.0), np.full(100, 9.0)), n_rows=n_rows, seed=0)
     assert (found.verdict, found.mean_percentile, found.n_judged) == ("undecided", None, n_judged)
     assert "could be judged" in found.reason
-
-
-@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
-def test_auc_is_the_chance_that_a_positive_is_above(positive: list[int], negative: list[int]) -> None:
-    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
-    assert auc(floats(*positive), floats(*negative)) == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_languages_are_named_only_when_they_can_be_told() -> None:
