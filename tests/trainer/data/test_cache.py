@@ -126,7 +126,10 @@ def test_whatever_decides_the_rows_renders_them_anew(
 def test_rows_without_a_trained_token_are_refused_from_the_cache_too(llama: Path, data: Path, tmp_path: Path) -> None:
     late = [{"role": "user", "content": "the quick brown fox " * 60}, {"role": "assistant", "content": "yes"}]
     data.write_text(data.read_text() + json.dumps({"messages": late}) + "\n")
-    fields = {"model": llama, "out": tmp_path / "a", "data": data, "on_bad_rows": "drop", "allow_masked_rows": True, "max_length": 200}
+    fields = {
+        "model": llama, "out": tmp_path / "a", "data": data, "on_bad_rows": "drop", "allow_masked_rows": True,
+        "max_length": 200,
+    }  # fmt: skip
     config = parse_config(fields)
     assert read(config, tmp_path / "c").prepared.masked == [12]
     with pytest.raises(BadRowsError, match="have no trained token"):
