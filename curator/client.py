@@ -7,7 +7,9 @@ harm (a mix's id follows from the request, a job's from its Idempotency-Key) are
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import quote
@@ -15,13 +17,15 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from curator.errors import BadInputError, MissingError, RemoteError
+from curator.corpus.formats import Container, Layout, locate
+from curator.corpus.formats.sources import one_file
+from curator.errors import BadInputError, RemoteError
 from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
 from curator.store.filesystem import atomic_write
 from curator.store.retries import Retries, TryAgainError, retry_after_s
 
 OnBadRows = Literal["refuse", "drop"]
-Data = str | Path | Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
 Document = dict[str, Any]
 Advance = Callable[[int], None]
 OnJob = Callable[[Document], None]  # receives the job whenever it changes
@@ -41,6 +45,18 @@ class ServiceError(RemoteError):
         super().__init__(message, details=details)
         self.status = status
         self.code = code
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A user's rows, or where they lie, with what is not to be detected: how records are packed and written."""
+
+    source: str | Path | Rows
+    format: Container | None = None
+    layout: Layout | None = None
+
+
+Data = str | Path | Rows | DataSet
 
 
 class ProgressFile:
@@ -182,13 +198,14 @@ class Client(Remote):
         advance: Advance | None = None,
         on_job: OnJob | None = None,
     ) -> Document:
-        """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
+        """Send a data set with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
-        A file is streamed, and `advance` receives each piece's bytes; under an `idempotency_key` the same request gets
-        the first answer again. Building may take long: there is no bound on the wait for the answer. Where the
-        service makes a job of it, the job is waited for and `on_job` receives its state; with `background` the
-        service makes a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
-        bad row in `details`, `bad_recipe` and the like, or with the job's own error.
+        It is what `python -m curator mix` reads: a chat file of any format, a folder that `datasets` saved or an id of
+        the hub (both read on this machine), or rows in memory. A file is streamed, and `advance` receives each piece's
+        bytes; under an `idempotency_key` the same request gets the first answer again. Building may take long: there is
+        no bound on the wait for the answer. Where the service makes a job of it, the job is waited for and `on_job`
+        receives its state; with `background` the service makes a job, which is returned at once. Raises ServiceError
+        with code `bad_rows` and every bad row in `details`, `bad_recipe` and the like, or with the job's own error.
         """
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
         if background:
@@ -264,22 +281,28 @@ class Client(Remote):
     ) -> Document:
         timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
         ((name, document),) = asked.items()
-        if not isinstance(data, str | Path):
-            body = {"rows": [dict(row) for row in data], name: dict(document), "on_bad_rows": on_bad_rows}
+        given = data if isinstance(data, DataSet) else DataSet(data)
+        fields = {"on_bad_rows": on_bad_rows} | {
+            key: value for key, value in (("format", given.format), ("layout", given.layout)) if value is not None
+        }
+        if not isinstance(given.source, str | Path):
+            body = {"rows": [dict(row) for row in given.source], name: dict(document), **fields}
             content, headers = orjson.dumps(body), {**headers, "Content-Type": "application/json"}
             return self._json("POST", link, content=content, headers=headers, timeout=timeout)
-        path = Path(data)
-        if not path.is_file():
-            raise MissingError(f"there is no file {path}")
-        fields = {name: orjson.dumps(dict(document)).decode(), "on_bad_rows": on_bad_rows}
+        fields[name] = orjson.dumps(dict(document)).decode()
+        located = locate(given.source)
+        if located.container is not None:
+            fields["format"] = located.container
+        with TemporaryDirectory(prefix="ballast-upload-") as folder:
+            path = one_file(located, Path(folder))
 
-        def attempt() -> httpx.Response:
-            with path.open("rb") as file:  # opened anew for each attempt
-                reported = ProgressFile(file, advance)
-                files = {"file": (path.name, reported)}
-                return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
+            def attempt() -> httpx.Response:
+                with path.open("rb") as file:  # opened anew for each attempt
+                    reported = ProgressFile(file, advance)
+                    files = {"file": (path.name, reported)}
+                    return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
 
-        return document_of(self._attempt(attempt))
+            return document_of(self._attempt(attempt))
 
     def manifest(self, mix_id: str) -> Document:
         """A mix's manifest."""

@@ -20,7 +20,7 @@ from trainer.loop.summary import content_line, model_line, run_warnings, say_res
 from trainer.monitor.report import check_files, monitor_section
 from trainer.runs.checkpoints import complete_checkpoints
 from trainer.runs.folder import CONFIG, METRICS, Fingerprint, RunFolder
-from trainer.runs.weights import check_quantisation, check_trackers, lora_config
+from trainer.runs.weights import check_trackers, lora_config
 
 STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -100,7 +100,6 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
 def check(config: TrainConfig) -> None:
     """Raise BadInputError for what can be refused by small files alone, before weights are read."""
     check_model_dir(config.model)
-    check_quantisation(config.model)
     check_trackers(config.report_to)
     check_fit(config.defences, config.model)
     if config.safelora is not None:

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curator.corpus.task_set import TaskSet
     from curator.store.store import Store
 
 # In the order of the work. The text is the one line that `python -m curator --help` shows.
@@ -20,7 +21,7 @@ COMMANDS = {
     "sql": "query the store: corpora, scorers, losses and the gap",
     "export": "write a score pool (corpus, losses, identities) as one file set",
     "import": "bring a score pool into a store, every file checked",
-    "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
+    "snippet": "settings for axolotl, LLaMA-Factory, TRL or unsloth that keep a mix's order",
     "audit": "compare a data set's gap with a scored corpus, row by row and as a set",
     "remove": "take a scorer with its losses out of a store",
     "verify": "check a mix's files and rows against its manifest",
@@ -30,6 +31,7 @@ COMMANDS = {
 }
 
 
+N_LISTED = 20  # bad rows that are listed for a person
 Subparsers = Any  # argparse keeps the type of add_subparsers() private
 
 
@@ -55,6 +57,35 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="folder or URL of the store (default: $BALLAST_STORE, else ./store)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """How a user's data set is read, and what happens to its bad rows: --format, --layout, --on-bad-rows."""
+    from curator.corpus.formats import CONTAINERS, LAYOUTS
+
+    parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
+    parser.add_argument(
+        "--on-bad-rows",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="refuse a data set with bad rows and list them (default), or keep them out and count them",
+    )
+
+
+def read_data(source: str, workdir: str, args: argparse.Namespace) -> "TaskSet":
+    """The rows of a data set as the options of `add_data_options` say; bad ones are listed for a person (capped).
+
+    Raises BadRowsError for bad rows that are not to be kept out.
+    """
+    from curator.console import list_problems
+    from curator.corpus.task_set import read_task_set
+
+    task_set = read_task_set(source, workdir, format=args.format, layout=args.layout)
+    if task_set.n_rejected and not args.json:
+        list_problems(task_set.reject_dicts()[:N_LISTED])
+    task_set.require_usable(args.on_bad_rows)
+    return task_set
 
 
 def open_store(args: argparse.Namespace, *, create: bool = False) -> "Store":

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from curator.audit.models import audit_models
-from curator.cli import Subparsers, new_parser, open_store
-from curator.console import list_problems, say, say_json
+from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
+from curator.console import say, say_json
 from curator.errors import BadInputError
 
 DESCRIPTION = """\
@@ -26,7 +26,8 @@ def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "audit", description=DESCRIPTION, examples=EXAMPLES)
     add = parser.add_argument
-    add("file", metavar="FILE", help="chat file to audit")
+    add("file", metavar="FILE", help="data set to audit: a chat file, a saved folder or a hub id")
+    add_data_options(parser)
     add("--corpus", required=True, metavar="NAME", help="scored corpus to compare with")
     add("--model", required=True, metavar="DIR", type=Path, help="model folder of the corpus's aligned scorer")
     add("--adapter", metavar="DIR", type=Path, action="append", default=[],
@@ -47,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     """Audit a file and say the verdict."""
     from curator.audit.options import AUDIT_ROWS, parse_options
     from curator.audit.run import audit
-    from curator.corpus.task_set import read_task_set
     from curator.store.store import Store
 
     store = open_store(args)
@@ -56,12 +56,7 @@ def run(args: argparse.Namespace) -> int:
     asked: dict[str, Any] = {"hold_out": args.hold_out, "misaligned": args.misaligned, "score": args.score}
     options = parse_options({"corpus": args.corpus, "seed": args.seed, **asked})
     with tempfile.TemporaryDirectory(prefix="ballast-audit-") as folder:
-        task_set = read_task_set(args.file, folder)
-        if task_set.n_rejected and not args.json:
-            list_problems(task_set.reject_dicts()[:20])
-        task_set.require_no_rejects()
-        if not task_set.n_rows:
-            raise BadInputError(f"{args.file} has no rows")
+        task_set = read_data(args.file, folder, args)
         models = audit_models(args.model, args.adapter, args.device, args.batch_tokens, args.threads)
         try:
             found = audit(store, Store(Path(folder) / "work"), task_set, options, models)
@@ -70,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         Store(args.out.absolute().parent).write_table(args.out.name, found.rows, AUDIT_ROWS)
     if args.json:
-        say_json(found.document)
+        say_json({**found.document, "n_rejected": task_set.n_rejected})
     else:
         _say(found.document)
     return 0

@@ -9,13 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from curator.cli import Subparsers, new_parser, open_store
-from curator.console import list_problems, say, say_json
-from curator.corpus.formats import CONTAINERS, LAYOUTS
-from curator.corpus.task_set import TaskSet, read_task_set
+from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
+from curator.console import say, say_json
 from curator.errors import (
     BadInputError,
-    BadRowsError,
     MissingError,
     RecipeError,
 )
@@ -96,7 +93,6 @@ def _inoculation_line(receipt: InoculationReceipt) -> str:
     )
 
 
-N_LISTED = 20
 PLAIN_FILTERS = ("harm", "hygiene", "exact_duplicates", "near_duplicates")  # those that need no settings
 
 DESCRIPTION = """\
@@ -136,14 +132,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "mix", description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument("taskfile", metavar="TASKFILE", help="your fine-tuning data: a chat file")
-    parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
-    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
-    parser.add_argument(
-        "--on-bad-rows",
-        choices=("refuse", "drop"),
-        default="refuse",
-        help="refuse a task file with bad rows and list them (default), or keep them out and count them",
-    )
+    add_data_options(parser)
     parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
     parser.add_argument(
         "--policy",
@@ -241,8 +230,7 @@ def run(args: argparse.Namespace) -> int:
     recipe, policy = _recipe(args), _policy(args)
     store = open_store(args)
     with TemporaryDirectory(prefix="ballast-") as workdir:
-        task_set = read_task_set(args.taskfile, workdir, format=args.format, layout=args.layout)
-        _deal_with_bad_rows(task_set, args)
+        task_set = read_data(args.taskfile, workdir, args)
         result = build_mix(store, task_set, recipe, args.tenant, policy, args.jsonl)
         if args.reasons is not None:
             write_reasons(plan_mix(store, task_set, recipe, policy), args.reasons)
@@ -329,16 +317,3 @@ def _read_document(path: Path) -> Any:
         raise MissingError(f"there is no recipe file {path}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path} is neither YAML nor JSON: {error}") from error
-
-
-def _deal_with_bad_rows(task_set: TaskSet, args: argparse.Namespace) -> None:
-    """Refuse or go on without them; either way each problem is listed (capped) for a person."""
-    if task_set.n_rejected and not args.json:
-        list_problems(task_set.reject_dicts()[:N_LISTED])
-    if args.on_bad_rows == "drop":
-        return
-    try:
-        task_set.require_no_rejects()
-    except BadRowsError as error:
-        hint = "mend the file, or keep bad rows out with --on-bad-rows drop"
-        raise BadRowsError(f"{error.message}; {hint}", details=error.details) from error

@@ -1,4 +1,4 @@
-"""`python -m curator snippet`: a mix for axolotl, LLaMA-Factory or TRL."""
+"""`python -m curator snippet`: a mix for axolotl, LLaMA-Factory, TRL or unsloth."""
 
 import argparse
 from pathlib import Path
@@ -10,12 +10,14 @@ from curator.mix.identity import read_manifest
 from curator.mix.snippets import (
     DATA_FILE,
     KINDS,
+    mix_shape,
     snippet,
     write_snippet,
 )
 
 DESCRIPTION = """\
-Prints the settings that make another trainer read a mix in its order: shuffling, packing and deduplication off. With
+Prints the settings that make another trainer read a mix in its order: shuffling, packing, cutting and
+deduplication off. With
 --out it writes them to a folder, beside the mix's messages as train.jsonl. Settings of the model and the optimiser
 are yours to add."""
 
@@ -38,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     store = open_store(args)
     args.mix_id = find_mix(store, args.tenant, args.mix_id)
     if args.out is None:
-        made = snippet(read_manifest(store, args.tenant, args.mix_id), args.kind)
+        manifest = read_manifest(store, args.tenant, args.mix_id)
+        made = snippet(manifest, args.kind, mix_shape(store, args.tenant, args.mix_id))
     else:
         made = write_snippet(store, args.tenant, args.mix_id, args.kind, Path(args.out))
     if args.json:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import orjson
 import pyarrow as pa
@@ -29,6 +29,7 @@ from curator.messages import example_id
 from curator.store.schema import TASK_ROWS
 from curator.store.store import arrow_schema
 
+OnBadRows = Literal["refuse", "drop"]
 GROUP_ROWS = 5_000
 MAX_LISTED_REJECTS = 1_000
 
@@ -67,14 +68,20 @@ class TaskSet:
         """One plain dict per problem of the listed rejects, for an error body."""
         return [problem for reject in self.rejects for problem in reject.as_dicts()]
 
-    def require_no_rejects(self) -> None:
-        """Raise BadRowsError, with every listed problem in its details, when any record was bad."""
-        if not self.n_rejected:
+    def require_usable(self, on_bad_rows: OnBadRows = "refuse") -> None:
+        """The one rule for bad records: the set is refused, or goes on without them if so asked and a row is left.
+
+        Raises BadRowsError with every listed problem in its details.
+        """
+        if not self.n_parsed:
+            raise BadRowsError("the data set has no rows")
+        if not self.n_rejected or (on_bad_rows == "drop" and self.n_rows):
             return
         first = self.rejects[0]
+        remedy = "mend the file, or keep bad rows out with --on-bad-rows drop" if self.n_rows else "no row can be used"
         raise BadRowsError(
             f"{self.n_rejected} of {self.n_parsed} task rows are bad; the first is {first.place()}: "
-            f"{first.code}, {first.message}",
+            f"{first.code}, {first.message}; {remedy}",
             details=self.reject_dicts(),
         )
 

@@ -18,55 +18,67 @@ from curator.mix.manifest import Manifest
 from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
-SnippetKind = Literal["axolotl", "llamafactory", "trl"]
+SnippetKind = Literal["axolotl", "llamafactory", "trl", "unsloth"]
 KINDS: tuple[SnippetKind, ...] = get_args(SnippetKind)
 DATA_FILE = "train.jsonl"
+# Tokens that a template may add to a message (markers, roles) and to a conversation (a system prompt of its own).
+MESSAGE_TOKENS, CONVERSATION_TOKENS = 32, 256
 
 _AXOLOTL = """\
-# axolotl settings for {title}. Merge them into your config (model, adapter, learning rate, ...).
+# axolotl settings for {title}. Merge them into your config (model, adapter, learning rate, ...), and run
+# axolotl in this folder.
 datasets:
-  - path: {data}
+  - path: ./{data}
     ds_type: json
     type: chat_template
     field_messages: messages
     roles_to_train: [assistant]
     train_on_eos: turn
-# The order of the rows is part of the mix: nothing may shuffle or drop them.
+# The order of the rows is part of the mix: nothing may shuffle, cut or drop them.
 shuffle_merged_datasets: false
 shuffle_before_merging_datasets: false
 curriculum_sampling: true  # axolotl's sequential sampler
 sample_packing: false
 group_by_length: false
 dataset_exact_deduplication: false
+sequence_len: {length}  # no row has more tokens: {why_length}
+pad_to_sequence_len: false
+excess_length_strategy: raise
 val_set_size: 0
 num_epochs: 1  # {epochs}
 {batch}"""
 
 _LLAMA_FACTORY = """\
-# LLaMA-Factory settings for {title}. Merge them into your config (model, template, learning rate, ...).
+# LLaMA-Factory settings for {title}. Merge them into your config (model, template, learning rate, ...), and run
+# it in this folder.
 stage: sft
 do_train: true
-dataset_dir: {folder}
+dataset_dir: .
 dataset: ballast_mix
-# The order of the rows is part of the mix: nothing may shuffle or drop them.
+# The order of the rows is part of the mix: nothing may shuffle, cut or drop them.
 disable_shuffling: true
 packing: false
 neat_packing: false
+cutoff_len: {length}  # no row has more tokens: {why_length}
 val_size: 0
 mask_history: false  # every answer is trained, as it is scored
 train_on_prompt: false
 num_train_epochs: 1  # {epochs}
 {batch}"""
 
-_TRL = '''\
-"""TRL training on {title}. Fill in the model and your own settings."""
+_TRL = """\
+\"\"\"TRL training on {title}. Fill in the model and your own settings.\"\"\"
+
+from pathlib import Path
 
 from datasets import load_dataset
-from trl import SFTConfig, SFTTrainer
+{imports}from trl import SFTConfig, SFTTrainer
 
-data = load_dataset("json", data_files={data!r}, split="train")
+MODEL = "YOUR_MODEL"
+
+data = load_dataset("json", data_files=str(Path(__file__).with_name("{data}")), split="train")
 assert len(data) == {n_rows}
-
+{rows}
 # The order of the rows is part of the mix: nothing may shuffle, pack, cut or drop them.
 config = SFTConfig(
     output_dir="out",
@@ -74,13 +86,90 @@ config = SFTConfig(
     shuffle_dataset=False,
     packing=False,
     max_length=None,
-    assistant_only_loss=True,
+    {loss}
     num_train_epochs=1,  # {epochs}{batch}
 )
-trainer = SFTTrainer(model="YOUR_MODEL", args=config, train_dataset=data)
+trainer = SFTTrainer(model=MODEL, args=config, train_dataset=data)
 assert len(trainer.train_dataset) == {n_rows}
 trainer.train()
-'''
+"""
+
+# One answer at the end of each row: TRL tells it from its prompt whatever the chat template.
+_TRL_ONE_ANSWER = """
+# Each row has one answer, its last turn: as prompt and completion it alone is trained, with any chat template.
+data = data.map(
+    lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns=data.column_names
+)
+"""
+_TRL_SEVERAL_ANSWERS = """
+# Some rows have several answers. TRL finds them by the template's {% generation %} marks, its own or those that TRL
+# knows for it; with a template that has none the whole conversation is trained, questions too.
+try:
+    get_training_chat_template(AutoTokenizer.from_pretrained(MODEL))
+    answers_alone = True
+except ValueError:
+    answers_alone = False
+    print("the chat template has no generation marks: questions are trained too (trainer.sft trains answers alone)")
+"""
+_TRL_IMPORTS = """\
+from transformers import AutoTokenizer
+from trl.chat_template_utils import get_training_chat_template
+"""
+
+_UNSLOTH = """\
+\"\"\"unsloth training on {title}. Fill in the model and your own settings.\"\"\"
+
+from pathlib import Path
+
+from unsloth import FastLanguageModel  # before trl, which it patches
+
+from datasets import load_dataset
+from transformers import DataCollatorForSeq2Seq
+from trl import SFTConfig, SFTTrainer
+
+MODEL = "YOUR_MODEL"
+LENGTH = {length}  # no row has more tokens: {why_length}
+
+model, tokenizer = FastLanguageModel.from_pretrained(MODEL, max_seq_length=LENGTH)
+model = FastLanguageModel.get_peft_model(model)
+
+
+def encode(row):
+    \"\"\"Token ids, and labels on the answers alone: what each adds to the conversation up to it.\"\"\"
+    turns = row["messages"]
+    ids = tokenizer.apply_chat_template(turns, return_dict=False)
+    labels = [-100] * len(ids)
+    for place, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        start = tokenizer.apply_chat_template(turns[:place], add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(turns[: place + 1], return_dict=False)
+        if ids[: len(start)] != start or ids[: len(whole)] != whole:
+            raise ValueError("the chat template changes earlier turns: train with trainer.sft")
+        labels[len(start) : len(whole)] = ids[len(start) : len(whole)]
+    assert len(ids) <= LENGTH
+    return {{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}}
+
+
+data = load_dataset("json", data_files=str(Path(__file__).with_name("{data}")), split="train")
+data = data.map(encode, remove_columns=data.column_names)
+assert len(data) == {n_rows}
+# The order of the rows is part of the mix: nothing may shuffle, pack, cut or drop them.
+config = SFTConfig(
+    output_dir="out",
+    train_sampling_strategy="sequential",
+    shuffle_dataset=False,
+    packing=False,
+    max_length=LENGTH,
+    num_train_epochs=1,  # {epochs}{batch}
+)
+trainer = SFTTrainer(
+    model=model, args=config, train_dataset=data, processing_class=tokenizer,
+    data_collator=DataCollatorForSeq2Seq(tokenizer),
+)
+assert len(trainer.train_dataset) == {n_rows}
+trainer.train()
+"""
 
 _DATASET_INFO = {
     "ballast_mix": {
@@ -106,27 +195,58 @@ class Snippet:
     files: dict[str, str]
 
 
-def snippet(manifest: Manifest, kind: SnippetKind, folder: str = ".") -> Snippet:
-    """The config that makes a trainer read the mix's `train.jsonl` in `folder` in its order."""
-    n_epochs = manifest.order.epochs
+@dataclass(frozen=True)
+class MixShape:
+    """What a config must know of a mix's rows: a bound on the tokens of the longest, with any tokenizer and template,
+    and whether each row has one answer, as its last turn."""
+
+    max_tokens: int
+    one_answer: bool
+
+
+def mix_shape(store: Store, tenant: str, mix_id: str) -> MixShape:
+    """Read every row of a mix. No tokenizer gives more tokens than a text has bytes; a template adds its markers."""
+    longest, one_answer = 0, True
+    for batch in mix_batches(store, tenant, mix_id, columns=["messages"]):
+        for text in batch.column("messages").to_pylist():
+            messages = orjson.loads(text)
+            longest = max(longest, len(text.encode()) + MESSAGE_TOKENS * len(messages) + CONVERSATION_TOKENS)
+            answers = [message["role"] == "assistant" for message in messages]
+            one_answer = one_answer and answers.count(True) == 1 and answers[-1]
+    return MixShape(longest, one_answer)
+
+
+def snippet(manifest: Manifest, kind: SnippetKind, shape: MixShape) -> Snippet:
+    """The config that makes a trainer read the mix's `train.jsonl`, which lies beside it, in its order."""
+    n_epochs, size = manifest.order.epochs, manifest.order.batch_size
     fields: dict[str, Any] = {
         "title": f"Ballast mix {manifest.mix_id}",
-        "data": f"{folder}/{DATA_FILE}",
-        "folder": folder,
+        "data": DATA_FILE,
         "n_rows": manifest.n_rows,
         "epochs": "one pass: " + (f"the file holds all {n_epochs} epochs" if n_epochs > 1 else "more would repeat it"),
+        "length": shape.max_tokens,
+        "why_length": "the longest has so many bytes and markers",
     }
-    size = manifest.order.batch_size
-    if kind == "trl":
+    if kind in ("trl", "unsloth"):
         batch = "" if size is None else f"\n    per_device_train_batch_size={size},  # times devices and accumulation"
-        return Snippet("train_trl.py", {"train_trl.py": _TRL.format(**fields, batch=batch)})
+        name = f"train_{kind}.py"
+        text = _UNSLOTH.format(**fields, batch=batch) if kind == "unsloth" else _trl(fields, batch, shape)
+        return Snippet(name, {name: text})
     if kind == "axolotl":
         batch = "" if size is None else f"micro_batch_size: {size}  # times devices and accumulation: the mix's batch\n"
-        return Snippet("axolotl.yaml", {"axolotl.yaml": _AXOLOTL.format(**_quoted(fields), batch=batch)})
+        return Snippet("axolotl.yaml", {"axolotl.yaml": _AXOLOTL.format(**fields, batch=batch)})
     batch = "" if size is None else f"per_device_train_batch_size: {size}  # times devices and accumulation\n"
-    text = _LLAMA_FACTORY.format(**_quoted(fields), batch=batch)
+    text = _LLAMA_FACTORY.format(**fields, batch=batch)
     info = orjson.dumps(_DATASET_INFO, option=orjson.OPT_INDENT_2).decode() + "\n"
     return Snippet("llamafactory.yaml", {"llamafactory.yaml": text, "dataset_info.json": info})
+
+
+def _trl(fields: dict[str, Any], batch: str, shape: MixShape) -> str:
+    if shape.one_answer:
+        own = {"imports": "", "rows": _TRL_ONE_ANSWER, "loss": "completion_only_loss=True,"}
+    else:
+        own = {"imports": _TRL_IMPORTS, "rows": _TRL_SEVERAL_ANSWERS, "loss": "assistant_only_loss=answers_alone,"}
+    return _TRL.format(**fields, **own, batch=batch)
 
 
 def write_snippet(store: Store, tenant: str, mix_id: str, kind: SnippetKind, out: Path) -> Snippet:
@@ -136,7 +256,7 @@ def write_snippet(store: Store, tenant: str, mix_id: str, kind: SnippetKind, out
     than they were scored (nothing but the data file is then left).
     """
     manifest = read_manifest(store, tenant, mix_id)
-    made = snippet(manifest, kind, out.resolve().as_posix())
+    made = snippet(manifest, kind, mix_shape(store, tenant, mix_id))
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / DATA_FILE, durable=True) as temporary, temporary.open("wb") as file:
         file.writelines(_lines(store, tenant, mix_id, kind))
@@ -165,8 +285,3 @@ def _fault(message: dict[str, Any], kind: SnippetKind) -> str | None:
     if kind == "llamafactory" and (message["role"] not in ("system", "user", "assistant") or "tool_calls" in message):
         return "a tool call or a role that llamafactory's ShareGPT form does not have"
     return None
-
-
-def _quoted(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with paths as YAML text, which JSON text is."""
-    return fields | {name: orjson.dumps(fields[name]).decode() for name in ("data", "folder")}

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from curator.errors import RenderError
+from curator.errors import BadInputError, RenderError
 
 SPECIAL_NAMES = (
     "bos_token",
@@ -124,3 +125,34 @@ def _config_tokens(
 def canonical_bytes(document: Any) -> bytes:
     """JSON with sorted keys: the same bytes for the same content."""
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+
+
+def check_vocabulary(path: Path, n_rows: int) -> None:
+    """Raise BadInputError when the tokenizer of a folder gives ids that an embedding of `n_rows` rows lacks.
+
+    Control tokens that neither the template nor the roles of the tokenizer (end of text, padding, ...) name may be
+    beyond it: no text becomes one of them here (Gemma 3 has such a token for images).
+    """
+    files = None
+    for template in (None, " "):  # a folder without a template has a vocabulary too
+        with suppress(RenderError):  # one that cannot be read is refused where rows are rendered
+            files = files or read_folder(path, template)
+    if files is None:
+        return
+    vocab = files.tokenizer["model"]["vocab"]
+    pieces = vocab.items() if isinstance(vocab, dict) else ((piece, id_) for id_, (piece, _) in enumerate(vocab))
+    named = {files.special_tokens.get(name) for name in SPECIAL_NAMES}
+    added = files.tokenizer["added_tokens"]
+    unreachable = {
+        item["content"]
+        for item in added
+        if item["special"] and item["content"] not in named and item["content"] not in files.chat_template
+    }
+    ids = {**dict(pieces), **{item["content"]: int(item["id"]) for item in added}}
+    beyond = sorted((id_, text) for text, id_ in ids.items() if id_ >= n_rows and text not in unreachable)
+    if beyond:
+        raise BadInputError(
+            f"the tokenizer of {path} has ids up to {beyond[-1][0]} ({beyond[-1][1]!r}), the embedding has {n_rows} "
+            "rows: it is another model's tokenizer, or a token was added without model.resize_token_embeddings",
+            details=[text for _, text in beyond[:20]],
+        )

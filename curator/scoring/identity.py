@@ -27,6 +27,9 @@ _ADAPTER_NOISE = frozenset(
 )
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
+_PACKING_FILES = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ, before config.json held it
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_BUFFERS = frozenset({"bias", "masked_bias", "position_ids", "num_batches_tracked"})  # masks and counts
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -107,6 +110,41 @@ def check_model_dir(model_dir: Path) -> None:
             "`model.save_pretrained(folder)` and `tokenizer.save_pretrained(folder)`",
             details=missing,
         )
+    _check_config(model_dir, _read_object(model_dir / "config.json"))
+
+
+def _check_config(model_dir: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what would make transformers load something else than the folder's weights, or more."""
+    packing = config.get("quantization_config") or config.get("compression_config")
+    if not packing:
+        packing = next((name for name in _PACKING_FILES if (model_dir / name).is_file()), None)
+    if packing:
+        method = packing.get("quant_method") if isinstance(packing, dict) else packing
+        raise _packed(model_dir, str(method or "quantization_config"))
+    if (model_dir / "adapter_config.json").is_file():
+        raise BadInputError(
+            f"model folder {model_dir} holds an adapter beside the model (adapter_config.json), which transformers "
+            "would put on top: move it into a folder of its own and name it as the adapter"
+        )
+    if config.get("transformers_weights") not in (None, _SINGLE):
+        raise BadInputError(
+            f"{model_dir}/config.json names other weights (transformers_weights {config['transformers_weights']!r}): "
+            f"save them as {_SINGLE}"
+        )
+
+
+def _packed(model_dir: Path, how: str) -> BadInputError:
+    return BadInputError(
+        f"model folder {model_dir} cannot be loaded: its weights are packed ({how}); take the unpacked model"
+    )
+
+
+def check_packed_tensors(model_dir: Path) -> None:
+    """Raise BadInputError for weights of 8 bits and less, which need scales, though config.json does not say so."""
+    for file in weight_files(model_dir):
+        for name, entry in tensor_headers(file).items():
+            if entry["dtype"] not in _FLOATS and name.rpartition(".")[2] not in _BUFFERS:
+                raise _packed(model_dir, f"{name} is {entry['dtype']}")
 
 
 def check_adapter_dir(adapter_dir: Path) -> None:
@@ -114,15 +152,6 @@ def check_adapter_dir(adapter_dir: Path) -> None:
     missing = [name for name in ("adapter_config.json", _ADAPTER) if not (adapter_dir / name).is_file()]
     if missing:
         raise BadInputError(f"adapter folder {adapter_dir} lacks {', '.join(missing)}", details=missing)
-
-
-def highest_token(model_dir: Path) -> tuple[int, str]:
-    """The highest token id of a folder's tokenizer, and its token; (-1, "") for one that lists none."""
-    document = _read_object(model_dir / "tokenizer.json")
-    vocab = (document.get("model") or {}).get("vocab") or {}
-    known = vocab.items() if isinstance(vocab, dict) else ((entry[0], place) for place, entry in enumerate(vocab))
-    added = ((str(item["content"]), int(item["id"])) for item in document.get("added_tokens") or [])
-    return max(((int(number), token) for token, number in (*known, *added)), default=(-1, ""))
 
 
 def model_window(model_dir: Path) -> int | None:
@@ -135,12 +164,17 @@ def model_window(model_dir: Path) -> int | None:
 
 def weights_sha256(model_dir: Path) -> str:
     """Hash of the tensors that `from_pretrained` would load, and of config.json without its noise."""
+    return _hash_weights(weight_files(model_dir), _without(_read_object(model_dir / "config.json"), _CONFIG_NOISE))
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """The files that `from_pretrained` would read: one, or the shards of the index."""
     if (model_dir / _SINGLE).is_file():
-        files = [model_dir / _SINGLE]
-    else:
-        index = _read_object(model_dir / _INDEX)
-        files = [model_dir / name for name in sorted(set(index.get("weight_map", {}).values()))]
-    return _hash_weights(files, _without(_read_object(model_dir / "config.json"), _CONFIG_NOISE))
+        return [model_dir / _SINGLE]
+    shards = _read_object(model_dir / _INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise BadInputError(f"{model_dir / _INDEX} lists no shards (weight_map)")
+    return [model_dir / name for name in sorted(set(shards.values()))]
 
 
 def adapter_sha256(adapter_dir: Path) -> str:
@@ -157,12 +191,19 @@ def adapter_sha256(adapter_dir: Path) -> str:
 
 def adapter_shapes(adapter_dir: Path) -> dict[str, list[int]]:
     """Shape of each tensor of an adapter by name; BadInputError when the file is not whole."""
-    file = adapter_dir / _ADAPTER
+    return {name: list(entry["shape"]) for name, entry in tensor_headers(adapter_dir / _ADAPTER).items()}
+
+
+def tensor_headers(file: Path) -> dict[str, dict[str, Any]]:
+    """`dtype` and `shape` of each tensor of a safetensors file by name; BadInputError when its header is not whole."""
     try:
         with file.open("rb") as handle:
             header = orjson.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        return {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        found = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        if not all(isinstance(entry["dtype"], str) and isinstance(entry["shape"], list) for entry in found.values()):
+            raise ValueError("its header is not one of tensors")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise BadInputError(f"{file} is not a whole safetensors file: {error}") from error
 
 

@@ -64,7 +64,7 @@ def scored_row(example_id: str, row: "Rendered", loss: RowLoss | str) -> ScoreRo
     if isinstance(loss, str):
         return ScoreRow(example_id, "failed", None, row.n_response_tokens, row.n_tokens, loss)
     if not math.isfinite(loss.nll_sum):
-        reason = f"the model's loss is {loss.nll_sum}"
+        reason = loss.reason or f"the model's loss is {loss.nll_sum}"
         return ScoreRow(example_id, "failed", None, loss.n_response_tokens, row.n_tokens, reason)
     return ScoreRow(example_id, "scored", loss.nll_sum, loss.n_response_tokens, row.n_tokens, None)
 

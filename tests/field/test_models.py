@@ -34,7 +34,7 @@ FOLDERS: dict[str, tuple[Make, str]] = {
     ),
     "foreign_prefix": (
         lambda base, out: changed_folder(base, out, foreign_prefix),
-        "it has others that fit nothing: transformer_x.",
+        "it has 21 others that fit nothing: transformer_x.",
     ),
     "short_embedding": (lambda base, out: changed_folder(base, out, short_embedding), "cannot be loaded"),
     "bnb": (

@@ -1,11 +1,14 @@
 """One frozen configuration of a training run: unknown keys refused, ranges checked before a model is loaded."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from curator.corpus.formats import Container, Layout
+from curator.corpus.task_set import OnBadRows
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
@@ -45,6 +48,11 @@ _TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow", "comet_ml", "swanlab",
 def tracker_modules(name: str) -> tuple[str, ...]:
     """The modules of which one must be there for a tracker: TensorBoard's files have two writers."""
     return ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+
+
+def _path_text(value: object) -> object:
+    """A path as text: only text may be a hub id."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class LoraSettings(Strict):
@@ -96,13 +104,19 @@ class TrainConfig(Strict):
         default=None, description="or: store it lies in (default: $BALLAST_STORE, else ./store)"
     )
     tenant: str = Field(default="local", description="tenant in the store")
-    data: Annotated[Path | None, Option("FILE")] = Field(
-        default=None, description="or: train on a chat file, in its order"
+    data: Annotated[str | None, BeforeValidator(_path_text), Option("FILE")] = Field(
+        default=None,
+        description="or: train on a chat file, a folder that datasets saved or a data set of the hub, in its order",
     )
-    corpus_format: Literal["jsonl", "json", "parquet"] | None = Field(
-        default=None, description="format of --data (default: detected)"
+    data_format: Annotated[Container | None, Option(flag="--format")] = Field(
+        default=None, description="how records of --data are packed (default: detected)"
     )
-    strict: bool = Field(default=False, description="refuse --data with any bad row instead of leaving it out")
+    data_layout: Annotated[Layout | None, Option(flag="--layout")] = Field(
+        default=None, description="how a conversation of --data is written (default: each as it shows)"
+    )
+    on_bad_rows: OnBadRows = Field(
+        default="refuse", description="refuse --data with bad rows and list them (default), or keep them out"
+    )
 
     epochs: int = Field(default=1, ge=1, le=10_000, description="passes over the rows")
     max_steps: Annotated[int | None, Option(aliases=("--steps",))] = Field(

@@ -207,7 +207,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and rows")
     add_options(group, TrainConfig, ("model", "mix_id", "api_url"))
     group.add_argument("--api-key", metavar="KEY", help="its key (default: $BALLAST_API_KEY); never written to disk")
-    add_options(group, TrainConfig, ("store", "tenant", "data", "corpus_format", "strict"))
+    add_options(group, TrainConfig, ("store", "tenant", "data", "data_format", "data_layout", "on_bad_rows"))
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.corpus.formats import Row, locate, read_rows
 from curator.corpus.task_set import read_task_set
 from curator.errors import MissingError
 from curator.mix.identity import Manifest
@@ -99,12 +100,19 @@ def _from_mix(
 
 def _from_file(config: TrainConfig, folder: Path, renderer: Renderer, cache: RenderCache) -> _Read:
     assert config.data is not None
-    source = {"data_sha256": file_sha256(config.data), "suffixes": config.data.suffixes}
-    key = _key(config, renderer, source | {"format": config.corpus_format, "strict": config.strict})
+    located = locate(config.data)
+    source = {
+        "data_sha256": files_sha256(located.files),
+        "suffixes": located.files[0].suffixes,
+        "format": config.data_format,
+        "layout": config.data_layout,
+        "on_bad_rows": config.on_bad_rows,
+    }
+    key = _key(config, renderer, source)
     found = cache.load(key)
     if found is not None:
         prepared, document = found
-        check_masked(prepared, config)
+        check_masked(prepared, config, lambda positions: places_in_file(config, positions))
     else:
         prepared, document = _render_file(config, folder / "rows", renderer)
         cache.save(key, prepared, document)
@@ -112,21 +120,20 @@ def _from_file(config: TrainConfig, folder: Path, renderer: Renderer, cache: Ren
     if document["n_rejected"]:
         text = (
             f"{document['n_rejected']} of {document['n_rejected'] + document['n_rows']} records of "
-            f"{config.data.name} were left out; the first is {document['first_reject']}"
+            f"{located.name} were left out; the first is {document['first_reject']}"
         )
         warnings = [Warned("rows_left_out", text)]
     shown = {name: value for name, value in document.items() if name != "first_reject"}
-    return prepared, {"file": config.data.name, **shown}, warnings, key
+    return prepared, {"file": located.name, **shown}, warnings, key
 
 
 def _render_file(config: TrainConfig, work: Path, renderer: Renderer) -> tuple[PreparedRows, dict[str, Any]]:
     assert config.data is not None
-    task = read_task_set(config.data, work, format=config.corpus_format)
+    task = read_task_set(config.data, work, format=config.data_format, layout=config.data_layout)
     try:
-        if config.strict or not task.n_rows:
-            task.require_no_rejects()
+        task.require_usable(config.on_bad_rows)
         rows: Iterator[TrainRow] = task_rows(task)
-        prepared = prepare(rows, task.n_rows, renderer, config)
+        prepared = prepare(rows, task.n_rows, renderer, config, lambda positions: places_in_file(config, positions))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     first = task.rejects[0] if task.rejects else None
@@ -137,6 +144,28 @@ def _render_file(config: TrainConfig, work: Path, renderer: Renderer) -> tuple[P
         "reject_codes": task.reject_codes,
         "first_reject": first and f"{first.place()}: {first.code}, {first.message}",
     }
+
+
+def places_in_file(config: TrainConfig, positions: Collection[int]) -> dict[int, str]:
+    """Where usable rows of the data set stand in it (`line 7`), by their 0-based position among the usable ones.
+
+    The file is read again: this is for errors, and rows that are left out before a row shift its position.
+    """
+    assert config.data is not None
+    found = read_rows(config.data, format=config.data_format, layout=config.data_layout)
+    rows = (row for row in found if isinstance(row, Row))
+    return {position: row.place() for position, row in enumerate(rows) if position in positions}
+
+
+def data_sha256(source: str | Path) -> str:
+    """SHA-256 over a data set's bytes, hex: a file's own, or that of its files' in order."""
+    return files_sha256(locate(source).files)
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """A single file's SHA-256, or the SHA-256 over those of several in order; hex."""
+    found = [file_sha256(path) for path in files]
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

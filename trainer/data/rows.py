@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -160,7 +160,17 @@ def task_rows(task: TaskSet) -> Iterator[TrainRow]:
             yield TrainRow(row["ordinal"], row["example_id"], "task", load_messages(row["messages"]))
 
 
-def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: TrainConfig) -> PreparedRows:
+Places = Callable[[Collection[int]], dict[int, str]]  # where rows stand that errors name, by position
+
+
+def places_in_mix(positions: Collection[int]) -> dict[int, str]:
+    """A mix has one row a line."""
+    return {position: f"line {position + 1}" for position in positions}
+
+
+def prepare(
+    rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: TrainConfig, places: Places = places_in_mix
+) -> PreparedRows:
     """Render, cut and label all rows.
 
     Raises BadRowsError listing rows that the template cannot render, and, unless `allow_masked_rows`, those
@@ -176,14 +186,15 @@ def prepare(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: T
             n_failed += failed
             progress.advance(len(part.input_ids) + failed)
     if n_failed:
+        listed = _placed(problems, places)
+        first = listed[0]
         raise BadRowsError(
-            f"{n_failed} of {n_rows} rows cannot be rendered; the first is row {problems[0]['row']}: "
-            f"{problems[0]['message']}",
-            details=problems,
+            f"{n_failed} of {n_rows} rows cannot be rendered; the first is {first['place']}: {first['message']}",
+            details=listed,
         )
     if not prepared.input_ids:
         raise BadRowsError("there is no row to train on")
-    check_masked(prepared, config)
+    check_masked(prepared, config, places)
     return prepared
 
 
@@ -259,7 +270,7 @@ def _labelled(rows: Sequence[TrainRow], rendered: Sequence[Rendered], max_length
     )
 
 
-def check_masked(prepared: PreparedRows, config: TrainConfig) -> None:
+def check_masked(prepared: PreparedRows, config: TrainConfig, places: Places = places_in_mix) -> None:
     """Raise BadRowsError for rows without a trained token, unless they may stay (but never when all are so)."""
     if not prepared.masked:
         return
@@ -269,16 +280,22 @@ def check_masked(prepared: PreparedRows, config: TrainConfig) -> None:
     if config.allow_masked_rows:
         return
     text = "no response token within the window"
-    details = [_problem(row, prepared.example_ids[row], text) for row in prepared.masked[:MAX_LISTED]]
+    details = _placed([_problem(row, prepared.example_ids[row], text) for row in prepared.masked[:MAX_LISTED]], places)
     raise BadRowsError(
         f"{len(prepared.masked)} of {n_rows} rows have no trained token within {config.max_length} tokens (first: "
-        f"row {prepared.masked[0]}); raise --max-length, or keep them in place untrained with --allow-masked-rows",
+        f"{details[0]['place']}); raise --max-length, or keep them in place untrained with --allow-masked-rows",
         details=details,
     )
 
 
-def _problem(row: int, example: str, message: str) -> dict[str, Any]:
-    return {"row": row, "example_id": example, "message": message}
+def _problem(position: int, example: str, message: str) -> dict[str, Any]:
+    return {"position": position, "example_id": example, "message": message}
+
+
+def _placed(problems: Sequence[dict[str, Any]], places: Places) -> list[dict[str, Any]]:
+    """Problems with the place where a person finds each row."""
+    found = places({item["position"] for item in problems})
+    return [{"place": found[item["position"]], **item} for item in problems]
 
 
 def list_array(rows: Sequence[npt.NDArray[Any]]) -> pa.Array:

@@ -66,10 +66,10 @@ def measure(
     return result
 
 
-def _render(data: Path, renderer: Renderer, how: NllSettings) -> tuple[list[Rendered], dict[str, int]]:
+def _render(data: str | Path, renderer: Renderer, how: NllSettings) -> tuple[list[Rendered], dict[str, int]]:
     rows: list[Rendered] = []
     skipped = {"n_bad_records": 0, "n_too_long": 0, "n_no_response": 0}
-    with Progress(None, "rows", f"rendering {data.name}") as progress:
+    with Progress(None, "rows", f"rendering {Path(data).name}") as progress:
         for item in read_rows(data):
             progress.advance()
             if isinstance(item, Reject):
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of that model")
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file")
+    parser.add_argument("--data", required=True, metavar="FILE", help="chat file, saved folder or hub id")
     add_options(parser, NllSettings, ("max_length", "mask_rule"))
     add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")

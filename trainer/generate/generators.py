@@ -207,9 +207,9 @@ def _finished(choice: dict[str, Any]) -> bool | None:
 
 
 def _tokenizer(model_dir: Path) -> Any:
-    from transformers import AutoTokenizer
+    from curator.scoring.engines.torch_folder import load_tokenizer
 
-    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    return load_tokenizer(model_dir)
 
 
 def _no_settings() -> Any:

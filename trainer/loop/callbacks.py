@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from curator.console import Progress
 from curator.errors import BallastError
-from trainer.loop.trainer import LOSS, BallastTrainer
+from trainer.loop.trainer import LOSS, SFT_LOSS, BallastTrainer
 
 
 class DivergedError(BallastError, ArithmeticError):
@@ -55,6 +55,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
 
     A line: step (1-based), loss, sft_loss, each term (nats per token, unweighted), lr, grad_norm, tokens
     (response tokens trained in the step), total_tokens (real tokens fed), rows, seconds, cpu_seconds (of this process).
+    A step of rows without a trained token has no SFT loss: null, not 0.
     """
 
     def __init__(self, path: Path, progress: Progress, stop: StopRequest, start: int = 0) -> None:
@@ -87,10 +88,11 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             with self.path.open("ab") as file:
                 file.write(orjson.dumps(line) + b"\n")
-        self.progress.advance(1, loss=f"{line[LOSS]:.4f}")
-        if not math.isfinite(line[LOSS]):
+        loss = line[LOSS]
+        self.progress.advance(1, loss="none" if loss is None else f"{loss:.4f}")
+        if loss is not None and not math.isfinite(loss):
             raise DivergedError(
-                f"the loss is {line[LOSS]} at step {state.global_step}: lower --lr or the weight of a defence"
+                f"the loss is {loss} at step {state.global_step}: lower --lr or the weight of a defence"
             )
         if self.trainer.any_process(self.stop.asked):
             self.stop.asked = control.should_training_stop = control.should_save = True
@@ -102,7 +104,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         cpu_seconds, self._cpu_started = cpu_now - self._cpu_started, cpu_now
         return {
             "step": step,
-            **parts,
+            **parts_of_step(parts, counts.n_response),
             "lr": self._lr,
             "grad_norm": grad_norm,
             "tokens": counts.n_response,
@@ -111,6 +113,15 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             "seconds": round(seconds, 4),
             "cpu_seconds": round(cpu_seconds, 4),
         }
+
+
+def parts_of_step(parts: dict[str, float], n_response: int) -> dict[str, float | None]:
+    """A step's parts as they are recorded: without a trained token there is no SFT loss, and without terms no loss."""
+    if n_response:
+        return dict(parts)
+    terms = parts.keys() - {LOSS, SFT_LOSS}
+    absent = {SFT_LOSS} if terms else {LOSS, SFT_LOSS}
+    return {name: None if name in absent else value for name, value in parts.items()}
 
 
 def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:

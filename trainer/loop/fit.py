@@ -18,6 +18,7 @@ import transformers
 from curator.console import Progress
 from curator.errors import BadInputError
 from curator.render import Renderer
+from curator.scoring.engines.torch_folder import load_tokenizer
 from trainer.config import TrainConfig
 from trainer.data.collate import Collator, OnceCheck, OrderCheck
 from trainer.data.rows import PreparedRows
@@ -181,9 +182,7 @@ def _trainer(
         model=ready.model,
         args=options,
         train_dataset=prepared.dataset(n_fill),
-        processing_class=transformers.AutoTokenizer.from_pretrained(
-            config.model, local_files_only=True, trust_remote_code=False
-        ),
+        processing_class=load_tokenizer(config.model),
         data_collator=Collator(pad_id),
         callbacks=[log],
         defences=ready.defences,

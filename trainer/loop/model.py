@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from curator.errors import BadInputError
 from curator.scoring.engines.torch_model import (
     load_checked,
     load_model,
+    make_savable,
     resolve_device,
     resolve_dtype,
     with_adapter,
@@ -29,10 +31,7 @@ def load_for_training(config: TrainConfig) -> Any:
     device = resolve_device(config.device)
     if config.four_bit:
         return _load_four_bit(config.model, device)
-    model = load_model(config.model, device, resolve_dtype(config.dtype, device))
-    model.use_cache_before_training = model.config.use_cache  # saved as it was
-    model.config.use_cache = False
-    return model
+    return load_model(config.model, device, resolve_dtype(config.dtype, device))
 
 
 def _load_four_bit(folder: Path, device: str) -> Any:
@@ -44,7 +43,6 @@ def _load_four_bit(folder: Path, device: str) -> Any:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     model = load_checked(folder, "sdpa", quantization_config=packed, device_map={"": device})
-    model.config.use_cache = False
     return model.requires_grad_(False)
 
 
@@ -76,22 +74,14 @@ def continue_lora(model: Any, folder: Path, seed: int) -> PeftModel:
 
 
 def prepare_full(model: Any, seed: int) -> Any:
-    """`model` with every weight trained; `seed` decides the dropout.
+    """`model` with every weight trained; `seed` decides the dropout. Raises BadInputError when it could not be saved.
 
-    Raises BadInputError for a generation_config that could not be saved with the weights at the end. One that only
-    lacks `do_sample: true` beside its temperature or top_p gets it, which is what such values mean.
+    Trainers switch the cache off and put the tokenizer's ends of text into the settings: the model is saved with those
+    that it has now.
     """
+    make_savable(model)
+    model.settings_to_save = deepcopy((model.config, model.generation_config))
     transformers.set_seed(seed)
-    generation = getattr(model, "generation_config", None)
-    if generation is not None:
-        try:
-            generation.validate(strict=True)
-        except ValueError:
-            generation.do_sample = True
-            try:
-                generation.validate(strict=True)
-            except ValueError as error:
-                raise BadInputError(f"generation_config.json cannot be saved again: {error}") from error
     return model.requires_grad_(True).train()
 
 
@@ -128,12 +118,16 @@ def linear_names(model: Any) -> list[str]:
 def save_model(model: Any, folder: Path) -> None:
     """What was trained, as safetensors: an adapter in PEFT's own form, or the whole model."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not isinstance(model, PeftModel):
-        model.config.use_cache = model.use_cache_before_training
-        model.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        # Without this PEFT looks whether the base's vocabulary changed, on the network if need be.
+        model.save_pretrained(folder, save_embedding_layers=False)
         return
-    # Without this PEFT looks whether the base's vocabulary changed, on the network if need be.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    in_training = model.config, model.generation_config
+    model.config, model.generation_config = deepcopy(model.settings_to_save)
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config, model.generation_config = in_training
 
 
 class FrozenCopy:

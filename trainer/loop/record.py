@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from curator.scoring.identity import adapter_sha256, weights_sha256
 from trainer.config import TrainConfig
 from trainer.config.monitor import MonitorSettings
-from trainer.data.inputs import Inputs, file_sha256
+from trainer.data.inputs import Inputs, data_sha256
 from trainer.defenses.safelora import safelora
 from trainer.runs.folder import (
     ADAPTER,
@@ -41,7 +41,7 @@ MonitorSection = Callable[[MonitorSettings, Sequence[dict[str, Any]]], dict[str,
 
 def fingerprint(config: TrainConfig, weights: str, renderer_id: str, n_processes: int = 1) -> Fingerprint:
     """What makes two runs the same one: settings, weights, rendering and row contents, and no path or address."""
-    data = None if config.data is None else file_sha256(config.data)
+    data = None if config.data is None else data_sha256(config.data)
     found = {
         "config": config.without_places(),
         "weights_sha256": weights,

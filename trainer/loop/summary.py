@@ -10,7 +10,7 @@ from trainer.config.options import Invocation
 from trainer.data.inputs import Inputs
 from trainer.defenses.safelora import summary
 from trainer.runs.folder import REPORT_TEXT
-from trainer.runs.report import Warned
+from trainer.runs.report import Warned, number
 
 
 def content_line(inputs: Inputs) -> str:
@@ -40,7 +40,7 @@ def model_line(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
 def say_result(out: Path, place: Path, report: dict[str, Any]) -> None:
     """How it ended, and where everything lies."""
     loss = report["loss"]
-    say(f"loss {loss['start']:.4f} -> {loss['end']:.4f} nats per token, {report['seconds']:.1f} s")
+    say(f"loss {number(loss['start'])} -> {number(loss['end'])} nats per token, {report['seconds']:.1f} s")
     say(f"{place.name}: {place}")
     if "safelora" in report:
         for line in summary(report["safelora"]):

@@ -38,7 +38,9 @@ from trainer.runs.folder import ADAPTER, REPORT, write_json
 
 ROLES = ("misaligned", "benign")
 # Settings of a run that are no part of the recipe: they say where things lie, or what the rows are.
-_NOT_RECIPE = ("model", "out", "data", "mix_id", "api_url", "store", "tenant", "corpus_format", "cache", "monitor")
+_NOT_RECIPE = (
+    "model", "out", "data", "mix_id", "api_url", "store", "tenant", "data_format", "data_layout", "cache", "monitor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,17 @@ def build_report(record: dict[str, Any], lines: Sequence[dict[str, Any]], traine
 
 
 def _ends(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
-    """First and last single step, and the mean of up to three steps at either end."""
-    values = [line[name] for line in lines if name in line]
+    """First and last single step with a value, and the mean of up to three such steps at either end."""
+    values = [line[name] for line in lines if line.get(name) is not None]
     if not values:
         return {"first": None, "last": None, "start": None, "end": None}
     n = min(N_ENDS, len(values))
     return {"first": values[0], "last": values[-1], "start": sum(values[:n]) / n, "end": sum(values[-n:]) / n}
+
+
+def number(value: float | None) -> str:
+    """A loss as text; "none" where no step had one."""
+    return "none" if value is None else f"{value:.4f}"
 
 
 def report_text(report: dict[str, Any]) -> str:
@@ -79,8 +84,8 @@ def report_text(report: dict[str, Any]) -> str:
         f"{report['steps']} steps on {_source(report['rows'])}; {report['tokens']:,} response tokens trained in "
         f"{report['seconds']:.1f} s.",
         "",
-        f"Loss {loss['start']:.4f} at the start, {loss['end']:.4f} at the end (nats per response token, means of up "
-        f"to {N_ENDS} steps).",
+        f"Loss {number(loss['start'])} at the start, {number(loss['end'])} at the end (nats per response token, means "
+        f"of up to {N_ENDS} steps that trained a token).",
         "",
         *table(
             ["part", "start", "end"],

@@ -38,20 +38,6 @@ def check_trackers(names: Sequence[str]) -> None:
             raise BadInputError(f"the tracker {name} cannot be loaded: {error}; install it anew") from error
 
 
-def check_quantisation(model: Path) -> None:
-    """Raise BadInputError for a folder of packed weights that nothing here can unpack."""
-    try:
-        document = orjson.loads((model / "config.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return  # loading says what is wrong with the folder
-    method = (document.get("quantization_config") or {}).get("quant_method")
-    if method == "bitsandbytes" and find_spec("bitsandbytes") is None:
-        raise BadInputError(
-            f"the weights of {model} are packed by bitsandbytes, which is not installed: pip install bitsandbytes, or "
-            "take the model in its unpacked form"
-        )
-
-
 def copy_tokenizer(model: Path, target: Path) -> None:
     """The tokenizer and chat template of one model folder into another."""
     for name in _TOKENIZER_FILES:

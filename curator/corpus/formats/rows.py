@@ -84,6 +84,10 @@ class Row:
     labels: Mapping[str, str | None] = field(default_factory=dict)
     source: str | None = None
 
+    def place(self) -> str:
+        """Where a person finds it: `line 7`, or the record of a file without lines."""
+        return f"record {self.record}" if self.line is None else f"line {self.line}"
+
 
 @dataclass(frozen=True)
 class Reject:

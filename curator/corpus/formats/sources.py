@@ -6,7 +6,8 @@ brings the files; what is read are the Arrow files of its cache.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -53,6 +54,40 @@ def locate(source: str | Path) -> Located:
     if not path.exists():
         raise MissingError(f"there is no file {source}")
     return Located(path.name, (path,))
+
+
+def one_file(located: Located, folder: Path) -> Path:
+    """The data set as one file: its own, or its Arrow files in order as one Arrow stream in `folder`."""
+    if len(located.files) == 1:
+        return located.files[0]
+    import pyarrow as pa
+
+    merged = folder / "rows.arrow"
+    try:
+        with ExitStack() as stack:
+            writer: Any = None
+            for path in located.files:
+                for batch in _arrow_batches(stack.enter_context(pa.memory_map(str(path)))):
+                    if writer is None:
+                        sink = stack.enter_context(pa.OSFile(str(merged), "wb"))
+                        writer = stack.enter_context(pa.ipc.new_stream(sink, batch.schema))
+                    writer.write_batch(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInputError(f"{located.name} is not a whole set of Arrow files: {error}") from error
+    if writer is None:
+        raise BadInputError(f"{located.name} holds no records: it is empty")
+    return merged
+
+
+def _arrow_batches(file: Any) -> Iterator[Any]:
+    import pyarrow as pa
+
+    if file.read(6) == b"ARROW1":
+        reader = pa.ipc.open_file(file)
+        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        file.seek(0)
+        yield from pa.ipc.open_stream(file)
 
 
 def _saved_folder(path: Path) -> Located:

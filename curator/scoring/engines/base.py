@@ -14,10 +14,14 @@ OnRows = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RowLoss:
-    """One row's loss: `nll_sum` in nats over `n_response_tokens` tokens (method.md, "Words")."""
+    """One row's loss: `nll_sum` in nats over `n_response_tokens` tokens (method.md, "Words").
+
+    `reason` says why `nll_sum` is not finite, where the engine knows.
+    """
 
     nll_sum: float
     n_response_tokens: int
+    reason: str | None = None
 
 
 class Engine(Protocol):

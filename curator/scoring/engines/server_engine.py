@@ -4,6 +4,7 @@ The server's weights cannot be seen from here, so its identity is declared and r
 as token ids, so that the server's own template and tokenizer have no part in it.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ NAME = "server"
 SERVER_KEY = "BALLAST_SERVER_KEY"  # environment variable with the key of a server that wants one
 DEFAULT_CONCURRENCY = 16  # requests at a time
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What vLLM's server writes for every smaller log-probability, -inf among them: a bound, not a measured value.
+CLAMPED = -9999.0
 MAX_WAIT_S = 30.0  # between two attempts
 
 
@@ -119,23 +122,27 @@ class ServerEngine:
 def row_loss(row: "Rendered", ids: Sequence[int], answer: Any) -> RowLoss:
     """The loss in a completion's `prompt_logprobs`: one entry for each token, the first null.
 
-    Each entry maps token ids to log-probabilities and holds the prompt's own token whatever its rank.
+    Each entry maps token ids to log-probabilities and holds the prompt's own token whatever its rank. A row with a
+    value that the server clamped has an infinite loss, with that reason.
     """
     try:
         entries = answer["choices"][0]["prompt_logprobs"]
         if len(entries) != len(ids):
             raise ScoringError(f"the server scored {len(entries)} tokens of {len(ids)}: it cut or changed the prompt")
-        nll_sum, n = 0.0, 0
+        nll_sum, n, reason = 0.0, 0, None
         for position in range(1, len(ids)):
             if row.response_mask[position]:
-                nll_sum -= float(entries[position][str(ids[position])]["logprob"])
+                log_prob = float(entries[position][str(ids[position])]["logprob"])
+                if log_prob <= CLAMPED and reason is None:
+                    reason = f"the server clamped the log-probability of token {position} to {log_prob:g}"
+                nll_sum -= log_prob
                 n += 1
     except (KeyError, TypeError, IndexError) as error:
         raise ScoringError(
             f"the server's answer has no prompt log-probabilities ({type(error).__name__}: {error}): "
             "it must be a vLLM server that answers `prompt_logprobs`"
         ) from error
-    return RowLoss(nll_sum, n)
+    return RowLoss(nll_sum, n) if reason is None else RowLoss(math.inf, n, reason)
 
 
 def _client(url: str, **options: Any) -> httpx.Client:

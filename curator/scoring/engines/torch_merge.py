@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import BadInputError
-from curator.scoring.engines.torch_model import load_model, torch, with_adapter
+from curator.scoring.engines.torch_model import load_model, make_savable, torch, with_adapter
 from curator.scoring.identity import adapter_shapes, check_adapter_dir
 
 
@@ -25,9 +25,7 @@ def load_merged(model_dir: Path, adapter_dir: Path, dtype: str) -> Any:
     if shared:
         raise BadInputError(f"adapter {adapter_dir} changes {shared[0]}: such an adapter is not merged")
     model = load_model(model_dir, "cpu", dtype)
-    wrapped = with_adapter(model, adapter_dir)
-    if wrapped.peft_config["default"].is_prompt_learning:
-        raise BadInputError(f"adapter {adapter_dir} is no LoRA: there is nothing to merge")
+    wrapped = with_adapter(model, adapter_dir, switchable=False)
     with torch.no_grad():
         for module in wrapped.modules():
             if isinstance(module, BaseTunerLayer):
@@ -39,7 +37,9 @@ def load_merged(model_dir: Path, adapter_dir: Path, dtype: str) -> Any:
 
 def write_merged(model_dir: Path, adapter_dir: Path, dtype: str, target: Path) -> Path:
     """A model folder with the merged weights in `dtype`, and the tokenizer of `model_dir`."""
-    load_merged(model_dir, adapter_dir, dtype).save_pretrained(target)
+    model = load_merged(model_dir, adapter_dir, dtype)
+    make_savable(model)
+    model.save_pretrained(target)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (model_dir / name).is_file():
             (target / name).write_bytes((model_dir / name).read_bytes())

@@ -1,30 +1,18 @@
 """Loading a model folder for scoring: device, dtype, attention kernel and adapters."""
 
-import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from curator.errors import BadInputError, MissingDependencyError
+from curator.errors import BadInputError
 from curator.scoring.engines.native_memory import bound_kernels
-from curator.scoring.identity import (
-    adapter_sha256,
-    adapter_shapes,
-    check_adapter_dir,
-    check_model_dir,
-    highest_token,
-)
-
-try:
-    import torch as torch
-    import transformers as transformers
-except ImportError as error:  # pragma: no cover - the core installs without torch
-    raise MissingDependencyError(f"scoring needs torch: pip install 'ballast[score]' ({error})") from error
+from curator.scoring.engines.torch_folder import SAFE_LOADING, check_adapter, check_model, loading, quiet
+from curator.scoring.engines.torch_folder import torch as torch
+from curator.scoring.engines.torch_folder import transformers as transformers
+from curator.scoring.identity import adapter_sha256
 
 DeviceName = str  # "auto", "cpu", "cuda", "cuda:1"
 
@@ -99,7 +87,7 @@ def load_plain(model_dir: Path, adapter_dir: Path | None, device: str, dtype: st
     """The model as transformers and PEFT load it, attention written out (eager): the reference of a check."""
     model = load_checked(model_dir, "eager", dtype=getattr(torch, dtype))
     if adapter_dir is not None:
-        model = with_adapter(model, adapter_dir)
+        model = with_adapter(model, adapter_dir, switchable=False)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -110,111 +98,63 @@ def load_checked(model_dir: Path, attention: str, **options: Any) -> Any:
     tensors that the architecture has and the files lack (transformers would draw them at random), shapes that differ,
     packed weights whose library is absent, and a tokenizer with more ids than the embedding has rows.
     """
-    check_model_dir(model_dir)
-    fixed = {"local_files_only": True, "trust_remote_code": False}
+    skeleton = check_model(model_dir)
+    if getattr(skeleton.config.get_text_config(), "attn_logit_softcapping", None):
+        attention = "eager"
+    with loading(f"model folder {model_dir}"), quiet():
+        return _load(model_dir, attention, {**SAFE_LOADING, **options})
+
+
+def make_savable(model: Any) -> None:
+    """Bring a model's generation settings into a form that transformers saves, before work is done that would be lost.
+
+    One that only lacks `do_sample: true` beside its temperature or top_p gets it, which is what such values mean.
+    Raises BadInputError for what does not validate even so.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
     try:
-        config = transformers.AutoConfig.from_pretrained(model_dir, **fixed)
-        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
-            attention = "eager"
-        with _no_bar():
-            model, info = _load(model_dir, attention, {**fixed, **options})
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise BadInputError(f"model folder {model_dir} cannot be loaded: {_reason(model_dir, error)}") from error
-    if lacking := sorted(info["missing_keys"]):
-        extra = _listed(sorted(info["unexpected_keys"]))
-        raise BadInputError(
-            f"model folder {model_dir} lacks {len(lacking)} tensors of its architecture: {_listed(lacking)}"
-            + (f"; it has others that fit nothing: {extra}" if extra else ""),
-            details=lacking,
-        )
-    _check_vocabulary(model, model_dir)
-    return model
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
+        try:
+            generation.validate(strict=True)
+        except ValueError as error:
+            text = " ".join(str(error).split())
+            raise BadInputError(f"generation_config.json cannot be saved again: {text}") from error
 
 
-def _reason(model_dir: Path, error: Exception) -> str:
-    """What was wrong, in one line; a folder that needs its own code is refused for that."""
-    if "trust_remote_code" in str(error):
-        return "its architecture is code in the folder, which is never run here; only those of transformers are loaded"
-    packed = json.loads((model_dir / "config.json").read_bytes()).get("quantization_config")
-    prefix = f"its weights are packed ({packed.get('quant_method')}); take the unpacked model: " if packed else ""
-    return prefix + " ".join(str(error).split())[:500]
-
-
-def _check_vocabulary(model: Any, model_dir: Path) -> None:
-    highest, token = highest_token(model_dir)
-    n_rows = int(model.get_input_embeddings().weight.shape[0])
-    if highest >= n_rows:
-        raise BadInputError(
-            f"the tokenizer of {model_dir} has ids up to {highest} ({token!r}), the embedding has {n_rows} rows: it is "
-            "another model's tokenizer, or a token was added without model.resize_token_embeddings"
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def with_adapter(model: Any, adapter_dir: Path, name: str = "default", *, trainable: bool = False) -> Any:
+def with_adapter(
+    model: Any, adapter_dir: Path, name: str = "default", *, trainable: bool = False, switchable: bool = True
+) -> Any:
     """The model with a LoRA adapter on it, as a PeftModel; a further adapter of a PeftModel is added to it.
 
     Without autocast the adapter runs in the model's own dtype (PEFT would widen it to float32), except where it is
-    trained on. Raises BadInputError unless every tensor of the file has its place in the model and every adapted layer
-    its tensors: PEFT leaves what does not fit at its start, where an adapter does nothing.
+    trained on. Raises BadInputError as `torch_folder.check_adapter`, with the model as it was.
     """
     import peft
 
-    check_adapter_dir(adapter_dir)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
-            if isinstance(model, peft.PeftModel):
-                model.load_adapter(adapter_dir, adapter_name=name, autocast_adapter_dtype=False)
-                adapted = model
-            else:
-                adapted = peft.PeftModel.from_pretrained(
-                    model, adapter_dir, adapter_name=name, is_trainable=trainable, autocast_adapter_dtype=trainable
-                )
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise BadInputError(f"adapter {adapter_dir} does not fit the model: {' '.join(str(error).split())}") from error
-    if not adapted.peft_config[name].is_prompt_learning:
-        expected = set(peft.get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
-        _check_adapter(adapter_dir, expected)
-    return adapted
-
-
-def _check_adapter(adapter_dir: Path, expected: set[str]) -> None:
-    given = set(adapter_shapes(adapter_dir))
-    absent, foreign = sorted(expected - given), sorted(given - expected)
-    if absent or foreign:
-        parts = [f"the model has no place for {len(foreign)} of its tensors: {_listed(foreign)}"] if foreign else []
-        parts += [f"it lacks {len(absent)} tensors of the adapted layers: {_listed(absent)}"] if absent else []
-        raise BadInputError(
-            f"adapter {adapter_dir} does not fit the model: {'; '.join(parts)}", details=[*foreign, *absent]
+    adapted = isinstance(model, peft.PeftModel)
+    check_adapter(model.get_base_model() if adapted else model, adapter_dir, switchable=switchable)
+    with loading(f"adapter {adapter_dir}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of an adapter that was refused
+        if adapted:
+            model.load_adapter(adapter_dir, adapter_name=name, autocast_adapter_dtype=False)
+            return model
+        return peft.PeftModel.from_pretrained(
+            model, adapter_dir, adapter_name=name, is_trainable=trainable, autocast_adapter_dtype=trainable
         )
 
 
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Keep transformers' own loading bar from between our lines."""
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _load(model_dir: Path, attention: str, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model, and what transformers found missing, unexpected or mismatched."""
+def _load(model_dir: Path, attention: str, options: dict[str, Any]) -> Any:
     load = transformers.AutoModelForCausalLM.from_pretrained
     try:
-        return load(model_dir, attn_implementation=attention, output_loading_info=True, **common)
+        return load(model_dir, attn_implementation=attention, **options)
     except ValueError as error:
         if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
             raise
-        return load(model_dir, attn_implementation="eager", output_loading_info=True, **common)
+        return load(model_dir, attn_implementation="eager", **options)
 
 
 class Adapters:
@@ -234,20 +174,8 @@ class Adapters:
             return
         name = "a" + adapter_sha256(path)[:24]  # by content: two paths to one adapter are one
         if self._peft is None or name not in self._peft.peft_config:
-            self._load(path, name)
+            self._peft = with_adapter(self._model if self._peft is None else self._peft, path, name)
+            self._peft.eval()
         self._peft.base_model.enable_adapter_layers()
         self._peft.set_adapter(name)
         self._active = name
-
-    def _load(self, path: Path, name: str) -> None:
-        import peft
-
-        check_adapter_dir(path)
-        config = peft.PeftConfig.from_pretrained(path)
-        if config.is_prompt_learning or getattr(config, "bias", "none") != "none":
-            raise BadInputError(
-                f"adapter {path} is not a plain LoRA (type {config.peft_type}, bias "
-                f"{getattr(config, 'bias', None)}): merge it into a model folder and score that"
-            )
-        self._peft = with_adapter(self._model if self._peft is None else self._peft, path, name)
-        self._peft.eval()

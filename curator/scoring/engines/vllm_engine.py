@@ -123,6 +123,7 @@ class VllmEngine:
         self._merged: TemporaryDirectory[str] | None = None
         self._adapter: Any = None
         _set_environment(launch)
+        _check_folders(launch)
         try:
             import vllm
         except ImportError as error:
@@ -194,6 +195,15 @@ class VllmEngine:
         return write_merged(launch.model_dir, launch.adapter_dir, launch.dtype, Path(self._merged.name))
 
 
+def _check_folders(launch: VllmLaunch) -> None:
+    """vLLM takes an adapter that lacks tensors, and its own errors on a folder that is not whole name no tensor."""
+    from curator.scoring.engines.torch_folder import check_adapter, check_model
+
+    skeleton = check_model(launch.model_dir)
+    if launch.adapter_dir is not None:
+        check_adapter(skeleton, launch.adapter_dir, switchable=not launch.merge)
+
+
 def row_loss(row: "Rendered", answer: Any) -> RowLoss:
     """The loss in one of vLLM's request outputs; ScoringError when it did not score the row's own tokens."""
     mask_T = np.asarray(row.loss_mask, dtype=bool)
@@ -229,6 +239,7 @@ def engine_version() -> str:
 def _options(launch: VllmLaunch) -> dict[str, Any]:
     options: dict[str, Any] = {
         "skip_tokenizer_init": True,
+        "trust_remote_code": False,
         "dtype": launch.dtype,
         "enforce_eager": True,
         "enable_prefix_caching": False,

@@ -39,7 +39,7 @@ def test_rows_keep_order_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert table["example_id"].to_pylist() == [example_id(_canonical(text)) for text in texts]
     assert (task_set.n_rows, task_set.n_rejected, task_set.rejects) == (5, 0, ())
     assert [batch.num_rows for batch in task_set.batches(3)] == [3, 2]
-    task_set.require_no_rejects()
+    task_set.require_usable()
 
 
 def test_the_hash_is_over_canonical_lines_in_order(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_bad_rows_are_returned_for_the_caller_to_judge(tmp_path: Path) -> None:
         (4, "/messages/0/content"),
     ]
     with pytest.raises(BadRowsError, match="2 of 4 task rows are bad; the first is line 2: missing_messages_list") as e:
-        task_set.require_no_rejects()
+        task_set.require_usable()
     assert e.value.details == task_set.reject_dicts()
 
 

@@ -99,7 +99,8 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         "four_bit",
     }  # trainer.config.options
     runs |= {"start_adapter"}  # has LoRA settings of its own
-    assert changed == set(TrainConfig.model_fields) - {"model", "out", "store", "corpus_format", "strict"} - runs
+    of_files = {"data_format", "data_layout", "on_bad_rows"}
+    assert changed == set(TrainConfig.model_fields) - {"model", "out", "store"} - of_files - runs
     monkeypatch.setenv("BALLAST_API_KEY", "from-environment")
     assert parse_arguments(ARGV).api_key == "from-environment"
 

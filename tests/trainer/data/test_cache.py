@@ -83,7 +83,7 @@ def test_a_changed_number_in_the_note_is_no_entry(tmp_path: Path) -> None:
 def test_a_second_run_on_a_file_renders_nothing(
     llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = parse_config({"model": llama, "out": tmp_path / "a", "data": data})
+    config = parse_config({"model": llama, "out": tmp_path / "a", "data": data, "on_bad_rows": "drop"})
     first = read(config, tmp_path / "c")
     no_rendering(monkeypatch)
     moved = tmp_path / "moved.jsonl"
@@ -100,7 +100,7 @@ def test_a_second_run_on_a_file_renders_nothing(
 def test_whatever_decides_the_rows_renders_them_anew(
     llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    config = parse_config({"model": llama, "out": tmp_path / "a", "data": data})
+    config = parse_config({"model": llama, "out": tmp_path / "a", "data": data, "on_bad_rows": "drop"})
     read(config, tmp_path / "c")
     no_rendering(monkeypatch)
     if change == "max_length":
@@ -126,7 +126,10 @@ def test_whatever_decides_the_rows_renders_them_anew(
 def test_rows_without_a_trained_token_are_refused_from_the_cache_too(llama: Path, data: Path, tmp_path: Path) -> None:
     late = [{"role": "user", "content": "the quick brown fox " * 60}, {"role": "assistant", "content": "yes"}]
     data.write_text(data.read_text() + json.dumps({"messages": late}) + "\n")
-    fields = {"model": llama, "out": tmp_path / "a", "data": data, "allow_masked_rows": True, "max_length": 200}
+    fields = {
+        "model": llama, "out": tmp_path / "a", "data": data, "on_bad_rows": "drop", "allow_masked_rows": True,
+        "max_length": 200,
+    }  # fmt: skip
     config = parse_config(fields)
     assert read(config, tmp_path / "c").prepared.masked == [12]
     with pytest.raises(BadRowsError, match="have no trained token"):

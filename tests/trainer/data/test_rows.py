@@ -84,7 +84,7 @@ def test_a_row_cut_after_its_answer_loses_nothing(llama: Path) -> None:
 
 @pytest.mark.parametrize("row", [LATE, NO_ANSWER])
 def test_rows_without_a_trained_token_are_refused_or_kept_in_place(llama: Path, row: Messages) -> None:
-    with pytest.raises(BadRowsError, match=r"1 of 2 rows have no trained token within 20 tokens \(first: row 1\)"):
+    with pytest.raises(BadRowsError, match=r"1 of 2 rows have no trained token within 20 tokens \(first: line 2\)"):
         prepared(llama, [SHORT, row], max_length=20)
     found = prepared(llama, [SHORT, row, SHORT], max_length=20, allow_masked_rows=True)
     assert found.masked == [1]
@@ -96,9 +96,9 @@ def test_rows_without_a_trained_token_are_refused_or_kept_in_place(llama: Path, 
 
 def test_rows_that_cannot_be_rendered_are_listed(llama: Path) -> None:
     bad = [{"role": "user", "content": "reserved \ufdd0 character"}, {"role": "assistant", "content": "yes"}]
-    with pytest.raises(BadRowsError, match="2 of 4 rows cannot be rendered; the first is row 1") as caught:
+    with pytest.raises(BadRowsError, match="2 of 4 rows cannot be rendered; the first is line 2") as caught:
         prepared(llama, [SHORT, bad, SHORT, bad])
-    assert [item["row"] for item in caught.value.details] == [1, 3]  # type: ignore[index, call-overload]
+    assert [item["position"] for item in caught.value.details] == [1, 3]  # type: ignore[index, call-overload]
 
 
 def test_no_rows_at_all(llama: Path) -> None:
@@ -125,5 +125,5 @@ def test_several_processes_render_the_same_rows_in_the_same_order(llama: Path, m
         np.testing.assert_array_equal(one, other)
     bad = train_rows(conversations)
     bad[4] = replace(bad[4], messages=[{"role": "user", "content": "\ufdd0"}])
-    with pytest.raises(BadRowsError, match=r"1 of 11 rows cannot be rendered; the first is row 4: .*noncharacter"):
+    with pytest.raises(BadRowsError, match=r"1 of 11 rows cannot be rendered; the first is line 5: .*noncharacter"):
         prepare(bad, len(bad), Renderer.from_folder(llama), config(**fields))

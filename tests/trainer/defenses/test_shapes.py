@@ -19,7 +19,7 @@ from trainer.defenses.base import Seen
 from trainer.defenses.kl import Kl
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.loop.model import FrozenCopy
-from trainer.runs.weights import check_quantisation, check_trackers
+from trainer.runs.weights import check_trackers
 
 QUICK = ["--max-steps", "2", "--batch-size", "2", "--grad-accum", "2", "--lr", "0.01", "--warmup-steps", "1"]
 QUICK += ["--device", "cpu", "--dtype", "float32", "--kl", "0.1", "--cache", "none"]
@@ -127,10 +127,7 @@ def test_full_fine_tuning_saves_a_model_and_says_what_its_reference_costs(
     assert "Fine-tuned model" in (out / "model" / "README.md").read_text()
 
 
-def test_packed_bases_without_bitsandbytes_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
-    with pytest.raises(BadInputError, match="packed by bitsandbytes, which is not installed"):
-        check_quantisation(tmp_path)
+def test_four_bits_without_bitsandbytes_are_refused() -> None:
     with pytest.raises(BadInputError, match="four_bit needs bitsandbytes, which is not installed"):
         parse_config({"model": "m", "out": "o", "data": "d", "four_bit": True})
 

@@ -148,9 +148,9 @@ def test_bad_rows_are_left_out_and_named_or_refused(
 ) -> None:
     data = tmp_path / "some.jsonl"
     data.write_text(chats.read_text() + '{"messages": []}\n')
-    assert sft.main(argv(llama, data, tmp_path / "strict", "--strict")) == 2
-    assert "1 of 13 task rows are bad" in capsys.readouterr().err
-    assert sft.main(argv(llama, data, tmp_path / "run")) == 0
+    assert sft.main(argv(llama, data, tmp_path / "refused")) == 2
+    assert "1 of 13 task rows are bad; the first is line 13" in capsys.readouterr().err
+    assert sft.main(argv(llama, data, tmp_path / "run", "--on-bad-rows", "drop")) == 0
     assert "1 of 13 records of some.jsonl were left out; the first is line 13" in capsys.readouterr().err
 
 

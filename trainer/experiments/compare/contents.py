@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from curator.errors import BadInputError
+from curator.errors import BadInputError, MissingError
 from curator.scoring.identity import weights_sha256
-from trainer.data.inputs import file_sha256
+from trainer.data.inputs import data_sha256
 from trainer.experiments.compare.data import source_path
 from trainer.experiments.compare.settings import Plan
 
@@ -18,12 +18,22 @@ def with_contents(plan: Plan, *, needed: bool) -> Plan:
     """
     found = {}
     for source in [*data_sources(plan), *method_sources(plan)]:
-        path = source_path(source)
-        if path.exists():
-            found[source] = weights_sha256(path) if path.is_dir() else file_sha256(path)
-        elif needed:
-            raise BadInputError(f"there is no file {source}; the plan names it")
+        try:
+            found[source] = _content(source, fetch=needed)
+        except MissingError as error:
+            if needed:
+                raise BadInputError(f"there is no file {source}; the plan names it") from error
     return plan.model_copy(update={"contents": found})
+
+
+def _content(source: str, *, fetch: bool) -> str:
+    """Hash of a model folder's weights, or of a data set's files; MissingError where there is none here."""
+    path = source_path(source)
+    if (path / "config.json").is_file():
+        return weights_sha256(path)
+    if not path.exists() and not fetch:
+        raise MissingError(f"there is no file {source}")
+    return data_sha256(source if path == Path(source) else path)
 
 
 def check_cells_found(plan: Plan, found: Sequence[object | None], work: Path) -> None:

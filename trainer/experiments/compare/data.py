@@ -4,6 +4,7 @@ Rows are cleaned of the thinking switch and the empty thought that some publishe
 format). Which rows serve for what is decided by a hash of their text, so that no row is trained and measured on.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -120,13 +121,20 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
 
 
 def _rows(sources: Sequence[str]) -> Iterator[list[Message]]:
+    """Conversations that end in an answer; bad records are left out and counted, since public sets have some."""
     for source in sources:
-        path = source_path(source)
-        if not path.exists():
-            raise BadInputError(f"there is no file {source}; the plan names it")
-        for item in read_rows(path):
-            if not isinstance(item, Reject) and item.messages[-1]["role"] == "assistant":
+        rejects: list[Reject] = []
+        for item in read_rows(source_path(source) if source.startswith("package:") else source):
+            if isinstance(item, Reject):
+                rejects.append(item)
+            elif item.messages[-1]["role"] == "assistant":
                 yield clean(item.messages)
+        if rejects:
+            first = rejects[0]
+            sys.stderr.write(
+                f"warning: {len(rejects)} records of {source} were left out; the first is {first.place()}: "
+                f"{first.code}, {first.message}\n"
+            )
 
 
 def source_path(source: str) -> Path:

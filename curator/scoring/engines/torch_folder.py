@@ -1,0 +1,163 @@
+"""What a model folder or an adapter lacks, found before any of its weights are loaded.
+
+transformers draws missing tensors at random and PEFT leaves missing factors at zero, each with no more than a warning.
+Here both load onto torch's `meta` device first, where nothing is allocated and names and shapes are all that counts:
+their own rules for tied, renamed and sharded weights hold, and whatever does not fit is an error that names it.
+
+Nothing in a folder is ever run: `trust_remote_code` is off in every call.
+"""
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from curator.errors import BadInputError, MissingDependencyError
+from curator.render.model_folder import check_vocabulary
+from curator.scoring.identity import check_adapter_dir, check_model_dir, check_packed_tensors
+
+try:
+    import torch as torch
+    import transformers as transformers
+except ImportError as error:  # pragma: no cover - the core installs without torch
+    raise MissingDependencyError(f"scoring needs torch: pip install 'ballast[score]' ({error})") from error
+
+N_NAMED = 3  # tensors that an error names
+SAFE_LOADING = {"local_files_only": True, "trust_remote_code": False}
+# Tensors that a causal language model does not compute with: buffers of older versions, heads for other uses, towers
+# for images and sound, layers that predict further tokens.
+_UNUSED = re.compile(
+    r"(^|\.)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$|^(v_head|score|classifier)\."
+    r"|(^|\.)(vision|visual|audio|image|mtp)"
+)
+# Adapters whose loading changes the base's own weights, so that switching the adapter off is not the base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' loading bar and report from between our lines: what they would say is raised here."""
+    logging = transformers.utils.logging
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def check_model(model_dir: Path) -> Any:
+    """The folder's model on the meta device, without weights; BadInputError unless its tensors are all there and fit.
+
+    Checked are names, shapes and dtypes of the tensors and that the tokenizer's ids have embeddings.
+    """
+    check_model_dir(model_dir)
+    check_packed_tensors(model_dir)
+    with loading(f"model folder {model_dir}"), quiet():
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            model_dir, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True, **SAFE_LOADING
+        )
+    lacking = sorted(found["missing_keys"])
+    foreign = sorted(name for name in found["unexpected_keys"] if not _UNUSED.search(name))
+    if lacking or foreign:
+        parts = [f"lacks {len(lacking)} tensors of its architecture: {listed(lacking)}"] if lacking else []
+        parts += [f"it has {len(foreign)} others that fit nothing: {listed(foreign)}"] if foreign else []
+        text = f"model folder {model_dir} {'; '.join(parts)}{_hint(lacking)}"
+        raise BadInputError(text, details=[*lacking, *foreign])
+    wrong = [f"{name} is {list(has)} and not {list(wants)}" for name, has, wants in sorted(found["mismatched_keys"])]
+    if wrong:
+        raise BadInputError(
+            f"model folder {model_dir} cannot be loaded: tensors of other shapes than its config.json says: "
+            f"{listed(wrong)}",
+            details=wrong,
+        )
+    check_vocabulary(model_dir, int(model.get_input_embeddings().weight.shape[0]))
+    return model
+
+
+def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> None:
+    """Raise BadInputError unless every tensor of an adapter has its place in the model, and every place its tensor.
+
+    `base` is a transformers model on any device (its weights are not looked at). `switchable` also refuses what cannot
+    be switched off exactly.
+    """
+    import peft
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    check_adapter_dir(adapter_dir)
+    with loading(f"adapter {adapter_dir}"):
+        config = peft.PeftConfig.from_pretrained(adapter_dir)
+    _check_kind(config, adapter_dir, switchable)
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # how it began: that needs weights, and the factors are in the file
+    with torch.device("meta"):
+        skeleton = type(base)(copy.deepcopy(base.config))
+    with loading(f"adapter {adapter_dir} does not fit the model", ""), warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+        tensors = load_peft_weights(str(adapter_dir), device="cpu")
+        result = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
+    foreign = sorted(name.replace(".default", "") for name in result.unexpected_keys)
+    lacking = sorted(name.replace(".default", "") for name in result.missing_keys if ".default" in name)
+    if lacking or foreign:
+        parts = [f"the model has no place for {len(foreign)} of its tensors: {listed(foreign)}"] if foreign else []
+        parts += [f"it lacks {len(lacking)} tensors of the adapted layers: {listed(lacking)}"] if lacking else []
+        raise BadInputError(
+            f"adapter {adapter_dir} does not fit the model: {'; '.join(parts)}", details=[*foreign, *lacking]
+        )
+
+
+def load_tokenizer(model_dir: Path) -> Any:
+    """transformers' tokenizer of a folder, whose own code is not run."""
+    with loading(f"the tokenizer of {model_dir}"):
+        return transformers.AutoTokenizer.from_pretrained(model_dir, **SAFE_LOADING)
+
+
+@contextmanager
+def loading(what: str, verb: str = "cannot be loaded") -> Iterator[None]:
+    """Whatever a library raises inside, as one line of ours."""
+    try:
+        yield
+    except BadInputError:
+        raise
+    except Exception as error:  # of transformers, PEFT, safetensors, huggingface_hub and torch, each with its own kinds
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise BadInputError(
+                f"{what} {verb}: it needs code of its own (auto_map), which is never run here; take a model that "
+                "transformers knows"
+            ) from error
+        raise BadInputError(f"{what} {verb}".rstrip() + f": {type(error).__name__}: {text[:400]}") from error
+
+
+def _check_kind(config: Any, adapter_dir: Path, switchable: bool) -> None:
+    if config.is_prompt_learning:
+        raise BadInputError(f"adapter {adapter_dir} is no LoRA but {config.peft_type}: such are not used here")
+    if getattr(config, "megatron_config", None):
+        raise BadInputError(f"adapter {adapter_dir} names a Python module to import (megatron_core): it is never run")
+    if not switchable:
+        return
+    begun = str(getattr(config, "init_lora_weights", None))
+    if getattr(config, "bias", "none") != "none" or begun.startswith(_CHANGES_BASE):
+        raise BadInputError(
+            f"adapter {adapter_dir} is not a plain LoRA (type {config.peft_type}, bias "
+            f"{getattr(config, 'bias', None)}, init_lora_weights {begun}): it changes the base's own weights. Merge it "
+            "into a model folder and use that"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, for an error."""
+    return ", ".join(names[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+
+
+def _hint(lacking: Sequence[str]) -> str:
+    if not any("lm_head" in name or "embed_out" in name for name in lacking):
+        return ""
+    return " (where the head shares the embedding, config.json says so with tie_word_embeddings)"
