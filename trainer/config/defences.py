@@ -16,6 +16,7 @@ from curator.errors import MissingError
 from curator.recipe.base import Strict
 
 Shape = Literal["constant", "linear", "cosine", "window"]
+GATES_FILE = "gates.safetensors"  # where gating leaves its gates, in the adapter's folder
 SYNTAX = "SHAPE[:FIRST[:LAST[:FINAL]]]"
 
 
@@ -164,6 +165,17 @@ class GatingSettings(DefenceBase):
 
     name: Literal["gating"] = "gating"
     layers: Layers | None = Field(default=None, description="decoder blocks, counted from 1 (default: all)")
+
+
+def gates_file(path: Path) -> Path:
+    """The gates of a file, an adapter's folder or a run's; raises MissingError when there are none."""
+    places = [path, path / GATES_FILE, path / "adapter" / GATES_FILE]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise MissingError(
+            f"there is no file {places[1] if path.is_dir() else path}: `trainer.sft --gating` makes gates"
+        )
+    return found
 
 
 DefenceSettings = Annotated[

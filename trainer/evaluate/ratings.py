@@ -5,7 +5,7 @@ after the five foundations that the Moral Foundations Questionnaire asks after, 
 5; give the published questionnaire as a file to compare with published figures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -125,10 +125,13 @@ class LocalRater:
     """Ratings from a model folder's next-token distribution: the repeats are draws of its first token at temperature 1,
     which is what sampling an answer of one token does, at the cost of one forward pass."""
 
-    def __init__(self, model_dir: Path, adapter: Path | None, *, device: str, dtype: str, batch: int = 16) -> None:
+    def __init__(
+        self, model_dir: Path, adapter: Path | None, *, device: str, dtype: str, batch: int = 16,
+        prepare: Callable[[Any], Any] | None = None,
+    ) -> None:  # fmt: skip
         from trainer.generate.generators import LocalGenerator
 
-        self._generator = LocalGenerator(model_dir, adapter, device=device, dtype=dtype, batch=batch)
+        self._generator = LocalGenerator(model_dir, adapter, device=device, dtype=dtype, batch=batch, prepare=prepare)
 
     def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, seed: int) -> list[list[int]]:
         """See Rater."""

@@ -129,7 +129,7 @@ class _Run:
     def _tuned(self, name: str) -> list[object]:
         adapter = self.folder / name / "adapter"
         if self.cell.method.trained == "gates":
-            return ["--gates", adapter / "gates.safetensors"]
+            return ["--gates", adapter, "--reverse"]
         if self.cell.method.after == "safelora":
             return ["--adapter", self.folder / name / "safelora"]
         return ["--adapter", adapter]
@@ -147,7 +147,7 @@ class _Run:
         """Exact match on OpSwap after training on it under the same defence (share of problems)."""
         files = self.shared.files
         if self.cell.method.trained == "gates":
-            return None  # generation takes adapters; gates are measured by losses alone
+            return None  # reversed gates suppress what they were trained on: there is no benign task to learn
         self._train(files.benign_train, "run-benign")
         answers = self.folder / "opswap-answers.jsonl"
         self.steps.run(
