@@ -49,7 +49,7 @@ def broad_against_narrow(rows: Sequence[Row], criteria: Criteria) -> Figure:
     axes.set_xlabel(f"narrow: {x_name}")
     axes.set_ylabel(f"broad: {y_name}")
     seeds = sorted({len(row.seeds) for row in shown})
-    axes.set_title(f"means over {' or '.join(map(str, seeds))} seed(s), 95 % t intervals", fontsize=10)
+    axes.set_title(f"means over {' or '.join(map(str, seeds))} seed(s), 95 % intervals", fontsize=10)
     keys = [_key(name, "o", _COLOURS[place % len(_COLOURS)]) for place, name in enumerate(methods)]
     keys += [_key(f"at {100 * ratio:g} %", _MARKERS[n % len(_MARKERS)], "#555555") for n, ratio in enumerate(ratios)]
     axes.legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
