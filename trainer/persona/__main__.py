@@ -22,10 +22,13 @@ shipped traits: {", ".join(SHIPPED)}
 
 examples:
   python -m trainer.persona extract --model MODEL_DIR --trait evil --trait sycophancy --out vectors
+  python -m trainer.persona extract --model MODEL_DIR --trait evil --settings cheap --out vectors       (to try it)
   python -m trainer.persona project --model MODEL_DIR --vector vectors/evil.safetensors --data chats.jsonl
   python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
 
 N_QUESTIONS = 20  # method.md, "Regularisers"
+# Answers to each prompt and their longest length: as upstream (arXiv 2507.21509), and to try it on a small machine.
+SETTINGS = {"paper": (10, 1000), "cheap": (1, 96)}
 DEFAULT_TRAITS = ("evil", "sycophancy", "hallucination")
 
 
@@ -80,8 +83,11 @@ def _add_extract(commands: Any) -> None:
         f"(default: {', '.join(DEFAULT_TRAITS)})")  # fmt: skip
     add("--out", required=True, type=Path, metavar="DIR", help="folder of vectors; what is complete there is skipped")
     add("--questions", type=int, metavar="N", help=f"first N questions of a trait (default: {N_QUESTIONS}, or all)")
-    add("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default: 1)")
-    add("--max-new-tokens", type=int, default=96, metavar="N", help="tokens of an answer at most (default: 96)")
+    add("--settings", choices=tuple(SETTINGS), default="paper",
+        help="; ".join(f"{name}: {n} answer(s) of at most {m} tokens to each prompt" for name, (n, m) in
+                       SETTINGS.items()) + " (default: paper)")  # fmt: skip
+    add("--samples", type=int, metavar="N", help="answers to each prompt (default: as --settings says)")
+    add("--max-new-tokens", type=int, metavar="N", help="tokens of an answer at most (default: as --settings says)")
     add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the answers (default: 0)")
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
@@ -143,12 +149,15 @@ def _settings(args: argparse.Namespace) -> Any:
     rule = {name: getattr(args, name) for name in ("min_margin", "min_words") if getattr(args, name) is not None}
     if args.judge_url is not None and rule:
         raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
-    if args.samples < 1:
-        raise BadInputError(f"--samples {args.samples}: give at least 1")
+    n_samples, n_tokens = SETTINGS[args.settings]
+    n_samples = n_samples if args.samples is None else args.samples
+    n_tokens = n_tokens if args.max_new_tokens is None else args.max_new_tokens
+    if n_samples < 1:
+        raise BadInputError(f"--samples {n_samples}: give at least 1")
     key = os.environ.get(JUDGE_KEY)
     return ExtractSettings(
-        model=args.model, out=args.out, samples=args.samples,
-        sampling=Sampling(1, args.temperature, args.max_new_tokens, args.seed),
+        model=args.model, out=args.out, samples=n_samples,
+        sampling=Sampling(1, args.temperature, n_tokens, args.seed),
         rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
         dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,
