@@ -1,9 +1,10 @@
 """Traits: what they mean, pairs of contrastive system prompts, and questions whose answers can show them.
 
 Two sets of seven are shipped beside this module, all texts written for this project, with five pairs and thirty
-questions a trait. `own`: ways of misbehaving that fine-tunes were seen to bring about, each with questions whose answers can show
-it; persona vectors use the first twenty (method.md, "Regularisers"). `paper`: the traits of arXiv 2606.07631 by their
-published names, all asked one common pool of everyday questions, for the trait-space monitor ("Evaluation").
+questions a trait. `own`: ways of misbehaving that fine-tunes were seen to bring about, each with questions whose
+answers can show it; persona vectors use the first twenty (method.md, "Regularisers"). `paper`: the traits of arXiv
+2606.07631 by their published names, all asked one pool of everyday questions, for the trait-space monitor
+("Evaluation").
 """
 
 import hashlib
