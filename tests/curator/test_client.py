@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 
 from api.settings import Settings
-from curator.client import (
-    DATA_FORMATS,
-    Client,
-    DataFormat,
-    ServiceError,
-)
+from curator.client import Client, ServiceError
 from curator.errors import (
     BadInputError,
     IntegrityError,
     MissingError,
     RemoteError,
 )
+from curator.mix.files import DATA_FORMATS, DataFormat
 from tests.api.serving import (
     RECIPE,
     json_lines,
@@ -178,7 +174,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(client: Client, tmp
         client.download(ABSENT, tmp_path / "mix", "csv")  # type: ignore[arg-type]
     with pytest.raises(BadInputError, match="cannot be written"):
         client.download(ABSENT, tmp_path)
-    with pytest.raises(BadInputError, match="no address of a service"):
+    with pytest.raises(BadInputError, match="not an address of a service"):
         Client("ftp://example.org")
 
 

@@ -31,7 +31,7 @@ def test_defaults_are_the_methods_recipe() -> None:
         ({"max_length": 1}, "max_length: "),
         ({"dtype": "float16"}, "dtype: "),
         ({"lora": {"r": 0}}, "/lora/r: "),
-        ({"lora": {"rank": 4}}, "/lora/rank: is not a key"),
+        ({"lora": {"rank": 4}}, "/lora/rank: is not a known key"),
         ({"lora": {"targets": []}}, "/lora/targets: .*at least one module"),
         ({"defences": [{"name": "kl", "weight": -1}]}, "/defences/0/kl/weight: "),
         ({"defences": [{"name": "kl", "direction": "up"}]}, "/defences/0/kl/direction: "),

@@ -157,7 +157,7 @@ def test_bad_rows_are_left_out_and_named_or_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--lr", "0"], "training options refused: lr"),
+        (["--lr", "0"], "training options refused: /lr"),
         (["--data", "missing.jsonl"], "there is no file missing.jsonl"),
         (["--model", "nowhere"], "model folder nowhere does not exist"),
         (["--lora-targets", "q_proj,c_attn"], "no layers named c_attn; it has down_proj, gate_proj"),
