@@ -28,6 +28,7 @@ from trainer.experiments.compare.page import (
     shown_command,
     without_places,
 )
+from trainer.experiments.compare.plots import _label
 from trainer.experiments.compare.settings import (
     PRESETS,
     AnyPlan,
@@ -470,6 +471,19 @@ def test_intervals_are_over_seeds_and_prompts_and_the_values_are_kept(plan_file:
     assert kept[1]["prompts"]["broad_shift"] == [[0, 0, 0, 1], [1, 1]]
     assert kept[1]["figures"]["perplexity_ratio"] == 1.1
     assert kl.figures["perplexity_ratio"].low == pytest.approx(1.1 - 4.303 * 0.1 / np.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("figure", "label"),
+    [
+        ("narrow_margin_shift", "narrow margin shift\n(nats per token, minus before training)"),
+        ("broad_shift", "broad shift\n(share of prompts, minus before training)"),
+        ("broad_misaligned", "broad misaligned\n(share, 0 to 1)"),
+        ("perplexity_ratio", "perplexity ratio\n(after over before)"),
+    ],
+)
+def test_axes_say_what_they_count(figure: str, label: str) -> None:
+    assert _label(figure) == label
 
 
 def _context(plan: AnyPlan) -> Context:
