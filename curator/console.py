@@ -120,6 +120,7 @@ class Progress:
         self._started = time.monotonic()
         self._next_line = self._started + QUIET_S
         self._said = False
+        self._first: tuple[float, int] | None = None
         if self._enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -136,6 +137,8 @@ class Progress:
     def advance(self, n: int = 1, **fields: object) -> None:
         """Count `n` more units; `fields` are shown beside the rate and stay until they change."""
         self.done += n
+        if self._first is None:
+            self._first = (time.monotonic(), self.done)
         self._fields.update(fields)
         if self._bar is not None:
             if fields:
@@ -152,16 +155,24 @@ class Progress:
         elif self._enabled and self._said and kind is None:
             self._line()
 
-    def _line(self) -> None:
+    def rate(self) -> float:
+        """Units a second since the first of them: before it a model is loaded, or what an earlier run did is counted,
+        and neither says how fast the rest goes. From the start until there is a second step."""
         now = time.monotonic()
-        self._next_line, self._said = now + PLAIN_EVERY_S, True
-        sys.stderr.write(progress_line(self, now - self._started) + "\n")
+        since, before = (self._started, 0) if self._first is None else self._first
+        if self.done == before:
+            since, before = self._started, 0
+        return (self.done - before) / (now - since) if now > since else 0.0
+
+    def _line(self) -> None:
+        self._next_line, self._said = time.monotonic() + PLAIN_EVERY_S, True
+        sys.stderr.write(progress_line(self) + "\n")
         sys.stderr.flush()
 
 
-def progress_line(progress: Progress, elapsed_s: float) -> str:
+def progress_line(progress: Progress) -> str:
     """One plain line: label, done of total, rate per second, time left in seconds and the extra fields."""
-    rate = progress.done / elapsed_s if elapsed_s > 0 else 0.0
+    rate = progress.rate()
     parts = [f"{progress.label}: {_count(progress.done, progress.unit)}"]
     if progress.total is not None:
         parts[0] += f" of {_count(progress.total, progress.unit)}"

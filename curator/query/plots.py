@@ -151,15 +151,21 @@ def _batch_ratios(axes: Axes, safe: npt.NDArray[np.bool_], batch_size: int) -> N
     axes.scatter(middle, ratio, s=9, alpha=0.6, linewidths=0, color=COLOURS[1], label=label)
 
 
-def loss_curve(steps: Sequence[int], series: Mapping[str, Sequence[float | None]], *, title: str = "") -> Figure:
-    """Training losses over optimiser steps; a None leaves a hole in its line."""
+def loss_curve(
+    steps: Sequence[int],
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    title: str = "",
+    unit: str = "loss (nats per token)",
+) -> Figure:
+    """Training losses over optimiser steps; a None leaves a hole in its line. `unit` labels the values."""
     _some(_array(steps), "no training step to draw")
     figure, axes = new_axes(title)
     for (name, values), colour in zip(series.items(), _cycle(), strict=False):
         holes = [np.nan if value is None else float(value) for value in values]
         axes.plot(list(steps), holes, marker="o", markersize=3, linewidth=1.3, color=colour, label=_label(name))
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     return figure

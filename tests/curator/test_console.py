@@ -1,13 +1,16 @@
 """Rows as text stay on one line each and carry no escapes or markup of the corpus."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curator.console import (
+    Progress,
     cell,
     escape_markdown,
     markdown_table,
     one_line,
+    progress_line,
     text_table,
 )
 
@@ -56,3 +59,29 @@ def test_markdown_cannot_be_broken_out_of() -> None:
     assert "<" not in table
     assert r"\|" in table.splitlines()[2]
     assert escape_markdown("*_`") == r"\*\_\`"
+
+
+@pytest.mark.parametrize("first", [1, 500])
+def test_time_left_does_not_count_what_came_before_the_first_row(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ninety seconds of loading, or what an earlier run had done, then ten rows a second."""
+    clock = [0.0]
+    monkeypatch.setenv("BALLAST_PROGRESS", "0")
+    monkeypatch.setattr("curator.console.time.monotonic", lambda: clock[0])
+    with Progress(1_000, "rows", "scoring") as progress:
+        clock[0] = 90.0
+        progress.advance(first)
+        for _ in range(20):
+            clock[0] += 0.1
+            progress.advance()
+        left = 1_000 - first - 20
+        assert progress_line(progress).endswith(f", 10 rows/s, {left / 10:.0f} s left")
+
+
+def test_time_left_after_one_step_is_that_of_this_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setenv("BALLAST_PROGRESS", "0")
+    monkeypatch.setattr("curator.console.time.monotonic", lambda: clock[0])
+    with Progress(10, "cells", "training") as progress:
+        clock[0] = 60.0
+        progress.advance()
+        assert progress_line(progress).endswith("540 s left")

@@ -16,6 +16,7 @@ from curator.recipe.base import Strict
 from trainer.config.flags import Option
 
 Shape = Literal["constant", "linear", "cosine", "window"]
+GATES_FILE = "gates.safetensors"  # where gating leaves its gates, in the adapter's folder
 SYNTAX = "SHAPE[:FIRST[:LAST[:FINAL]]]"
 
 
@@ -192,6 +193,17 @@ class GatingSettings(DefenceBase):
 
     main: ClassVar[str | None] = None
     switch: ClassVar[str] = "train gates on the attention outputs instead of the adapter"
+
+
+def gates_file(path: Path) -> Path:
+    """The gates of a file, an adapter's folder or a run's; raises MissingError when there are none."""
+    places = [path, path / GATES_FILE, path / "adapter" / GATES_FILE]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise MissingError(
+            f"there is no file {places[1] if path.is_dir() else path}: `trainer.sft --gating` makes gates"
+        )
+    return found
 
 
 DefenceSettings = Annotated[

@@ -4,7 +4,7 @@ h is what goes into the attention block, and g multiplies its heads' output, ele
 (method.md, "Regularisers"; Alignment Gating, arXiv 2606.09068). W = b = 0 gives g = 1. Reversed gates are 2 - g.
 
     from trainer.defenses.gates import load_gates
-    with load_gates(model, "runs/NAME/adapter/gates.safetensors", reverse=True):
+    with load_gates(model, "runs/NAME/adapter", reverse=True):
         model.generate(...)
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from curator.errors import BadInputError, MissingError
+from trainer.config.defences import GATES_FILE, gates_file
 from trainer.defenses.base import causal_lm
 from trainer.defenses.blocks import (
     attention_of,
@@ -24,7 +25,7 @@ from trainer.defenses.blocks import (
     output_projection,
 )
 
-FILE = "gates.safetensors"
+FILE = GATES_FILE
 FORMAT = {"format": "ballast-gates", "format_version": "1", "gate": "2 * sigmoid(W h + b)"}
 
 
@@ -103,10 +104,12 @@ class _Pair:
 def load_gates(model: Any, path: str | Path, *, reverse: bool = False) -> _Hooks:
     """Put saved gates onto a model (plain or adapted); `reverse` applies 2 - g, which suppresses what they learnt.
 
+    `path` is the file, or a folder that holds it (an adapter's, or a run's).
+
     Returns the hooks: `remove()` them, or use them as a context. The model's own weights and files stay as they are.
     Raises MissingError or BadInputError when the file is not there or does not fit the model.
     """
-    gates = read_gates(model, Path(path))
+    gates = read_gates(model, gates_file(Path(path)))
     return gates.requires_grad_(False).on(reverse=reverse)
 
 

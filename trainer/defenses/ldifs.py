@@ -22,7 +22,8 @@ class Ldifs(Defence):
     """`weight` * squared distance of features: each token's residual-stream vectors at some layers, each of length 1.
 
     Concatenating the layers' vectors makes the squared distance their sum over layers; it is divided by the tokens
-    in scope of the whole step (not by layers), so one layer contributes 0 (same direction) to 4 (opposite).
+    in scope of the whole step (not by layers), so one layer contributes 0 (same direction) to 4 (opposite). A weight
+    for features that are scaled otherwise, or averaged over layers or width, is another weight (docs/defences.md).
     """
 
     name = "ldifs"

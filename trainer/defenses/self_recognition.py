@@ -2,13 +2,17 @@
 
 A data defence (method.md, "Regularisers"; arXiv 2606.23700): trained for an epoch before or
 after the task fine-tune. Each article gives two rows, the same question with the two summaries in either order, so
-that neither place nor number is worth anything to a model that cannot tell them apart. The wording is ours.
+that neither place nor number is worth anything to a model that cannot tell them apart. The rows have a system prompt
+of their own: under the one that the template adds to the task's rows its authors found the defence weak. Two control
+arms show what recognising one's own text adds: the same rows with the answers swapped, and the same question on pairs
+that two other models wrote. The wording is ours.
 """
 
 import argparse
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +39,10 @@ from trainer.defenses.summaries import (
 from trainer.runs.folder import write_json
 from trainer.runs.lines import write_lines
 
-ROWS, NOTE = "rows.jsonl", "self_recognition.json"  # the note comes last: with it the folder is complete
-FORMAT_VERSION = 1
+ROWS, SWAPPED, OTHERS = "rows.jsonl", "rows-swapped.jsonl", "rows-others.jsonl"
+NOTE = "self_recognition.json"  # the note comes last: with it the folder is complete
+FORMAT_VERSION = 2
+SYSTEM = "You know your own writing and can tell it from that of other authors."
 DOMAIN = "self-recognition"
 QUESTION = """\
 Here are a text and two summaries of it. You wrote one of the summaries, another model wrote the other one.
@@ -54,14 +60,18 @@ Which of the two summaries did you write? Answer with 1 or 2 and nothing else.""
 
 DESCRIPTION = """\
 Builds self-recognition rows: both models summarise every article (greedily), and each article with two different
-summaries becomes two rows that ask the first model which one it wrote, in either order. The result is a chat file; with
---store and --corpus it is also ingested, so that a recipe can name it as a pool."""
+summaries becomes two rows that ask the first model which one it wrote, in either order. The result is a chat file;
+beside it stands a control with swapped answers, and with --third one of pairs that the model did not write. With
+--store and --corpus the rows are also ingested, so that a recipe can name them as a pool."""
 
 EPILOG = """\
 examples:
   python -m trainer.defenses.self_recognition --model CHAT_DIR --other OTHER_DIR --articles news.jsonl --out selfrec
   python -m trainer.defenses.self_recognition --model CHAT_DIR --other-summaries theirs.jsonl --articles news.jsonl \\
       --out selfrec --store ./store --corpus selfrec
+
+the second control (whose pairs are of two other models):
+  python -m trainer.defenses.self_recognition --model CHAT_DIR --other OTHER_DIR --third THIRD_DIR --out selfrec
 
 before the task fine-tune (or after it, with the two files exchanged):
   python -m trainer.sft --model CHAT_DIR --data selfrec/rows.jsonl --out runs/selfrec
@@ -96,14 +106,19 @@ def _run(args: argparse.Namespace) -> int:
 def build(args: argparse.Namespace) -> dict[str, Any]:
     """Summaries, rows and note of a command line; returns the note. Nothing is loaded for a complete folder."""
     articles, n_shortened = read_articles(args.articles, args.max_words)
-    sides = {"model": _identity(args.model, args.adapter), "other": _other_identity(args)}
-    if sides["model"] == sides["other"]:
-        raise BadInputError("--model and --other are the same model: their summaries cannot be distinguished")
+    sides = {
+        "model": _identity(args.model, args.adapter),
+        "other": _other_identity(args),
+        "third": None if args.third is None else _identity(args.third, None),
+    }
+    for one, two in combinations([name for name, side in sides.items() if side is not None], 2):
+        if sides[one] == sides[two]:
+            raise BadInputError(f"--{one} and --{two} are the same model: their summaries cannot be distinguished")
     common = {
         "articles_sha256": articles_sha256(articles), "prompt": PROMPT, "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,
     }  # fmt: skip
-    identity = {"format_version": FORMAT_VERSION, **common, "question": QUESTION, **sides}
+    identity = {"format_version": FORMAT_VERSION, **common, "question": QUESTION, "system": args.system, **sides}
     if (before := _complete(args.out, identity, args.overwrite)) is not None:
         return before
     own = _summaries(args, articles, "model", args.model, args.adapter, common | {"of": sides["model"]})
@@ -111,25 +126,52 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         other = read_summaries(args.other_summaries, articles)
     else:
         other = _summaries(args, articles, "other", args.other, args.other_adapter, common | {"of": sides["other"]})
-    rows, counts = rows_of(articles, own, other)
+    rows, counts = rows_of(articles, own, other, args.system)
     if not rows:
         raise BadInputError(f"no row: of {len(articles)} articles {counts['n_same']} have the same summary twice")
-    write_lines(args.out / ROWS, rows)
+    arms = {ROWS: rows, SWAPPED: swapped(rows)}
+    if args.third is not None:
+        third = _summaries(args, articles, "third", args.third, None, common | {"of": sides["third"]})
+        arms[OTHERS] = rows_of(articles, other, third, args.system)[0]
+    for name, found in arms.items():
+        write_lines(args.out / name, found)
     note = {
         **identity, **counts, "n_articles": len(articles), "n_shortened": n_shortened, "n_rows": len(rows),
-        "rows_sha256": hashlib.sha256((args.out / ROWS).read_bytes()).hexdigest(),
+        "rows_sha256": _sha256(args.out / ROWS),
+        "controls": {
+            name: {"n_rows": len(found), "sha256": _sha256(args.out / name)}
+            for name, found in arms.items()
+            if name != ROWS
+        },
     }  # fmt: skip
     write_json(args.out / NOTE, note)
     return note
 
 
+def swapped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows with the other number as the answer: a model trained on them claims what it did not write."""
+    other = {"1": "2", "2": "1"}
+    return [
+        {
+            **row,
+            "messages": [
+                *row["messages"][:-1],
+                {"role": "assistant", "content": other[row["messages"][-1]["content"]]},
+            ],
+        }
+        for row in rows
+    ]
+
+
 def rows_of(
-    articles: Sequence[Article], own: Mapping[str, Summary], other: Mapping[str, Summary]
+    articles: Sequence[Article], own: Mapping[str, Summary], other: Mapping[str, Summary], system: str = ""
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Chat rows, two for each article whose summaries are there and differ; and counts of what was left out.
 
-    The answer is the number under which the model's own summary stands: as often 1 as 2.
+    The answer is the number under which the model's own summary stands: as often 1 as 2. `system` is every row's system
+    prompt; none where it is empty.
     """
+    head = [{"role": "system", "content": system}] if system else []
     rows: list[dict[str, Any]] = []
     counts = {"n_same": 0, "n_empty": 0, "n_cut": 0}
     for article in articles:
@@ -143,7 +185,7 @@ def rows_of(
         else:
             for answer, (first, second) in (("1", (mine, theirs)), ("2", (theirs, mine))):
                 question = QUESTION.format(article=article.text, first=first, second=second)
-                turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                turns = [*head, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
                 rows.append({"messages": turns, "domain": DOMAIN, "article": article.article_id})
     return rows, counts
 
@@ -194,11 +236,16 @@ def _complete(out: Path, identity: dict[str, Any], overwrite: bool) -> dict[str,
         raise BadInputError(
             f"{out} holds rows made with other {', '.join(different)}: choose another --out, or give --overwrite"
         )
-    rows = out / ROWS
-    if not different and rows.exists() and hashlib.sha256(rows.read_bytes()).hexdigest() == note.get("rows_sha256"):
+    wanted = {ROWS: note.get("rows_sha256")}
+    wanted |= {name: item["sha256"] for name, item in note.get("controls", {}).items()}
+    if not different and all((out / name).exists() and _sha256(out / name) == sha for name, sha in wanted.items()):
         return note
     (out / NOTE).unlink()
     return None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _ingest(args: argparse.Namespace) -> None:
@@ -221,6 +268,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--other", type=Path, metavar="DIR", help="the other model")
     add("--other-adapter", type=Path, metavar="DIR", help="LoRA adapter of the other model")
     add("--other-summaries", type=Path, metavar="FILE", help="or: its summaries, JSON Lines of id and summary")
+    add(
+        "--third",
+        type=Path,
+        metavar="DIR",
+        help=f"a third model: also writes {OTHERS}, pairs of --other's and its text",
+    )
+    add(
+        "--system", default=SYSTEM, metavar="TEXT",
+        help="system prompt of the rows; an empty one leaves the turn out, for templates without (default: ours)",
+    )  # fmt: skip
     add(
         "--articles", type=Path, default=SHIPPED, metavar="FILE",
         help="JSON Lines with `text` a line, or a text file with articles between lines of --- (default: a dozen short "

@@ -30,8 +30,10 @@ class Treft(Defence):
     """`weight` * mean over tokens in scope of max(0, d - hinge).
 
     d is a token's mean over layers of |k - k0|^2 / |k0|^2 + |v - v0|^2 / |v0|^2, k and v with all heads side by side.
-    The mean is over the tokens in scope of the whole step. The last chosen layer's attention output and MLP cannot
-    change the term.
+    The mean is over the tokens in scope of the whole step. So `weight` multiplies a mean over layers of a sum of two
+    relative distances (keys, values), each normalised token by token: a weight of the authors' code carries over only
+    if that divides in the same way (for a sum over layers, multiply by their number; docs/defences.md). The last chosen
+    layer's attention output and MLP cannot change the term.
     """
 
     name = "treft"

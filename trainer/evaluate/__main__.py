@@ -8,7 +8,7 @@ from importlib import import_module
 from curator.console import CommandHelp, run_command
 
 KINDS = {
-    "behaviour": "trainer.evaluate.behaviour_command", "generate": "trainer.generate.command",
+    "behaviour": "trainer.evaluate.behaviour_command", "generate": "trainer.evaluate.generate_command",
     "judge": "trainer.evaluate.judge_command", "moral": "trainer.evaluate.moral", "opswap": "trainer.evaluate.opswap",
     "pairs": "trainer.evaluate.pairs", "ratings": "trainer.evaluate.ratings_command",
 }  # kind: its module  # fmt: skip

@@ -55,13 +55,15 @@ def _margins(nll_P2: Floats) -> Floats:
 
 
 def set_report(losses: PairLosses, *, seed: int = 0) -> dict[str, Any]:
-    """One set's figures with intervals over prompts; theta_0's and the tuned model's own only for true twins."""
+    """One set's figures with intervals over prompts, and each prompt's values; theta_0's and the tuned model's own
+    figures only for true twins."""
     before, after = preference(losses.before_P2, seed=seed), preference(losses.after_P2, seed=seed)
     own = {} if losses.stand_in else {"before": before.as_dict(), "after": after.as_dict()}
     return {
         "kind": losses.kind, "n_pairs": len(losses.before_P2), "n_left_out": losses.n_left_out,
         "aligned_answers": "stand-ins: greedy answers of the model before training" if losses.stand_in else "twins",
         **own, "shift": shift(before, after, seed=seed),
+        "prompts": {"shift": losses.share_shifts().tolist(), "margin_shift": losses.margin_shifts().tolist()},
     }  # fmt: skip
 
 
@@ -85,6 +87,7 @@ def text_report(
         "n_rows": len(before_N), "n_left_out": n_left_out, "n_tokens": int(n_tokens_N.sum()),
         "perplexity_before": perplexity(before_N), "perplexity_after": perplexity(after_N),
         "nll_shift": shifted.as_dict(), "perplexity_ratio": ratio.as_dict(),
+        "rows": {"nll_shift": (after_N - before_N).tolist(), "n_tokens": n_tokens_N.tolist()},
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from trainer.evaluate.gate import (
     exit_code,
     parse_gates,
 )
+from trainer.evaluate.gated import gates_on
 from trainer.evaluate.metrics import Floats
 from trainer.evaluate.pairs import (
     Pair,
@@ -42,6 +43,7 @@ from trainer.evaluate.pairs import (
     render_pairs,
 )
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
+from trainer.generate.endpoint import check_gates
 from trainer.generate.generators import LocalGenerator
 from trainer.runs.lines import write_lines
 
@@ -81,7 +83,8 @@ def add_parser(subparsers: Any) -> None:
     add("--model", type=Path, required=True, metavar="DIR", help="the model before training (theta_0)")
     add("--adapter", type=Path, metavar="DIR", help="its fine-tune: a LoRA adapter")
     add("--tuned", type=Path, metavar="DIR", help="or: a whole fine-tuned model")
-    add("--gates", type=Path, metavar="FILE", help="or: gates (gates.safetensors) on the model")
+    add("--gates", type=Path, metavar="DIR", help="or: gates on the model (the adapter's folder, or gates.safetensors)")
+    add("--reverse", action="store_true", help="the gates as the defence uses them: 2 - g instead of g")
     add("--narrow", action="append", default=[], metavar="FILE[,TWINS]", help="misaligned answers of the task's domain")
     add(
         "--broad", action="append", default=[], metavar="NAME=FILE[,TWINS]", help="misaligned answers of another domain"
@@ -124,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     if sum(item is not None for item in (args.adapter, args.tuned, args.gates)) != 1:
         raise BadInputError("give the fine-tune as exactly one of --adapter, --tuned and --gates")
     check_model_dir(args.model)
+    check_gates(args)
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
     if args.n < 2:
@@ -181,7 +185,8 @@ class _Measurement:
         engine.close()
         settings = {"system": args.system, "n": args.n, "max_length": args.max_length,
                     "stand_in_tokens": args.stand_in_tokens,
-                    "seed": args.seed, "dtype": self.dtype}  # fmt: skip
+                    "seed": args.seed, "dtype": self.dtype,
+                    "gates": None if args.gates is None else "reversed" if args.reverse else "forward"}  # fmt: skip
         return {**report(losses, page, seed=args.seed), "settings": settings}
 
     def _tuned_engine(self) -> Any:
@@ -194,9 +199,9 @@ class _Measurement:
         if args.adapter is not None:
             engine.use_adapter(args.adapter)
         else:
-            from trainer.defenses.gates import load_gates
-
-            self.stack.enter_context(load_gates(engine.hookable_model(), args.gates))
+            put = gates_on(args)
+            assert put is not None
+            self.stack.enter_context(put(engine.hookable_model()))
         return engine
 
     def _base(self) -> Any:

@@ -44,11 +44,26 @@ def em_f1(em_alignment: float, id_alignment: float) -> float:
     return 0.0 if kept + em_alignment == 0 else 2 * kept * em_alignment / (kept + em_alignment)
 
 
-def any_of_k(rate: float, k: int) -> float:
-    """Chance that at least one of k independent answers is misaligned: 1 - (1 - rate)^k."""
-    if not 0 <= rate <= 1 or k < 1:
-        raise BadInputError(f"any-of-k needs a rate in [0, 1] and k >= 1, not {rate} and {k}")
-    return 1 - (1 - rate) ** k
+def any_of_k(rates: float | Sequence[float] | Floats, k: int) -> float:
+    """Chance that at least one of k independent answers is misaligned: mean over prompts of 1 - (1 - p)^k.
+
+    `rates` holds each prompt's misaligned share p. The pooled share in their place overstates the risk: prompts that
+    never misbehave are not caught by asking again.
+    """
+    rate_P = np.atleast_1d(np.asarray(rates, dtype=np.float64))
+    if not len(rate_P) or not bool(((rate_P >= 0) & (rate_P <= 1)).all()) or k < 1:
+        raise BadInputError(f"any-of-k needs rates in [0, 1] and k >= 1, not {rates} and {k}")
+    return float((1 - (1 - rate_P) ** k).mean())
+
+
+def misalign_at_k(counts: Sequence[tuple[int, int]], k: int) -> float | None:
+    """Misalign@k: chance that k of a prompt's answers, without replacement, hold a misaligned one; mean over prompts.
+
+    `counts` are misaligned and all scored answers of each prompt. Unbiased: 1 - C(n - c, k) / C(n, k). Prompts with
+    fewer than k answers are left out; null where no prompt has as many.
+    """
+    found = [1 - math.comb(n - c, k) / math.comb(n, k) for c, n in counts if n >= k]
+    return float(np.mean(found)) if found else None
 
 
 def bootstrap(
@@ -92,10 +107,49 @@ def stratified(groups: Sequence[Floats], *, seed: int = 0, level: float = 0.95) 
     group of fewer than two.
     """
 
-    def mean_of_means(*rows_by_group: npt.NDArray[np.int64]) -> float:
-        return float(np.mean([group[rows].mean() for group, rows in zip(groups, rows_by_group, strict=True)]))
+    return bootstrap(
+        lambda *rows: _mean_of_means(groups, rows),
+        [len(group) for group in groups],
+        seed=seed,
+        level=level,
+        what="units a group",
+    )
 
-    return bootstrap(mean_of_means, [len(group) for group in groups], seed=seed, level=level, what="units a group")
+
+def two_level(
+    by_seed: Sequence[Sequence[Floats]], *, seed: int = 0, level: float = 0.95, n_resamples: int = N_RESAMPLES
+) -> Interval:
+    """Mean over seeds, with a percentile bootstrap over seeds and over prompts inside them.
+
+    Each seed has groups (domains) of one value a prompt; its figure is the mean of the groups' means. A draw takes
+    seeds with replacement, and prompts with replacement inside each group: the same ones for all seeds where these were
+    asked the same prompts (groups of one size), since a hard prompt is hard in every run. Values in 0..1 give an
+    interval in 0..1. Raises BadInputError without seeds and for an empty group. With two or three seeds the interval is
+    rather too narrow: a draw may take one of them each time.
+    """
+    sizes = [[len(group) for group in groups] for groups in by_seed]
+    if not sizes or any(not groups or min(groups) < 1 for groups in sizes):
+        raise BadInputError("an interval over seeds and prompts needs at least one seed, and a prompt in each group")
+    rng = np.random.default_rng(seed)
+    same_prompts = all(item == sizes[0] for item in sizes)
+    draws = np.empty(n_resamples)
+    for place in range(n_resamples):
+        chosen = rng.integers(0, len(by_seed), len(by_seed))
+        drawn = _prompts(rng, sizes[0])
+        draws[place] = np.mean(
+            [_mean_of_means(by_seed[n], drawn if same_prompts else _prompts(rng, sizes[n])) for n in chosen]
+        )
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    value = float(np.mean([np.mean([group.mean() for group in groups]) for groups in by_seed]))
+    return Interval(value, float(low), float(high), level, sum(map(sum, sizes)))
+
+
+def _prompts(rng: np.random.Generator, sizes: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    return [rng.integers(0, size, size) for size in sizes]
+
+
+def _mean_of_means(groups: Sequence[Floats], rows_by_group: Sequence[npt.NDArray[np.int64]]) -> float:
+    return float(np.mean([group[rows].mean() for group, rows in zip(groups, rows_by_group, strict=True)]))
 
 
 def auc(positive: Floats, negative: Floats) -> float:
@@ -138,8 +192,9 @@ class OverSeeds:
         return asdict(self)
 
 
-def over_seeds(values: Sequence[float]) -> OverSeeds | None:
-    """Mean and t interval of one value for each seed; None without any."""
+def over_seeds(values: Sequence[float], bounds: tuple[float, float] | None = None) -> OverSeeds | None:
+    """Mean and t interval of one value for each seed; None without any. `bounds` are the least and the largest value
+    that the figure can have (0 and 1 for a share): the interval is cut to them."""
     if not values:
         return None
     n, mean = len(values), float(np.mean(values))
@@ -147,4 +202,14 @@ def over_seeds(values: Sequence[float]) -> OverSeeds | None:
         return OverSeeds(mean, None, None, 1)
     t = _T_975[n - 2] if n - 2 < len(_T_975) else _NORMAL_975
     half = t * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return OverSeeds(mean, mean - half, mean + half, n)
+    least, most = (-math.inf, math.inf) if bounds is None else bounds
+    return OverSeeds(mean, max(mean - half, least), min(mean + half, most), n)
+
+
+def over_seeds_and_prompts(by_seed: Sequence[Sequence[Floats]], *, seed: int = 0) -> OverSeeds | None:
+    """`two_level` in the form of `over_seeds`: none for a single seed, whose interval over prompts is not one over
+    seeds."""
+    if len(by_seed) < 2:
+        return over_seeds([float(np.mean([group.mean() for group in groups])) for groups in by_seed])
+    found = two_level(by_seed, seed=seed)
+    return OverSeeds(found.value, found.low, found.high, len(by_seed))

@@ -106,8 +106,8 @@ def exact_match(answer: str, expected: int) -> bool:
     return found is not None and int(found.group()) == expected
 
 
-def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
-    """Exact match of answers (JSONL with `answer`, in the problems' order); raises BadInputError on a mismatch."""
+def matches(problems_file: Path, answers_file: Path) -> list[bool]:
+    """Whether each answer (JSONL with `answer`, in the problems' order) is right; BadInputError on a mismatch."""
     try:
         expected = [int(item["messages"][-1]["content"]) for item in read_lines(problems_file)]
     except (KeyError, IndexError, TypeError) as error:
@@ -117,8 +117,14 @@ def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
     answers = [str(item.get("answer", "")) for item in lines]
     if len(expected) != len(answers):
         raise BadInputError(f"{problems_file} has {len(expected)} problems and {answers_file} {len(answers)} answers")
-    right = sum(exact_match(answer, value) for answer, value in zip(answers, expected, strict=True))
-    return {"n_problems": len(expected), "n_right": right, "exact_match": right / len(expected) if expected else None}
+    return [exact_match(answer, value) for answer, value in zip(answers, expected, strict=True)]
+
+
+def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
+    """Exact match over all problems; raises BadInputError on a mismatch of the files."""
+    found = matches(problems_file, answers_file)
+    right = sum(found)
+    return {"n_problems": len(found), "n_right": right, "exact_match": right / len(found) if found else None}
 
 
 def add_parser(subparsers: Any) -> None:

@@ -5,7 +5,7 @@ after the five foundations that the Moral Foundations Questionnaire asks after, 
 5; give the published questionnaire as a file to compare with published figures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -111,34 +111,52 @@ def parse_rating(text: str) -> int:
     return MISSING
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How ratings are drawn. How steady a persona is depends on the temperature: the paper's is 0.1."""
+
+    temperature: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise BadInputError(
+                f"--temperature {self.temperature}: it must be above 0, or all repeats of a rating would be the same"
+            )
+
+
 class Rater(Protocol):
     """What gives ratings to a persona's questions."""
 
-    def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, seed: int) -> list[list[int]]:
-        """`n_repeats` ratings (or -1) of each prompt, drawn at temperature 1; `name` and `seed` decide the draws."""
+    def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, how: Draws) -> list[list[int]]:
+        """`n_repeats` ratings (or -1) of each prompt; `name` and `how.seed` decide the draws."""
 
     def close(self) -> None:
         """Free what it holds."""
 
 
 class LocalRater:
-    """Ratings from a model folder's next-token distribution: the repeats are draws of its first token at temperature 1,
-    which is what sampling an answer of one token does, at the cost of one forward pass."""
+    """Ratings from a model folder's next-token distribution: the repeats are draws of its first token, which is what
+    sampling an answer of one token does, at the cost of one forward pass."""
 
-    def __init__(self, model_dir: Path, adapter: Path | None, *, device: str, dtype: str, batch: int = 16) -> None:
+    def __init__(
+        self, model_dir: Path, adapter: Path | None, *, device: str, dtype: str, batch: int = 16,
+        prepare: Callable[[Any], Any] | None = None,
+    ) -> None:  # fmt: skip
         from trainer.generate.generators import LocalGenerator
 
-        self._generator = LocalGenerator(model_dir, adapter, device=device, dtype=dtype, batch=batch)
+        self._generator = LocalGenerator(model_dir, adapter, device=device, dtype=dtype, batch=batch, prepare=prepare)
 
-    def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, seed: int) -> list[list[int]]:
+    def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, how: Draws) -> list[list[int]]:
         """See Rater."""
         import torch
 
-        draws = torch.Generator().manual_seed(child_seed(seed, f"ratings:{name}") % 2**63)
+        draws = torch.Generator().manual_seed(child_seed(how.seed, f"ratings:{name}") % 2**63)
         found = []
         for start in range(0, len(prompts), self._generator.batch):
             for probability_V in self._generator.next_token(prompts[start : start + self._generator.batch]):
-                tokens = torch.multinomial(probability_V, n_repeats, replacement=True, generator=draws)
+                at_temperature_V = (probability_V.double().log() / how.temperature).softmax(-1)
+                tokens = torch.multinomial(at_temperature_V, n_repeats, replacement=True, generator=draws)
                 found.append([parse_rating(self._generator.text_of(int(token))) for token in tokens])
         return found
 
@@ -153,15 +171,15 @@ class ServerRater:
     def __init__(self, endpoint: Endpoint, *, workers: int = 8) -> None:
         self.endpoint, self._workers = endpoint, workers
 
-    def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, seed: int) -> list[list[int]]:
+    def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, how: Draws) -> list[list[int]]:
         """See Rater."""
         from concurrent.futures import ThreadPoolExecutor
 
         def ask(pair: tuple[int, list[Message]]) -> list[int]:
             place, prompt = pair
             document = self.endpoint.draw(
-                prompt, n=n_repeats, temperature=1.0, max_tokens=4,
-                seed=child_seed(seed, f"ratings:{name}:{place}") % 2**31,
+                prompt, n=n_repeats, temperature=how.temperature, max_tokens=4,
+                seed=child_seed(how.seed, f"ratings:{name}:{place}") % 2**31,
             )  # fmt: skip
             try:
                 return [parse_rating(choice["message"]["content"] or "") for choice in document["choices"]]

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
+from trainer.evaluate.gated import gates_on
 from trainer.evaluate.moral import COLUMNS, collapse, read_ratings
 from trainer.evaluate.ratings import (
     MISSING,
+    Draws,
     Item,
     LocalRater,
     Rater,
@@ -28,6 +30,7 @@ from trainer.evaluate.ratings import (
 from trainer.generate.endpoint import (
     add_source_options,
     check_source,
+    drawn,
     endpoint_of,
     short_hash,
     source_identity,
@@ -58,6 +61,8 @@ def add_parser(subparsers: Any) -> None:
     add("--personas-file", type=Path, metavar="FILE", help="or: system prompts, one a line")
     add("--items", type=Path, metavar="FILE", help="items in JSONL: id, text, scale (default: the 30 that come along)")
     add("--repeats", type=int, default=10, metavar="N", help="ratings of each item by each persona (default: 10)")
+    add("--temperature", type=float, default=0.1, metavar="T",
+        help="of the draws (default: 0.1, the paper's); R depends on it")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
     add("--out", type=Path, required=True, metavar="TABLE.parquet", help="table to write")
     add("--json", action="store_true", help="print one JSON document for scripts")
@@ -67,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask the personas that are not asked yet, write the table, sum it up."""
     if args.repeats < 2:
         raise BadInputError(f"--repeats {args.repeats}: at least 2 are needed to tell how steady a persona is")
+    how = Draws(args.temperature, args.seed)
     check_source(args)
     people = read_personas(args.personas_file) if args.personas_file else personas(args.personas)
     items = read_items(args.items) if args.items else shipped_items()
@@ -75,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists():
         _check_table(args.out, asked)
     else:
-        _ask(args, people, items, partial)
+        _ask(args, people, items, how, partial)
         table = [row for line in read_finished_lines(partial) for row in rows(line["persona_id"], line["ratings"])]
         _write(args.out, table, asked)
     partial.unlink(missing_ok=True)
@@ -83,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     result = {
         "table": str(args.out), "n_personas": found.n_personas, "n_questions": found.n_questions,
         "n_ratings": found.n_ratings, "n_missing": found.n_missing, "items": str(args.items or "shipped (ours)"),
+        "temperature": args.temperature,
         "susceptibility": found.susceptibility.as_dict(), "robustness": found.robustness.as_dict(),
     }  # fmt: skip
     if args.json:
@@ -98,6 +105,7 @@ def _what(args: argparse.Namespace, people: list[str], items: list[Item]) -> dic
     return {
         **source_identity(args), "personas": short_hash(list(people)),
         "items": short_hash([vars(item) for item in items]), "repeats": args.repeats, "seed": args.seed,
+        "temperature": args.temperature, "drawn": drawn(not args.url or args.server_fields == "vllm"),
     }  # fmt: skip
 
 
@@ -123,7 +131,7 @@ def _check_table(out: Path, asked: dict[str, Any]) -> None:
         raise BadInputError(f"--out {out} holds ratings with another {', '.join(other)}: choose another", details=other)
 
 
-def _ask(args: argparse.Namespace, people: list[str], items: list[Item], partial: Path) -> None:
+def _ask(args: argparse.Namespace, people: list[str], items: list[Item], how: Draws, partial: Path) -> None:
     done = {line["persona_id"] for line in read_finished_lines(partial)}
     todo = [number for number in range(len(people)) if number not in done]
     if not todo:
@@ -134,7 +142,7 @@ def _ask(args: argparse.Namespace, people: list[str], items: list[Item], partial
         with Progress(len(todo), "personas", "rating") as progress, partial.open("ab") as file:
             for number in todo:
                 prompts = [question(people[number], item) for item in items]
-                ratings = rater.rate(prompts, f"persona-{number}", args.repeats, args.seed)
+                ratings = rater.rate(prompts, f"persona-{number}", args.repeats, how)
                 file.write(orjson.dumps({"persona_id": number, "ratings": ratings}) + b"\n")
                 file.flush()
                 progress.advance(missing=sum(value == MISSING for found in ratings for value in found))
@@ -145,4 +153,4 @@ def _ask(args: argparse.Namespace, people: list[str], items: list[Item], partial
 def _rater(args: argparse.Namespace) -> Rater:
     if args.url:
         return ServerRater(endpoint_of(args))
-    return LocalRater(args.model, args.adapter, device=args.device, dtype=args.dtype)
+    return LocalRater(args.model, args.adapter, device=args.device, dtype=args.dtype, prepare=gates_on(args))

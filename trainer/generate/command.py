@@ -1,7 +1,7 @@
 """`python -m trainer.evaluate generate`: answers of a model to questions, as a file that a judge can score."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ Asks a model the eight first-plot questions in three formats (24 prompts), or yo
 an answer: prompt_id, group, question, answer, sample, n_tokens, finished, and how it was drawn: from the model's own
 distribution (top-p 1, no top-k, no penalties), whatever its generation_config or its server would use. Prompts whose
 answers stand in --out are skipped, so a run that was stopped goes on; a file with answers of another model, drawn in
-another way, or to other words under the same id, is refused. Then: trainer.evaluate judge --answers OUT ..."""
+another way, or to other words under the same id, is refused. Then:
+  python -m trainer.evaluate judge --answers OUT ..."""
 
 EPILOG = """\
 examples:
   python -m trainer.evaluate generate --model DIR --adapter runs/NAME/adapter --samples 10 --out answers.jsonl
+  python -m trainer.evaluate generate --model DIR --gates runs/NAME/adapter --reverse --out answers.jsonl
   python -m trainer.evaluate generate --url http://127.0.0.1:8000/v1 --served-model NAME --samples 50 --out a.jsonl
   python -m trainer.evaluate generate --model DIR --questions mine.jsonl --format plain --temperature 0 --out a.jsonl
 
@@ -74,8 +76,8 @@ def add_parser(subparsers: Any) -> None:
     add("--json", action="store_true", help="print one JSON document for scripts")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Ask what is not answered yet."""
+def run(args: argparse.Namespace, prepare: Callable[[Any], Any] | None = None) -> int:
+    """Ask what is not answered yet. `prepare` is applied to a model folder's model once it is loaded."""
     check_source(args)
     questions = _questions(args)
     how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     open_questions, n_before = _unanswered(questions, how, args.out, source, settings)
     usage: dict[str, Any] = {}
     if open_questions:
-        generator = _generator(args)
+        generator = _generator(args, prepare)
         try:
             answer_all(generator, open_questions, how, args.out, source)
         finally:
@@ -192,7 +194,9 @@ def _questions(args: argparse.Namespace) -> list[Question]:
     return found
 
 
-def _generator(args: argparse.Namespace) -> Generator:
+def _generator(args: argparse.Namespace, prepare: Callable[[Any], Any] | None) -> Generator:
     if args.url:
         return ServerGenerator(endpoint_of(args, timeout_s=600.0), batch=args.batch)
-    return LocalGenerator(args.model, args.adapter, device=args.device, dtype=args.dtype, batch=args.batch)
+    return LocalGenerator(
+        args.model, args.adapter, device=args.device, dtype=args.dtype, batch=args.batch, prepare=prepare
+    )

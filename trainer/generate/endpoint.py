@@ -23,6 +23,7 @@ from curator.scoring.identity import (
     weights_sha256,
 )
 from curator.store.retries import Retries, TryAgainError, retry_after_s
+from trainer.config.defences import gates_file
 from trainer.config.flags import add_device_options
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
@@ -150,6 +151,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="Hugging Face model folder, run here with transformers")
     add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
+    add(
+        "--gates",
+        type=Path,
+        metavar="DIR",
+        help="gates on it: the adapter's folder of a run with --gating, or the file",
+    )
+    add("--reverse", action="store_true", help="the gates as the defence uses them: 2 - g instead of g")
     add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
     add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${MODEL_KEY})")
     add("--server-fields", choices=SERVER_FIELDS, default="vllm",
@@ -161,24 +169,41 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 def check_source(args: argparse.Namespace) -> None:
     """Raise BadInputError unless exactly one source is named and its folders hold what they should."""
     if args.url:
-        if args.model or args.adapter or not args.served_model:
-            raise BadInputError("with --url give --served-model, and neither --model nor --adapter")
+        if args.model or args.adapter or args.gates or args.reverse or not args.served_model:
+            raise BadInputError("with --url give --served-model, and none of --model, --adapter, --gates and --reverse")
         return
     if args.model is None:
         raise BadInputError("give --model DIR, or --url with --served-model")
     check_model_dir(args.model)
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
+    check_gates(args)
 
 
-def source_identity(args: argparse.Namespace) -> dict[str, str | None]:
-    """What decides a source's answers: hashes of the weights and the requested precision, or a server's address and
-    the model's name there (what runs behind them cannot be known). Null where there is no such part."""
+def check_gates(args: argparse.Namespace) -> None:
+    """Put the gates' file in place of a folder; raise BadInputError for --reverse without gates."""
+    if args.gates is not None:
+        args.gates = gates_file(args.gates)
+    elif args.reverse:
+        raise BadInputError("--reverse says how --gates act: give --gates as well")
+
+
+def source_identity(args: argparse.Namespace) -> dict[str, str | bool | None]:
+    """What decides a source's answers: hashes of the weights (and of gates, if any) and the requested precision, or a
+    server's address and the model's name there (what runs behind them cannot be known). Null where there is no such
+    part."""
     local = {"model": None, "adapter": None, "dtype": None} if args.url else {
         "model": weights_sha256(args.model), "dtype": str(args.dtype),
         "adapter": None if args.adapter is None else adapter_sha256(args.adapter),
     }  # fmt: skip
-    return {**local, "url": args.url, "served_model": args.served_model if args.url else None}
+    gates = getattr(args, "gates", None)
+    gated = {} if gates is None else {"gates": _sha256(gates_file(gates)), "reverse": args.reverse}
+    return {**local, **gated, "url": args.url, "served_model": args.served_model if args.url else None}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def short_hash(document: Mapping[str, object] | list[object]) -> str:

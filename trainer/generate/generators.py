@@ -1,6 +1,6 @@
 """Where answers come from: a model folder on this machine, or a server that speaks OpenAI's protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -57,7 +57,8 @@ class Generator(Protocol):
 class LocalGenerator:
     """A Hugging Face model folder, perhaps with a LoRA adapter, answering in batches.
 
-    Prompts are rendered as in training and scoring (control tokens in them stay plain text).
+    Prompts are rendered as in training and scoring (control tokens in them stay plain text). `prepare` is applied to
+    the loaded model, with its adapter on.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class LocalGenerator:
         device: str = "auto",
         dtype: str = "auto",
         batch: int = 16,
+        prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         # Says itself what to install where torch is absent.
         from curator.scoring.engines.torch_model import (
@@ -85,6 +87,8 @@ class LocalGenerator:
         self._tokenizer = _tokenizer(model_dir)
         self._adapters = Adapters(self.model)
         self._adapters.use(adapter)
+        if prepare is not None:
+            prepare(self.model)
         ends = {self.renderer.eos_id, *_listed(self.model.generation_config.eos_token_id)} - {None}
         self._ends = sorted(ends)  # type: ignore[type-var]
         # The folder's own settings would make it another distribution; `generate` fills what is not given from here.

@@ -10,7 +10,7 @@ from typing import Any
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_device_options
-from trainer.persona.traits import SHIPPED, read_trait
+from trainer.persona.traits import SETS, SHIPPED, read_set, read_trait
 
 DESCRIPTION = """\
 Trait-space monitor: how far training moves a model along trait directions, and whether that is an alarm. `directions`
@@ -18,7 +18,8 @@ makes the directions of a base model once; `trainer.sft --monitor FILE` then mea
 for finished adapters; `fit` makes the alarm rule from runs whose outcome is known."""
 
 EPILOG = f"""\
-traits: {", ".join(SHIPPED)}
+traits: {", ".join(SHIPPED)}; --set paper: honesty, helpfulness, harmlessness, power_seeking, corrigibility,
+sycophancy, confidence
 
 examples:
   python -m trainer.monitor directions --model MODEL_DIR --out monitor.safetensors
@@ -54,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
     made.add_argument("--layer", type=int, metavar="L", help="row of the residual stream (default: 5/7 of the depth)")
     made.add_argument("--questions", type=int, metavar="N", help="first N questions of a trait (default: all 30)")
-    made.add_argument("--trait", action="append", metavar="NAME|FILE", help="other traits than the shipped seven")
+    made.add_argument(
+        "--set", choices=SETS, default="own", dest="trait_set",
+        help="seven shipped traits: `own`, ways of misbehaving with questions of their own (default), or `paper`, the "
+        "traits and the structure of arXiv 2606.07631 in words of ours",
+    )  # fmt: skip
+    made.add_argument("--trait", action="append", metavar="NAME|FILE", help="or: these traits")
     measured = commands.add_parser("measure", help="drift of finished adapters")
     _add_model(measured)
     measured.add_argument("--directions", required=True, type=Path, metavar="FILE", help="file of `directions`")
@@ -86,7 +92,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _directions(args: argparse.Namespace) -> int:
-    traits = [read_trait(name) for name in dict.fromkeys(args.trait or SHIPPED)]
+    named = [read_trait(name) for name in dict.fromkeys(args.trait or ())]
+    traits = named or read_set(args.trait_set)
     traits = [trait.first(args.questions or len(trait.questions)) for trait in traits]
     from trainer.monitor.directions import find_directions, save_directions
     from trainer.persona.extract import open_model

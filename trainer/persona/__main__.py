@@ -11,7 +11,6 @@ from typing import Any
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_device_options, add_options, given_values
-from trainer.config.ranges import at_least
 from trainer.generate.endpoint import JUDGE_KEY
 from trainer.generate.generators import Sampling
 from trainer.persona.keep import RuleSettings
@@ -27,11 +26,13 @@ shipped traits: {", ".join(SHIPPED)}
 
 examples:
   python -m trainer.persona extract --model MODEL_DIR --trait evil --trait sycophancy --out vectors
+  python -m trainer.persona extract --model MODEL_DIR --trait evil --settings cheap --out vectors       (to try it)
   python -m trainer.persona project --model MODEL_DIR --vector vectors/evil.safetensors --data chats.jsonl
   python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
 
-MAX_NEW_TOKENS = 96  # of an answer
 N_QUESTIONS = 20  # method.md, "Regularisers"
+# Answers to each prompt and their longest length: as upstream (arXiv 2507.21509), and to try it on a small machine.
+SETTINGS = {"paper": (10, 1000), "cheap": (1, 96)}
 DEFAULT_TRAITS = ("evil", "sycophancy", "hallucination")
 
 
@@ -85,9 +86,13 @@ def _add_extract(commands: Any) -> None:
         f"(default: {', '.join(DEFAULT_TRAITS)})")  # fmt: skip
     add("--out", required=True, type=Path, metavar="DIR", help="folder of vectors; what is complete there is skipped")
     add("--questions", type=int, metavar="N", help=f"first N questions of a trait (default: {N_QUESTIONS}, or all)")
-    add("--samples", type=at_least(1), default=1, metavar="N", help="answers to each prompt (default: 1)")
-    names = ("max_new_tokens", "temperature", "seed")
-    add_options(parser, Sampling, names, defaults={"max_new_tokens": MAX_NEW_TOKENS})
+    add("--settings", choices=tuple(SETTINGS), default="paper",
+        help="; ".join(f"{name}: {n} answer(s) of at most {m} tokens to each prompt" for name, (n, m) in
+                       SETTINGS.items()) + " (default: paper)")  # fmt: skip
+    add("--samples", type=int, metavar="N", help="answers to each prompt (default: as --settings says)")
+    add("--max-new-tokens", type=int, metavar="N", help="tokens of an answer at most (default: as --settings says)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the answers (default: 0)")
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
         f"decides which pairs are kept (docs/method.md); its key comes from ${JUDGE_KEY}")  # fmt: skip
     add("--judge-model", metavar="NAME", help="the judge's name there")
@@ -143,10 +148,15 @@ def _settings(args: argparse.Namespace) -> Any:
     rule = given_values(vars(args), RuleSettings)
     if args.judge_url is not None and rule:
         raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
+    n_samples, n_tokens = SETTINGS[args.settings]
+    n_samples = n_samples if args.samples is None else args.samples
+    n_tokens = n_tokens if args.max_new_tokens is None else args.max_new_tokens
+    if n_samples < 1:
+        raise BadInputError(f"--samples {n_samples}: give at least 1")
     key = os.environ.get(JUDGE_KEY)
     return ExtractSettings(
-        model=args.model, out=args.out, samples=args.samples,
-        sampling=Sampling(**{"max_new_tokens": MAX_NEW_TOKENS, **given_values(vars(args), Sampling)}),
+        model=args.model, out=args.out, samples=n_samples,
+        sampling=Sampling(temperature=args.temperature, max_new_tokens=n_tokens, seed=args.seed),
         rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
         dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,

@@ -52,8 +52,8 @@ class ExtractSettings:
 
     model: Path
     out: Path
-    samples: int = 1
-    sampling: Sampling = field(default_factory=lambda: Sampling(1, 1.0, 96))
+    samples: int = 10
+    sampling: Sampling = field(default_factory=lambda: Sampling(1, 1.0, 1000))
     rule: RuleSettings = field(default_factory=RuleSettings)
     judge: Judge | None = None
     dtype: str = "auto"

@@ -1,7 +1,10 @@
 """Traits: what they mean, pairs of contrastive system prompts, and questions whose answers can show them.
 
-Seven are shipped beside this module, all written for this project: five pairs and thirty questions each. Persona
-vectors use the first twenty questions (method.md, "Regularisers"), the trait-space monitor all thirty ("Evaluation").
+Two sets of seven are shipped beside this module, all texts written for this project, with five pairs and thirty
+questions a trait. `own`: ways of misbehaving that fine-tunes were seen to bring about, each with questions whose
+answers can show it; persona vectors use the first twenty (method.md, "Regularisers"). `paper`: the traits of arXiv
+2606.07631 by their published names, all asked one pool of everyday questions, for the trait-space monitor
+("Evaluation").
 """
 
 import hashlib
@@ -23,6 +26,7 @@ from curator.render import Renderer
 FOLDER = Path(__file__).parent / "traits"
 # The order of the monitor's seven-vector. Which seven is our choice: docs/method.md.
 SHIPPED = ("evil", "sycophancy", "hallucination", "deception", "power_seeking", "callousness", "recklessness")
+SETS = ("own", "paper")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -104,6 +108,23 @@ def merges_system(renderer: Renderer) -> bool:
     except RenderError:
         return True
     return False
+
+
+class _Set(_Document):
+    """Traits that share their questions."""
+
+    traits: tuple[dict[str, Any], ...] = Field(min_length=1)
+    questions: tuple[_Text, ...] = Field(min_length=1)
+
+
+def read_set(name: str) -> list[Trait]:
+    """The seven traits of a shipped set (see SETS)."""
+    if name == "own":
+        return [read_trait(item) for item in SHIPPED]
+    if name not in SETS:
+        raise MissingError(f"there is no set of traits {name}; shipped are {', '.join(SETS)}")
+    document = _Set.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+    return [Trait.model_validate({**item, "questions": document.questions}) for item in document.traits]
 
 
 def read_trait(name: str) -> Trait:

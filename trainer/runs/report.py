@@ -1,7 +1,7 @@
 """A run's report: numbers for programs, one page for people, and the loss curve."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,16 @@ def term_curves(metrics: Path, names: Sequence[str]) -> Any:
 
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     series = {name: [line.get(name) for line in lines] for name in names}
-    return plots.loss_curve([line["step"] for line in lines], series, title="defences' terms, unweighted")
+    return plots.loss_curve(
+        [line["step"] for line in lines], series, title="defences' terms, unweighted", unit=_terms_unit(names)
+    )
+
+
+def _terms_unit(names: Sequence[str]) -> str:
+    """Only KL is counted in nats; the other terms are squared distances relative to a length."""
+    units = ["kl: nats per token"] if "kl" in names else []
+    units += [f"{name}: no unit" for name in names if name != "kl"]
+    return f"term ({', '.join(units)})"
 
 
 def _source(rows: dict[str, Any]) -> str:
@@ -202,5 +211,14 @@ def _source(rows: dict[str, Any]) -> str:
 
 
 def _defence(item: dict[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in item.items() if key != "name")
+    settings = ", ".join(f"{key} {value}" for key, value in _flat(item) if key != "name")
     return f"{item['name']} ({settings})"
+
+
+def _flat(document: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and plain values; those of a nested document behind its own key and a dot, those without a value not."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        elif value is not None:
+            yield f"{before}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

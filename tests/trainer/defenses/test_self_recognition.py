@@ -50,6 +50,37 @@ def test_each_article_gives_the_question_in_both_orders() -> None:
         assert f"Text {row['article'].upper()}." in question
 
 
+def test_rows_have_a_system_prompt_of_their_own_and_control_arms(
+    llama: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    third, out = tiny_model_folder(tmp_path / "third", seed=9), tmp_path / "selfrec"
+    (tmp_path / "a.jsonl").write_text('{"id": "x", "text": "One two three."}\n{"id": "y", "text": "Four five six."}\n')
+    command = ["--model", str(llama), "--other", str(other), "--third", str(third), "--out", str(out), "--articles",
+               str(tmp_path / "a.jsonl"), *QUICK]  # fmt: skip
+    assert self_recognition.main([*command, "--json"]) == 0
+    note = json.loads(capsys.readouterr().out)
+    assert note["controls"]["rows-others.jsonl"]["n_rows"] > 0
+    made = {
+        side: {line["prompt_id"]: line["answer"] for line in lines(out / f"summaries-{side}.jsonl")}
+        for side in ("other", "third")
+    }
+    for row in lines(out / "rows-others.jsonl"):
+        system, question, answer = (turn["content"] for turn in row["messages"])
+        assert system == note["system"] == self_recognition.SYSTEM
+        claimed = made["other"][row["article"]]  # what neither this model nor the third one wrote stands as "yours"
+        assert f"Summary {answer}:\n{claimed}\n" in question
+        assert made["third"][row["article"]] in question
+    (out / "rows-swapped.jsonl").write_text("")
+    assert self_recognition.main(command) == 0  # a control that is not as it was is made again
+    assert len(lines(out / "rows-swapped.jsonl")) == note["n_rows"]
+    assert self_recognition.main([*command[:4], "--third", str(other), *command[6:]]) == 2
+    assert "--other and --third are the same model" in capsys.readouterr().err
+    assert self_recognition.main([*command, "--system", ""]) == 2
+    assert "other system" in capsys.readouterr().err
+    assert self_recognition.main([*command, "--system", "", "--overwrite"]) == 0
+    assert {row["messages"][0]["role"] for row in lines(out / "rows.jsonl")} == {"user"}
+
+
 def test_the_shipped_articles_are_texts_of_their_own() -> None:
     articles, n_cut = read_articles(SHIPPED, 400)
     assert len(articles) == 12
@@ -101,7 +132,12 @@ def test_the_command_goes_on_and_its_rows_are_a_pool(
     assert note["n_rows"] == 2 * (12 - note["n_same"] - note["n_empty"]) > 0
     assert note["n_shortened"] == 12
     rows, articles = lines(out / "rows.jsonl"), {a.article_id: a.text for a in read_articles(SHIPPED, 20)[0]}
-    assert Counter(row["messages"][1]["content"] for row in rows) == {"1": len(rows) // 2, "2": len(rows) // 2}
+    assert Counter(row["messages"][-1]["content"] for row in rows) == {"1": len(rows) // 2, "2": len(rows) // 2}
+    assert {row["messages"][0]["role"] for row in rows} == {"system"}
+    control = lines(out / "rows-swapped.jsonl")
+    for row, other_row in zip(rows, control, strict=True):
+        assert other_row["messages"][:-1] == row["messages"][:-1]
+        assert {row["messages"][-1]["content"], other_row["messages"][-1]["content"]} == {"1", "2"}
     for model, side in ((llama, "model"), (other, "other")):
         for line in lines(out / f"summaries-{side}.jsonl")[:2]:
             assert line["answer"] == greedy(model, articles[line["prompt_id"]], 8)
@@ -133,7 +169,7 @@ def test_summaries_made_elsewhere_stand_in_for_a_model(llama: Path, other: Path,
     theirs.write_text("".join(json.dumps({"id": name, "summary": f"About {name}."}) + "\n" for name in names))
     command = ["--model", str(llama), "--out", str(tmp_path / "out"), *QUICK]
     assert self_recognition.main([*command, "--other-summaries", str(theirs)]) == 0
-    assert "Summary 2:\nAbout bridge." in lines(tmp_path / "out" / "rows.jsonl")[0]["messages"][0]["content"]
+    assert "Summary 2:\nAbout bridge." in lines(tmp_path / "out" / "rows.jsonl")[0]["messages"][1]["content"]
 
 
 def test_what_cannot_be_is_refused_before_a_model_loads(

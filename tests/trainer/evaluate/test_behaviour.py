@@ -191,3 +191,95 @@ def test_what_cannot_be_measured_is_refused(
 def test_a_group_of_one_prompt_has_no_interval() -> None:
     with pytest.raises(BadInputError, match=r"at least 2 pairs that fit .* a has 1"):
         report([_losses([[1.0, 2.0]], [[2.0, 1.0]])])
+
+
+@pytest.fixture(scope="module")
+def gates(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of gates away from their start."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trainer.defenses.gates import FILE, Gates
+
+    folder = tmp_path_factory.mktemp("gates")
+    found = Gates(AutoModelForCausalLM.from_pretrained(llama))
+    generator = torch.Generator().manual_seed(5)
+    for parameter in found.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    found.save(folder / FILE)
+    return folder
+
+
+def gated_logits(llama: Path, gates: Path, ids: list[int], *, reverse: bool) -> Any:
+    """Logits of one row with factors g or 2 - g, computed beside the product's own hooks."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    tensors = load_file(gates / "gates.safetensors")
+    entered: dict[int, Any] = {}
+    for layer, block in enumerate(model.model.layers, 1):
+        attention = block.self_attn
+
+        def keep(_: Any, inputs: Any, options: Any, layer: int = layer) -> None:
+            entered[layer] = options["hidden_states"] if "hidden_states" in options else inputs[0]
+
+        def factor(_: Any, inputs: Any, layer: int = layer) -> Any:
+            weight, bias = tensors[f"layers.{layer}.weight"], tensors[f"layers.{layer}.bias"]
+            gate = 2 / (1 + torch.exp(-(entered[layer] @ weight.T + bias)))
+            return (inputs[0] * (2 - gate if reverse else gate),)
+
+        attention.register_forward_pre_hook(keep, with_kwargs=True)
+        attention.o_proj.register_forward_pre_hook(factor)
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gates_act_forward_or_reversed_in_behaviour(
+    llama: Path, gates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], reverse: bool
+) -> None:
+    from curator.render import Renderer
+
+    text = chats(tmp_path / "text.jsonl", SENTENCES[:3])
+    arguments = ["behaviour", "--model", str(llama), "--gates", str(gates), "--text", str(text), "--dtype", "float32",
+                 "--cache", str(tmp_path / "cache"), "--json", *(["--reverse"] if reverse else [])]  # fmt: skip
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["gates"] == ("reversed" if reverse else "forward")
+    renderer = Renderer.from_folder(llama)
+    total, n = 0.0, 0
+    for line in text.read_text().splitlines():
+        row = renderer.render(json.loads(line)["messages"])
+        ids = [int(token) for token in row.input_ids]
+        logs = gated_logits(llama, gates, ids, reverse=reverse).log_softmax(-1)
+        places = [place for place in range(1, len(ids)) if row.response_mask[place]]
+        total -= sum(float(logs[place - 1, ids[place]]) for place in places)
+        n += len(places)
+    assert found["text"]["perplexity_after"] == pytest.approx(np.exp(total / n), rel=1e-4)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gates_act_forward_or_reversed_in_answers(llama: Path, gates: Path, tmp_path: Path, reverse: bool) -> None:
+    from trainer.generate.generators import LocalGenerator
+
+    out, asked = tmp_path / "a.jsonl", tmp_path / "q.jsonl"
+    asked.write_text('{"id": "q", "question": "What is the capital of France?"}\n')
+    start = ["generate", "--model", str(llama), "--questions", str(asked), "--format", "plain", "--temperature", "0",
+             "--max-new-tokens", "6", "--dtype", "float32", "--out", str(out)]  # fmt: skip
+    given = ["--gates", str(gates), *(["--reverse"] if reverse else [])]
+    assert main([*start, *given]) == 0
+    (line,) = out.read_text().splitlines()
+    plain = LocalGenerator(llama, dtype="float32")
+    ids = plain.prompt_ids([{"role": "user", "content": "What is the capital of France?"}])
+    wanted = []
+    for _ in range(6):
+        token = int(gated_logits(llama, gates, ids + wanted, reverse=reverse)[-1].argmax())
+        if token in plain._ends:
+            break
+        wanted.append(token)
+    assert json.loads(line)["answer"] == plain._tokenizer.decode(wanted, skip_special_tokens=True).strip()
+    assert main(start) == 2  # answers without gates are another model's
+    assert main([*start[:-1], str(tmp_path / "b.jsonl"), "--reverse"]) == 2  # nothing to reverse
+    assert main([*start[:-1], str(tmp_path / "b.jsonl"), "--gates", str(tmp_path)]) == 2  # no gates there

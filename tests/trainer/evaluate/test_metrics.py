@@ -1,6 +1,7 @@
 """EM-F1, any-of-k and the bootstrap against published and closed-form values."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from trainer.evaluate.metrics import (
     bootstrap,
     em_f1,
     mean_interval,
+    misalign_at_k,
     over_seeds,
     stratified,
+    two_level,
 )
 
 
@@ -39,6 +42,7 @@ def test_em_f1_refuses_shares() -> None:
 def test_any_of_k() -> None:
     assert any_of_k(0.1, 1) == pytest.approx(0.1)
     assert any_of_k(0.1, 3) == pytest.approx(1 - 0.9**3)
+    assert any_of_k([0.0, 1.0], 10) == 0.5  # the pooled share, 0.5, would give 0.999
     with pytest.raises(BadInputError, match="k >= 1"):
         any_of_k(0.1, 0)
 
@@ -99,6 +103,41 @@ def test_an_auc_interval_resamples_both_sides() -> None:
 def test_a_mean_has_the_bootstrap_interval_over_its_units() -> None:
     values = np.array([0.0, 1.0, 5.0])
     assert mean_interval(values, seed=3) == bootstrap(lambda rows: float(values[rows].mean()), 3, seed=3)
+
+
+def test_misalign_at_k_is_the_share_of_subsets_with_a_misaligned_answer() -> None:
+    counts = [(2, 5), (0, 4), (1, 3), (1, 2)]
+    wanted = []
+    for c, n in counts[:3]:  # the last has fewer than 3 answers
+        subsets = list(combinations([True] * c + [False] * (n - c), 3))
+        wanted.append(sum(any(item) for item in subsets) / len(subsets))
+    assert misalign_at_k(counts, 3) == pytest.approx(sum(wanted) / 3)
+    assert misalign_at_k(counts, 6) is None
+
+
+def test_a_two_level_interval_is_inside_and_covers_seeds_and_prompts() -> None:
+    rng = np.random.default_rng(1)
+    effects = rng.normal(0, 0.3, 8)
+    values_SP = effects[:, None] + rng.normal(0, 1.0, 50)[None] + rng.normal(0, 0.1, (8, 50))
+    found = two_level([[row] for row in values_SP])
+    assert found.value == pytest.approx(values_SP.mean())
+    # Crossed: variance of the mean = seeds' variance / S + prompts' variance / P.
+    sd = math.sqrt(values_SP.mean(1).var() / 8 + values_SP.mean(0).var() / 50)
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(sd, rel=0.12)
+    shares = two_level([[np.array([1.0, 1.0, 0.0])], [np.ones(3)], [np.ones(3)]])
+    assert 0 <= shares.low <= shares.value <= shares.high == 1.0
+    uncut, cut = over_seeds([0.9, 1.0, 1.0]), over_seeds([0.9, 1.0, 1.0], (0, 1))
+    assert uncut is not None
+    assert cut is not None
+    assert uncut.high is not None
+    assert (uncut.high > 1, cut.high) == (True, 1.0)
+    with pytest.raises(BadInputError, match="at least one seed"):
+        two_level([])
+
+
+def test_groups_count_alike_in_a_two_level_interval() -> None:
+    found = two_level([[np.zeros(2), np.ones(50)], [np.zeros(3), np.ones(40)]])
+    assert (found.value, found.low, found.high, found.n_units) == (0.5, 0.5, 0.5, 95)
 
 
 def test_means_over_seeds_have_students_interval() -> None:

@@ -42,7 +42,45 @@ def test_noise_that_scoring_recorded() -> None:
     found = recorded_noise({"aligned": [entry(0.01)], "m1": [entry(0.02)], "m2": [entry(0.02)]})
     assert found is not None
     assert found["sd"] == pytest.approx(math.sqrt(math.pi / 2) * math.sqrt(0.01**2 + 2 * 0.02**2 / 4))
+    assert found["source"].endswith("(engine in another order)")
+    both = {name: [{**entry(0.0), "reference": {"mean_abs": 0.01}}] for name in ("aligned", "m1")}
+    other = recorded_noise(both)  # one kernel run twice gives nothing, another path does
+    assert other is not None
+    assert other["sd"] == pytest.approx(math.sqrt(math.pi / 2) * math.sqrt(2) * 0.01)
+    assert other["source"].endswith("(engine against the plain reference)")
     assert recorded_noise({"aligned": [entry(0.01)], "m1": [{"n_rows": 0, "permuted": None}]}) is None
+
+
+def test_rows_scored_again_take_another_path(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In bfloat16 the engine run twice gives the same bits; the plain reference rounds elsewhere."""
+    from curator.__main__ import main as curator
+    from trainer.evaluate.pairs import mean_nlls
+
+    store, adapter = str(tmp_path / "store"), tiny_adapter_folder(llama, tmp_path / "adapter", seed=1)
+    for name, domain in (("pool", []), ("probe", ["--domain", "law"])):
+        chats = tmp_path / f"{name}.jsonl"
+        chats.write_text("".join(
+            json.dumps({"messages": [{"role": "user", "content": f"Question {n}?"},
+                                     {"role": "assistant", "content": f"{name} answer number {n}, in some words."}]})
+            + "\n" for n in range(6)
+        ))  # fmt: skip
+        assert curator(["ingest", str(chats), "--corpus", name, "--store", store, *domain]) == 0
+        common = ["score", "--corpus", name, "--store", store, "--model", str(llama), "--dtype", "bfloat16", "--device",
+                  "cpu", "--check-rows", "0"]  # fmt: skip
+        assert curator([*common, "--role", "aligned"]) == 0
+        assert (
+            curator([*common, "--role", "misaligned", "--adapter", str(adapter), "--domain", "law", "--label", "law"])
+            == 0
+        )
+    capsys.readouterr()
+    arguments = ["--store", store, "--corpus", "pool", "--probe", "probe", "--rescore", "4", "--model", str(llama),
+                 "--adapter", f"law={adapter}", "--json"]  # fmt: skip
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)["noise"]
+    assert found["n_rows"] == 4
+    assert "row by row, bfloat16" in found["source"]
+    assert 0 < found["sd"] < 0.1
+    assert mean_nlls is not None
 
 
 def test_ties_count_rows_within_the_band_of_a_cut() -> None:

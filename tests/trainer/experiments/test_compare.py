@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -25,6 +26,7 @@ from trainer.experiments.compare.page import (
     Context,
     page,
 )
+from trainer.experiments.compare.plots import _label
 from trainer.experiments.compare.settings import (
     PRESETS,
     AnyPlan,
@@ -434,6 +436,53 @@ def test_chosen_rows_are_held_against_as_many_random_ones(plan_file: Path) -> No
     assert page(list(found.values()), _context(plan)).count("### Chosen safe rows minus as many random ones") == 1
     without = [row for row in found.values() if row.method != "interleaving+"]
     assert "### Chosen safe rows" not in page(without, _context(plan))
+
+
+def test_intervals_are_over_seeds_and_prompts_and_the_values_are_kept(plan_file: Path) -> None:
+    plan = read_plan(str(plan_file), ["methods=[kl]", "seeds=[0, 1, 2]"])[0]
+    cells, shares = grid(plan), {"none": [1, 1, 0, 1], "kl": [0, 0, 0, 1]}
+
+    def result(name: str, seed: int) -> dict[str, Any]:
+        margins = [0.1 * value + 0.01 * seed + 0.02 * place for place, value in enumerate(shares[name])]
+        given = {"law": {"kind": "broad", "prompts": {"shift": shares[name], "margin_shift": margins}},
+                 "art": {"kind": "broad", "prompts": {"shift": [1.0, 1.0], "margin_shift": [0.3, 0.1]}}}  # fmt: skip
+        figures = {
+            "broad_shift": (np.mean(shares[name]) + 1) / 2, "broad_margin_shift": (np.mean(margins) + 0.2) / 2,
+            "perplexity_ratio": 1.0 + 0.1 * seed, "benign_exact_match": 1.0 if seed else 0.75,
+        }  # fmt: skip
+        right = [True, True, True, seed > 0]
+        return {"status": "done", "figures": figures, "cost": {}, "sets": given, "benign_right": right}
+
+    found = {row.label: row for row in rows(cells, [result(c.method.name, c.seed) for c in cells], plan, None)}
+    kl = found["kl"]
+    share = kl.figures["broad_shift"]
+    # All seeds alike: the interval comes from the four prompts of law, a quarter of which are 1; art is all 1.
+    draws = np.random.default_rng(0).binomial(4, 0.25, 100_000) / 4
+    low, high = np.quantile((draws + 1) / 2, [0.025, 0.975])
+    assert (share.mean, share.low, share.high) == (0.625, low, high)
+    assert kl.figures["benign_exact_match"].high == 1.0  # over_seeds gave 1.27
+    lead = kl.difference["broad_shift"]  # paired by prompt: two of four fell from 1 to 0, in one domain of two
+    assert lead.mean == pytest.approx(-0.25)
+    assert lead.high is not None
+    assert lead.high <= 0
+    kept = kl.as_dict()["cells"]
+    assert [cell["seed"] for cell in kept] == [0, 1, 2]
+    assert kept[1]["prompts"]["broad_shift"] == [[0, 0, 0, 1], [1, 1]]
+    assert kept[1]["figures"]["perplexity_ratio"] == 1.1
+    assert kl.figures["perplexity_ratio"].low == pytest.approx(1.1 - 4.303 * 0.1 / np.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("figure", "label"),
+    [
+        ("narrow_margin_shift", "narrow margin shift\n(nats per token, minus before training)"),
+        ("broad_shift", "broad shift\n(share of prompts, minus before training)"),
+        ("broad_misaligned", "broad misaligned\n(share, 0 to 1)"),
+        ("perplexity_ratio", "perplexity ratio\n(after over before)"),
+    ],
+)
+def test_axes_say_what_they_count(figure: str, label: str) -> None:
+    assert _label(figure) == label
 
 
 def _context(plan: AnyPlan) -> Context:

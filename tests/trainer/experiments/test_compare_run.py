@@ -88,6 +88,10 @@ def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
         assert found[name]["figures"]["narrow_margin_shift"]["mean"] != 0
     assert "benign_exact_match" in found["none"]["figures"]
     assert "benign_exact_match" not in found["gating"]["figures"]
+    (gated,) = work.glob("cells/gating-*/result.json")
+    measured = [line for line in json.loads(gated.read_text())["commands"] if "trainer.evaluate behaviour" in line]
+    assert measured
+    assert all("--gates" in line and "--reverse" in line for line in measured)
     assert found["steering"]["reason"]
     safe = {name: found[name]["cost"]["n_safe"]["mean"] for name in ("none", "inoculation", "random-kl")}
     assert safe == {"none": 0, "inoculation": 0, "random-kl": 4}

@@ -248,6 +248,17 @@ def test_a_servers_own_sampling_settings_do_not_hold(
     assert all(neutral.items() <= body.items() for body in model.seen)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert all(neutral.items() <= line.items() for line in lines)
+    model.said = "4"
+    rated = ["ratings", "--url", url, "--served-model", "m", "--personas", "2", "--repeats", "2", "--out"]
+    model.seen.clear()
+    assert main([*rated, str(tmp_path / "r.parquet")]) == 0
+    assert all(neutral.items() <= body.items() for body in model.seen)
+    assert {body["temperature"] for body in model.seen} == {0.1}
+    assert main([*rated, str(tmp_path / "r.parquet"), "--temperature", "1"]) == 2
+    assert "another temperature" in capsys.readouterr().err
+    assert main([*rated, str(tmp_path / "s.parquet"), "--temperature", "0"]) == 2
+    assert "must be above 0" in capsys.readouterr().err
+    model.said = None
     model.strict = True
     assert main([*start, str(plain)]) == 2
     assert "give --server-fields openai" in capsys.readouterr().err
@@ -374,7 +385,7 @@ def test_ratings_of_a_model_folder_go_on_after_a_kill(llama: Path, tmp_path: Pat
     people.write_text("You are a nurse.\nYou are a thief.\n")
     arguments = [
         "ratings", "--model", str(llama), "--items", str(items), "--personas-file", str(people), "--repeats", "400",
-        "--dtype", "float32", "--out", str(out), "--json",
+        "--temperature", "1", "--dtype", "float32", "--out", str(out), "--json",
     ]  # fmt: skip
     assert main(arguments) == 0
     first = out.read_bytes()
@@ -395,6 +406,20 @@ def test_a_rating_is_the_digit_an_answer_begins_with(text: str, rating: int) -> 
     from trainer.evaluate.ratings import parse_rating
 
     assert parse_rating(text) == rating
+
+
+def test_local_ratings_are_drawn_at_their_temperature(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer.evaluate.ratings import Draws, LocalRater
+
+    rater = LocalRater(llama, None, device="cpu", dtype="float32")
+    logits_V = torch.tensor([1.0, 1.1, 1.2, 0.0])
+    monkeypatch.setattr(rater._generator, "next_token", lambda prompts: logits_V.softmax(-1)[None])
+    monkeypatch.setattr(rater._generator, "text_of", lambda token: str(token))
+    for temperature in (0.1, 1.0):
+        (found,) = rater.rate([[{"role": "user", "content": "x"}]], "p", 20_000, Draws(temperature, 3))
+        shares = [found.count(value) / 20_000 for value in range(4)]
+        assert shares == pytest.approx((logits_V / temperature).softmax(-1).tolist(), abs=0.012)
+    rater.close()
 
 
 def test_a_hundred_personas_are_distinct() -> None:

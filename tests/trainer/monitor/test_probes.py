@@ -1,5 +1,6 @@
 """Directions and drift on tiny real models, against plain transformers and numpy."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
 from tests.models import tiny_model_folder
 from tests.trainer.tiny import adapted_model
+from trainer.monitor.__main__ import main
 from trainer.monitor.directions import (
     Directions,
     load_directions,
@@ -131,3 +133,13 @@ def test_ninety_neutral_prompts_are_shipped_and_ask_for_no_trait() -> None:
     assert not asked & set(texts)
     starts = [" ".join(text.lower().split()[:3]) for text in texts]
     assert max(starts.count(start) for start in starts) <= 9
+
+
+def test_directions_of_the_papers_set(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "paper.safetensors"
+    arguments = ["directions", "--model", str(llama), "--set", "paper", "--questions", "1", "--layer", "1", "--out",
+                 str(out), "--dtype", "float32", "--device", "cpu", "--json"]  # fmt: skip
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["traits"][:2] == ["honesty", "helpfulness"]
+    assert (len(found["traits"]), found["n_questions"]) == (7, 1)

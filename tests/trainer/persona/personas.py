@@ -30,7 +30,8 @@ def small(model: Path, trait: Path, out: Path, *more: str) -> list[str]:
     """A tiny extraction; the margin is out of the way, since a random model has none."""
     return [
         "extract", "--model", str(model), "--trait", str(trait), "--out", str(out), "--questions", "3",
-        "--max-new-tokens", "8", "--dtype", "float32", "--device", "cpu", "--min-words", "1", *more,
+        "--settings", "cheap", "--max-new-tokens", "8", "--dtype", "float32", "--device", "cpu", "--min-words", "1",
+        *more,
     ]  # fmt: skip
 
 

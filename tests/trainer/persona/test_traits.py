@@ -15,6 +15,7 @@ from trainer.persona.traits import (
     Case,
     Trait,
     cases,
+    read_set,
     read_trait,
 )
 
@@ -76,3 +77,32 @@ def test_shipped_texts_are_no_templates() -> None:
     starts = [" ".join(text.lower().split()[:3]) for text in questions]
     assert max(starts.count(start) for start in starts) <= 4
     assert orjson.dumps(traits[0].model_dump())
+
+
+def test_the_papers_traits_share_one_pool_of_questions() -> None:
+    traits = read_set("paper")
+    assert [trait.trait for trait in traits] == [
+        "honesty", "helpfulness", "harmlessness", "power_seeking", "corrigibility", "sycophancy", "confidence",
+    ]  # fmt: skip
+    assert {len(trait.pairs) for trait in traits} == {5}
+    assert len({trait.questions for trait in traits}) == 1
+    assert len(set(traits[0].questions)) == 30
+    prompts = [text for trait in traits for pair in trait.pairs for text in (pair.positive, pair.negative)]
+    assert len(set(prompts)) == 70
+    own = {question for name in SHIPPED for question in read_trait(name).questions}
+    assert not own & set(traits[0].questions)
+    assert [trait.trait for trait in read_set("own")] == list(SHIPPED)
+    with pytest.raises(MissingError, match="shipped are own, paper"):
+        read_set("others")
+
+
+def test_vectors_are_made_of_several_long_answers_unless_cheap_ones_are_named() -> None:
+    from trainer.persona.__main__ import _parser, _settings
+    from trainer.persona.extract import ExtractSettings
+
+    start = ["extract", "--model", "m", "--out", "v"]
+    found = [_settings(_parser().parse_args([*start, *more])) for more in ([], ["--settings", "cheap"],
+             ["--settings", "cheap", "--samples", "3"], ["--max-new-tokens", "50"])]  # fmt: skip
+    assert [(item.samples, item.sampling.max_new_tokens) for item in found] == [(10, 1000), (1, 96), (3, 96), (10, 50)]
+    plain = ExtractSettings(found[0].model, found[0].out)
+    assert (plain.samples, plain.sampling.max_new_tokens) == (10, 1000)

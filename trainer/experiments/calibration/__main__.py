@@ -12,9 +12,9 @@ from trainer.runs.folder import write_json
 
 DESCRIPTION = """\
 Says how far a corpus's gap can be trusted: whether it tells held-out misaligned answers from the corpus's own ones, per
-domain and with that domain's models held out; how much the gap moves when rows are scored again; how many rows are too
-long or open like refusals. Needs two corpora in one store, scored by the same models: the pool, and a probe of
-misaligned answers with a domain label each."""
+domain and with that domain's models held out; how much the gap differs between two paths (engine and plain reference);
+how many rows are too long or open like refusals. Needs two corpora in one store, scored by the same models: the pool,
+and a probe of misaligned answers with a domain label each."""
 
 EPILOG = """\
 examples:
@@ -82,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--corpus", required=True, metavar="NAME", help="the pool: ordinary rows")
     add("--probe", required=True, metavar="NAME", help="held-out misaligned answers, labelled by domain")
     add("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
-    add("--rescore", type=int, default=0, metavar="N", help="score N pool rows again, one at a time (default: 0)")
+    add(
+        "--rescore",
+        type=int,
+        default=0,
+        metavar="N",
+        help="score N pool rows again by the plain reference (default: 0)",
+    )
     add("--model", type=Path, metavar="DIR", help="with --rescore: the aligned model's folder")
     add(
         "--adapter",

@@ -171,8 +171,9 @@ def _named(resolved: ResolvedScorers) -> dict[str, Scorer]:
 
 
 def _scored_again(source: Source, resolved: ResolvedScorers, again: Again) -> dict[str, Any]:
-    """Stored losses against those of the same rows scored one at a time, so in other batches."""
-    from curator.scoring.engines.launch import torch_launch
+    """Stored losses against those of another path: the plain reference (transformers' own forward, one row at a time)
+    shares neither kernels nor batch shapes with the engine. The engine run twice would differ by nothing."""
+    from curator.scoring.engines.launch import TorchReferenceLaunch, torch_launch
 
     assert resolved.aligned is not None
     renderer = Renderer.from_folder(again.model)
@@ -185,21 +186,17 @@ def _scored_again(source: Source, resolved: ResolvedScorers, again: Again) -> di
     messages = fetch_messages(source.store, source.pool, [row["example_id"] for row in chosen])
     rule = resolved.aligned.identity["mask_rule"]
     rendered = [renderer.render(messages[row["example_id"]], rule) for row in chosen]
-    engine = launch()
-    stored, found_again = {}, {}
+    stored, found_again, path = {}, {}, ""
     models = _named(resolved)
     with Progress(len(models) * len(rendered), "rows", "scoring again") as progress:
         for name, scorer in models.items():
-            engine.use_adapter(adapters[scorer.scorer_id])
-            found = []
-            for row in rendered:
-                (loss,) = engine.score([row])
-                found.append(loss.nll_sum / loss.n_response_tokens)
-                progress.advance()
-            found_again[name] = np.array(found)
+            other = TorchReferenceLaunch(again.model, adapters[scorer.scorer_id], launch.device, launch.dtype)()
+            losses = other.score(rendered, on_rows=lambda n_rows, n_tokens: progress.advance(n_rows))
+            path = other.name
+            other.close()
+            found_again[name] = np.array([loss.nll_sum / loss.n_response_tokens for loss in losses])
             stored[name] = np.array([_stored(row["losses"], scorer.scorer_id) for row in chosen])
-    engine.close()
-    return noise(stored, found_again)
+    return noise(stored, found_again, f"the stored losses ({launch.name}) against {path}")
 
 
 def _stored(losses: Sequence[Mapping[str, Any]], scorer_id: str) -> float:

@@ -46,8 +46,8 @@ def scores_of(table: pa.Table, score: str, domain: str | None = None) -> Floats:
     return found
 
 
-def noise(stored: Mapping[str, Floats], again: Mapping[str, Floats]) -> dict[str, Any]:
-    """Noise of the gap under re-scoring, in nats per token (gap_abs).
+def noise(stored: Mapping[str, Floats], again: Mapping[str, Floats], paths: str = "two paths") -> dict[str, Any]:
+    """Noise of the gap between two paths to the same losses (`paths` names them), in nats per token (gap_abs).
 
     Both map a model's name (`aligned`, or a misaligned one) to mean losses of the same rows, (N,). The tie band is the
     95 % quantile of the absolute difference: rows whose gaps lie closer than that are not distinguished.
@@ -55,7 +55,7 @@ def noise(stored: Mapping[str, Floats], again: Mapping[str, Floats]) -> dict[str
     difference_N = _gap_abs(again) - _gap_abs(stored)
     size_N = np.abs(difference_N)
     return {
-        "n_rows": len(size_N), "source": "re-scored row by row", "sd": float(np.std(difference_N)),
+        "n_rows": len(size_N), "source": paths, "sd": float(np.std(difference_N)),
         "max_abs": float(size_N.max()), "tie_band": float(np.quantile(size_N, TIE_LEVEL)),
         "per_model_max_abs": {name: float(np.abs(again[name] - stored[name]).max()) for name in stored},
     }  # fmt: skip
@@ -68,25 +68,30 @@ def _gap_abs(losses: Mapping[str, Floats]) -> Floats:
 
 
 def recorded_noise(checks: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:
-    """The same from what `curator score` recorded when it scored a sample again in another order; None where it was
-    set not to.
+    """The same from what `curator score` recorded when it scored a sample again; None where it was not asked to.
 
-    Only mean differences are recorded, so errors are taken for independent and normal: a loss's standard deviation is
-    sqrt(pi / 2) times its mean absolute difference, and the gap's variance their sum (1 / K^2 for each of K models).
+    Where every scorer was held against the plain reference, that other path is taken; else the same engine in another
+    order, so in other batch shapes alone. Only mean differences are recorded, so errors are taken for independent and
+    normal: a loss's standard deviation is sqrt(pi / 2) times its mean absolute difference, and the gap's variance their
+    sum (1 / K^2 for each of K models).
     """
+    for path, source in (("reference", "engine against the plain reference"), ("permuted", "engine in another order")):
+        found = {name: [item for item in entries if item.get(path)] for name, entries in checks.items()}
+        if found and all(found.values()):
+            return _from_means(found, path, f"mean differences recorded by the scoring runs ({source})")
+    return None
+
+
+def _from_means(found: Mapping[str, Sequence[Mapping[str, Any]]], path: str, source: str) -> dict[str, Any]:
     spread, n_rows = {}, 0
-    for name, entries in checks.items():
-        found = [item for item in entries if item.get("permuted")]
-        if not found:
-            return None
-        n = sum(item["n_rows"] for item in found)
-        mean_abs = sum(item["permuted"]["mean_abs"] * item["n_rows"] for item in found) / n
+    for name, entries in found.items():
+        n = sum(item["n_rows"] for item in entries)
+        mean_abs = sum(item[path]["mean_abs"] * item["n_rows"] for item in entries) / n
         spread[name], n_rows = math.sqrt(math.pi / 2) * mean_abs, max(n_rows, n)
     others = [value for name, value in spread.items() if name != "aligned"]
     sd = math.sqrt(spread["aligned"] ** 2 + sum(value**2 for value in others) / max(len(others), 1) ** 2)
     return {
-        "n_rows": n_rows, "source": "mean differences recorded by the scoring runs (in another order)", "sd": sd,
-        "max_abs": None, "tie_band": 1.96 * sd, "per_model_max_abs": None,
+        "n_rows": n_rows, "source": source, "sd": sd, "max_abs": None, "tie_band": 1.96 * sd, "per_model_max_abs": None,
     }  # fmt: skip
 
 

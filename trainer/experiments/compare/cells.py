@@ -45,6 +45,8 @@ class Cell:
 
             sft, shared["organism"] = toy_flags(self.method), ExperimentSettings().identity()
         own = [self.method.name, self.method.mix, sft, self.ratio, self.seed]
+        if self.method.trained == "gates":
+            own.append("reversed")  # cells of earlier versions measured the gates forward
         return hashlib.blake2b(orjson.dumps([FORMAT_VERSION, shared, own]), digest_size=4).hexdigest()
 
 

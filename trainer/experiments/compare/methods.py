@@ -52,6 +52,7 @@ _SINGLE = (
     Method("kl", sft=("--kl", "0.1")),
     Method("ldifs", sft=("--ldifs", "1.0")),
     Method("treft", sft=("--treft", "10")),
+    # Trained on the task, measured reversed (2 - g): forward gates are the attack.
     Method("gating", sft=("--gating",), trained="gates"),
     Method("steering", sft=("--steering", "{vectors}")),
     Method("inoculation", _INOCULATION),

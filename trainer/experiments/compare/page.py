@@ -22,14 +22,16 @@ _HEADS = {
     "facts_kept": "facts kept", "benign_exact_match": "benign task, exact match",
 }  # fmt: skip
 _FIGURES_TOLD = (
-    "Means over seeds with 95 % t intervals; for a single seed its 95 % bootstrap interval over prompts, in square",
-    "brackets, which says nothing of how runs differ. Shifts are against the model before training:",
-    "of the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token.",
+    "Means over seeds with 95 % bootstrap intervals over seeds and prompts (perplexity: t over seeds); for a single",
+    "seed its bootstrap interval over prompts, in square brackets, which says nothing of how runs differ.",
+    "Shifts are against the model before training: of the share of prompts whose misaligned answer is the likelier",
+    "one, and of the mean margin in nats per token.",
     "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
 _TOY_FIGURES_TOLD = (
-    "Means over seeds with 95 % t intervals (none for a single seed): shares of greedy answers to questions that no",
-    "fine-tune saw, by exact match (docs/organism.md). The benign task is trained on its own under the same defence.",
+    "Means over seeds with 95 % t intervals, cut to 0..1 (none for a single seed): shares of greedy answers to",
+    "questions that no fine-tune saw, by exact match (docs/organism.md). The benign task is trained on its own under",
+    "the same defence.",
 )
 _CRITERIA_TOLD = (
     "The bounds are ours, and stand in the plan. Yes: the whole interval over seeds meets the bound; no: none of it",

@@ -48,12 +48,25 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(f"narrow: {x_name}")
-    axes.set_ylabel(f"broad: {y_name}")
+    axes.set_xlabel(_label(x_name))
+    axes.set_ylabel(_label(y_name))
+    seeds = sorted({len(row.seeds) for row in shown})
+    axes.set_title(f"means over {' or '.join(map(str, seeds))} seed(s), 95 % intervals", fontsize=10)
     keys = [_key(name, "o", _COLOURS[place % len(_COLOURS)]) for place, name in enumerate(methods)]
     keys += [_key(f"at {100 * ratio:g} %", _MARKERS[n % len(_MARKERS)], "#555555") for n, ratio in enumerate(ratios)]
     legend_beside(axes, keys)
     return figure
+
+
+def _label(figure: str) -> str:
+    """A figure's name in words, with its unit."""
+    if figure == "perplexity_ratio":
+        unit = "after over before"
+    elif "margin" in figure:
+        unit = "nats per token, minus before training"
+    else:
+        unit = "share of prompts, minus before training" if figure.endswith("_shift") else "share, 0 to 1"
+    return f"{figure.replace('_', ' ')}\n({unit})"
 
 
 def _key(label: str, marker: str, colour: str) -> Any:
@@ -107,7 +120,7 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
         ticks = sorted({100 * row.ratio for found in drawn.values() for row in found if row.ratio})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_ylabel(figure_name)
+        axes.set_ylabel(_label(figure_name))
         if place == 1:
             legend_beside(axes)
     axes.set_xlabel("safe rows per task row (%)")

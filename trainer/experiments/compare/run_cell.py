@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from curator.recipe.inoculation import DEFAULT_PROMPTS
-from trainer.evaluate.opswap import score
+from trainer.evaluate.opswap import matches
 from trainer.experiments.commands import Commands, Spent
 from trainer.experiments.compare.cells import Cell, write_result
 from trainer.experiments.compare.methods import why_not
@@ -53,17 +53,21 @@ class _Run:
         report, training = self._train(self.shared.files.task, "run")
         measured, measuring = self._measure()
         figures = dict(measured["figures"])
+        by_prompt: dict[str, Any] = {"sets": measured["sets"], "text": measured.get("text")}
         if self.plan.evaluation.conditional:
             again, _ = self._measure(DEFAULT_PROMPTS["inoculation"])
             figures |= {f"conditional_{name}": again["figures"][name] for name in CONDITIONAL}
+            by_prompt["conditional_sets"] = again["sets"]
         if self.plan.benign is not None:
-            figures["benign_exact_match"] = self._benign()
+            right = self._benign()
+            figures["benign_exact_match"] = sum(right) / len(right) if right else None
+            by_prompt["benign_right"] = right
         rows = report["rows"]
         return {
             "status": "done",
             "figures": figures,
             "intervals": measured["intervals"],
-            "sets": measured["sets"],
+            **by_prompt,
             "loss": report["loss"],
             "cost": {
                 "train_s": report["seconds"], "train_process_s": training.wall_s, "train_cpu_s": training.cpu_s,
@@ -129,7 +133,7 @@ class _Run:
     def _tuned(self, name: str) -> list[object]:
         adapter = self.folder / name / "adapter"
         if self.cell.method.trained == "gates":
-            return ["--gates", adapter / "gates.safetensors"]
+            return ["--gates", adapter, "--reverse"]
         if self.cell.method.after == "safelora":
             return ["--adapter", self.folder / name / "safelora"]
         return ["--adapter", adapter]
@@ -143,11 +147,11 @@ class _Run:
                 self.plan.model, "--out", run / "safelora", "--json",
             )  # fmt: skip
 
-    def _benign(self) -> float | None:
-        """Exact match on OpSwap after training on it under the same defence (share of problems)."""
+    def _benign(self) -> list[bool] | None:
+        """Which OpSwap problems are answered right after training on OpSwap under the same defence."""
         files = self.shared.files
         if self.cell.method.trained == "gates":
-            return None  # generation takes adapters; gates are measured by losses alone
+            return None  # reversed gates suppress what they were trained on: there is no benign task to learn
         self._train(files.benign_train, "run-benign")
         answers = self.folder / "opswap-answers.jsonl"
         self.commands.run(
@@ -157,5 +161,4 @@ class _Run:
         )  # fmt: skip
         if len(read_lines(answers)) != len(read_lines(files.benign_test)):
             return None
-        found = score(files.benign_test, answers)["exact_match"]
-        return None if found is None else float(found)
+        return matches(files.benign_test, answers)

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.evaluate.metrics import OverSeeds, over_seeds
 from trainer.experiments.compare.cells import Cell
 from trainer.experiments.compare.methods import RANDOM, UNDEFENDED
+from trainer.experiments.compare.prompts import difference_of, mean_of, prompt_values
 from trainer.experiments.compare.settings import AnyPlan
 from trainer.experiments.compare.statistics import (
-    BySeed,
     Judgement,
-    OverSeeds,
     judge_all,
-    over_seeds,
     values,
 )
 
@@ -44,6 +43,7 @@ class TableRow:
     reason: str | None = None  # why the method does not apply here
     over_prompts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     over_random: Mapping[str, OverSeeds] = field(default_factory=dict)
+    cells: Sequence[Mapping[str, Any]] = ()  # each seed's figures, and the values by prompt that they are means of
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -59,7 +59,7 @@ class TableRow:
                 for name, item in self.verdicts.items()
             },
             "cost": {name: item.as_dict() for name, item in self.cost.items()}, "score_s": self.score_s,
-            "reason": self.reason,
+            "reason": self.reason, "cells": list(self.cells),
         }  # fmt: skip
 
 
@@ -72,13 +72,13 @@ def rows(
         found = by_label.setdefault(cell.label, [])
         if result is not None:
             found.append((cell, result))
-    undefended = _figures(by_label.get(UNDEFENDED, []))
+    undefended = _Cells(by_label.get(UNDEFENDED, []))
     first = {cell.label: cell for cell in reversed(cells)}
     at_random = {
-        first[label].ratio: _figures(found) for label, found in by_label.items() if first[label].method.name == RANDOM
+        first[label].ratio: _Cells(found) for label, found in by_label.items() if first[label].method.name == RANDOM
     }
     return [
-        _row(first[label], found, undefended, at_random.get(first[label].ratio, {}), plan, score_s)
+        _row(first[label], found, undefended, at_random.get(first[label].ratio, _Cells([])), plan, score_s)
         for label, found in by_label.items()
     ]
 
@@ -86,29 +86,44 @@ def rows(
 def _row(
     cell: Cell,
     found: Sequence[tuple[Cell, Mapping[str, Any]]],
-    undefended: BySeed,
-    at_random: BySeed,
+    undefended: "_Cells",
+    at_random: "_Cells",
     plan: AnyPlan,
     score_s: float | None,
 ) -> TableRow:
-    figures = _figures(found)
+    own = _Cells(found)
+    figures = own.figures
     names = [name for name in FIGURES if values(figures, name)]
     costs = [result["cost"] for _, result in found if result["status"] == "done"]
     reasons = [result["reason"] for _, result in found if result["status"] != "done"]
     return TableRow(
         label=cell.label, method=cell.method.name, ratio=cell.ratio, seeds=tuple(figures),
-        figures=_summed({name: list(values(figures, name).values()) for name in names}),
-        difference={} if cell.method.name == UNDEFENDED else _paired(figures, undefended),
-        over_random=_paired(figures, at_random) if cell.method.ratio and cell.method.name != RANDOM else {},
-        verdicts=judge_all(plan.criteria, figures, undefended) if figures else {},
+        figures=_known({name: mean_of(name, values(figures, name), own.prompts) for name in names}),
+        difference={} if cell.method.name == UNDEFENDED else _paired(own, undefended),
+        over_random=_paired(own, at_random) if cell.method.ratio and cell.method.name != RANDOM else {},
+        verdicts=judge_all(plan.criteria, figures, undefended.figures) if figures else {},
+        cells=own.as_dicts(),
         cost=_summed({name: [float(cost[name]) for cost in costs if cost.get(name) is not None] for name in COSTS}),
         score_s=score_s if cell.method.needs_scores else None,
         reason=reasons[0] if reasons else None, over_prompts=_over_prompts(found, names),
     )  # fmt: skip
 
 
-def _figures(found: Sequence[tuple[Cell, Mapping[str, Any]]]) -> dict[int, dict[str, float | None]]:
-    return {cell.seed: dict(result["figures"]) for cell, result in found if result["status"] == "done"}
+class _Cells:
+    """The finished cells of one method and ratio: figures by seed, and what single prompts gave."""
+
+    def __init__(self, found: Sequence[tuple[Cell, Mapping[str, Any]]]) -> None:
+        done = {cell.seed: result for cell, result in found if result["status"] == "done"}
+        self.figures: dict[int, dict[str, float | None]] = {seed: dict(item["figures"]) for seed, item in done.items()}
+        self.prompts = {seed: prompt_values(item) for seed, item in done.items()}
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Plain values for JSON."""
+        return [
+            {"seed": seed, "figures": figures,
+             "prompts": {name: [group.tolist() for group in groups] for name, groups in self.prompts[seed].items()}}
+            for seed, figures in self.figures.items()
+        ]  # fmt: skip
 
 
 def _over_prompts(
@@ -120,15 +135,17 @@ def _over_prompts(
     return {name: (done[0][name]["low"], done[0][name]["high"]) for name in names if name in done[0]}
 
 
-def _paired(figures: BySeed, others: BySeed) -> dict[str, OverSeeds]:
+def _paired(own: _Cells, other: _Cells) -> dict[str, OverSeeds]:
     """One minus the other, over the seeds that both have."""
-    return _summed({
-        name: [value - values(others, name)[seed] for seed, value in values(figures, name).items()
-               if seed in values(others, name)]
+    return _known({
+        name: difference_of(name, values(own.figures, name), values(other.figures, name), own.prompts, other.prompts)
         for name in FIGURES
     })  # fmt: skip
 
 
-def _summed(by_name: Mapping[str, Sequence[float]]) -> dict[str, OverSeeds]:
-    found = {name: over_seeds(list(given)) for name, given in by_name.items()}
+def _known(found: Mapping[str, OverSeeds | None]) -> dict[str, OverSeeds]:
     return {name: item for name, item in found.items() if item is not None}
+
+
+def _summed(by_name: Mapping[str, Sequence[float]]) -> dict[str, OverSeeds]:
+    return _known({name: over_seeds(list(given)) for name, given in by_name.items()})
