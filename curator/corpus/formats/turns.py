@@ -152,7 +152,7 @@ def _call(call: Any, at: str, problems: list[Problem]) -> Iterator[dict[str, Any
     wrapped = bool(call.get("function"))
     named = call["function"] if wrapped else call
     function = {key: value for key, value in named.items() if key in ("name", "arguments")}
-    kept = {} if call.get("type") else {"type": "function"}
+    kept: dict[str, Any] = {} if call.get("type") else {"type": "function"}
     for key, value in call.items():
         if key in ("id", "type") and value:
             kept[key] = value
