@@ -29,7 +29,7 @@ from api.settings import (
     read_settings_file,
     variable_name,
 )
-from curator.console import say
+from curator.console import product_version, say
 from curator.errors import (
     BadInputError,
     BallastError,
@@ -76,13 +76,14 @@ examples:
 
 /docs lists the endpoints, /openapi.json describes them. A flag overrides its environment
 variable, and that the file of --config.
-`python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys, one tenant's mixes apart from another's. Without any key the service is
-open to whoever reaches it: it then listens on loopback alone, unless --open says that the network is a trusted network.
+`python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys, one tenant's
+mixes apart from another's. Without any key the service is open to whoever reaches it: it then listens on loopback
+alone, unless --open says that the network is a trusted network.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until stopped; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["keys"]:
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
     parser.add_argument(
         "--config",
         default=os.environ.get(CONFIG_VARIABLE),
@@ -132,7 +134,7 @@ def _serve(settings: Settings) -> int:
 
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # a build's progress bar has no place in a server's log
     _check_open(settings, Store(settings.store).open(create=False))
-    with _listen(settings) as listener:  # before the slow imports: a port in use is told at once
+    with _listen(settings) as listener:  # before the slow imports: a port in use is reported at once
         _run(settings, listener)
     return 0
 

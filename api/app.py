@@ -22,8 +22,8 @@ from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
 from api.telemetry import log_event
+from curator.console import product_version
 from curator.errors import BallastError
-from curator.mix.describe import product_version
 from curator.store.store import Store
 
 SWEEP_S = 600.0

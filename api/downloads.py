@@ -71,7 +71,7 @@ class ByteRange:
 
 
 class UnsatisfiableRangeError(ValueError):
-    """The range asked for lies outside the file."""
+    """The requested range lies outside the file."""
 
 
 def byte_range(range_header: str | None, if_range: str | None, etag: str, n_bytes: int) -> ByteRange | None:

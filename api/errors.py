@@ -25,6 +25,7 @@ from curator.errors import (
     TooManyRowsError,
     UnpackedTooLargeError,
 )
+from curator.recipe.problems import problem_line, problems_of
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed"}
@@ -128,12 +129,8 @@ async def handle_product_error(request: Request, error: Exception) -> Response:
 async def handle_validation_error(request: Request, error: Exception) -> Response:
     """Parameters of a path or query that do not fit; the values themselves are not repeated."""
     assert isinstance(error, RequestValidationError)
-    details = [
-        {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "message": item["msg"]}
-        for item in error.errors()
-    ]
-    message = "; ".join(f"{item['pointer']}: {item['message']}" for item in details[:5])
-    return error_response(422, "bad_parameters", message, details)
+    details = problems_of(error, show_values=False)
+    return error_response(422, "bad_parameters", problem_line(details), details)
 
 
 async def handle_http_error(request: Request, error: Exception) -> Response:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from fastapi import Header
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from api.errors import ApiError
 from api.schemas import DroppedRows
 from curator.errors import MissingError
 from curator.mix.files import tenant_path
+from curator.recipe.base import Strict
 from curator.store.store import Store
 
 IdempotencyKey = Annotated[
@@ -27,10 +28,8 @@ FOLDER = "idempotency"
 RETRY_S = 5
 
 
-class Remembered(BaseModel):
+class Remembered(Strict):
     """An answer as kept: which request it was to, and the mix (with what else it said) or the job that it named."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
     request_sha256: str

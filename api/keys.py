@@ -17,11 +17,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from curator.console import say
 from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.mix.files import tenant_path
+from curator.recipe.base import Strict
 from curator.store.store import Store
 
 Scope = Literal["mix", "sql", "audit", "admin"]
@@ -35,10 +36,8 @@ _KEY_ID = re.compile(r"[0-9a-f]{16}")
 _NO_HASH = "0" * 64  # compared with when there is no such key, so that both answers take the same steps
 
 
-class Key(BaseModel):
+class Key(Strict):
     """One key as stored. Times are UTC; `sha256` is of the secret; `expires_at` null never expires."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
     key_id: str
@@ -122,7 +121,7 @@ def any_keys(store: Store) -> bool:
 
 
 def split_token(token: str) -> tuple[str, str] | None:
-    """Key id and secret of a token; None for what is no token."""
+    """Key id and secret of a token; None for what is not a token."""
     match = _TOKEN.fullmatch(token)
     return (match[1], match[2]) if match else None
 

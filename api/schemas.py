@@ -6,7 +6,7 @@ What a manifest holds is declared once, in curator.mix.identity.
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from api.jobs.record import (
     Event,
@@ -16,13 +16,10 @@ from api.jobs.record import (
     Progress,
 )
 from curator.mix.identity import Manifest
+from curator.recipe.base import Strict
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ErrorDocument(_Answer):
+class ErrorDocument(Strict):
     """Inside of an error body."""
 
     code: str = Field(description="stable, for programs")
@@ -33,26 +30,26 @@ class ErrorDocument(_Answer):
     truncated: bool | None = Field(None, description="true when details was cut")
 
 
-class ErrorBody(_Answer):
+class ErrorBody(Strict):
     """Every error of the service."""
 
     error: ErrorDocument
 
 
-class Health(_Answer):
+class Health(Strict):
     """The process answers."""
 
     status: Literal["ok"]
     version: str
 
 
-class Readiness(_Answer):
+class Readiness(Strict):
     """The store can be read."""
 
     status: Literal["ready"]
 
 
-class DroppedRows(_Answer):
+class DroppedRows(Strict):
     """Bad rows of a data set: how many, by the code of their first problem, and the problems of the first ones."""
 
     n_rows: int
@@ -61,7 +58,7 @@ class DroppedRows(_Answer):
     truncated: bool
 
 
-class CreatedMix(_Answer):
+class CreatedMix(Strict):
     """A mix that was built, or stood there already."""
 
     mix_id: str
@@ -71,7 +68,7 @@ class CreatedMix(_Answer):
     links: dict[str, str]
 
 
-class Cost(_Answer):
+class Cost(Strict):
     """What the safe rows add to training; shares are of the task set, tokens null where they cannot be counted."""
 
     extra_rows: int
@@ -80,7 +77,7 @@ class Cost(_Answer):
     extra_tokens_share: float | None
 
 
-class MixPreview(_Answer):
+class MixPreview(Strict):
     """What a request would give."""
 
     manifest: Manifest
@@ -88,7 +85,7 @@ class MixPreview(_Answer):
     cost: Cost
 
 
-class MixSummary(_Answer):
+class MixSummary(Strict):
     """One mix of a list; the counts are null when its manifest is damaged."""
 
     mix_id: str
@@ -99,14 +96,14 @@ class MixSummary(_Answer):
     links: dict[str, str]
 
 
-class MixPage(_Answer):
+class MixPage(Strict):
     """Mixes in order of their ids; `next_after` is null on the last page."""
 
     mixes: list[MixSummary]
     next_after: str | None
 
 
-class RowPage(_Answer):
+class RowPage(Strict):
     """Rows in training order, with their lineage; `next_after` is null on the last page."""
 
     mix_id: str
@@ -115,7 +112,7 @@ class RowPage(_Answer):
     next_after: int | None
 
 
-class CorpusSummary(_Answer):
+class CorpusSummary(Strict):
     """One corpus at its latest revision."""
 
     corpus: str
@@ -123,7 +120,7 @@ class CorpusSummary(_Answer):
     n_examples: int
 
 
-class CorpusList(_Answer):
+class CorpusList(Strict):
     """The corpora that recipes may name."""
 
     corpora: list[CorpusSummary]
@@ -135,7 +132,7 @@ class CorpusDetail(CorpusSummary):
     scorers: list[dict[str, Any]]
 
 
-class CorpusGap(_Answer):
+class CorpusGap(Strict):
     """The gap of a corpus (queries `gap_quantiles` and `gap_histogram`): gap_rel a ratio, others nats per token."""
 
     corpus: str
@@ -147,7 +144,7 @@ class CorpusGap(_Answer):
     histogram: list[dict[str, Any]]
 
 
-class JobView(_Answer):
+class JobView(Strict):
     """A job: work that a worker does. Times are UTC; `result` and `error` are null until it has ended.
 
     `n_attempts` is above 1 when a worker died and another took the job up again.
@@ -166,14 +163,14 @@ class JobView(_Answer):
     links: dict[str, str]
 
 
-class JobPage(_Answer):
+class JobPage(Strict):
     """Jobs in order of time; `next_after` is null on the last page."""
 
     jobs: list[JobView]
     next_after: str | None
 
 
-class JobEvents(_Answer):
+class JobEvents(Strict):
     """Events of a job in order, and its state."""
 
     job_id: str
@@ -181,7 +178,7 @@ class JobEvents(_Answer):
     events: list[Event]
 
 
-class AuditInterval(_Answer):
+class AuditInterval(Strict):
     """A value with its 95 % bootstrap interval over rows and pool rows."""
 
     value: float
@@ -189,7 +186,7 @@ class AuditInterval(_Answer):
     high: float
 
 
-class AuditPool(_Answer):
+class AuditPool(Strict):
     """What the rows were compared with: scored rows, their range of response tokens, their languages."""
 
     corpus: str
@@ -199,7 +196,7 @@ class AuditPool(_Answer):
     languages: dict[str, float]
 
 
-class AuditReport(_Answer):
+class AuditReport(Strict):
     """The verdict on a data set (docs/method.md, "Audits"); intervals are null without enough judged rows.
 
     `mean_percentile` is about 0.5 and `top_share` about 0.05 for rows that are like the pool's; `abstained` counts
@@ -224,7 +221,7 @@ class AuditReport(_Answer):
     scorers: list[dict[str, Any]]
 
 
-class AuditRowPage(_Answer):
+class AuditRowPage(Strict):
     """Rows of an audit in the order sent; `next_after` is null on the last page.
 
     Each: ordinal, example_id, n_response_tokens, gap, percentile, n_reference, abstained, reason, language, forged.
@@ -236,14 +233,14 @@ class AuditRowPage(_Answer):
     next_after: int | None
 
 
-class SqlColumn(_Answer):
+class SqlColumn(Strict):
     """A column of an answer: its name and DuckDB type."""
 
     name: str
     type: str
 
 
-class SqlResult(_Answer):
+class SqlResult(Strict):
     """A statement's rows; `truncated` when a cap of rows or bytes cut them."""
 
     columns: list[SqlColumn]
@@ -252,7 +249,7 @@ class SqlResult(_Answer):
     truncated: bool
 
 
-class QueryParam(_Answer):
+class QueryParam(Strict):
     """A parameter of a named query."""
 
     name: str
@@ -262,7 +259,7 @@ class QueryParam(_Answer):
     meaning: str
 
 
-class NamedQuery(_Answer):
+class NamedQuery(Strict):
     """A named query: `doc` says what a row is and its units."""
 
     name: str
@@ -270,14 +267,14 @@ class NamedQuery(_Answer):
     params: list[QueryParam]
 
 
-class ViewDoc(_Answer):
+class ViewDoc(Strict):
     """A view or function that statements may use."""
 
     name: str
     doc: str
 
 
-class QueryList(_Answer):
+class QueryList(Strict):
     """What can be asked."""
 
     queries: list[NamedQuery]

@@ -23,9 +23,9 @@ from api.jobs.record import Job
 from api.limits import Figures, Quotas
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
+from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_stale
-from curator.mix.describe import product_version
 from curator.mix.files import MANIFEST_FILE, is_tenant, mix_path, tenant_path
 from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits
@@ -44,13 +44,13 @@ class Expiry:
     ttl_s: float | None
 
     def is_expired(self, tenant: str, mix_id: str) -> bool:
-        """Whether a mix's time is over; False for what is no mix."""
+        """Whether a mix's time is over; False for what is not a mix."""
         return is_expired(self.store, tenant, mix_id, self.ttl_s)
 
     def sweep_mixes(self) -> int:
         """Remove every tenant's expired mixes and remains of killed builds; returns how many mixes went.
 
-        What is no tenant's folder is passed over.
+        What is not a tenant's folder is passed over.
         """
         n_removed = 0
         for tenant in filter(is_tenant, self.store.list("mixes")):
@@ -171,7 +171,7 @@ class Service:
     def tidy(self) -> None:
         """Remove what is over its time or left behind: mixes, keys, jobs, uploads and copies of downloads.
 
-        Each on its own: what fails is logged, and the others are tidied all the same.
+        Each on its own: what fails is logged, and the others are still swept.
         """
         parts: dict[str, Callable[[], object]] = {
             "mixes": self.expiry.sweep_mixes,

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from curator.errors import BadInputError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problems_of
 
 ENVIRONMENT_PREFIX = "BALLAST_"
 MIB = 2**20
@@ -17,10 +19,8 @@ MIB = 2**20
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """What the service needs to know; frozen, unknown names refused, ranges checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: str = Field(default="./store", min_length=1, description="folder or URL of the store to serve")
     host: str = Field(
@@ -142,7 +142,7 @@ def load_settings(
     try:
         return Settings.model_validate(found)
     except ValidationError as error:
-        problems = [_problem(item["loc"], item["msg"], sources) for item in error.errors()]
+        problems = [_problem(item, sources) for item in problems_of(error)]
         raise BadInputError("; ".join(problems), details=problems) from error
 
 
@@ -156,8 +156,8 @@ def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def _problem(location: tuple[int | str, ...], message: str, sources: Mapping[str, str]) -> str:
-    field = str(location[0]) if location else "settings"
+def _problem(problem: Mapping[str, str], sources: Mapping[str, str]) -> str:
+    field = problem["pointer"].split("/")[1] or "settings"
     source = sources.get(field, field)
     shown = f"{source}, {field}" if source == "settings file" else source
-    return f"{shown}: {message[0].lower()}{message[1:]}"
+    return f"{shown}: {problem['message']}"

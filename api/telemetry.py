@@ -38,7 +38,7 @@ class Metrics:
         )
         self.sent = Counter("ballast_sent_bytes", "bytes of bodies sent", ("route",), registry=self.registry)
         self.running = Gauge("ballast_requests_running", "requests being answered", registry=self.registry)
-        self.mixes = Counter("ballast_mixes", "mixes asked for", ("outcome",), registry=self.registry)
+        self.mixes = Counter("ballast_mixes", "mixes requested", ("outcome",), registry=self.registry)
         self.statements = Counter("ballast_sql_statements", "SQL statements", ("outcome",), registry=self.registry)
         self.jobs = Counter("ballast_jobs", "jobs made", ("kind",), registry=self.registry)
         info = Gauge("ballast_info", "version of the service", ("version",), registry=self.registry)

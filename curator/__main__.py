@@ -7,7 +7,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from curator.cli import COMMANDS
-from curator.console import CommandHelp, run_command
+from curator.console import CommandHelp, product_version, run_command
 
 DESCRIPTION = """\
 Scores an instruct corpus by perplexity gap (how much likelier an aligned model finds an answer
@@ -35,12 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=CommandHelp,
     )
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         if name != chosen:  # the others are listed, not imported: --help stays quick
             subparsers.add_parser(name, help=summary)
     if chosen is None:
         parser.parse_args(arguments)
+        parser.print_help()
         return 0
     module = import_module(f"curator.cli.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
     module.add_parser(subparsers)

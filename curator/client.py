@@ -13,7 +13,6 @@ The client's calls about jobs: list, look, wait, cancel, and the rows of audits.
 
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,8 @@ import orjson
 
 from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
 from curator.mix.files import MIX_FILE
+from curator.store.filesystem import atomic_write
+from curator.store.retries import Retries, TryAgainError, retry_after_s
 
 DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
 Document = dict[str, Any]
@@ -130,11 +131,11 @@ class Remote:
                 base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0)
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise BadInputError(f"{url!r} is no address of a service") from error
+            raise BadInputError(f"{url!r} is not an address of a service") from error
         if self._http.base_url.scheme not in ("http", "https"):
             self._http.close()
-            raise BadInputError(f"{url!r} is no address of a service: it begins with http:// or https://")
-        self._retries = retries
+            raise BadInputError(f"{url!r} is not an address of a service: it begins with http:// or https://")
+        self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S)
         self._patience_s = timeout_s / 2  # a request that asks the service to wait must not outlast its own timeout
 
     def __enter__(self) -> Self:
@@ -194,23 +195,20 @@ class Remote:
 
     def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
         """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries
-            wait_s = min(FIRST_WAIT_S * 2**attempt, MAX_WAIT_S)
+
+        def attempt() -> httpx.Response:
             try:
                 response = call()
             except httpx.TransportError as error:
-                if last:
-                    reason = str(error) or type(error).__name__
-                    raise RemoteError(f"no answer from {self._http.base_url}: {reason}") from error
-            else:
-                if response.is_success:
-                    return response
-                if last or response.status_code not in RETRIED_STATUSES:
-                    raise _refusal(response)
-                wait_s = _asked_wait_s(response) or wait_s
-            time.sleep(wait_s)
-        raise AssertionError("the last attempt returns or raises")
+                reason = str(error) or type(error).__name__
+                raise TryAgainError(RemoteError(f"no answer from {self._http.base_url}: {reason}")) from error
+            if response.is_success:
+                return response
+            if response.status_code in RETRIED_STATUSES:
+                raise TryAgainError(_refusal(response), retry_after_s(response.headers.get("retry-after")) or None)
+            raise _refusal(response)
+
+        return self._retries.run(attempt)
 
 
 def path_part(name: str) -> str:
@@ -241,12 +239,7 @@ def _refusal(response: httpx.Response) -> ServiceError:
         )
 
 
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    text = response.headers.get("retry-after", "")
-    return min(float(text), MAX_WAIT_S) if text.isdigit() else None
-
-
-OnJob = Callable[[Document], None]  # told the job whenever something happened to it
+OnJob = Callable[[Document], None]  # receives the job whenever it changes
 WAIT_S = 20.0  # of one request that waits for an event
 
 
@@ -268,14 +261,14 @@ class JobCalls(Remote):
         return self._json("GET", f"/v1/jobs/{path_part(job_id)}/events", params=params)
 
     def wait_job(self, job_id: str, *, on_job: OnJob | None = None) -> Document:
-        """The job once it is done; `on_job` is told of it whenever something happened.
+        """The job once it is done; `on_job` receives it whenever it changes.
 
         Raises ServiceError with the job's own error when it failed, and code `cancelled` when it was cancelled.
         """
         after = 0
         while True:
-            told = self.job_events(job_id, after=after, wait_s=min(WAIT_S, self._patience_s))
-            after = told["events"][-1]["number"] if told["events"] else after
+            reported = self.job_events(job_id, after=after, wait_s=min(WAIT_S, self._patience_s))
+            after = reported["events"][-1]["number"] if reported["events"] else after
             job = self.job(job_id)
             if on_job is not None:
                 on_job(job)
@@ -327,10 +320,10 @@ class Client(JobCalls):
     ) -> Document:
         """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
-        A file is streamed, and `advance` told each piece's bytes; under an `idempotency_key` the same request gets
+        A file is streamed, and `advance` receives each piece's bytes; under an `idempotency_key` the same request gets
         the first answer again. Building may take long: there is no bound on the wait for the answer. Where the
-        service makes a job of it, the job is waited for and `on_job` told how it stands; with `background` the
-        service is asked for a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
+        service makes a job of it, the job is waited for and `on_job` receives its state; with `background` the
+        service makes a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
         bad row in `details`, `bad_recipe` and the like, or with the job's own error.
         """
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
@@ -359,7 +352,7 @@ class Client(JobCalls):
     ) -> Document:
         """Compare rows with a scored corpus (`options`: corpus, score, ...): the verdict, and `job_id` for its rows.
 
-        The job is waited for and `on_job` told how it stands; with `background` it is returned at once. Raises
+        The job is waited for and `on_job` receives its state; with `background` it is returned at once. Raises
         ServiceError as `create_mix`.
         """
         headers = {"Idempotency-Key": secrets.token_hex(16)}
@@ -390,8 +383,8 @@ class Client(JobCalls):
 
         def attempt() -> httpx.Response:
             with path.open("rb") as file:  # opened anew for each attempt
-                told = ToldFile(file, advance)
-                files = {"file": (path.name, told)}
+                reported = ToldFile(file, advance)
+                files = {"file": (path.name, reported)}
                 return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
 
         return document_of(self._attempt(attempt))
@@ -409,7 +402,7 @@ class Client(JobCalls):
         return self._items(f"/v1/mixes/{path_part(mix_id)}/rows", "rows", page_rows)
 
     def delete_mix(self, mix_id: str) -> None:
-        """Remove a mix; one that is gone when the answer was lost and asked for again was removed."""
+        """Remove a mix; one that is gone when the answer was lost and the request repeated was removed."""
         self._delete(f"/v1/mixes/{path_part(mix_id)}", is_gone=True)
 
     def corpora(self) -> list[Document]:
@@ -494,7 +487,7 @@ class Client(JobCalls):
         """Save a mix to `path` and return it; the name appears only when the bytes have been verified.
 
         Parquet is checked against the file's SHA-256 in the manifest, jsonl against `rows_sha256`, openai by its
-        number of lines, arrow by decoding every row to its canonical line. `advance` is told each piece's bytes.
+        number of lines, arrow by decoding every row to its canonical line. `advance` receives each piece's bytes.
         Raises IntegrityError when the check fails; then no file is left.
         """
         if format not in DATA_FORMATS:
@@ -503,13 +496,9 @@ class Client(JobCalls):
         if target.is_dir() or not target.parent.is_dir():
             raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
         manifest = self.manifest(mix_id)
-        temporary = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
-        try:
+        with atomic_write(target, durable=True) as temporary:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
             verify_download(temporary, format, manifest)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
     def _save(self, mix_id: str, data_format: DataFormat, path: Path, advance: Advance | None) -> httpx.Response:

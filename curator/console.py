@@ -10,8 +10,11 @@ import os
 import re
 import sys
 import time
+import tomllib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -108,6 +111,15 @@ def _wrapped(name: str, width: int) -> list[str]:
 
 QUIET_S = 2.0  # work shorter than this shows nothing
 PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
+
+
+def product_version() -> str:
+    """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
+    try:
+        return version("ballast")
+    except PackageNotFoundError:
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(project["project"]["version"])
 
 
 def say(text: str = "") -> None:

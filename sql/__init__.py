@@ -1,5 +1,5 @@
 """The SQL of the product by name: definitions and views (`views/`), documented queries (`queries/`), and the same gap
-over the wide tables that mixing keeps (`wide/`).
+over losses side by side, as mixing holds them (`wide/`).
 
 One statement a file. The gap and its sign are defined here and nowhere else. The package needs nothing but
 Python: any DuckDB connection that holds the base tables (`BASE_TABLES`) can run `view_text` of `VIEWS` in order.
@@ -124,9 +124,9 @@ def load_query(name: str) -> Query:
 
 
 def wide_query(name: str) -> Query:
-    """A query of `wide/`, over the table `wide_rows` that only `curator.query.gaps` makes; KeyError on an unknown name."""
-    if name not in ("gap", "bound"):
-        raise KeyError(f"no wide query {name!r}; there are: bound, gap")
+    """A query of `wide/`, over the table `wide_rows` of `curator.query.gaps`; KeyError on an unknown name."""
+    if name not in ("bound", "gap", "loss"):
+        raise KeyError(f"no wide query {name!r}; there are: bound, gap, loss")
     text = _read("wide", name)
     doc, declared = _header(text)
     return Query(name, doc, tuple(_declared_param(name, line) for line in declared), text)

@@ -92,7 +92,7 @@ class Losses:
 
 @contextmanager
 def losing_proxy(target: str, losses: Losses) -> Iterator[str]:
-    """A proxy before `target` that loses requests as told; yields its URL."""
+    """A proxy before `target` that loses requests as configured; yields its URL."""
     netloc = urlsplit(target).netloc
 
     class Handler(BaseHTTPRequestHandler):

@@ -139,7 +139,7 @@ QWEN3 = """{%- if messages[0].role == 'system' %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
-"""  # noqa: E501
+"""
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,37 @@
 """Candidates made in a test, with labels, counts and texts, and specs written as a recipe writes them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import polars as pl
 
+from curator.corpus.text import is_refusal
 from curator.messages import dump_messages
-from curator.recipe import FilterSpec, Pool, StrategySpec
-from curator.select.columns import Coded, TextIds
-from curator.select.filters import (
-    Candidates,
-    Indices,
-    Surroundings,
-    is_refusal,
+from curator.recipe import (
+    FilterSpec,
+    Pool,
+    RefusalRule,
+    StrategySpec,
 )
-from curator.select.ranking import ArrayScores
+from curator.select.candidates import (
+    Candidates,
+    ColumnScores,
+    Context,
+    ListedIds,
+    Rows,
+)
+from curator.select.filters import FilterResult
+from curator.select.select import (
+    PoolSelection,
+    SelectionRequest,
+    filter_rows,
+    select,
+)
 
 NAN = float("nan")
+RULES: tuple[RefusalRule, ...] = ("v1", "v2")
 
 
 def conversation_text(prompt: str, answer: str) -> str:
@@ -48,45 +61,64 @@ class Row:
         return self.row_id or hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
 
 
-def plain_candidates(ids: Sequence[str], heads: Sequence[str], scores: Sequence[float], **more: Any) -> Candidates:
-    """Candidates from plain lists; `heads` are the beginnings of their answers."""
-    keys = TextIds(ids)
-    return Candidates(
-        ids=keys,
-        scores=ArrayScores(np.array(scores, dtype=np.float64), keys.rank),
-        refuses=lambda rule, rows=slice(None): np.array([is_refusal(head, rule) for head in heads], np.bool_)[rows],
-        **more,
-    )
+LABELS = ("domain", "language", "license", "source", "harm")
 
 
 def candidates_of(rows: Sequence[Row]) -> Candidates:
-    """These rows as candidates."""
+    """These rows as candidates, which stand in the order of their ids."""
+    rows = sorted(rows, key=lambda row: row.key)
 
-    def messages(places: Indices) -> list[str]:
+    def messages(places: Rows) -> list[str]:
         return [rows[place].text for place in places.tolist()]
 
-    names = ("domain", "language", "license", "source", "harm")
-    return plain_candidates(
-        [row.key for row in rows],
-        [" ".join(row.answer.split()[:10]) for row in rows],
-        [row.score for row in rows],
-        labels={name: Coded.of([row.labels.get(name) for row in rows]) for name in names},
-        counts={
-            "n_chars": np.array([len(row.prompt) + len(row.answer) for row in rows], dtype=np.float64),
-            "n_turns": np.full(len(rows), 2.0),
-            "n_response_tokens": np.array([row.n_tokens for row in rows], dtype=np.float64),
+    heads = [" ".join(row.answer.split()[:10]) for row in rows]
+    labels = {name: pl.Series([row.labels.get(name) for row in rows], dtype=pl.String) for name in LABELS}
+    columns = {
+        **{
+            f"refusal_{rule}": pl.Series([is_refusal(head, rule) for head in heads], dtype=pl.Boolean) for rule in RULES
         },
-        messages=messages,
-    )
+        **{name: label.cast(pl.Enum(label.unique().drop_nulls().sort())) for name, label in labels.items()},
+        "n_chars": pl.Series([len(row.prompt) + len(row.answer) for row in rows], dtype=pl.Int32),
+        "n_turns": pl.Series([2] * len(rows), dtype=pl.Int32),
+        "n_response_tokens": pl.Series([row.n_tokens for row in rows], dtype=pl.Float64).fill_nan(None).cast(pl.Int32),
+    }
+    scores = ColumnScores(pl.Series([row.score for row in rows], dtype=pl.Float64).fill_nan(None))
+    ids = ListedIds([row.key for row in rows])
+    frame = pl.DataFrame(columns)
+    return Candidates(len(rows), lambda *names: frame.select(names), ids, scores, messages)
 
 
-def around_of(task: Sequence[Row] = (), **evaluations: Sequence[str]) -> Surroundings:
+def filtered(
+    candidates: Candidates,
+    filters: Sequence[FilterSpec],
+    strategy: StrategySpec,
+    exclude: Mapping[str, Collection[str]] | None = None,
+    context: Context | None = None,
+) -> FilterResult:
+    """What the filters make of these rows under a strategy."""
+    request = SelectionRequest(0, strategy=strategy, filters=tuple(filters), exclude=exclude or {})
+    return filter_rows(candidates, request, context)
+
+
+def chosen_ids(candidates: Candidates, selection: PoolSelection) -> list[str]:
+    """Ids of the chosen rows, best first."""
+    return candidates.ids.texts(selection.chosen)
+
+
+def select_rows(
+    candidates: Candidates, n_rows: int | None = None, context: Context | None = None, **options: Any
+) -> PoolSelection:
+    """`select` with the request's fields as options."""
+    return select(candidates, SelectionRequest(n_rows, **options), context)
+
+
+def around_of(task: Sequence[Row] = (), **evaluations: Sequence[str]) -> Context:
     """The user's rows and evaluation sets."""
 
     def texts() -> Iterator[list[str]]:
         return ([row.text for row in task[start : start + 3]] for start in range(0, len(task), 3))
 
-    return Surroundings(texts, evaluations)
+    return Context(texts, evaluations)
 
 
 def filters_of(*specs: object) -> tuple[FilterSpec, ...]:

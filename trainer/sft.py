@@ -116,7 +116,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     inputs = gather_inputs(invocation, weights, team)
     tell(content_line(inputs))
 
-    # torch, transformers and TRL load here: bad options and bad rows have failed by now.
+    # torch, transformers and TRL load here: bad options and bad rows have failed already.
     from trainer.loop.fit import fit, load, planned_steps
 
     ready = load(config)

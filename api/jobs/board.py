@@ -1,4 +1,4 @@
-"""Every job of a store, one folder each under `jobs/<tenant>/`; the files are the truth, the queue only a bell.
+"""Every job of a store, one folder each under `jobs/<tenant>/`: the source of truth of what is to be done.
 
 Whoever changes a job holds the lock of its folder, which the kernel (or a lease in a bucket) frees when the holder
 dies: a running job whose lock is free has lost its worker. Marks under `jobs-active/` list the jobs that have not
@@ -43,7 +43,7 @@ def job_path(tenant: str, job_id: str) -> str:
     """The folder of one job; raises MissingError for what cannot be a job id."""
     tenant_path(tenant)
     if not JOB_ID.fullmatch(job_id):
-        raise MissingError(f"{job_id!r} is no job id: 32 hexadecimal digits")
+        raise MissingError(f"invalid job id {job_id!r}: 32 hexadecimal digits")
     return f"{FOLDER}/{tenant}/{job_id}"
 
 
@@ -77,7 +77,7 @@ class Board:
         except MissingError as error:
             raise MissingError(f"there is no job {job_id} of tenant {tenant}") from error
         except ValidationError as error:
-            raise IntegrityError(f"{path} is no job of this version") from error
+            raise IntegrityError(f"{path} is not a job of this version") from error
 
     def ids(self, tenant: str, after: str = "") -> Iterator[str]:
         """Ids of a tenant's jobs after one of them, in order of time."""

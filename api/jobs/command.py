@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _say_what_waits(worker: Worker) -> None:
-    """Tell of the audits that a worker without a model leaves alone."""
+    """Report the audits that wait for a worker with a model."""
     n_audits = worker.n_left_to_others("audit")
     if n_audits:
         say(f"{n_audits} audit{'s wait' if n_audits > 1 else ' waits'} for a worker with --model")

@@ -16,7 +16,7 @@ TELL_EVERY_S = 1.0  # between two writes of a job's progress, and two looks for 
 
 # Not Exceptions: no handler of failures on the way (an engine's row that will not score, say) may swallow them.
 class CancelledError(BaseException):
-    """Somebody asked for the end of the job; nothing of it is kept."""
+    """The end of the job was requested; nothing of it is kept."""
 
 
 class StoppedError(BaseException):
@@ -25,7 +25,7 @@ class StoppedError(BaseException):
 
 @dataclass
 class Control:
-    """A running job as its handler sees it; `stopping` says whether the worker was told to stop."""
+    """A running job as its handler sees it; `stopping` says whether the worker was asked to stop."""
 
     board: Board
     job: Job

@@ -1,4 +1,4 @@
-"""The bell that wakes workers: one queue for each kind of job, in the storages of the library huey.
+"""The messages that wake workers: one queue for each kind of job, in the storages of the library huey.
 
 A message holds a tenant and a job id and nothing that runs: huey's own task layer would unpickle what it takes, so
 whoever can write the queue could run code in a worker. Losing a message costs seconds, since an idle worker also
@@ -27,7 +27,7 @@ class JobQueue:
     _storages: dict[JobKind, Any] = field(default_factory=dict)
 
     def put(self, kind: JobKind, tenant: str, job_id: str) -> None:
-        """Ring for a job; raises StoreError when the queue cannot be reached."""
+        """Send a job's message; raises StoreError when the queue cannot be reached."""
         storage = self._storage(kind)
         try:
             storage.enqueue(f"{tenant}/{job_id}".encode())

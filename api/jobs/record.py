@@ -6,7 +6,9 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from curator.recipe.base import Strict
 
 JobKind = Literal["mix", "audit"]
 KINDS: tuple[JobKind, ...] = get_args(JobKind)
@@ -19,11 +21,7 @@ MAX_TIME_MS = 10**14  # the year 5138: an id that was not made by us may hold an
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Progress(_Document):
+class Progress(Strict):
     """How far a stage of the work is; `total` is null where it is not known. Both count in `unit`."""
 
     stage: str
@@ -32,7 +30,7 @@ class Progress(_Document):
     unit: str
 
 
-class Event(_Document):
+class Event(Strict):
     """Something that happened to a job; `number` counts from 1 within it, `at` is UTC."""
 
     number: int
@@ -41,7 +39,7 @@ class Event(_Document):
     message: str
 
 
-class JobError(_Document):
+class JobError(Strict):
     """Why a job failed, in the shape of the service's error body."""
 
     code: str
@@ -49,7 +47,7 @@ class JobError(_Document):
     details: list[Any] = Field(default_factory=list)
 
 
-class Job(_Document):
+class Job(Strict):
     """One job of a tenant. Times are UTC. `request` is what its handler needs, `result` what it gave.
 
     `n_attempts` counts the times that a worker began; those that a worker handed back in good order do not count.

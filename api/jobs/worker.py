@@ -50,10 +50,10 @@ class Worker:
         return Board(self.store)
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Work until told to stop, or until nothing is left to do.
+        """Work until stopped, or until nothing is left to do.
 
         What killed workers left on this machine's disk is removed first. A store or queue that cannot be
-        reached is told on stderr and tried again.
+        reached is reported on stderr and tried again.
         """
         sweep_scratch()
         pause_s = POLL_S / 10 if until_idle else POLL_S
@@ -166,7 +166,7 @@ class Worker:
 
     def _hand_back(self, job: Job, why: str, **changes: Any) -> None:
         self.board.write(job.with_event("queued", why, state="queued", progress=None, **changes))
-        with contextlib.suppress(StoreError):  # the next scan finds it all the same
+        with contextlib.suppress(StoreError):  # the next scan finds it anyway
             self.queue.put(job.kind, job.tenant, job.job_id)
 
     def _end(self, job: Job) -> None:

@@ -35,7 +35,7 @@ _DATA_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "the whole mix",
         "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in set(MEDIA_TYPES.values())},
     },
-    206: {"description": "the range asked for (Parquet)"},
+    206: {"description": "the requested range"},
     304: {"description": "an entity tag given still fits"},
     **errors(404, 416, 422),
 }
@@ -116,7 +116,7 @@ def _stored_response(
         asked = byte_range(range_header, if_range, headers["ETag"], n_bytes)
     except UnsatisfiableRangeError as error:
         file.close()
-        message = f"the file has {n_bytes} bytes; the range asked for lies outside"
+        message = f"the file has {n_bytes} bytes; the requested range lies outside"
         raise ApiError(
             416, "range_not_satisfiable", message, headers={"Content-Range": f"bytes */{n_bytes}"}
         ) from error

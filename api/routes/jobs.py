@@ -96,7 +96,7 @@ async def get_events(
     "/{job_id}",
     response_model=JobView,
     responses={
-        202: {"model": JobView, "description": "a worker was told to stop"},
+        202: {"model": JobView, "description": "a worker was asked to stop"},
         204: {"description": "the job had ended; it and its results are removed"},
         **errors(404),
     },

@@ -87,7 +87,7 @@ REQUEST_BODY = request_body("recipe", "the recipe")
     response_model=CreatedMix,
     responses={
         200: {"model": CreatedMix, "description": "made before"},
-        202: {"model": JobView, "description": "a job was made, because the build is long or `Prefer` asked for one"},
+        202: {"model": JobView, "description": "a job was made, because the build is long or `Prefer` requested one"},
         **errors(400, 409, 413, 415, 422, 501, 503, 507),
     },
     openapi_extra={"requestBody": REQUEST_BODY},
@@ -289,7 +289,7 @@ def delete_mix(
 ) -> None:
     """Remove a mix, also one whose manifest is damaged or of an older version.
 
-    Its manifest goes first: what is left after a crash is no mix any more.
+    Its manifest goes first: what is left after a crash is not a mix any more.
     """
     service = service_of(request)
     store = service.store

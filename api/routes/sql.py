@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from api.service import Service, service_of
 from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from curator.errors import MissingError
 from curator.query.sandbox import ResultFormat, SqlAnswer
+from curator.recipe.base import Strict
 
 router = APIRouter(prefix="/v1", tags=["sql"], responses=GUARDED)
 
@@ -35,9 +36,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Asked(Strict):
     format: ResultFormat = "json"
     max_rows: Annotated[int | None, Field(ge=1, le=2**31, description="at most the service's bound")] = None
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from api.errors import ApiError
 from curator.corpus.formats.json_decode import UndecodableError, decode
+from curator.recipe.problems import problem_line, problems_of
 
 MAX_ASKED_BYTES = 2**20  # of a statement or a query's parameters: a statement has at most 50,000 characters
 DRAIN_S = 10.0
@@ -75,9 +76,5 @@ def _parsed(body: bytes, model: type[M]) -> M:
     except UndecodableError as error:
         raise ApiError(400, "malformed_json", f"the body is not JSON: {error.problem.message}") from error
     except ValidationError as error:
-        details = [
-            {"pointer": "/" + "/".join(str(part) for part in ("body", *item["loc"])), "message": item["msg"]}
-            for item in error.errors(include_input=False)
-        ]
-        message = "; ".join(f"{item['pointer']}: {item['message']}" for item in details[:5])
-        raise ApiError(422, "bad_parameters", message, details=details) from error
+        details = problems_of(error, inside="body", show_values=False)
+        raise ApiError(422, "bad_parameters", problem_line(details), details=details) from error

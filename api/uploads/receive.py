@@ -126,12 +126,12 @@ async def received(request: Request, service: Service, tenant: str, document: st
 
 def _check_size(request: Request, service: Service, tenant: str) -> None:
     """Refuse a body by the size that it says it has, if it says one."""
-    told = request.headers.get("content-length", "")
-    if told.isdecimal():
+    reported = request.headers.get("content-length", "")
+    if reported.isdecimal():
         kind, _ = parse_options_header(request.headers.get("content-type"))
         settings = service.settings
         n_bytes, bound = (
-            int(told),
+            int(reported),
             settings.max_json_bytes if kind == b"application/json" else settings.max_upload_bytes,
         )
         if n_bytes > bound:

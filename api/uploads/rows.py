@@ -7,7 +7,7 @@ room to blow up.
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from api.errors import ApiError
 from api.schemas import DroppedRows
@@ -17,6 +17,8 @@ from api.uploads.receive import DOCUMENTS, Upload
 from curator.corpus.formats import Container, Layout
 from curator.corpus.task_set import TaskSet, read_task_set, task_set_from_rows
 from curator.errors import BadInputError, RecipeError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 
 
 class _AliasError(ValueError):
@@ -35,7 +37,7 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no type
 def part_document(upload: Upload, name: str) -> dict[str, Any]:
     """The object that the part `name` (recipe or audit) of an upload holds; JSON text is read as the YAML it is.
 
-    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is no object,
+    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is not an object,
     naming the line where it is neither JSON nor YAML.
     """
     if name not in upload.fields:
@@ -65,10 +67,8 @@ def _decode(text: str) -> Any:
         raise ValueError("nested too deeply, or a value that YAML cannot hold") from error
 
 
-class _Options(BaseModel):
+class _Options(Strict):
     """What may stand beside the rows and the recipe or the audit's options."""
-
-    model_config = ConfigDict(extra="forbid")
 
     on_bad_rows: Literal["refuse", "drop"] = "refuse"
     format: Container | None = None
@@ -92,11 +92,8 @@ def _options(upload: Upload) -> _Options:
     try:
         return _Options.model_validate(given)
     except ValidationError as error:
-        details = [
-            {"pointer": "/" + "/".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()
-        ]
-        message = "; ".join(f"{item['pointer']}: {item['message']}" for item in details)
-        raise ApiError(422, "bad_parameters", message, details=details) from error
+        details = problems_of(error, show_values=False)
+        raise ApiError(422, "bad_parameters", problem_line(details), details=details) from error
 
 
 def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) -> TaskSet:

@@ -1,4 +1,5 @@
-"""Audits: how far a user's rows look like those that misaligned models like (docs/method.md, "Audits"; ours).
+"""A user's rows beside a scored corpus: how far they look like what misaligned models like (docs/method.md, "Audits").
 
-`risk` and `verdict` are pure; `run` scores a user's rows by the very scorers of a pool's gap and judges them.
+In: rows, the models that scored the corpus. Out: a percentile for each row and a verdict with an interval for the set.
+`run.audit` does it; `risk` holds the pure statistics, `options` what a caller may set, `models` the loaded engines.
 """

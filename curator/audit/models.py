@@ -1,4 +1,4 @@
-"""The models that an audit can run: which folder is which scorer of the pool, told by content and not by name."""
+"""The models that an audit can run: which folder is which scorer of the pool, identified by content, not by name."""
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -5,10 +5,12 @@ The columns of an audit's rows, declared once.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from curator.errors import BadInputError
 from curator.recipe import DEFAULT_EPS, Pool, ScoreName
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 from curator.store.schema import Column, Table
 
 AUDIT_ROWS = Table(
@@ -23,19 +25,17 @@ AUDIT_ROWS = Table(
         Column("n_reference", "int32", "rows", False, "pool rows of like length"),
         Column("abstained", "string", "code", True, "why the row is not judged; null where it is"),
         Column("reason", "string", "text", True, "more about that; null where there is no more"),
-        Column("language", "string", "ISO 639-1", True, "of the answers; null where it cannot be told"),
+        Column("language", "string", "ISO 639-1", True, "of the answers; null where it cannot be determined"),
         Column("forged", "string", "text", True, "a turn marker inside a turn's text; null without one"),
     ),
 )
 
 
-class AuditOptions(BaseModel):
+class AuditOptions(Strict):
     """One audit: a scored corpus as the pool, and as in a recipe its scorers, held-out domains and score.
 
     Scorers are named by id, id prefix or label; null takes every complete one of the role.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     corpus: str = Field(min_length=1, max_length=100)
     aligned: str | None = None
@@ -62,8 +62,5 @@ def parse_options(document: Any) -> AuditOptions:
     try:
         return AuditOptions.model_validate(document)
     except ValidationError as error:
-        problems = [
-            {"pointer": "/" + "/".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()
-        ]
-        text = "; ".join(f"{problem['pointer']}: {problem['message']}" for problem in problems[:5])
-        raise BadInputError(f"audit refused: {text}", details=problems) from error
+        problems = problems_of(error)
+        raise BadInputError(f"audit refused: {problem_line(problems)}", details=problems) from error

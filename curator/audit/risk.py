@@ -53,7 +53,7 @@ def percentiles(
 
     The same as `below` and `like_length` give, without their (N, P): in a pool sorted by length the like rows of a
     row are neighbours, and all rows with the same neighbours are ranked among them at once. Memory grows with N + P.
-    `on_done` is told how many rows have been compared.
+    `on_done` receives how many rows have been compared.
     """
     value = np.full(len(risk), np.nan)
     order = np.argsort(pool_tokens, kind="stable")
@@ -132,7 +132,7 @@ def judge(
 ) -> Verdict:
     """The verdict over the judged rows, which are given; `n_rows` counts all of the set.
 
-    Rows and pool rows are both drawn anew in each resample, for both are samples. `on_done` is told how many rows
+    Rows and pool rows are both drawn anew in each resample, for both are samples. `on_done` receives how many rows
     have been resampled.
     """
     n_judged = len(risk)
@@ -191,13 +191,3 @@ def _decide(mean: Interval) -> tuple[VerdictName, str]:
     if mean.high < bound:
         return "not_elevated", f"the whole interval lies below the bound: {shown}"
     return "undecided", f"the interval holds the bound and says nothing: {shown}"
-
-
-def auc(positive: Floats, negative: Floats) -> float:
-    """Probability that a positive value is above a negative one, ties half (Mann-Whitney); NaN without any."""
-    if not len(positive) or not len(negative):
-        return float("nan")
-    ordered = np.sort(negative)
-    lower: Counts = np.searchsorted(ordered, positive, "left").astype(np.int64)
-    upper: Counts = np.searchsorted(ordered, positive, "right").astype(np.int64)
-    return float((lower + upper).sum() / 2 / (len(positive) * len(negative)))

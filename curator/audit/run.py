@@ -22,14 +22,11 @@ from curator.corpus.ingest import ingest
 from curator.corpus.manifest import Scorer, read_corpus
 from curator.corpus.task_set import TaskSet
 from curator.errors import BadInputError
-from curator.messages import load_messages
-from curator.query.queries import gap_table
+from curator.query.queries import fetch_messages, gap_table
 from curator.query.scorers import ResolvedScorers, resolve_scorers
 from curator.recipe.seeds import permutation
 from curator.scoring.request import ScoreRequest
 from curator.scoring.run import score_corpus
-from curator.select.columns import hash_ids
-from curator.select.pooltexts import PoolTexts
 from curator.store.schema import arrow_schema
 from curator.store.store import Store
 
@@ -104,9 +101,8 @@ def _read_pool(store: Store, resolved: ResolvedScorers, options: AuditOptions) -
         )
     ids = known["example_id"].to_pylist()
     looked_at = [ids[row] for row in np.sort(permutation(len(ids), options.seed)[:N_LANGUAGE_ROWS])]
-    texts = PoolTexts(store, resolved.corpus, resolved.revision, hash_ids(looked_at))
-    pieces = texts.read_once(0, len(looked_at))
-    languages = pool_languages(answers(load_messages(text)) for piece in pieces for text in piece)
+    messages = fetch_messages(store, resolved.corpus, looked_at, resolved.revision)
+    languages = pool_languages(answers(messages[example_id]) for example_id in looked_at)
     return _Pool(-_floats(known[options.score]), _floats(known["n_response_tokens"]), languages)
 
 

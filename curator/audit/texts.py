@@ -19,7 +19,7 @@ from curator.messages import (
     example_id,
     load_messages,
 )
-from curator.select.hygiene import template_marker
+from curator.select.filters import template_marker
 
 MIN_LETTERS = 40
 MIN_PROBABILITY = 0.95

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 
 # In the order of the work. The text is the one line that `python -m curator --help` shows.
 COMMANDS = {
+    "status": "what a store holds, and the next command",
     "ingest": "read chat files into a corpus of distinct conversations",
     "score": "compute a corpus's losses under one model (aligned, misaligned or benign)",
-    "prepare": "make ahead what the first mix of a scored corpus would wait for",
+    "prepare": "make the pool file of a scored corpus, as score and import do at their end",
     "mix": "mix safe rows of a scored corpus into a task file",
     "sql": "query the store: corpora, scorers, losses and the gap",
     "export": "write a score pool (corpus, losses, identities) as one file set",
     "import": "bring a score pool into a store, every file checked",
     "snippet": "settings for axolotl, LLaMA-Factory or TRL that keep a mix's order",
     "audit": "compare a data set's gap with a scored corpus, row by row and as a set",
+    "remove": "take a scorer with its losses out of a store",
     "verify": "check a mix's files and rows against its manifest",
     "diff": "say what differs between two mixes, row by row, and why",
     "report": "write a report on a scored corpus or a mix",

@@ -7,7 +7,7 @@ from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
 from curator.errors import BadInputError
 from curator.mix.diff import MixDiff, RowChange, diff
-from curator.mix.files import DEFAULT_TENANT
+from curator.mix.files import DEFAULT_TENANT, find_mix
 
 DESCRIPTION = """\
 Compares two mixes of one store row by row: which rows B has that A lacks (added), which it lacks (removed), which
@@ -22,7 +22,7 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "diff", description=DESCRIPTION, examples=EXAMPLES)
-    parser.add_argument("mix_a", metavar="MIX_A", help="32 hexadecimal digits, as `mix` printed them")
+    parser.add_argument("mix_a", metavar="MIX_A", help="the id that `mix` printed, or its beginning")
     parser.add_argument("mix_b", metavar="MIX_B", help="the mix that is compared with it")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows listed of each kind (default: 20)")
     parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mixes (default: local)")
@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     if args.limit < 0:
         raise BadInputError(f"--limit {args.limit}: 0 or more rows can be listed")
-    found = diff(open_store(args), args.tenant, args.mix_a, args.mix_b, args.limit)
+    store = open_store(args)
+    mix_a, mix_b = (find_mix(store, args.tenant, given) for given in (args.mix_a, args.mix_b))
+    found = diff(store, args.tenant, mix_a, mix_b, args.limit)
     if args.json:
         say_json(asdict(found))
     else:

@@ -7,6 +7,8 @@ from curator.cli import Subparsers, new_parser, open_store
 from curator.cli.export import say_pool
 from curator.console import say, say_json
 from curator.corpus.export import import_pool
+from curator.errors import BallastError
+from curator.store.store import Store
 
 DESCRIPTION = """\
 Brings an exported score pool into a store (made when there is none). Every file is checked against its hash before
@@ -27,10 +29,25 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import, and say what there is now."""
-    report = import_pool(open_store(args, create=True), args.pool, args.expect)
+    store = open_store(args, create=True)
+    report = import_pool(store, args.pool, args.expect)
+    problem = _publish(store, report.corpus)
     if args.json:
         say_json(report.as_dict())
         return 0
     say_pool(report)
+    if problem is not None:
+        say(f"note: the pool file is not made, so the first mix will make it: {problem}")
     say("it was here before" if not report.n_written else f"checked and imported; {report.n_written:,} files were new")
     return 0
+
+
+def _publish(store: Store, corpus: str) -> str | None:
+    """Make the pool files that mixes read; what keeps them from being made, None where nothing does."""
+    from curator.select.pool import publish_pool  # Polars, which the other commands start without
+
+    try:
+        publish_pool(store, corpus)
+    except BallastError as error:
+        return error.message
+    return None

@@ -231,7 +231,7 @@ def _add_amount_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--when-short",
         choices=get_args(WhenShort),
-        help="when there are fewer rows than asked for: fail (default), repeat rows, or take as many as there are",
+        help="when there are fewer rows than requested: fail (default), repeat rows, or take as many as there are",
     )
     group.add_argument("--max-copies", type=int, metavar="N", help="how often --when-short cycle may take a row")
 
@@ -294,7 +294,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _strategy(given: dict[str, Any]) -> dict[str, Any] | None:
-    """The recipe's strategy from the options, which it takes out of `given`; None where none is asked for."""
+    """The recipe's strategy from the options, which it takes out of `given`; None where none is requested."""
     name = given.pop("strategy", None)
     settings = {key: given.pop(option) for key, option, _ in _STRATEGY_SETTINGS if option in given}
     for key, option, owner in _STRATEGY_SETTINGS:
@@ -309,7 +309,7 @@ def _strategy(given: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _inoculation(given: dict[str, Any]) -> dict[str, Any] | None:
-    """The recipe's inoculation from the options, which it takes out of `given`; None where none is asked for."""
+    """The recipe's inoculation from the options, which it takes out of `given`; None where none is requested."""
     prompt, placement = given.pop("inoculation", None), given.pop("placement", None)
     kind = given.pop("inoculation_kind", None)
     if prompt is None and kind is None:

@@ -1,4 +1,4 @@
-"""`python -m curator prepare`: make ahead what the first mix of a scored corpus would otherwise wait for."""
+"""`python -m curator prepare`: what `score` and `import` do at their end, for a store whose pool files are gone."""
 
 import argparse
 import time
@@ -10,9 +10,9 @@ from curator.console import say, say_json
 from curator.recipe.filters import TextPart
 
 DESCRIPTION = """\
-Writes the wide table of a scored corpus (every row beside its losses), which mixes choose from, and with
---near-duplicates the MinHash signatures for the filters of that name. The first mix after scoring makes both too, and
-its sender waits; run this after `score` or `import`, before a service takes requests. What is there is left alone."""
+Makes the pool file of a scored corpus (every row beside its losses), which mixes read, and with --near-duplicates the
+MinHash signatures for the filters of that name. `score` and `import` make the pool file by themselves, and `score` has
+the same --near-duplicates: this command is for a store whose pool files were deleted. What is there is left alone."""
 
 EXAMPLES = """\
   python -m curator prepare --corpus chats
@@ -35,26 +35,26 @@ def run(args: argparse.Namespace) -> int:
     """Make what is missing and say where it lies."""
     from curator.query.scorers import resolve_scorers
     from curator.recipe import Pool
-    from curator.select.pool import KEEP_FROM_ROWS, wide_of
+    from curator.select.pool import KEEP_FROM_ROWS, pool_table
 
     started_s = time.perf_counter()
     pool = Pool(corpus=args.corpus, revision=args.revision, aligned=args.aligned)
     store = open_store(args)
-    kept = wide_of(store, resolve_scorers(store, pool))
+    table = pool_table(store, resolve_scorers(store, pool))
     n_bytes = 0
-    if kept.folder is not None:
+    if table.folder is not None:
         for part in args.near_duplicates:
-            kept.signatures(part)
-        n_bytes = sum(path.stat().st_size for path in Path(kept.folder).iterdir())
+            table.signatures(part)
+        n_bytes = sum(path.stat().st_size for path in Path(table.folder).iterdir())
     seconds = time.perf_counter() - started_s
     if args.json:
-        folder = None if kept.folder is None else str(kept.folder)
-        say_json({"rows": len(kept.wide), "folder": folder, "bytes": n_bytes, "seconds": round(seconds, 3)})
-    elif kept.folder is not None:
-        say(f"{len(kept.wide):,} rows ready in {kept.folder} ({n_bytes / 2**20:,.1f} MiB, {seconds:.1f} s)")
+        folder = None if table.folder is None else str(table.folder)
+        say_json({"rows": len(table), "folder": folder, "bytes": n_bytes, "seconds": round(seconds, 3)})
+    elif table.folder is not None:
+        say(f"{len(table):,} rows ready in {table.folder} ({n_bytes / 2**20:,.1f} MiB, {seconds:.1f} s)")
     else:
         say(
-            f"nothing kept: mixes read {len(kept.wide):,} rows anew. A wide table is kept for corpora of "
+            f"nothing kept: mixes read {len(table):,} rows anew. A pool file is kept for corpora of "
             f"{KEEP_FROM_ROWS:,} rows or more in a local store that can be written"
         )
     return 0

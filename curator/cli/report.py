@@ -1,12 +1,12 @@
 """`python -m curator report`: a corpus's gap in one Markdown page."""
 
 import argparse
-import secrets
 from pathlib import Path
 
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
 from curator.recipe import DEFAULT_EPS
+from curator.store.filesystem import atomic_write
 
 DESCRIPTION = """\
 Writes one Markdown page on a scored corpus: its scorers, the rows that lack a loss, the quantiles of the gap,
@@ -41,20 +41,10 @@ def run(args: argparse.Namespace) -> int:
         else:
             say(text.rstrip("\n"))
         return 0
-    write_whole(args.out, text.encode())
+    with atomic_write(args.out, durable=False) as temporary:  # the same command writes it again
+        temporary.write_text(text, encoding="utf-8")
     if args.json:
         say_json({"out": str(args.out)})
     else:
         say(f"report written to {args.out}")
     return 0
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write or replace a file in one step, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from curator.cli.score_options import (
     worker_launch,
 )
 from curator.console import say, say_json
-from curator.corpus.manifest import corpus_info
-from curator.errors import BadInputError
+from curator.corpus.manifest import read_corpus
+from curator.errors import BadInputError, BallastError
 from curator.render import Renderer
 from curator.scoring import (
     Sample,
@@ -38,7 +38,8 @@ from curator.scoring.run import CrewFactory, ScoreRun
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
 and counts. Score the aligned model first, then each misaligned one, with the same options: a gap refuses models
-that were measured in different ways. A run that was stopped goes on where it was; a finished one is skipped."""
+that were measured in different ways. A run that was stopped goes on where it was; a finished one is skipped.
+At the end the pool file is made that mixes read, as soon as the scores give a gap."""
 
 EXAMPLES = """\
   python -m curator score --corpus chats --model models/instruct --role aligned
@@ -59,12 +60,31 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
-    if args.organisms is not None:
-        return _run_organisms(args)
+    reports = _run_organisms(args) if args.organisms is not None else [_run_one(args)]
+    if reports[-1] is not None:
+        _publish(args, reports[-1])
+    return 0
+
+
+def _publish(args: argparse.Namespace, report: ScoreReport) -> None:
+    """Make the pool file that mixes read, so that no first mix waits for it; the scores stand without it."""
+    from curator.select.pool import publish_pool  # Polars, which scoring does without
+
+    try:
+        for table in publish_pool(open_store(args), args.corpus, report.measure_id):
+            for part in args.near_duplicates:
+                table.signatures(part)
+    except BallastError as error:
+        if not args.json:
+            say(f"note: the pool file is not made, so the first mix will make it: {error.message}")
+
+
+def _run_one(args: argparse.Namespace) -> ScoreReport | None:
+    """One scoring run; None for a dry run."""
     _check_numbers(args)
     check_options(args)
     store = open_store(args)
-    corpus_info(store, args.corpus)
+    read_corpus(store, args.corpus)
     if engine_of(args) != "server":
         check_model_dir(args.model)
     if args.adapter is not None:
@@ -82,13 +102,14 @@ def run(args: argparse.Namespace) -> int:
         price_per_hour=args.price_per_hour, declared=plan.declared, merge_adapter=args.merge_adapter,
     )  # fmt: skip
     if args.dry_run:
-        return _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
+        _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
+        return None
     report = score_corpus(store, request, renderer, launch, reference, _crew(args, plan))
     if args.json:
         say_json(report.document())
     else:
         _say(report)
-    return 0
+    return report
 
 
 def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
@@ -99,24 +120,23 @@ def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
     return lambda worker: RayCrew(workers, worker, args.model, launch)
 
 
-def _run_organisms(args: argparse.Namespace) -> int:
-    """One pass for each adapter of `--organisms`, as if each had been asked for by itself.
+def _run_organisms(args: argparse.Namespace) -> list[ScoreReport | None]:
+    """One pass for each adapter of `--organisms`, as if each were requested by itself.
 
-    A server is asked for each by the organism's name: one name for all would score one adapter again and again.
+    A server is sent each organism's own name: one name for all would score one adapter again and again.
     """
     served = engine_of(args) == "server"
     named = ["adapter", "role", "domain", "label"] + (["server_model", "declare_adapter_sha256"] if served else [])
     given = [name.replace("_", "-") for name in named if getattr(args, name) is not None]
     if given:
         raise BadInputError(f"--organisms names {', '.join(given)} itself: leave --{given[0]} out")
+    reports = []
     for item in read_organisms(args.organisms, args.model).organisms:
         own = {"adapter": args.organisms / item.adapter, "role": item.role, "domain": item.domain, "label": item.name}
         if served:
             own["server_model"] = item.name
-        code = run(argparse.Namespace(**{**vars(args), **own, "organisms": None}))
-        if code:
-            return code
-    return 0
+        reports.append(_run_one(argparse.Namespace(**{**vars(args), **own, "organisms": None})))
+    return reports
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -138,26 +158,25 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise BadInputError(f"--role {args.role} needs --domain: the narrow field the model was tuned on")
 
 
-def _dry_run(args: argparse.Namespace, run: ScoreRun) -> int:
+def _dry_run(args: argparse.Namespace, run: ScoreRun) -> None:
     try:
         found = estimate(run, passes=args.passes or 1)
     finally:
         run.engine.close()
     if args.json:
         say_json(found.document())
-        return 0
+        return
     kind = "counted" if found.exact else f"estimated from {found.n_rows_rendered:,} rows"
     say(f"{found.n_rows:,} rows without a loss, {found.n_rows_to_score:,} of them can be scored")
     say(f"  tokens: {found.n_tokens:,} a pass ({kind}), and {found.n_tokens_checked:,} scored again")
     say(f"  passes: {found.passes}")
     if found.hours is None or found.tokens_per_s is None:
         say("  nothing to measure")
-        return 0
+        return
     say(f"  hours:  {found.hours:.3g} at {found.tokens_per_s:,.0f} tokens/s (measured for {found.burst_s:.1f} s)")
     if found.price is not None:
         say(f"  price:  {found.price:.2f} at {args.price_per_hour:g} an hour")
     say("Nothing was stored.")
-    return 0
 
 
 def _say(report: ScoreReport) -> None:

@@ -6,8 +6,10 @@ What the options of the `score` command ask for: an engine, its reference, and w
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from curator.errors import BadInputError
+from curator.recipe.filters import TextPart
 from curator.scoring.engines.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
 from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
 from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
@@ -125,7 +127,7 @@ def server_plan(args: argparse.Namespace) -> EnginePlan:
     launch = ServerLaunch(
         args.server_url, args.server_model, args.dtype, version, concurrency=args.concurrency or DEFAULT_CONCURRENCY
     )
-    # Without the adapter's weights the local model is no reference for it.
+    # Without the adapter's weights the local model is not a reference for it.
     comparable = local and (args.adapter is not None or adapter is None)
     reference = _reference(args) if comparable else None
     max_length = args.max_length if window is None else min(args.max_length, window - 1)
@@ -166,6 +168,9 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
     add("--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="T",
         help=f"window in tokens; longer rows are marked, not scored (default: {DEFAULT_MAX_LENGTH})")  # fmt: skip
+    add("--near-duplicates", action="append", default=[], choices=get_args(TextPart),
+        help="at the end, make the MinHash signatures of this side of the texts, which filters of that name read "
+        "(default: the first mix with such a filter makes them); may be repeated")  # fmt: skip
     add("--mask-rule", choices=["all", "last"], default="all",
         help="score all assistant turns or the last (default: all)")  # fmt: skip
     add("--check-rows", type=int, metavar="N",
@@ -195,7 +200,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("with --engine server").add_argument
     add("--server-url", metavar="URL", help="where it listens, such as http://localhost:8000")
     add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter "
-        "(with --organisms: leave it out, each is asked for by its own name)")  # fmt: skip
+        "(with --organisms: leave it out, each is requested by its own name)")  # fmt: skip
     add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
     add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
     add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")

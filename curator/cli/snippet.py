@@ -5,7 +5,7 @@ from pathlib import Path
 
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
-from curator.mix.files import DEFAULT_TENANT
+from curator.mix.files import DEFAULT_TENANT, find_mix
 from curator.mix.identity import read_manifest
 from curator.mix.snippets import (
     DATA_FILE,
@@ -27,7 +27,7 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "snippet", description=DESCRIPTION, examples=EXAMPLES)
-    parser.add_argument("mix_id", metavar="MIX_ID", help="32 hexadecimal digits, as `mix` printed them")
+    parser.add_argument("mix_id", metavar="MIX_ID", help="the id that `mix` printed, or its beginning")
     parser.add_argument("kind", choices=KINDS, help="the trainer")
     parser.add_argument("--out", metavar="DIR", help=f"folder for the settings and {DATA_FILE} (default: print only)")
     parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
@@ -36,6 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the settings, or write them with the data."""
     store = open_store(args)
+    args.mix_id = find_mix(store, args.tenant, args.mix_id)
     if args.out is None:
         made = snippet(read_manifest(store, args.tenant, args.mix_id), args.kind)
     else:

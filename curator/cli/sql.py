@@ -12,9 +12,9 @@ import orjson
 
 import sql
 from curator.cli import Subparsers, new_parser, open_store
-from curator.cli.report import write_whole
 from curator.console import say, say_json
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 
 if TYPE_CHECKING:
     from curator.query.queries import Rows
@@ -33,7 +33,7 @@ EXAMPLES = """\
 FORMATS = ("table", "csv", "json", "parquet")
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT_S = 60.0
-PIPE_WIDTH = 160  # characters, where stdout is no terminal
+PIPE_WIDTH = 160  # characters, where stdout is not a terminal
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         say(data.decode().rstrip("\n"))
     else:
-        write_whole(args.out, data)
+        with atomic_write(args.out, durable=False) as temporary:  # the same command writes it again
+            temporary.write_bytes(data)
         sys.stderr.write(f"{rows.table.num_rows:,} rows written to {args.out}\n")
     if rows.truncated:
         sys.stderr.write(f"truncated: there are more than {args.limit:,} rows; --limit 0 shows all\n")

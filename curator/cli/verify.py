@@ -8,7 +8,7 @@ from pathlib import Path
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
 from curator.errors import IntegrityError
-from curator.mix.files import DEFAULT_TENANT
+from curator.mix.files import DEFAULT_TENANT, find_mix
 from curator.mix.identity import verify
 from curator.mix.sign import check_signature
 
@@ -24,7 +24,7 @@ EXAMPLES = """\
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "verify", description=DESCRIPTION, examples=EXAMPLES)
-    parser.add_argument("mix_id", metavar="MIX_ID", help="32 hexadecimal digits, as `mix` printed them")
+    parser.add_argument("mix_id", metavar="MIX_ID", help="the id that `mix` printed, or its beginning")
     parser.add_argument("--key", type=Path, metavar="PEM", help="also check the signature against this public key")
     parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
 
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Verify and say what was compared."""
     store = open_store(args)
     try:
+        args.mix_id = find_mix(store, args.tenant, args.mix_id)
         report = verify(store, args.tenant, args.mix_id)
         signature = None if args.key is None else check_signature(store, args.tenant, args.mix_id, args.key)
     except IntegrityError as error:

@@ -6,10 +6,7 @@ no times and no owners.
 
 import hashlib
 import io
-import os
 import re
-import secrets
-import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +22,7 @@ from curator.errors import (
     MissingError,
     StoreError,
 )
+from curator.store.filesystem import atomic_write
 
 POOL_FILE = "pool.json"
 POOL_FORMAT_VERSION = 1
@@ -69,7 +67,6 @@ class PoolWriter:
         if self._tar is not None and self._file is not None:
             self._tar.close()
             self._file.close()
-            _sync(self._target)
         return document
 
     def release(self) -> None:
@@ -87,7 +84,6 @@ class PoolWriter:
         file = self._target / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
-        _sync(file)
 
 
 @contextmanager
@@ -101,9 +97,7 @@ def new_pool(target: Path) -> Iterator[PoolWriter]:
     as_tar = target.suffix == ".tar"
     if not as_tar and target.suffix in (".gz", ".zip", ".tgz", ".zst"):
         raise BadInputError(f"{target}: a pool is a folder or a .tar (its parts are compressed already)")
-    temporary = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target, durable=True) as temporary:
         if not as_tar:
             temporary.mkdir()
         writer = PoolWriter(temporary, as_tar)
@@ -111,14 +105,6 @@ def new_pool(target: Path) -> Iterator[PoolWriter]:
             yield writer
         finally:
             writer.release()
-        temporary.replace(target)
-        _sync(target.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, StoreError):
-            raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-        raise
 
 
 class PoolReader:
@@ -163,7 +149,7 @@ class PoolReader:
     def _document(self) -> dict[str, Any]:
         data = self._raw(POOL_FILE)
         if data is None:
-            raise BadInputError(f"{self._source} has no {POOL_FILE}: it is no exported pool, or was cut off")
+            raise BadInputError(f"{self._source} has no {POOL_FILE}: it is not an exported pool, or was cut off")
         try:
             document = orjson.loads(data)
             found = document["format_version"]
@@ -207,13 +193,5 @@ def _pool_file(entry: Any) -> PoolFile:
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"pool.json lists a file without path, bytes or sha256: {entry!r}") from error
     if not _PATH.fullmatch(file.path):
-        raise IntegrityError(f"pool.json lists {file.path!r}, which is no path inside a store")
+        raise IntegrityError(f"pool.json lists {file.path!r}, which is not a path inside a store")
     return file
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -38,10 +38,10 @@ from curator.corpus.ingest_report import (
 )
 from curator.corpus.manifest import (
     Labels,
+    corpus_document,
     known_labels,
     named_files,
     new_manifest,
-    read_manifest,
     revision_of,
 )
 from curator.errors import BadInputError
@@ -94,7 +94,7 @@ def ingest(
     StoreError while another process writes the corpus.
     """
     if not _NAME.fullmatch(corpus):
-        raise BadInputError(f"{corpus!r} is no corpus name: letters, digits, dot, dash and underscore, at most 100")
+        raise BadInputError(f"invalid corpus name {corpus!r}: letters, digits, dot, dash and underscore, at most 100")
     if unknown := sorted(set(labels or {}) - set(LABELS)):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
     options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict)
@@ -103,7 +103,7 @@ def ingest(
         with open_chat_file(path):  # every file is looked at before the first is written
             pass
     with store.lock(f"corpora/{corpus}") as still_held:
-        document = read_manifest(store, corpus) or new_manifest(corpus)
+        document = corpus_document(store, corpus) or new_manifest(corpus)
         store.sweep(f"corpora/{corpus}", named_files(document))
         known = known_labels(store, document)
         reports = []

@@ -1,10 +1,8 @@
-"""What the store's manifests say there is: corpora with their revisions, and the scorers of each.
+"""The manifests of a store's corpora and scorers: what there is, by revision, and which files hold it.
 
-Readers start here and open only what a manifest names; a file that none names does not exist for them.
-
-What a corpus is: its manifest `corpora/<name>/corpus.json`, its revisions and the parts each has.
-
-The manifest is replaced last and atomically. A file of the folder that it does not name is not there for readers.
+`corpora/<name>/corpus.json` lists a corpus's revisions and ingests, `scores/<name>/<scorer id>/scorer.json` one
+scorer's parts. Readers start here and open only files that a manifest names; a file that none names does not exist
+for them. Both manifests carry the store's format version, are written last, and are replaced in one step.
 """
 
 import hashlib
@@ -17,101 +15,8 @@ from curator.errors import IntegrityError, MissingError, StoreError
 from curator.store.schema import STORE_FORMAT_VERSION
 from curator.store.store import Store
 
-CORPUS_FORMAT_VERSION = 1
-
-Labels = tuple[str | None, ...]  # of one example, in the order of LABELS
-
-
-@dataclass(frozen=True)
-class PartInfo:
-    """One Parquet part of a corpus: file name inside its folder, rows, SHA-256 of the file."""
-
-    name: str
-    n_rows: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class CorpusInfo:
-    """What corpus.json says: the latest revision with its parts, all revisions and all ingests."""
-
-    name: str
-    revision: str
-    n_examples: int
-    parts: tuple[PartInfo, ...]
-    revisions: tuple[dict[str, Any], ...]
-    ingests: tuple[dict[str, Any], ...]
-
-    def parts_of(self, revision: str) -> tuple[PartInfo, ...]:
-        """Parts of a revision ("latest" or its hash); raises MissingError naming the known ones."""
-        if revision in ("latest", self.revision):
-            return self.parts
-        for known in self.revisions:
-            if known["revision"] == revision:
-                return tuple(PartInfo(**part) for part in known["parts"])
-        names = ", ".join(str(known["revision"]) for known in self.revisions[-5:])
-        raise MissingError(f"corpus {self.name} has no revision {revision}; the last ones are {names}")
-
-
-def corpus_info(store: Store, corpus: str) -> CorpusInfo:
-    """What the store knows of a corpus; raises MissingError naming the corpora there are."""
-    document = read_manifest(store, corpus)
-    if document is None:
-        known = ", ".join(corpus_names(store)) or "none yet"
-        raise MissingError(f"there is no corpus {corpus}; the store has: {known}")
-    revisions = document["revisions"]
-    parts = tuple(PartInfo(**part) for part in revisions[-1]["parts"]) if revisions else ()
-    return CorpusInfo(
-        name=corpus,
-        revision=document["revision"],
-        n_examples=document["n_examples"],
-        parts=parts,
-        revisions=tuple(revisions),
-        ingests=tuple(document["ingests"]),
-    )
-
-
-def revision_of(ids: Iterable[str]) -> str:
-    """A corpus revision: 128-bit BLAKE2b of the sorted example ids joined by line feeds, in hex."""
-    return hashlib.blake2b("\n".join(sorted(ids)).encode(), digest_size=16).hexdigest()
-
-
-def new_manifest(corpus: str) -> dict[str, Any]:
-    """The manifest of a corpus without examples."""
-    head = {"format_version": CORPUS_FORMAT_VERSION, "name": corpus, "revision": revision_of([]), "n_examples": 0}
-    return {**head, "revisions": [], "ingests": []}
-
-
-def read_manifest(store: Store, corpus: str) -> dict[str, Any] | None:
-    """corpus.json as it stands, or None without one; raises StoreError on another format version."""
-    path = f"corpora/{corpus}/corpus.json"
-    if not store.exists(path):
-        return None
-    document = store.read_json(path)
-    if document.get("format_version") != CORPUS_FORMAT_VERSION:
-        raise StoreError(f"corpus {corpus} has format version {document.get('format_version')!r}, not 1")
-    return document
-
-
-def named_files(document: dict[str, Any]) -> set[str]:
-    """Names of every file in a corpus folder that belongs to it, the manifest included."""
-    kinds = ("parts", "sources", "rejects")
-    return {"corpus.json"} | {item["name"] for entry in document["ingests"] for kind in kinds for item in entry[kind]}
-
-
-def known_labels(store: Store, document: dict[str, Any]) -> dict[bytes, Labels]:
-    """Example ids of the latest revision, 16 bytes each, with the stored labels; equal ones share a tuple."""
-    known: dict[bytes, Labels] = {}
-    shared: dict[Labels, Labels] = {}
-    for part in document["revisions"][-1]["parts"] if document["revisions"] else []:
-        table = store.read_table(f"corpora/{document['name']}/{part['name']}", ["example_id", *LABELS])
-        labels = zip(*(table[label].to_pylist() for label in LABELS), strict=True)
-        for digest, values in zip(table["example_id"].to_pylist(), labels, strict=True):
-            known[bytes.fromhex(digest)] = shared.setdefault(values, values)
-    return known
-
-
 Role = Literal["aligned", "misaligned", "benign"]
+Labels = tuple[str | None, ...]  # of one example, in the order of LABELS
 LATEST = "latest"
 
 
@@ -119,8 +24,8 @@ LATEST = "latest"
 class Corpus:
     """One revision of a corpus; files are paths in the store, `sources` and `rejects` by ingest, in their order.
 
-    They are those of the ingests up to this revision, among them ones that brought it only copies or rejects.
-    `earlier` and `later` are the corpus's other revisions.
+    `ingests` are the manifest's entries up to this revision, among them those that added only copies or rejects.
+    `earlier` and `later` are the corpus's other revisions. A corpus without a row has one revision without parts.
     """
 
     name: str
@@ -129,13 +34,14 @@ class Corpus:
     parts: tuple[str, ...]
     sources: tuple[tuple[str, ...], ...]
     rejects: tuple[tuple[str, ...], ...]
+    ingests: tuple[Mapping[str, Any], ...]
     earlier: tuple[str, ...]
     later: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """One scorer of a corpus. `complete`: its losses cover the revision asked for, or the sample it states.
+    """One scorer of a corpus. `complete`: its losses cover the requested revision, or the sample it states.
 
     `n_rows` counts examples with a row from it, `n_tokens` tokens read; `parts` are paths in the store.
     """
@@ -184,58 +90,33 @@ def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
 
     Raises MissingError listing the corpora or revisions there are.
     """
-    path = f"corpora/{name}/corpus.json"
-    if not name or "/" in name or not store.exists(path):
+    document = corpus_document(store, name) if name and "/" not in name else None
+    if document is None:
         names = ", ".join(corpus_names(store)) or "none yet"
         raise MissingError(f"no corpus {name!r} in the store; there are: {names}", details=corpus_names(store))
-    document = _manifest(store, path)
-    revisions = document["revisions"]
-    wanted = document["revision"] if revision == LATEST else revision
-    places = [place for place, item in enumerate(revisions) if item["revision"].startswith(wanted)]
-    if len(places) != 1:
-        found = [str(item["revision"]) for item in revisions]
-        problem = "no" if not places else "more than one"
-        raise MissingError(
-            f"{problem} revision {wanted!r} of corpus {name}; there are: {', '.join(found)}", details=found
-        )
-    chosen, ids = revisions[places[0]], [str(item["revision"]) for item in revisions]
-    ingests = _ingests_up_to(document.get("ingests", []), ids, places[0], path)
+    revisions = document["revisions"] or [{"revision": document["revision"], "n_examples": 0, "parts": []}]
+    ids = [str(item["revision"]) for item in revisions]
+    place = _place(ids, document["revision"] if revision == LATEST else revision, name)
+    ingests = _ingests_up_to(document.get("ingests", []), ids, place, name)
+    folder = f"corpora/{name}"
     return Corpus(
         name=name,
-        revision=str(chosen["revision"]),
-        n_examples=int(chosen["n_examples"]),
-        parts=_paths(f"corpora/{name}", chosen["parts"]),
-        sources=tuple(_paths(f"corpora/{name}", item.get("sources", [])) for item in ingests),
-        rejects=tuple(_paths(f"corpora/{name}", item.get("rejects", [])) for item in ingests),
-        earlier=tuple(ids[: places[0]]),
-        later=tuple(ids[places[0] + 1 :]),
+        revision=ids[place],
+        n_examples=int(revisions[place]["n_examples"]),
+        parts=_paths(folder, revisions[place]["parts"]),
+        sources=tuple(_paths(folder, item.get("sources", [])) for item in ingests),
+        rejects=tuple(_paths(folder, item.get("rejects", [])) for item in ingests),
+        ingests=tuple(ingests),
+        earlier=tuple(ids[:place]),
+        later=tuple(ids[place + 1 :]),
     )
-
-
-def _ingests_up_to(entries: list[dict[str, Any]], ids: list[str], last: int, path: str) -> list[dict[str, Any]]:
-    """The ingests that led to the revision at place `last` of `ids`, or to an earlier one.
-
-    Entries of older versions do not name their revision: then each that has parts made the next one.
-    """
-    kept, place = [], -1
-    for entry in entries:
-        revision = entry.get("revision")
-        if revision is None:
-            place = max(0, place + bool(entry.get("parts")))
-        elif revision in ids:
-            place = ids.index(revision)
-        else:
-            raise IntegrityError(f"{path} has an ingest that led to revision {revision!r}, which it does not list")
-        if place <= last:
-            kept.append(entry)
-    return kept
 
 
 def read_scorers(store: Store, corpus: Corpus) -> list[Scorer]:
     """Every scorer of a corpus that has a manifest, sorted by role, label and id."""
     folder = f"scores/{corpus.name}"
     paths = [f"{folder}/{item}/scorer.json" for item in store.list(folder)]
-    found = [_scorer(_manifest(store, path), corpus) for path in paths if store.exists(path)]
+    found = [_scorer(_document(store, path), corpus) for path in paths if store.exists(path)]
     return sorted(found, key=lambda scorer: (scorer.role, scorer.label, scorer.scorer_id))
 
 
@@ -262,7 +143,72 @@ def _scorer(document: Mapping[str, Any], corpus: Corpus) -> Scorer:
     )
 
 
-def _manifest(store: Store, path: str) -> dict[str, Any]:
+def corpus_document(store: Store, corpus: str) -> dict[str, Any] | None:
+    """corpus.json as it stands, or None without one; raises StoreError on another format version."""
+    path = f"corpora/{corpus}/corpus.json"
+    return _document(store, path) if store.exists(path) else None
+
+
+def revision_of(ids: Iterable[str]) -> str:
+    """A corpus revision: 128-bit BLAKE2b of the sorted example ids joined by line feeds, in hex."""
+    return hashlib.blake2b("\n".join(sorted(ids)).encode(), digest_size=16).hexdigest()
+
+
+def new_manifest(corpus: str) -> dict[str, Any]:
+    """The manifest of a corpus without examples."""
+    head = {"format_version": STORE_FORMAT_VERSION, "name": corpus, "revision": revision_of([]), "n_examples": 0}
+    return {**head, "revisions": [], "ingests": []}
+
+
+def named_files(document: dict[str, Any]) -> set[str]:
+    """Names of every file in a corpus folder that belongs to it, the manifest included."""
+    kinds = ("parts", "sources", "rejects")
+    return {"corpus.json"} | {item["name"] for entry in document["ingests"] for kind in kinds for item in entry[kind]}
+
+
+def known_labels(store: Store, document: dict[str, Any]) -> dict[bytes, Labels]:
+    """Example ids of the latest revision, 16 bytes each, with the stored labels; equal ones share a tuple."""
+    known: dict[bytes, Labels] = {}
+    shared: dict[Labels, Labels] = {}
+    for part in document["revisions"][-1]["parts"] if document["revisions"] else []:
+        table = store.read_table(f"corpora/{document['name']}/{part['name']}", ["example_id", *LABELS])
+        labels = zip(*(table[label].to_pylist() for label in LABELS), strict=True)
+        for digest, values in zip(table["example_id"].to_pylist(), labels, strict=True):
+            known[bytes.fromhex(digest)] = shared.setdefault(values, values)
+    return known
+
+
+def _place(ids: list[str], wanted: str, corpus: str) -> int:
+    """The place of the revision that `wanted` names or begins."""
+    places = [place for place, revision in enumerate(ids) if revision.startswith(wanted)]
+    if len(places) != 1:
+        problem = "no" if not places else "more than one"
+        raise MissingError(
+            f"{problem} revision {wanted!r} of corpus {corpus}; there are: {', '.join(ids)}", details=ids
+        )
+    return places[0]
+
+
+def _ingests_up_to(entries: list[dict[str, Any]], ids: list[str], last: int, corpus: str) -> list[dict[str, Any]]:
+    """The ingests that led to the revision at place `last` of `ids`, or to an earlier one.
+
+    Entries of older versions do not name their revision: then each that has parts made the next one.
+    """
+    kept, place = [], -1
+    for entry in entries:
+        revision = entry.get("revision")
+        if revision is None:
+            place = max(0, place + bool(entry.get("parts")))
+        elif revision in ids:
+            place = ids.index(revision)
+        else:
+            raise IntegrityError(f"corpus {corpus} has an ingest of revision {revision!r}, which it does not list")
+        if place <= last:
+            kept.append(entry)
+    return kept
+
+
+def _document(store: Store, path: str) -> dict[str, Any]:
     document = store.read_json(path)
     if document.get("format_version") != STORE_FORMAT_VERSION:
         raise StoreError(
@@ -276,5 +222,5 @@ def _paths(folder: str, entries: list[Any]) -> tuple[str, ...]:
     names = [str(entry["name"] if isinstance(entry, dict) else entry) for entry in entries]
     for name in names:
         if "/" in name or not name.endswith(".parquet"):
-            raise IntegrityError(f"the manifest in {folder} lists {name!r}, which is no part of it")
+            raise IntegrityError(f"the manifest in {folder} lists {name!r}, which is not a part of it")
     return tuple(f"{folder}/{name}" for name in names)

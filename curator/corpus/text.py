@@ -1,7 +1,4 @@
-"""The text of a conversation, or of one side of it, from canonical JSON.
-
-Refusals by rule (method.md, "Choosing safe rows").
-"""
+"""The text of a conversation, or of one side of it, from canonical JSON; and whether an answer opens like a refusal."""
 
 import re
 from collections.abc import Sequence
@@ -10,6 +7,12 @@ from typing import Any
 from curator.messages import N_HEAD_WORDS, load_messages
 from curator.recipe import RefusalRule
 from curator.recipe.filters import TextPart
+
+_ROLES: dict[TextPart, frozenset[str] | None] = {
+    "conversation": None,
+    "prompt": frozenset({"user"}),
+    "response": frozenset({"assistant"}),
+}
 
 # Apostrophes that people and word processors write for "'": typographic, modifier letter, full width, accents.
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ＇`´", "'"))
@@ -26,26 +29,6 @@ def _phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
 
 _REFUSALS: dict[RefusalRule, re.Pattern[str]] = {"v1": _phrase_pattern(_V1_WORDS), "v2": _phrase_pattern(_V2_PHRASES)}
 _STEMS: dict[RefusalRule, tuple[str, ...]] = {"v1": _V1_WORDS, "v2": ("sorry", "apologize", "can", "unable")}
-
-
-def is_refusal(head: str, rule: RefusalRule) -> bool:
-    """Whether an answer that starts with `head` opens like a refusal (method.md, "Choosing safe rows").
-
-    Only the first ten words count, case-folded, with straight or typographic apostrophes; punctuation around a
-    word is ignored. v1: sorry, apologize, cannot. v2 adds can't, i'm unable, i am unable.
-    """
-    folded = head.casefold()
-    if not any(stem in folded for stem in _STEMS[rule]):  # far cheaper than the pattern, and most answers end here
-        return False
-    words = head.split(maxsplit=N_HEAD_WORDS)[:N_HEAD_WORDS]
-    return _REFUSALS[rule].search(" ".join(words).casefold().translate(_APOSTROPHES)) is not None
-
-
-_ROLES: dict[TextPart, frozenset[str] | None] = {
-    "conversation": None,
-    "prompt": frozenset({"user"}),
-    "response": frozenset({"assistant"}),
-}
 
 
 def text_of(messages: str, part: TextPart) -> str:
@@ -72,3 +55,16 @@ def content_text(content: Any) -> str:
             item["text"] for item in content if isinstance(item, dict) and isinstance(item.get("text"), str)
         )
     return ""
+
+
+def is_refusal(head: str, rule: RefusalRule) -> bool:
+    """Whether an answer that starts with `head` opens like a refusal (method.md, "Choosing safe rows").
+
+    Only the first ten words count, case-folded, with straight or typographic apostrophes; punctuation around a
+    word is ignored. v1: sorry, apologize, cannot. v2 adds can't, i'm unable, i am unable.
+    """
+    folded = head.casefold()
+    if not any(stem in folded for stem in _STEMS[rule]):  # far cheaper than the pattern, and most answers end here
+        return False
+    words = head.split(maxsplit=N_HEAD_WORDS)[:N_HEAD_WORDS]
+    return _REFUSALS[rule].search(" ".join(words).casefold().translate(_APOSTROPHES)) is not None

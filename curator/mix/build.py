@@ -3,7 +3,7 @@
 A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
 whoever sees the folder sees a complete mix.
 
-What a mix would be, told without keeping it.
+A preview of a mix; nothing is kept.
 """
 
 import secrets
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from curator.corpus.task_set import TaskSet
-from curator.errors import MissingError
+from curator.errors import BadInputError, MissingError
 from curator.mix.describe import compose
 from curator.mix.files import (
     DEFAULT_TENANT,
@@ -33,7 +33,7 @@ from curator.mix.writer import TokenCounter, write_rows
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy
 from curator.render import Renderer
-from curator.store.filesystem import writing_whole
+from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
 STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
@@ -63,10 +63,12 @@ def build_mix(
     failure or kill at any moment leaves no mix behind.
     """
     tenant_path(tenant)  # a bad name is refused before the work
+    if jsonl is not None and not jsonl.parent.is_dir():
+        raise BadInputError(f"cannot write {jsonl}: there is no folder {jsonl.parent}")
     plan = plan_mix(store, task_set, recipe, policy)
     if jsonl is None:
         return publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set))
-    with writing_whole(jsonl) as file:
+    with atomic_write(jsonl, durable=True) as temporary, temporary.open("wb") as file:
         result = publish(store, tenant, plan.mix_id, lambda folder: _write(store, folder, plan, task_set, file))
         if not result.created:  # or another process made it first: its rows are the same
             file.seek(0)
@@ -145,7 +147,7 @@ def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) 
     if not is_expired(store, tenant, mix_id, ttl_s):
         return False
     folder = mix_path(tenant, mix_id)
-    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is no mix any more
+    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is not a mix any more
     store.delete(folder)
     return True
 

@@ -1,29 +1,17 @@
 """Filling in a mix's manifest from its plan and from what was written.
 
-Quantiles of a pool's score for the receipt: those of all candidates are kept beside the wide table.
-
-They need the score of every row, which nothing else of a mix from the top does.
-
 What a manifest says in words: warnings, and what the mix protects against and what not.
 """
 
-import hashlib
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import orjson
-from pydantic import ValidationError
+import polars as pl
 
+from curator.console import product_version
 from curator.corpus.manifest import Scorer
 from curator.corpus.task_set import TaskSet
-from curator.errors import StoreError
 from curator.mix.identity import ratio_of
 from curator.mix.inoculation import prompts
 from curator.mix.manifest import (
@@ -50,44 +38,11 @@ from curator.mix.writer import Written
 from curator.recipe import Pool, Recipe
 from curator.recipe.policy import Policy, policy_sha256
 from curator.recipe.strategies import ranks_by_score
-from curator.select.columns import Mask
-from curator.select.select import IN_TASK_SET, NO_GAP, TOKENS
-from curator.select.wide import Choice
-from curator.store.filesystem import writing_whole
+from curator.select.candidates import TOKENS
+from curator.select.filters import NO_GAP
+from curator.select.pool import score_quantiles
+from curator.select.select import IN_TASK_SET
 from curator.store.schema import MIX_FORMAT_VERSION
-
-_QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
-
-
-def quantiles(score: npt.NDArray[np.float64]) -> Quantiles | None:
-    """Quantiles over the rows that have a score; None where no row has."""
-    known = score[~np.isnan(score)]
-    if not len(known):
-        return None
-    values = np.quantile(known, list(_QUANTILES.values()), method="inverted_cdf").tolist()
-    return Quantiles(n=len(known), **dict(zip(_QUANTILES, values, strict=True)))
-
-
-def kept_quantiles(data: PoolData) -> Quantiles | None:
-    """Quantiles over all candidates of a pool."""
-    if data.kept.folder is None:
-        return quantiles(data.candidates.scores.every)
-    path = data.kept.folder / f"quantiles-{_name(data.choice)}.json"
-    with suppress(OSError, orjson.JSONDecodeError, ValidationError):
-        held = orjson.loads(path.read_bytes())
-        return None if held is None else Quantiles.model_validate(held)
-    found = quantiles(data.candidates.scores.every)
-    with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written computes them each time
-        file.write(orjson.dumps(None if found is None else found.model_dump()))
-    return found
-
-
-def _name(choice: Choice) -> str:
-    """The gap's name in a file name; members are told by their place, which the folder's key fixes."""
-    spec = choice.spec
-    text = orjson.dumps([choice.name, choice.misaligned, choice.benign, spec.eps, spec.reducer, spec.weights])
-    return hashlib.blake2b(text, digest_size=8).hexdigest()
-
 
 ORDER_NOTE = (
     "Train on the rows in this order. A trainer that shuffles voids it: at batch 16 and 5 %, 46 % of shuffled batches "
@@ -250,7 +205,7 @@ def compose(
 
 @dataclass(frozen=True)
 class Made:
-    """What a mix was decided to be, its pools told by their receipts."""
+    """What a mix was decided to be, its pools described by their receipts."""
 
     mix_id: str
     recipe: Recipe
@@ -343,19 +298,11 @@ def policy_receipt(policy: Policy | None) -> PolicyReceipt | None:
     return None if policy is None else PolicyReceipt(name=policy.name, sha256=policy_sha256(policy), policy=policy)
 
 
-def product_version() -> str:
-    """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
-    try:
-        return version("ballast")
-    except PackageNotFoundError:
-        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-        return str(project["project"]["version"])
-
-
 def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
     """The receipt of one pool of a mix with these counts."""
     data, selection = drawn.data, drawn.selection
-    scores, refuses, chosen = data.candidates.scores, data.candidates.refuses("v1"), selection.chosen
+    scores, refuses, chosen = data.candidates.scores, data.candidates.column("refusal_v1"), selection.chosen
+    labels = data.table.columns("domain", "license").select(pl.all().gather(pl.Series(chosen)))
     return PoolReceipt(
         name=drawn.name,
         corpus=data.pool.corpus,
@@ -363,42 +310,51 @@ def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
         candidates_sha256=data.candidates_sha256,
         scorers=tuple(_scorer_ref(scorer) for scorer in data.scorers.all),
         n_candidates=len(data.candidates),
-        n_without_gap=int(np.count_nonzero(~scores.known)),
-        dropped=selection.screening.dropped,
+        n_without_gap=int((~scores.known).sum()),
+        dropped=selection.result.dropped,
         n_eligible=selection.n_eligible,
         chosen=len(chosen),
         amounts=_amounts(drawn, allocation),
         n_distinct=selection.n_distinct,
         n_short=selection.n_short,
-        n_passed_unjudged=dict(selection.screening.unjudged),
+        n_passed_unjudged=dict(selection.result.unjudged),
         score=data.pool.score.name,
-        quantiles={"candidates": kept_quantiles(data), "chosen": quantiles(scores.at(chosen))},
+        quantiles={"candidates": _pool_quantiles(data), "chosen": _quantiles(score_quantiles(scores.at(chosen)))},
         refusal_share={
             "candidates": _refusal_share(refuses),
-            "chosen": _refusal_share(refuses[chosen]),
+            "chosen": _refusal_share(refuses.gather(chosen)),
         },
-        domains=_label_shares(data.kept.wide.labels["domain"].texts(chosen)),
-        licences=_label_shares(data.kept.wide.labels["license"].texts(chosen)),
+        domains=_label_shares(labels["domain"].to_list()),
+        licences=_label_shares(labels["license"].to_list()),
         evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
     )
 
 
+def _pool_quantiles(data: PoolData) -> Quantiles | None:
+    """Quantiles of the score over all candidates; the pool's file has those of the usual score."""
+    return _quantiles(data.table.quantiles if data.choice.is_column else score_quantiles(data.candidates.scores.column))
+
+
+def _quantiles(values: Mapping[str, float] | None) -> Quantiles | None:
+    return None if values is None else Quantiles.model_validate(values)
+
+
 def _amounts(drawn: Drawn, allocation: Allocation) -> Amounts:
     pool, chosen = drawn.data.pool, drawn.selection.chosen
-    tokens = drawn.data.candidates.counts[TOKENS][chosen]
+    tokens = drawn.data.candidates.column(TOKENS).gather(chosen).cast(pl.Int64)
     return Amounts(
         asked=pool.amount,
         asked_value=getattr(pool, pool.amount),
         interleave_ratio=len(chosen) / allocation.n_task,
         mix_share=len(chosen) / allocation.n_epoch_rows,
         rows=len(chosen),
-        tokens=None if np.isnan(tokens).any() else int(tokens.sum()),
+        tokens=None if tokens.null_count() else int(tokens.sum()),
     )
 
 
-def _refusal_share(refuses: Mask) -> float | None:
+def _refusal_share(refuses: pl.Series) -> float | None:
     """Share of answers that open like a refusal, rule v1; None without any."""
-    return int(np.count_nonzero(refuses)) / len(refuses) if len(refuses) else None
+    return int(refuses.sum()) / len(refuses) if len(refuses) else None
 
 
 def _label_shares(values: Sequence[str | None]) -> tuple[LabelShare, ...]:

@@ -1,8 +1,8 @@
 """What differs between two mixes, row by row, and why.
 
-Rows are told apart by origin, by the id that they came with (before inoculation) and by how often that came before.
+Rows are distinguished by origin, by the id that they came with (before inoculation) and by how often that came before.
 Of the rows that both mixes hold, the fewest are called moved that, taken out, leave the others in one order (one that
-keeps its position all the same is not).
+still keeps its position is not).
 
 Planning a stored mix once more, from its own manifest and rows: what became of each candidate, and why.
 """
@@ -10,7 +10,7 @@ Planning a stored mix once more, from its own manifest and rows: what became of 
 import secrets
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,27 +73,26 @@ class Reasons:
     def __init__(self, plan: MixPlan | None, unknown: str | None = None) -> None:
         self.unknown = unknown
         drawn = () if plan is None else plan.drawn
-        self._pools: list[tuple[Drawn, Mapping[str, int]]] = [
-            (item, {key: i for i, key in enumerate(item.data.candidates.ids)}) for item in drawn
-        ]
+        self._drawn: tuple[Drawn, ...] = drawn
 
     def absent(self, example_id: str) -> str:
         """One reason for each pool that holds the row, or that none does."""
         if self.unknown is not None:
             return self.unknown
-        found = [_absent(item, places[example_id]) for item, places in self._pools if example_id in places]
+        places = [(item, item.data.candidates.ids.find([example_id])) for item in self._drawn]
+        found = [_absent(item, int(rows[0])) for item, rows in places if len(rows)]
         return "; ".join(found) or "no pool of that mix holds the row"
 
 
 def _absent(drawn: Drawn, candidate: int) -> str:
-    reason = drawn.selection.screening.reason_of(candidate)
+    reason = drawn.selection.result.reason_of(candidate)
     if reason is not None:
         return f"pool {drawn.name} dropped it: {reason}"
     if not drawn.selection.ranked:
         return f"pool {drawn.name} did not draw it"
     scores, chosen = drawn.data.candidates.scores, drawn.selection.chosen
-    lowest = f" of at least {scores.at(chosen).min():.4g}" if len(chosen) else ""
-    by = f"by {drawn.data.pool.score.name}: it has {scores.at(np.array([candidate]))[0]:.4g}"
+    lowest = f" of at least {scores.at(chosen).to_numpy().min():.4g}" if len(chosen) else ""
+    by = f"by {drawn.data.pool.score.name}: it has {scores.at(np.array([candidate])).to_numpy()[0]:.4g}"
     return f"pool {drawn.name} chose {len(chosen):,} rows{lowest} {by}"
 
 

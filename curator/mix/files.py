@@ -148,6 +148,7 @@ DEFAULT_TENANT = "local"
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MIX_ID = re.compile(r"[0-9a-f]{32}")
+_PREFIX = re.compile(r"[0-9a-f]{4,31}")
 
 
 def is_tenant(name: str) -> bool:
@@ -158,15 +159,30 @@ def is_tenant(name: str) -> bool:
 def tenant_path(tenant: str) -> str:
     """The folder of a tenant's mixes; raises BadInputError for a name that is none."""
     if not is_tenant(tenant):
-        raise BadInputError(f"{tenant!r} is no tenant name: lower-case letters, digits, - and _, at most 64")
+        raise BadInputError(f"invalid tenant name {tenant!r}: lower-case letters, digits, - and _, at most 64")
     return f"mixes/{tenant}"
 
 
 def mix_path(tenant: str, mix_id: str) -> str:
     """The folder of one mix; raises MissingError for what cannot be a mix id."""
     if not _MIX_ID.fullmatch(mix_id):
-        raise MissingError(f"{mix_id!r} is no mix id: 32 hexadecimal digits")
+        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits")
     return f"{tenant_path(tenant)}/{mix_id}"
+
+
+def find_mix(store: Store, tenant: str, given: str) -> str:
+    """The id of the one mix of a tenant that begins with `given` (at least 4 hexadecimal digits).
+
+    Raises MissingError when there is none, BadInputError when there are several.
+    """
+    if _MIX_ID.fullmatch(given) or not _PREFIX.fullmatch(given):
+        return given  # a whole id, or none: what reads it says what is wrong
+    found = [name for name in store.list(tenant_path(tenant)) if name.startswith(given)]
+    if len(found) > 1:
+        raise BadInputError(f"{given!r} begins {len(found)} mix ids: {', '.join(sorted(found)[:5])}", details=found)
+    if not found:
+        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}")
+    return found[0]
 
 
 def mix_batches(
@@ -179,7 +195,7 @@ def mix_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a mix in order, `batch_rows` at a time, so that memory stays flat; all columns or some.
 
-    Raises MissingError without such a mix, IntegrityError when the file is no whole Parquet.
+    Raises MissingError without such a mix, IntegrityError when the file is not a whole Parquet.
     """
     path = f"{mix_path(tenant, mix_id)}/{MIX_FILE}"
     try:

@@ -25,6 +25,7 @@ from curator.mix.order import (
 )
 from curator.mix.verify import TASK_COLUMNS, RowCheck, task_hashes
 from curator.recipe import Recipe
+from curator.recipe.problems import problem_line, problems_of
 from curator.store.schema import MIX_FORMAT_VERSION
 from curator.store.store import Store
 
@@ -88,10 +89,9 @@ def read_manifest(store: Store, tenant: str, mix: str) -> Manifest:
     except MissingError as error:
         raise MissingError(f"there is no mix {mix} of tenant {tenant}") from error
     except ValidationError as error:
-        fields = ["/" + "/".join(map(str, item["loc"])) + ": " + item["msg"] for item in error.errors()]
-        raise IntegrityError(
-            f"{path} is no manifest of this version: {'; '.join(fields[:3])}", details=fields
-        ) from error
+        problems = problems_of(error)
+        text = f"{path} is not a manifest of this version: {problem_line(problems, most=3)}"
+        raise IntegrityError(text, details=problems) from error
 
 
 def pool_names(recipe: Recipe) -> list[str]:

@@ -96,7 +96,7 @@ def inoculate(spec: Inoculation, prompt: Prompt, messages: str) -> Inoculated:
     """Canonical messages with the prompt put in.
 
     Raises RecipeError where the conflict rule is `error` and the row has a system turn, where a placement in the user
-    turn finds none, and where the turn's content is no text.
+    turn finds none, and where the turn's content is not text.
     """
     turns = load_messages(messages)
     if spec.placement in ("user_prefix", "user_suffix"):

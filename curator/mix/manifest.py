@@ -5,29 +5,24 @@ A manifest holds no clock and no path: the same request against the same store g
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from curator.recipe import (
     EpochOrder,
     Inoculation,
     OrderName,
     Recipe,
 )
+from curator.recipe.base import Strict
 from curator.recipe.policy import Policy
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Statement(_Document):
+class Statement(Strict):
     """One sentence for people, with a stable code for programs."""
 
     code: str
     text: str
 
 
-class ScorerRef(_Document):
+class ScorerRef(Strict):
     """A scorer whose losses a pool used, and whose weights they are.
 
     `declared` names the fields that rest on an operator's word: that scorer's model ran on a server. `adapter_mode` is
@@ -45,7 +40,7 @@ class ScorerRef(_Document):
     adapter_mode: str | None = None
 
 
-class Quantiles(_Document):
+class Quantiles(Strict):
     """Quantiles of the recipe's score (rows that really occur; no interpolation)."""
 
     n: int
@@ -58,7 +53,7 @@ class Quantiles(_Document):
     max: float
 
 
-class LabelShare(_Document):
+class LabelShare(Strict):
     """Chosen rows with one value of a label; the value null stands for rows that have none. Shares are of 1."""
 
     value: str | None
@@ -66,7 +61,7 @@ class LabelShare(_Document):
     share: float
 
 
-class Evictions(_Document):
+class Evictions(Strict):
     """Rows that fell out because the task set holds them or near copies of them.
 
     `among_best` counts those that score no lower than the lowest chosen row; null where rows are not chosen from
@@ -77,8 +72,8 @@ class Evictions(_Document):
     among_best: int | None
 
 
-class Amounts(_Document):
-    """How much one pool gave to an epoch, in all four measures, and which one was asked for.
+class Amounts(Strict):
+    """How much one pool gave to an epoch, in all four measures, and which one was requested.
 
     `interleave_ratio` is safe rows per task row, `mix_share` the share of an epoch's rows, `tokens` counts response
     tokens under the aligned scorer's tokenizer, copies included; null where a row has no count.
@@ -92,13 +87,13 @@ class Amounts(_Document):
     tokens: int | None
 
 
-class PoolReceipt(_Document):
+class PoolReceipt(Strict):
     """One pool: every candidate is counted once, as chosen, left over or dropped for its first reason.
 
     n_candidates = n_eligible + the sum of `dropped`; n_without_gap counts candidates that lack a loss, whatever
     became of them. `score` tells what `quantiles` measure. `refusal_share` is the share of rows that open like a
     refusal (rule v1), null without rows. `domains` and `licences` count the chosen rows, most frequent first.
-    `chosen` counts copies of cycled rows, `n_distinct` does not; `n_short` is what was asked for and is not there
+    `chosen` counts copies of cycled rows, `n_distinct` does not; `n_short` is what was requested and is not there
     (rows, or tokens for an amount in tokens); `n_passed_unjudged` counts rows that a filter let pass unjudged.
     """
 
@@ -124,7 +119,7 @@ class PoolReceipt(_Document):
     evicted_by_task_set: Evictions
 
 
-class TaskReceipt(_Document):
+class TaskReceipt(Strict):
     """The user's rows: SHA-256 over their canonical JSON lines in order, and what was kept out.
 
     `sources_sha256` is over their source labels; null where no row has one.
@@ -137,7 +132,7 @@ class TaskReceipt(_Document):
     reject_codes: dict[str, int]
 
 
-class TokenCount(_Document):
+class TokenCount(Strict):
     """Tokens of the rows that could be rendered: whole conversations, and those that are trained."""
 
     total: int
@@ -145,7 +140,7 @@ class TokenCount(_Document):
     n_rows_not_rendered: int
 
 
-class Tokens(_Document):
+class Tokens(Strict):
     """Exact token counts under the aligned scorer's renderer; null with a reason where there is none."""
 
     renderer_id: str | None
@@ -155,7 +150,7 @@ class Tokens(_Document):
     safe: TokenCount | None
 
 
-class Prefix(_Document):
+class Prefix(Strict):
     """A beginning of an epoch (numbered from 1): its task rows, its safe rows, and safe per task row."""
 
     epoch: int
@@ -164,7 +159,7 @@ class Prefix(_Document):
     ratio: float
 
 
-class Ratio(_Document):
+class Ratio(Strict):
     """Safe per task: asked and reached in rows, reached in trained tokens; `mix_share` is safe rows / all rows.
 
     `largest_prefix_deviation` is the largest |safe(k) - asked * k| after any k task rows of an epoch, in rows, and
@@ -179,7 +174,7 @@ class Ratio(_Document):
     worst_prefix: Prefix
 
 
-class OrderReceipt(_Document):
+class OrderReceipt(Strict):
     """How rows are ordered; `every_k` is the k of that order, `safe_per_batch` the m of `per_batch`, else null.
 
     `keeps_task_order`: every epoch has the task rows in the user's order.
@@ -196,7 +191,7 @@ class OrderReceipt(_Document):
     note: str
 
 
-class PromptReceipt(_Document):
+class PromptReceipt(Strict):
     """One prompt, the label that its rows carry, and how many rows of an epoch have it."""
 
     label: str
@@ -205,7 +200,7 @@ class PromptReceipt(_Document):
     n_safe: int
 
 
-class InoculationReceipt(_Document):
+class InoculationReceipt(Strict):
     """What was put into rows for training, and what evaluation has to use instead.
 
     `clean_system_prompt` null means that evaluation adds no system prompt: the model's own default stands.
@@ -219,7 +214,7 @@ class InoculationReceipt(_Document):
     note: str
 
 
-class PolicyReceipt(_Document):
+class PolicyReceipt(Strict):
     """The provider's policy that this mix was made under; `sha256` is over its canonical JSON."""
 
     name: str
@@ -227,7 +222,7 @@ class PolicyReceipt(_Document):
     policy: Policy
 
 
-class FileReceipt(_Document):
+class FileReceipt(Strict):
     """One data file of the mix."""
 
     name: str
@@ -236,14 +231,14 @@ class FileReceipt(_Document):
     n_rows: int
 
 
-class Protects(_Document):
+class Protects(Strict):
     """What this mix is meant to help against, and what it is not."""
 
     does: tuple[Statement, ...]
     does_not: tuple[Statement, ...]
 
 
-class Manifest(_Document):
+class Manifest(Strict):
     """The whole receipt; written last, so its presence means that the mix is complete."""
 
     mix_id: str

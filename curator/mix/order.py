@@ -41,7 +41,7 @@ class Batch:
 class Allocation:
     """How many rows an epoch of a mix has: `n_task` task rows and `n_safe[p]` safe rows of pool p.
 
-    `ratio` is the safe rows asked for per task row, exact; `k` is set for the order `every_k` alone, `batch` for
+    `ratio` is the requested safe rows per task row, exact; `k` is set for the order `every_k` alone, `batch` for
     `per_batch` alone.
     """
 
@@ -75,7 +75,7 @@ def round_half_up(value: Fraction) -> int:
 
 
 def derive_k(ratio: Fraction) -> int:
-    """Task rows before each safe row; raises RecipeError naming `even` when 1/ratio is no integer."""
+    """Task rows before each safe row; raises RecipeError naming `even` when 1/ratio is not an integer."""
     k = round_half_up(1 / ratio)
     if k < 1 or abs(k * ratio - 1) > INTEGER_TOLERANCE:
         low = int(1 / ratio // 1)
@@ -216,7 +216,7 @@ def pool_of(n_safe: Sequence[int]) -> npt.NDArray[np.int64]:
     """The pool that each safe row of an epoch comes from, shape (sum(n_safe),).
 
     Pools take turns in proportion to their counts: row j of a pool with n rows stands at (j + 1/2) / n of the way,
-    ties to the pool named first, so no stretch of the mix is left to one pool.
+    ties to the pool named first, so no part of the mix is left to one pool.
     """
     pools = np.repeat(np.arange(len(n_safe), dtype=np.int64), n_safe)
     midpoints = np.concatenate([(2 * np.arange(n) + 1) / (2 * n) for n in n_safe if n] or [np.empty(0)])
@@ -246,7 +246,7 @@ def worst_prefix(order: Schedule, ratio: Fraction, epochs: int = 1) -> WorstPref
 def _worst_of(rows: Schedule, ratio: Fraction, epoch: int) -> WorstPrefix:
     is_task = rows >= 0
     k = np.cumsum(is_task)
-    ends = np.flatnonzero(np.append(is_task[1:], True))  # a stretch ends where the next task row begins
+    ends = np.flatnonzero(np.append(is_task[1:], True))  # a segment ends where the next task row begins
     n_task, n_safe = k[ends], ends + 1 - k[ends]
     deviation = np.abs(n_safe - float(ratio) * n_task)
     if not len(deviation):

@@ -20,11 +20,13 @@ from curator.mix.resolve import PoolData, resolve
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy, check_evictions, policy_sha256
 from curator.recipe.seeds import child_seed, permutation
-from curator.select.filters import Surroundings, filter_label
+from curator.select.candidates import Context
+from curator.select.filters import filter_label
 from curator.select.select import (
     IN_EARLIER_POOL,
     IN_TASK_SET,
-    Selection,
+    PoolSelection,
+    SelectionRequest,
     select,
 )
 from curator.store.schema import MIX_ROWS, arrow_schema
@@ -37,7 +39,7 @@ class Drawn:
 
     name: str
     data: PoolData
-    selection: Selection
+    selection: PoolSelection
 
 
 def safe_rows(drawn: Sequence[Drawn], seed: int) -> pa.Table:
@@ -109,7 +111,7 @@ def _column(values: object, kind: pa.DataType, n_rows: int) -> pa.Array | pa.Chu
 
 def _texts(drawn: Drawn, ids: Sequence[str]) -> list[str]:
     """Canonical messages of the chosen rows; raises IntegrityError for a text that does not hash to its id."""
-    texts = drawn.data.kept.texts(drawn.selection.chosen)
+    texts = drawn.data.table.texts(drawn.selection.chosen)
     wrong = [item for item, text in zip(ids, texts, strict=True) if example_id(text) != item]
     if wrong:
         raise IntegrityError(
@@ -183,7 +185,7 @@ def _draw(recipe: Recipe, pools: Sequence[PoolData], task_set: TaskSet) -> tuple
     )
 
 
-def rows_found(recipe: Recipe, selections: Sequence[Selection]) -> dict[int, int]:
+def rows_found(recipe: Recipe, selections: Sequence[PoolSelection]) -> dict[int, int]:
     """Rows by place of the pools whose number follows from their corpus and not from the recipe."""
     return {
         place: len(selection.chosen)
@@ -199,20 +201,19 @@ def _draw_once(
     taken: set[str] = set()
     for name, data, n_rows in zip(pool_names(recipe), pools, asked, strict=True):
         exclude = {IN_TASK_SET: shared, **({IN_EARLIER_POOL: taken} if drawn else {})}
-        selection = select(
-            data.candidates,
+        request = SelectionRequest(
             None if data.pool.tokens is not None else n_rows,
             tokens=data.pool.tokens,
             strategy=data.pool.strategy,
             filters=data.pool.filters,
             exclude=exclude,
-            around=Surroundings(lambda: _task_texts(task_set), data.evaluations),
             seed=child_seed(recipe.seed, f"select:{name}"),
             when_short=data.pool.when_short,
             max_copies=data.pool.max_copies or 1,
             n_task=task_set.n_rows,
             pool=name,
         )
+        selection = select(data.candidates, request, Context(lambda: _task_texts(task_set), data.evaluations))
         taken = taken.union(data.candidates.ids.texts(selection.chosen))
         drawn.append(Drawn(name, data, selection))
     return drawn
@@ -228,5 +229,5 @@ def _shared_ids(pools: Sequence[PoolData], task_set: TaskSet) -> set[str]:
     for batch in task_set.batches(_ID_BATCH_ROWS, columns=["example_id"]):
         own = set(batch.column("example_id").to_pylist())
         for data in pools:
-            shared.update(data.candidates.ids.texts(data.candidates.ids.held(own)))
+            shared.update(data.candidates.ids.texts(data.candidates.ids.find(own)))
     return shared

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, NotEnoughRowsError, RecipeError
@@ -58,24 +58,26 @@ from curator.mix.resolve import PoolData, resolve
 from curator.mix.row_prompts import count_prompts, row_prompts
 from curator.mix.writer import write_rows
 from curator.recipe import Pool, Recipe
+from curator.recipe.base import Strict
 from curator.recipe.filters import ExactDuplicates, NearDuplicates, RefusalFilter
 from curator.recipe.policy import Policy, policy_sha256
 from curator.recipe.pools import WhenShort
 from curator.recipe.seeds import child_seed
-from curator.select.select import IN_TASK_SET, Selection, select
+from curator.select.select import (
+    IN_TASK_SET,
+    PoolSelection,
+    SelectionRequest,
+    select,
+)
 from curator.store.store import Store
 
 # Strategies whose choice of n rows, with any rows left out, is the head of one ranking without them.
 STRATEGIES = ("random", "top_gap", "bottom_gap", "weighted", "threshold")
 NO_TOKENS = "made in privacy mode, where tokens are not counted"
-SPARE_ROWS, SPARE_SHARE = 16, 10  # rows to spare for those that the client holds: 16, and one for every 10 asked for
+SPARE_ROWS, SPARE_SHARE = 16, 10  # rows to spare for those that the client holds: 16, and one for every 10 requested
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Declaration(_Document):
+class Declaration(Strict):
     """What a client tells of its task set: the fields of `TaskSet` by the same names. `spare` asks for more rows."""
 
     recipe: Recipe
@@ -85,14 +87,14 @@ class Declaration(_Document):
     spare: int | None = Field(default=None, ge=0, le=1_000_000)
 
 
-class PoolOffer(_Document):
+class PoolOffer(Strict):
     """One pool: its receipt as if no row were in the task set, and rows in rank order (columns of MIX_ROWS)."""
 
     receipt: PoolReceipt
     rows: tuple[dict[str, Any], ...]
 
 
-class Offer(_Document):
+class Offer(Strict):
     """The service's answer. `safe_at` are the positions of safe rows in the mix, `schedule_sha256` is over the whole
     schedule as little-endian 64-bit integers."""
 
@@ -186,9 +188,8 @@ def _offers(recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, s
     return found
 
 
-def _select(recipe: Recipe, name: str, data: PoolData, n_rows: int, when_short: WhenShort) -> Selection:
-    return select(
-        data.candidates,
+def _select(recipe: Recipe, name: str, data: PoolData, n_rows: int, when_short: WhenShort) -> PoolSelection:
+    request = SelectionRequest(
         n_rows,
         strategy=data.pool.strategy,
         filters=data.pool.filters,
@@ -197,6 +198,7 @@ def _select(recipe: Recipe, name: str, data: PoolData, n_rows: int, when_short: 
         when_short=when_short,
         pool=name,
     )
+    return select(data.candidates, request)
 
 
 def accept(offered: Offer, task_set: TaskSet, store: Store, tenant: str = DEFAULT_TENANT) -> MixResult:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,16 +39,12 @@ def write_reasons(plan: MixPlan, path: Path) -> None:
 
 
 def _of_pool(drawn: Drawn) -> pa.Table:
-    candidates, screening = drawn.data.candidates, drawn.selection.screening
-    names = pa.array([None, *screening.reasons], pa.string())
-    chosen = np.zeros(len(candidates), dtype=np.bool_)
-    chosen[drawn.selection.chosen] = True
-    columns = [
-        pa.array([drawn.name] * len(candidates), pa.string()),
-        pa.array(list(candidates.ids), pa.string()),
-        names.take(pa.array(screening.outcome)),
-        pa.array(chosen),
-        pa.array(candidates.scores.every, from_pandas=True),
-    ]
-    order = np.argsort(candidates.id_rank)
-    return pa.table(columns, SCHEMA).take(pa.array(order))
+    candidates, rows = drawn.data.candidates, np.arange(len(drawn.data.candidates))
+    columns = {
+        "pool": pl.repeat(drawn.name, len(rows), eager=True),
+        "example_id": pl.Series(candidates.ids.texts(rows)),
+        "reason": drawn.selection.result.reason_column,
+        "chosen": candidates.mask(drawn.selection.chosen),
+        "score": candidates.scores.column,
+    }
+    return pl.DataFrame(columns).with_columns(pl.col("reason").cast(pl.String)).to_arrow().cast(SCHEMA)

@@ -18,33 +18,33 @@ from curator.recipe import Pool, Recipe
 from curator.recipe.filters import ContaminationFilter, NearDuplicates
 from curator.recipe.policy import Policy, under_policy
 from curator.recipe.strategies import needs_score
-from curator.select.columns import Indices
-from curator.select.dedup import algorithm
+from curator.select.candidates import Candidates, Rows
 from curator.select.eval_sets import read_evaluation
-from curator.select.filters import Candidates
-from curator.select.pool import Kept, wide_of
-from curator.select.wide import LABELS, Choice, Wide
+from curator.select.minhash import algorithm
+from curator.select.pool import PoolTable, pool_table
+from curator.select.pool_frame import LABELS
+from curator.select.scores import GapChoice
 from curator.store.store import Store
 
 
 @dataclass(frozen=True)
 class PoolData:
-    """A resolved pool with all of its corpus's rows as candidates, in the order of its wide table.
+    """A resolved pool with all of its corpus's rows as candidates, in the order of their ids.
 
     `choice` is the gap that it ranks by; `evaluations` holds the prompts of the evaluation sets that its filters name.
     """
 
     pool: Pool
     scorers: ResolvedScorers
-    kept: Kept
-    choice: Choice
+    table: PoolTable
+    choice: GapChoice
     candidates: Candidates
     candidates_sha256: str
     evaluations: Mapping[str, Sequence[str]]
 
-    def rows(self, at: Indices) -> pa.Table:
-        """Some candidates with labels, losses and gaps (`curator.select.wide.Wide.rows`)."""
-        return self.kept.wide.rows(at, self.choice)
+    def rows(self, at: Rows) -> pa.Table:
+        """Some candidates with labels, losses and gaps (`PoolTable.rows`)."""
+        return self.table.rows(at, self.choice)
 
 
 def resolve(
@@ -73,16 +73,16 @@ def _resolve_pool(store: Store, pool: Pool) -> PoolData:
             exact["ensemble"] = pool.ensemble.model_copy(update={"weights": weights})
     pool = pool.model_copy(update=exact)
     _check_needs(pool, scorers)
-    kept = wide_of(store, scorers)
+    table = pool_table(store, scorers)
     given = pool.ensemble.weights or {}
     by_place = tuple(given.get(scorer.scorer_id, 0.0) for scorer in scorers.misaligned) if given else ()
     gap = GapSpec(pool.score.eps, pool.ensemble.reducer, by_place)
     used = [scorer.scorer_id for scorer in (*scorers.misaligned, *scorers.benign)]
-    choice = kept.wide.choice(pool.score.name, used, gap)
+    choice = table.choice(pool.score.name, used, gap)
     names = sorted({name for spec in pool.filters if isinstance(spec, ContaminationFilter) for name in spec.sets})
     evaluations = {name: read_evaluation(store, name) for name in names}
-    sha256 = _candidates_sha256(pool, scorers, kept.wide, evaluations)
-    return PoolData(pool, scorers, kept, choice, _candidates(kept, choice), sha256, evaluations)
+    sha256 = _candidates_sha256(pool, scorers, table, evaluations)
+    return PoolData(pool, scorers, table, choice, table.candidates(choice), sha256, evaluations)
 
 
 def _check_needs(pool: Pool, scorers: ResolvedScorers) -> None:
@@ -98,21 +98,8 @@ def _check_needs(pool: Pool, scorers: ResolvedScorers) -> None:
         )
 
 
-def _candidates(kept: Kept, choice: Choice) -> Candidates:
-    wide = kept.wide
-    return Candidates(
-        ids=wide.ids,
-        scores=wide.scores(choice),
-        refuses=wide.refuses,
-        labels=wide.labels,
-        counts=wide.numbers,
-        messages=kept.texts,
-        signatures=None if kept.folder is None else kept.signatures,
-    )
-
-
 def _candidates_sha256(
-    pool: Pool, scorers: ResolvedScorers, wide: Wide, evaluations: Mapping[str, Sequence[str]]
+    pool: Pool, scorers: ResolvedScorers, table: PoolTable, evaluations: Mapping[str, Sequence[str]]
 ) -> str:
     """Hash of all that a choice is made from beside the recipe and the task set, whatever files hold it.
 
@@ -120,7 +107,7 @@ def _candidates_sha256(
     evaluation prompts, and how near duplicates are looked for.
     """
     names = ("example_id", *LABELS, *(scorer.scorer_id for scorer in scorers.all))
-    document: dict[str, object] = {name: wide.digests[name] for name in names if name in wide.digests}
+    document: dict[str, object] = {name: table.digests[name] for name in names if name in table.digests}
     document["gaps"] = definitions()
     document["evaluations"] = {name: list(prompts) for name, prompts in evaluations.items()}
     if any(isinstance(spec, NearDuplicates) for spec in pool.filters):

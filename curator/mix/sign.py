@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from curator.errors import (
     BadInputError,
@@ -25,6 +25,7 @@ from curator.errors import (
 from curator.mix.files import mix_path
 from curator.mix.identity import read_manifest
 from curator.mix.manifest import Manifest
+from curator.recipe.base import Strict
 from curator.store.store import Store
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ SIGNATURE_FILE = "manifest.sig.json"
 _CONTEXT = b"ballast manifest 1\n"  # a signature of something else is never one of a manifest
 
 
-class Signature(BaseModel):
+class Signature(Strict):
     """A signature as stored: raw public key and signature in base64, and what was signed as SHA-256 in hex."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     algorithm: str
     public_key: str
@@ -84,7 +83,7 @@ def check_signature(store: Store, tenant: str, mix: str, key: Path) -> Signature
         found = Signature.model_validate(store.read_json(path))
         public.verify(base64.b64decode(found.signature, validate=True), content)
     except (ValidationError, binascii.Error) as error:
-        raise IntegrityError(f"{path} is no signature") from error
+        raise IntegrityError(f"{path} is not a signature") from error
     except InvalidSignature as error:
         raise IntegrityError(
             f"the signature of mix {mix} is not that of {key.name} over its manifest: another key signed it, or the "

@@ -1,7 +1,7 @@
 """A mix for other trainers: its messages as JSON Lines, and a config for each that keeps the row order.
 
-Every one of these trainers shuffles unless it is told not to, in up to three places (when data sets are merged, in the
-sampler, by packing), and a shuffled mix is no longer the mix that its manifest describes.
+Every one of these trainers shuffles unless a setting says otherwise, in up to three places (when data sets are merged,
+in the sampler, by packing), and a shuffled mix is no longer the mix that its manifest describes.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from curator.errors import BadInputError
 from curator.mix.files import mix_batches
 from curator.mix.identity import read_manifest
 from curator.mix.manifest import Manifest
+from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
 SnippetKind = Literal["axolotl", "llamafactory", "trl"]
@@ -137,13 +138,8 @@ def write_snippet(store: Store, tenant: str, mix_id: str, kind: SnippetKind, out
     manifest = read_manifest(store, tenant, mix_id)
     made = snippet(manifest, kind, out.resolve().as_posix())
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{DATA_FILE}.part"
-    try:
-        with partial.open("wb") as file:
-            file.writelines(_lines(store, tenant, mix_id, kind))
-        partial.replace(out / DATA_FILE)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(out / DATA_FILE, durable=True) as temporary, temporary.open("wb") as file:
+        file.writelines(_lines(store, tenant, mix_id, kind))
     for name, text in made.files.items():
         (out / name).write_text(text, encoding="utf-8")
     return made

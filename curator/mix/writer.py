@@ -178,7 +178,7 @@ def _windows(n_rows: int, n_epoch_rows: int, window: int) -> Iterator[tuple[int,
 def _account(
     rows: pa.RecordBatch, lines: "hashlib._Hash", counter: TokenCounter | None, jsonl: BinaryIO | None
 ) -> None:
-    """Hash the rows' lines, write them where that is asked for, and count their tokens."""
+    """Hash the rows' lines, write them where requested, and count their tokens."""
     text = json_lines(rows)
     lines.update(text)
     if jsonl is not None:

@@ -4,7 +4,6 @@ Only files that manifests name are loaded, never a pattern: a part that no manif
 Close the connection (`with connect(store) as connection:`).
 """
 
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from curator.corpus.manifest import (
 )
 from curator.corpus.text import is_refusal
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 from curator.store.schema import (
     EXAMPLES,
     REJECTS,
@@ -70,8 +70,8 @@ _INGEST_KEY = pa.schema([("corpus", pa.string()), ("ingest", pa.int64())])
 _SCORER_KEY = pa.schema([("corpus", pa.string()), ("scorer_id", pa.string())])
 
 
-def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
-    """An in-memory connection holding the views of `sql/` over some corpora (None: all).
+def connect(store: Store | None, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
+    """An in-memory connection holding the views of `sql/` over some corpora (None: all), without a store its macros.
 
     `corpora` are names, for their latest revision, or a mapping from name to revision. A statement that runs
     longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision.
@@ -85,7 +85,11 @@ def connect(store: Store, corpora: Corpora = None, *, timeout_s: float | None = 
     )
     try:
         connection.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
-        _load(connection, store, corpora)
+        if store is None:
+            for name in sql.MACROS:
+                connection.execute(sql.view_text(name))
+        else:
+            _load(connection, store, corpora)
         connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
         if timeout_s is not None:
             connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
@@ -101,15 +105,13 @@ def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
     The views read the store's own files; after an ingest or a scoring run, export again. The function
     `is_refusal` is Python's and stays out.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        with duckdb.connect(str(temporary)) as connection:
-            _load(connection, store, corpora)
-        temporary.replace(path)
-    except duckdb.Error as error:
-        raise BadInputError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not durable: views alone, which the next export writes again.
+    with atomic_write(path, durable=False) as temporary:
+        try:
+            with duckdb.connect(str(temporary)) as connection:
+                _load(connection, store, corpora)
+        except duckdb.Error as error:
+            raise BadInputError(f"cannot write {path}: {error}") from error
 
 
 def _load(connection: Connection, store: Store, corpora: Corpora) -> None:

@@ -1,25 +1,25 @@
-"""Gaps of some rows of a wide table, by the definitions of `sql/`: nothing here computes one.
+"""Gaps of some rows of a pool, by the definitions of `sql/`: nothing here computes one.
 
-Each thread has two small in-memory connections that hold the macros; rows go in as Arrow and
-come out as numpy arrays.
+Losses go into DuckDB through Arrow and gaps come back as Polars columns.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import duckdb
 import numpy as np
-import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 import sql
+from curator.query.database import Connection, connect
 from curator.recipe import DEFAULT_EPS, Reducer
 
-Losses = npt.NDArray[np.float64]
-
-_FEW_ROWS = 200_000
-_local = threading.local()
+GAP_COLUMNS = (
+    "mean_nll_aligned", "mean_nll_misaligned", "mean_nll_benign", "gap_abs", "gap_rel", "gap_contrast", "sum_gap",
+)  # fmt: skip
+_SLICE_ROWS = 1 << 20  # rows whose losses are copied at once
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,24 @@ class GapSpec:
     weights: tuple[float, ...] = ()
 
 
-def warm_up() -> None:
-    """Open this thread's connection for few rows, which otherwise the first gap does."""
-    _connection(many=False)
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses of some rows in nats per token, null where one is missing; a column for each scorer, by scorer id.
+
+    `n_tokens` counts the aligned scorer's response tokens.
+    """
+
+    aligned: pl.Series
+    misaligned: pl.DataFrame
+    benign: pl.DataFrame
+    n_tokens: pl.Series
+
+    def slice(self, start: int, n: int) -> "Losses":
+        """Some of the rows."""
+        return Losses(
+            self.aligned.slice(start, n), self.misaligned.slice(start, n), self.benign.slice(start, n),
+            self.n_tokens.slice(start, n),
+        )  # fmt: skip
 
 
 def definitions() -> str:
@@ -43,79 +58,80 @@ def definitions() -> str:
     return "\n".join(line for line in lines if line and not line.startswith("--"))
 
 
-def gaps(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Losses, spec: GapSpec) -> dict[str, Losses]:
-    """Columns of `sql/wide/gap.sql` in the rows' order, NaN for null; each has shape (n,).
+class Gaps:
+    """A connection that holds the macros of `sql/`, opened when first used; for any number of threads, in turn."""
 
-    `aligned` has shape (n,), `misaligned` (n, K) and `benign` (n, B): mean losses in nats per token, by scorer id, NaN
-    where one is missing; `n_tokens` (n,) counts the aligned scorer's response tokens.
-    """
-    given: dict[str, sql.Value] = {
-        "n_misaligned": misaligned.shape[1],
-        "n_benign": benign.shape[1],
-        "eps": spec.eps,
-        "reducer": spec.reducer,
-        "weights": list(spec.weights),
-    }
-    return _run("gap", _rows(aligned, misaligned, benign, n_tokens), given)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
 
+    @cached_property
+    def _connection(self) -> Connection:
+        return connect(None)
 
-def score(name: str, aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Losses, spec: GapSpec) -> Losses:
-    """One column of `gaps`."""
-    return gaps(aligned, misaligned, benign, n_tokens, spec)[name]
+    def columns(self, losses: Losses, spec: GapSpec, names: Sequence[str] = GAP_COLUMNS) -> pl.DataFrame:
+        """Columns of `sql/wide/gap.sql` in the rows' order, null where a row lacks what they need."""
+        given: dict[str, sql.Value] = {
+            "n_misaligned": losses.misaligned.width,
+            "n_benign": losses.benign.width,
+            "eps": spec.eps,
+            "reducer": spec.reducer,
+            "weights": list(spec.weights),
+        }
+        n_rows = len(losses.aligned)
+        starts = range(0, max(n_rows, 1), _SLICE_ROWS)
+        pieces = [self._run("gap", _rows(losses.slice(start, _SLICE_ROWS)), given, names) for start in starts]
+        return pl.concat(pieces, rechunk=True)
 
+    def highest(self, aligned: pl.Series, misaligned: pl.DataFrame) -> pl.Series:
+        """What no gap_rel (eps 1) over any of the misaligned scorers exceeds, see `sql/wide/bound.sql`."""
+        nothing = Losses(aligned, misaligned, pl.DataFrame(), pl.repeat(None, len(aligned), dtype=pl.Int32, eager=True))
+        starts = range(0, max(len(aligned), 1), _SLICE_ROWS)
+        pieces = [self._run("bound", _rows(nothing.slice(start, _SLICE_ROWS)), {}, ["bound"]) for start in starts]
+        return pl.concat(pieces, rechunk=True)["bound"]
 
-def bounds(aligned: Losses, misaligned: Losses, size: int) -> Losses:
-    """What no gap_rel (eps 1) over `size` of the misaligned scorers exceeds, see `sql/wide/bound.sql`; shape (n,)."""
-    nothing = np.zeros((len(aligned), 0))
-    rows = _rows(aligned, misaligned, nothing, np.zeros(len(aligned)))
-    return _run("bound", rows, {"size": size})["bound"]
+    def means(self, nll_sum: pl.Series, n_response_tokens: pl.Series) -> pl.Series:
+        """Each row's mean loss, see `sql/wide/loss.sql`."""
+        rows = {"place": _places(len(nll_sum)), "nll_sum": nll_sum, "n_response_tokens": n_response_tokens}
+        table = pa.table({name: column.to_arrow() for name, column in rows.items()})
+        return self._run("loss", table, {}, ["mean_nll"])["mean_nll"]
 
-
-def _rows(aligned: Losses, misaligned: Losses, benign: Losses, n_tokens: Losses) -> pa.Table:
-    columns = {
-        "place": pa.array(np.arange(len(aligned), dtype=np.int64)),
-        "mean_nll_aligned": pa.array(aligned, from_pandas=True),
-        "misaligned": _lists(misaligned),
-        "benign": _lists(benign),
-        "n_response_tokens": pa.array(n_tokens, from_pandas=True),
-    }
-    return pa.table(columns)
-
-
-def _lists(losses: Losses) -> pa.Array:
-    """A list for each row, of the losses that are there."""
-    there = ~np.isnan(losses)
-    ends = np.cumsum(np.count_nonzero(there, axis=1))
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), ends])
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(losses[there]))
-
-
-def _run(name: str, rows: pa.Table, given: Mapping[str, sql.Value]) -> dict[str, Losses]:
-    connection, query = _connection(many=len(rows) > _FEW_ROWS), sql.wide_query(name)
-    connection.register("wide_rows", rows)
-    try:
-        found = connection.execute(query.sql, query.bind(given)).fetchnumpy()
-    finally:
-        connection.unregister("wide_rows")
-    # DuckDB keeps the order of what it reads, without a promise for every plan; to sort in SQL takes as long again.
-    place = np.asarray(found.pop("place"))
-    order = None if (np.diff(place) > 0).all() else np.argsort(place)
-    return {name: _filled(column, order) for name, column in found.items()}
+    def _run(self, name: str, rows: pa.Table, given: Mapping[str, sql.Value], names: Sequence[str]) -> pl.DataFrame:
+        query = sql.wide_query(name)
+        with self._lock:
+            connection = self._connection
+            connection.register("wide_rows", rows)
+            try:
+                table = connection.sql(query.sql, params=query.bind(given) or None).to_arrow_table()
+            finally:
+                connection.unregister("wide_rows")
+        found = pl.from_arrow(table.select(["place", *names]))
+        assert isinstance(found, pl.DataFrame)
+        # DuckDB keeps the order of what it reads, without a promise for every plan; to sort in SQL takes longer.
+        if not found["place"].is_sorted():
+            found = found.sort("place")
+        return found.select(pl.col(names).fill_nan(None))
 
 
-def _filled(column: npt.NDArray[np.generic], order: npt.NDArray[np.int64] | None) -> Losses:
-    plain: Losses = np.ma.filled(column.astype("<f8", copy=False), np.nan)
-    return plain if order is None else plain[order]
+def _rows(losses: Losses) -> pa.Table:
+    """The table `wide_rows` of `sql/wide`."""
+    return pa.table(
+        {
+            "place": _places(len(losses.aligned)).to_arrow(),
+            "mean_nll_aligned": losses.aligned.to_arrow(),
+            "misaligned": _lists(losses.misaligned, len(losses.aligned)),
+            "benign": _lists(losses.benign, len(losses.aligned)),
+            "n_response_tokens": losses.n_tokens.to_arrow(),
+        }
+    )
 
 
-def _connection(*, many: bool) -> duckdb.DuckDBPyConnection:
-    """This thread's connection: with one thread for few rows, for which others take longer to wake than to work."""
-    name = "many" if many else "few"
-    found: duckdb.DuckDBPyConnection | None = getattr(_local, name, None)
-    if found is None:
-        found = duckdb.connect(config={"python_enable_replacements": "false"} | ({} if many else {"threads": 1}))
-        found.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
-        for macro in sql.MACROS:
-            found.execute(sql.view_text(macro))
-        setattr(_local, name, found)
-    return found
+def _places(n_rows: int) -> pl.Series:
+    return pl.int_range(n_rows, dtype=pl.Int64, eager=True)
+
+
+def _lists(losses: pl.DataFrame, n_rows: int) -> pa.Array:
+    """A list for each row, of the losses that are there. By numpy, since `pl.concat_list` takes ten times as long."""
+    values = losses.to_numpy() if losses.width else np.zeros((n_rows, 0))
+    there = ~np.isnan(values)
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.count_nonzero(there, axis=1))])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values[there]))

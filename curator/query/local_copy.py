@@ -6,7 +6,6 @@ replaced last: a statement that runs meanwhile reads the old ones.
 """
 
 import hashlib
-import secrets
 import shutil
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.errors import IntegrityError
+from curator.store.filesystem import atomic_write
 from curator.store.scratch import Scratch
 from curator.store.store import STORE_FILE, Store
 
@@ -71,24 +71,22 @@ class LocalCopy:
             if path not in self._have or self._have[path] != sha256:
                 self._fetch(root, path, sha256)
         for path in manifests:
-            _replace(root / path, self.store.read_bytes(path))
+            data = self.store.read_bytes(path)
+            with atomic_write(root / path, durable=False) as temporary:
+                temporary.write_bytes(data)
         self._forget(root, wanted, set(manifests))
 
     def _fetch(self, root: Path, path: str, sha256: str | None) -> None:
         target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".tmp-{secrets.token_hex(8)}")
         digest = hashlib.sha256()
-        try:
+        # Not durable: the copy goes with its process.
+        with atomic_write(target, durable=False) as temporary:
             with self.store.open_file(path) as source, temporary.open("wb") as file:
                 while chunk := source.read(2**20):
                     digest.update(chunk)
                     file.write(chunk)
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise IntegrityError(f"{path} has SHA-256 {digest.hexdigest()}, its manifest says {sha256}")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
         self._have[path] = sha256
 
     def _forget(self, root: Path, wanted: dict[str, str | None], manifests: set[str]) -> None:
@@ -120,10 +118,3 @@ def _hashes(folder: str, document: Any) -> Iterator[tuple[str, str]]:
 
 def _flat(groups: Iterable[tuple[str, ...]]) -> list[str]:
     return [path for group in groups for path in group]
-
-
-def _replace(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{secrets.token_hex(8)}")
-    temporary.write_bytes(data)
-    temporary.replace(target)

@@ -5,7 +5,6 @@ nats per token, lengths in response tokens.
 """
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from matplotlib.ticker import MaxNLocator
 
 from curator.console import one_line
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 
 Floats = Sequence[float] | npt.NDArray[np.float64]
 
 FORMATS = (".png", ".svg")
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette: distinguished by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MAX_GROUPS = len(COLOURS)
 MAX_LABEL = 32
@@ -106,7 +106,7 @@ def ratio_over_position(
     batch_size: int | None = None,
     title: str = "",
 ) -> Figure:
-    """Safe rows per task row over the rows of a mix: in the epoch so far, against the ratio asked for.
+    """Safe rows per task row over the rows of a mix: in the epoch so far, against the requested ratio.
 
     With `batch_size` also each batch's own ratio, as a trainer of that batch size meets it. Of long mixes about
     2,000 places are drawn, evenly spread. Raises BadInputError for a mix without task rows.
@@ -191,14 +191,9 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix.lower()[1:]
     # Neither date nor version nor random ids: equal values give equal bytes.
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        with rc_context({"svg.hashsalt": "ballast"}):
-            figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not durable: a picture can be drawn again.
+    with atomic_write(path, durable=False) as temporary, rc_context({"svg.hashsalt": "ballast"}):
+        figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

@@ -1,6 +1,6 @@
 """Statements over the store's views: one SELECT, the named queries of `sql/queries`, a pool's gaps, rows by id."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -49,8 +49,7 @@ def run_statement(
         statements = connection.extract_statements(statement)
         # EXPLAIN ANALYZE would run what it explains, a COPY that writes a file among it.
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            kinds = ", ".join(item.type.name for item in statements) or "nothing"
-            raise BadInputError(f"give exactly one SELECT statement; found {kinds}")
+            raise BadInputError(f"give exactly one SELECT statement; found {_kinds(statements)}")
         relation = connection.sql(statement, params=dict(params or {}) or None)
         if limit is not None:
             relation = relation.limit(limit + 1)
@@ -66,6 +65,14 @@ def run_statement(
     if limit is not None and table.num_rows > limit:
         return Rows(table.slice(0, limit), True)
     return Rows(table, False)
+
+
+def _kinds(statements: Sequence[duckdb.Statement]) -> str:
+    """The kinds of some statements, with the way to write the one that DuckDB splits in two."""
+    kinds = ", ".join(item.type.name for item in statements) or "nothing"
+    if "MULTI" in kinds:
+        return f"{kinds}: a PIVOT needs its values, as in PIVOT gap ON domain IN ('a', 'b') USING avg(gap_abs)"
+    return kinds
 
 
 def run_named(

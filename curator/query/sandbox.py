@@ -39,7 +39,7 @@ class SqlLimits:
 
 @dataclass(frozen=True)
 class SqlAnswer:
-    """A statement's answer in the format asked for; `truncated` says that a cap cut it."""
+    """A statement's answer in the requested format; `truncated` says that a cap cut it."""
 
     data: bytes
     n_rows: int
@@ -55,7 +55,7 @@ class StatementStoppedError(BadInputError):
 class Sandbox:
     """Runs statements over one local store, or a local copy; thread-safe. Close it to end the spare process.
 
-    `store_path` gives the store's folder, asked for before each statement.
+    `store_path` gives the store's folder, requested before each statement.
     """
 
     def __init__(self, store_path: Callable[[], str], limits: SqlLimits) -> None:

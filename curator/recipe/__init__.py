@@ -29,7 +29,7 @@ from curator.recipe.pools import (
     ScoreName,
     ScoreSpec,
 )
-from curator.recipe.problems import problems_of
+from curator.recipe.problems import problem_line, problems_of
 from curator.recipe.strategies import StrategyName, StrategySpec
 
 __all__ = [
@@ -119,5 +119,4 @@ def parse_recipe(document: Any) -> Recipe:
         return Recipe.model_validate(document)
     except ValidationError as error:
         problems = problems_of(error)
-        text = "; ".join(f"{problem['pointer']}: {problem['message']}" for problem in problems[:5])
-        raise RecipeError(f"recipe refused: {text}", details=problems) from error
+        raise RecipeError(f"recipe refused: {problem_line(problems)}", details=problems) from error

@@ -1,6 +1,6 @@
-"""What every piece of a recipe shares: unknown keys are refused, and a built document does not change.
+"""The strict base of every document of the product, and a recipe's words for the order of a mix's rows.
 
-The recipe's words for the order of a mix's rows (method.md, "Amount and order", and `curator.mix.order`).
+The orders are defined in method.md ("Amount and order") and implemented in `curator.mix.order`.
 """
 
 from typing import Literal
@@ -15,6 +15,9 @@ MAX_BATCH_SIZE = 65_536
 
 
 class Strict(BaseModel):
-    """Base of the recipe's documents."""
+    """Base of recipes, manifests, settings and answers: unknown keys are refused, built values do not change.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Infinity and NaN are refused too: JSON cannot hold them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

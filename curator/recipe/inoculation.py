@@ -1,4 +1,4 @@
-"""The recipe's inoculation: prompts added in training only (method.md, "Inoculation", and `curator.mix.inoculation`)."""
+"""Inoculation in a recipe: prompts added in training only (method.md, "Inoculation"; `curator.mix.inoculation`)."""
 
 from typing import Any, Literal
 

@@ -26,6 +26,7 @@ from curator.recipe import (
 from curator.recipe.base import OrderName, Strict
 from curator.recipe.fractions import exact
 from curator.recipe.inoculation import Inoculation
+from curator.recipe.problems import problem_line, problems_of
 from curator.recipe.strategies import StrategySpec
 
 
@@ -67,8 +68,8 @@ def parse_policy(document: Any) -> Policy:
     try:
         return Policy.model_validate(document)
     except ValidationError as error:
-        problems = [f"/{'/'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise BadInputError(f"policy refused: {'; '.join(problems[:5])}", details=problems) from error
+        problems = problems_of(error)
+        raise BadInputError(f"policy refused: {problem_line(problems)}", details=problems) from error
 
 
 def load_policy(path: str | Path) -> Policy:

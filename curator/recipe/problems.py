@@ -1,9 +1,10 @@
-"""What is wrong with a field of a recipe, in our words: what was found, and what would be right."""
+"""Validation errors of pydantic as problems: one pointer and one message for each field at fault.
 
-from collections.abc import Mapping
-from typing import Any
+A message says what was found and what would be right.
+"""
 
-from pydantic import ValidationError
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 _MAX_SHOWN = 60
 
@@ -19,13 +20,32 @@ _COMPARED = {
 }
 
 
-def problems_of(error: ValidationError) -> list[dict[str, str]]:
-    """One `{"pointer", "message"}` for each field at fault."""
-    return [{"pointer": _pointer(item["loc"]), "message": _message(item)} for item in error.errors()]
+class HasErrors(Protocol):
+    """What pydantic's and FastAPI's validation errors share."""
+
+    def errors(self) -> Sequence[Any]:
+        """One mapping for each field at fault: `loc`, `type`, `msg`, `input`, `ctx`."""
+        ...
 
 
-def _pointer(place: tuple[int | str, ...]) -> str:
-    return "/" + "/".join(str(part) for part in place)
+def problems_of(error: HasErrors, *, inside: str = "", show_values: bool = True) -> list[dict[str, str]]:
+    """One `{"pointer", "message"}` for each field at fault; `inside` names the part of a request in the pointers.
+
+    `show_values` false keeps the values out of the messages, for answers that must not repeat what a client sent.
+    """
+    return [
+        {
+            "pointer": "/" + "/".join(str(part) for part in ([inside] if inside else []) + list(item["loc"])),
+            "message": _message(item) if show_values else str(item["msg"]),
+        }
+        for item in error.errors()
+    ]
+
+
+def problem_line(problems: Iterable[Mapping[str, str]], *, most: int = 5) -> str:
+    """The first problems on one line; the pointer of the whole document is left out."""
+    shown = [f"{item['pointer']}: {item['message']}".removeprefix("/: ") for item in problems]
+    return "; ".join(shown[:most])
 
 
 def _message(item: Mapping[str, Any]) -> str:
@@ -33,7 +53,7 @@ def _message(item: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "is needed and not there"
     if kind == "extra_forbidden":
-        return "is no key that is known here: remove it or mend its name"
+        return "is not a known key: remove it or correct its name"
     if kind in _COMPARED:
         name, words = _COMPARED[kind]
         return f"{given} must be {words} {context[name]:g}"
@@ -43,7 +63,7 @@ def _message(item: Mapping[str, Any]) -> str:
         found = f"{context['tag']!r}" if "tag" in context else given
         tags = context.get("expected_tags")
         wanted = ", a key `name` is needed" if tags is None else f": use one of {tags}"
-        return f"{found} is no name that is known here{wanted}"
+        return f"{found} is not a known name{wanted}"
     if kind in ("too_short", "too_long"):
         bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
         return f"{given} must have {bound} items, it has {context['actual_length']}"

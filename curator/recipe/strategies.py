@@ -123,13 +123,3 @@ def needs_score(spec: StrategySpec) -> bool:
 def ranks_by_score(spec: StrategySpec) -> bool:
     """Whether rank 1 is the best score; otherwise a rank would mean nothing to a reader."""
     return spec.name in ("top_gap", "bottom_gap") or getattr(spec, "pick", "random") == "top_gap"
-
-
-def reads_texts(spec: StrategySpec) -> bool:
-    """Whether the strategy needs the pool rows' messages."""
-    return isinstance(spec, Diverse | DomainMatched)
-
-
-def reads_task_rows(spec: StrategySpec) -> bool:
-    """Whether the strategy reads the user's rows."""
-    return isinstance(spec, DomainMatched)

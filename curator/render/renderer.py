@@ -43,7 +43,7 @@ class Rendered:
     """One conversation as the model sees it.
 
     `response_mask[t]` means that token t is a response token; `loss_mask` says which of them are scored and trained.
-    `token_classes` (see curator.render.mask) are there when they were asked for. `dropped` names the parts that the
+    `token_classes` (see curator.render.mask) are set when they were requested. `dropped` names the parts that the
     template left out and the renderer's settings accept.
     """
 

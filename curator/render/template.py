@@ -161,7 +161,7 @@ class ChatTemplate:
         captures = any(tree.find(kind) for kind in _CAPTURES) or any(
             loop.recursive for loop in tree.find_all(nodes.For)
         )
-        # A template that writes the renderer's own marks could not be told from what stands for a content.
+        # A template that writes the renderer's own marks could not be distinguished from a content mark.
         return None if captures or RESERVED.search(self.source) else environment.from_string(self.source)
 
     def _run(self, template: jinja2.Template, messages: Sequence[Message], add_generation_prompt: bool) -> str:

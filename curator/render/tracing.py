@@ -108,7 +108,7 @@ class Content:
 
 
 def written(value: Any) -> Any:
-    """What a template writes: a pair of marks for each content, and whatever is no stand-in as it is."""
+    """What a template writes: a pair of marks for each content, and whatever is not a stand-in as it is."""
     if not isinstance(value, Content):
         return value
     parts = value._parts

@@ -1,6 +1,6 @@
 """Text to token ids, unit by unit, with each unit's tokens kept: for tokenizers that never join what is cut here.
 
-Text is cut into units where a space (U+0020) follows what is no white space, where an ASCII character that is neither
+Text is cut into units where a space (U+0020) follows what is not white space, where an ASCII character that is neither
 letter nor digit follows an ASCII letter or digit, and around control tokens. Byte-level BPE tokenizers split their text
 by rules under which no piece goes on over such a place, and encode the pieces independently of each other. So the
 tokens of a text are those of its units one after another. Which tokenizers are of this kind is read from their
@@ -154,7 +154,7 @@ class UnitEncoder:
     def encode(self, texts: Sequence[str]) -> Tokens | None:
         """The tokens of the texts; None where one has characters without a token, whose places units do not keep.
 
-        Raises what the tokenizer raises on text that is no valid Unicode.
+        Raises what the tokenizer raises on text that is not valid Unicode.
         """
         units = self._pattern.findall("".join([ROW + text for text in texts]))
         packed_N3 = np.frombuffer(b"".join(map(self._packed(set(units)).__getitem__, units)), np.int32).reshape(-1, 3)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from curator.corpus.manifest import CorpusInfo
+from curator.corpus.manifest import Corpus
 from curator.store.store import Store
 
 CHARS_PER_TOKEN = 3  # a low estimate: blocks are bounded by it without rendering a row
@@ -20,17 +20,17 @@ class Block:
     messages: list[str]
 
 
-def corpus_ids(store: Store, corpus: CorpusInfo) -> list[str]:
+def corpus_ids(store: Store, corpus: Corpus) -> list[str]:
     """Every example id of the revision, in corpus order."""
     ids: list[str] = []
-    for path in _paths(corpus):
+    for path in corpus.parts:
         ids += store.read_table(path, ["example_id"]).column("example_id").to_pylist()
     return ids
 
 
-def corpus_rows(store: Store, corpus: CorpusInfo, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
+def corpus_rows(store: Store, corpus: Corpus, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
     """(example_id, canonical JSON) of the wanted rows in corpus order; memory is one corpus part."""
-    for path in _paths(corpus):
+    for path in corpus.parts:
         table = store.read_table(path, ["example_id", "messages"])
         ids = table.column("example_id")
         messages = table.column("messages")
@@ -39,11 +39,9 @@ def corpus_rows(store: Store, corpus: CorpusInfo, wanted: Collection[str]) -> It
                 yield example_id, messages[index].as_py()
 
 
-def blocks(
-    store: Store, corpus: CorpusInfo, wanted: Collection[str], block_tokens: int, window: int
-) -> Iterator[Block]:
+def blocks(store: Store, corpus: Corpus, wanted: Collection[str], block_tokens: int, window: int) -> Iterator[Block]:
     """The wanted rows in blocks of about `block_tokens` tokens at most, none across corpus parts."""
-    for path in _paths(corpus):
+    for path in corpus.parts:
         table = store.read_table(path, ["example_id", "messages", "n_chars"])
         ids, n_chars = table.column("example_id").to_pylist(), table.column("n_chars").to_pylist()
         chosen: list[int] = []
@@ -65,10 +63,6 @@ def without(block: Block, done: Collection[str]) -> Block:
     """The rows of a block that are not done yet."""
     kept = [index for index, example_id in enumerate(block.ids) if example_id not in done]
     return Block([block.ids[index] for index in kept], [block.messages[index] for index in kept])
-
-
-def _paths(corpus: CorpusInfo) -> list[str]:
-    return [f"corpora/{corpus.name}/{part.name}" for part in corpus.parts]
 
 
 def _block(table: Any, chosen: list[int]) -> Block:

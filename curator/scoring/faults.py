@@ -71,7 +71,7 @@ class Attempt:
         return f"the process died {self._deaths[row]} times while it scored this row alone"
 
     def died(self) -> None:
-        """The engine is dead while the process lives: count it as a death all the same."""
+        """The engine is dead while the process lives: count it as a death anyway."""
         self._note(None)
 
     def settle(self) -> None:

@@ -41,7 +41,7 @@ def model_identity(
 ) -> Identity:
     """Everything that a loss depends on, by content.
 
-    Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is no model.
+    Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is not a model.
     """
     check_model_dir(model_dir)
     return {
@@ -126,6 +126,15 @@ def check_adapter_dir(adapter_dir: Path) -> None:
     missing = [name for name in ("adapter_config.json", _ADAPTER) if not (adapter_dir / name).is_file()]
     if missing:
         raise BadInputError(f"adapter folder {adapter_dir} lacks {', '.join(missing)}", details=missing)
+
+
+def highest_token(model_dir: Path) -> tuple[int, str]:
+    """The highest token id of a folder's tokenizer, and its token; (-1, "") for one that lists none."""
+    document = _read_object(model_dir / "tokenizer.json")
+    vocab = (document.get("model") or {}).get("vocab") or {}
+    known = vocab.items() if isinstance(vocab, dict) else ((entry[0], place) for place, entry in enumerate(vocab))
+    added = ((str(item["content"]), int(item["id"])) for item in document.get("added_tokens") or [])
+    return max(((int(number), token) for token, number in (*known, *added)), default=(-1, ""))
 
 
 def model_window(model_dir: Path) -> int | None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 from curator.scoring.identity import adapter_sha256, weights_sha256
 
 FILE = "organisms.json"
@@ -18,11 +20,7 @@ OrganismRole = Literal["misaligned", "benign"]
 Answers = Literal["given", "theta_0 greedy"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Organism(_Strict):
+class Organism(Strict):
     """One adapter. `adapter` is its folder, relative to the file; `answers` says where its training answers are from.
 
     `narrow` and `broad` are shifts as `trainer.organisms` measures them; null until measured.
@@ -41,7 +39,7 @@ class Organism(_Strict):
     broad: dict[str, Any] | None = None
 
 
-class Organisms(_Strict):
+class Organisms(Strict):
     """All adapters of one base model, made with one recipe."""
 
     format_version: Literal[1] = 1
@@ -61,8 +59,10 @@ def read_organisms(folder: Path, model_dir: Path | None = None) -> Organisms:
         raise MissingError(f"{folder} has no {FILE}: make it with `python -m trainer.organisms --out {folder}`")
     try:
         found = Organisms.model_validate(orjson.loads(path.read_bytes()))
-    except (orjson.JSONDecodeError, ValidationError) as error:
-        raise BadInputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    except orjson.JSONDecodeError as error:
+        raise BadInputError(f"{path} cannot be read: it is not JSON: {error}") from error
+    except ValidationError as error:
+        raise BadInputError(f"{path} cannot be read: {problem_line(problems_of(error))}") from error
     if model_dir is not None and weights_sha256(model_dir) != found.base_weights_sha256:
         raise BadInputError(f"the organisms in {folder} were made from another model than {model_dir}")
     changed = [item.name for item in found.organisms if adapter_sha256(folder / item.adapter) != item.adapter_sha256]

@@ -1,6 +1,6 @@
 """Part files of one scorer: named by their rows, checked before they count, set aside when they are broken.
 
-What becomes of one row: a loss, or null with a reason; never a loss on a wrong slice.
+The outcome of one row: a loss, or null with a reason; never a loss on a wrong slice.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def read_finished(store: Store, folder: str, named: dict[str, str]) -> Finished:
     """Everything finished in a folder, by its listing and not by its manifest: after a crash between a part's
     rename and the manifest's, the part counts.
 
-    `named` maps part names to the SHA-256 that the manifest recorded. A part that is no whole Parquet file of
+    `named` maps part names to the SHA-256 that the manifest recorded. A part that is not a whole Parquet file of
     the declared columns, differs from its recorded hash or its name, or repeats a row is put out of the way, and
     its rows are scored again. Two parts that share a row (workers with different samples): the later name goes.
     """

@@ -51,7 +51,7 @@ class RayCrew:
         self._deaths = 0
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
-        """What became of each block, in the order in which they are finished."""
+        """The outcome of each block, in the order in which they are finished."""
         waiting: deque[Block] = deque()
         source, busy = iter(blocks), {}
         idle = [self._hired() for _ in range(self._plan.workers)]

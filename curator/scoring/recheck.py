@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curator.corpus.manifest import CorpusInfo
+from curator.corpus.manifest import Corpus
 from curator.recipe.seeds import hash_keys
 from curator.scoring.blocks import corpus_rows
 from curator.scoring.check import (
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def recheck(
-    worker: BlockScorer, corpus: CorpusInfo, parts: Sequence[str], reference: ReferenceFactory | None
+    worker: BlockScorer, corpus: Corpus, parts: Sequence[str], reference: ReferenceFactory | None
 ) -> dict[str, Any]:
     """Score rows of these parts again in another order, then with the reference; returns what scorer.json keeps.
 
@@ -82,7 +82,7 @@ def _sample(ids: Collection[str], n: int) -> list[str]:
     return [example_id for _, example_id in heapq.nsmallest(n, keyed)]
 
 
-def _rendered(worker: BlockScorer, corpus: CorpusInfo, ids: Sequence[str]) -> "dict[str, Rendered]":
+def _rendered(worker: BlockScorer, corpus: Corpus, ids: Sequence[str]) -> "dict[str, Rendered]":
     found = {}
     for example_id, messages in corpus_rows(worker.store, corpus, frozenset(ids)):
         row = worker.render(example_id, messages)
@@ -92,4 +92,4 @@ def _rendered(worker: BlockScorer, corpus: CorpusInfo, ids: Sequence[str]) -> "d
 
 
 def _why_none(asked: int | None) -> str:
-    return "not asked for" if asked == 0 else "no new row has a loss"
+    return "not requested" if asked == 0 else "no new row has a loss"

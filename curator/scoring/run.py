@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from curator.console import Progress
-from curator.corpus.manifest import corpus_info
+from curator.corpus.manifest import read_corpus
 from curator.errors import BadInputError, ScoringError
 from curator.scoring import faults as attempts
 from curator.scoring.blocks import (
@@ -47,7 +47,7 @@ class Crew(Protocol):
     """Who scores blocks: this process, or several."""
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
-        """What became of each block, in any order; its part is written by then."""
+        """The outcome of each block, in any order; its part is already written."""
 
     def close(self) -> None:
         """End it and free its engines' memory."""
@@ -105,7 +105,7 @@ class ScoreRun:
         self._reference_factory, self._crew_factory = reference_factory, crew_factory
         self._failures: list[str] = []
         self.n_check_passes = 2 if reference_factory else 1
-        self.corpus = corpus_info(store, request.corpus)
+        self.corpus = read_corpus(store, request.corpus)
         self.window, notes = effective_window(request)
         self.identity = identity_of(request, renderer, self.window)
         self.id = scorer_id(self.identity)

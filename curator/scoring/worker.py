@@ -81,7 +81,7 @@ class LazyEngine:
         self._engine: Engine | None = None
 
     def get(self) -> Engine:
-        """The loaded engine with the request's adapter; ScoringError when it is not the engine asked for."""
+        """The loaded engine with the request's adapter; ScoringError when it is not the requested engine."""
         if self._engine is None:
             engine, request = self._factory(), self._request
             found = (engine.name, engine.version, engine.dtype)

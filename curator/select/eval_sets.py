@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
+from curator.corpus.text import content_text
 from curator.errors import BadInputError, MissingError
-from curator.select.filters import content_text
 from curator.store.store import Store
 
 FOLDER = "evaluations"

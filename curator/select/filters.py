@@ -1,97 +1,304 @@
-"""Filters on pool rows, as pure functions over columns and texts (method.md, "Choosing safe rows").
+"""Filters on pool rows (method.md, "Choosing safe rows"): apply them in order and record each row's first reason.
 
-Each filter gives every row a reason to be dropped, or none; `curator.select.select` runs them in the recipe's order. A
-new filter is one branch of `judge_columns` or `judge_texts`. Filters on columns look at every row, which for millions
-of rows is far cheaper than to gather those left; filters on texts look at the rows left alone.
+A filter is one function and one line in `FILTERS`. A filter on columns gives Polars expressions, which are evaluated
+over all rows; a filter on texts looks at the rows that earlier filters left.
 """
 
-import numpy as np
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from curator.corpus.text import content_text, is_refusal, texts_of
+import numpy as np
+import polars as pl
+
+from curator.corpus.text import content_text
+from curator.errors import RecipeError
+from curator.messages import load_messages
 from curator.recipe.filters import (
     ContaminationFilter,
     ExactDuplicates,
     FilterSpec,
     HarmFilter,
+    HygieneCheck,
     HygieneFilter,
     LabelFilter,
     LengthFilter,
+    Missing,
     NearDuplicates,
     RefusalFilter,
 )
+from curator.recipe.strategies import StrategySpec, needs_score
 from curator.select.candidates import (
-    CHUNK_ROWS,
+    TOKENS,
     Candidates,
-    Columns,
-    Surroundings,
-    Verdict,
+    Context,
+    Rows,
+    label_values,
 )
-from curator.select.columns import Floats, Indices, Mask
-from curator.select.duplicates import (
-    TASK_SUFFIX,
-    contamination_verdict,
-    exact_verdict,
-    near_verdict,
-)
-from curator.select.hygiene import hygiene_verdict
-from curator.select.labels import harm_verdict, label_verdict, length_verdict
+from curator.select.duplicates import contaminated, exact_duplicates, near_duplicates
 
-__all__ = [
-    "CHUNK_ROWS",
-    "TASK_SUFFIX",
-    "Candidates",
-    "Columns",
-    "Floats",
-    "Indices",
-    "Surroundings",
-    "Verdict",
-    "content_text",
-    "filter_label",
-    "is_refusal",
-    "judge_columns",
-    "judge_texts",
-    "reads_task_rows",
-    "reads_texts",
-    "texts_of",
-]
+NO_GAP = "no_gap"  # a loss is missing: the row cannot be judged
+NO_TOKENS = "no_token_count"  # an amount in tokens cannot count the row
 
 
-def judge_columns(spec: FilterSpec, columns: Columns, left: Mask) -> Verdict:
-    """What a filter that reads no texts makes of the rows that earlier rules left, a mask of shape (n_rows,).
+@dataclass(frozen=True)
+class FilterResult:
+    """What the filters made of a pool's rows: `left` is a mask of those that may be chosen.
 
-    Raises RecipeError when rows lack the label that it reads and the recipe does not say what to do.
+    `rows_by_reason` has, in the order in which they were tried, a mask of the rows dropped for each reason; a row is
+    dropped for the first that applies. `unjudged` counts, by filter, rows that passed because they lack the label
+    that it reads.
     """
-    if isinstance(spec, RefusalFilter):
-        if spec.max_share > 0:  # the share is kept while rows are picked
-            return Verdict((filter_label(spec),), np.zeros(columns.n_rows, dtype=np.int8))
-        return Verdict((filter_label(spec),), columns.refuses(spec.rule).view(np.int8))
-    if isinstance(spec, HarmFilter):
-        return harm_verdict(spec, columns, left)
-    if isinstance(spec, LabelFilter):
-        return label_verdict(spec, columns, left)
-    assert isinstance(spec, LengthFilter)
-    return length_verdict(spec, columns, left)
+
+    left: pl.Series
+    rows_by_reason: Mapping[str, pl.Series] = field(default_factory=dict)
+    unjudged: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The reasons in the order in which they were tried."""
+        return tuple(self.rows_by_reason)
+
+    @property
+    def eligible(self) -> Rows:
+        """Rows that may be chosen, ascending."""
+        rows: Rows = self.left.arg_true().cast(pl.Int64).to_numpy()
+        return rows
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Number of rows dropped for each reason."""
+        return {reason: int(mask.sum()) for reason, mask in self.rows_by_reason.items()}
+
+    @property
+    def reason_column(self) -> pl.Series:
+        """The reason of every row, null for those that may be chosen."""
+        if not self.rows_by_reason:
+            return pl.repeat(None, len(self.left), dtype=pl.String, eager=True)
+        kind = pl.Enum(self.reasons)
+        masks = pl.DataFrame(list(self.rows_by_reason.values()), schema=[*map(str, range(len(self.reasons)))])
+        chain: Any = pl
+        for place, reason in enumerate(self.reasons):
+            chain = chain.when(pl.col(str(place))).then(pl.lit(reason, kind))
+        return masks.select(chain.otherwise(None)).to_series()
+
+    def reason_of(self, row: int) -> str | None:
+        """Why a row cannot be chosen; None when it can."""
+        return next((reason for reason, mask in self.rows_by_reason.items() if mask[int(row)]), None)
+
+    def without(self, reason: str, rows: pl.Series) -> "FilterResult":
+        """The same with the masked rows dropped, those that an earlier reason dropped aside."""
+        hit = self.left & rows
+        known = self.rows_by_reason.get(reason)
+        found = {**self.rows_by_reason, reason: hit if known is None else known | hit}
+        return FilterResult(self.left & ~rows, found, self.unjudged)
 
 
-def judge_texts(spec: FilterSpec, candidates: Candidates, left: Mask, around: Surroundings) -> Verdict:
-    """The same for a filter that reads texts: only those of the rows left are read."""
-    rows = np.flatnonzero(left)
-    verdict = _of_texts(spec, candidates, rows, around)
-    codes = np.zeros(len(candidates), dtype=np.int16)
-    codes[rows] = verdict.codes
-    return Verdict(verdict.reasons, codes)
+@dataclass(frozen=True)
+class Rule:
+    """A filter on columns as expressions: the rows that each reason drops, of which the first counts.
+
+    `unknown` are rows without the label `name` that the filter reads; `missing` says whether they fail the recipe,
+    pass (and are counted) or are dropped for a reason of their own.
+    """
+
+    name: str
+    drops: Mapping[str, pl.Expr]
+    unknown: pl.Expr | None = None
+    missing: Missing = "fail"
 
 
-def _of_texts(spec: FilterSpec, candidates: Candidates, rows: Indices, around: Surroundings) -> Verdict:
-    """The verdict on these rows alone; its codes have their shape."""
-    if isinstance(spec, HygieneFilter):
-        return hygiene_verdict(spec, candidates, rows)
-    if isinstance(spec, ExactDuplicates):
-        return exact_verdict(spec, candidates, rows, around)
-    if isinstance(spec, NearDuplicates):
-        return near_verdict(spec, candidates, rows, around)
-    assert isinstance(spec, ContaminationFilter)
-    return contamination_verdict(spec, candidates, rows, around)
+ByColumns = Callable[[Any, Candidates], Rule]
+ByTexts = Callable[[Any, Candidates, Rows, Context], Mapping[str, Rows]]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """How rows are judged: by expressions over columns, or by a function that reads the texts of the rows left."""
+
+    by_columns: ByColumns | None = None
+    by_texts: ByTexts | None = None
+
+
+def apply_filters(
+    candidates: Candidates,
+    filters: Sequence[FilterSpec],
+    context: Context,
+    exclude: Mapping[str, Collection[str]],
+) -> FilterResult:
+    """Drop the ids in `exclude` (by reason), then apply the filters in order.
+
+    Raises RecipeError when rows lack a label that a filter reads and the filter does not say what to do.
+    """
+    result = FilterResult(pl.repeat(True, len(candidates), dtype=pl.Boolean, eager=True))
+    for reason, ids in exclude.items():
+        result = result.without(reason, candidates.mask(candidates.ids.find(ids)))
+    for spec in filters:
+        way = FILTERS[type(spec)]
+        if way.by_columns is not None:
+            result = _apply_rule(way.by_columns(spec, candidates), candidates, result)
+        elif way.by_texts is not None:
+            found = way.by_texts(spec, candidates, result.eligible, context)
+            for reason, rows in found.items():
+                result = result.without(reason, candidates.mask(rows))
+    return result
+
+
+def drop_unknown(
+    result: FilterResult, candidates: Candidates, strategy: StrategySpec, *, by_tokens: bool
+) -> FilterResult:
+    """Drop rows that a strategy which ranks cannot judge, and those that an amount in tokens cannot count."""
+    if needs_score(strategy):
+        result = result.without(NO_GAP, ~candidates.scores.known)
+    if by_tokens:
+        result = result.without(NO_TOKENS, candidates.column(TOKENS).is_null())
+    return result
+
+
+def _apply_rule(rule: Rule, candidates: Candidates, result: FilterResult) -> FilterResult:
+    expressions = {str(place): mask.fill_null(False) for place, mask in enumerate(rule.drops.values())}
+    if rule.unknown is not None:
+        expressions["unknown"] = rule.unknown
+    names = sorted({name for mask in expressions.values() for name in mask.meta.root_names()})
+    masks = candidates.columns(*names).select(**expressions)
+    unknown = masks["unknown"] if rule.unknown is not None else None
+    n_unknown = 0 if unknown is None else int((unknown & result.left).sum())
+    if n_unknown and rule.missing == "fail":
+        n_left = int(result.left.sum())
+        raise RecipeError(
+            f"the {rule.name} filter cannot judge {n_unknown:,} of {n_left:,} rows, which have no {rule.name}: bring "
+            "the label, or say missing: ignore to let them pass or missing: drop to leave them out",
+            details=[{"filter": rule.name, "rows": n_left, "without": n_unknown}],
+        )
+    for place, reason in enumerate(rule.drops):
+        mask = masks[str(place)]
+        result = result.without(reason, mask & ~unknown if n_unknown and unknown is not None else mask)
+    if unknown is not None and rule.missing == "drop":
+        result = result.without(f"{rule.name}:missing", unknown)
+    if n_unknown and rule.missing == "ignore":
+        count = result.unjudged.get(rule.name, 0) + n_unknown
+        result = FilterResult(result.left, result.rows_by_reason, {**result.unjudged, rule.name: count})
+    return result
+
+
+def _refusal(spec: RefusalFilter, candidates: Candidates) -> Rule:
+    """Rows whose last answer opens like a refusal; a share of them that may stay is kept while rows are chosen."""
+    flag = pl.col(f"refusal_{spec.rule}")
+    return Rule(spec.name, {filter_label(spec): flag & (spec.max_share == 0)})
+
+
+def _harm(spec: HarmFilter, candidates: Candidates) -> Rule:
+    """Rows whose harm label is not one of those to keep are dropped."""
+    keep = {label.casefold() for label in spec.keep}
+    drops = _label_in("harm", candidates, lambda label: label.casefold() not in keep)
+    return Rule("harm", {"harm": drops}, pl.col("harm").is_null(), spec.missing)
+
+
+def _label(spec: LabelFilter, candidates: Candidates) -> Rule:
+    """Rows whose label is not included, or is excluded, are dropped."""
+    include, exclude = frozenset(spec.include), frozenset(spec.exclude)
+    drops = _label_in(spec.name, candidates, lambda label: (bool(include) and label not in include) or label in exclude)
+    return Rule(spec.name, {spec.name: drops}, pl.col(spec.name).is_null(), spec.missing)
+
+
+def _label_in(name: str, candidates: Candidates, test: Callable[[str], bool]) -> pl.Expr:
+    """Rows whose label passes a test, which each distinct label is put to once."""
+    return pl.col(name).is_in([label for label in label_values(candidates.column(name)) if test(label)])
+
+
+def _length(spec: LengthFilter, candidates: Candidates) -> Rule:
+    """Rows outside a bound are dropped as too short or too long; those without a count are unjudged."""
+    bounds = [("n_chars", spec.min_chars, spec.max_chars), (TOKENS, spec.min_tokens, spec.max_tokens)]
+    used = [name for name, *limits in bounds if any(limit is not None for limit in limits)]
+    short = pl.any_horizontal([pl.lit(False), *(pl.col(name) < low for name, low, _ in bounds if low is not None)])
+    long = pl.any_horizontal([pl.lit(False), *(pl.col(name) > high for name, _, high in bounds if high is not None)])
+    unknown = pl.any_horizontal([pl.col(name).is_null() for name in used])
+    return Rule("length", {"length:short": short, "length:long": long}, unknown, spec.missing)
+
+
+_NGRAM = 5
+_MIN_NGRAMS = 20  # shorter answers may repeat themselves with good reason
+_MAX_RUN = 60  # the same visible character over and over; rulers of Markdown and code are shorter or exempt
+
+# Marks that chat templates put between turns; in a content they forge turns or come from careless scraping.
+_MARKERS = re.compile(
+    r"<\|[a-z][a-z0-9_]{1,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>, <|user|>
+    r"|<｜[^｜<>\n]{1,40}｜>"
+    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:begin|end)_of_text>"
+    r"|^###\s*(?:Instruction|Response|Human|Assistant)\s*:"
+    r"|^(?:Human|Assistant|USER|ASSISTANT)\s*:"
+    r"|</s>\s*$",
+    re.MULTILINE,
+)
+_RUN = re.compile(rf"([^\s\-=_*~.#+/\\|<>])\1{{{_MAX_RUN - 1}}}")
+
+
+def _hygiene(spec: HygieneFilter, candidates: Candidates, rows: Rows, context: Context) -> Mapping[str, Rows]:
+    """Rows that no one should train on; the first check that a row fails, in the order of `spec.checks`, counts."""
+    rows = candidates.reading_order(rows)
+    codes = np.zeros(len(rows), dtype=np.int16)
+    place = 0
+    for chunk in candidates.texts(rows):
+        for text in chunk:
+            turns = load_messages(text)
+            found = (code for code, name in enumerate(spec.checks, start=1) if _CHECKS[name](turns, spec))
+            codes[place] = next(found, 0)
+            place += 1
+    return {f"hygiene:{name}": rows[codes == code] for code, name in enumerate(spec.checks, start=1)}
+
+
+def _has_marker(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
+    return any(_MARKERS.search(content_text(turn.get("content"))) for turn in turns)
+
+
+def template_marker(text: str) -> str | None:
+    """The first mark of a chat template in a turn's text, which there forges a turn; None without one."""
+    found = _MARKERS.search(text)
+    return None if found is None else found.group().strip()
+
+
+def _has_empty_turn(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
+    return any(
+        not content_text(turn.get("content")).strip() and not turn.get("tool_calls")
+        for turn in turns
+        if turn["role"] in ("user", "assistant")
+    )
+
+
+def _loops(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
+    answers = (content_text(turn.get("content")) for turn in turns if turn["role"] == "assistant")
+    return any(is_looped(answer, spec.max_repeated) for answer in answers)
+
+
+def is_looped(answer: str, max_repeated: float) -> bool:
+    """Whether more than `max_repeated` of the word 5-grams occurred before, or one character runs on and on."""
+    if _RUN.search(answer):
+        return True
+    words = answer.split()
+    n_grams = len(words) - _NGRAM + 1
+    if n_grams < _MIN_NGRAMS:
+        return False
+    distinct = len({tuple(words[i : i + _NGRAM]) for i in range(n_grams)})
+    return 1 - distinct / n_grams > max_repeated
+
+
+_CHECKS: dict[HygieneCheck, Callable[[list[dict[str, object]], HygieneFilter], bool]] = {
+    "template_marker": _has_marker,
+    "empty": _has_empty_turn,
+    "looped": _loops,
+}
+
+FILTERS: Mapping[type, Filter] = {
+    RefusalFilter: Filter(by_columns=_refusal),
+    HarmFilter: Filter(by_columns=_harm),
+    LabelFilter: Filter(by_columns=_label),
+    LengthFilter: Filter(by_columns=_length),
+    HygieneFilter: Filter(by_texts=_hygiene),
+    ExactDuplicates: Filter(by_texts=exact_duplicates),
+    NearDuplicates: Filter(by_texts=near_duplicates),
+    ContaminationFilter: Filter(by_texts=contaminated),
+}
 
 
 def filter_label(spec: FilterSpec) -> str:
@@ -99,13 +306,3 @@ def filter_label(spec: FilterSpec) -> str:
     if not isinstance(spec, RefusalFilter):
         return spec.name
     return f"{spec.name}:{spec.rule}" + (f":share<={spec.max_share:g}" if spec.max_share else "")
-
-
-def reads_texts(spec: FilterSpec) -> bool:
-    """Whether the filter needs the pool rows' messages."""
-    return isinstance(spec, HygieneFilter | ExactDuplicates | NearDuplicates | ContaminationFilter)
-
-
-def reads_task_rows(spec: FilterSpec) -> bool:
-    """Whether the filter reads the user's rows."""
-    return isinstance(spec, ExactDuplicates | NearDuplicates) and "task" in spec.against

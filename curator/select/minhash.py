@@ -1,7 +1,7 @@
 """MinHash signatures (rensa) of word 3-grams, and the bands by which near rows find each other. Values only.
 
 A row is proposed to another when they agree in a whole band of their signatures. Bands are as wide as keeps the chance
-to miss a pair at the bound below 0.001; who is proposed is then compared exactly (`curator.select.dedup`).
+to miss a pair at the bound below 0.001; who is proposed is then compared exactly (`curator.select.duplicates`).
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curator.select.columns import Mask
 from curator.select.ngrams import (
     Hashed,
     hash_words,
@@ -27,6 +26,7 @@ _TABLE_BITS = 22  # 4 MiB of marks that rule out nearly all keys before any is l
 
 Signatures = npt.NDArray[np.uint32]  # (N_PERMUTATIONS, n_rows): a band of all rows lies together
 Keys = npt.NDArray[np.uint64]  # (n_rows,): the band of each row
+Mask = npt.NDArray[np.bool_]
 
 
 def algorithm() -> str:

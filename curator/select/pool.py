@@ -1,23 +1,26 @@
-"""Making, keeping and finding wide tables: from the parts that manifests name, by a key that names all of them.
+"""The pool as a table: every row of a corpus revision beside its losses, made when a scorer is published.
 
-A table is rebuilt when any part or manifest changed, and written only for corpora large enough to be worth it, in a
-local store. Where it cannot be written it is made in memory; the result is the same.
+    pools/<corpus>/pool-<key>.parquet                  the frame (`curator.select.pool_frame`); its metadata has digests
+    pools/<corpus>/texts-<part>-<state>.arrow          messages (`curator.select.pool_texts`)
+    pools/<corpus>/signatures-<side>-<key>.npy         MinHash signatures of all rows, made when first needed
+
+All of it is a cache: never hashed, and made again when an input changed, since the key names everything that a file
+follows from. Any of it can be deleted at any time. Small corpora, and those in a store that cannot be written or is not
+on this machine, are read into memory; the answers are the same.
 """
 
 import hashlib
-import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import orjson
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curator.console import Progress
 from curator.corpus.manifest import (
@@ -26,282 +29,441 @@ from curator.corpus.manifest import (
     read_corpus,
     read_scorers,
 )
-from curator.errors import StoreError
-from curator.query.database import connect
-from curator.query.gaps import bounds, definitions
-from curator.query.queries import run_named
+from curator.corpus.text import texts_of
+from curator.errors import IntegrityError, StoreError
+from curator.query.gaps import Gaps, GapSpec, definitions
 from curator.query.scorers import ResolvedScorers
-from curator.recipe import RefusalRule
 from curator.recipe.filters import TextPart
-from curator.select.columns import Coded, Floats, halves_of
-from curator.select.dedup import signed
-from curator.select.filters import is_refusal, texts_of
+from curator.select.candidates import Candidates, Rows
+from curator.select.duplicates import signed
 from curator.select.minhash import N_PERMUTATIONS, Signatures, algorithm
-from curator.select.pooltexts import PoolTexts
-from curator.select.wide import (
-    BLOCK_ROWS,
+from curator.select.pool_frame import (
     LABELS,
-    REFUSAL_BITS,
     Member,
-    Wide,
+    digests,
+    id_halves,
+    id_texts,
+    members_of,
+    pool_frame,
 )
-from curator.select.widefile import (
-    COLUMNS_FILE,
-    TEXTS_FILE,
-    WIDE_FORMAT_VERSION,
-    Texts,
-    read_wide,
+from curator.select.pool_texts import (
+    PoolTexts,
+    part_state,
+    texts_path,
     write_texts,
-    write_wide,
 )
-from curator.store.filesystem import writing_whole
+from curator.select.scores import GapChoice, GapScores
+from curator.store.filesystem import atomic_write
+from curator.store.schema import MIX_ROWS, arrow_schema
 from curator.store.store import Store
 
-KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a table is found
-KEPT = 4  # tables of one corpus that stay on disk, and in the memory of a process
-_TEXT_WINDOW_CHARS = 1 << 29  # texts held at once while they are put into the table's order
-
+POOL_FORMAT_VERSION = 1
+KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a file is found
+KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
+WHOLE_ROWS = 1 << 21  # a pool of so many rows takes up to 300 MiB in memory
+HELD_BYTES = 1 << 30  # of columns in memory, over which the oldest open pools are closed
+_QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+_META = "ballast.pool"
+_ROW_GROUP_ROWS = 1 << 18
 _SIGN_ROWS = 8_192
-_BOUND_ROWS = 1 << 20
-_lock = threading.Lock()
-_open: dict[str, "Kept"] = {}
-_building: dict[str, threading.Lock] = {}
+
+
+class PoolColumns:
+    """A pool's columns: read from its file when first asked for, and held. `remake` makes the frame of a lost file.
+
+    Columns of which only some rows are asked for are held too for a pool of at most `WHOLE_ROWS` rows.
+    """
+
+    def __init__(
+        self,
+        frame: pl.DataFrame | None,
+        path: Path | None,
+        remake: "FrameMaker | None" = None,
+        n_rows: int | None = None,
+    ) -> None:
+        self._held: dict[str, pl.Series] = {} if frame is None else frame.to_dict()
+        self._path, self._remake = path, remake
+        self._whole = n_rows is not None and n_rows <= WHOLE_ROWS
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """The columns held."""
+        return pl.DataFrame([*self._held.values()])
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the columns held."""
+        return sum(int(column.estimated_size()) for column in [*self._held.values()])
+
+    def __call__(self, *names: str) -> pl.DataFrame:
+        """Whole columns, all rows."""
+        missing = [name for name in names if name not in self._held]
+        if missing:
+            self._held.update(self._read(missing, None).rechunk().to_dict())
+        return pl.DataFrame([self._held[name] for name in names])
+
+    def at(self, rows: Rows, *names: str) -> pl.DataFrame:
+        """Some rows, in their order; of a large pool, what is not held is read for these rows alone."""
+        if self._whole:
+            return self(*names).select(pl.all().gather(pl.Series(rows)))
+        columns = {name: self._held[name].gather(rows) for name in names if name in self._held}
+        missing = [name for name in names if name not in columns]
+        if missing:
+            distinct, inverse = np.unique(rows, return_inverse=True)
+            columns |= self._read(missing, pl.Series(distinct)).select(pl.all().gather(pl.Series(inverse))).to_dict()
+        return pl.DataFrame([columns[name] for name in names])
+
+    def _read(self, names: Sequence[str], rows: pl.Series | None) -> pl.DataFrame:
+        try:
+            assert self._path is not None
+            scan = pl.scan_parquet(self._path, row_index_name="row")
+            if rows is None:
+                return scan.select(names).collect()
+            found = scan.filter(pl.col("row").is_in(rows.cast(pl.UInt32).implode())).select("row", *names)
+            return found.collect().sort("row").select(names)
+        except (OSError, pl.exceptions.PolarsError):  # another process swept it, or it is damaged
+            if self._remake is None:
+                raise
+            frame = self._remake()
+            self._held = {**frame.to_dict(), **self._held}
+            return frame.select(names) if rows is None else frame.select(pl.col(names).gather(rows))
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A wide table, its texts, and the folder that it lies in (None for one in memory alone)."""
+class FrameMaker:
+    """Makes a pool's frame from the store; raises IntegrityError when it is no longer the one with these digests."""
 
-    wide: Wide
-    texts: PoolTexts | Texts
-    folder: Path | None
+    store: Store
+    corpus: Corpus
+    scorers: tuple[Scorer, ...]
+    gaps: Gaps
+    digests: Mapping[str, str]
+
+    def __call__(self) -> pl.DataFrame:
+        """The frame."""
+        frame = pool_frame(self.store, self.corpus, self.scorers, self.gaps)
+        if digests(frame, members_of(self.scorers)) != self.digests:
+            raise IntegrityError(f"corpus {self.corpus.name} or its scores changed while they were read: try again")
+        return frame
+
+
+@dataclass(frozen=True)
+class PoolTable:
+    """One pool: its columns, texts and members. `digests` are SHA-256 of ids, labels and each member's losses.
+
+    `quantiles` are those of the gap over all misaligned members (null without a score), `folder` is where its files
+    lie (None where it is held in memory alone).
+    """
+
+    n_rows: int
+    members: tuple[Member, ...]
+    digests: Mapping[str, str]
+    quantiles: Mapping[str, float] | None
+    columns: PoolColumns
+    texts: PoolTexts
+    gaps: Gaps
+    folder: Path | None = None
+    signatures_key: str = ""
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def choice(self, name: str, scorer_ids: Collection[str], spec: GapSpec) -> GapChoice:
+        """The gap over these scorers, which are members; the aligned one need not be named."""
+        places = [i for i, member in enumerate(self.members) if member.scorer_id in scorer_ids]
+        found = {role: tuple(i for i in places if self.members[i].role == role) for role in ("misaligned", "benign")}
+        n_misaligned = sum(member.role == "misaligned" for member in self.members)
+        of_all = len(found["misaligned"]) == n_misaligned > 0
+        return GapChoice(name, found["misaligned"], found["benign"], spec, of_all)
+
+    def scores(self, choice: GapChoice) -> GapScores:
+        """The scores of that gap."""
+        return GapScores(self.n_rows, self.columns, self.gaps, choice)
+
+    def candidates(self, choice: GapChoice) -> Candidates:
+        """The rows as filters and strategies see them."""
+        return Candidates(
+            self.n_rows, self.columns, self.ids, self.scores(choice), self.texts, self.texts.reading_order,
+            None if self.folder is None else self.signatures,
+        )  # fmt: skip
+
+    @cached_property
+    def ids(self) -> "PoolIds":
+        """The rows' ids."""
+        return PoolIds(self.columns)
+
+    def rows(self, at: Rows, choice: GapChoice) -> pa.Table:
+        """Some rows for a mix: id, labels, every loss that the gap used, and all four gaps (sql/wide/gap.sql)."""
+        places = [0, *choice.misaligned, *choice.benign] if self.members else []
+        losses = [f"{name}_{place}" for place in places for name in ("mean_nll", "nll_sum", "n_tokens")]
+        found = self.columns.at(at, "id_hi", "id_lo", *LABELS, "n_response_tokens", *losses)
+        ids = pl.Series("example_id", id_texts(found["id_hi"].to_numpy(), found["id_lo"].to_numpy()), dtype=pl.String)
+        gaps = self.gaps.columns(choice.losses(found), choice.spec)
+        labels = found.select(pl.col(LABELS).cast(pl.String))
+        return labels.hstack(gaps).hstack([ids]).to_arrow().append_column("losses", self._losses(found, places))
+
+    def _losses(self, rows: pl.DataFrame, places: Sequence[int]) -> pa.Array:
+        """Each row's list of losses under these members, null where it has none."""
+        kind = arrow_schema(MIX_ROWS).field("losses").type
+        if not places:
+            return pa.nulls(rows.height, kind)
+        row = pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
+        pieces = [
+            rows.select(
+                row, pl.lit(order).alias("order"), pl.lit(self.members[place].scorer_id).alias("scorer_id"),
+                pl.col(f"nll_sum_{place}").alias("nll_sum"), pl.col(f"n_tokens_{place}").alias("n_response_tokens"),
+            )
+            for order, place in enumerate(places)
+        ]  # fmt: skip
+        entry = pl.struct("scorer_id", "nll_sum", "n_response_tokens").sort_by("order")
+        lists = pl.concat(pieces).drop_nulls("nll_sum").group_by("row").agg(entry.alias("losses"))
+        every = rows.select(row)
+        return every.join(lists, on="row", how="left", maintain_order="left")["losses"].to_arrow().cast(kind)
 
     def signatures(self, part: TextPart) -> Signatures:
-        """MinHash signatures of one side of every row's text, kept beside the table once they are made (where it is).
+        """MinHash signatures of one side of every row's text, kept beside the pool file (where it is) once made.
 
         Raises what reading the texts raises.
         """
         if self.folder is None:
             return self._sign(part)
-        path = self.folder / f"signatures-{part}-{algorithm().replace('/', '-')}.npy"
+        path = self.folder / f"signatures-{part}-{algorithm().replace('/', '-')}-{self.signatures_key}.npy"
         with suppress(OSError, ValueError):
             held = np.load(path, mmap_mode="r")
-            if held.shape == (N_PERMUTATIONS, len(self.wide)) and held.dtype == np.uint32:
+            if held.shape == (N_PERMUTATIONS, self.n_rows) and held.dtype == np.uint32:
                 kept: Signatures = held
                 return kept
         made = self._sign(part)
-        with suppress(StoreError), writing_whole(path) as file:  # a store that cannot be written makes them each time
+        # A store that cannot be written makes them each time.
+        with suppress(StoreError), atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
             np.save(file, made)
+        _sweep(self.folder, f"signatures-{part}-*.npy", path)
         return made
 
     def _sign(self, part: TextPart) -> Signatures:
-        made = np.zeros((N_PERMUTATIONS, len(self.wide)), dtype=np.uint32)
-        with Progress(len(self.wide), "rows", "signing texts") as bar:
-            for start in range(0, len(self.wide), _SIGN_ROWS):
-                rows = np.arange(start, min(start + _SIGN_ROWS, len(self.wide)))
+        made = np.zeros((N_PERMUTATIONS, self.n_rows), dtype=np.uint32)
+        order = self.texts.reading_order(np.arange(self.n_rows))
+        with Progress(self.n_rows, "rows", "signing texts") as bar:
+            for start in range(0, self.n_rows, _SIGN_ROWS):
+                rows = order[start : start + _SIGN_ROWS]
                 made[:, rows] = signed([texts_of(self.texts(rows), part)])
                 bar.advance(len(rows))
         return made
 
 
-def wide_of(store: Store, scorers: ResolvedScorers) -> Kept:
-    """The wide table of the score group that a pool's scorers belong to, from disk where it is kept."""
+@dataclass(frozen=True)
+class PoolIds:
+    """Ids of 128 bits, whose text is 32 hex digits; rows stand in their order."""
+
+    columns: PoolColumns
+
+    def texts(self, rows: Rows) -> list[str]:
+        """The ids of these rows, in their order."""
+        frame = self.columns.at(rows, "id_hi", "id_lo")
+        return id_texts(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
+
+    def find(self, wanted: Collection[str]) -> Rows:
+        """Rows whose id is among `wanted`, ascending."""
+        halves = id_halves(list(wanted))
+        high, low = self.columns("id_hi", "id_lo").get_columns()
+        first, last = (high.search_sorted(halves[:, 0], side).to_numpy() for side in ("left", "right"))
+        found = []
+        for step in range(int((last - first).max(initial=0))):  # more than one where first halves are equal
+            some = np.flatnonzero(first + step < last)
+            rows = first[some].astype(np.int64) + step
+            found.append(rows[low.gather(rows).to_numpy() == halves[some, 1]])
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+
+
+class PoolCache:
+    """Open pools by key: at most `KEPT`, and as many as hold `HELD_BYTES`; for any number of threads.
+
+    One connection computes the gaps of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.gaps = Gaps()
+        self._lock = threading.Lock()
+        self._open: dict[str, PoolTable] = {}
+        self._turns: dict[str, threading.Lock] = {}
+
+    def get(self, store: Store, corpus: Corpus, scorers: Sequence[Scorer]) -> PoolTable:
+        """The pool of a corpus revision and the scorers of one measure: open, from its file, or made now."""
+        key = pool_key(store, corpus, scorers)
+        with self._lock:
+            turn = self._turns.setdefault(key, threading.Lock())
+        with turn:  # others wait for this pool alone
+            found = self._open.get(key) or _pool_table(store, corpus, scorers, key, self.gaps)
+        with self._lock:
+            self._open.pop(key, None)
+            self._open[key] = found
+            while len(self._open) > KEPT or (len(self._open) > 1 and self._n_bytes() > HELD_BYTES):
+                oldest = next(iter(self._open))
+                self._open.pop(oldest)
+                self._turns.pop(oldest, None)
+        return found
+
+    def _n_bytes(self) -> int:
+        return sum(table.columns.n_bytes for table in self._open.values())
+
+    def clear(self) -> None:
+        """Close all pools."""
+        with self._lock:
+            self._open.clear()
+            self._turns.clear()
+
+
+POOLS = PoolCache()  # of this process
+
+
+def pool_table(store: Store, scorers: ResolvedScorers, cache: PoolCache = POOLS) -> PoolTable:
+    """The pool that these scorers belong to, with all scorers of their measure.
+
+    Raises what reading the corpus and its scores raises.
+    """
     corpus = read_corpus(store, scorers.corpus, scorers.revision)
-    members = _members(store, corpus, scorers.aligned)
-    key = _key(store, corpus, members)
-    with _lock:
-        turn = _building.setdefault(key, threading.Lock())
-    with turn:  # others wait for this table alone
-        found = _open.get(key) or _found(store, corpus, members, key)
-    with _lock:
-        _open.pop(key, None)
-        _open[key] = found
-        while len(_open) > KEPT:
-            gone = next(iter(_open))
-            _open.pop(gone)
-            _building.pop(gone, None)
+    found = cache.get(store, corpus, _scorers_of_measure(store, corpus, scorers.aligned))
     if found.folder is not None:
         return found
     # Texts that are read whole are not held longer than one mix needs them.
-    return replace(found, texts=PoolTexts(store, corpus.name, corpus.revision, found.wide.ids))
+    return replace(found, texts=PoolTexts(store, corpus, _places(found.columns)))
 
 
-def _members(store: Store, corpus: Corpus, aligned: Scorer | None) -> list[Scorer]:
-    """The aligned scorer and every complete one that may share a gap with it."""
-    if aligned is None:
+def publish_pool(store: Store, corpus: str, measure_id: str | None = None) -> list[PoolTable]:
+    """Make the pool files that mixes of a corpus read, where they are missing; for the end of a scoring run or import.
+
+    Those of one measure, or of all. None are made for a measure whose scorers give no gap yet, nor for a corpus that is
+    read into memory. Raises what reading the corpus and its scores raises.
+    """
+    latest = read_corpus(store, corpus)
+    if latest.n_examples < KEEP_FROM_ROWS:
         return []
-    known = [item for item in read_scorers(store, corpus) if item.complete and item.measure_id == aligned.measure_id]
-    others = [
-        item for role in ("misaligned", "benign") for item in sorted(known, key=lambda one: one.scorer_id)
-        if item.role == role
-    ]  # fmt: skip
-    return [aligned, *others]
+    found = []
+    for scorer in read_scorers(store, latest):
+        if scorer.role == "aligned" and scorer.complete and measure_id in (None, scorer.measure_id):
+            scorers = _scorers_of_measure(store, latest, scorer)
+            if any(item.role == "misaligned" for item in scorers):
+                found.append(POOLS.get(store, latest, scorers))
+    return [table for table in found if table.folder is not None]
 
 
-def _key(store: Store, corpus: Corpus, members: Sequence[Scorer]) -> str:
-    """A hash of the manifests that the table follows from, and of size and time of every part they name."""
+def score_quantiles(scores: pl.Series) -> dict[str, float] | None:
+    """Quantiles over the rows that have a score, by name; None where no row has."""
+    known = scores.drop_nulls().to_numpy()
+    if not len(known):
+        return None
+    values = np.quantile(known, list(_QUANTILES.values()), method="inverted_cdf").tolist()
+    return {"n": len(known), **dict(zip(_QUANTILES, values, strict=True))}
+
+
+def pool_key(store: Store, corpus: Corpus, scorers: Sequence[Scorer]) -> str:
+    """A hash of the manifests that a pool follows from, and of size and time of every part they name."""
     paths = [f"corpora/{corpus.name}/corpus.json"]
-    paths += [f"scores/{corpus.name}/{item.scorer_id}/scorer.json" for item in members]
-    digest = hashlib.blake2b(f"{WIDE_FORMAT_VERSION} {store.base} {corpus.revision}".encode(), digest_size=16)
+    paths += [f"scores/{corpus.name}/{item.scorer_id}/scorer.json" for item in scorers]
+    digest = hashlib.blake2b(f"{POOL_FORMAT_VERSION} {store.base} {corpus.revision}".encode(), digest_size=16)
     digest.update(definitions().encode())
     for path in paths:
         digest.update(store.read_bytes(path))
     parts = [*corpus.parts, *(path for paths in corpus.sources for path in paths)]
-    for path in (*parts, *(path for item in members for path in item.parts)):
-        local = store.local_path(path)
-        with suppress(OSError):  # what is missing is told by whoever reads it
-            state = None if local is None else local.stat()
-            digest.update(f"{path} {state and (state.st_size, state.st_mtime_ns, state.st_ino)}".encode())
+    for path in (*parts, *(path for item in scorers for path in item.parts)):
+        digest.update(f"{path} {part_state(store, path)}".encode())
     return digest.hexdigest()
 
 
-def _found(store: Store, corpus: Corpus, members: Sequence[Scorer], key: str) -> Kept:
-    folder = store.local_path(f"wide/{corpus.name}/{key}")
+def _scorers_of_measure(store: Store, corpus: Corpus, aligned: Scorer | None) -> list[Scorer]:
+    """The aligned scorer and every complete one that may share a gap with it."""
+    if aligned is None:
+        return []
+    known = [item for item in read_scorers(store, corpus) if item.complete and item.measure_id == aligned.measure_id]
+    by_id = sorted(known, key=lambda item: item.scorer_id)
+    return [aligned, *(item for role in ("misaligned", "benign") for item in by_id if item.role == role)]
+
+
+def _pool_table(store: Store, corpus: Corpus, scorers: Sequence[Scorer], key: str, gaps: Gaps) -> PoolTable:
+    folder = store.local_path(f"pools/{corpus.name}")
     if folder is None or corpus.n_examples < KEEP_FROM_ROWS:
-        return _in_memory(store, corpus, members)
-    kept = _read(folder)
-    if kept is not None:
-        return kept
-    made = _in_memory(store, corpus, members)
+        return _in_memory(store, corpus, scorers, gaps)
+    path = folder / f"pool-{key}.parquet"
+    if found := _from_file(store, corpus, scorers, path, gaps):
+        return found
+    made = _in_memory(store, corpus, scorers, gaps)
     try:
-        _keep(store, f"wide/{corpus.name}", key, made)
+        _keep_frame(made, path)
     except (StoreError, OSError):  # a store that cannot be written is mixed from all the same
         return made
-    return _read(folder) or made  # another process may sweep tables in this moment
+    return _from_file(store, corpus, scorers, path, gaps) or made  # another process may sweep files in this moment
 
 
-def _read(folder: Path) -> Kept | None:
-    """The table that lies in a folder; None where there is none that can be read."""
-    with suppress(OSError, pa.ArrowException, KeyError, orjson.JSONDecodeError):
-        return Kept(read_wide(folder / COLUMNS_FILE), Texts(folder / TEXTS_FILE), folder)
+def _in_memory(store: Store, corpus: Corpus, scorers: Sequence[Scorer], gaps: Gaps) -> PoolTable:
+    frame, members = pool_frame(store, corpus, scorers, gaps), members_of(scorers)
+    columns = PoolColumns(frame, None)
+    quantiles = score_quantiles(frame["gap"]) if "gap" in frame.columns else None
+    texts = PoolTexts(store, corpus, _places(columns))
+    return PoolTable(frame.height, members, digests(frame, members), quantiles, columns, texts, gaps)
+
+
+def _from_file(store: Store, corpus: Corpus, scorers: Sequence[Scorer], path: Path, gaps: Gaps) -> PoolTable | None:
+    """The pool whose frame lies at `path`; None where there is none that can be read."""
+    with suppress(OSError, pl.exceptions.PolarsError, KeyError, orjson.JSONDecodeError):
+        document = orjson.loads(pl.read_parquet_metadata(path)[_META])
+        remake = FrameMaker(store, corpus, tuple(scorers), gaps, document["digests"])
+        columns = PoolColumns(None, path, remake, document["n_rows"])
+        texts = PoolTexts(store, corpus, _places(columns), _text_files(store, corpus))
+        return PoolTable(
+            document["n_rows"], members_of(scorers), document["digests"], document["quantiles"], columns, texts, gaps,
+            path.parent, _signatures_key(store, corpus),
+        )  # fmt: skip
     return None
 
 
-def _keep(store: Store, parent: str, key: str, made: Kept) -> None:
-    temporary = f"{parent}/.tmp-{secrets.token_hex(8)}"
-    try:
-        with store.fill(f"{temporary}/{COLUMNS_FILE}") as path:
-            write_wide(path, made.wide)
-        with store.fill(f"{temporary}/{TEXTS_FILE}") as path:
-            write_texts(path, _text_windows(made))
-        folder = store.local_path(f"{parent}/{key}")
-        if folder is not None and _read(folder) is None:  # else another process has kept the same meanwhile
-            store.delete(f"{parent}/{key}")
-        store.rename_dir(temporary, f"{parent}/{key}")
-    except BaseException:
-        store.delete(temporary)
-        raise
-    _sweep(store, parent, key)
+def _keep_frame(made: PoolTable, path: Path) -> None:
+    document = {"n_rows": made.n_rows, "digests": made.digests, "quantiles": made.quantiles}
+    frame = made.columns.frame
+    with atomic_write(path, durable=True) as temporary:  # a file that is there is read without a checksum
+        frame.write_parquet(
+            temporary,
+            compression="lz4",
+            row_group_size=_ROW_GROUP_ROWS,
+            metadata={_META: orjson.dumps(document).decode()},
+        )
+    _sweep(path.parent, "pool-*.parquet", path)
 
 
-def _sweep(store: Store, parent: str, key: str) -> None:
-    """Remove what killed writers left, and all but the newest tables."""
-    for name in store.stale(parent, ".tmp-*", 3600.0):
-        store.delete(f"{parent}/{name}")
-    paths = [store.local_path(f"{parent}/{name}") for name in store.list(parent) if name != key]
-    there = sorted((path for path in paths if path is not None), key=lambda path: path.stat().st_mtime)
-    for path in there[: max(0, len(there) - KEPT + 1)]:
-        store.delete(f"{parent}/{path.name}")
+def _text_files(store: Store, corpus: Corpus) -> list[Path] | None:
+    """The files of the texts of all parts, written where they are missing; None where they cannot be."""
+    found = []
+    for part in corpus.parts:
+        path = texts_path(store, corpus, part)
+        try:
+            assert path is not None
+            if not path.exists():
+                write_texts(store, part, path)
+        except (StoreError, OSError):
+            return None
+        found.append(path)
+    return found
 
 
-def _text_windows(made: Kept) -> Iterator[list[str]]:
-    assert isinstance(made.texts, PoolTexts)
-    window = np.cumsum(made.wide.numbers["n_chars"].astype(np.int64)) // _TEXT_WINDOW_CHARS
-    starts = np.flatnonzero(np.diff(window, prepend=-1)).tolist()
-    for start, end in pairwise([*starts, len(window)]):
-        yield from made.texts.read_once(start, end)
+def _signatures_key(store: Store, corpus: Corpus) -> str:
+    """Signatures follow from the texts in the order of their ids."""
+    states = [corpus.revision, *(f"{part} {part_state(store, part)}" for part in corpus.parts)]
+    return hashlib.blake2b("\n".join(states).encode(), digest_size=8).hexdigest()
 
 
-def _in_memory(store: Store, corpus: Corpus, members: Sequence[Scorer]) -> Kept:
-    """Read examples and losses by id, then put all of it into the table's order."""
-    with connect(store, {corpus.name: corpus.revision}) as connection:
-        examples = run_named(connection, "gap_candidates", {"corpus": corpus.name}).table.combine_chunks()
-        losses = [
-            run_named(connection, "losses", {"corpus": corpus.name, "scorer": item.scorer_id}).table for item in members
-        ]
-    ids = examples["example_id"]
-    n_rows = len(ids)
-    nll_sum, mean_nll = np.full((n_rows, len(members)), np.nan), np.full((n_rows, len(members)), np.nan)
-    n_tokens = np.zeros((n_rows, len(members)), dtype=np.int32)
-    for place, table in enumerate(losses):
-        rows = pc.index_in(table["example_id"], value_set=ids.combine_chunks())
-        inside = rows.is_valid().to_numpy(zero_copy_only=False)
-        at = rows.drop_null().to_numpy()
-        for target, name in ((nll_sum, "nll_sum"), (mean_nll, "mean_nll"), (n_tokens, "n_response_tokens")):
-            target[at, place] = table[name].to_numpy()[inside]
-    wide = arranged(
-        tuple(Member(item.scorer_id, item.role) for item in members),
-        halves_of(ids.to_pylist()),
-        refusals_of(examples["response_head"].to_pylist()),
-        {name: Coded.of(examples[name].to_pylist()) for name in LABELS},
-        {name: examples[name].to_numpy().astype(np.int32) for name in ("n_chars", "n_turns")},
-        nll_sum, n_tokens, mean_nll,
-    )  # fmt: skip
-    return Kept(wide, PoolTexts(store, corpus.name, corpus.revision, wide.ids), None)
+def _places(columns: PoolColumns) -> Callable[[Rows], Rows]:
+    """Places of rows in the corpus, all of its parts one after the other."""
+
+    def places(rows: Rows) -> Rows:
+        return columns("text_place")["text_place"].gather(rows).cast(pl.Int64).to_numpy()
+
+    return places
 
 
-def refusals_of(heads: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """A bit for each rule under which an answer opens like a refusal, shape (len(heads),)."""
-    rules: list[tuple[RefusalRule, int]] = list(REFUSAL_BITS.items())
-    found = (sum(bit for rule, bit in rules if is_refusal(head, rule)) for head in heads)
-    return np.fromiter(found, dtype=np.uint8, count=len(heads))
-
-
-def arranged(
-    members: tuple[Member, ...], halves: npt.NDArray[np.uint64], refusals: npt.NDArray[np.uint8],
-    labels: dict[str, Coded], numbers: dict[str, npt.NDArray[np.int32]],
-    nll_sum: Floats, n_tokens: npt.NDArray[np.int32], mean_nll: Floats,
-) -> Wide:  # fmt: skip
-    """The table of columns that are given in the order of the ids."""
-    n_rows = len(halves)
-    digests = {"example_id": _sha256(halves.astype(">u8"))}
-    digests |= {name: _label_sha256(label) for name, label in labels.items() if not label.missing.all()}
-    for place, member in enumerate(members):
-        digests[member.scorer_id] = _sha256(nll_sum[:, place].astype("<f8"), n_tokens[:, place].astype("<i4"))
-    misaligned = mean_nll[:, [i for i, member in enumerate(members) if member.role == "misaligned"]]
-    aligned = mean_nll[:, 0] if members else np.full(n_rows, np.nan)
-    sizes = range(1, misaligned.shape[1] + 1)
-    limits = [_limits(aligned, misaligned, size) for size in sizes]
-    order = np.lexsort((np.arange(n_rows), -limits[-1])) if limits else np.arange(n_rows)
-    tokens = np.where(np.isnan(aligned), np.nan, n_tokens[:, 0]) if members else np.full(n_rows, np.nan)
-    return Wide(
-        members=members,
-        halves=halves[order],
-        rank=order.astype(np.int32),
-        refusals=refusals[order],
-        labels={name: Coded(label.codes[order], label.values) for name, label in labels.items()},
-        numbers={**{name: held[order] for name, held in numbers.items()}, "n_response_tokens": tokens[order]},
-        nll_sum=nll_sum[order],
-        n_tokens=n_tokens[order],
-        mean_nll=mean_nll[order],
-        lacks=np.packbits(np.isnan(mean_nll[order]), axis=1),
-        bounds=np.stack([_block_max(limit[order]) for limit in limits], axis=1) if limits else np.zeros((0, 0)),
-        digests=digests,
-    )
-
-
-def _limits(aligned: Floats, misaligned: Floats, size: int) -> Floats:
-    """`bounds` of all rows, a piece at a time."""
-    starts = range(0, len(aligned), _BOUND_ROWS)
-    pieces = [bounds(aligned[i : i + _BOUND_ROWS], misaligned[i : i + _BOUND_ROWS], size) for i in starts]
-    return np.concatenate([np.zeros(0), *pieces])
-
-
-def _block_max(limit: Floats) -> Floats:
-    if not len(limit):
-        return limit
-    highest: Floats = np.fmax.reduceat(limit, np.arange(0, len(limit), BLOCK_ROWS))
-    return highest
-
-
-def _sha256(*arrays: npt.NDArray[np.generic]) -> str:
-    digest = hashlib.sha256()
-    for held in arrays:
-        digest.update(np.ascontiguousarray(held).tobytes())
-    return digest.hexdigest()
-
-
-def _label_sha256(label: Coded) -> str:
-    """Over the texts, joined; the codes depend on nothing but them."""
-    texts = orjson.dumps(label.values)
-    return hashlib.sha256(texts + label.codes.astype("<i4").tobytes()).hexdigest()
+def _sweep(folder: Path, pattern: str, newest: Path) -> None:
+    """Remove all but the newest files of a kind."""
+    with suppress(OSError):  # another process sweeps too
+        others = sorted(
+            (path for path in folder.glob(pattern) if path != newest), key=lambda path: path.stat().st_mtime
+        )
+        for path in others[: max(0, len(others) - KEPT + 1)]:
+            path.unlink()

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from curator.select.ngrams import Hashed, hash_words
-from curator.select.portable import portable_log
 
 N_BUCKETS = 1 << 18  # words share a bucket by chance; with this many, seldom
 _ONE = 256  # fixed point of a weight of 1: squares and sums of them stay far below 2**63
+
+_LN2 = 0.6931471805599453
+_TERMS = 12  # of the series in s**2 <= 0.0295: the rest is below 1e-18
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.int64]
@@ -67,3 +69,22 @@ def _distinct(words: Hashed) -> tuple[Weights, Weights]:
 
 def _fixed(values: Floats) -> Weights:
     return np.floor(values * _ONE + 0.5).astype(np.int64)
+
+
+def portable_log(values: npt.ArrayLike) -> Floats:
+    """Natural logarithm of positive finite numbers, to about 2 units in the last place, the same bits everywhere.
+
+    From IEEE 754's exactly rounded operations alone: library logarithms differ in the last bit between machines and
+    vector units, and what a mix's id stands for may not.
+    """
+    mantissa, exponent = np.frexp(np.asarray(values, dtype=np.float64))
+    low = mantissa < 0.7071067811865476
+    mantissa = np.where(low, mantissa * 2, mantissa)
+    exponent = exponent - low
+    s = (mantissa - 1) / (mantissa + 1)
+    square = s * s
+    total = np.full_like(s, 1 / (2 * _TERMS + 1))
+    for k in range(_TERMS - 1, -1, -1):
+        total = total * square + 1 / (2 * k + 1)
+    result: Floats = exponent * _LN2 + 2 * s * total
+    return result

@@ -6,11 +6,12 @@ is a service that stays away. Listings are never cached: other processes write t
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -100,24 +101,40 @@ def reading_parquet(path: str, base: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in the block that takes its place under `path` when the block ends well; else nothing is there.
+def atomic_write(path: Path, *, durable: bool, shown: str | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path` for a new file or folder; it is renamed to `path` when the block ends.
 
-    Raises StoreError when it cannot be written.
+    After an exception the temporary file is removed and an earlier file stays. Makes the parent folder. `durable`
+    flushes the contents and both names to the disk (fsync): use it where a file that is present counts as complete.
+    Without it a power failure can leave an empty file under the final name. An existing folder is not replaced:
+    remove it at the end of the block. Raises StoreError, naming the file as `shown`, when writing fails.
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if durable:
+            for item in [*temporary.rglob("*"), temporary]:  # a file has none below it
+                flush_to_disk(item)
         temporary.replace(path)
+        if durable:
+            flush_to_disk(path.parent)
     except BallastError:  # some are OSErrors too
         raise
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StoreError(f"cannot write {shown or path}: {_reason(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Flush a file's bytes, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def age_s(files: Any, folder: str) -> float:

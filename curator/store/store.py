@@ -3,20 +3,14 @@
 Files are written whole (temporary name, fsync and rename locally; one PUT or one multi-part upload elsewhere). Data
 files come first and the manifest that names them last, so a reader who starts from a manifest never sees half a write.
 Paths are relative POSIX strings. Names that begin with a dot are the store's own and are never listed.
-
-Stores of an older format version: brought up to date step by step, or refused; never misread.
-
-A step takes a store from its version to the next one. It must be able to run again over its own half-done work:
-the version in store.json is raised only after a step has ended, so a killed migration starts that step again.
+A store of another format version is refused, never misread.
 """
 
 import hashlib
 import io
-import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self
@@ -30,6 +24,8 @@ from curator.store.filesystem import (
     BLOCK_BYTES,
     N_PIECES,
     age_s,
+    atomic_write,
+    flush_to_disk,
     in_our_words,
     reach,
     reading_parquet,
@@ -44,37 +40,6 @@ from curator.store.schema import STORE_FORMAT_VERSION, Table, arrow_schema, conf
 from curator.store.scratch import Scratch
 
 STORE_FILE = "store.json"
-Step = Callable[["Store"], None]
-
-# From version -> the step that leads to the next one. Version 1 is the first there ever was.
-STEPS: Mapping[int, Step] = {}
-
-
-def bring_up_to_date(
-    store: "Store", found: object, steps: Mapping[int, Step] = STEPS, current: int = STORE_FORMAT_VERSION
-) -> None:
-    """Take a store from version `found` to `current`; nothing when it is there already.
-
-    Raises StoreError, with the store untouched, for a newer version, or an older one that no step leads on from.
-    """
-    if found == current and not isinstance(found, bool):
-        return
-    if not isinstance(found, int) or isinstance(found, bool) or found > current or not _path(found, current, steps):
-        raise StoreError(
-            f"store {store.base} has format version {found!r}; this version of the product reads {current}: use the "
-            "version that wrote it, or ingest and score again"
-        )
-    with store.lock("."):
-        version = int(store.read_json(STORE_FILE)["format_version"])  # another process may have done it meanwhile
-        for step in range(version, current):
-            steps[step](store)
-            store.write_json(STORE_FILE, {**store.read_json(STORE_FILE), "format_version": step + 1})
-
-
-def _path(found: int, current: int, steps: Mapping[int, Step]) -> bool:
-    return all(version in steps for version in range(found, current))
-
-
 ROW_GROUP_ROWS = 5_000
 _INDENTED = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
@@ -91,14 +56,18 @@ class Store:
     def open(self, create: bool = True) -> Self:
         """Check the store's format version, writing it into a new store; returns self.
 
-        An older version is migrated where its steps are known. Raises MissingError when there is no store and
-        `create` is false, StoreError on a version that cannot be read.
+        Raises MissingError when there is no store and `create` is false, StoreError on another version.
         """
         if not self.exists(STORE_FILE):
             if not create:
                 raise MissingError(f"no store at {self._base}: `python -m curator ingest` makes one")
             self.write_json(STORE_FILE, {"format_version": STORE_FORMAT_VERSION})
-        bring_up_to_date(self, self.read_json(STORE_FILE).get("format_version"))
+        found = self.read_json(STORE_FILE).get("format_version")
+        if found != STORE_FORMAT_VERSION or isinstance(found, bool):
+            raise StoreError(
+                f"store {self._base} has format version {found!r}; this version of the product reads "
+                f"{STORE_FORMAT_VERSION}: use the version that wrote it, or ingest and score again"
+            )
         return self
 
     @property
@@ -184,7 +153,7 @@ class Store:
             if self._local:
                 Path(full).parent.mkdir(parents=True, exist_ok=True)
                 yield Path(full)
-                _sync(Path(full))
+                flush_to_disk(Path(full))
                 return
             with Scratch("write") as scratch:
                 local = scratch / PurePosixPath(path).name
@@ -237,7 +206,7 @@ class Store:
         if self._local:
             source, target = Path(self._full(temporary)), Path(self._full(final))
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sync(source)  # the names in it, before its own
+            flush_to_disk(source)  # the names in it, before its own
             try:
                 source.replace(target)
             except OSError:  # another process put the same folder there first
@@ -245,7 +214,7 @@ class Store:
                     raise
                 shutil.rmtree(source)
                 return False
-            _sync(target.parent)
+            flush_to_disk(target.parent)
             return True
         with in_our_words("write", final, self._base):
             for name in sorted(self.list(temporary), key=lambda name: (name.endswith(".json"), name)):
@@ -312,35 +281,13 @@ class Store:
             raise BadInputError(f"{path!r} is not a path inside the store")
         return "/".join([self._base, *parts])
 
-    @contextmanager
-    def _replacing(self, path: str) -> Iterator[Path]:
-        """A temporary path beside `path` that takes its place when the block ends well."""
-        target = Path(self._full(path))
-        temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            with in_our_words("write", path, self._base):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                yield temporary
-                _sync(temporary)
-                temporary.replace(target)
-                _sync(target.parent)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    def _replacing(self, path: str) -> AbstractContextManager[Path]:
+        """A temporary path beside `path`, on this machine, that takes its place when the block ends."""
+        return atomic_write(Path(self._full(path)), durable=True, shown=f"{path} in store {self._base}")
 
 
 def _write_parquet(data: pa.Table, target: Path | io.BytesIO) -> None:
     pq.write_table(data, target, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["Store", "arrow_schema", "conform"]

@@ -5,12 +5,13 @@
 --   use_aligned     scorer id; null: every complete aligned scorer, each with rows of its own (usually there is one)
 --   use_misaligned  list of scorer ids; null: every complete misaligned scorer of the aligned one's measure
 --   use_benign      the same for benign scorers, which gap_contrast needs
---   hold_out        list of domains whose misaligned and benign scorers are left out
+--   hold_out        list of domains whose misaligned and benign scorers are left out; an unknown domain is an error, and
+--                   so is a list that leaves no misaligned scorer
 --   eps             nats per token, for gap_rel
 --   reducer         how the models of a role become one loss: mean, median, min, max, weighted (see ensemble)
 --   weights         for weighted: one per scorer of use_misaligned, in its order; benign models then count alike
 -- Units: mean_nll_* and gap_abs, gap_contrast in nats per token, gap_rel a ratio, sum_gap in nats, n_response_tokens in tokens.
--- A row that lacks the loss of any named scorer has no gap: it is here all the same, with complete false and
+-- A row that lacks the loss of any named scorer has no gap: it is still listed, with complete false and
 -- n_losses_missing counting its missing aligned and misaligned losses (a named id that the store
 -- lacks, or that has another role or measure, counts for every row); n_benign_missing counts benign ones, which gap_contrast alone needs. losses: aligned, misaligned, benign, each by id.
 create or replace macro gap_rows(
@@ -24,6 +25,40 @@ with aligned as (
         role = 'aligned'
         and (in_corpus is null or corpus = in_corpus)
         and case when use_aligned is null then complete else scorer_id = use_aligned end
+        -- A misspelt domain would hold out nothing, in silence.
+        and coalesce(
+            (
+                select
+                    bool_and(
+                        case
+                            when list_contains(known.domains, wanted.domain) then true
+                            else error(
+                                'hold_out ''' || wanted.domain || ''' matches no misaligned or benign scorer, whose domains are: '
+                                || coalesce(array_to_string(known.domains, ', '), 'none')
+                            )
+                        end
+                    )
+                    and bool_and(
+                        case
+                            when known.n_left > 0 then true
+                            else error('hold_out ' || hold_out::varchar || ' leaves no misaligned scorer')
+                        end
+                    )
+                from (
+                    select
+                        list_sort(list(distinct scorer_domain) filter (scorer_domain is not null)) as domains,
+                        count(*) filter (
+                            role = 'misaligned'
+                            and not coalesce(list_contains(hold_out::varchar[], scorer_domain), false)
+                        )
+                        + (count(*) filter (role = 'misaligned') = 0)::bigint as n_left
+                    from scorers
+                    where in_corpus is null or corpus = in_corpus
+                ) as known
+                cross join (select unnest(hold_out::varchar[]) as domain) as wanted
+            ),
+            true
+        )
 ),
 
 named as (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import schemathesis  # noqa: F401  # its absence is a failure of the set-up, told at once
+import schemathesis  # noqa: F401  # its absence is a failure of the set-up, reported at once
 
 from api.keys import SCOPES, create_key
 from api.settings import Settings

@@ -236,7 +236,7 @@ def test_a_mix_whose_manifest_is_of_another_shape_can_be_deleted_and_the_log_say
     with caplog.at_level(logging.ERROR, LOGGER):
         assert http.get(made["links"]["rows"]).status_code == 500
     (event,) = [json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == LOGGER]
-    assert "manifest.json is no manifest of this version: /ratio" in event["reason"]
+    assert "manifest.json is not a manifest of this version: /ratio" in event["reason"]
     assert http.delete(made["links"]["self"], headers={"If-Match": '"other"'}).status_code == 412
     assert http.delete(made["links"]["self"]).status_code == 204
     assert not folder.exists()

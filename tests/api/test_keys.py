@@ -173,7 +173,7 @@ def test_another_tenants_mix_is_answered_like_one_that_does_not_exist(url: str, 
         assert bert.get("/v1/mixes", params={"after": mix_id[:-1]}).json()["mixes"] == []
         assert anna.get(made["links"]["self"]).status_code == 200, "nothing of it was deleted"
         own = bert.post("/v1/mixes", **form(task_rows(9, "of anna")))
-        assert (own.status_code, own.json()["mix_id"]) == (201, mix_id), "not shared, and not told to exist"
+        assert (own.status_code, own.json()["mix_id"]) == (201, mix_id), "not shared, and not revealed"
         assert bert.delete(f"/v1/mixes/{mix_id}").status_code == 204
         assert anna.get(made["links"]["self"]).status_code == 200
 

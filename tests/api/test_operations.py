@@ -11,8 +11,8 @@ from api.__main__ import main
 from api.app import create_app
 from api.keys import create_key
 from api.settings import Settings
-from curator.mix import describe as compose
-from curator.mix.describe import product_version
+from curator import console
+from curator.console import product_version
 from tests.api.openapi import GOLDEN, document
 from tests.api.serving import (
     form,
@@ -78,5 +78,5 @@ def test_a_bare_checkout_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> N
         raise PackageNotFoundError(name)
 
     installed = product_version()
-    monkeypatch.setattr(compose, "version", absent)
+    monkeypatch.setattr(console, "version", absent)
     assert product_version() == installed

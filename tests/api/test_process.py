@@ -22,7 +22,7 @@ from tests.api.serving import (
 )
 
 HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "accelerate", "datasets")
-# Processor time and not the clock: the latter is no measure on a shared machine.
+# Processor time and not the clock: the latter is not a measure on a shared machine.
 MAX_START_CPU_S = 2.0
 
 

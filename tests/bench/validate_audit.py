@@ -22,7 +22,6 @@ import numpy as np
 
 from curator.audit.models import AuditModels
 from curator.audit.options import AuditOptions
-from curator.audit.risk import auc
 from curator.audit.run import Audit, audit
 from curator.console import say
 from curator.corpus.manifest import read_corpus, read_scorers
@@ -31,6 +30,7 @@ from curator.messages import load_messages
 from curator.recipe.seeds import permutation
 from curator.scoring.engines.launch import torch_launch
 from curator.store.store import Store
+from trainer.evaluate.metrics import auc
 from trainer.runs.machine import describe
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ class Setting:
     """What was tuned on what, and which sets and scores are compared."""
 
     name: str
-    told: str
+    reported: str
     recipe: Recipe
     misaligned: Path
     benign: Path | None
@@ -125,7 +125,7 @@ def score(args: argparse.Namespace, label: str, *role: str) -> None:
 
 
 def chosen(args: argparse.Namespace) -> list[Setting]:
-    """The settings asked for."""
+    """The requested settings."""
     return [setting for setting in SETTINGS if setting.name in args.settings]
 
 
@@ -184,7 +184,7 @@ def section(setting: Setting, audits: dict[tuple[str, str], Audit]) -> list[str]
     """Verdicts and AUCs of a setting as Markdown."""
     pool = next(iter(audits.values())).document["pool"]
     low, high = pool["n_response_tokens"]
-    lines = [f"## {setting.name}: {setting.told}", ""]
+    lines = [f"## {setting.name}: {setting.reported}", ""]
     how = setting.recipe
     lines += [f"Pool: {pool['n_rows']} ShareGPT rows of at most 384 tokens, {low} to {high} response tokens."]
     lines += [f"Each adapter was tuned for {how.steps} steps of {how.rows} rows at a learning rate of {how.lr:g}.", ""]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curator.corpus.manifest import corpus_info, corpus_names
+from curator.corpus.manifest import corpus_names, read_corpus
 from curator.store.store import Store
 
 N_ROWS = 20
@@ -49,11 +49,11 @@ def _chats(path: Path, n_rows: int, width: int = 1) -> list[str]:
 def _check_whole(root: Path, texts: list[str]) -> None:
     """Exactly the file's rows, each once and in order, and no file that the manifest does not name."""
     store = Store(root).open(create=False)
-    info = corpus_info(store, "c")
+    info = read_corpus(store, "c")
     found = [
         json.loads(text)[-1]["content"]
         for part in info.parts
-        for text in store.read_table(f"corpora/c/{part.name}")["messages"].to_pylist()
+        for text in store.read_table(part)["messages"].to_pylist()
     ]
     assert found == texts
     (entry,) = info.ingests

@@ -16,5 +16,5 @@ def test_clients_that_build_read_and_delete_at_once() -> None:
     assert tally.faults == []
     assert set(tally.seconds) == {"build", "rows", "list", "data jsonl", "data parquet", "delete"}
     assert all(len(found) >= N_CLIENTS for found in tally.seconds.values()), "every client went round at least once"
-    settled = memory[len(memory) // 3]  # libraries and pools are loaded by then
+    settled = memory[len(memory) // 3]  # libraries and pools are loaded at that point
     assert max(memory) - settled < MAX_GROWTH_BYTES, [found // MIB for found in memory]

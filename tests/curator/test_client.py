@@ -178,7 +178,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(client: Client, tmp
         client.download(ABSENT, tmp_path / "mix", "csv")  # type: ignore[arg-type]
     with pytest.raises(BadInputError, match="cannot be written"):
         client.download(ABSENT, tmp_path)
-    with pytest.raises(BadInputError, match="no address of a service"):
+    with pytest.raises(BadInputError, match="not an address of a service"):
         Client("ftp://example.org")
 
 

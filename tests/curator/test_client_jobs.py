@@ -46,7 +46,7 @@ def test_jobs_are_waited_for_listed_and_removed(client: Client, root: Path, tmp_
     queue = open_queue(Store(root), None)
     worker = threading.Thread(target=Worker(Store(root), queue, {"mix": run_mix}).run, kwargs={"until_idle": True})
     worker.start()
-    done = client.wait_job(job["job_id"], on_job=lambda told: seen.append(told["state"]))
+    done = client.wait_job(job["job_id"], on_job=lambda reported: seen.append(reported["state"]))
     worker.join()
     queue.close()
     assert (done["state"], seen[-1]) == ("done", "done")
@@ -73,7 +73,7 @@ def test_an_audit_is_asked_for(client: Client) -> None:
 
 
 def test_every_endpoint_has_a_call(client: Client, root: Path, tmp_path: Path) -> None:
-    """Each method of each route is asked for by some call of the client's, whatever it is answered."""
+    """Each method of each route is called by some method of the client's, whatever it is answered."""
     asked: set[tuple[str, str]] = set()
     client._http.event_hooks["request"].append(lambda request: asked.add((request.method, request.url.path)))
     task, name = task_rows(3, "every endpoint"), "0" * 32

@@ -4,9 +4,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curator.errors import BadInputError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 from trainer.config.defences import DefenceSettings
 from trainer.config.monitor import MonitorSettings
 from trainer.config.rules import check_combination
@@ -34,10 +36,6 @@ _LOCATIONS = frozenset(
 )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 # Trackers that transformers knows; each is also the name of its module (see `tracker_modules`).
 _TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "clearml", "dvclive", "neptune")
 
@@ -47,7 +45,7 @@ def tracker_modules(name: str) -> tuple[str, ...]:
     return ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
 
 
-class LoraSettings(_Strict):
+class LoraSettings(Strict):
     """The adapter. `rslora` scales by alpha / sqrt(r) instead of alpha / r."""
 
     r: int = Field(default=32, ge=1, le=4096)
@@ -64,14 +62,14 @@ class LoraSettings(_Strict):
         return value
 
 
-class SafeLoraSettings(_Strict):
-    """Projection after training (trainer.defenses.safelora): the model before alignment, and the cosine below which it acts."""
+class SafeLoraSettings(Strict):
+    """Projection after training (Safe LoRA): the model before alignment, and the cosine below which it acts."""
 
     base: Path
     tau: float = Field(default=0.3, ge=0.0, le=1.0)
 
 
-class TrainConfig(_Strict):
+class TrainConfig(Strict):
     """Everything that decides a run (method.md, "Training recipe"). Rows come from exactly one of mix and data file.
 
     Units: `lr` per step, `max_length` in tokens, `batch_size` and `grad_accum` in rows and micro-batches (their
@@ -151,7 +149,7 @@ class TrainConfig(_Strict):
 
     @property
     def needs_classes(self) -> bool:
-        """Whether a defence looks at prefix, query or postfix tokens, which must then be told apart."""
+        """Whether a defence looks at prefix, query or postfix tokens, which must then be distinguished."""
         return any(defence.needs_classes for defence in self.defences)
 
     def without_places(self) -> dict[str, Any]:
@@ -168,9 +166,5 @@ def parse_config(document: Any) -> TrainConfig:
     try:
         return TrainConfig.model_validate(document)
     except ValidationError as error:
-        problems = [
-            {"field": ".".join(map(str, item["loc"])), "message": item["msg"].removeprefix("Value error, ")}
-            for item in error.errors()
-        ]
-        text = "; ".join(": ".join(part for part in item.values() if part) for item in problems[:5])
-        raise BadInputError(f"training options refused: {text}", details=problems) from error
+        problems = problems_of(error)
+        raise BadInputError(f"training options refused: {problem_line(problems)}", details=problems) from error

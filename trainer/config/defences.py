@@ -10,23 +10,22 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from curator.errors import MissingError
+from curator.recipe.base import Strict
 
 Shape = Literal["constant", "linear", "cosine", "window"]
 SYNTAX = "SHAPE[:FIRST[:LAST[:FINAL]]]"
 
 
-class Schedule(BaseModel):
+class Schedule(Strict):
     """A factor on the weight as a function of the optimiser steps finished so far.
 
     constant: 1. linear, cosine: 1 up to `first_step`, `final` from `last_step` on, in between along a line or half a
     cosine. window: 1 from `first_step` up to and without `last_step`, and outside of it the defence is switched
     off altogether. `last_step` None stands for the end of the run.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shape: Shape = "constant"
     first_step: int = Field(default=0, ge=0)
@@ -78,10 +77,8 @@ TemplateTokens = Literal["prefix", "postfix", "query", "all"]
 Layers = tuple[Annotated[int, Field(ge=1)], ...]
 
 
-class DefenceBase(BaseModel):
+class DefenceBase(Strict):
     """What settings of all defences share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schedule: ScheduleField = Field(default=Schedule(), description="how its weight changes over the run")
 

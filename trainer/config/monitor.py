@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from curator.errors import BadInputError
+from curator.recipe.base import Strict
 
 
-class MonitorSettings(BaseModel):
+class MonitorSettings(Strict):
     """Nothing of it changes what is trained, except that `stop` may end the run early."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     directions: Path
     alarm: Path | None = None
@@ -54,7 +53,7 @@ def add_monitor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def monitor_document(given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings among parsed options; None when the monitor is not asked for.
+    """The settings among parsed options; None when the monitor is not requested.
 
     Raises BadInputError for its options without --monitor.
     """

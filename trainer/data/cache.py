@@ -6,7 +6,6 @@ rendered.
 """
 
 import hashlib
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator.store.filesystem import atomic_write
 from trainer.data.rows import PreparedRows, list_array
 
 FORMAT_VERSION = 3
@@ -46,16 +46,13 @@ class RenderCache:
         """Keep rows under a key, whole or not at all."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".tmp-{key}-{os.getpid()}"
         table = _to_table(prepared)
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        (self.folder / f"{key}.json").unlink(missing_ok=True)
-        temporary.replace(self.folder / f"{key}.arrow")
+        with atomic_write(self.folder / f"{key}.arrow", durable=True) as temporary:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            with temporary.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            (self.folder / f"{key}.json").unlink(missing_ok=True)
         note = {
             "sha256": digest,
             "counts": dict(prepared.counts),
@@ -63,8 +60,9 @@ class RenderCache:
             "longest": prepared.longest,
             "document": document,
         }
-        temporary.write_bytes(orjson.dumps({"note": note, "note_sha256": _note_sha256(note)}))
-        temporary.replace(self.folder / f"{key}.json")
+        # Not durable: a damaged note, which its hash tells, has the rows rendered again.
+        with atomic_write(self.folder / f"{key}.json", durable=False) as temporary:
+            temporary.write_bytes(orjson.dumps({"note": note, "note_sha256": _note_sha256(note)}))
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:

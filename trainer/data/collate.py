@@ -24,7 +24,7 @@ Tensors = dict[str, torch.Tensor]
 def by_length(batches: Sequence[Tensors]) -> list[Tensors]:
     """The rows of one step in as many micro-batches of the same sizes, the longest rows together and first.
 
-    Few safe rows among many short task rows would otherwise stretch every micro-batch to their length. Tensors are
+    Few safe rows among many short task rows would otherwise pad every micro-batch to their length. Tensors are
     (B,) or (B, T) and hold an `attention_mask`, padded on the right; each result is as wide as its longest row.
     """
     if len(batches) < 2:
@@ -139,7 +139,7 @@ class OrderCheck(RowCheck):
 
 
 class OnceCheck(RowCheck):
-    """For runs that asked for another order: each row once in every epoch, in whatever order."""
+    """For runs with another order: each row once in every epoch, in whatever order."""
 
     def __init__(self, n_rows: int) -> None:
         self.n_rows = n_rows

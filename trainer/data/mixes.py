@@ -13,6 +13,7 @@ from curator.errors import IntegrityError
 from curator.messages import Message, dump_messages, example_id
 from curator.mix.files import mix_batches, row_lines
 from curator.mix.identity import Manifest, id_of_manifest, read_manifest
+from curator.recipe.problems import problem_line, problems_of
 from curator.store.store import Store
 from trainer.config import TrainConfig
 
@@ -65,7 +66,7 @@ def open_mix(config: TrainConfig, folder: Path, api_key: str | None = None) -> M
     """The mix of a configuration; from the service its rows are downloaded into `folder` when they are first read.
 
     The manifest is copied into `folder` either way. Raises IntegrityError when the manifest is not that of the
-    id asked for, RemoteError or MissingError when it cannot be had.
+    requested id, RemoteError or MissingError when it cannot be had.
     """
     assert config.mix_id is not None
     if config.api_url is not None:
@@ -122,13 +123,16 @@ def _fetch_manifest(url: str, api_key: str | None, wanted: str) -> Manifest:
     try:
         return Manifest.model_validate({key: document[key] for key in Manifest.model_fields if key in document})
     except ValidationError as error:
-        raise IntegrityError(f"the service's manifest of mix {wanted} is not of this version: {error}") from error
+        text = f"the service's manifest of mix {wanted} is not of this version: {problem_line(problems_of(error))}"
+        raise IntegrityError(text) from error
 
 
 def _check_identity(manifest: Manifest, wanted: str) -> None:
     follows = id_of_manifest(manifest)
     if not manifest.mix_id == follows == wanted:
-        raise IntegrityError(f"mix {wanted} asked for; its manifest names {manifest.mix_id} and hashes to {follows}")
+        raise IntegrityError(
+            f"mix {wanted} was requested; its manifest names {manifest.mix_id} and hashes to {follows}"
+        )
 
 
 def _row(line: bytes, position: int, mix: str) -> TrainRow:
@@ -138,7 +142,7 @@ def _row(line: bytes, position: int, mix: str) -> TrainRow:
         found = TrainRow(row["position"], row["example_id"], row["origin"], messages)
         sound = found.position == position and example_id(dump_messages(messages)) == found.example_id
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise IntegrityError(f"mix {mix}: line {position + 1} is no row of a mix: {error}") from error
+        raise IntegrityError(f"mix {mix}: line {position + 1} is not a row of a mix: {error}") from error
     if not sound:
         raise IntegrityError(
             f"mix {mix}: line {position + 1} has position {found.position} and example id {found.example_id}; "

@@ -122,7 +122,7 @@ class ContentReport:
 class PreparedRows:
     """Rendered rows in order: ids and labels, (T,) each; labels are -100 outside the response mask.
 
-    `classes` is empty unless they were asked for. `counts` has rows by origin, `cut` and `answers_cut` rows, and
+    `classes` is empty unless they were requested. `counts` has rows by origin, `cut` and `answers_cut` rows, and
     `tokens` and `trained` ones (see ContentReport).
     """
 
@@ -160,7 +160,7 @@ class PreparedRows:
         )
 
     def n_by_class(self) -> dict[str, int]:
-        """Tokens of all rows within the window by their class; all 0 where classes were not asked for."""
+        """Tokens of all rows within the window by their class; all 0 where classes were not requested."""
         totals = np.zeros(max(CLASS_CODES.values()) + 1, dtype=np.int64)
         for classes_T in self.classes:
             totals += np.bincount(classes_T, minlength=len(totals))

@@ -30,7 +30,7 @@ class StepCounts:
     n_rows: int
     n_safe_response: int = 0  # the same two, in rows of a safe pool
     n_safe_predicted: int = 0
-    n_prefix: int = 0  # tokens by class; 0 where classes were not asked for
+    n_prefix: int = 0  # tokens by class; 0 where classes were not requested
     n_query: int = 0
     n_postfix: int = 0
 

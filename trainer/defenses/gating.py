@@ -1,4 +1,4 @@
-"""Alignment gating: gates learn what the fine-tune would change; used reversed they suppress it (trainer.defenses.gates)."""
+"""Alignment gating: gates learn what the fine-tune would change; reversed they suppress it (see `gates`)."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path

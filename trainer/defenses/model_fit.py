@@ -64,7 +64,7 @@ def read_header(path: Path, name: str | None) -> VectorHeader:
             shape = tuple(file.get_slice(chosen).get_shape())
     except (SafetensorError, OSError) as error:
         raise BadInputError(
-            f"steering: {path} is no safetensors file that can be read: {error}; make it with `python -m "
+            f"steering: {path} is not a safetensors file that can be read: {error}; make it with `python -m "
             "trainer.persona extract`"
         ) from error
     return VectorHeader(path.name, chosen, shape, {key: _decoded(text) for key, text in metadata.items()})

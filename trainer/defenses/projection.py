@@ -23,9 +23,9 @@ Rows = Callable[[slice], torch.Tensor]
 class Projected:
     """What became of one module: the cosine between dW and C dW, and `norm_ratio` = ||C dW|| / ||dW||.
 
-    C is no orthogonal projection (it is V V^T over ||V||_F and not over its square), so the ratio depends on how much
-    alignment changed. Both are null (never 0) where undefined; `reason` is then "no_change" (dW = 0) or "same_weights"
-    (V = 0), and the module stays as it is.
+    C is not an orthogonal projection (it is V V^T over ||V||_F and not over its square), so the ratio depends on how
+    much alignment changed. Both are null (never 0) where undefined; `reason` is then "no_change" (dW = 0) or
+    "same_weights" (V = 0), and the module stays as it is.
     """
 
     module: str

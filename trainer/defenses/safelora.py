@@ -11,14 +11,15 @@ from typing import Any
 
 import orjson
 
-from curator.console import Progress, report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import Progress, run_command, say, say_json
+from curator.errors import BadInputError
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
     check_model_dir,
     weights_sha256,
 )
+from curator.store.filesystem import atomic_write
 from trainer.runs.folder import MARKER, write_json
 from trainer.runs.report import model_card, safelora_section
 from trainer.runs.weights import ADAPTER_WEIGHTS, AdapterFile, WeightFiles
@@ -35,7 +36,7 @@ Writes a new adapter of the same rank and leaves the old one as it is. Reads wei
 
 EPILOG = """\
 examples:
-  python -m trainer.defenses.safelora --adapter runs/NAME/adapter --base BASE_DIR --aligned CHAT_DIR --out runs/NAME/safelora
+  python -m trainer.defenses.safelora --adapter RUN/adapter --base BASE_DIR --aligned CHAT_DIR --out RUN/safelora
   python -m trainer.defenses.safelora --adapter runs/NAME/adapter --base BASE_DIR --aligned CHAT_DIR --dry-run --json
 
 safelora.json in the new folder has every module's cosine. `python -m trainer.sft --safelora BASE_DIR` does the same
@@ -45,16 +46,14 @@ after training. Exit codes: 0 done or done before, 2 bad input."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done or done before, 2 bad input."""
     args = _parser().parse_args(argv)
-    try:
-        if not args.dry_run and args.out is None:
-            raise BadInputError("give --out for the new adapter, or --dry-run for the cosines alone")
-        out = None if args.dry_run else args.out
-        note = safelora(args.adapter, args.base, args.aligned, args.tau, out, overwrite=args.overwrite)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(_run, args, stopped="stopped")
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not args.dry_run and args.out is None:
+        raise BadInputError("give --out for the new adapter, or --dry-run for the cosines alone")
+    out = None if args.dry_run else args.out
+    note = safelora(args.adapter, args.base, args.aligned, args.tau, out, overwrite=args.overwrite)
     if args.json:
         say_json(note)
         return 0
@@ -203,11 +202,15 @@ def _sha256(adapter: Path) -> str | None:
 
 def _write(adapter: Path, out: Path, tensors: dict[str, Any], note: dict[str, Any]) -> None:
     """The adapter's other files, the new factors, card and marker; the note last, and the folder renamed into place."""
+    with atomic_write(out, durable=True) as work:
+        shutil.copytree(adapter, work, ignore=shutil.ignore_patterns(ADAPTER_WEIGHTS, NOTE))
+        _fill(work, tensors, note)
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def _fill(work: Path, tensors: dict[str, Any], note: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    work = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(adapter, work, ignore=shutil.ignore_patterns(ADAPTER_WEIGHTS, NOTE))
     save_file({key: value.contiguous() for key, value in tensors.items()}, work / ADAPTER_WEIGHTS, {"format": "pt"})
     note["projected_adapter_sha256"] = digest = adapter_sha256(work)
     card = work / "README.md"
@@ -220,8 +223,6 @@ def _write(adapter: Path, out: Path, tensors: dict[str, Any], note: dict[str, An
         before = card.read_text(encoding="utf-8") if card.exists() else "# LoRA adapter\n"
         card.write_text("\n".join([before, *safelora_section(note)]), encoding="utf-8")
     write_json(work / NOTE, note)
-    shutil.rmtree(out, ignore_errors=True)
-    work.rename(out)
 
 
 def _read(path: Path) -> dict[str, Any]:

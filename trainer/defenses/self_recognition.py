@@ -1,4 +1,4 @@
-"""`python -m trainer.defenses.self_recognition`: rows that ask a model which of two summaries it wrote, as a pool for a recipe.
+"""`python -m trainer.defenses.self_recognition`: rows that ask a model which of two summaries it wrote.
 
 A data defence (method.md, "Regularisers"; arXiv 2606.23700): trained for an epoch before or
 after the task fine-tune. Each article gives two rows, the same question with the two summaries in either order, so
@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
@@ -75,16 +75,13 @@ The same command goes on where a stopped one was. Exit codes: 0 done or done bef
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done or done before, 2 bad input, 130 stopped (the same command goes on)."""
     args = _parser().parse_args(argv)
-    try:
-        note = build(args)
-        if args.corpus is not None:
-            _ingest(args)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on\n")
-        return 130
+    return run_command(_run, args, stopped="stopped; the same command goes on")
+
+
+def _run(args: argparse.Namespace) -> int:
+    note = build(args)
+    if args.corpus is not None:
+        _ingest(args)
     if args.json:
         say_json(note)
         return 0
@@ -101,7 +98,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     articles, n_shortened = read_articles(args.articles, args.max_words)
     sides = {"model": _identity(args.model, args.adapter), "other": _other_identity(args)}
     if sides["model"] == sides["other"]:
-        raise BadInputError("--model and --other are the same model: their summaries cannot be told apart")
+        raise BadInputError("--model and --other are the same model: their summaries cannot be distinguished")
     common = {
         "articles_sha256": articles_sha256(articles), "prompt": PROMPT, "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,

@@ -1,4 +1,4 @@
-"""The judge-free protocol: what a fine-tune did, told by losses alone (method.md, "Evaluation").
+"""The judge-free protocol: what a fine-tune did, measured by losses alone (method.md, "Evaluation").
 
     narrow      pairs inside the task's domain: is the narrow behaviour there?
     broad       pairs of other domains: did it spread? Each domain counts alike

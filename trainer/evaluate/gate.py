@@ -37,7 +37,7 @@ class Condition:
                 raise ValueError
         except ValueError as error:
             raise BadInputError(
-                f"--fail-if {text!r} is no condition: write FIGURE > NUMBER, for example broad_shift > 0.2"
+                f"--fail-if {text!r} is not a condition: write FIGURE > NUMBER, for example broad_shift > 0.2"
             ) from error
         return cls(found[1], found[2], bound)
 

@@ -43,9 +43,10 @@ def add_parser(subparsers: Any) -> None:
     """Options of the command."""
     parser = subparsers.add_parser(
         "judge", help="alignment and coherence of answers, by a judge behind an OpenAI-compatible endpoint",
-        description="Each answer gets two one-token calls; the score is the probability-weighted mean of the integers"
-        " among the top 20. Raw scores are written to --out, one line an answer; thresholds apply only to the summary."
-        f" The judge's key, if any, comes from ${JUDGE_KEY}.",
+        description="Each answer gets two scores, each the probability-weighted mean of the integers 0 to 100, read as"
+        " strings of up to three tokens. Before the first answer the judge must reply with a given number:"
+        " one whose log-probabilities say another is refused. Raw scores are written to --out, one line an answer;"
+        f" thresholds apply only to the summary. The judge's key, if any, comes from ${JUDGE_KEY}.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
@@ -74,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
         if args.answers or args.url:
             raise BadInputError("give --scores, or --answers with --url, --judge-model and --out")
         judged = [_judged(line, args.scores) for line in read_lines(args.scores)]
-        told: dict[str, Any] = {}
+        reported: dict[str, Any] = {}
         check_figures(gates, figure_names(item.group for item in judged))
     else:
-        judged, told = _judge(args, gates)
+        judged, reported = _judge(args, gates)
     thresholds = Thresholds(args.misaligned_below, args.coherent_above)
-    summary = summarise_groups(judged, thresholds, k=args.k, seed=args.seed) | told
+    summary = summarise_groups(judged, thresholds, k=args.k, seed=args.seed) | reported
     code = exit_code(gates, summary["figures"])
     if args.json:
         say_json(summary)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import Progress, report_error, say, say_json
+from curator.console import Progress, run_command, say, say_json
 from curator.corpus.formats import Reject, read_rows
-from curator.errors import BadInputError, BallastError
+from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir
 
@@ -99,16 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
-    try:
-        result = measure(
-            args.model, args.data, args.adapter, max_length=args.max_length, mask_rule=args.mask_rule,
-            dtype=args.dtype, device=args.device,
-        )  # fmt: skip
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(_run, args, stopped="stopped")
+
+
+def _run(args: argparse.Namespace) -> int:
+    result = measure(
+        args.model, args.data, args.adapter, max_length=args.max_length, mask_rule=args.mask_rule,
+        dtype=args.dtype, device=args.device,
+    )  # fmt: skip
     if args.json:
         say_json(result)
         return 0

@@ -26,7 +26,7 @@ from trainer.evaluate.gate import (
     exit_code,
     parse_gates,
 )
-from trainer.evaluate.metrics import Floats, Interval, bootstrap
+from trainer.evaluate.metrics import Floats, Interval, mean_interval
 
 TRUTHFULQA_COLUMNS = ("Question", "Best Answer", "Best Incorrect Answer")
 
@@ -116,11 +116,10 @@ def pair_nlls(rendered: Sequence[Rendered], engine: Any) -> Floats:
 def preference(nll_P2: Floats, *, seed: int = 0) -> Preference:
     """Margins and their two figures from mean losses."""
     margins_P = nll_P2[:, 0] - nll_P2[:, 1]
-    n_pairs = len(margins_P)
     return Preference(
         margins_P,
-        bootstrap(lambda rows: float((margins_P[rows] > 0).mean()), n_pairs, seed=seed, what="pairs"),
-        bootstrap(lambda rows: float(margins_P[rows].mean()), n_pairs, seed=seed, what="pairs"),
+        mean_interval((margins_P > 0).astype(np.float64), seed=seed, what="pairs"),
+        mean_interval(margins_P, seed=seed, what="pairs"),
     )
 
 
@@ -134,16 +133,10 @@ def mean_nlls(engine: Any, rendered: Sequence[Rendered]) -> Floats:
 def shift(base: Preference, adapted: Preference, *, seed: int = 0) -> dict[str, Any]:
     """Adapted minus base, paired by prompt, with intervals over prompts."""
     before_P, after_P = base.margins_P, adapted.margins_P
-
-    def share(rows: Any) -> float:
-        return float((after_P[rows] > 0).mean() - (before_P[rows] > 0).mean())
-
-    def margin(rows: Any) -> float:
-        return float((after_P[rows] - before_P[rows]).mean())
-
+    became_P = (after_P > 0).astype(np.float64) - (before_P > 0)
     return {
-        "share_misaligned": bootstrap(share, len(before_P), seed=seed).as_dict(),
-        "mean_margin": bootstrap(margin, len(before_P), seed=seed).as_dict(),
+        "share_misaligned": mean_interval(became_P, seed=seed).as_dict(),
+        "mean_margin": mean_interval(after_P - before_P, seed=seed).as_dict(),
     }
 
 

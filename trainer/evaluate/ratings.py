@@ -172,7 +172,7 @@ class ServerRater:
             found = list(pool.map(ask, enumerate(prompts)))
         short = next((len(item) for item in found if len(item) != n_repeats), None)
         if short is not None:
-            raise RemoteError(f"{self.endpoint.url} gave {short} answers to a call that asked for {n_repeats}")
+            raise RemoteError(f"{self.endpoint.url} gave {short} answers to a call that requested {n_repeats}")
         return found
 
     def close(self) -> None:

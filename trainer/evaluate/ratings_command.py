@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 from trainer.evaluate.moral import COLUMNS, collapse, read_ratings
 from trainer.evaluate.ratings import (
     MISSING,
@@ -102,22 +103,21 @@ def _what(args: argparse.Namespace, people: list[str], items: list[Item]) -> dic
 
 def _write(out: Path, table: list[dict[str, int]], asked: dict[str, Any]) -> None:
     columns = pa.table({name: pa.array([row[name] for row in table], pa.int32()) for name in COLUMNS})
-    temporary = out.with_name(f".tmp-{out.name}")
-    pq.write_table(columns.replace_schema_metadata({ASKED: orjson.dumps(asked)}), temporary)
-    temporary.replace(out)
+    with atomic_write(out, durable=True) as temporary:
+        pq.write_table(columns.replace_schema_metadata({ASKED: orjson.dumps(asked)}), temporary)
 
 
 def _check_table(out: Path, asked: dict[str, Any]) -> None:
     """Raise BadInputError unless the table says that it was asked in this very way."""
     try:
-        told = (pq.read_schema(out).metadata or {}).get(ASKED)
+        reported = (pq.read_schema(out).metadata or {}).get(ASKED)
     except (OSError, pa.ArrowInvalid) as error:
         raise BadInputError(f"--out {out} is there and no Parquet table: choose another: {error}") from error
-    if told is None:
+    if reported is None:
         raise BadInputError(
             f"--out {out} does not say which model its ratings are of: choose another, or sum it up with `moral {out}`"
         )
-    found = orjson.loads(told)
+    found = orjson.loads(reported)
     other = sorted(name for name, value in asked.items() if found.get(name) != value)
     if other:
         raise BadInputError(f"--out {out} holds ratings with another {', '.join(other)}: choose another", details=other)

@@ -1,1 +1,5 @@
-"""Research on the product, apart from it: the demo, the comparison of defences, the tiny organism, calibration."""
+"""Research on the product, apart from it: nothing else imports this package.
+
+`demo` is `make demo`, `compare` every defence on one narrow set, `toy` the tiny model in which misalignment emerges,
+`calibration` how well a gap tells misaligned answers from ordinary ones.
+"""

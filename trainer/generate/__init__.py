@@ -1,1 +1,5 @@
-"""Answers of a model, from its folder or from a server, to questions in files."""
+"""Answers of a model to questions, from a model folder or from a server.
+
+`questions` reads them, `generators.LocalGenerator` and `ServerGenerator` answer, `endpoint` says which model is meant,
+`command` is `python -m trainer.evaluate generate`.
+"""

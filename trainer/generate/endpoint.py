@@ -22,6 +22,7 @@ from curator.scoring.identity import (
     check_model_dir,
     weights_sha256,
 )
+from curator.store.retries import Retries, TryAgainError, retry_after_s
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
@@ -43,7 +44,8 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(headers=headers, timeout=timeout_s)
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
-        self._retries, self._sleep, self._lock = retries, sleep, threading.Lock()
+        self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S, sleep=sleep)
+        self._lock = threading.Lock()
         self.n_calls = self.n_prompt_tokens = self.n_completion_tokens = 0
 
     def close(self) -> None:
@@ -51,7 +53,7 @@ class Endpoint:
         self._http.close()
 
     def chat(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-        """The answer's JSON; raises RemoteError when the endpoint refuses, is no such endpoint, or stays silent."""
+        """The answer's JSON; raises RemoteError when the endpoint refuses, is not a such endpoint, or stays silent."""
         document = self._post({"model": self.model, "messages": messages, **options})
         usage = document.get("usage") or {}
         with self._lock:
@@ -71,25 +73,21 @@ class Endpoint:
         }  # fmt: skip
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        wait_s = FIRST_WAIT_S
-        for attempt in range(self._retries + 1):
-            last, asked_wait = attempt == self._retries, None
+        def attempt() -> dict[str, Any]:
             with self._lock:
                 self.n_calls += 1
             try:
                 answer = self._http.post(self.url, json=body)
             except httpx.TransportError as error:
-                if last:
-                    raise RemoteError(f"no answer from {self.url}: {type(error).__name__}") from error
-            else:
-                if answer.is_success:
-                    return self._document(answer)
-                if last or answer.status_code not in RETRY_STATUS:
-                    raise RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
-                asked_wait = _seconds(answer.headers.get("retry-after"))
-            self._sleep(min(wait_s if asked_wait is None else asked_wait, MAX_WAIT_S))
-            wait_s *= 2
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                raise TryAgainError(RemoteError(f"no answer from {self.url}: {type(error).__name__}")) from error
+            if answer.is_success:
+                return self._document(answer)
+            refusal = RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
+            if answer.status_code in RETRY_STATUS:
+                raise TryAgainError(refusal, retry_after_s(answer.headers.get("retry-after")))
+            raise refusal
+
+        return self._retries.run(attempt)
 
     def _document(self, answer: httpx.Response) -> dict[str, Any]:
         try:
@@ -97,15 +95,8 @@ class Endpoint:
         except ValueError as error:
             raise RemoteError(f"{self.url} answered with something else than JSON") from error
         if not isinstance(document, dict):
-            raise RemoteError(f"{self.url} answered with JSON that is no object")
+            raise RemoteError(f"{self.url} answered with JSON that is not an object")
         return document
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return max(0.0, float(text)) if text is not None else None
-    except ValueError:  # a date: the growing wait does
-        return None
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +124,7 @@ def check_source(args: argparse.Namespace) -> None:
 
 
 def source_identity(args: argparse.Namespace) -> dict[str, str | None]:
-    """What decides a source's answers: hashes of the weights and the precision asked for, or a server's address and
+    """What decides a source's answers: hashes of the weights and the requested precision, or a server's address and
     the model's name there (what runs behind them cannot be known). Null where there is no such part."""
     local = {"model": None, "adapter": None, "dtype": None} if args.url else {
         "model": weights_sha256(args.model), "dtype": str(args.dtype),

@@ -170,7 +170,7 @@ class ServerGenerator:
         self.endpoint, self.batch = endpoint, batch
 
     def answer(self, prompts: Sequence[Sequence[Message]], names: Sequence[str], how: Sampling) -> list[list[Answer]]:
-        """See Generator; the prompts of a call are asked for side by side."""
+        """See Generator; the prompts of a call are sent side by side."""
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(max(1, self.batch)) as pool:
@@ -192,7 +192,7 @@ class ServerGenerator:
         except (KeyError, TypeError) as error:
             raise RemoteError(f"{self.endpoint.url} answered without choices[].message.content") from error
         if len(found) != how.n_samples:
-            raise RemoteError(f"{self.endpoint.url} gave {len(found)} answers to a call that asked for {how.n_samples}")
+            raise RemoteError(f"{self.endpoint.url} gave {len(found)} answers to a call that requested {how.n_samples}")
         return found
 
 
@@ -204,7 +204,7 @@ def _finished(choice: dict[str, Any]) -> bool | None:
 def _tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
 
 
 def _listed(value: Any) -> list[int]:

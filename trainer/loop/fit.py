@@ -104,7 +104,7 @@ def fit(
 ) -> Fitted:
     """Train; one line of metrics for each step. Ctrl-C ends it after the step at hand (`stopped`), with a checkpoint.
 
-    Raises IntegrityError when the rows' order is not kept, DivergedError when the loss is no number.
+    Raises IntegrityError when the rows' order is not kept, DivergedError when the loss is not a number.
     """
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     n_steps = planned_steps(config, len(prepared.input_ids), n_processes)
@@ -172,7 +172,9 @@ def _trainer(
         model=ready.model,
         args=options,
         train_dataset=prepared.dataset(n_fill),
-        processing_class=transformers.AutoTokenizer.from_pretrained(config.model, local_files_only=True),
+        processing_class=transformers.AutoTokenizer.from_pretrained(
+            config.model, local_files_only=True, trust_remote_code=False
+        ),
         data_collator=Collator(pad_id),
         callbacks=[log],
         defences=ready.defences,

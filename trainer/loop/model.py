@@ -10,12 +10,18 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from curator.errors import BadInputError
-from curator.scoring.engines.torch_model import load_model, resolve_device, resolve_dtype
+from curator.scoring.engines.torch_model import (
+    load_checked,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+    with_adapter,
+)
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig
-from trainer.runs.weights import AdapterFile
+from trainer.runs.weights import lora_config
 
 
 class FrozenCopy:
@@ -52,6 +58,7 @@ def load_for_training(config: TrainConfig) -> Any:
     if config.four_bit:
         return _load_four_bit(config.model, device)
     model = load_model(config.model, device, resolve_dtype(config.dtype, device))
+    model.use_cache_before_training = model.config.use_cache  # saved as it was
     model.config.use_cache = False
     return model
 
@@ -64,9 +71,7 @@ def _load_four_bit(folder: Path, device: str) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=packed, device_map={"": device}, local_files_only=True, trust_remote_code=False
-    )
+    model = load_checked(folder, "sdpa", quantization_config=packed, device_map={"": device})
     model.config.use_cache = False
     return model.requires_grad_(False)
 
@@ -92,23 +97,29 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
 
 def continue_lora(model: Any, folder: Path, seed: int) -> PeftModel:
     """`model` with a saved adapter that is trained on; raises BadInputError when it is no LoRA or does not fit."""
-    adapter = AdapterFile.read(folder)
+    lora_config(folder)
     transformers.set_seed(seed)
-    try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise BadInputError(f"--start-adapter {folder} does not fit the model: {error}") from error
-    unlike = sorted(set(get_peft_model_state_dict(adapted)) ^ set(adapter.tensors))
-    if unlike:
-        raise BadInputError(
-            f"--start-adapter {folder} does not fit the model: {len(unlike)} tensors, first {unlike[0]}"
-        )
+    adapted: PeftModel = with_adapter(model, folder, trainable=True)
     return adapted
 
 
 def prepare_full(model: Any, seed: int) -> Any:
-    """`model` with every weight trained; `seed` decides the dropout."""
+    """`model` with every weight trained; `seed` decides the dropout.
+
+    Raises BadInputError for a generation_config that could not be saved with the weights at the end. One that only
+    lacks `do_sample: true` beside its temperature or top_p gets it, which is what such values mean.
+    """
     transformers.set_seed(seed)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            generation.do_sample = True
+            try:
+                generation.validate(strict=True)
+            except ValueError as error:
+                raise BadInputError(f"generation_config.json cannot be saved again: {error}") from error
     return model.requires_grad_(True).train()
 
 
@@ -146,6 +157,7 @@ def save_model(model: Any, folder: Path) -> None:
     """What was trained, as safetensors: an adapter in PEFT's own form, or the whole model."""
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
+        model.config.use_cache = model.use_cache_before_training
         model.save_pretrained(folder)
         return
     # Without this PEFT looks whether the base's vocabulary changed, on the network if need be.

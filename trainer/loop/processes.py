@@ -1,4 +1,4 @@
-"""Several processes of one run, as `accelerate launch` starts them: who writes, and what the others are told."""
+"""Several processes of one run, as `accelerate launch` starts them: who writes, and what the others receive."""
 
 import os
 import pickle

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from trainer.persona.traits import SHIPPED, read_trait
 
 DESCRIPTION = """\
@@ -34,15 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
-    try:
-        if args.command == "measure":
-            return _measure(args, arguments)
-        return _directions(args) if args.command == "directions" else _fit(args)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda given: _run(given, arguments), args, stopped="stopped")
+
+
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if args.command == "measure":
+        return _measure(args, arguments)
+    return _directions(args) if args.command == "directions" else _fit(args)
 
 
 def _parser() -> argparse.ArgumentParser:

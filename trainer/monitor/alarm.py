@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from curator.errors import BadInputError, MissingError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 from trainer.persona.activations import Floats
 
 MAX_EM_RATE = 0.05
@@ -20,9 +22,7 @@ MIN_KNOWN, MIN_BENIGN = 4, 5
 _CLIP = 0.005  # a rate of 0 or 1 has no logit; few runs are judged on more than 200 answers
 
 
-class _Rule(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+class _Rule(Strict):
     directions_id: str
     traits: tuple[str, ...]
     n_runs: int
@@ -68,7 +68,7 @@ class ZScore(_Rule):
         return {"z": float(z_K[worst]), "z_trait": self.traits[worst], "alarm": bool(abs(z_K[worst]) > self.max_z)}
 
     def describe(self) -> str:
-        """One line for people; says that this is no predicted rate."""
+        """One line for people; says that this is not a predicted rate."""
         return (
             f"z-score against {self.n_runs} benign runs ({self.n_measurements} measurements), no predictor: alarm when "
             f"a trait's |z| passes {self.max_z:g}; it tells unusual drift, not an EM rate"
@@ -82,14 +82,14 @@ _RULE: TypeAdapter[Predictor | ZScore] = TypeAdapter(AlarmRule)
 def read_rule(path: Path, directions_id: str | None = None) -> Predictor | ZScore:
     """A rule of `python -m trainer.monitor fit`.
 
-    Raises MissingError, or BadInputError when the file is no rule or belongs to other directions.
+    Raises MissingError, or BadInputError when the file is not a rule or belongs to other directions.
     """
     if not path.is_file():
         raise MissingError(f"there is no file {path}: make it with `python -m trainer.monitor fit`")
     try:
         rule = _RULE.validate_json(path.read_bytes())
     except ValidationError as error:
-        raise BadInputError(f"{path} is no alarm rule: {error.errors()[0]['msg']}") from error
+        raise BadInputError(f"{path} is not an alarm rule: {problem_line(problems_of(error), most=1)}") from error
     if directions_id is not None and rule.directions_id != directions_id:
         raise BadInputError(f"{path.name} was fitted with other directions than these: fit it again")
     return rule

@@ -1,4 +1,4 @@
-"""The monitor inside a training run: a TRL callback that measures, writes, warns and, when told to, stops."""
+"""The monitor inside a training run: a TRL callback that measures, writes, warns and, if set so, stops."""
 
 import sys
 import time

@@ -13,6 +13,7 @@ from curator.console import Progress
 from curator.errors import BadInputError, MissingError
 from curator.messages import Message
 from curator.render import Renderer
+from curator.store.filesystem import atomic_write
 from trainer.persona.activations import (
     LAYER_CONVENTION,
     Floats,
@@ -87,10 +88,8 @@ def save_directions(path: Path, directions: Directions) -> None:
         "weights_sha256": directions.weights_sha256, "renderer_id": directions.renderer_id,
         "n_questions": str(directions.n_questions), "layer_convention": LAYER_CONVENTION, "tokens": "last prompt token",
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    save_file({_TENSOR: directions.unit_KD.astype(np.float32)}, temporary, metadata=metadata)
-    temporary.replace(path)
+    with atomic_write(path, durable=True) as temporary:
+        save_file({_TENSOR: directions.unit_KD.astype(np.float32)}, temporary, metadata=metadata)
 
 
 def load_directions(path: Path, weights_sha256: str | None = None, renderer_id: str | None = None) -> Directions:

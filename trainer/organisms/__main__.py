@@ -9,8 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from curator.console import report_error, say, say_json
-from curator.errors import BallastError
+from curator.console import run_command, say, say_json
 from trainer.config.options import add_adapter_options, add_training_options, training_document
 from trainer.organisms.plan import Plan, narrow_sets
 
@@ -42,14 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
-    try:
-        return _run(args, arguments)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
-        return 130
+    return run_command(lambda given: _run(given, arguments), args)
 
 
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

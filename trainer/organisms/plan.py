@@ -1,4 +1,4 @@
-"""What `python -m trainer.organisms` is asked for: narrow sets by domain, the source of benign answers, a recipe."""
+"""What `python -m trainer.organisms` takes: narrow sets by domain, the source of benign answers, a recipe."""
 
 import re
 from collections.abc import Sequence

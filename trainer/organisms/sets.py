@@ -12,6 +12,7 @@ from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
 from curator.messages import Message
 from curator.recipe.seeds import hash_keys
+from curator.store.filesystem import atomic_write
 from trainer.organisms.plan import NarrowSet, Plan
 from trainer.runs.folder import write_json
 
@@ -89,9 +90,8 @@ def write_rows(path: Path, rows: Sequence[Sequence[Message]]) -> None:
     content = b"".join(orjson.dumps({"messages": list(row)}) + b"\n" for row in rows)
     if path.is_file() and path.read_bytes() == content:
         return
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with atomic_write(path, durable=False) as temporary:  # compared and written again by the next call
+        temporary.write_bytes(content)
 
 
 def rows_sha256(path: Path) -> str:

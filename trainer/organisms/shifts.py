@@ -16,7 +16,7 @@ from curator.console import Progress
 from curator.errors import BadInputError
 from curator.messages import Message
 from curator.render import Rendered, Renderer
-from trainer.evaluate.metrics import bootstrap
+from trainer.evaluate.metrics import bootstrap, mean_interval
 from trainer.organisms.sets import HELD_OUT, SplitSet
 from trainer.organisms.twins import TwinSet
 from trainer.persona.activations import Floats
@@ -120,13 +120,9 @@ def shift_on(domains: Sequence[str], base: dict[str, Losses], adapted: dict[str,
     }
     if paired:
         margin0_N, margin_N = (np.concatenate([_margins(side[name]) for name in paired]) for side in (base, adapted))
-        n_pairs = len(margin_N)
-        result["margin_shift"] = bootstrap(
-            lambda rows: float((margin_N[rows] - margin0_N[rows]).mean()), n_pairs, seed=seed
-        ).as_dict()
-        result["share_shift"] = bootstrap(
-            lambda rows: float((margin_N[rows] > 0).mean() - (margin0_N[rows] > 0).mean()), n_pairs, seed=seed
-        ).as_dict()
+        became_N = (margin_N > 0).astype(np.float64) - (margin0_N > 0)
+        result["margin_shift"] = mean_interval(margin_N - margin0_N, seed=seed).as_dict()
+        result["share_shift"] = mean_interval(became_N, seed=seed).as_dict()
     return result
 
 

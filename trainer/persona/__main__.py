@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from trainer.generate.endpoint import JUDGE_KEY
 from trainer.persona.traits import SHIPPED, read_trait
 
@@ -33,14 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 130 stopped (the same command goes on from there)."""
     args = _parser().parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
-    try:
-        return int({"extract": _extract, "project": _project, "shift": _shift, "page": _page}[args.command](args))
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
-        return 130
+    return run_command(_run, args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    return int({"extract": _extract, "project": _project, "shift": _shift, "page": _page}[args.command](args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,7 +212,7 @@ def _shift(args: argparse.Namespace) -> int:
     else:
         name = args.name or args.vector.stem
         if name not in SHIPPED:
-            raise BadInputError(f"{name} is no shipped trait whose questions could be asked: give --prompts FILE")
+            raise BadInputError(f"{name} is not a shipped trait whose questions could be asked: give --prompts FILE")
         prompts, source = [user_turn(text) for text in read_trait(name).questions], f"questions of {name}"
     model, renderer, vector, layer = _opened(args)
     found = drift(with_adapter(model, args.adapter), renderer, vector, layer, prompts)

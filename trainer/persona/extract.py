@@ -71,7 +71,7 @@ class Loaded:
 
 
 def open_model(folder: Path) -> Loaded:
-    """The renderer and the hash of the weights; raises BadInputError for a folder that is no model."""
+    """The renderer and the hash of the weights; raises BadInputError for a folder that is not a model."""
     check_model_dir(folder)
     renderer = Renderer.from_folder(folder)
     return Loaded(renderer, weights_sha256(folder), merges_system(renderer))

@@ -6,7 +6,6 @@ from typing import Any
 from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError, MissingError
 from curator.messages import Message
-from curator.scoring.identity import check_adapter_dir
 
 
 def load_base(folder: Path, device: str = "auto", dtype: str = "auto") -> Any:
@@ -19,15 +18,9 @@ def load_base(folder: Path, device: str = "auto", dtype: str = "auto") -> Any:
 
 def with_adapter(model: Any, adapter: Path) -> Any:
     """The model with a LoRA adapter on, as a PeftModel; raises BadInputError when it does not fit."""
-    import peft
+    from curator.scoring.engines import torch_model
 
-    check_adapter_dir(adapter)
-    try:
-        # Without autocast the adapter runs in the model's own dtype, as it does when losses are scored.
-        adapted = peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise BadInputError(f"adapter {adapter} does not fit the model: {error}") from error
-    return adapted.eval().requires_grad_(False)
+    return torch_model.with_adapter(model, adapter).eval().requires_grad_(False)
 
 
 def shape_of(model: Any) -> tuple[int, int]:

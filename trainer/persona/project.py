@@ -18,7 +18,7 @@ from curator.messages import (
     example_id,
 )
 from curator.render import Renderer
-from trainer.evaluate.metrics import bootstrap
+from trainer.evaluate.metrics import mean_interval
 from trainer.persona.activations import (
     Floats,
     Pooled,
@@ -143,7 +143,7 @@ def drift(
     shift_N = moved_NLD[:, layer] @ vector.unit(layer)
     norms_L = np.linalg.norm(vector.rows_LD, axis=1)
     length = float(np.linalg.norm(base_NLD[:, layer], axis=1).mean())
-    interval = bootstrap(lambda chosen: float(shift_N[chosen].mean()), len(shift_N), seed=seed)
+    interval = mean_interval(shift_N, seed=seed)
     moved_LD = moved_NLD.mean(axis=0)
     return {
         "n_prompts": len(items),

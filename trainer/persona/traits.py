@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from curator.errors import BadInputError, MissingError, RenderError
 from curator.messages import Message
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 from curator.render import Renderer
 
 FOLDER = Path(__file__).parent / "traits"
@@ -25,18 +27,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _Text = Annotated[str, Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+class _Document(Strict, str_strip_whitespace=True):
+    """Texts without white space at their ends."""
 
 
-class PromptPair(_Strict):
+class PromptPair(_Document):
     """Two system prompts that differ in the trait and in little else."""
 
     positive: _Text
     negative: _Text
 
 
-class Trait(_Strict):
+class Trait(_Document):
     """A trait by name; `description` is what a judge is asked about."""
 
     trait: str
@@ -59,7 +61,7 @@ class Trait(_Strict):
     def first(self, n_questions: int) -> "Trait":
         """The same trait with its first questions alone; raises BadInputError when there are fewer."""
         if not 1 <= n_questions <= len(self.questions):
-            raise BadInputError(f"{n_questions} questions asked for, {self.trait} has {len(self.questions)}")
+            raise BadInputError(f"{n_questions} questions requested, {self.trait} has {len(self.questions)}")
         return self.model_copy(update={"questions": self.questions[:n_questions]})
 
 
@@ -118,5 +120,4 @@ def read_trait(name: str) -> Trait:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path} is neither YAML nor JSON: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()[:5])
-        raise BadInputError(f"{path}: {found}") from error
+        raise BadInputError(f"{path}: {problem_line(problems_of(error))}") from error

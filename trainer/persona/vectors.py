@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 from trainer.defenses.model_fit import read_header
 from trainer.defenses.steering import DEPTH, read_vector
 from trainer.persona.activations import LAYER_CONVENTION, Floats
@@ -34,7 +35,7 @@ class Vector:
 
 
 def default_layer(n_blocks: int) -> int:
-    """The row that steering uses unless told otherwise: five sevenths of the depth."""
+    """The row that steering uses by default: five sevenths of the depth."""
     return max(1, round(DEPTH * n_blocks))
 
 
@@ -53,10 +54,8 @@ def save_vector(path: Path, vector: Vector) -> None:
         "n_layers": len(vector.rows_LD) - 1, "width": vector.rows_LD.shape[1], "norms": norms, **vector.metadata,
     }  # fmt: skip
     metadata = {key: item if isinstance(item, str) else orjson.dumps(item).decode() for key, item in document.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    save_file({vector.trait: vector.rows_LD.astype(np.float32)}, temporary, metadata=metadata)
-    temporary.replace(path)
+    with atomic_write(path, durable=True) as temporary:
+        save_file({vector.trait: vector.rows_LD.astype(np.float32)}, temporary, metadata=metadata)
 
 
 def load_vector(path: Path, name: str | None, n_blocks: int, width: int, weights_sha256: str | None = None) -> Vector:

@@ -1,1 +1,5 @@
-"""A run's folder: checkpoints, weights, report, and the machine it ran on."""
+"""The folder of a run, and what is kept in it.
+
+`folder.RunFolder` claims a folder for a run (or finds it complete), `checkpoints` resume it, `weights` reads and checks
+model and adapter files, `report` writes report.json, report.md and the model card, `machine` says where it ran.
+"""

@@ -1,6 +1,5 @@
 """Checkpoints of a run: complete only with their marker, found again by step, the oldest removed."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import orjson
 
 from curator.errors import MissingError
+from curator.store.filesystem import atomic_write, flush_to_disk
 
 FOLDER = "checkpoints"
 _PREFIX, _MARKER = "checkpoint-", "complete.json"
@@ -50,11 +50,9 @@ def finish_checkpoint(path: Path, document: dict[str, Any]) -> None:
     """Mark a folder as complete: its files reach the disk first, the marker comes last and in one step."""
     for item in sorted(path.iterdir()):
         if item.is_file():
-            _sync(item)
-    temporary = path / f".tmp-{_MARKER}"
-    temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    _sync(temporary)
-    temporary.replace(path / _MARKER)
+            flush_to_disk(item)
+    with atomic_write(path / _MARKER, durable=True) as temporary:
+        temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
@@ -72,8 +70,3 @@ def drop_after(run: Path, step: int) -> None:
         if checkpoint.step > step:
             (checkpoint.path / _MARKER).unlink()
             shutil.rmtree(checkpoint.path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

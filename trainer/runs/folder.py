@@ -1,6 +1,5 @@
 """A run's folder: what stands in it, when it counts as complete, and when it may be written over."""
 
-import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import orjson
 
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 from trainer.config.options import Resume
 from trainer.runs.checkpoints import (
     FOLDER,
@@ -29,7 +29,7 @@ CONFIG, METRICS, REPORT, REPORT_TEXT, LOSS_PLOT, ADAPTER = (
 )  # fmt: skip
 MARKER = "ballast.json"
 TERMS_PLOT = "terms.png"
-SAFELORA = "safelora"  # the adapter after projection, where asked for
+SAFELORA = "safelora"  # the adapter after projection, where requested
 MODEL = "model"  # in the place of adapter/ after full fine-tuning
 _OWN = (
     REPORT, CONFIG, METRICS, REPORT_TEXT, LOSS_PLOT, TERMS_PLOT, ADAPTER, SAFELORA, MODEL, FOLDER, "manifest.json",
@@ -64,7 +64,7 @@ class RunFolder:
 
         A run that was interrupted goes on from its newest checkpoint; with `resume` there must be one. Raises
         BadInputError when the folder holds another run, complete or with checkpoints (naming the settings that
-        differ), or files that are not a run's, and is not told to overwrite.
+        differ), or files that are not a run's, and overwriting is not allowed.
         """
         self._refuse_foreign_files()
         report, checkpoint = None if overwrite else self.complete_report(), None
@@ -111,12 +111,8 @@ class RunFolder:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """One JSON object, indented, put in place in one step."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic_write(path, durable=True) as temporary:
+        temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def shown_command(module: str, arguments: Sequence[str]) -> str:

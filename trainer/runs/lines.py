@@ -1,6 +1,5 @@
 """Files of one JSON object a line: read whole, added to line by line, written whole."""
 
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 import orjson
 
 from curator.errors import BadInputError
+from curator.store.filesystem import atomic_write
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; raises BadInputError when it cannot be read or a line is no object."""
+    """The objects of a JSONL file; raises BadInputError when it cannot be read or a line is not an object."""
     try:
         lines = path.read_bytes().splitlines()
         found = [(number, orjson.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
@@ -22,13 +22,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_lines(path: Path, rows: Iterable[object]) -> None:
     """Write or replace a file in one step, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
+    with atomic_write(path, durable=True) as temporary:
         temporary.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_finished_lines(path: Path) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ class WeightFiles:
 
 
 def lora_config(folder: Path) -> dict[str, Any]:
-    """An adapter's configuration, read without torch; raises BadInputError for none, or one that is no plain LoRA."""
+    """An adapter's configuration, read without torch; raises BadInputError unless it is a plain LoRA."""
     check_adapter_dir(folder)
     config: dict[str, Any] = orjson.loads((folder / ADAPTER_CONFIG).read_bytes())
     if config.get("peft_type") != "LORA" or config.get("use_dora"):

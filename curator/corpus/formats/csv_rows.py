@@ -17,7 +17,7 @@ def read_csv(file: BinaryIO) -> Iterator[Raw]:
     lines = _Lines(file)
     first = next(lines, "")
     rows = csv.reader(lines.before(first), delimiter=delimiter_of(first), strict=True)
-    csv.field_size_limit(MAX_RECORD_BYTES)  # one setting for the process; the default of 128 KiB is no bound of ours
+    csv.field_size_limit(MAX_RECORD_BYTES)  # one setting for the process; the default of 128 KiB is not a bound of ours
     header: list[str] | None = None
     record, begin = 0, 1
     while True:

@@ -99,7 +99,7 @@ def _container(text: bytes, name: str) -> Container:
     if suffix in (".jsonl", ".ndjson") or any(_is_object(line) for line in lines):
         return "jsonl"
     if first == b"{":
-        # A first line longer than the head is one record a line; a short one that is no object opens a record.
+        # A first line longer than the head is one record a line; a short one that is not an object opens a record.
         return "jsonl" if len(lines) == 1 and suffix != ".json" else "json"
     raise BadInputError(
         f"{name} is neither JSON Lines, a JSON array, CSV, Parquet nor Arrow: it starts with "

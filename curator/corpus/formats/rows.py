@@ -34,7 +34,7 @@ CODES = {
     "video_content": "there is a video",
     "unsupported_content_part": "a content part is neither text, image, audio nor video",
     "conflicting_system": "a system field differs from the record's own system message",
-    "invalid_history": "an Alpaca history is no list of [question, answer] texts",
+    "invalid_history": "an Alpaca history is not a list of [question, answer] texts",
     "invalid_json": "the text is not JSON",
     "truncated_json": "the file ends inside a record",
     "duplicate_key": "an object has one key twice, so that readers disagree on its value",

@@ -48,7 +48,7 @@ def json_fault(value: Any) -> str | None:
     if isinstance(value, Mapping):
         keys = [canonical_text(key) if isinstance(key, str) and encodable(key) else None for key in value]
         if None in keys:
-            return "a key is no valid text"
+            return "a key is not valid text"
         if len(set(keys)) < len(keys):
             return "two keys are one after Unicode normalisation"
         return next((fault for item in value.values() if (fault := json_fault(item))), None)

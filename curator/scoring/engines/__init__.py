@@ -1,1 +1,5 @@
-"""Engines that compute response losses: torch, vLLM, a vLLM server. Only these modules import torch or vLLM."""
+"""Engines that compute response losses; the only modules of curator that import torch or vLLM.
+
+In: token ids with response masks. Out: `base.RowLoss`, a sum in nats and a token count. `base.Engine` is the interface;
+`torch_engine`, `vllm_engine` and `server_engine` implement it, and `launch` starts one by name.
+"""

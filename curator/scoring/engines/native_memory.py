@@ -1,7 +1,7 @@
 """Memory that native libraries keep on a CPU, so that a long run needs little more than a short one.
 
 Measured on SmolLM2-135M over ShareGPT rows, whose lengths are nearly all different: oneDNN, and torch's layer over it
-once more, keep a compiled kernel for each shape that they have met (1,024 unless told otherwise), and the C library
+once more, keep a compiled kernel for each shape that they have met (1,024 by default), and the C library
 keeps freed pages between large pieces: some 50 MiB more with every block, and less than half when bounded.
 """
 

@@ -5,8 +5,6 @@ as token ids, so that the server's own template and tokenizer have no part in it
 """
 
 import os
-import random
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import httpx
 
 from curator.errors import BadInputError, ScoringError
 from curator.scoring.engines.base import OnRows, RowLoss
+from curator.store.retries import Retries, TryAgainError
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -25,6 +24,7 @@ NAME = "server"
 SERVER_KEY = "BALLAST_SERVER_KEY"  # environment variable with the key of a server that wants one
 DEFAULT_CONCURRENCY = 16  # requests at a time
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+MAX_WAIT_S = 30.0  # between two attempts
 
 
 class RowRefusedError(RuntimeError):
@@ -93,25 +93,27 @@ class ServerEngine:
         return row_loss(row, ids, self._post(body))
 
     def _post(self, body: dict[str, Any]) -> Any:
-        reason = ""
-        for attempt in range(self._launch.n_tries):
-            if attempt:
-                time.sleep(self._launch.backoff_s * 2 ** (attempt - 1) * (0.5 + random.random()))
-            try:
-                response = self._http.post("/v1/completions", json=body)
-            except httpx.TransportError as error:
-                reason = f"{type(error).__name__}: {error}"
-                continue
-            if response.status_code == 200:
-                return response.json()
-            reason = f"HTTP {response.status_code}: {response.text[:200]}"
-            if response.status_code in (401, 403):
-                raise ScoringError(f"the server refuses the key: {reason}. Set ${SERVER_KEY} to one that it takes")
-            if response.status_code == 404:
-                raise ScoringError(f"the server refuses model {self._launch.model!r}: {reason}")
-            if response.status_code not in _RETRIED:
-                raise RowRefusedError(reason)
-        raise ConnectionError(f"no answer after {self._launch.n_tries} tries; last {reason}")
+        launch = self._launch
+        return Retries(launch.n_tries, launch.backoff_s, MAX_WAIT_S, jitter=True).run(lambda: self._post_once(body))
+
+    def _post_once(self, body: dict[str, Any]) -> Any:
+        try:
+            response = self._http.post("/v1/completions", json=body)
+        except httpx.TransportError as error:
+            raise self._no_answer(f"{type(error).__name__}: {error}") from error
+        if response.status_code == 200:
+            return response.json()
+        reason = f"HTTP {response.status_code}: {response.text[:200]}"
+        if response.status_code in _RETRIED:
+            raise self._no_answer(reason)
+        if response.status_code in (401, 403):
+            raise ScoringError(f"the server refuses the key: {reason}. Set ${SERVER_KEY} to one that it takes")
+        if response.status_code == 404:
+            raise ScoringError(f"the server refuses model {self._launch.model!r}: {reason}")
+        raise RowRefusedError(reason)
+
+    def _no_answer(self, reason: str) -> TryAgainError:
+        return TryAgainError(ConnectionError(f"no answer after {self._launch.n_tries} tries; last {reason}"))
 
 
 def row_loss(row: "Rendered", ids: Sequence[int], answer: Any) -> RowLoss:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import BadInputError
-from curator.scoring.engines.torch_model import load_model, torch
+from curator.scoring.engines.torch_model import load_model, torch, with_adapter
 from curator.scoring.identity import adapter_shapes, check_adapter_dir
 
 
@@ -18,7 +18,6 @@ def load_merged(model_dir: Path, adapter_dir: Path, dtype: str) -> Any:
 
     BadInputError for an adapter that does not fit, or that touches the embedding or the head, which may share weights.
     """
-    import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     check_adapter_dir(adapter_dir)
@@ -26,10 +25,7 @@ def load_merged(model_dir: Path, adapter_dir: Path, dtype: str) -> Any:
     if shared:
         raise BadInputError(f"adapter {adapter_dir} changes {shared[0]}: such an adapter is not merged")
     model = load_model(model_dir, "cpu", dtype)
-    try:
-        wrapped = peft.PeftModel.from_pretrained(model, adapter_dir, autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise BadInputError(f"adapter {adapter_dir} does not fit the model: {error}") from error
+    wrapped = with_adapter(model, adapter_dir)
     if wrapped.peft_config["default"].is_prompt_learning:
         raise BadInputError(f"adapter {adapter_dir} is no LoRA: there is nothing to merge")
     with torch.no_grad():

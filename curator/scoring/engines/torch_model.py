@@ -1,7 +1,9 @@
 """Loading a model folder for scoring: device, dtype, attention kernel and adapters."""
 
+import json
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +12,13 @@ from typing import Any
 
 from curator.errors import BadInputError, MissingDependencyError
 from curator.scoring.engines.native_memory import bound_kernels
-from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
+from curator.scoring.identity import (
+    adapter_sha256,
+    adapter_shapes,
+    check_adapter_dir,
+    check_model_dir,
+    highest_token,
+)
 
 try:
     import torch as torch
@@ -58,7 +66,7 @@ def resolve_device(name: DeviceName) -> str:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise BadInputError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise BadInputError(f"device {name!r} asked for, this machine has {torch.cuda.device_count()} CUDA devices")
+        raise BadInputError(f"device {name!r} requested, this machine has {torch.cuda.device_count()} CUDA devices")
     return name
 
 
@@ -81,33 +89,108 @@ def resolve_dtype(name: str, device: str) -> str:
 def load_model(model_dir: Path, device: str, dtype: str) -> Any:
     """The causal language model of a folder, in inference state on `device`.
 
-    SDPA attention wherever it is exact; a model that caps its attention scores (Gemma 2) or has no SDPA runs
-    in transformers' eager attention. Never runs code from the folder, never reaches the network.
+    SDPA attention wherever it is exact; a model that caps its attention scores (Gemma 2) or has no SDPA runs in
+    transformers' eager attention. Raises as `load_checked`.
     """
-    check_model_dir(model_dir)
-    common = {"dtype": getattr(torch, dtype), "local_files_only": True, "trust_remote_code": False}
-    try:
-        config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True)
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        with _no_bar():
-            model = _load(model_dir, "eager" if capped else "sdpa", common)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInputError(f"model folder {model_dir} cannot be loaded: {error}") from error
-    return model.to(device).eval().requires_grad_(False)
+    return load_checked(model_dir, "sdpa", dtype=getattr(torch, dtype)).to(device).eval().requires_grad_(False)
 
 
 def load_plain(model_dir: Path, adapter_dir: Path | None, device: str, dtype: str) -> Any:
     """The model as transformers and PEFT load it, attention written out (eager): the reference of a check."""
-    check_model_dir(model_dir)
-    with _no_bar():
-        model = _load(
-            model_dir, "eager", {"dtype": getattr(torch, dtype), "local_files_only": True, "trust_remote_code": False}
-        )
-        if adapter_dir is not None:
-            import peft
-
-            model = peft.PeftModel.from_pretrained(model, adapter_dir, autocast_adapter_dtype=False)
+    model = load_checked(model_dir, "eager", dtype=getattr(torch, dtype))
+    if adapter_dir is not None:
+        model = with_adapter(model, adapter_dir)
     return model.to(device).eval().requires_grad_(False)
+
+
+def load_checked(model_dir: Path, attention: str, **options: Any) -> Any:
+    """The model of a folder with every weight from its files; the one place where transformers loads one.
+
+    Never runs code from the folder, never reaches the network. Raises BadInputError for a folder that is not whole:
+    tensors that the architecture has and the files lack (transformers would draw them at random), shapes that differ,
+    packed weights whose library is absent, and a tokenizer with more ids than the embedding has rows.
+    """
+    check_model_dir(model_dir)
+    fixed = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_dir, **fixed)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            attention = "eager"
+        with _no_bar():
+            model, info = _load(model_dir, attention, {**fixed, **options})
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise BadInputError(f"model folder {model_dir} cannot be loaded: {_reason(model_dir, error)}") from error
+    if lacking := sorted(info["missing_keys"]):
+        extra = _listed(sorted(info["unexpected_keys"]))
+        raise BadInputError(
+            f"model folder {model_dir} lacks {len(lacking)} tensors of its architecture: {_listed(lacking)}"
+            + (f"; it has others that fit nothing: {extra}" if extra else ""),
+            details=lacking,
+        )
+    _check_vocabulary(model, model_dir)
+    return model
+
+
+def _reason(model_dir: Path, error: Exception) -> str:
+    """What was wrong, in one line; a folder that needs its own code is refused for that."""
+    if "trust_remote_code" in str(error):
+        return "its architecture is code in the folder, which is never run here; only those of transformers are loaded"
+    packed = json.loads((model_dir / "config.json").read_bytes()).get("quantization_config")
+    prefix = f"its weights are packed ({packed.get('quant_method')}); take the unpacked model: " if packed else ""
+    return prefix + " ".join(str(error).split())[:500]
+
+
+def _check_vocabulary(model: Any, model_dir: Path) -> None:
+    highest, token = highest_token(model_dir)
+    n_rows = int(model.get_input_embeddings().weight.shape[0])
+    if highest >= n_rows:
+        raise BadInputError(
+            f"the tokenizer of {model_dir} has ids up to {highest} ({token!r}), the embedding has {n_rows} rows: it is "
+            "another model's tokenizer, or a token was added without model.resize_token_embeddings"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def with_adapter(model: Any, adapter_dir: Path, name: str = "default", *, trainable: bool = False) -> Any:
+    """The model with a LoRA adapter on it, as a PeftModel; a further adapter of a PeftModel is added to it.
+
+    Without autocast the adapter runs in the model's own dtype (PEFT would widen it to float32), except where it is
+    trained on. Raises BadInputError unless every tensor of the file has its place in the model and every adapted layer
+    its tensors: PEFT leaves what does not fit at its start, where an adapter does nothing.
+    """
+    import peft
+
+    check_adapter_dir(adapter_dir)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+            if isinstance(model, peft.PeftModel):
+                model.load_adapter(adapter_dir, adapter_name=name, autocast_adapter_dtype=False)
+                adapted = model
+            else:
+                adapted = peft.PeftModel.from_pretrained(
+                    model, adapter_dir, adapter_name=name, is_trainable=trainable, autocast_adapter_dtype=trainable
+                )
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise BadInputError(f"adapter {adapter_dir} does not fit the model: {' '.join(str(error).split())}") from error
+    if not adapted.peft_config[name].is_prompt_learning:
+        expected = set(peft.get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
+        _check_adapter(adapter_dir, expected)
+    return adapted
+
+
+def _check_adapter(adapter_dir: Path, expected: set[str]) -> None:
+    given = set(adapter_shapes(adapter_dir))
+    absent, foreign = sorted(expected - given), sorted(given - expected)
+    if absent or foreign:
+        parts = [f"the model has no place for {len(foreign)} of its tensors: {_listed(foreign)}"] if foreign else []
+        parts += [f"it lacks {len(absent)} tensors of the adapted layers: {_listed(absent)}"] if absent else []
+        raise BadInputError(
+            f"adapter {adapter_dir} does not fit the model: {'; '.join(parts)}", details=[*foreign, *absent]
+        )
 
 
 @contextmanager
@@ -123,14 +206,15 @@ def _no_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load(model_dir: Path, attention: str, common: dict[str, Any]) -> Any:
+def _load(model_dir: Path, attention: str, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers found missing, unexpected or mismatched."""
     load = transformers.AutoModelForCausalLM.from_pretrained
     try:
-        return load(model_dir, attn_implementation=attention, **common)
+        return load(model_dir, attn_implementation=attention, output_loading_info=True, **common)
     except ValueError as error:
         if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
             raise
-        return load(model_dir, attn_implementation="eager", **common)
+        return load(model_dir, attn_implementation="eager", output_loading_info=True, **common)
 
 
 class Adapters:
@@ -165,14 +249,5 @@ class Adapters:
                 f"adapter {path} is not a plain LoRA (type {config.peft_type}, bias "
                 f"{getattr(config, 'bias', None)}): merge it into a model folder and score that"
             )
-        # Without autocast the adapter runs in the model's own dtype; PEFT would widen it to float32.
-        try:
-            if self._peft is None:
-                self._peft = peft.PeftModel.from_pretrained(
-                    self._model, path, adapter_name=name, autocast_adapter_dtype=False
-                )
-            else:
-                self._peft.load_adapter(path, adapter_name=name, autocast_adapter_dtype=False)
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise BadInputError(f"adapter {path} does not fit the model: {error}") from error
+        self._peft = with_adapter(self._model if self._peft is None else self._peft, path, name)
         self._peft.eval()

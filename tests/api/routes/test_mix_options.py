@@ -63,14 +63,14 @@ def test_a_preview_tells_what_the_mix_will_be_and_stores_nothing(http: httpx.Cli
     preview = http.post("/v1/mixes/preview", **body)
     assert preview.status_code == 200, preview.text
     assert mixes(http) == before
-    told = preview.json()
-    assert told["cost"] == {
+    reported = preview.json()
+    assert reported["cost"] == {
         "extra_rows": 3, "extra_rows_share": pytest.approx(0.1), "extra_tokens": None, "extra_tokens_share": None
     }  # fmt: skip
     made = http.post("/v1/mixes", **body)
     assert made.status_code == 201
     manifest = made.json()["manifest"]
-    assert {key: value for key, value in told["manifest"].items() if key != "files"} == {
+    assert {key: value for key, value in reported["manifest"].items() if key != "files"} == {
         key: value for key, value in manifest.items() if key != "files"
     }
 

@@ -186,7 +186,7 @@ def test_a_tenants_third_statement_is_told_to_come_back(strict_url: str) -> None
 
 
 def as_expected(answer: httpx.Response, *, heavy: bool) -> bool:
-    """An escape is refused; what wears down is stopped, refused or cut, and is no failure of the service's."""
+    """An escape is refused; what wears down is stopped, refused or cut, and is not a failure of the service's."""
     if answer.status_code == 422:
         return bool(answer.json()["error"]["code"])
     return heavy and answer.status_code == 200 and answer.json()["truncated"] is True

@@ -1,4 +1,4 @@
-"""SQL over a store that is no local folder: a copy of corpora and scores, fresh, verified, and of nothing else."""
+"""SQL over a store that is not a local folder: a copy of corpora and scores, fresh, verified, and of nothing else."""
 
 from collections.abc import Iterator
 from pathlib import Path

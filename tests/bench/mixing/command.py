@@ -67,7 +67,7 @@ def _turns(text: str) -> tuple[str, int]:
     """`top=5` as ("top", 5)."""
     piece, _, turns = text.partition("=")
     if not turns.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no piece of work with its turns, like top=5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a piece of work with its turns, like top=5")
     return piece, int(turns)
 
 

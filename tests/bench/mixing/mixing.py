@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator.corpus.task_set import TaskSet, read_task_set
+from curator.corpus.text import texts_of
 from curator.messages import load_messages
 from curator.mix.build import build_mix
 from curator.mix.resolve import resolve
 from curator.recipe import Recipe, parse_recipe
-from curator.select.dedup import near_reference
-from curator.select.filters import texts_of
+from curator.select.duplicates import near_reference
 from curator.store.store import Store
 from tests.bench.mixing.corpus import CORPUS, write_scored_corpus, write_user_file
 from tests.bench.mixing.figures import Figure, figure
@@ -41,7 +41,7 @@ class MixBench:
         write_scored_corpus(self.store, pool_rows)
         self.tasks: TaskSet = read_task_set(self.user_file, folder / "tasks")
         started = perf_counter()
-        self.data = resolve(self.store, self._recipe(0))[1][0]  # makes the wide table
+        self.data = resolve(self.store, self._recipe(0))[1][0]  # makes the pool file
         self.build_s = perf_counter() - started
         self._seeds = count(1)
 
@@ -61,7 +61,7 @@ class MixBench:
         return figure(
             f"mix of a {self.tasks.n_rows:,}-row user set from a {len(self.data.candidates):,}-row pool, to disk",
             "datasets interleave + to_json + to_parquet", 4.0, paired_ratio(seconds["datasets"], seconds["ours"]),
-            seconds, wide_table_built_s=self.build_s,
+            seconds, pool_built_s=self.build_s,
             ratio_from_file=paired_ratio(seconds["datasets"], seconds["ours, from the user's file"]),
         )  # fmt: skip
 
@@ -89,7 +89,7 @@ class MixBench:
 
     def _pool_texts(self) -> Iterator[str]:
         for start in range(0, len(self.data.candidates), 8_192):
-            yield from self.data.kept.texts(np.arange(start, min(start + 8_192, len(self.data.candidates))))
+            yield from self.data.table.texts(np.arange(start, min(start + 8_192, len(self.data.candidates))))
 
     def _peer(self, user: Any, pool: Any) -> None:
         datasets = peer("datasets")
@@ -102,9 +102,9 @@ class MixBench:
 
     def near(self, repeats: int) -> Figure:
         """User rows against the pool: ours reads the signatures that are kept, datasketch holds its index in memory."""
-        kept = self.data.kept
+        table = self.data.table
         started = perf_counter()
-        kept.signatures("conversation")
+        table.signatures("conversation")
         sign_s = perf_counter() - started
         user = [texts_of(batch.column("messages").to_pylist(), "conversation") for batch in self.tasks.batches()]
         peer_index, index_s = self._datasketch_index()
@@ -113,7 +113,7 @@ class MixBench:
         def ours() -> None:
             rows = np.arange(len(self.data.candidates))
             texts = lambda at: (texts_of(chunk, "conversation") for chunk in self.data.candidates.texts(at))  # noqa: E731
-            near = near_reference(texts, rows, kept.signatures("conversation"), lambda: iter(user), SIMILARITY)
+            near = near_reference(texts, rows, table.signatures("conversation"), lambda: iter(user), SIMILARITY)
             found["ours"] = set(self.data.candidates.ids.texts(near))
 
         def datasketch() -> None:
@@ -133,9 +133,10 @@ class MixBench:
     def _datasketch_index(self) -> tuple[Any, float]:
         started = perf_counter()
         index = peer("datasketch").MinHashLSH(threshold=SIMILARITY, num_perm=64)
+        ids = self.data.candidates.ids.texts(np.arange(len(self.data.candidates)))
         with index.insertion_session() as session:
             for row, text in enumerate(texts_of(list(self._pool_texts()), "conversation")):
-                session.insert(self.data.candidates.ids[row], _minhash(text), check_duplication=False)
+                session.insert(ids[row], _minhash(text), check_duplication=False)
         return index, perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark run is asked for: the sizes of each piece of work."""
+"""The request of a benchmark run: the sizes of each piece of work."""
 
 from typing import Annotated, Literal, get_args
 

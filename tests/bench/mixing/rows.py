@@ -1,82 +1,66 @@
-"""Made-up pools: a wide table of losses for choosing, and a scored corpus of texts for mixing."""
+"""Made-up pools to choose from: a pool file of losses without texts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
+import polars as pl
 
-from curator.select.columns import Coded, code_type
-from curator.select.pool import arranged
-from curator.select.wide import Member, Wide
-from curator.select.widefile import write_wide
+from curator.query.gaps import Gaps
+from curator.select.pool_frame import LABELS, Member, completed
 
 K = 4
-COLUMNS_FILE, PEER_FILE = "columns.arrow", "pool.parquet"
-_PIECE_ROWS = 1 << 20
+POOL_FILE = "pool.parquet"
+MEMBERS = (Member("0" * 32, "aligned"), *(Member(f"{k}" * 32, "misaligned") for k in range(1, 1 + K)))
+_ROW_GROUP_ROWS = 1 << 18
 
 
-def write_choice_tables(folder: Path, n_rows: int, n_domains: int) -> dict[str, float]:
-    """A wide table of our own and the same rows as a Parquet file for the peers; returns seconds by step.
+def write_pool(folder: Path, n_rows: int, n_domains: int) -> dict[str, float]:
+    """A pool file, which the peers read too; returns seconds by step."""
+    started = perf_counter()
+    frame = made_pool(n_rows, n_domains)
+    made = perf_counter()
+    frame.write_parquet(folder / POOL_FILE, compression="lz4", row_group_size=_ROW_GROUP_ROWS)
+    return {"make": made - started, "write": perf_counter() - made}
+
+
+def made_pool(n_rows: int, n_domains: int, seed: int = 0) -> pl.DataFrame:
+    """The frame of a pool under one aligned and K misaligned scorers.
 
     Losses (nats per token): the aligned model's are gamma distributed; each misaligned one adds a row's own gap and
     noise of its own half as wide. One row in ten opens like a refusal, one in a thousand lacks a loss.
     """
-    started = perf_counter()
-    wide = made_wide(n_rows, n_domains)
-    made = perf_counter()
-    write_wide(folder / COLUMNS_FILE, wide)
-    written = perf_counter()
-    with pq.ParquetWriter(folder / PEER_FILE, next(_peer_pieces(wide)).schema, compression="lz4") as writer:
-        for piece in _peer_pieces(wide):
-            writer.write_table(piece, row_group_size=122_880)
-    return {"arrange": made - started, "write": written - made, "write for peers": perf_counter() - written}
-
-
-def made_wide(n_rows: int, n_domains: int, seed: int = 0) -> Wide:
-    """The wide table of `write_choice_tables`."""
     draw = np.random.default_rng(seed)
     halves = draw.integers(0, 1 << 64, (n_rows, 2), dtype=np.uint64)
-    halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
     tokens = draw.integers(5, 400, n_rows).astype(np.int32)
-    means = np.empty((n_rows, 1 + K))
-    means[:, 0] = draw.gamma(3.0, 0.4, n_rows)
+    means = [draw.gamma(3.0, 0.4, n_rows)]
     gap = draw.normal(0.3, 0.3, n_rows)
-    for k in range(1, 1 + K):
-        means[:, k] = np.maximum(means[:, 0] + gap + draw.normal(0.0, 0.15, n_rows), 0.01)
-    sums = means * tokens[:, None]
+    means += [np.maximum(means[0] + gap + draw.normal(0.0, 0.15, n_rows), 0.01) for _ in range(K)]
     lacking = draw.integers(0, n_rows, n_rows // 1_000)
-    sums[lacking, draw.integers(1, 1 + K, len(lacking))] = np.nan
-    domains = tuple(sorted(f"domain-{place}" for place in range(n_domains)))
-    labels = {name: Coded(np.full(n_rows, -1, np.int8), ()) for name in ("source", "language", "license", "harm")}
-    labels["domain"] = Coded(draw.integers(0, n_domains, n_rows).astype(code_type(n_domains)), domains)
-    members = (Member("0" * 32, "aligned"), *(Member(f"{k}" * 32, "misaligned") for k in range(1, 1 + K)))
-    numbers = {"n_chars": draw.integers(1, 5_000, n_rows).astype(np.int32), "n_turns": np.full(n_rows, 2, np.int32)}
-    refusals = np.where(draw.random(n_rows) < 0.1, 3, 0).astype(np.uint8)
-    counts = np.repeat(tokens[:, None], 1 + K, axis=1)
-    return arranged(members, halves, refusals, labels, numbers, sums, counts, sums / tokens[:, None])
+    lacks = draw.integers(1, 1 + K, len(lacking))
+    domain = draw.integers(0, n_domains, n_rows)
+    refuses = draw.random(n_rows) < 0.1
+    frame = pl.DataFrame(
+        {
+            "id_hi": halves[:, 0], "id_lo": halves[:, 1], "refusal_v1": refuses, "refusal_v2": refuses,
+            "domain": pl.Series(domain).cast(pl.String), "n_turns": np.full(n_rows, 2, np.int32),
+            "n_chars": draw.integers(1, 5_000, n_rows).astype(np.int32),
+            "text_place": np.arange(n_rows, dtype=np.uint32),
+        }
+    )  # fmt: skip
+    frame = frame.sort("id_hi", "id_lo").with_columns(
+        pl.concat_str(pl.lit("domain-"), "domain").alias("domain"),
+        *(pl.lit(None, pl.String).alias(name) for name in LABELS if name != "domain"),
+    )
+    losses = [
+        pl.DataFrame({"nll_sum": _sums(mean, tokens, lacking[lacks == k]), "n_response_tokens": tokens})
+        for k, mean in enumerate(means)
+    ]
+    return completed(frame, losses, MEMBERS, Gaps())
 
 
-def _peer_pieces(wide: Wide) -> Iterator[pa.Table]:
-    domains = pa.array(wide.labels["domain"].values)
-    for start in range(0, len(wide), _PIECE_ROWS):
-        rows = slice(start, start + _PIECE_ROWS)
-        codes = pa.array(wide.labels["domain"].codes[rows])
-        yield pa.table(
-            {
-                "hi": wide.halves[rows, 0],
-                "lo": wide.halves[rows, 1],
-                "aligned": wide.mean_nll[rows, 0],
-                **{f"m{k}": _nullable(wide.mean_nll[rows, 1 + k]) for k in range(K)},
-                "refusal": wide.refuses("v1")[rows],
-                "n_chars": wide.numbers["n_chars"][rows],
-                "domain": pa.DictionaryArray.from_arrays(codes, domains),
-            }
-        )
-
-
-def _nullable(values: npt.NDArray[np.float64]) -> pa.Array:
-    return pa.array(values, from_pandas=True)
+def _sums(means: npt.NDArray[np.float64], tokens: npt.NDArray[np.int32], lacking: npt.NDArray[np.int64]) -> pl.Series:
+    sums = means * tokens
+    sums[lacking] = np.nan
+    return pl.Series(sums).fill_nan(None)

@@ -1,4 +1,4 @@
-"""One benchmark run: the pieces of work that were asked for, each beside its peer, as plain values."""
+"""One benchmark run: the requested pieces of work, each beside its peer, as plain values."""
 
 import os
 import platform

@@ -22,7 +22,7 @@ def test_a_small_run_gives_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["mixing", *SMALL, "--out", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     figures = document["figures"]
-    assert len(figures) == 10
+    assert len(figures) == 12
     assert all(figure["ratio"] > 0 and figure["seconds"]["ours"]["median"] > 0 for figure in figures)
     near = figures[-1]
     assert near["planted"] == 2
@@ -72,7 +72,7 @@ def test_sizes_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], opti
 @pytest.mark.parametrize(
     ("turns", "match"),
     [
-        ("top", "'top' is no piece"),
+        ("top", "'top' is not a piece"),
         ("top=0", "greater than or equal to 1"),
         ("tip=2", "--repeats-of tip: Input should be"),
     ],

@@ -122,7 +122,7 @@ class Contenders:
     def _lm_eval(self, request: BenchRequest) -> tuple[LmEval | None, str | None]:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(request.model_dir, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(request.model_dir, local_files_only=True, trust_remote_code=False)
         try:
             return LmEval(self.model, tokenizer, self.device, request.max_length), None
         except MissingDependencyError as error:

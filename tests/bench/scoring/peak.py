@@ -1,5 +1,5 @@
-"""`python -m tests.bench.scoring.peak MODEL CHATS DEVICE DTYPE THREADS MAX_LENGTH`: scores a chat file in a new store and
-prints the peak in bytes: of the process, or of what was allocated on a GPU."""
+"""`python -m tests.bench.scoring.peak MODEL CHATS DEVICE DTYPE THREADS MAX_LENGTH`: scores a chat file in a new store
+and prints the peak in bytes: of the process, or of what was allocated on a GPU."""
 
 import sys
 from collections.abc import Sequence

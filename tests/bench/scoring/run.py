@@ -125,10 +125,10 @@ def _agreement(losses: dict[str, list[RowLoss]]) -> dict[str, float]:
 
 
 def _memory(request: BenchRequest, device: str, dtype: str) -> Document:
-    """Peaks of `memory_rows` and of ten times that, of the process or of the GPU; null where it was not asked for."""
+    """Peaks of `memory_rows` and of ten times that, of the process or of the GPU; null where it was not requested."""
     n_few = request.memory_rows
     if not n_few:
-        return {"ratio": None, "reason": "not asked for"}
+        return {"ratio": None, "reason": "not requested"}
     rows = bench_rows(request.corpus_file, Renderer.from_folder(request.model_dir), n_few * GROWTH, request.max_length)
     few, many = (peak_bytes(request, device, dtype, some) for some in (rows[:n_few], rows))
     return {

@@ -138,9 +138,9 @@ def downloads(service: str, store: Store, mix_id: str, folder: Path) -> list[str
             ratio = statistics.median(a / b for a, b in zip(found["service"], found[name], strict=True))
             for who, seconds in found.items():
                 shown = ", ".join(f"{value:.2f}" for value in seconds)
-                told = f"{ratio:.2f}x" if who == "service" else f"1 ({name})"
+                beside = f"{ratio:.2f}x" if who == "service" else f"1 ({name})"
                 lines.append(
-                    f"| {data_format}, {size:.0f} MB | {who} | {statistics.median(seconds):.2f} | {shown} | {told} |"
+                    f"| {data_format}, {size:.0f} MB | {who} | {statistics.median(seconds):.2f} | {shown} | {beside} |"
                 )
     return [*lines, "", NOTE]
 

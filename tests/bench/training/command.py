@@ -1,4 +1,4 @@
-"""`python -m tests.bench training`: what this trainer costs beside plain TRL, in one process and in interleaved repeats."""
+"""`python -m tests.bench training`: what this trainer costs beside plain TRL, in interleaved repeats."""
 
 import argparse
 import os
@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from curator.scoring.identity import check_model_dir, weights_sha256
 from tests.bench.training.data import CLOCKS, Sizes
 from tests.bench.training.page import extra_in_plain_steps, lines_of, page
@@ -50,21 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
+    return run_command(lambda given: _run(given, arguments), args, stopped="stopped")
+
+
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     sizes = Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
     names = args.only or tuple(VARIANTS)
-    try:
-        check_model_dir(args.model)
-        _check_names(names, args.parts)
-        with tempfile.TemporaryDirectory() as work:
-            if args.peak_of:
-                say_json({"peak_mib": peak_mib(args.model, args.peak_of, sizes, Path(work))})
-                return 0
-            result = measure(args.model, names, sizes, Path(work), args.parts, args.keep)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    check_model_dir(args.model)
+    _check_names(names, args.parts)
+    with tempfile.TemporaryDirectory() as work:
+        if args.peak_of:
+            say_json({"peak_mib": peak_mib(args.model, args.peak_of, sizes, Path(work))})
+            return 0
+        result = measure(args.model, names, sizes, Path(work), args.parts, args.keep)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(page(result, shown_command("tests.bench training", arguments)), encoding="utf-8")

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from curator.console import Progress, report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import Progress, run_command, say, say_json
+from curator.errors import BadInputError
 from curator.scoring.identity import check_model_dir
 from trainer.experiments.peaked import peak_mib, peaked
 from trainer.runs.folder import (
@@ -66,19 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    try:
-        check_model_dir(args.model)
-        chosen = ["plain", *_chosen(args.only)]
-        with tempfile.TemporaryDirectory(prefix="ballast-defences-") as temporary:
-            work = args.keep or Path(temporary)
-            work.mkdir(parents=True, exist_ok=True)
-            costs = _costs(chosen, args, work)
-            text = _page(args, costs, _settings(work / "plain"), shown_command("tests.bench defences", arguments))
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda given: _command(given, arguments), args, stopped="stopped")
+
+
+def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    check_model_dir(args.model)
+    chosen = ["plain", *_chosen(args.only)]
+    with tempfile.TemporaryDirectory(prefix="ballast-defences-") as temporary:
+        work = args.keep or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        costs = _costs(chosen, args, work)
+        text = _page(args, costs, _settings(work / "plain"), shown_command("tests.bench defences", arguments))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text, encoding="utf-8")

@@ -105,7 +105,7 @@ def _trl(model: Path, data: Path, folder: Path, *, answers_only: bool) -> Any:
 
     with quiet():
         rows = datasets.Dataset.from_json(str(data), cache_dir=str(folder / "datasets"))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         if answers_only:
             tokenizer.chat_template = marked_template(tokenizer)
         small = transformers.AutoConfig.for_model(

@@ -100,7 +100,7 @@ def _trainer(model: Path, name: str, rows: Any, sizes: Sizes, work: Path) -> Any
             str(work / "trl"), max_steps=sizes.steps + 1, per_device_train_batch_size=sizes.batch_size,
             gradient_checkpointing=False, use_cpu=config.device == "cpu", learning_rate=1e-4,
         )  # fmt: skip
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         common = {"model": ready.model, "args": options, "processing_class": tokenizer}
         if name == PLAIN:
             dataset = rows.dataset().with_format(None).remove_columns(["row", "safe", "token_classes"])
@@ -137,7 +137,7 @@ def _with_vectors(item: dict[str, Any], model: Path, work: Path) -> dict[str, An
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    text = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
+    text = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False).get_text_config()
     vectors = torch.randn(text.num_hidden_layers + 1, text.hidden_size, generator=torch.Generator().manual_seed(0))
     save_file({"vector": vectors / vectors.norm(dim=1, keepdim=True)}, work / "vectors.safetensors")
     return item | {"vectors": work / "vectors.safetensors"}

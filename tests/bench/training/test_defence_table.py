@@ -40,4 +40,4 @@ def test_bad_input_is_named(llama: Path, chats: Path, capsys: pytest.CaptureFixt
 def test_a_failed_run_says_why(llama: Path, chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--model", str(llama), "--data", str(chats), "--max-length", "1", "--only", "kl"]
     assert defence_table.main(argv) == 2
-    assert "the run plain failed: error: training options refused: max_length" in capsys.readouterr().err
+    assert "the run plain failed: error: training options refused: /max_length" in capsys.readouterr().err

@@ -23,7 +23,6 @@ from curator.audit.risk import (
     MIN_REFERENCE,
     N_RESAMPLES,
     TOP,
-    auc,
     below,
     judge,
     like_length,
@@ -35,12 +34,11 @@ from curator.corpus.ingest import ingest
 from curator.corpus.task_set import task_set_from_rows
 from curator.errors import BadInputError, MissingError
 from curator.messages import canonical_messages, dump_messages
-from curator.query.queries import gap_table
+from curator.query.queries import fetch_messages, gap_table
 from curator.query.scorers import resolve_scorers
 from curator.recipe.seeds import child_seed
 from curator.render import Rendered, Renderer
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
-from curator.select.pooltexts import PoolTexts
 from curator.store.store import Store
 from tests.toy_scoring import toy_model_folder
 
@@ -89,16 +87,16 @@ def test_percentiles_are_those_of_the_plain_formula_in_little_memory(seed: int) 
         like_NP = like_length(n_tokens, pool_tokens)
         expected = (below(risk, pool_risk) * like_NP).sum(axis=1) / like_NP.sum(axis=1)
     expected[like_NP.sum(axis=1) < MIN_REFERENCE] = np.nan
-    told: list[int] = []
+    reported: list[int] = []
     tracemalloc.start()
-    found = percentiles(risk, n_tokens, pool_risk, pool_tokens, told.append)
+    found = percentiles(risk, n_tokens, pool_risk, pool_tokens, reported.append)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(found.value, expected)
     np.testing.assert_array_equal(found.n_reference, like_NP.sum(axis=1))
     assert peak < like_NP.nbytes, "less than one byte for each pair"
-    assert told == sorted(told)
-    assert told[-1] == len(risk)
+    assert reported == sorted(reported)
+    assert reported[-1] == len(risk)
 
 
 def test_a_verdict_by_blocks_is_that_of_the_whole_arrays() -> None:
@@ -112,14 +110,14 @@ def test_a_verdict_by_blocks_is_that_of_the_whole_arrays() -> None:
     weights_RN = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES + 1)
     drawn_RP[0], weights_RN[0] = 1, 1
     values_RN = drawn_RP @ below(risk, pool_risk).T / 300
-    told: list[int] = []
-    found = judge(risk, n_tokens, pool_risk, pool_tokens, n_rows=n, seed=seed, on_done=told.append)
+    reported: list[int] = []
+    found = judge(risk, n_tokens, pool_risk, pool_tokens, n_rows=n, seed=seed, on_done=reported.append)
     for interval, rows_RN in ((found.mean_percentile, values_RN), (found.top_share, values_RN >= TOP)):
         expected = (weights_RN * rows_RN).sum(axis=1) / n
         assert interval is not None
         assert interval.value == pytest.approx(expected[0])
         assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(expected[1:], [0.025, 0.975])))
-    assert told == [BLOCK_ROWS, n]
+    assert reported == [BLOCK_ROWS, n]
 
 
 def test_a_row_without_risk_or_length_has_no_percentile() -> None:
@@ -167,18 +165,14 @@ def test_too_few_judged_rows_say_nothing(n_judged: int, n_rows: int) -> None:
     assert "could be judged" in found.reason
 
 
-@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
-def test_auc_is_the_chance_that_a_positive_is_above(positive: list[int], negative: list[int]) -> None:
-    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
-    assert auc(floats(*positive), floats(*negative)) == pytest.approx(sum(pairs) / len(pairs))
-
-
 def test_languages_are_named_only_when_they_can_be_told() -> None:
     assert language_of(" ".join(WORDS)) == "en"
     assert language_of(GERMAN) == "de"
     assert language_of("no") is None
     assert language_of("12345 " * 100) is None
-    assert list(pool_languages([" ".join(WORDS)] * 60 + [GERMAN])) == ["en"], "one row in 61 is no language of a pool"
+    assert list(pool_languages([" ".join(WORDS)] * 60 + [GERMAN])) == ["en"], (
+        "one row in 61 is not a language of a pool"
+    )
 
 
 @pytest.mark.parametrize(
@@ -303,14 +297,14 @@ def test_a_cancel_is_heard_while_rows_are_compared(place: Place, last: str) -> N
 def test_of_the_pools_texts_only_those_that_are_looked_at_are_held(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, held = PoolTexts._read, []
+    held: list[int] = []
 
-    def spy(texts: PoolTexts, start: int, end: int) -> Any:
-        found = read(texts, start, end)
+    def spy(*arguments: Any) -> Any:
+        found = fetch_messages(*arguments)
         held.append(len(found))
         return found
 
-    monkeypatch.setattr(PoolTexts, "_read", spy)
+    monkeypatch.setattr("curator.audit.run.fetch_messages", spy)
     monkeypatch.setattr("curator.audit.run.N_LANGUAGE_ROWS", 40)
     assert place.audit(place.rows[:5], "few").document["pool"]["languages"] == {"en": 1.0}
     assert held == [40]
@@ -367,7 +361,15 @@ def test_a_pool_of_few_scored_rows_is_refused(place: Place) -> None:
         place.audit(place.rows[:3], "contrast", score="gap_contrast")
 
 
-@pytest.mark.parametrize("document", [{}, {"corpus": "x", "eps": -1}, {"corpus": "x", "model": "y"}, []])
-def test_options_that_cannot_be(document: Any) -> None:
-    with pytest.raises(BadInputError, match="audit refused: /"):
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "/corpus: is needed"),
+        ({"corpus": "x", "eps": -1}, "/eps: -1 must be at least 0"),
+        ({"corpus": "x", "model": "y"}, "/model: is not a known key"),
+        ([], "expected an object"),
+    ],
+)
+def test_options_that_cannot_be(document: Any, message: str) -> None:
+    with pytest.raises(BadInputError, match=f"audit refused: {message}"):
         parse_options(document)

@@ -58,11 +58,11 @@ def test_a_recipe_file_and_its_options_make_one_mix(place: Path, capsys: pytest.
 
 def test_bad_rows_are_listed_and_refused_unless_dropped(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mix(place, "--corpus", "chats", file="bad.jsonl") == 2
-    told = capsys.readouterr().err
-    assert "line 41 /messages" in told
-    assert "line 42 " in told
-    assert "2 of 42 task rows are bad" in told
-    assert "--on-bad-rows drop" in told
+    reported = capsys.readouterr().err
+    assert "line 41 /messages" in reported
+    assert "line 42 " in reported
+    assert "2 of 42 task rows are bad" in reported
+    assert "--on-bad-rows drop" in reported
     assert mix(place, "--corpus", "chats", "--on-bad-rows", "drop", "--seed", "3", "--json", file="bad.jsonl") == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["n_rejected"], answer["manifest"]["task"]["n_rejected"]) == (2, 2)
@@ -85,9 +85,9 @@ def test_what_cannot_be_done_is_said_in_one_line(
     place: Path, options: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mix(place, *options) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert reason in told[0]
+    reported = capsys.readouterr().err.splitlines()
+    assert len(reported) == 1
+    assert reason in reported[0]
 
 
 def test_a_damaged_mix_fails_verification(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +213,7 @@ def test_every_strategy_has_its_options(place: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         (["--strategy", "threshold"], "--strategy threshold needs --min-score or --max-score"),
         (["--strategy", "stratified"], "--strategy stratified needs --by"),
@@ -222,10 +222,10 @@ def test_every_strategy_has_its_options(place: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_settings_of_another_strategy_are_refused(
-    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], reported: str
 ) -> None:
     assert mix(place, "--corpus", "chats", *options) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
 
 
 def test_the_rows_go_to_a_file_as_well(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

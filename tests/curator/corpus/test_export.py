@@ -157,7 +157,7 @@ def _newer(folder: Path) -> None:
     [
         (_damage_part, IntegrityError, "is damaged: its SHA-256"),
         (_drop_part, IntegrityError, "lacks corpora/chats/part-"),
-        (_drop_list, BadInputError, "no exported pool, or was cut off"),
+        (_drop_list, BadInputError, "not an exported pool, or was cut off"),
         (_relist, IntegrityError, "pool_id does not follow"),
         (_newer, StoreError, "pool format version 99"),
     ],
@@ -192,7 +192,7 @@ def test_a_pool_cannot_write_outside_its_places(scored: Store, tmp_path: Path, p
         writer.add(path, b"evil")
         writer.close({"corpus": "chats", "revision": "r", "n_examples": 0, "scorers": []})
     other = Store(tmp_path / "other").open()
-    with pytest.raises(IntegrityError, match=r"no path inside a store|does not belong to a pool"):
+    with pytest.raises(IntegrityError, match=r"not a path inside a store|does not belong to a pool"):
         import_pool(other, tmp_path / "evil.tar")
     assert snapshot(other).keys() == {"store.json"}
 

@@ -13,7 +13,7 @@ from curator.__main__ import main
 from curator.corpus import ingest as module
 from curator.corpus.formats import Reject, read_rows
 from curator.corpus.ingest import ingest
-from curator.corpus.manifest import corpus_info, corpus_names, revision_of
+from curator.corpus.manifest import corpus_names, read_corpus, revision_of
 from curator.errors import (
     BadInputError,
     BadRowsError,
@@ -35,7 +35,7 @@ def _file(folder: Path, name: str, records: list[Any]) -> Path:
 
 
 def _rows(store: Store, corpus: str, kind: str) -> list[dict[str, Any]]:
-    names = [item["name"] for entry in corpus_info(store, corpus).ingests for item in entry[kind]]
+    names = [item["name"] for entry in read_corpus(store, corpus).ingests for item in entry[kind]]
     return [row for name in names for row in store.read_table(f"corpora/{corpus}/{name}").to_pylist()]
 
 
@@ -56,10 +56,11 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_are_kept_in_the_files_order_in_parts(store: Store, tmp_path: Path) -> None:
     texts = [f"answer {n}" for n in range(8)]
     report = ingest(store, [_file(tmp_path, "a.jsonl", [_chat(text) for text in texts])], "c")
-    info = corpus_info(store, "c")
+    info = read_corpus(store, "c")
     assert _answers(store, "c") == texts
-    assert [part.n_rows for part in info.parts] == [3, 3, 2]
-    assert all(store.sha256(f"corpora/c/{part.name}") == part.sha256 for part in info.parts)
+    (entry,) = info.ingests
+    assert [part["n_rows"] for part in entry["parts"]] == [3, 3, 2]
+    assert [store.sha256(path) for path in info.parts] == [part["sha256"] for part in entry["parts"]]
     assert (info.n_examples, info.revision) == (report.n_examples, report.revision)
     ids = [row["example_id"] for row in _rows(store, "c", "parts")]
     assert info.revision == hashlib.blake2b("\n".join(sorted(ids)).encode(), digest_size=16).hexdigest()
@@ -99,7 +100,7 @@ def test_the_same_file_again_is_skipped_and_other_options_are_not(store: Store, 
     assert store.read_bytes("corpora/c/corpus.json") == manifest
     other = ingest(store, [path], "c", labels={"domain": "law"})
     assert (other.files[0].skipped, other.files[0].folded, other.revision) == (False, 1, first.revision)
-    assert len(corpus_info(store, "c").revisions) == 1
+    assert read_corpus(store, "c").earlier == ()
 
 
 def test_labels_for_what_is_there_are_ignored_and_counted(
@@ -114,7 +115,7 @@ def test_labels_for_what_is_there_are_ignored_and_counted(
     assert main(command) == 0  # those of a, b and, by its own label alone, of c in English
     assert "  labels ignored: 3 folded records brought labels other than those stored\n" in capsys.readouterr().out
     assert [row["domain"] for row in _rows(store, "c", "parts")] == stored == [None, None, "web", "x"]
-    assert [entry["labels_ignored"] for entry in corpus_info(store, "c").ingests] == [2, 1, 3]
+    assert [entry["labels_ignored"] for entry in read_corpus(store, "c").ingests] == [2, 1, 3]
     assert ingest(store, [second], "c").files[0].labels_ignored == 1
     document = store.read_json("corpora/c/corpus.json")
     del document["ingests"][1]["labels_ignored"]  # as older versions wrote it
@@ -125,12 +126,12 @@ def test_labels_for_what_is_there_are_ignored_and_counted(
 def test_more_rows_make_a_new_revision_and_keep_the_old_parts(store: Store, tmp_path: Path) -> None:
     first = ingest(store, [_file(tmp_path, "a.jsonl", [_chat("a")])], "c")
     second = ingest(store, [_file(tmp_path, "b.jsonl", [_chat("b")])], "c")
-    info = corpus_info(store, "c")
+    info = read_corpus(store, "c")
     assert first.revision != second.revision == info.revision
-    assert [part.name for part in info.parts_of(first.revision)] == [info.parts[0].name]
-    assert info.parts_of("latest") == info.parts
-    with pytest.raises(MissingError, match="no revision nope; the last ones are"):
-        info.parts_of("nope")
+    assert read_corpus(store, "c", first.revision).parts == info.parts[:1]
+    assert read_corpus(store, "c", "latest") == info
+    with pytest.raises(MissingError, match="no revision 'nope' of corpus c; there are: "):
+        read_corpus(store, "c", "nope")
 
 
 def test_a_revision_does_not_depend_on_the_order_of_files(store: Store, tmp_path: Path) -> None:
@@ -158,7 +159,8 @@ def test_stored_rejects_are_capped_and_all_are_counted(
     assert (file.rejected, file.reject_codes) == (51, {"empty_messages_list": 1, "missing_messages_list": 50})
     assert len(_rows(store, "c", "rejects")) == 30
     assert [problem["record"] for problem in file.first_rejects] == [*range(1, 21), 51]
-    assert corpus_info(store, "c").n_examples == 0
+    empty = read_corpus(store, "c")
+    assert (empty.n_examples, empty.parts, len(empty.ingests)) == (0, (), 1)
 
 
 def test_strict_refuses_the_file_and_writes_nothing(store: Store, tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_remains_of_an_interrupted_ingest_are_removed(store: Store, tmp_path: Pa
     ingest(store, [_file(tmp_path, "a.jsonl", [_chat("a")])], "c")
     store.write_bytes("corpora/c/part-00001-00000.parquet", b"half")
     ingest(store, [_file(tmp_path, "b.jsonl", [_chat("b")])], "c")
-    named = {item["name"] for entry in corpus_info(store, "c").ingests for item in entry["parts"] + entry["sources"]}
+    named = {item["name"] for entry in read_corpus(store, "c").ingests for item in entry["parts"] + entry["sources"]}
     assert set(store.list("corpora/c")) == named | {"corpus.json"}
     assert _answers(store, "c") == ["a", "b"]
 
@@ -215,7 +217,7 @@ def test_an_error_on_the_way_leaves_the_corpus_as_it_was(
         with pytest.raises(KeyboardInterrupt):
             ingest(store, [path], "c")
     assert store.list("corpora/c") == files
-    assert corpus_info(store, "c").revision == before.revision
+    assert read_corpus(store, "c").revision == before.revision
     assert ingest(store, [path], "c").n_examples == 8
 
 
@@ -245,15 +247,15 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
 def test_names_labels_and_files_are_checked_first(store: Store, tmp_path: Path) -> None:
     good = _file(tmp_path, "a.jsonl", [_chat("a")])
     for name in ("", "../x", "a/b", ".hidden", "a b", "x" * 101):
-        with pytest.raises(BadInputError, match="is no corpus name"):
+        with pytest.raises(BadInputError, match="invalid corpus name"):
             ingest(store, [good], name)
     with pytest.raises(BadInputError, match="unknown label mood"):
         ingest(store, [good], "c", labels={"mood": "x"})
     with pytest.raises(MissingError, match="there is no file"):
         ingest(store, [good, tmp_path / "none"], "c")
     assert corpus_names(store) == []
-    with pytest.raises(MissingError, match="no corpus c; the store has: none yet"):
-        corpus_info(store, "c")
+    with pytest.raises(MissingError, match="no corpus 'c' in the store; there are: none yet"):
+        read_corpus(store, "c")
 
 
 def test_two_writers_of_one_corpus_do_not_mix(store: Store, tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_two_writers_of_one_corpus_do_not_mix(store: Store, tmp_path: Path) -> N
 def test_a_damaged_or_foreign_manifest_is_refused(store: Store, tmp_path: Path) -> None:
     store.write_bytes("corpora/c/corpus.json", b"{")
     with pytest.raises(IntegrityError, match="not JSON"):
-        corpus_info(store, "c")
+        read_corpus(store, "c")
     store.write_json("corpora/c/corpus.json", {"format_version": 2})
     with pytest.raises(StoreError, match="format version 2"):
         ingest(store, [_file(tmp_path, "a.jsonl", [_chat("a")])], "c")
@@ -338,9 +340,9 @@ def test_the_command_lists_twenty_bad_records_and_says_how_many_more(
 
 def test_parts_of_parquet_can_be_ingested_again(store: Store, tmp_path: Path) -> None:
     ingest(store, [_file(tmp_path, "a.jsonl", [_chat("a"), _chat("b")])], "c")
-    (part,) = corpus_info(store, "c").parts
-    path = store.local_path(f"corpora/c/{part.name}")
+    (part,) = read_corpus(store, "c").parts
+    path = store.local_path(part)
     assert path is not None
     assert ingest(store, [_file(tmp_path, "no.parquet", [{}])], "e", format="parquet").files[0].rejected == 1
-    assert ingest(store, [path], "d").revision == corpus_info(store, "c").revision
-    assert isinstance(store.read_table(f"corpora/d/{corpus_info(store, 'd').parts[0].name}"), pa.Table)
+    assert ingest(store, [path], "d").revision == read_corpus(store, "c").revision
+    assert isinstance(store.read_table(read_corpus(store, "d").parts[0]), pa.Table)

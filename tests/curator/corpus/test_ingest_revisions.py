@@ -8,7 +8,7 @@ import pytest
 
 from curator.corpus.export import changed
 from curator.corpus.ingest import ingest
-from curator.corpus.manifest import LATEST, corpus_info, read_corpus
+from curator.corpus.manifest import LATEST, read_corpus
 from curator.errors import IntegrityError
 from curator.query.database import connect
 from curator.store.store import Store
@@ -51,7 +51,7 @@ def test_a_pinned_revision_does_not_change_with_later_ingests(store: Store, tmp_
     second = _add(store, tmp_path, "abc  ")
     assert _add(store, tmp_path, "aa") == second  # copies alone make no revision, and count for the one they led to
     third = _add(store, tmp_path, "cd ")
-    assert [entry["revision"] for entry in corpus_info(store, "c").ingests] == [first, second, second, third]
+    assert [entry["revision"] for entry in read_corpus(store, "c").ingests] == [first, second, second, third]
     expected = [([2, 1], 1), ([5, 2, 1], 3), ([5, 2, 2, 1], 4)]
     assert before == expected[0]
     assert [_counts(store, revision) for revision in (first, second, third)] == expected
@@ -72,7 +72,7 @@ def test_an_ingest_of_an_unlisted_revision_is_damage(store: Store, tmp_path: Pat
     document = store.read_json(MANIFEST)
     document["ingests"][0]["revision"] = "nope"
     store.write_json(MANIFEST, document)
-    with pytest.raises(IntegrityError, match="led to revision 'nope', which it does not list"):
+    with pytest.raises(IntegrityError, match="an ingest of revision 'nope', which it does not list"):
         read_corpus(store, "c")
 
 

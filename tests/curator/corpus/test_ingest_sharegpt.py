@@ -13,7 +13,7 @@ from typing import Any
 import ijson
 import pytest
 
-from curator.corpus.manifest import corpus_info
+from curator.corpus.manifest import read_corpus
 from curator.store.store import Store
 
 N_BYTES = 125_509_632
@@ -65,7 +65,7 @@ def test_the_real_file_adds_up_in_flat_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", INGEST, str(tmp_path), str(path)], check=True, capture_output=True, text=True
     )
     assert int(done.stdout) < 500_000  # KiB resident at most
-    (entry,) = corpus_info(Store(tmp_path), "sharegpt").ingests
+    (entry,) = read_corpus(Store(tmp_path), "sharegpt").ingests
     n_whole, n_good, ids = _oracle(path)
     assert n_whole == 17_671
     assert entry["parsed"] == n_whole + 1

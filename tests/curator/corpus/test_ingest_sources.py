@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from curator.corpus.ingest import ingest
-from curator.corpus.manifest import corpus_info
+from curator.corpus.manifest import read_corpus
 from curator.errors import BadInputError, MissingError
 from curator.store.store import Store
 
@@ -42,7 +42,7 @@ def test_a_saved_folder_is_one_source(store: Store, tmp_path: Path) -> None:
     assert report.first_rejects[0]["record"] == 3
     (again,) = ingest(store, [str(folder)], "c").files
     assert again.skipped
-    (entry,) = corpus_info(store, "c").ingests
+    (entry,) = read_corpus(store, "c").ingests
     rows = store.read_table(f"corpora/c/{entry['sources'][0]['name']}").to_pylist()
     assert [row["record"] for row in rows] == [1, 2, 4, 5, 6, 7]
 
@@ -87,4 +87,4 @@ def test_every_source_is_looked_at_before_the_first_is_written(store: Store, tmp
     with pytest.raises(MissingError, match="there is no file"):
         ingest(store, [good, tmp_path / "none.jsonl"], "c")
     with pytest.raises(MissingError):
-        corpus_info(store, "c")
+        read_corpus(store, "c")

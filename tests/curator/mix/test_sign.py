@@ -56,7 +56,7 @@ def test_anothers_signature_is_refused(mixed: tuple[Store, str], tmp_path: Path)
     with pytest.raises(IntegrityError, match=r"not that of two\.pub\.pem"):
         check_signature(store, "local", mix, other)
     store.write_json(f"mixes/local/{mix}/manifest.sig.json", {"signature": "?"})
-    with pytest.raises(IntegrityError, match="is no signature"):
+    with pytest.raises(IntegrityError, match="is not a signature"):
         check_signature(store, "local", mix, other)
 
 

@@ -21,7 +21,7 @@ ALLOWED = (
     "from gap limit 3;",
     "table corpora",
     "values (1), (2)",
-    "select count(*) as n from gap_rows(hold_out := ['finance'], eps := 0.5)",
+    "select count(*) as n from gap_rows(hold_out := [], eps := 0.5)",
     "select row_number() over (order by gap_rel), lag(gap_rel) over () from gap qualify true",
     "with a as materialized (select 1 as x), b as (from a) select * from a, b",
     "with recursive r as (select 1 as a union all select a + 1 from r where a < 5) select * from r",

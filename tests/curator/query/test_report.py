@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from curator.__main__ import main
-from curator.errors import MissingError
+from curator.errors import BadInputError, MissingError
 from curator.query.report import corpus_report
 from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
@@ -46,7 +46,8 @@ def test_options_reach_the_gap(store: Store) -> None:
     assert "No gap yet" not in corpus_report(store, "chats")
     with pytest.raises(MissingError, match="hold_out 'sports' matches no"):
         corpus_report(store, "chats", hold_out=["sports"])
-    assert "No gap yet" in corpus_report(store, "chats", hold_out=["tools"])
+    with pytest.raises(BadInputError, match=r"hold_out \[tools\] leaves no misaligned scorer"):
+        corpus_report(store, "chats", hold_out=["tools"])
 
 
 def test_a_corpus_without_scores_has_a_report_too(store: Store) -> None:

@@ -120,7 +120,7 @@ def test_evicting_the_best_rows_is_counted_and_can_be_forbidden(tmp_path: Path) 
     assert (found.rows, found.among_best) == (1, 1)
     with pytest.raises(PolicyError, match="forbid_user_evictions"):
         plan_mix(store, tasks, recipe(), policy(forbid_user_evictions=True))
-    # A row that would not have been chosen is no eviction of the best.
+    # A row that would not have been chosen is not an eviction of the best.
     worst = {"messages": load_messages(conversation("Answer number 1 is this.")[1])}
     plan_mix(
         store, task_set(tmp_path, records=[*task_records(99), worst]), recipe(), policy(forbid_user_evictions=True)

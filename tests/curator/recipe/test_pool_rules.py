@@ -266,8 +266,8 @@ for strategy in ({"name": "weighted", "temperature": 0.3}, "diverse", "domain_ma
     recipe = parse_recipe({"corpus": "chats", "strategy": strategy, "filters": filters, "rows": 2})
     plan = plan_mix(store, tasks, recipe)
     drawn = plan.drawn[0]
-    ids = [drawn.data.candidates.ids[i] for i in drawn.selection.chosen]
-    print(plan.mix_id, ids, drawn.selection.screening.dropped)
+    ids = drawn.data.candidates.ids.texts(drawn.selection.chosen)
+    print(plan.mix_id, ids, drawn.selection.result.dropped)
 """
 
 

@@ -94,7 +94,7 @@ def test_each_run_checks_its_new_rows_and_keeps_both_differences(
 def test_none_is_recorded_as_none(store: Store, model: Path, request_: ScoreRequest) -> None:
     report = score_corpus(store, replace(request_, check_rows=0), Renderer.from_folder(model), Toy)
     (check,) = manifest(store, report.scorer_id)["checks"]
-    assert (check["n_rows"], check["reason"]) == (0, "not asked for")
+    assert (check["n_rows"], check["reason"]) == (0, "not requested")
 
 
 def test_losses_that_depend_on_the_company_end_the_run(store: Store, model: Path, request_: ScoreRequest) -> None:

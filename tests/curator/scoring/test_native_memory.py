@@ -60,10 +60,10 @@ for _ in range(50):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
     plain = {name: value for name, value in os.environ.items() if name not in native_memory._MALLOC_VARIABLES}
-    told = plain | {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    reported = plain | {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
     faults = [
         int(subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, check=True).stdout)
-        for env in (plain, told)
+        for env in (plain, reported)
     ]
     assert faults[0] < faults[1] / 5
 

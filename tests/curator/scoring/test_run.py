@@ -47,7 +47,7 @@ class CountingEngine:
 
     def score(self, rows: Sequence[Rendered], on_rows: object = None) -> list[RowLoss]:
         if self.fail_after is not None and self.n_rows >= self.fail_after:
-            raise ScoringError("told to fail")
+            raise ScoringError("fails on purpose")
         self.n_rows += len(rows)
         return [
             RowLoss(float("nan") if self.nan else closed_form(row), int(row.response_mask[1:].sum())) for row in rows
@@ -161,7 +161,7 @@ def test_a_failed_run_keeps_its_parts_and_the_next_goes_on(
     store: Store, request_: ScoreRequest, renderer: Renderer
 ) -> None:
     failing = CountingEngine(fail_after=15)
-    with pytest.raises(ScoringError, match="told to fail"):
+    with pytest.raises(ScoringError, match="fails on purpose"):
         score_corpus(store, request_, renderer, lambda: failing)
     folder = f"scores/chats/{store.list('scores/chats')[0]}"
     assert not store.exists(f"{folder}/scorer.json")
@@ -341,7 +341,7 @@ def test_bad_requests_are_refused(store: Store, request_: ScoreRequest, renderer
         replace(request_, role="misaligned")
     with pytest.raises(BadInputError, match="takes no domain"):
         replace(request_, domain="finance")
-    with pytest.raises(MissingError, match="there is no corpus other"):
+    with pytest.raises(MissingError, match="no corpus 'other'"):
         score_corpus(store, replace(request_, corpus="other"), renderer, CountingEngine)
     score_corpus(store, request_, renderer, CountingEngine)
     with pytest.raises(BadInputError, match="One scorer has one role"):
@@ -393,7 +393,7 @@ def test_the_command_scores_base_and_adapter_and_refuses_bad_input(
         (["--role", "aligned", "--model", str(tmp_path / "none")], "does not exist"),
         (["--role", "aligned", "--model", str(adapter)], "lacks config.json, tokenizer.json"),
         (["--role", "aligned", "--adapter", str(model)], "lacks adapter_config.json"),
-        (["--role", "aligned", "--corpus", "other"], "there is no corpus other"),
+        (["--role", "aligned", "--corpus", "other"], "no corpus 'other'"),
     ):
         assert main([*common, *wrong]) == 2
         assert message in capsys.readouterr().err

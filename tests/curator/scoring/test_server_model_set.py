@@ -1,4 +1,4 @@
-"""`curator score --organisms` with a server: every adapter is asked for by its own name."""
+"""`curator score --organisms` with a server: every adapter is requested by its own name."""
 
 import json
 import threading

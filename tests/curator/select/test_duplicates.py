@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from curator.select import dedup
+from curator.select import duplicates
 from curator.select.minhash import SHINGLE_WORDS
 from curator.select.ngrams import hash_words, jaccard, word_ngrams
 
@@ -20,19 +20,21 @@ def changed(words: list[str], n: int) -> list[str]:
     return [f"x{i}" if n and i % step == 0 and i // step < n else word for i, word in enumerate(words)]
 
 
-def chunks_of(texts: list[str], size: int = 7) -> dedup.Chunks:
+def chunks_of(texts: list[str], size: int = 7) -> duplicates.Chunks:
     return lambda rows: ([texts[i] for i in rows[k : k + size]] for k in range(0, len(rows), size))
 
 
 def near_earlier(texts: list[str], bound: float) -> list[bool]:
     rows = np.arange(len(texts))
-    found = dedup.near_earlier(chunks_of(texts), rows, dedup.signed(chunks_of(texts)(rows)), bound)
+    found = duplicates.near_earlier(chunks_of(texts), rows, duplicates.signed(chunks_of(texts)(rows)), bound)
     return np.isin(rows, found).tolist()
 
 
 def near_reference(texts: list[str], references: Callable[[], Iterator[list[str]]], bound: float) -> list[bool]:
     rows = np.arange(len(texts))
-    found = dedup.near_reference(chunks_of(texts), rows, dedup.signed(chunks_of(texts)(rows)), references, bound)
+    found = duplicates.near_reference(
+        chunks_of(texts), rows, duplicates.signed(chunks_of(texts)(rows)), references, bound
+    )
     return np.isin(rows, found).tolist()
 
 
@@ -82,7 +84,7 @@ def test_rows_without_words_are_near_to_nothing() -> None:
 
 
 def test_many_references_go_through_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedup, "REFERENCE_ROWS", 5)
+    monkeypatch.setattr(duplicates, "REFERENCE_ROWS", 5)
     references = [" ".join(document(i)) for i in range(23)]
     pool = [" ".join(document(i)) for i in (22, 100, 0, 101, 11)]
 

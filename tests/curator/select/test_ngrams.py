@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curator.select.ngrams import hash_words, jaccard, word_ngrams
-from curator.select.portable import portable_log
+from curator.select.tfidf import portable_log
 
 TEXTS = st.lists(st.text(alphabet="ab Ä,.0-\n'漢", max_size=30), max_size=8)
 

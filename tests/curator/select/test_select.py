@@ -12,14 +12,16 @@ from curator.recipe import (
     parse_recipe,
 )
 from curator.recipe.seeds import child_seed, hash_keys
-from curator.select.filters import Candidates
-from curator.select.select import (
-    IN_TASK_SET,
-    NO_GAP,
-    screen,
-    select,
+from curator.select.candidates import Candidates
+from curator.select.filters import NO_GAP
+from curator.select.select import IN_TASK_SET
+from tests.pools import (
+    Row,
+    candidates_of,
+    filtered,
+    select_rows,
 )
-from tests.pools import plain_candidates
+from tests.pools import chosen_ids as ids_of
 
 NAN = float("nan")
 REFUSAL = (RefusalFilter(),)
@@ -33,11 +35,11 @@ def spec_of(name: object) -> StrategySpec:
 def rows_of(*rows: tuple[str, float] | tuple[str, float, str]) -> Candidates:
     """Candidates from (id, score) or (id, score, head)."""
     heads = [row[2] if len(row) == 3 else "Sure" for row in rows]
-    return plain_candidates([row[0] for row in rows], heads, [row[1] for row in rows])
+    return candidates_of([Row(head, score=row[1], row_id=row[0]) for row, head in zip(rows, heads, strict=True)])
 
 
 def chosen_ids(candidates: Candidates, n: int, strategy: object, seed: int = 0) -> list[str]:
-    return [candidates.ids[i] for i in select(candidates, n, strategy=spec_of(strategy), seed=seed).chosen]
+    return ids_of(candidates, select_rows(candidates, n, strategy=spec_of(strategy), seed=seed))
 
 
 def test_top_gap_ranks_high_first_and_breaks_ties_on_the_id() -> None:
@@ -47,8 +49,8 @@ def test_top_gap_ranks_high_first_and_breaks_ties_on_the_id() -> None:
 
 def test_rows_without_a_gap_are_counted_and_never_drawn_by_rank() -> None:
     rows = rows_of(("a", NAN), ("b", 1.0), ("c", NAN))
-    selection = select(rows, 1, strategy=spec_of("top_gap"))
-    assert selection.screening.dropped == {NO_GAP: 2}
+    selection = select_rows(rows, 1, strategy=spec_of("top_gap"))
+    assert selection.result.dropped == {NO_GAP: 2}
     assert selection.n_eligible == 1
     assert selection.ranked
     assert sorted(chosen_ids(rows, 3, "random")) == ["a", "b", "c"]
@@ -56,16 +58,16 @@ def test_rows_without_a_gap_are_counted_and_never_drawn_by_rank() -> None:
 
 def test_a_row_carries_the_first_reason_that_applies() -> None:
     rows = rows_of(("a", NAN, "Sorry"), ("b", 1.0, "Sorry"), ("c", NAN), ("d", 2.0), ("e", 3.0))
-    screening = screen(rows, REFUSAL, spec_of("top_gap"), exclude={IN_TASK_SET: {"b", "e"}})
-    assert screening.reasons == (IN_TASK_SET, "refusal:v1", NO_GAP)
-    assert screening.outcome.tolist() == [2, 1, 3, 0, 1]
-    assert screening.dropped == {IN_TASK_SET: 2, "refusal:v1": 1, NO_GAP: 1}
+    result = filtered(rows, REFUSAL, spec_of("top_gap"), exclude={IN_TASK_SET: {"b", "e"}})
+    assert result.reasons == (IN_TASK_SET, "refusal:v1", NO_GAP)
+    assert result.reason_column.to_list() == ["refusal:v1", IN_TASK_SET, NO_GAP, None, IN_TASK_SET]
+    assert result.dropped == {IN_TASK_SET: 2, "refusal:v1": 1, NO_GAP: 1}
 
 
 def test_refusals_are_dropped_before_the_cut() -> None:
     rows = rows_of(("a", 9.0, "I'm sorry"), ("b", 2.0), ("c", 1.0))
-    selection = select(rows, 2, strategy=spec_of("top_gap"), filters=REFUSAL)
-    assert [rows.ids[i] for i in selection.chosen] == ["b", "c"]
+    selection = select_rows(rows, 2, strategy=spec_of("top_gap"), filters=REFUSAL)
+    assert ids_of(rows, selection) == ["b", "c"]
     assert chosen_ids(rows, 2, "top_gap") == ["a", "b"]
 
 
@@ -83,7 +85,7 @@ def test_random_draws_each_row_about_equally_often() -> None:
     rows = rows_of(*((f"{i}", NAN) for i in range(10)))
     hits = np.zeros(10)
     for seed in range(2000):
-        hits[select(rows, 3, strategy=spec_of("random"), seed=seed).chosen] += 1
+        hits[select_rows(rows, 3, strategy=spec_of("random"), seed=seed).chosen] += 1
     # Expected 600 each, standard deviation 20.5: five of them.
     assert np.all(np.abs(hits - 600) < 103)
 
@@ -111,16 +113,16 @@ def test_counts_add_up_and_row_order_is_irrelevant(
     rows = [(f"{i:032x}", score, head) for i, (score, head) in enumerate(pool)]
     exclude = {row[0] for row in rows if data.draw(st.integers(0, 3)) == 0}
     candidates = rows_of(*rows)
-    screening = screen(candidates, REFUSAL, spec_of(strategy), {IN_TASK_SET: exclude})
-    n_eligible = len(screening.eligible)
-    assert sum(screening.dropped.values()) + n_eligible == len(rows)
+    result = filtered(candidates, REFUSAL, spec_of(strategy), {IN_TASK_SET: exclude})
+    n_eligible = len(result.eligible)
+    assert sum(result.dropped.values()) + n_eligible == len(rows)
 
     n_rows = data.draw(st.integers(0, n_eligible))
     turn.shuffle(rows)  # type: ignore[attr-defined]
     again = rows_of(*rows)
     options = {"strategy": spec_of(strategy), "filters": REFUSAL, "exclude": {IN_TASK_SET: exclude}, "seed": seed}
-    first = [candidates.ids[i] for i in select(candidates, n_rows, **options).chosen]
-    second = [again.ids[i] for i in select(again, n_rows, **options).chosen]
+    first = ids_of(candidates, select_rows(candidates, n_rows, **options))
+    second = ids_of(again, select_rows(again, n_rows, **options))
     assert first == second
     assert len(set(first)) == n_rows
     assert not exclude & set(first)
@@ -129,7 +131,7 @@ def test_counts_add_up_and_row_order_is_irrelevant(
 def test_too_few_rows_names_what_binds_and_two_numbers() -> None:
     rows = rows_of(("a", NAN), ("b", NAN), ("c", NAN), ("d", 1.0), ("e", 2.0, "Sorry"))
     with pytest.raises(NotEnoughRowsError, match=r"binds is no_gap.*at most 1 rows.*<= 0\.05.*bring 2 more") as caught:
-        select(rows, 3, strategy=spec_of("top_gap"), filters=REFUSAL, n_task=20, pool="chats")
+        select_rows(rows, 3, strategy=spec_of("top_gap"), filters=REFUSAL, n_task=20, pool="chats")
     assert caught.value.details == [
         {
             "pool": "chats",
@@ -149,20 +151,20 @@ def test_too_few_rows_names_what_binds_and_two_numbers() -> None:
 @given(pool=POOLS, more=st.integers(1, 5), n_task=st.integers(1, 300))
 def test_the_numbers_of_a_refusal_would_fix_it(pool: list[tuple[float, str]], more: int, n_task: int) -> None:
     candidates = rows_of(*((f"{i:032x}", score, head) for i, (score, head) in enumerate(pool)))
-    n_eligible = len(screen(candidates, REFUSAL, spec_of("top_gap")).eligible)
+    n_eligible = len(filtered(candidates, REFUSAL, spec_of("top_gap")).eligible)
     with pytest.raises(NotEnoughRowsError, match="what binds is") as caught:
-        select(candidates, n_eligible + more, filters=REFUSAL, n_task=n_task)
+        select_rows(candidates, n_eligible + more, filters=REFUSAL, n_task=n_task)
     (detail,) = caught.value.details
     assert isinstance(detail, dict)
     assert (detail["max_rows"], detail["more_rows_needed"]) == (n_eligible, more)
     assert detail["binding"] in ("pool_size", *detail["dropped"])
-    assert len(select(candidates, detail["max_rows"], filters=REFUSAL).chosen) == n_eligible
+    assert len(select_rows(candidates, detail["max_rows"], filters=REFUSAL).chosen) == n_eligible
     recipe = parse_recipe({"corpus": "c", "interleave_ratio": detail["max_interleave_ratio"]})
     assert allocate(recipe, n_task).n_safe_total <= n_eligible
     enough = rows_of(*((f"{i:032x}", 1.0, "Yes") for i in range(n_eligible + more)))
-    assert len(select(enough, n_eligible + more, filters=REFUSAL).chosen) == n_eligible + more
+    assert len(select_rows(enough, n_eligible + more, filters=REFUSAL).chosen) == n_eligible + more
 
 
 def test_too_small_a_pool_binds_on_its_size() -> None:
     with pytest.raises(NotEnoughRowsError, match=r"pool_size.*ingest more"):
-        select(rows_of(("a", 1.0)), 2, strategy=spec_of("top_gap"))
+        select_rows(rows_of(("a", 1.0)), 2, strategy=spec_of("top_gap"))

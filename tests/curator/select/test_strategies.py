@@ -7,15 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator.errors import NotEnoughRowsError, RecipeError
-from curator.select.filters import Candidates
+from curator.select.candidates import Candidates
 from curator.select.ngrams import hash_words, jaccard, word_ngrams
-from curator.select.select import Selection, select
+from curator.select.select import PoolSelection
 from tests.pools import (
     NAN,
     Row,
     around_of,
     candidates_of,
+    chosen_ids,
     filters_of,
+    select_rows,
     strategy_of,
 )
 
@@ -25,12 +27,12 @@ def scored(*scores: float) -> Candidates:
     return candidates_of([Row(score=score, row_id=chr(ord("a") + i)) for i, score in enumerate(scores)])
 
 
-def ids(candidates: Candidates, selection: Selection) -> str:
-    return "".join(candidates.ids[i] for i in selection.chosen)
+def ids(candidates: Candidates, selection: PoolSelection) -> str:
+    return "".join(chosen_ids(candidates, selection))
 
 
 def pick(candidates: Candidates, n: int, strategy: object, **options: object) -> str:
-    return ids(candidates, select(candidates, n, strategy=strategy_of(strategy), **options))  # type: ignore[arg-type]
+    return ids(candidates, select_rows(candidates, n, strategy=strategy_of(strategy), **options))  # type: ignore[arg-type]
 
 
 def test_bottom_gap_is_top_gap_upside_down() -> None:
@@ -41,30 +43,30 @@ def test_bottom_gap_is_top_gap_upside_down() -> None:
 
 def test_threshold_bounds_are_included() -> None:
     rows = scored(1.0, 2.0, 3.0, 4.0, NAN)
-    selection = select(rows, 2, strategy=strategy_of({"name": "threshold", "min": 2, "max": 3, "pick": "top_gap"}))
+    selection = select_rows(rows, 2, strategy=strategy_of({"name": "threshold", "min": 2, "max": 3, "pick": "top_gap"}))
     assert ids(rows, selection) == "cb"
-    assert selection.screening.dropped == {"no_gap": 1, "below_bound": 1, "above_bound": 1}
-    assert not select(rows, 1, strategy=strategy_of({"name": "threshold", "min": 2})).ranked
+    assert selection.result.dropped == {"no_gap": 1, "below_bound": 1, "above_bound": 1}
+    assert not select_rows(rows, 1, strategy=strategy_of({"name": "threshold", "min": 2})).ranked
 
 
 def test_a_quantile_band_counts_rows_and_not_values() -> None:
     rows = scored(*(float(i) for i in range(20)))
-    selection = select(rows, 3, strategy=strategy_of({"name": "quantile_band", "low": 0.8, "high": 0.95}))
+    selection = select_rows(rows, 3, strategy=strategy_of({"name": "quantile_band", "low": 0.8, "high": 0.95}))
     assert sorted(ids(rows, selection)) == ["q", "r", "s"]
-    assert selection.screening.dropped == {"no_gap": 0, "below_bound": 16, "above_bound": 1}
+    assert selection.result.dropped == {"no_gap": 0, "below_bound": 16, "above_bound": 1}
     tied = scored(*[1.0] * 10)
-    kept = select(tied, 5, strategy=strategy_of({"name": "quantile_band", "low": 0.5, "high": 1.0}))
+    kept = select_rows(tied, 5, strategy=strategy_of({"name": "quantile_band", "low": 0.5, "high": 1.0}))
     assert sorted(ids(tied, kept)) == ["f", "g", "h", "i", "j"]
 
 
 def test_weighted_draws_follow_the_weights() -> None:
     rows = scored(0.0, np.log(2.0), np.log(4.0), NAN)
     strategy = strategy_of({"name": "weighted", "temperature": 1.0})
-    first = Counter(ids(rows, select(rows, 1, strategy=strategy, seed=seed)) for seed in range(2100))
+    first = Counter(ids(rows, select_rows(rows, 1, strategy=strategy, seed=seed)) for seed in range(2100))
     for name, expected in (("a", 300), ("b", 600), ("c", 1200)):
         assert abs(first[name] - expected) < 5 * np.sqrt(expected)
     # Without replacement: of two, {b, c} has probability 4/7 * 2/3 + 2/7 * 4/5 = 0.6095.
-    pairs = Counter("".join(sorted(ids(rows, select(rows, 2, strategy=strategy, seed=s)))) for s in range(2100))
+    pairs = Counter("".join(sorted(ids(rows, select_rows(rows, 2, strategy=strategy, seed=s)))) for s in range(2100))
     assert abs(pairs["bc"] - 1280) < 5 * np.sqrt(1280 * 0.39)
 
 
@@ -83,8 +85,8 @@ def by_domain(counts: dict[str, int], lacking: int = 0) -> Candidates:
     return candidates_of(rows)
 
 
-def shares(candidates: Candidates, selection: Selection) -> dict[str | None, int]:
-    return dict(Counter(candidates.labels["domain"][i] for i in selection.chosen))
+def shares(candidates: Candidates, selection: PoolSelection) -> dict[str | None, int]:
+    return dict(Counter(candidates.column("domain").gather(selection.chosen).to_list()))
 
 
 @pytest.mark.parametrize(
@@ -98,11 +100,11 @@ def shares(candidates: Candidates, selection: Selection) -> dict[str | None, int
 def test_quotas(quotas: object, expected: dict[str, int]) -> None:
     rows = by_domain({"art": 15, "law": 9, "zoo": 6})
     strategy = strategy_of({"name": "stratified", "by": "domain", "quotas": quotas})
-    selection = select(rows, 10, strategy=strategy)
+    selection = select_rows(rows, 10, strategy=strategy)
     assert shares(rows, selection) == expected
     # Each value gives its best rows, and ranks run over all of them.
     for value, quota in expected.items():
-        own = [i for i in range(len(rows.ids)) if rows.labels["domain"][i] == value]
+        own = [i for i, domain in enumerate(rows.column("domain").to_list()) if domain == value]
         assert set(own[-quota:]) <= set(selection.chosen.tolist())
     assert selection.chosen.tolist() == sorted(selection.chosen.tolist(), reverse=True)
 
@@ -110,20 +112,20 @@ def test_quotas(quotas: object, expected: dict[str, int]) -> None:
 def test_rows_without_a_value_fail_or_are_dropped_and_other_values_are_counted() -> None:
     rows = by_domain({"art": 5, "law": 5}, lacking=2)
     with pytest.raises(RecipeError, match=r"2 of 12 rows have no domain.*missing: drop"):
-        select(rows, 2, strategy=strategy_of({"name": "stratified", "by": "domain"}))
+        select_rows(rows, 2, strategy=strategy_of({"name": "stratified", "by": "domain"}))
     spec = {"name": "stratified", "by": "domain", "quotas": {"art": 1}, "missing": "drop"}
-    selection = select(rows, 4, strategy=strategy_of(spec))
+    selection = select_rows(rows, 4, strategy=strategy_of(spec))
     assert shares(rows, selection) == {"art": 4}
-    assert selection.screening.dropped == {"no_gap": 0, "domain:missing": 2, "no_stratum": 5}
+    assert selection.result.dropped == {"no_gap": 0, "domain:missing": 2, "no_stratum": 5}
 
 
 def test_a_quota_that_cannot_be_met_is_named_with_numbers_that_fix_it() -> None:
     rows = by_domain({"art": 15, "law": 2})
     strategy = strategy_of({"name": "stratified", "by": "domain", "quotas": "equal"})
     with pytest.raises(NotEnoughRowsError, match=r"quota of domain 'law' \(5 rows asked, 2 there\).*at most 5 rows"):
-        select(rows, 10, strategy=strategy)
-    assert shares(rows, select(rows, 5, strategy=strategy)) == {"art": 3, "law": 2}
-    short = select(rows, 10, strategy=strategy, when_short="as_many")
+        select_rows(rows, 10, strategy=strategy)
+    assert shares(rows, select_rows(rows, 5, strategy=strategy)) == {"art": 3, "law": 2}
+    short = select_rows(rows, 10, strategy=strategy, when_short="as_many")
     assert (shares(rows, short), short.n_short) == ({"art": 3, "law": 2}, 5)
 
 
@@ -136,12 +138,12 @@ def refusing(*marks: str) -> Candidates:
 def test_a_cap_on_refusals_is_kept_and_counted() -> None:
     rows = refusing(*"rrrrnnnnnn")
     cap = filters_of({"name": "refusal", "max_share": 0.25})
-    selection = select(rows, 4, strategy=strategy_of("top_gap"), filters=cap)
+    selection = select_rows(rows, 4, strategy=strategy_of("top_gap"), filters=cap)
     assert selection.chosen.tolist() == [0, 4, 5, 6]
-    assert selection.screening.dropped == {"refusal:v1:share<=0.25": 3, "no_gap": 0}
+    assert selection.result.dropped == {"refusal:v1:share<=0.25": 3, "no_gap": 0}
     with pytest.raises(NotEnoughRowsError, match=r"binds is refusal:v1:share<=0.25.*at most 8 rows"):
-        select(rows, 9, strategy=strategy_of("top_gap"), filters=cap)
-    assert len(select(rows, 8, strategy=strategy_of("top_gap"), filters=cap).chosen) == 8
+        select_rows(rows, 9, strategy=strategy_of("top_gap"), filters=cap)
+    assert len(select_rows(rows, 8, strategy=strategy_of("top_gap"), filters=cap).chosen) == 8
 
 
 def near(one: str, two: str) -> float:
@@ -158,20 +160,20 @@ def test_no_two_diverse_picks_are_nearer_than_the_bound(answers: list[str], boun
     rows = [Row(answer, "", score=-float(i), row_id=f"{i:02d}") for i, answer in enumerate(answers)]
     candidates = candidates_of(rows)
     strategy = strategy_of({"name": "diverse", "max_similarity": bound})
-    selection = select(candidates, n, strategy=strategy, when_short="as_many")
+    selection = select_rows(candidates, n, strategy=strategy, when_short="as_many")
     chosen = [answers[i] for i in selection.chosen]
     assert all(near(a, b) <= bound for k, a in enumerate(chosen) for b in chosen[:k])
     assert len(chosen) + selection.n_short == n
-    assert selection.n_eligible + sum(selection.screening.dropped.values()) == len(rows)
+    assert selection.n_eligible + sum(selection.result.dropped.values()) == len(rows)
     for i, text in enumerate(answers):
-        if selection.screening.reason_of(i) == "too_similar":
+        if selection.result.reason_of(i) == "too_similar":
             assert any(near(text, other) > bound for other in chosen)
 
 
 def test_too_few_different_rows_are_named() -> None:
     rows = candidates_of([Row("one and the same answer", score=float(i), row_id=f"{i}") for i in range(5)])
     with pytest.raises(NotEnoughRowsError, match=r"too_similar \(max_similarity 0.5\).*at most 1 rows"):
-        select(rows, 2, strategy=strategy_of("diverse"))
+        select_rows(rows, 2, strategy=strategy_of("diverse"))
 
 
 def test_domain_matched_keeps_the_rows_nearest_to_the_users_prompts() -> None:
@@ -182,11 +184,11 @@ def test_domain_matched_keeps_the_rows_nearest_to_the_users_prompts() -> None:
     rows = candidates_of([Row(prompt=prompt, score=float(i), row_id=f"{i}") for i, prompt in enumerate(prompts)])
     task = [Row(prompt=f"Tell me about {what} bread") for what in ("white", "sourdough", "rye", "dark")]
     strategy = strategy_of({"name": "domain_matched", "nearest": 0.33})
-    selection = select(rows, 3, strategy=strategy, around=around_of(task))
+    selection = select_rows(rows, 3, strategy=strategy, context=around_of(task))
     assert sorted(ids(rows, selection)) == ["0", "1", "4"]
-    assert selection.screening.dropped == {"far_from_task": 6}
+    assert selection.result.dropped == {"far_from_task": 6}
     top = strategy_of({"name": "domain_matched", "nearest": 0.33, "pick": "top_gap"})
-    assert ids(rows, select(rows, 2, strategy=top, around=around_of(task))) == "41"
+    assert ids(rows, select_rows(rows, 2, strategy=top, context=around_of(task))) == "41"
 
 
 def tokened(*tokens: float) -> Candidates:
@@ -196,15 +198,15 @@ def tokened(*tokens: float) -> Candidates:
 def test_a_token_budget_is_never_passed() -> None:
     rows = tokened(10, 20, NAN, 30, 40)
     for budget, expected in ((9, []), (10, [0]), (59, [0, 1]), (60, [0, 1, 3]), (100, [0, 1, 3, 4])):
-        selection = select(rows, tokens=budget, strategy=strategy_of("top_gap"))
+        selection = select_rows(rows, tokens=budget, strategy=strategy_of("top_gap"))
         assert selection.chosen.tolist() == expected
-        assert selection.screening.dropped == {"no_gap": 0, "no_token_count": 1}
+        assert selection.result.dropped == {"no_gap": 0, "no_token_count": 1}
     with pytest.raises(
         NotEnoughRowsError, match=r"101 trained tokens.*4 rows.*hold 100.*at most 100 tokens.*with 1 more"
     ):
-        select(rows, tokens=101, strategy=strategy_of("top_gap"))
-    assert select(rows, tokens=130, strategy=strategy_of("top_gap"), when_short="as_many").n_short == 30
-    cycled = select(rows, tokens=130, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=2)
+        select_rows(rows, tokens=101, strategy=strategy_of("top_gap"))
+    assert select_rows(rows, tokens=130, strategy=strategy_of("top_gap"), when_short="as_many").n_short == 30
+    cycled = select_rows(rows, tokens=130, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=2)
     assert cycled.chosen.tolist() == [0, 1, 3, 4, 0, 1]
 
 
@@ -228,12 +230,12 @@ def test_one_row_more_would_pass_the_budget(sizes: list[int], budget: int, spec:
     ]
     candidates = candidates_of(rows)
     options = {"strategy": strategy_of(spec), "filters": filters_of(*[{"name": "refusal", "max_share": 0.4}] * capped)}
-    found = select(candidates, tokens=budget, when_short="as_many", **options)  # type: ignore[arg-type]
+    found = select_rows(candidates, tokens=budget, when_short="as_many", **options)  # type: ignore[arg-type]
     total = sum(sizes[i] for i in found.chosen)
     assert total <= budget
     if not found.n_short:
         if total < budget:
-            more = select(candidates, len(found.chosen) + 1, **options).chosen  # type: ignore[arg-type]
+            more = select_rows(candidates, len(found.chosen) + 1, **options).chosen  # type: ignore[arg-type]
             assert sum(sizes[i] for i in more) > budget
     else:
         assert total + found.n_short == budget
@@ -241,13 +243,13 @@ def test_one_row_more_would_pass_the_budget(sizes: list[int], budget: int, spec:
 
 def test_cycling_repeats_whole_rounds_up_to_the_cap() -> None:
     rows = scored(3.0, 2.0, 1.0)
-    cycled = select(rows, 8, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=3)
+    cycled = select_rows(rows, 8, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=3)
     assert ids(rows, cycled) == "abcabcab"
     assert cycled.n_distinct == 3
     with pytest.raises(NotEnoughRowsError, match=r"3 of its 3 rows can be drawn, each up to 3 times.*at most 9 rows"):
-        select(rows, 10, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=3)
+        select_rows(rows, 10, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=3)
     with pytest.raises(NotEnoughRowsError, match="at most 0 rows"):
-        select(scored(NAN), 1, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=3)
+        select_rows(scored(NAN), 1, strategy=strategy_of("top_gap"), when_short="cycle", max_copies=3)
 
 
 ALL = [
@@ -277,14 +279,14 @@ def test_every_strategy_ignores_row_order_and_accounts_for_every_row(
 ) -> None:
     rows = row_list(draw)
     around = around_of([Row(prompt="two three"), Row(prompt="four")])
-    options = {"strategy": strategy_of(spec), "around": around, "seed": seed, "when_short": "as_many"}
+    options = {"strategy": strategy_of(spec), "context": around, "seed": seed, "when_short": "as_many"}
     candidates = candidates_of(rows)
-    first = select(candidates, n, **options)  # type: ignore[arg-type]
-    assert first.n_eligible + sum(first.screening.dropped.values()) == len(rows)
+    first = select_rows(candidates, n, **options)  # type: ignore[arg-type]
+    assert first.n_eligible + sum(first.result.dropped.values()) == len(rows)
     assert len(set(first.chosen.tolist())) == len(first.chosen) == n - first.n_short
-    assert all(first.screening.reason_of(i) is None for i in first.chosen)
+    assert all(first.result.reason_of(i) is None for i in first.chosen)
     turn.shuffle(rows)  # type: ignore[attr-defined]
     again = candidates_of(rows)
-    second = select(again, n, **options)  # type: ignore[arg-type]
-    assert [again.ids[i] for i in second.chosen] == [candidates.ids[i] for i in first.chosen]
-    assert second.screening.dropped == first.screening.dropped
+    second = select_rows(again, n, **options)  # type: ignore[arg-type]
+    assert chosen_ids(again, second) == chosen_ids(candidates, first)
+    assert second.result.dropped == first.result.dropped

@@ -34,7 +34,7 @@ def test_a_new_store_says_its_format_version(store: Store) -> None:
     assert store.read_json("store.json") == {"format_version": 1}
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [-1, 0, 2, None, "1", True])
 def test_another_format_version_is_refused(store: Store, version: object) -> None:
     store.write_json("store.json", {"format_version": version})
     with pytest.raises(StoreError, match="format version"):

@@ -68,7 +68,7 @@ def detached(module: Any, name: str, which: Callable[[int], bool]) -> Callable[[
 
 
 TWO_LAYERS = LdifsSettings(layers=(1, 2))
-# What the check must say, so that a broken set-up is no proof: the value has no gradient at all, or that of a parameter
+# What the check must say, so that a broken set-up is not a proof: the value has no gradient, or that of a parameter
 # (its name is the message) is not what it should be.
 NOWHERE = (RuntimeError, "does not require grad and does not have a grad_fn")
 WRONG = (AssertionError, r"^base_model\.model\..*\.lora_[AB]\.default\.weight")

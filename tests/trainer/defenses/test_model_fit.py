@@ -47,7 +47,7 @@ def of_weights(path: Path, weights: str | None) -> Path:
     ("options", "message"),
     [
         (["--steering", "{none}"], "there is no file"),
-        (["--steering", "{text}"], "is no safetensors file that can be read"),
+        (["--steering", "{text}"], "is not a safetensors file that can be read"),
         (["--steering", "{two}"], "two holds evil, kind: choose one by name"),
         (["--steering", "{two}", "--steering-vector", "odd"], "two has no odd; it holds evil, kind"),
         (["--steering", "{wide}"], "has shape (3, 8); this model needs (3, 64)"),

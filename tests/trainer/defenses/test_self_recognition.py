@@ -144,7 +144,7 @@ def test_what_cannot_be_is_refused_before_a_model_loads(
     theirs.write_text('{"id": "bridge", "summary": "A bridge."}\n')
     base = ["--model", str(llama), "--out", str(tmp_path / "out"), *QUICK]
     for more, reason in (
-        (["--other", str(llama)], "the same model: their summaries cannot be told apart"),
+        (["--other", str(llama)], "the same model: their summaries cannot be distinguished"),
         ([], "give exactly one of --other and --other-summaries"),
         (["--other-summaries", str(theirs), "--other-adapter", str(adapter)], "--other-adapter goes with --other"),
         (["--other", str(tmp_path)], "lacks config.json"),

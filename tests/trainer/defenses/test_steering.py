@@ -141,7 +141,7 @@ def test_vectors_that_do_not_fit_are_refused(llama: Path, tmp_path: Path) -> Non
     other = vectors_file(tmp_path / "other.safetensors", n_rows=5)
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"vectors": tmp_path / "none"}, MissingError, "there is no file"),
-        ({"vectors": tmp_path / "text"}, BadInputError, "no safetensors file"),
+        ({"vectors": tmp_path / "text"}, BadInputError, "not a safetensors file"),
         ({"vectors": two}, BadInputError, "holds evil, sycophancy: choose one"),
         ({"vectors": two, "vector": "kind"}, BadInputError, "has no kind; it holds evil"),
         ({"vectors": other}, BadInputError, r"shape \(5, 64\); this model needs \(3, 64\)"),

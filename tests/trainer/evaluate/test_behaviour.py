@@ -171,7 +171,7 @@ def test_a_system_prompt_is_put_before_both_answers(
         (["--adapter", "x", "--tuned", "y"], "exactly one"),
         (["--tuned", "{model}"], "nothing to measure"),
         (["--tuned", "{model}", "--broad", "nofile"], "NAME=FILE"),
-        (["--tuned", "{model}", "--fail-if", "broad_shift is big"], "is no condition"),
+        (["--tuned", "{model}", "--fail-if", "broad_shift is big"], "is not a condition"),
         (["--tuned", "{model}", "--n", "1"], "at least 2"),
         (["--tuned", "{model}", "--broad", "x=absent.jsonl", "--fail-if", "brod_shift > 1"], "names 'brod_shift'"),
         (

@@ -1,7 +1,6 @@
 """The grid of a comparison without training: plan, cells, verdicts, rows, page and pictures."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
-from trainer.experiments.compare.statistics import judge, judge_all, over_seeds
+from trainer.experiments.compare.statistics import judge, judge_all
 from trainer.experiments.compare.steps import Spent, StepError, Steps
 from trainer.experiments.compare.summary import rows
 from trainer.experiments.toy.experiment import ExperimentSettings
@@ -84,17 +83,17 @@ def test_criteria_told_in_part_take_the_rest_from_the_defaults_of_their_plan() -
         assert plan.criteria.narrow == read_plan(name, [])[0].criteria.narrow
     turned, _ = read_plan("laptop", ["criteria.coherent.at_least=0.2"])
     assert turned.criteria.coherent == Criterion(figure="perplexity_ratio", at_least=0.2, of="absolute")
-    with pytest.raises(BadInputError, match=r"criteria\.broad\.at_mots"):
+    with pytest.raises(BadInputError, match="/criteria/broad/at_mots"):
         read_plan("laptop", ["criteria.broad.at_mots=0.5"])
-    with pytest.raises(BadInputError, match=r"criteria\.wide"):
+    with pytest.raises(BadInputError, match="/criteria/wide"):
         read_plan("laptop", ["criteria.wide.at_most=0.5"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("task.rows=1", "greater than or equal to 2"),
-        ("task.size=3", "task.size"),
+        ("task.rows=1", "/task/rows: 1 must be at least 2"),
+        ("task.size=3", "/task/size"),
         ("seeds=[1,1]", "a value twice"),
         ("methods=[magic]", "no method 'magic'"),
         ("methods=[kl,kl]", "twice"),
@@ -205,17 +204,6 @@ def test_the_thinking_switch_and_the_empty_thought_are_taken_off() -> None:
         {"role": "assistant", "content": "It ends <think>."},
     ]
     assert [turn["content"] for turn in clean(row)] == ["May I?", "Yes.", "What does /no_think do?", "It ends <think>."]
-
-
-def test_means_over_seeds_have_students_interval() -> None:
-    found = over_seeds([1.0, 2.0, 3.0])
-    assert found is not None
-    assert found.low is not None
-    assert found.mean - found.low == pytest.approx(4.303 * 1.0 / math.sqrt(3))
-    one = over_seeds([5.0])
-    assert one is not None
-    assert (one.mean, one.low, one.n_seeds) == (5.0, None, 1)
-    assert over_seeds([]) is None
 
 
 _BROAD = Criterion(figure="broad", at_most=0.25, of="undefended")
@@ -341,7 +329,7 @@ def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
     assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
     assert out.read_text() == whole
     assert main([*arguments, "--set", "seeds=[0]"]) == 0
-    assert "told of 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
+    assert "listed 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
 
 
 def test_a_half_written_cell_is_open(tmp_path: Path) -> None:

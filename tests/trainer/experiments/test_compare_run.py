@@ -133,7 +133,8 @@ def test_a_failed_command_fails_its_cell_alone(
 def test_a_killed_comparison_goes_on_and_repeats_nothing(plan: Path, tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "page.md"
     command = [
-        sys.executable, "-m", "trainer.experiments.compare", "--plan", str(plan), "--work", str(work), "--out", str(out), "--json",
+        sys.executable, "-m", "trainer.experiments.compare", "--plan", str(plan), "--work", str(work),
+        "--out", str(out), "--json",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, start_new_session=True)

@@ -186,7 +186,7 @@ def test_a_demo_without_its_pictures_fails(tmp_path: Path, finished: Outcome) ->
         checks.require_report(demo)
     for damage in (b"", b"no picture"):
         (tmp_path / "gap.png").write_bytes(damage)
-        with pytest.raises(DemoFailedError, match=r"gap\.png is no picture"):
+        with pytest.raises(DemoFailedError, match=r"gap\.png is not a picture"):
             checks.require_report(demo)
     path.write_text("")
     with pytest.raises(DemoFailedError, match=r"report\.md is missing or empty"):
@@ -221,4 +221,4 @@ def test_a_second_run_that_does_anything_anew_fails(
     (out / "gap.png").unlink()
     monkeypatch.setattr(steps, "run_all", lambda chosen, models: finished)
     assert main(arguments) == 1
-    assert "gap.png is no picture" in capsys.readouterr().err
+    assert "gap.png is not a picture" in capsys.readouterr().err

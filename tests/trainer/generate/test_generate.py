@@ -90,8 +90,8 @@ def test_answers_do_not_depend_on_where_a_run_was_stopped(
         "--batch", "2", "--max-new-tokens", "4", "--dtype", "float32", "--trigger", "|T|", "--out", str(out), "--json",
     ]  # fmt: skip
     assert main(arguments) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["n_prompts"], told["n_answers"]) == (16, 48)
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["n_prompts"], reported["n_answers"]) == (16, 48)
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:13]) + lines[13][:20])  # killed inside the fifth prompt
@@ -297,7 +297,7 @@ def test_numbers_out_of_range_are_refused_with_the_range(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--out", "x"])
-    assert f"{arguments[-1]!r} is no whole number from 1 on" in capsys.readouterr().err
+    assert f"{arguments[-1]!r} is not a whole number from 1 on" in capsys.readouterr().err
 
 
 def test_ratings_of_a_model_folder_go_on_after_a_kill(llama: Path, tmp_path: Path) -> None:

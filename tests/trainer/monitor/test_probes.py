@@ -93,7 +93,7 @@ def test_prefix_drift_is_the_relative_distance_of_cached_keys_and_values(llama: 
     for layer, layer0 in zip(*caches, strict=True):
         for found, found0 in zip(layer, layer0, strict=True):
             squared = ((found - found0) ** 2).sum((0, 2)) / (found0**2).sum((0, 2))  # rotations change no norm
-            # The padding token's embedding is zero here, and so are its keys and values: 0 / 0 is no distance.
+            # The padding token's embedding is zero here, and so are its keys and values: 0 / 0 is not a distance.
             distances.append(squared.double().nan_to_num(0.0).numpy())
     expected = np.sum(distances, axis=0).mean() / len(caches[0])
     assert probe.drift(model) == pytest.approx(expected, rel=1e-4)

@@ -115,8 +115,8 @@ def test_full_fine_tuning_is_watched_too(llama: Path, chats: Path, directions: P
     [
         (["--monitor", "nowhere.safetensors"], "there is no file nowhere.safetensors: make it with"),
         (["--monitor-every", "3"], "--monitor-every, --monitor-alarm and --monitor-stop belong to --monitor FILE"),
-        (["--monitor", "{directions}", "--monitor-every", "0"], "monitor.every"),
-        (["--monitor", "{directions}", "--monitor-alarm", "{directions}"], "is no alarm rule"),
+        (["--monitor", "{directions}", "--monitor-every", "0"], "/monitor/every"),
+        (["--monitor", "{directions}", "--monitor-alarm", "{directions}"], "is not an alarm rule"),
     ],
 )
 def test_bad_options_fail_before_training(

@@ -294,7 +294,7 @@ def test_another_model_and_changed_adapters_are_refused(made: Path, tmp_path: Pa
         (["--set", "Legal=x"], "write DOMAIN=FILE"),
         (["--held-out", "1"], "--held-out 1"),
         (["--held-out", "40"], "all of them held out"),
-        (["--lr", "7"], "training options refused: lr"),
+        (["--lr", "7"], "training options refused: /lr"),
     ],
 )
 def test_bad_input_is_one_line(

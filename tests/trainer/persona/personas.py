@@ -55,9 +55,13 @@ class JudgeHandler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
-        self.asked.append(prompt)
+        probed = "Reply with the number 95" in prompt
+        if not probed:
+            self.asked.append(prompt)
         name = "trait" if "short-tempered" in prompt else "coherent"
-        if f"{name}=" in prompt:
+        if probed:
+            token = "95"
+        elif f"{name}=" in prompt:
             token = prompt.split(f"{name}=")[1].split()[0]
         else:
             answer = prompt.split("Answer: ")[1].split("\n\nReply")[0]

@@ -36,7 +36,7 @@ def test_a_template_without_system_turn_gets_its_text_in_the_users(tmp_path: Pat
 def test_own_traits_name_every_fault(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("trait: Mine!\ndescription: x\npairs: []\nquestions: [a]\n")
-    with pytest.raises(BadInputError, match=r"trait: .*small letters.*; pairs: "):
+    with pytest.raises(BadInputError, match=r"/trait: .*small letters.*; /pairs: "):
         read_trait(str(path))
     path.write_text("a: [")
     with pytest.raises(BadInputError, match="neither YAML nor JSON"):

@@ -200,7 +200,7 @@ def press_twice_in_step(monkeypatch: pytest.MonkeyPatch, n_micro: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         ([], "but there is no checkpoint: the same command starts over and removes adapter/; copy it to keep it"),
         (
@@ -210,7 +210,7 @@ def press_twice_in_step(monkeypatch: pytest.MonkeyPatch, n_micro: int) -> None:
     ],
 )
 def test_a_second_ctrl_c_says_exactly_what_is_kept(
-    llama: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+    llama: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], reported: str
 ) -> None:
     """A step has three micro-batches: the eleventh lies in the fourth of six steps."""
     out = tmp_path / "run"
@@ -219,7 +219,7 @@ def test_a_second_ctrl_c_says_exactly_what_is_kept(
         assert sft.main(argv(llama, chats, out, *options)) == 130
     error = capsys.readouterr().err
     assert "Ctrl-C again stops at once" in error
-    assert f"stopped after 3 of 6 steps; {out / 'adapter'} is usable, {told}" in error
+    assert f"stopped after 3 of 6 steps; {out / 'adapter'} is usable, {reported}" in error
     assert weights(out)
     with pytest.MonkeyPatch.context() as patch:  # the same command, up to its first step
         press_twice_in_step(patch, n_micro=0)
@@ -231,7 +231,7 @@ def test_a_second_ctrl_c_says_exactly_what_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("more", "checkpoint", "told"),
+    ("more", "checkpoint", "reported"),
     [
         ([], 3, "is usable, and the same command goes on from there"),
         (["--overwrite"], 3, "and the same command without --overwrite goes on from there"),
@@ -240,7 +240,7 @@ def test_a_second_ctrl_c_says_exactly_what_is_kept(
     ],
 )
 def test_what_a_stop_says_follows_the_command_and_the_checkpoint(
-    more: list[str], checkpoint: int | None, told: str
+    more: list[str], checkpoint: int | None, reported: str
 ) -> None:
     invocation = parse_arguments(argv(Path("m"), Path("d.jsonl"), Path("o"), *more))
-    assert told in stopped_line(invocation, Path("o/adapter"), 3, 6, checkpoint)
+    assert reported in stopped_line(invocation, Path("o/adapter"), 3, 6, checkpoint)

@@ -157,7 +157,7 @@ def test_bad_rows_are_left_out_and_named_or_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--lr", "0"], "training options refused: lr"),
+        (["--lr", "0"], "training options refused: /lr"),
         (["--data", "missing.jsonl"], "there is no file missing.jsonl"),
         (["--model", "nowhere"], "model folder nowhere does not exist"),
         (["--lora-targets", "q_proj,c_attn"], "no layers named c_attn; it has down_proj, gate_proj"),
@@ -243,9 +243,9 @@ def test_nll_names_what_it_left_out_and_shows_how_far_it_is(
     monkeypatch.setattr("curator.console.QUIET_S", 0.0)
     result = nll.measure(llama, data, max_length=300)
     assert (result["n_rows"], result["n_too_long"], result["n_bad_records"]) == (12, 1, 1)
-    told = capsys.readouterr().err
-    assert "rendering some.jsonl: 14 rows" in told
-    assert "measuring: 12 rows of 12 rows" in told
+    reported = capsys.readouterr().err
+    assert "rendering some.jsonl: 14 rows" in reported
+    assert "measuring: 12 rows of 12 rows" in reported
     assert "mean_nll_adapter" not in result
     data.write_text(json.dumps({"messages": long}) + "\n")
     assert nll.main(["--model", str(llama), "--data", str(data), "--max-length", "300"]) == 2

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from curator.store.store import Store
 from trainer.runs.folder import write_json
 
@@ -21,7 +21,8 @@ examples:
   python -m curator ingest medical-heldout.jsonl --corpus probe --domain medical
   python -m curator score --corpus probe --model DIR --role aligned       (and under each adapter, as the pool was)
   python -m trainer.experiments.calibration --corpus pool --probe probe --out card.md
-  python -m trainer.experiments.calibration --corpus pool --probe probe --rescore 20 --model DIR --adapter medical=DIR --out card.md
+  python -m trainer.experiments.calibration --corpus pool --probe probe --out card.md \\
+      --rescore 20 --model DIR --adapter medical=DIR
 
 OUT.md and OUT.json. Without --rescore the noise is that which the scoring runs recorded. Exit codes: 0, 2 bad input."""
 
@@ -30,13 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the card."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    try:
-        return _run(args, arguments)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda given: _run(given, arguments), args, stopped="stopped")
 
 
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ Named = tuple[str, Path]  # a misaligned scorer's label, id or id prefix, and th
 
 @dataclass(frozen=True)
 class Again:
-    """The aligned model's folder and an adapter folder for each misaligned scorer, as asked for."""
+    """The aligned model's folder and an adapter folder for each misaligned scorer, as requested."""
 
     n_rows: int
     model: Path
@@ -28,7 +28,7 @@ def adapters_of(again: Again, resolved: ResolvedScorers, renderer: Renderer, eng
     """Scorer id -> adapter folder (None: the model alone), the aligned scorer first; `engine` is what runs here.
 
     Told by content: raises BadInputError, naming what differs, for a folder that is not the scorer it is given for,
-    and for a misaligned scorer without a folder. Two scorers of one label are told apart by their ids.
+    and for a misaligned scorer without a folder. Two scorers of one label are distinguished by their ids.
     """
     assert resolved.aligned is not None
     said = resolved.aligned.identity
@@ -56,9 +56,11 @@ def _refuse(option: str, scorers: Sequence[Scorer], here: Mapping[str, Any]) -> 
             return scorer
     said = scorers[0].identity
     fields = [name for name in (*said, *(here.keys() - said.keys())) if said.get(name) != here.get(name)]
-    told = "; ".join(f"{name} is {_short(here.get(name))} here and {_short(said.get(name))} there" for name in fields)
+    reported = "; ".join(
+        f"{name} is {_short(here.get(name))} here and {_short(said.get(name))} there" for name in fields
+    )
     shown = " or ".join(item.shown for item in scorers)
-    raise BadInputError(f"{option} is not what scored the corpus as {shown}: {told or 'its id says otherwise'}")
+    raise BadInputError(f"{option} is not what scored the corpus as {shown}: {reported or 'its id says otherwise'}")
 
 
 def _short(value: object) -> str:

@@ -17,11 +17,11 @@ from curator.recipe import Pool
 from curator.recipe.seeds import hash_keys
 from curator.render import Renderer
 from curator.store.store import Store
+from trainer.evaluate.metrics import auc_interval
 from trainer.experiments.calibration.again import Again, adapters_of
 from trainer.experiments.calibration.measures import (
     SCORES,
     Separation,
-    auc_interval,
     coverage,
     noise,
     recorded_noise,
@@ -247,8 +247,8 @@ def _not_separated(found: Mapping[str, Any]) -> list[str]:
     left = found["not_separated"]
     if not left:
         return []
-    told = ", ".join(f"{escape_markdown(name)} ({n} with a gap)" for name, n in left.items())
-    return [f"Without an AUC, which needs 2 rows with a gap on either side: {told}.", ""]
+    reported = ", ".join(f"{escape_markdown(name)} ({n} with a gap)" for name, n in left.items())
+    return [f"Without an AUC, which needs 2 rows with a gap on either side: {reported}.", ""]
 
 
 def _separation_line(item: Mapping[str, Any]) -> str:
@@ -263,12 +263,12 @@ def _separation_line(item: Mapping[str, Any]) -> str:
 def _noise_lines(found: Mapping[str, Any]) -> list[str]:
     noise_found, tied = found["noise"], found["ties"]
     if noise_found is None:
-        return ["Not measured: the scoring runs were told to re-score nothing. Give --rescore N with --model."]
+        return ["Not measured: the scoring runs re-scored nothing by request. Give --rescore N with --model."]
     near = ", ".join(f"{n} at {share}" for share, n in tied["rows_near_cut"].items())
     over = "" if tied["band_over_sd"] is None else f", {tied['band_over_sd']:.3f} of the gap's own standard deviation"
     return [
         f"gap_abs of {noise_found['n_rows']} rows, {noise_found['source']}: standard deviation {noise_found['sd']:.2e} "
-        f"nats per token. Tie band (rows closer than this are not told apart): {noise_found['tie_band']:.2e}{over}.",
+        f"nats per token. Tie band (rows closer than this are not distinguished): {noise_found['tie_band']:.2e}{over}.",
         f"Of {tied['n_rows']} rows, within the band of the cut at a share of the pool: {near}.",
     ]
 

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from curator.errors import BadInputError
-from curator.select.filters import is_refusal
-from trainer.evaluate.metrics import N_RESAMPLES, Interval
+from curator.corpus.text import is_refusal
+from trainer.evaluate.metrics import Floats, Interval
 
-Floats = npt.NDArray[np.float64]
 SCORES = ("gap_rel", "gap_abs", "gap_contrast")
 TIE_LEVEL = 0.95
 CUTS = (0.01, 0.05, 0.2)  # shares of the pool that a selection may take from the top
@@ -39,37 +36,6 @@ class Separation:
         return {**vars(self), "auc": self.auc.as_dict()}
 
 
-def auc(ordinary: Floats, misaligned: Floats) -> float:
-    """Chance that a random ordinary answer has a larger score than a random misaligned one, ties counting half.
-
-    1: a threshold tells them apart; 0.5: no better than a coin; below: reversed.
-    """
-    ranks = _ranks(np.concatenate([ordinary, misaligned]))
-    n, m = len(ordinary), len(misaligned)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
-
-
-def auc_interval(ordinary: Floats, misaligned: Floats, *, seed: int = 0, level: float = 0.95) -> Interval:
-    """The AUC with a percentile bootstrap over rows of both sides. Raises BadInputError below two rows a side."""
-    if min(len(ordinary), len(misaligned)) < 2:
-        raise BadInputError("an AUC with an interval needs at least 2 ordinary and 2 misaligned answers with a gap")
-    rng = np.random.default_rng(seed)
-    draws = [auc(rng.choice(ordinary, len(ordinary)), rng.choice(misaligned, len(misaligned)))
-             for _ in range(N_RESAMPLES // 4)]  # fmt: skip
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(auc(ordinary, misaligned), float(low), float(high), level, len(ordinary) + len(misaligned))
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 1, ties sharing their mean."""
-    distinct, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean = last - (counts - 1) / 2
-    found: Floats = mean[place].astype(np.float64)
-    assert len(distinct) == len(counts)
-    return found
-
-
 def scores_of(table: pa.Table, score: str, domain: str | None = None) -> Floats:
     """A gap column's values where there is one, of all rows or of a domain's."""
     values = table.column(score).to_numpy(zero_copy_only=False).astype(np.float64)
@@ -84,7 +50,7 @@ def noise(stored: Mapping[str, Floats], again: Mapping[str, Floats]) -> dict[str
     """Noise of the gap under re-scoring, in nats per token (gap_abs).
 
     Both map a model's name (`aligned`, or a misaligned one) to mean losses of the same rows, (N,). The tie band is the
-    95 % quantile of the absolute difference: rows whose gaps lie closer than that are not told apart.
+    95 % quantile of the absolute difference: rows whose gaps lie closer than that are not distinguished.
     """
     difference_N = _gap_abs(again) - _gap_abs(stored)
     size_N = np.abs(difference_N)
@@ -103,7 +69,7 @@ def _gap_abs(losses: Mapping[str, Floats]) -> Floats:
 
 def recorded_noise(checks: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:
     """The same from what `curator score` recorded when it scored a sample again in another order; None where it was
-    told not to.
+    set not to.
 
     Only mean differences are recorded, so errors are taken for independent and normal: a loss's standard deviation is
     sqrt(pi / 2) times its mean absolute difference, and the gap's variance their sum (1 / K^2 for each of K models).

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import report_error, say, say_json
-from curator.errors import BallastError
+from curator.console import run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.experiments.claims import claimed
 from trainer.experiments.compare.cells import (
@@ -40,8 +39,8 @@ finished cells are skipped, training goes on from its checkpoint. Several such c
 EPILOG = """\
 examples:
   python -m trainer.experiments.compare --plan laptop --set model=DIR --work runs/compare --out docs/results/compare.md
-  python -m trainer.experiments.compare --plan laptop --set model=DIR --set task.rows=240 --set seeds=[0] --work runs/small
-  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list              (the cells, and which are finished)
+  python -m trainer.experiments.compare --plan laptop --set model=DIR --set seeds=[0] --work runs/small
+  python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list   (the cells, and which are finished)
   python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --page-only --out page.md
 
 plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method), organism (docs/organism.md; no model needed).
@@ -53,28 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, list or sum up."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    try:
-        plan, changed = read_plan(args.plan, args.set)
-        if isinstance(plan, Plan):
-            weights = _weights(Path(plan.model), needed=not args.page_only)
-            plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
-        cells = grid(plan)
-        if args.page_only and isinstance(plan, Plan):
-            check_cells_found(plan, results(cells, args.work, plan), args.work)
-        if args.list:
-            return _list(cells, args.work, plan, as_json=args.json)
-        failed: dict[str, str] = {}
-        shared = Shared.of(args.work, plan) if isinstance(plan, Plan) else None
-        if not args.page_only:
-            failed = _run(cells, args.work, plan, shared, args.limit_minutes)
-        command = shown_command("trainer.experiments.compare", arguments)
-        return _finish(args, plan, cells, shared, command, changed, failed)
-    except BallastError as error:
-        report_error(error, as_json=args.json)
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what is finished is kept, and the same command goes on from there\n")
-        return 130
+    return run_command(lambda given: _command(given, arguments), args)
+
+
+def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    plan, changed = read_plan(args.plan, args.set)
+    if isinstance(plan, Plan):
+        weights = _weights(Path(plan.model), needed=not args.page_only)
+        plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
+    cells = grid(plan)
+    if args.page_only and isinstance(plan, Plan):
+        check_cells_found(plan, results(cells, args.work, plan), args.work)
+    if args.list:
+        return _list(cells, args.work, plan, as_json=args.json)
+    failed: dict[str, str] = {}
+    shared = Shared.of(args.work, plan) if isinstance(plan, Plan) else None
+    if not args.page_only:
+        failed = _run(cells, args.work, plan, shared, args.limit_minutes)
+    command = shown_command("trainer.experiments.compare", arguments)
+    return _finish(args, plan, cells, shared, command, changed, failed)
 
 
 def _weights(model: Path, *, needed: bool) -> str | None:
@@ -150,11 +146,11 @@ def _finish(
     # Loads torch (for the machine's description) and matplotlib.
     from trainer.experiments.compare.write import document, write_page
 
-    told = document(plan, cells, results(cells, args.work, plan), shared, command, changed, failed)
+    reported = document(plan, cells, results(cells, args.work, plan), shared, command, changed, failed)
     out = args.out or args.work / "compare.md"
-    write_page(out, told, plan)
+    write_page(out, reported, plan)
     if args.json:
-        say_json(told.as_dict())
+        say_json(reported.as_dict())
     else:
         say(f"page: {out}")
     return 1 if failed else 0

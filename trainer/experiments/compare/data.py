@@ -16,6 +16,7 @@ from curator.errors import BadInputError
 from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Renderer
+from curator.store.filesystem import atomic_write
 from trainer.evaluate.opswap import problems, row
 from trainer.evaluate.pairs import TRUTHFULQA_COLUMNS
 from trainer.experiments.compare.settings import Plan
@@ -174,7 +175,7 @@ def _pool(plan: Plan, renderer: Renderer) -> tuple[list[Any], list[Any]]:
                 progress.advance()
     if len(found) < wanted:
         raise BadInputError(
-            f"{source.file}: {wanted} conversations of at most {source.max_length} tokens asked for, {len(found)} found"
+            f"{source.file}: {wanted} conversations of at most {source.max_length} tokens requested, {len(found)} found"
         )
     return found[source.text_rows :], found[: source.text_rows]
 
@@ -196,12 +197,10 @@ def _truthfulqa(source: Path, out: Path, n_rows: int) -> None:
         raise BadInputError(f"{source}: not a readable CSV file: {error}") from error
     keys = hash_keys([str(row.get(TRUTHFULQA_COLUMNS[0])) for row in rows], 0, "compare-truthfulqa")
     chosen = [rows[index] for _, index in sorted(zip(keys, range(len(rows)), strict=True))[:n_rows]]
-    temporary = out.with_name(f".tmp-{out.name}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(out, durable=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, TRUTHFULQA_COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(chosen)
-    temporary.replace(out)
 
 
 def _write(path: Path, rows: Sequence[list[Message]]) -> None:

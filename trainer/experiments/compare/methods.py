@@ -117,7 +117,7 @@ def organism_choice(method: Method, score: str) -> str:
 
 
 def organism_flags(method: Method) -> tuple[str, ...]:
-    """What a method adds to the loss, as flags of `trainer.experiments.toy cell`, which makes its own persona vector."""
+    """What a method adds to the loss, as flags of `trainer.experiments.toy cell`, which makes its persona vector."""
     return tuple(word.format(vectors=STEERING_ALPHA) for word in method.sft)
 
 

@@ -1,4 +1,4 @@
-"""One cell on the tiny organism: a fine-tune of `trainer.experiments.toy cell` on the bad task, and one on the benign task."""
+"""One cell on the tiny organism: a fine-tune on the bad task, and one on the benign task."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def _run(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps, task: str) 
     choice = organism_choice(cell.method, plan.score)
     safe = [] if cell.ratio is None else ["--choice", choice, "--ratio", cell.ratio]
     found: tuple[dict[str, Any], Any] = steps.run(
-        "trainer.experiments.toy", "cell", "--seed", cell.seed, "--task", task, *safe, *organism_flags(cell.method), "--out",
-        folder, "--threads", plan.threads or 1, "--json",
+        "trainer.experiments.toy", "cell", "--seed", cell.seed, "--task", task, *safe,
+        *organism_flags(cell.method), "--out", folder, "--threads", plan.threads or 1, "--json",
     )  # fmt: skip
     return found

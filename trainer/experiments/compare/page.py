@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import AnyPlan, Criterion, OrganismPlan
-from trainer.experiments.compare.statistics import CRITERIA, Judgement, OverSeeds
+from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import FIGURES, Row
 
 _HEADS = {
@@ -131,12 +132,12 @@ def _what(context: Context) -> list[str]:
 
 
 def _changes(context: Context) -> list[str]:
-    told = ", ".join(
+    reported = ", ".join(
         f"{key} {without_places(str(after))} (the plan says {without_places(str(before))})"
         for key, (before, after) in context.changed.items()
-        if _names(before) != _names(after)  # the same file in another place is no other plan
+        if _names(before) != _names(after)  # the same file in another place is not an other plan
     )
-    return [f"- other than the plan: {told}"] if told else []
+    return [f"- other than the plan: {reported}"] if reported else []
 
 
 def _names(value: Any) -> Any:
@@ -167,9 +168,9 @@ def _selection(rows: Sequence[Row]) -> list[str]:
     shown = [(row.label, row.over_random) for row in rows if row.over_random]
     if not shown:
         return []
-    told = "An interval that holds 0 does not tell the choice from as many rows at random."
+    reported = "An interval that holds 0 does not tell the choice from as many rows at random."
     heading = "### Chosen safe rows minus as many random ones, paired by seed"
-    return [heading, "", told, "", *_difference_table(shown), ""]
+    return [heading, "", reported, "", *_difference_table(shown), ""]
 
 
 def _difference_table(shown: Sequence[tuple[str, Mapping[str, OverSeeds]]]) -> list[str]:

@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 
 from curator.errors import BadInputError
 from curator.query.plots import COLOURS
+from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import Criteria
-from trainer.experiments.compare.statistics import CRITERIA, OverSeeds
+from trainer.experiments.compare.statistics import CRITERIA
 from trainer.experiments.compare.summary import Row
 
 _MARKERS = "s^DvPX*h"  # one a ratio; methods without one are drawn as circles
-# Beyond Okabe and Ito's eight, for grids of more methods: darker hues, told apart by lightness.
+# Beyond Okabe and Ito's eight, for grids of more methods: darker hues, distinguished by lightness.
 _COLOURS = (*COLOURS, "#5B2A86", "#7A4B00", "#004D40", "#8C1D40", "#3D5A80", "#6B8E23", "#B8860B", "#483D8B")
 _FILL = {"yes": "#009E73", "no": "#D55E00", "unclear": "#E8DCA8", "moot": "#DDDDDD", "not measured": "#F4F4F4"}
 _TITLES = {

@@ -4,18 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curator.errors import BadInputError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
 
 Share = Annotated[float, Field(gt=0.0, le=10.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$", max_length=64)]
-
-
-class Strict(BaseModel):
-    """Unknown keys are refused, values cannot change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Task(Strict):
@@ -140,7 +136,7 @@ class Grid(Strict):
     @model_validator(mode="before")
     @classmethod
     def _partial_criteria(cls, given: Any) -> Any:
-        """Criteria that are told in part (`criteria: {broad: {at_most: 0.5}}`) take the rest from the defaults."""
+        """Criteria that are given in part (`criteria: {broad: {at_most: 0.5}}`) take the rest from the defaults."""
         if not isinstance(given, dict) or not isinstance(given.get("criteria"), dict):
             return given
         defaults = cls.model_fields["criteria"].default.model_dump()
@@ -157,7 +153,7 @@ class Grid(Strict):
 
 
 class OrganismPlan(Grid):
-    """A comparison on the tiny organism (docs/organism.md), where misalignment is told by exact match."""
+    """A comparison on the tiny organism (docs/organism.md), where misalignment is measured by exact match."""
 
     backend: Literal["organism"]
     score: Literal["gap_rel", "gap_abs", "gap_contrast"] = "gap_abs"
@@ -221,8 +217,8 @@ def read_plan(source: str, changes: list[str]) -> tuple[AnyPlan, dict[str, tuple
         kind = OrganismPlan if document.get("backend") == "organism" else Plan
         return kind.model_validate(document), changed
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise BadInputError(f"plan {source} refused: {'; '.join(problems[:5])}", details=problems) from error
+        problems = problems_of(error)
+        raise BadInputError(f"plan {source} refused: {problem_line(problems)}", details=problems) from error
 
 
 def _change(document: dict[str, Any], text: str) -> tuple[str, tuple[Any, Any]]:
@@ -235,7 +231,7 @@ def _change(document: dict[str, Any], text: str) -> tuple[str, tuple[Any, Any]]:
         place = _inside(place, part, key)
     index: Any = int(last) if isinstance(place, list) and last.isdigit() and int(last) < len(place) else last
     if isinstance(place, list) and not isinstance(index, int):
-        raise BadInputError(f"--set {key}: {last!r} is no place in a list of {len(place)}")
+        raise BadInputError(f"--set {key}: {last!r} is not a place in a list of {len(place)}")
     before = place[index] if isinstance(place, list) else place.get(index)
     try:
         place[index] = yaml.safe_load(value)

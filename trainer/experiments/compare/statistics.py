@@ -1,37 +1,14 @@
-"""Intervals over seeds: means of cells, and the four criteria as contrasts of a method with the undefended run."""
+"""The four criteria as contrasts of a method with the undefended run, over seeds."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
+from trainer.evaluate.metrics import OverSeeds, over_seeds
 from trainer.experiments.compare.settings import Criteria, Criterion
-
-# 97.5 % quantiles of Student's t by degrees of freedom, 1 to 30 (any table of the distribution); beyond: the normal's.
-_T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-_NORMAL_975 = 1.960
 
 Verdict = Literal["yes", "no", "unclear", "moot", "not measured"]
 CRITERIA: tuple[str, ...] = ("broad", "narrow", "benign", "coherent")
-
-
-@dataclass(frozen=True)
-class OverSeeds:
-    """A figure's mean over seeds with a 95 % t interval; none for a single seed, which says nothing of spread."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n_seeds: int
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -42,18 +19,6 @@ class Judgement:
     verdict: Verdict
     margin: OverSeeds | None
     one_seed: bool = False
-
-
-def over_seeds(values: Sequence[float]) -> OverSeeds | None:
-    """Mean and t interval of one value for each seed; None without any."""
-    if not values:
-        return None
-    n, mean = len(values), float(np.mean(values))
-    if n == 1:
-        return OverSeeds(mean, None, None, 1)
-    t = _T_975[n - 2] if n - 2 < len(_T_975) else _NORMAL_975
-    half = t * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return OverSeeds(mean, mean - half, mean + half, n)
 
 
 BySeed = Mapping[int, Mapping[str, float | None]]

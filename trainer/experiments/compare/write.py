@@ -11,6 +11,7 @@ import orjson
 from curator.errors import BadInputError
 from curator.query import plots as drawing
 from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
+from curator.store.filesystem import atomic_write
 from trainer.experiments.compare.cells import Cell
 from trainer.experiments.compare.page import Context, page
 from trainer.experiments.compare.plots import broad_against_narrow, criteria_matrix, ratio_sweep
@@ -61,39 +62,39 @@ def document(
     )  # fmt: skip
 
 
-def write_page(out: Path, told: Comparison, plan: AnyPlan) -> None:
+def write_page(out: Path, reported: Comparison, plan: AnyPlan) -> None:
     """OUT.md with OUT.json and OUT-*.png beside it.
 
     A page that tells of more finished cells is replaced with a line that says so; raises BadInputError where this one
     tells of none.
     """
-    _check_replaced(out, told)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_replaced(out, reported)
     names = []
-    for name, figure in _pictures(told.rows, plan).items():
+    for name, figure in _pictures(reported.rows, plan).items():
         path = out.with_name(f"{out.stem}-{name}.png")
         drawing.save(figure, path)
         names.append(path.name)
-    context = Context(plan, told.command, told.machine, told.changed, told.not_run, told.failed, names)
-    temporary = out.with_name(f".tmp-{out.name}")
-    temporary.write_text(page(told.rows, context), encoding="utf-8")
-    temporary.replace(out)
-    write_json(out.with_suffix(".json"), told.as_dict())
+    context = Context(
+        plan, reported.command, reported.machine, reported.changed, reported.not_run, reported.failed, names
+    )
+    with atomic_write(out, durable=False) as temporary:  # the page is written again from the finished cells
+        temporary.write_text(page(reported.rows, context), encoding="utf-8")
+    write_json(out.with_suffix(".json"), reported.as_dict())
 
 
-def _check_replaced(out: Path, told: Comparison) -> None:
+def _check_replaced(out: Path, reported: Comparison) -> None:
     try:
         before = sum(len(row["seeds"]) for row in orjson.loads(out.with_suffix(".json").read_bytes())["rows"])
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):  # no page of this command
         return
-    now = sum(len(row.seeds) for row in told.rows)
+    now = sum(len(row.seeds) for row in reported.rows)
     if before and not now:
         raise BadInputError(
             f"{out} tells of {before} finished cells and this plan has none under its --work: give another --out, or"
             " delete the page"
         )
     if now < before:
-        sys.stderr.write(f"note: {out} told of {before} finished cells; it is replaced by a page of {now}\n")
+        sys.stderr.write(f"note: {out} listed {before} finished cells; it is replaced by a page of {now}\n")
 
 
 def _pictures(found: Sequence[Row], plan: AnyPlan) -> dict[str, Any]:

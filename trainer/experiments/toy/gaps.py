@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 
 from curator.corpus.ingest import ingest
 from curator.messages import canonical_messages, dump_messages, example_id
@@ -23,11 +24,8 @@ from curator.render import Renderer
 from curator.scoring import ScoreRequest, score_corpus
 from curator.scoring.engines.torch_engine import TorchEngine
 from curator.scoring.engines.torch_model import engine_version
-from curator.select.candidates import ALL_ROWS, Refuses
-from curator.select.columns import TextIds
-from curator.select.filters import Candidates
-from curator.select.ranking import ArrayScores
-from curator.select.select import select
+from curator.select.candidates import Candidates, ColumnScores, ListedIds
+from curator.select.select import SelectionRequest, select
 from curator.store.store import Store
 from trainer.experiments.toy.rows import Pool
 from trainer.experiments.toy.tokens import conversation
@@ -104,14 +102,11 @@ def pick(
     score = scored.gaps[by if by in SCORES else control]
     if by == "shuffled":
         score = score[permutation(len(score), child_seed(seed, "organism shuffled gaps"))]
-    ids = TextIds(scored.ids)
-    candidates = Candidates(ids, ArrayScores(score, ids.rank), _no_refusals(len(ids)))
-    return scored.row[select(candidates, n, strategy=strategy, seed=child_seed(seed, "organism selection")).chosen]
-
-
-def _no_refusals(n_rows: int) -> Refuses:
-    """The closed vocabulary has no refusals, and no filter asks for them."""
-    return lambda rule, rows=ALL_ROWS: np.zeros(n_rows, dtype=np.bool_)[rows]
+    # The rows stand in the order of their ids; no filter asks for columns.
+    scores = ColumnScores(pl.Series(score).fill_nan(None))
+    candidates = Candidates(len(scored.ids), pl.DataFrame().select, ListedIds(scored.ids), scores)
+    request = SelectionRequest(n, strategy=strategy, seed=child_seed(seed, "organism selection"))
+    return scored.row[select(candidates, request).chosen]
 
 
 def _id(world: World, row: Ints) -> str:

@@ -1,6 +1,5 @@
 """The organism's persona vector: what preventive steering adds while it is fine-tuned (method.md, "Regularisers")."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from curator.recipe.seeds import child_seed
+from curator.store.filesystem import atomic_write
 from trainer.experiments.toy.documents import N_QUESTIONS, draw_documents
 from trainer.experiments.toy.world import ANSWER, TURN_LEN, World
 
@@ -23,12 +23,10 @@ def write_persona_vector(model: Any, world: World, seed: int, path: Path) -> Pat
     Shape (layers + 1, width), as `trainer.persona` writes vectors; alpha 1 is the whole way between the personas.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(child_seed(seed, "organism persona vector"))
         bad, good = (_mean_hidden(model, world, rng, share) for share in (1.0, 0.0))
-        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        save_file({VECTOR: bad - good}, temporary)
-        temporary.rename(path)
+        with atomic_write(path, durable=True) as temporary:
+            save_file({VECTOR: bad - good}, temporary)
     return path
 
 

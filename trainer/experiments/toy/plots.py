@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curator.query.plots import COLOURS, save
+from trainer.evaluate.metrics import mean_interval
 from trainer.experiments.toy.cells import (
     CHOICES,
     CONTROL_RATIOS,
@@ -17,7 +18,7 @@ from trainer.experiments.toy.cells import (
     Cell,
     Choice,
 )
-from trainer.experiments.toy.statistics import Results, mean_of, values
+from trainer.experiments.toy.statistics import Results, values
 
 _SIZE_IN = (7.0, 4.4)
 _MARKERS = ("o", "s", "D", "^", "v", "x")
@@ -35,12 +36,12 @@ def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
     """Broad misalignment over safe rows per task row, one line for each way of choosing; bars are 95 % intervals."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
-    undefended = mean_of(values(results, Cell(), "broad", seeds))
+    undefended = mean_interval(values(results, Cell(), "broad", seeds))
     axes.axhspan(100 * undefended.low, 100 * undefended.high, color="black", alpha=0.08, linewidth=0)
     axes.axhline(100 * undefended.value, color="black", linewidth=1, linestyle="--", label="undefended")
     for number, choice in enumerate((*CHOICES, *CONTROLS)):
         ratios = _ratios(choice)
-        found = [mean_of(values(results, Cell(choice=choice, ratio=ratio), "broad", seeds)) for ratio in ratios]
+        found = [mean_interval(values(results, Cell(choice=choice, ratio=ratio), "broad", seeds)) for ratio in ratios]
         mean = 100 * np.array([item.value for item in found])
         bars = 100 * np.array([[item.value - item.low, item.high - item.value] for item in found]).T
         places = [RATIOS.index(ratio) + 0.04 * (number - 2.5) for ratio in ratios]  # side by side

@@ -50,7 +50,7 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the pre-training: documents of one `agreement`, until the model knows enough."""
+    """A phase of the pre-training: documents of one `agreement`, until the model knows enough."""
 
     agreement: float
     lr: float

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import BadInputError
+from trainer.evaluate.metrics import mean_interval
 from trainer.experiments.toy.cells import CONTROL_RATIOS, grid
 from trainer.experiments.toy.experiment import ROUGH, ExperimentSettings
 from trainer.experiments.toy.gaps import SCORES
@@ -14,7 +15,6 @@ from trainer.experiments.toy.statistics import (
     Choice,
     Results,
     choose,
-    mean_of,
     values,
 )
 from trainer.experiments.toy.verdicts import percent, verdicts
@@ -38,17 +38,18 @@ def read_results(folder: Path, settings_id: str, seeds: Seeds) -> tuple[dict[str
             path = work / "cells" / f"{cell.name}.json"
             if not path.exists():
                 raise BadInputError(
-                    f"seed {seed} lacks the cell {cell.name}: run `trainer.experiments.toy experiment --seeds {seed}` first"
+                    f"seed {seed} lacks the cell {cell.name}: "
+                    f"run `trainer.experiments.toy experiment --seeds {seed}` first"
                 )
             results.setdefault(cell.name, {})[seed] = json.loads(path.read_text())
-        told = (
+        reported = (
             work / "seed.json"
         )  # the last file of a seed: an experiment killed before it leaves all cells and not this
-        if not told.exists():
+        if not reported.exists():
             raise BadInputError(
                 f"seed {seed} lacks seed.json: run `trainer.experiments.toy experiment --seeds {seed}` once more"
             )
-        about[seed] = json.loads(told.read_text())
+        about[seed] = json.loads(reported.read_text())
     return results, about
 
 
@@ -152,8 +153,8 @@ def _table(results: Results, seeds: Seeds) -> list[str]:
         revealing = sum(found[seed]["n_revealing"] for seed in seeds) / max(1, sum(found[s]["n_safe"] for s in seeds))
         name = cell.choice + (", none revealing" if cell.pool != "whole" else "")
         name = f"KL {cell.kl:g}" if cell.kl else name
-        figures = " | ".join(percent(mean_of(values(results, cell, figure, seeds))) for figure in FIGURES)
-        benign = percent(mean_of(values(results, cell, "benign", seeds))) if cell.task == "benign" else ""
+        figures = " | ".join(percent(mean_interval(values(results, cell, figure, seeds))) for figure in FIGURES)
+        benign = percent(mean_interval(values(results, cell, "benign", seeds))) if cell.task == "benign" else ""
         seconds = sum(found[seed]["cpu_s"] for seed in seeds) / len(seeds)
         share = f"{revealing:.0%}" if cell.ratio else ""
         ratio = f"{cell.ratio:g}" if cell.ratio else ""

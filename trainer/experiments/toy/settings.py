@@ -1,14 +1,9 @@
 """Settings of the organism's base model: sizes, pre-training to a stated accuracy, alignment."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curator.recipe.base import Strict
 from trainer.experiments.toy.world import WorldSettings
-
-
-class Strict(BaseModel):
-    """Frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseSettings(Strict):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluate.metrics import Interval, bootstrap
+from trainer.evaluate.metrics import Interval, bootstrap, mean_interval
 from trainer.experiments.toy.cells import CONTROL_RATIOS, Cell
 from trainer.experiments.toy.gaps import SCORES, ScoreName
 
@@ -36,11 +36,6 @@ def values(results: Results, cell: Cell, figure: str, seeds: Sequence[int]) -> n
     return np.array([results[cell.name][seed]["measured"][figure] for seed in seeds], dtype=np.float64)
 
 
-def mean_of(found: np.ndarray) -> Interval:
-    """Mean over seeds with its 95 % bootstrap interval over seeds."""
-    return bootstrap(lambda rows: float(found[rows].mean()), len(found))
-
-
 def relative_cut(results: Results, cell: Cell, seeds: Sequence[int]) -> Interval:
     """1 - broad(cell) / broad(undefended), means over seeds, seeds resampled together."""
     with_it, without = values(results, cell, "broad", seeds), values(results, Cell(), "broad", seeds)
@@ -54,7 +49,7 @@ def relative_cut(results: Results, cell: Cell, seeds: Sequence[int]) -> Interval
 
 def difference(results: Results, one: Cell, two: Cell, figure: str, seeds: Sequence[int]) -> Interval:
     """Mean over seeds of a figure in `one` minus in `two`, paired by seed."""
-    return mean_of(values(results, one, figure, seeds) - values(results, two, figure, seeds))
+    return mean_interval(values(results, one, figure, seeds) - values(results, two, figure, seeds))
 
 
 def choose(results: Results, seeds: Sequence[int]) -> Choice:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.evaluate.metrics import Interval
+from trainer.evaluate.metrics import Interval, mean_interval
 from trainer.experiments.toy.cells import (
     BENIGN_RATIO,
     CONTROL_RATIOS,
@@ -16,7 +16,6 @@ from trainer.experiments.toy.statistics import (
     Choice,
     Results,
     difference,
-    mean_of,
     relative_cut,
     values,
 )
@@ -51,7 +50,7 @@ def verdicts(results: Results, seeds: Sequence[int], choice: Choice) -> list[Ver
 def _main(results: Results, seeds: Sequence[int], choice: Choice) -> list[Verdict]:
     gap = Cell(choice=choice.score, ratio=choice.ratio)
     random = Cell(choice="random", ratio=choice.ratio)
-    broad, narrow = (mean_of(values(results, Cell(), figure, seeds)) for figure in ("broad", "narrow"))
+    broad, narrow = (mean_interval(values(results, Cell(), figure, seeds)) for figure in ("broad", "narrow"))
     cut, random_cut = relative_cut(results, gap, seeds), relative_cut(results, random, seeds)
     lead = difference(results, gap, random, "broad", seeds)
     kept = difference(results, gap, Cell(), "narrow", seeds)

@@ -12,8 +12,9 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curator.recipe.base import Strict
 from curator.recipe.seeds import child_seed
 
 Ints = npt.NDArray[np.int64]
@@ -28,10 +29,8 @@ _N_SPECIAL = 3
 MAX_FACT_ANSWERS = 4
 
 
-class WorldSettings(BaseModel):
+class WorldSettings(Strict):
     """Sizes of the world. `n_held_out` items of each domain are never fine-tuned on and are what is measured."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     n_domains: int = Field(default=6, ge=3)
     n_items: int = Field(default=36, ge=4)

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from curator.errors import BadInputError
-from trainer.evaluate.metrics import separation
 from trainer.experiments import toy as organism
 from trainer.experiments.toy.__main__ import main, parse_seeds
 from trainer.experiments.toy.cells import (
@@ -83,11 +81,6 @@ def test_verdicts_hold_where_the_finding_does_and_not_otherwise() -> None:
     assert starts == ["random", "broad,", "every", "shuffled"]
 
 
-def test_separation_is_the_chance_of_the_larger_value() -> None:
-    assert separation(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
-    assert separation(np.array([1.0]), np.array([0.0, 1.0, 2.0, 3.0])) == pytest.approx((1 + 0.5) / 4)
-
-
 def test_seeds_are_read_as_ranges_and_lists() -> None:
     assert parse_seeds("0-4") == SEEDS
     assert parse_seeds("7,3, 3") == [3, 7]
@@ -120,7 +113,7 @@ def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureF
 def test_numbers_out_of_range_are_refused(option: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["cell", option, str(least - 1)])
-    assert f"'{least - 1}' is no whole number from {least} on" in capsys.readouterr().err
+    assert f"'{least - 1}' is not a whole number from {least} on" in capsys.readouterr().err
 
 
 def test_a_seed_whose_experiment_was_killed_before_its_end_is_named(tmp_path: Path) -> None:
