@@ -5,6 +5,7 @@ included), rejects, and `corpus.json`, which is replaced last. What it does not 
 killed at any moment leaves the corpus as it was, and the next one removes the remains and starts the file again.
 """
 
+import contextlib
 import hashlib
 import re
 from collections import Counter
@@ -29,10 +30,13 @@ from curator.corpus.formats import (
     open_chat_file,
     read_rows,
 )
+from curator.corpus.formats.compression import unpacked
+from curator.corpus.formats.detect import HEAD_BYTES
 from curator.corpus.ingest_report import (
     MAX_LISTED,
     FileReport,
     IngestReport,
+    nothing_kept_error,
     recorded_problems,
     strict_error,
 )
@@ -90,8 +94,8 @@ def ingest(
 
     Conversations that the corpus holds are folded (the stored labels stay; records that bring others are counted).
     With `strict` a file with any bad record raises BadRowsError, and nothing of it is written; so does one that was
-    ingested before with bad records. Raises BadInputError or MissingError for files and names that cannot be used,
-    StoreError while another process writes the corpus.
+    ingested before with bad records, and one of which no record can be kept. Raises BadInputError or MissingError for
+    files and names that cannot be used, StoreError while another process writes the corpus.
     """
     if not _NAME.fullmatch(corpus):
         raise BadInputError(f"invalid corpus name {corpus!r}: letters, digits, dot, dash and underscore, at most 100")
@@ -141,11 +145,21 @@ def _ingest_source(
             raise BadInputError(f"{source.name} changed while it was read: ingest it again when it is whole")
         if options.strict and report.rejected:
             raise strict_error(report, writer.problems)
+        if not report.kept and not report.folded:
+            counted = replace(report, reject_codes=writer.counts_by_code)
+            raise nothing_kept_error(counted, _head(source), writer.problems)
         writer.commit(options)
     except BaseException:
         writer.undo()
         raise
     return report
+
+
+def _head(source: Located) -> bytes:
+    """The first bytes of the data, unpacked; b"" where they cannot be."""
+    with contextlib.suppress(BadInputError), open_chat_file(source.files[0]) as file, unpacked(file) as stream:
+        return stream.read(HEAD_BYTES)
+    return b""
 
 
 def _stamp(source: Located) -> list[tuple[int, int]]:
@@ -266,11 +280,16 @@ class _FileWriter:
         self.still_held()
         self.closing = False
 
+    @property
+    def counts_by_code(self) -> dict[str, int]:
+        """Records kept out so far, by the code of their first problem."""
+        return dict(sorted(self.codes.items()))
+
     def commit(self, options: IngestOptions) -> None:
         self._flush(1)
         self._write("rejects", self.rejects, REJECTS)
         self.report.labels_ignored = self.n_ignored
-        self.report.reject_codes = dict(sorted(self.codes.items()))
+        self.report.reject_codes = self.counts_by_code
         document = _with_revision({**self.document}, self.files["part"], self.known | self.new)
         entry = {name: getattr(self.report, name) for name in ("source", "sha256", "parsed", "kept", "rejected")}
         entry |= {"folded": self.report.folded, "labels_ignored": self.n_ignored}
