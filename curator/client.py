@@ -1,19 +1,13 @@
 """Client of the HTTP service: `with Client(url) as client: client.create_mix("task.jsonl", {"corpus": "chats"})`.
 
-Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated
-without harm (a mix's id follows from what is asked, a job's from its Idempotency-Key) are tried again on a lost
-connection, 429, 502, 503 and 504. A download is verified against the manifest before it gets its name.
-
-Files on their way to and from the service: uploads that tell their progress, downloads checked by hash.
-
-Asking an HTTP service of ours: attempts with growing pauses, pages, and its errors in our words.
-
-The client's calls about jobs: list, look, wait, cancel, and the rows of audits.
+Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated without
+harm (a mix's id follows from the request, a job's from its Idempotency-Key) are tried again on a lost connection, 429,
+502, 503 and 504. A download is verified against the manifest before it gets its name.
 """
 
-import hashlib
+import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
@@ -22,18 +16,36 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from curator.errors import BadInputError, IntegrityError, MissingError, RemoteError
-from curator.mix.files import MIX_FILE
+from curator.errors import BadInputError, MissingError, RemoteError
+from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
 from curator.store.filesystem import atomic_write
 from curator.store.retries import Retries, TryAgainError, retry_after_s
 
-DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
+OnBadRows = Literal["refuse", "drop"]
+Data = str | Path | Sequence[Mapping[str, Any]]
 Document = dict[str, Any]
 Advance = Callable[[int], None]
+OnJob = Callable[[Document], None]  # receives the job whenever it changes
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
+NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+FIRST_WAIT_S = 0.25
+MAX_WAIT_S = 8.0
+WAIT_S = 20.0  # of one request that waits for an event
+PAGE_ROWS = 500
 
 
-class ToldFile:
-    """A file that tells what is read of it."""
+class ServiceError(RemoteError):
+    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
+
+    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
+        super().__init__(message, details=details)
+        self.status = status
+        self.code = code
+
+
+class ProgressFile:
+    """A file to send that reports how many bytes were read of it."""
 
     def __init__(self, file: BinaryIO, advance: Advance | None) -> None:
         self._file, self._advance = file, advance
@@ -61,61 +73,49 @@ class ToldFile:
         return iter(lambda: self.read(65_536), b"")
 
 
-def verify_download(path: Path, data_format: DataFormat, manifest: Document) -> None:
-    """Raise IntegrityError unless a downloaded file is what its manifest says."""
-    if data_format == "parquet":
-        expected = next(item["sha256"] for item in manifest["files"] if item["name"] == MIX_FILE)
-        found = _file_sha256(path)
-    elif data_format == "jsonl":
-        expected, found = manifest["rows_sha256"], _file_sha256(path)
-    elif data_format == "arrow":
-        expected, found = manifest["rows_sha256"], _arrow_rows_sha256(path)
-    else:
-        expected, found = f"{manifest['n_rows']} rows", f"{_n_lines(path)} rows"
-    if found != expected:
-        raise IntegrityError(
-            f"the {data_format} download of mix {manifest['mix_id']} is not what its manifest says: "
-            f"expected {expected}, got {found}"
-        )
+def _rows(data: Any) -> list[Document]:
+    """Records as JSON has them; tables of pandas and Polars give their rows. Raises BadInputError naming the row."""
+    if isinstance(data, Mapping):
+        raise BadInputError("data is one record: give a list of records, or the path of a file")
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):
+        data = data.to_dict("records") if not hasattr(data, "to_dicts") else data.to_dicts()
+    if not isinstance(data, Iterable):
+        raise BadInputError(f"data is {type(data).__name__}: give a list of records, or the path of a file")
+    rows: list[Document] = []
+    for number, row in enumerate(data):
+        if not isinstance(row, Mapping):
+            raise BadInputError(f"data[{number}] is {type(row).__name__}: a record is a mapping of fields")
+        # What a table has in place of a missing value is an absent field.
+        present = {key: value for key, value in row.items() if not (isinstance(value, float) and value != value)}
+        rows.append(_plain(present, f"data[{number}]"))
+    return rows
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _n_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def _arrow_rows_sha256(path: Path) -> str:
-    import pyarrow as pa
-
-    from curator.mix.files import json_lines, rows_sha256
-
-    try:
-        with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
-            return rows_sha256(map(json_lines, batches))
-    except (pa.ArrowInvalid, OSError):
-        return "no whole Arrow stream"
-
-
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
-PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
-NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-FIRST_WAIT_S = 0.25
-MAX_WAIT_S = 8.0
-PAGE_ROWS = 500
-
-
-class ServiceError(RemoteError):
-    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
-
-    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
-        super().__init__(message, details=details)
-        self.status = status
-        self.code = code
+def _plain(value: Any, at: str) -> Any:
+    """The value with numpy's scalars and arrays as JSON's; BadInputError for what JSON or the service has no form for."""
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise BadInputError(f"{at} has a key of type {type(wrong[0]).__name__}: keys are texts")
+        return {_plain(str(key), at): _plain(item, f"{at}/{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{at}/{number}") for number, item in enumerate(value)]
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadInputError(f"{at} holds half of a surrogate pair, which no file can store") from error
+        return str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise BadInputError(f"{at} is a whole number over 64 bits: write it as text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInputError(f"{at} is {value}, which is not JSON: use None")
+    if isinstance(value, int | float):
+        return value
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return _plain(value.tolist(), at)
+    raise BadInputError(f"{at} is {type(value).__name__}, which has no form in JSON")
 
 
 class Remote:
@@ -211,40 +211,109 @@ class Remote:
         return self._retries.run(attempt)
 
 
-def path_part(name: str) -> str:
-    """A name as one part of a path, whatever it holds."""
-    return quote(name, safe="")
+class Client(Remote):
+    """One service. Use it as a context manager, or call `close`.
 
+    `timeout_s` bounds each wait for the service, not a whole transfer; `retries` counts attempts after the first.
+    """
 
-def document_of(response: httpx.Response) -> Document:
-    """The JSON object of an answer; raises RemoteError for anything else."""
-    try:
-        document = orjson.loads(response.content)
-    except orjson.JSONDecodeError as error:
-        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
-    if not isinstance(document, dict):
-        raise RemoteError(f"{response.url} answered with something else than a JSON object")
-    return document
+    def create_mix(
+        self,
+        data: Data,
+        recipe: Mapping[str, Any],
+        *,
+        on_bad_rows: OnBadRows = "refuse",
+        idempotency_key: str | None = None,
+        background: bool = False,
+        advance: Advance | None = None,
+        on_job: OnJob | None = None,
+    ) -> Document:
+        """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
+        A file is streamed, and `advance` receives each piece's bytes; under an `idempotency_key` the same request gets
+        the first answer again. Building may take long: there is no bound on the wait for the answer. Where the
+        service makes a job of it, the job is waited for and `on_job` receives its state; with `background` the
+        service makes a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
+        bad row in `details`, `bad_recipe` and the like, or with the job's own error.
+        """
+        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
+        if background:
+            headers["Prefer"] = "respond-async"
+        answer = self._send("/v1/mixes", data, {"recipe": recipe}, on_bad_rows, headers, advance)
+        if background or "job_id" not in answer:
+            return answer
+        job = self.wait_job(answer["job_id"], on_job=on_job)
+        mix_id, links = job["result"]["mix_id"], {"self": job["links"]["result"]}
+        return {**job["result"], "manifest": self.manifest(mix_id), "links": links}
 
-def _refusal(response: httpx.Response) -> ServiceError:
-    try:
-        error = orjson.loads(response.content)["error"]
-        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return ServiceError(
-            response.status_code,
-            "not_this_service",
-            f"{response.url} answered {response.status_code} in no known shape",
-        )
+    def preview_mix(self, data: Data, recipe: Mapping[str, Any], *, on_bad_rows: OnBadRows = "refuse") -> Document:
+        """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
+        return self._send("/v1/mixes/preview", data, {"recipe": recipe}, on_bad_rows, {}, None)
 
+    def audit(
+        self,
+        data: Data,
+        options: Mapping[str, Any],
+        *,
+        on_bad_rows: OnBadRows = "refuse",
+        background: bool = False,
+        advance: Advance | None = None,
+        on_job: OnJob | None = None,
+    ) -> Document:
+        """Compare rows with a scored corpus (`options`: corpus, score, ...): the verdict, and `job_id` for its rows.
 
-OnJob = Callable[[Document], None]  # receives the job whenever it changes
-WAIT_S = 20.0  # of one request that waits for an event
+        The job is waited for and `on_job` receives its state; with `background` it is returned at once. Raises
+        ServiceError as `create_mix`.
+        """
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
+        job = self._send("/v1/audits", data, {"audit": options}, on_bad_rows, headers, advance)
+        if background:
+            return job
+        return {**self.wait_job(job["job_id"], on_job=on_job)["result"], "job_id": job["job_id"]}
 
+    def _send(
+        self,
+        link: str,
+        data: Data,
+        asked: Mapping[str, Mapping[str, Any]],
+        on_bad_rows: str,
+        headers: dict[str, str],
+        advance: Advance | None,
+    ) -> Document:
+        timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
+        ((name, document),) = asked.items()
+        if not isinstance(data, str | Path):
+            body = {"rows": _rows(data), name: _plain(document, name), "on_bad_rows": on_bad_rows}
+            content, headers = orjson.dumps(body), {**headers, "Content-Type": "application/json"}
+            return self._json("POST", link, content=content, headers=headers, timeout=timeout)
+        path = Path(data)
+        if not path.is_file():
+            raise MissingError(f"there is no file {path}")
+        fields = {name: orjson.dumps(_plain(document, name)).decode(), "on_bad_rows": on_bad_rows}
 
-class JobCalls(Remote):
-    """What `Client` can ask about jobs and audits."""
+        def attempt() -> httpx.Response:
+            with path.open("rb") as file:  # opened anew for each attempt
+                reported = ProgressFile(file, advance)
+                files = {"file": (path.name, reported)}
+                return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
+
+        return document_of(self._attempt(attempt))
+
+    def manifest(self, mix_id: str) -> Document:
+        """A mix's manifest."""
+        return self._json("GET", f"/v1/mixes/{path_part(mix_id)}")
+
+    def list_mixes(self) -> Iterator[Document]:
+        """Every mix in order of ids, fetched page by page."""
+        return self._items("/v1/mixes", "mixes", PAGE_ROWS)
+
+    def iter_rows(self, mix_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
+        """The rows of a mix in training order with their lineage, fetched page by page."""
+        return self._items(f"/v1/mixes/{path_part(mix_id)}/rows", "rows", page_rows)
+
+    def delete_mix(self, mix_id: str) -> None:
+        """Remove a mix; one that is gone when the answer was lost and the request repeated was removed."""
+        self._delete(f"/v1/mixes/{path_part(mix_id)}", is_gone=True)
 
     def jobs(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Document]:
         """Every job in order of time, fetched page by page; only of a kind (mix, audit) or in a state."""
@@ -294,116 +363,6 @@ class JobCalls(Remote):
     def audit_rows(self, job_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
         """The rows of an audit in the order sent, fetched page by page."""
         return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
-
-
-DATA_FORMATS: tuple[DataFormat, ...] = ("jsonl", "parquet", "arrow", "openai")
-Data = str | Path | Sequence[Mapping[str, Any]]
-OnBadRows = Literal["refuse", "drop"]
-
-
-class Client(JobCalls):
-    """One service. Use it as a context manager, or call `close`.
-
-    `timeout_s` bounds each wait for the service, not a whole transfer; `retries` counts attempts after the first.
-    """
-
-    def create_mix(
-        self,
-        data: Data,
-        recipe: Mapping[str, Any],
-        *,
-        on_bad_rows: OnBadRows = "refuse",
-        idempotency_key: str | None = None,
-        background: bool = False,
-        advance: Advance | None = None,
-        on_job: OnJob | None = None,
-    ) -> Document:
-        """Send a file or rows with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
-
-        A file is streamed, and `advance` receives each piece's bytes; under an `idempotency_key` the same request gets
-        the first answer again. Building may take long: there is no bound on the wait for the answer. Where the
-        service makes a job of it, the job is waited for and `on_job` receives its state; with `background` the
-        service makes a job, which is returned at once. Raises ServiceError with code `bad_rows` and every
-        bad row in `details`, `bad_recipe` and the like, or with the job's own error.
-        """
-        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
-        if background:
-            headers["Prefer"] = "respond-async"
-        answer = self._send("/v1/mixes", data, {"recipe": recipe}, on_bad_rows, headers, advance)
-        if background or "job_id" not in answer:
-            return answer
-        result = self.wait_job(answer["job_id"], on_job=on_job)["result"]
-        links = {"self": f"/v1/mixes/{result['mix_id']}"}
-        return {**result, "manifest": self.manifest(result["mix_id"]), "links": links}
-
-    def preview_mix(self, data: Data, recipe: Mapping[str, Any], *, on_bad_rows: OnBadRows = "refuse") -> Document:
-        """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
-        return self._send("/v1/mixes/preview", data, {"recipe": recipe}, on_bad_rows, {}, None)
-
-    def audit(
-        self,
-        data: Data,
-        options: Mapping[str, Any],
-        *,
-        on_bad_rows: OnBadRows = "refuse",
-        background: bool = False,
-        advance: Advance | None = None,
-        on_job: OnJob | None = None,
-    ) -> Document:
-        """Compare rows with a scored corpus (`options`: corpus, score, ...): the verdict, and `job_id` for its rows.
-
-        The job is waited for and `on_job` receives its state; with `background` it is returned at once. Raises
-        ServiceError as `create_mix`.
-        """
-        headers = {"Idempotency-Key": secrets.token_hex(16)}
-        job = self._send("/v1/audits", data, {"audit": options}, on_bad_rows, headers, advance)
-        if background:
-            return job
-        return {**self.wait_job(job["job_id"], on_job=on_job)["result"], "job_id": job["job_id"]}
-
-    def _send(
-        self,
-        link: str,
-        data: Data,
-        asked: Mapping[str, Mapping[str, Any]],
-        on_bad_rows: str,
-        headers: dict[str, str],
-        advance: Advance | None,
-    ) -> Document:
-        timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
-        ((name, document),) = asked.items()
-        if not isinstance(data, str | Path):
-            body = {"rows": [dict(row) for row in data], name: dict(document), "on_bad_rows": on_bad_rows}
-            content, headers = orjson.dumps(body), {**headers, "Content-Type": "application/json"}
-            return self._json("POST", link, content=content, headers=headers, timeout=timeout)
-        path = Path(data)
-        if not path.is_file():
-            raise MissingError(f"there is no file {path}")
-        fields = {name: orjson.dumps(dict(document)).decode(), "on_bad_rows": on_bad_rows}
-
-        def attempt() -> httpx.Response:
-            with path.open("rb") as file:  # opened anew for each attempt
-                reported = ToldFile(file, advance)
-                files = {"file": (path.name, reported)}
-                return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
-
-        return document_of(self._attempt(attempt))
-
-    def manifest(self, mix_id: str) -> Document:
-        """A mix's manifest."""
-        return self._json("GET", f"/v1/mixes/{path_part(mix_id)}")
-
-    def list_mixes(self) -> Iterator[Document]:
-        """Every mix in order of ids, fetched page by page."""
-        return self._items("/v1/mixes", "mixes", PAGE_ROWS)
-
-    def iter_rows(self, mix_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
-        """The rows of a mix in training order with their lineage, fetched page by page."""
-        return self._items(f"/v1/mixes/{path_part(mix_id)}/rows", "rows", page_rows)
-
-    def delete_mix(self, mix_id: str) -> None:
-        """Remove a mix; one that is gone when the answer was lost and the request repeated was removed."""
-        self._delete(f"/v1/mixes/{path_part(mix_id)}", is_gone=True)
 
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
@@ -516,4 +475,29 @@ class Client(JobCalls):
             return response
 
 
-__all__ = ["DATA_FORMATS", "RETRIED_STATUSES", "Advance", "Client", "DataFormat", "Document", "OnJob", "ServiceError"]
+def path_part(name: str) -> str:
+    """A name as one part of a path, whatever it holds."""
+    return quote(name, safe="")
+
+
+def document_of(response: httpx.Response) -> Document:
+    """The JSON object of an answer; raises RemoteError for anything else."""
+    try:
+        document = orjson.loads(response.content)
+    except orjson.JSONDecodeError as error:
+        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
+    if not isinstance(document, dict):
+        raise RemoteError(f"{response.url} answered with something else than a JSON object")
+    return document
+
+
+def _refusal(response: httpx.Response) -> ServiceError:
+    try:
+        error = orjson.loads(response.content)["error"]
+        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ServiceError(
+            response.status_code,
+            "not_this_service",
+            f"{response.url} answered {response.status_code} in no known shape",
+        )

@@ -1,8 +1,7 @@
-"""What a command says while it works: lines on stdout, progress with rate and time left on stderr.
+"""What the commands of all three packages print: lines and JSON on stdout, progress and errors on stderr, text tables.
 
-Rows as text: aligned tables for a terminal, Markdown tables, one-line excerpts of untrusted text.
-
-Corpus text may hold line breaks, terminal escapes and markup; everything here gives back plain printable lines.
+`run_command` runs one command and turns its errors into exit codes. `Progress` shows rate and time left. Corpus text
+may hold line breaks, terminal escapes and markup; the tables here give back plain printable lines.
 """
 
 import argparse
@@ -23,7 +22,9 @@ import orjson
 from curator.errors import BallastError
 
 Row = Mapping[str, object]
-
+STOPPED = "stopped; what is complete is kept, and the same command goes on from there"
+QUIET_S = 2.0  # work shorter than this shows nothing
+PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
 MAX_CELL = 60
 MIN_CELL = 12
 SHORT_ID = 8
@@ -31,86 +32,45 @@ _HEX_ID = re.compile(r"[0-9a-f]{32,64}")
 _MARKUP = re.compile(r"([\\`*_\[\]|#~!$])")
 
 
-def one_line(text: str, width: int = MAX_CELL) -> str:
-    """`text` on one line of at most `width` characters: white space folded, unprintable characters shown as ?."""
-    folded = " ".join(text.split())
-    plain = "".join("?" if unicodedata.category(char)[0] in "CZ" and char != " " else char for char in folded)
-    return plain if len(plain) <= width else plain[: width - 1] + "…"
+def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, *, stopped: str = STOPPED) -> int:
+    """Run one command; returns its exit code: 2 for input that cannot be used, 130 after Ctrl-C.
+
+    `args.json` (false where a command lacks the option) adds the error as a JSON document on stdout. `stopped` is
+    the line on stderr after Ctrl-C.
+    """
+    try:
+        return int(run(args))
+    except BallastError as error:
+        report_error(error, as_json=getattr(args, "json", False))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{stopped}\n")
+        return 130
+    except BrokenPipeError:  # `| head` closed our output
+        sys.stderr.close()
+        return 0
 
 
-def cell(value: object, width: int = MAX_CELL) -> str:
-    """One value as short text: null, six significant digits, lists by their length, ids by their beginning."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, int):
-        return f"{value}"
-    if isinstance(value, list | dict):
-        return f"[{len(value)} items]"
-    text = str(value)
-    return text[:SHORT_ID] + "…" if _HEX_ID.fullmatch(text) else one_line(text, width)
+def report_error(error: BallastError, *, as_json: bool) -> None:
+    """One line on stderr; with --json also the error body that the HTTP service uses, on stdout."""
+    if as_json:
+        say_json({"error": {"code": error.code, "message": error.message, "details": error.details}})
+    sys.stderr.write(f"error: {' '.join(error.message.split())}\n")
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Row], width: int = 160) -> str:
-    """An aligned table, numbers to the right; text columns shrink (to 12 characters) until lines fit `width`."""
-    cells = [[cell(row[name]) for name in columns] for row in rows]
-    numeric = [all(isinstance(row[name], int | float | None) for row in rows) for name in columns]
-    heads = [
-        _wrapped(name, max([MIN_CELL, *(len(line[place]) for line in cells)])) for place, name in enumerate(columns)
-    ]
-    widths = [
-        max([*map(len, heads[place]), *(len(line[place]) for line in cells)], default=0)
-        for place in range(len(columns))
-    ]
-    while sum(widths) + 2 * len(widths) - 2 > width:
-        shrinkable = [place for place, right in enumerate(numeric) if not right and widths[place] > MIN_CELL]
-        if not shrinkable:
-            break
-        widths[max(shrinkable, key=lambda place: widths[place])] -= 1
-    height = max((len(head) for head in heads), default=1)
-    lines = [[[""] * (height - len(head)) + head for head in heads][place] for place in range(len(columns))]
-    table = [[lines[place][level] for place in range(len(columns))] for level in range(height)]
-    table.append(["-" * size for size in widths])
-    table += cells
-    return "\n".join(_aligned(line, widths, numeric) for line in table)
+class CommandHelp(argparse.RawDescriptionHelpFormatter):
+    """Text as written, and each command's help beside its name.
 
+    argparse forgets that commands are indented when it measures their column, so the longest name would stand on a
+    line of its own.
+    """
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """A Markdown table of the same cells, with markup in values made harmless."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(escape_markdown(cell(row[name])) for name in columns) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def escape_markdown(text: str) -> str:
-    """One-line text that Markdown shows as it is: no markup, links, HTML or table breaks."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKUP.sub(r"\\\1", text)
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
-    parts = [
-        one_line(text, size).rjust(size) if right else one_line(text, size).ljust(size)
-        for text, size, right in zip(line, widths, numeric, strict=True)
-    ]
-    return "  ".join(parts).rstrip()
-
-
-def _wrapped(name: str, width: int) -> list[str]:
-    """A column name over several lines, broken after underscores."""
-    lines = [""]
-    for piece in re.findall(r"[^_]*_|[^_]+", name):
-        if lines[-1] and len(lines[-1]) + len(piece) > width:
-            lines.append("")
-        lines[-1] += piece
-    return lines
-
-
-QUIET_S = 2.0  # work shorter than this shows nothing
-PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make the column as much wider as commands are indented."""
+        before = self._action_max_length
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction) and self._action_max_length > before:
+            self._action_max_length += self._indent_increment
 
 
 def product_version() -> str:
@@ -126,6 +86,20 @@ def say(text: str = "") -> None:
     """Write one line to stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def say_json(document: object) -> None:
+    """Print one indented JSON document."""
+    say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def list_problems(problems: Sequence[Mapping[str, Any]]) -> None:
+    """One line on stderr for each problem of a bad record (`Reject.as_dicts`)."""
+    for item in problems:
+        place = f"record {item['record']}" if item["line"] is None else f"line {item['line']}"
+        at = f" (byte {item['byte_offset']})" if item["line"] is None and item["byte_offset"] is not None else ""
+        sys.stderr.write(f"  {place}{at} {item['pointer'] or '/'}: {item['code']}: {item['message']}\n")
+    sys.stderr.flush()
 
 
 class Progress:
@@ -198,66 +172,85 @@ def progress_line(progress: Progress, elapsed_s: float) -> str:
     return ", ".join(parts)
 
 
+def text_table(columns: Sequence[str], rows: Sequence[Row], width: int = 160) -> str:
+    """An aligned table, numbers to the right; text columns shrink (to 12 characters) until lines fit `width`."""
+    cells = [[cell(row[name]) for name in columns] for row in rows]
+    numeric = [all(isinstance(row[name], int | float | None) for row in rows) for name in columns]
+    heads = [
+        _wrapped(name, max([MIN_CELL, *(len(line[place]) for line in cells)])) for place, name in enumerate(columns)
+    ]
+    widths = [
+        max([*map(len, heads[place]), *(len(line[place]) for line in cells)], default=0)
+        for place in range(len(columns))
+    ]
+    while sum(widths) + 2 * len(widths) - 2 > width:
+        shrinkable = [place for place, right in enumerate(numeric) if not right and widths[place] > MIN_CELL]
+        if not shrinkable:
+            break
+        widths[max(shrinkable, key=lambda place: widths[place])] -= 1
+    height = max((len(head) for head in heads), default=1)
+    lines = [[[""] * (height - len(head)) + head for head in heads][place] for place in range(len(columns))]
+    table = [[lines[place][level] for place in range(len(columns))] for level in range(height)]
+    table.append(["-" * size for size in widths])
+    table += cells
+    return "\n".join(_aligned(line, widths, numeric) for line in table)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """A Markdown table of the same cells, with markup in values made harmless."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(escape_markdown(cell(row[name])) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def escape_markdown(text: str) -> str:
+    """One-line text that Markdown shows as it is: no markup, links, HTML or table breaks."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(r"\\\1", text)
+
+
+def cell(value: object, width: int = MAX_CELL) -> str:
+    """One value as short text: null, six significant digits, lists by their length, ids by their beginning."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int):
+        return f"{value}"
+    if isinstance(value, list | dict):
+        return f"[{len(value)} items]"
+    text = str(value)
+    return text[:SHORT_ID] + "…" if _HEX_ID.fullmatch(text) else one_line(text, width)
+
+
+def one_line(text: str, width: int = MAX_CELL) -> str:
+    """`text` on one line of at most `width` characters: white space folded, unprintable characters shown as ?."""
+    folded = " ".join(text.split())
+    plain = "".join("?" if unicodedata.category(char)[0] in "CZ" and char != " " else char for char in folded)
+    return plain if len(plain) <= width else plain[: width - 1] + "…"
+
+
 def _count(number: float, unit: str) -> str:
     if unit == "B":
         return f"{number / 1e6:.1f} MB"
     return f"{number:,.0f} {unit}" if number >= 10 or number == int(number) else f"{number:.2f} {unit}"
 
 
-class CommandHelp(argparse.RawDescriptionHelpFormatter):
-    """Text as written, and each command's help beside its name.
-
-    argparse forgets that commands are indented when it measures their column, so the longest name would stand on a
-    line of its own.
-    """
-
-    def add_argument(self, action: argparse.Action) -> None:
-        """Make the column as much wider as commands are indented."""
-        before = self._action_max_length
-        super().add_argument(action)
-        if isinstance(action, argparse._SubParsersAction) and self._action_max_length > before:
-            self._action_max_length += self._indent_increment
+def _aligned(line: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    parts = [
+        one_line(text, size).rjust(size) if right else one_line(text, size).ljust(size)
+        for text, size, right in zip(line, widths, numeric, strict=True)
+    ]
+    return "  ".join(parts).rstrip()
 
 
-def say_json(document: object) -> None:
-    """Print one indented JSON document."""
-    say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-
-
-def list_problems(problems: Sequence[Mapping[str, Any]]) -> None:
-    """One line on stderr for each problem of a bad record (`Reject.as_dicts`)."""
-    for item in problems:
-        place = f"record {item['record']}" if item["line"] is None else f"line {item['line']}"
-        at = f" (byte {item['byte_offset']})" if item["line"] is None and item["byte_offset"] is not None else ""
-        sys.stderr.write(f"  {place}{at} {item['pointer'] or '/'}: {item['code']}: {item['message']}\n")
-    sys.stderr.flush()
-
-
-STOPPED = "stopped; what is complete is kept, and the same command goes on from there"
-
-
-def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, *, stopped: str = STOPPED) -> int:
-    """Run one command; returns its exit code: 2 for input that cannot be used, 130 after Ctrl-C.
-
-    `args.json` (false where a command lacks the option) adds the error as a JSON document on stdout. `stopped` is
-    the line on stderr after Ctrl-C.
-    """
-    try:
-        return int(run(args))
-    except BallastError as error:
-        report_error(error, as_json=getattr(args, "json", False))
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{stopped}\n")
-        return 130
-    except BrokenPipeError:  # `| head` closed our output
-        sys.stderr.close()
-        return 0
-
-
-def report_error(error: BallastError, *, as_json: bool) -> None:
-    """One line on stderr; with --json also the error body that the HTTP service uses, on stdout."""
-    if as_json:
-        say_json({"error": {"code": error.code, "message": error.message, "details": error.details}})
-    one_line = " ".join(error.message.split())
-    sys.stderr.write(f"error: {one_line}\n")
+def _wrapped(name: str, width: int) -> list[str]:
+    """A column name over several lines, broken after underscores."""
+    lines = [""]
+    for piece in re.findall(r"[^_]*_|[^_]+", name):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return lines

@@ -95,4 +95,5 @@ def _handlers(args: argparse.Namespace) -> dict[JobKind, Handler]:
         return handlers
     from api.jobs.handlers import AuditHandler
 
-    return {**handlers, "audit": AuditHandler(audit_models(args))}
+    models = audit_models(args.model, args.adapter, args.device, args.batch_tokens, args.threads)
+    return {**handlers, "audit": AuditHandler(models)}

@@ -11,7 +11,7 @@ from api.jobs.board import ROWS_FILE, WORK_FOLDER, job_path
 from api.jobs.control import Control, watched
 from curator.audit.models import AuditModels
 from curator.audit.options import AUDIT_ROWS, parse_options
-from curator.audit.run import audit
+from curator.audit.run import AuditProgress, audit
 from curator.mix.build import MixResult, build_lasting
 from curator.recipe import parse_recipe
 from curator.recipe.policy import Policy
@@ -40,8 +40,7 @@ class AuditHandler:
             task_set,
             parse_options(request["audit"]),
             self.models,
-            lambda name, total: control.stage(name, total, "rows"),
-            control.advance,
+            AuditProgress(lambda name, total: control.stage(name, total, "rows"), control.advance),
         )
         store.write_table(f"{folder}/{ROWS_FILE}", found.rows, AUDIT_ROWS)
         return found.document

@@ -15,7 +15,7 @@ from api.service import Service
 from api.settings import Settings
 from api.uploads.receive import DOCUMENTS, Upload
 from curator.corpus.formats import Container, Layout
-from curator.corpus.task_set import TaskSet, read_task_set, task_set_from_rows
+from curator.corpus.task_set import ReadLimits, TaskSet, read_task_set, task_set_from_rows
 from curator.errors import BadInputError, RecipeError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
@@ -105,8 +105,7 @@ def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) 
         format=options.format,
         layout=options.layout,
         name=upload.name,
-        max_unpacked_bytes=settings.max_unpacked_bytes,
-        max_records=max_rows,
+        limits=ReadLimits(settings.max_unpacked_bytes, max_rows),
     )
 
 

@@ -1,6 +1,5 @@
 """The models that an audit can run: which folder is which scorer of the pool, identified by content, not by name."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from curator.render import Renderer
 from curator.scoring.engines.base import Engine, OnRows, RowLoss
 from curator.scoring.engines.launch import TorchLaunch, torch_launch
 from curator.scoring.identity import (
+    Measure,
     check_adapter_dir,
     check_model_dir,
     model_identity,
@@ -61,10 +61,11 @@ class AuditModels:
         """
         said = scorer.identity
         launch = self.launch(str(said["dtype"]))
-        measured = (said["mask_rule"], said["max_length"], said["dtype"], launch.name, launch.version)
+        how = (said["mask_rule"], said["max_length"], said["dtype"], launch.name, launch.version)
+        measure = Measure(self.renderer, *how)
         found = {}
         for adapter in (None, *self.adapter_dirs):
-            identity = model_identity(self.model_dir, adapter, self.renderer, *measured)
+            identity = model_identity(self.model_dir, adapter, measure)
             if scorer_id(identity) == scorer.scorer_id:
                 return adapter
             found = identity
@@ -112,21 +113,27 @@ class _Kept:
         """Keep the engine."""
 
 
-def _torch(model_dir: Path, dtype: str) -> TorchLaunch:
+def _torch(
+    model_dir: Path, dtype: str, device: str = "auto", batch_tokens: int | None = None, threads: int | None = None
+) -> TorchLaunch:
     try:
-        return torch_launch(model_dir, "auto", dtype)
+        return torch_launch(model_dir, device, dtype, batch_tokens, threads)
     except ImportError as error:
         raise BadInputError("audits run a model: pip install 'ballast[audit]'") from error
 
 
-def audit_models(args: argparse.Namespace) -> "AuditModels":
-    """The models that --model and --adapter name; raises BadInputError for folders that are none."""
-    from curator.audit.models import AuditModels
-    from curator.scoring.engines.launch import TorchLaunch, torch_launch
+def audit_models(
+    model_dir: Path,
+    adapter_dirs: Sequence[Path] = (),
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    threads: int | None = None,
+) -> AuditModels:
+    """A model folder and its adapters, run with torch here; raises BadInputError for folders that are none."""
 
-    def launcher(model_dir: Path, dtype: str) -> TorchLaunch:
-        return torch_launch(model_dir, args.device, dtype, args.batch_tokens, args.threads)
+    def launcher(folder: Path, dtype: str) -> TorchLaunch:
+        return _torch(folder, dtype, device, batch_tokens, threads)
 
-    models = AuditModels(args.model, tuple(args.adapter), launcher)
+    models = AuditModels(model_dir, tuple(adapter_dirs), launcher)
     models.check()
     return models

@@ -30,6 +30,18 @@ class Percentiles:
     n_reference: Counts  # (N,)
 
 
+@dataclass(frozen=True)
+class Risks:
+    """Some rows: their risk (minus the gap, nats per token) and their response tokens, both (N,); NaN where unknown."""
+
+    risk: Floats
+    n_tokens: Floats
+
+    def take(self, places: Counts | slice) -> "Risks":
+        """Some of the rows."""
+        return Risks(self.risk[places], self.n_tokens[places])
+
+
 def like_length(n_tokens: Floats, pool_tokens: Floats) -> npt.NDArray[np.bool_]:
     """Whether a pool row is of like length, (N, P); counts are response tokens, NaN fits nothing."""
     ratio_NP = n_tokens[:, None] / pool_tokens[None, :]
@@ -42,32 +54,27 @@ def below(risk: Floats, pool_risk: Floats) -> Floats:
     return np.where(lower, 1.0, np.where(equal, 0.5, 0.0))
 
 
-def percentiles(
-    risk: Floats,
-    n_tokens: Floats,
-    pool_risk: Floats,
-    pool_tokens: Floats,
-    on_done: Callable[[int], None] = lambda done: None,
-) -> Percentiles:
+def percentiles(rows: Risks, pool: Risks, on_done: Callable[[int], None] = lambda done: None) -> Percentiles:
     """Each row against the pool rows of like length. Pool rows all have a risk; rows without one are NaN.
 
     The same as `below` and `like_length` give, without their (N, P): in a pool sorted by length the like rows of a
     row are neighbours, and all rows with the same neighbours are ranked among them at once. Memory grows with N + P.
     `on_done` receives how many rows have been compared.
     """
+    risk, n_tokens = rows.risk, rows.n_tokens
     value = np.full(len(risk), np.nan)
-    order = np.argsort(pool_tokens, kind="stable")
-    by_length, tokens = pool_risk[order], pool_tokens[order]  # rows without a length come last
+    order = np.argsort(pool.n_tokens, kind="stable")
+    by_length, tokens = pool.risk[order], pool.n_tokens[order]  # rows without a length come last
     starts = np.searchsorted(tokens, n_tokens / LENGTH_FACTOR, "left")
     ends = np.searchsorted(tokens, n_tokens * LENGTH_FACTOR, "right")
     counts = np.where(n_tokens > 0, ends - starts, 0).astype(np.int64)  # NaN and zero are like nothing
     usable = np.flatnonzero((counts >= MIN_REFERENCE) & ~np.isnan(risk))
     n_done = len(risk) - len(usable)
-    for rows in _same_window(usable, starts, ends):
-        like = np.sort(by_length[starts[rows[0]] : ends[rows[0]]])
-        lower, not_higher = np.searchsorted(like, risk[rows], "left"), np.searchsorted(like, risk[rows], "right")
-        value[rows] = (lower + not_higher) / 2 / len(like)
-        n_done += len(rows)
+    for places in _same_window(usable, starts, ends):
+        like = np.sort(by_length[starts[places[0]] : ends[places[0]]])
+        lower, not_higher = np.searchsorted(like, risk[places], "left"), np.searchsorted(like, risk[places], "right")
+        value[places] = (lower + not_higher) / 2 / len(like)
+        n_done += len(places)
         on_done(n_done)
     return Percentiles(value, counts)
 
@@ -121,33 +128,25 @@ class Verdict:
 
 
 def judge(
-    risk: Floats,
-    n_tokens: Floats,
-    pool_risk: Floats,
-    pool_tokens: Floats,
-    *,
-    n_rows: int,
-    seed: int,
-    on_done: Callable[[int], None] = lambda done: None,
+    rows: Risks, pool: Risks, *, n_rows: int, seed: int, on_done: Callable[[int], None] = lambda done: None
 ) -> Verdict:
     """The verdict over the judged rows, which are given; `n_rows` counts all of the set.
 
     Rows and pool rows are both drawn anew in each resample, for both are samples. `on_done` receives how many rows
     have been resampled.
     """
-    n_judged = len(risk)
+    n_judged = len(rows.risk)
     if n_judged < MIN_JUDGED or n_judged < MIN_JUDGED_SHARE * n_rows:
         reason = f"{n_judged} of {n_rows} rows could be judged; a verdict needs {MIN_JUDGED} and half of them"
         return Verdict("undecided", reason, n_judged, None, None)
     rng = np.random.default_rng(child_seed(seed, "audit bootstrap"))
-    if len(pool_risk) > MAX_POOL_ROWS:
-        kept = rng.choice(len(pool_risk), MAX_POOL_ROWS, replace=False)
-        pool_risk, pool_tokens = pool_risk[kept], pool_tokens[kept]
-    drawn_RP, weights_RN = _draws(rng, len(pool_risk)).astype(np.float64), _draws(rng, n_judged)
+    if len(pool.risk) > MAX_POOL_ROWS:
+        pool = pool.take(rng.choice(len(pool.risk), MAX_POOL_ROWS, replace=False))
+    drawn_RP, weights_RN = _draws(rng, len(pool.risk)).astype(np.float64), _draws(rng, n_judged)
     sums_R, tops_R, totals_R = np.zeros((3, N_RESAMPLES + 1))
     for start in range(0, n_judged, BLOCK_ROWS):  # (R, N) by blocks but for the draws, two bytes each
         part = slice(start, start + BLOCK_ROWS)
-        values_RN = _resampled(drawn_RP, risk[part], n_tokens[part], pool_risk, pool_tokens)
+        values_RN = _resampled(drawn_RP, rows.take(part), pool)
         known_RN = weights_RN[:, part] * ~np.isnan(values_RN)
         filled_RN = np.nan_to_num(values_RN)
         sums_R += (known_RN * filled_RN).sum(axis=1)
@@ -169,11 +168,11 @@ def _draws(rng: np.random.Generator, n: int) -> npt.NDArray[np.uint16]:
     return drawn
 
 
-def _resampled(drawn_RP: Floats, risk: Floats, n_tokens: Floats, pool_risk: Floats, pool_tokens: Floats) -> Floats:
+def _resampled(drawn_RP: Floats, rows: Risks, pool: Risks) -> Floats:
     """Percentiles of some rows under resampled pools, (R + 1, N)."""
-    like_NP = like_length(n_tokens, pool_tokens).astype(np.float64)
+    like_NP = like_length(rows.n_tokens, pool.n_tokens).astype(np.float64)
     counts_RN = drawn_RP @ like_NP.T
-    sums_RN = drawn_RP @ (below(risk, pool_risk) * like_NP).T
+    sums_RN = drawn_RP @ (below(rows.risk, pool.risk) * like_NP).T
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(counts_RN >= MIN_REFERENCE / 2, sums_RN / counts_RN, np.nan)
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from curator.audit.models import AuditModels
 from curator.audit.options import AUDIT_ROWS, AuditOptions
-from curator.audit.risk import Floats, Verdict, judge, percentiles
+from curator.audit.risk import Floats, Risks, Verdict, judge, percentiles
 from curator.audit.texts import RowText, answers, pool_languages, read_text
 from curator.corpus.ingest import ingest
 from curator.corpus.manifest import Scorer, read_corpus
@@ -40,8 +40,15 @@ NO_TWIN = (
     "compare with good rows of the same field before you act on this verdict"
 )
 
-OnStage = Callable[[str, int], None]  # a stage begins: its name and how many units it has
-OnDone = Callable[[int], None]  # units of the stage done so far
+OnDone = Callable[[int], None]  # rows of the stage done so far
+
+
+@dataclass(frozen=True)
+class AuditProgress:
+    """Receives the progress of an audit: each stage's name and rows, then its rows done so far."""
+
+    on_stage: Callable[[str, int], None] = lambda name, total: None
+    on_done: OnDone = lambda done: None
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Pool:
-    risk: Floats
-    n_tokens: Floats
+    rows: Risks
     languages: dict[str, float]
 
 
@@ -65,14 +71,14 @@ def audit(
     task_set: TaskSet,
     options: AuditOptions,
     models: AuditModels,
-    on_stage: OnStage = lambda name, total: None,
-    on_done: OnDone = lambda done: None,
+    progress: AuditProgress = AuditProgress(),
 ) -> Audit:
     """Audit a user's rows against a corpus of `store`; `work` holds what is made of them and is the caller's to remove.
 
     Raises BadInputError, MissingError and AmbiguousError as `resolve_scorers`, MissingError for a scorer that no
     model here is, BadInputError for a pool of too few scored rows.
     """
+    on_stage, on_done = progress.on_stage, progress.on_done
     resolved = resolve_scorers(store, options.pool())
     if resolved.aligned is None:
         raise BadInputError(f"corpus {options.corpus} has no scores: an audit compares with them")
@@ -103,7 +109,7 @@ def _read_pool(store: Store, resolved: ResolvedScorers, options: AuditOptions) -
     looked_at = [ids[row] for row in np.sort(permutation(len(ids), options.seed)[:N_LANGUAGE_ROWS])]
     messages = fetch_messages(store, resolved.corpus, looked_at, resolved.revision)
     languages = pool_languages(answers(messages[example_id]) for example_id in looked_at)
-    return _Pool(-_floats(known[options.score]), _floats(known["n_response_tokens"]), languages)
+    return _Pool(Risks(-_floats(known[options.score]), _floats(known["n_response_tokens"])), languages)
 
 
 def _read_rows(work: Store, task_set: TaskSet, models: AuditModels, on_done: OnDone) -> list[RowText]:
@@ -178,7 +184,7 @@ def _rows(texts: list[RowText], gaps: dict[str, dict[str, Any]], pool: _Pool, on
     found = [gaps[text.example_id] for text in texts]
     risk = -_floats([row["gap"] for row in found])
     n_tokens = _floats([row["n_response_tokens"] for row in found])
-    result = percentiles(risk, n_tokens, pool.risk, pool.n_tokens, on_done)
+    result = percentiles(Risks(risk, n_tokens), pool.rows, on_done)
     rows = []
     for place, (text, row) in enumerate(zip(texts, found, strict=True)):
         code, reason = _abstention(text, row, float(result.value[place]), int(result.n_reference[place]), pool)
@@ -209,15 +215,15 @@ def _abstention(
     if text.language is not None and text.language not in pool.languages:
         return "language", f"the pool is {', '.join(pool.languages) or 'of no known language'}"
     if np.isnan(percentile):
-        low, high = int(pool.n_tokens.min()), int(pool.n_tokens.max())
+        low, high = int(pool.rows.n_tokens.min()), int(pool.rows.n_tokens.max())
         return "length", f"{n_reference} pool rows are of like length; the pool's answers have {low} to {high} tokens"
     return None, None
 
 
 def _judge(rows: pa.Table, pool: _Pool, options: AuditOptions, on_done: OnDone) -> Verdict:
     judged = rows.filter(pc.is_null(rows["abstained"]))
-    risk, n_tokens = -_floats(judged["gap"]), _floats(judged["n_response_tokens"])
-    return judge(risk, n_tokens, pool.risk, pool.n_tokens, n_rows=rows.num_rows, seed=options.seed, on_done=on_done)
+    found = Risks(-_floats(judged["gap"]), _floats(judged["n_response_tokens"]))
+    return judge(found, pool.rows, n_rows=rows.num_rows, seed=options.seed, on_done=on_done)
 
 
 def _document(
@@ -238,8 +244,8 @@ def _document(
         "pool": {
             "corpus": resolved.corpus,
             "revision": resolved.revision,
-            "n_rows": len(pool.risk),
-            "n_response_tokens": [int(pool.n_tokens.min()), int(pool.n_tokens.max())],
+            "n_rows": len(pool.rows.risk),
+            "n_response_tokens": [int(pool.rows.n_tokens.min()), int(pool.rows.n_tokens.max())],
             "languages": pool.languages,
         },
         "scorers": [

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         task_set.require_no_rejects()
         if not task_set.n_rows:
             raise BadInputError(f"{args.file} has no rows")
-        models = audit_models(args)
+        models = audit_models(args.model, args.adapter, args.device, args.batch_tokens, args.threads)
         try:
             found = audit(store, Store(Path(folder) / "work"), task_set, options, models)
         finally:

@@ -79,6 +79,14 @@ class TaskSet:
         )
 
 
+@dataclass(frozen=True)
+class ReadLimits:
+    """Bounds on a user's data: bytes that a packed file may unpack to, and records, bad ones counted too."""
+
+    max_unpacked_bytes: int | None = None
+    max_records: int | None = None
+
+
 def read_task_set(
     source: str | Path | BinaryIO,
     workdir: str | Path,
@@ -86,17 +94,16 @@ def read_task_set(
     format: Container | None = None,  # noqa: A002 - the word of the command line
     layout: Layout | None = None,
     name: str | None = None,
-    max_unpacked_bytes: int | None = None,
-    max_records: int | None = None,
+    limits: ReadLimits = ReadLimits(),
 ) -> TaskSet:
     """Stream a user's data (path, hub id or seekable binary file) into Parquet under `workdir`, in flat memory.
 
     The caller owns the new file. Raises BadInputError or MissingError when the data as a whole cannot be read,
-    UnpackedTooLargeError when compression hides more than `max_unpacked_bytes`, and TooManyRowsError at the first
-    record past `max_records`, bad ones counted too.
+    UnpackedTooLargeError when compression hides more bytes than the limit, and TooManyRowsError at the first record
+    past it, bad ones counted too.
     """
-    rows = read_rows(source, format=format, layout=layout, name=name, max_unpacked_bytes=max_unpacked_bytes)
-    return _write(_bounded(rows, max_records), Path(workdir))
+    rows = read_rows(source, format=format, layout=layout, name=name, max_unpacked_bytes=limits.max_unpacked_bytes)
+    return _write(_bounded(rows, limits.max_records), Path(workdir))
 
 
 def task_set_from_rows(

@@ -1,9 +1,7 @@
 """Building a mix: plan, write, publish. The decisions are pure; this is the thin edge around them.
 
 A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
-whoever sees the folder sees a complete mix.
-
-A preview of a mix; nothing is kept.
+whoever sees the folder sees a complete mix. `preview_mix` writes the same rows and removes them again.
 """
 
 import secrets
@@ -29,7 +27,7 @@ from curator.mix.manifest import Manifest, Tokens
 from curator.mix.order import keeps_task_order, schedule
 from curator.mix.plan import MixPlan, plan_mix, safe_rows
 from curator.mix.row_prompts import count_prompts, row_prompts
-from curator.mix.writer import TokenCounter, write_rows
+from curator.mix.writer import MixRows, TokenCounter, write_rows
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy
 from curator.render import Renderer
@@ -159,11 +157,9 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl
     safe = safe_rows(plan.drawn, plan.recipe.seed)
     prompts = row_prompts(plan.recipe, plan.allocation)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
+    rows = MixRows(order, task_set, safe, shuffled, plan.recipe.epochs, prompts)
     with store.fill(f"{temporary}/{MIX_FILE}") as path:
-        written = write_rows(
-            path, order, task_set, safe, counter,
-            shuffled=shuffled, epochs=plan.recipe.epochs, prompts=prompts, jsonl=jsonl,
-        )  # fmt: skip
+        written = write_rows(path, rows, counter, jsonl)
     tokens = _tokens(plan, counter, why_not)
     manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))

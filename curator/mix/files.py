@@ -1,31 +1,38 @@
-"""A mix's rows: where they lie and how they stream. `curator.mix.files` writes them as JSON.
-
-A mix's rows as the canonical JSON lines that are hashed and served.
+"""A mix's files: where they lie, how rows are read, and the canonical JSON line of a row.
 
 A row's line holds its columns in file order without the nulls, `messages` as JSON, and ends in a line feed. So
-`rows_sha256` is the SHA-256 of the mix as JSON Lines: anyone can check a download with `sha256sum`, whatever
-wrote the Parquet file.
+`rows_sha256` is the SHA-256 of the mix as JSON Lines: anyone can check a download with `sha256sum`, whatever wrote the
+Parquet file.
 
-Most rows of a mix are the user's own, and of them only whole numbers, hashes and canonical JSON are there, which need
-no escaping: their lines are joined column by column inside Arrow, without a Python object for each row. The values of
-the other rows are encoded one by one.
+Most rows of a mix are the user's own and hold only whole numbers, hashes and canonical JSON, which need no escaping:
+their lines are joined column by column inside Arrow, without a Python object for each row. The values of the other
+rows are encoded one by one.
 """
 
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.messages import dump_messages, load_messages, openai_messages
 from curator.store.filesystem import reading_parquet
 from curator.store.store import Store
 
+DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
+DATA_FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
+MIX_FILE = "mix.parquet"
+MANIFEST_FILE = "manifest.json"
+DEFAULT_TENANT = "local"
+_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_MIX_ID = re.compile(r"[0-9a-f]{32}")
+_PREFIX = re.compile(r"[0-9a-f]{4,31}")
 # Columns whose text stands in a line as it is, in file order, and whether it stands in quotes.
 _PLAIN: dict[str, bool] = {
     "position": False,
@@ -36,6 +43,60 @@ _PLAIN: dict[str, bool] = {
     "ordinal": False,
     "messages": False,
 }
+
+
+def is_tenant(name: str) -> bool:
+    """Whether a tenant may be called so."""
+    return _TENANT.fullmatch(name) is not None
+
+
+def tenant_path(tenant: str) -> str:
+    """The folder of a tenant's mixes; raises BadInputError for a name that is none."""
+    if not is_tenant(tenant):
+        raise BadInputError(f"invalid tenant name {tenant!r}: lower-case letters, digits, - and _, at most 64")
+    return f"mixes/{tenant}"
+
+
+def mix_path(tenant: str, mix_id: str) -> str:
+    """The folder of one mix; raises MissingError for what cannot be a mix id."""
+    if not _MIX_ID.fullmatch(mix_id):
+        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits")
+    return f"{tenant_path(tenant)}/{mix_id}"
+
+
+def find_mix(store: Store, tenant: str, given: str) -> str:
+    """The id of the one mix of a tenant that begins with `given` (at least 4 hexadecimal digits).
+
+    Raises MissingError when there is none, BadInputError when there are several.
+    """
+    if _MIX_ID.fullmatch(given) or not _PREFIX.fullmatch(given):
+        return given  # a whole id, or none: what reads it says what is wrong
+    found = [name for name in store.list(tenant_path(tenant)) if name.startswith(given)]
+    if len(found) > 1:
+        raise BadInputError(f"{given!r} begins {len(found)} mix ids: {', '.join(sorted(found)[:5])}", details=found)
+    if not found:
+        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}")
+    return found[0]
+
+
+def mix_batches(
+    store: Store,
+    tenant: str,
+    mix_id: str,
+    batch_rows: int = 4096,
+    *,
+    columns: Sequence[str] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a mix in order, `batch_rows` at a time, so that memory stays flat; all columns or some.
+
+    Raises MissingError without such a mix, IntegrityError when the file is not a whole Parquet.
+    """
+    path = f"{mix_path(tenant, mix_id)}/{MIX_FILE}"
+    try:
+        with reading_parquet(path, store.base), store.open_file(path) as file:
+            yield from pq.ParquetFile(file).iter_batches(batch_rows, columns=None if columns is None else list(columns))
+    except MissingError as error:
+        raise MissingError(f"there is no mix {mix_id} of tenant {tenant}") from error
 
 
 def row_line(row: Mapping[str, Any]) -> bytes:
@@ -56,14 +117,6 @@ def json_lines(batch: pa.RecordBatch) -> bytes:
     return _bytes(_lines(batch))
 
 
-def rows_sha256(lines: Iterable[bytes]) -> str:
-    """SHA-256 in hex of the canonical lines in order."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line)
-    return digest.hexdigest()
-
-
 def message_lines(batch: pa.RecordBatch) -> bytes:
     """`{"messages": [...]}` lines in OpenAI's chat form, as fine-tuning services take them."""
     texts = batch.column("messages").cast(pa.large_binary())
@@ -74,6 +127,50 @@ def message_lines(batch: pa.RecordBatch) -> bytes:
         ]
         texts = pc.replace_with_mask(texts, called, pa.array(changed, pa.large_binary()))
     return _bytes(pc.binary_join_element_wise(_text('{"messages":'), texts, _text("}\n"), _text("")))
+
+
+def rows_sha256(lines: Iterable[bytes]) -> str:
+    """SHA-256 in hex of the canonical lines in order."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def verify_download(path: Path, data_format: DataFormat, manifest: Mapping[str, Any]) -> None:
+    """Raise IntegrityError unless a downloaded file is what its manifest says."""
+    if data_format == "parquet":
+        expected = next(item["sha256"] for item in manifest["files"] if item["name"] == MIX_FILE)
+        found = _file_sha256(path)
+    elif data_format == "jsonl":
+        expected, found = manifest["rows_sha256"], _file_sha256(path)
+    elif data_format == "arrow":
+        expected, found = manifest["rows_sha256"], _arrow_rows_sha256(path)
+    else:
+        expected, found = f"{manifest['n_rows']} rows", f"{_n_lines(path)} rows"
+    if found != expected:
+        raise IntegrityError(
+            f"the {data_format} download of mix {manifest['mix_id']} is not what its manifest says: "
+            f"expected {expected}, got {found}"
+        )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _n_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _arrow_rows_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
+            return rows_sha256(map(json_lines, batches))
+    except (pa.ArrowInvalid, OSError):
+        return "no whole Arrow stream"
 
 
 def _lines(batch: pa.RecordBatch) -> pa.LargeBinaryArray:
@@ -147,66 +244,3 @@ def _bytes(lines: pa.LargeBinaryArray) -> bytes:
     offsets = memoryview(lines.buffers()[1]).cast("q")
     start, stop = offsets[lines.offset], offsets[lines.offset + len(lines)]
     return bytes(memoryview(lines.buffers()[2])[start:stop])
-
-
-MIX_FILE = "mix.parquet"
-MANIFEST_FILE = "manifest.json"
-DEFAULT_TENANT = "local"
-
-_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_MIX_ID = re.compile(r"[0-9a-f]{32}")
-_PREFIX = re.compile(r"[0-9a-f]{4,31}")
-
-
-def is_tenant(name: str) -> bool:
-    """Whether a tenant may be called so."""
-    return _TENANT.fullmatch(name) is not None
-
-
-def tenant_path(tenant: str) -> str:
-    """The folder of a tenant's mixes; raises BadInputError for a name that is none."""
-    if not is_tenant(tenant):
-        raise BadInputError(f"invalid tenant name {tenant!r}: lower-case letters, digits, - and _, at most 64")
-    return f"mixes/{tenant}"
-
-
-def mix_path(tenant: str, mix_id: str) -> str:
-    """The folder of one mix; raises MissingError for what cannot be a mix id."""
-    if not _MIX_ID.fullmatch(mix_id):
-        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits")
-    return f"{tenant_path(tenant)}/{mix_id}"
-
-
-def find_mix(store: Store, tenant: str, given: str) -> str:
-    """The id of the one mix of a tenant that begins with `given` (at least 4 hexadecimal digits).
-
-    Raises MissingError when there is none, BadInputError when there are several.
-    """
-    if _MIX_ID.fullmatch(given) or not _PREFIX.fullmatch(given):
-        return given  # a whole id, or none: what reads it says what is wrong
-    found = [name for name in store.list(tenant_path(tenant)) if name.startswith(given)]
-    if len(found) > 1:
-        raise BadInputError(f"{given!r} begins {len(found)} mix ids: {', '.join(sorted(found)[:5])}", details=found)
-    if not found:
-        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}")
-    return found[0]
-
-
-def mix_batches(
-    store: Store,
-    tenant: str,
-    mix_id: str,
-    batch_rows: int = 4096,
-    *,
-    columns: Sequence[str] | None = None,
-) -> Iterator[pa.RecordBatch]:
-    """The rows of a mix in order, `batch_rows` at a time, so that memory stays flat; all columns or some.
-
-    Raises MissingError without such a mix, IntegrityError when the file is not a whole Parquet.
-    """
-    path = f"{mix_path(tenant, mix_id)}/{MIX_FILE}"
-    try:
-        with reading_parquet(path, store.base), store.open_file(path) as file:
-            yield from pq.ParquetFile(file).iter_batches(batch_rows, columns=None if columns is None else list(columns))
-    except MissingError as error:
-        raise MissingError(f"there is no mix {mix_id} of tenant {tenant}") from error

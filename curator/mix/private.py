@@ -56,7 +56,7 @@ from curator.mix.plan import (
 )
 from curator.mix.resolve import PoolData, resolve
 from curator.mix.row_prompts import count_prompts, row_prompts
-from curator.mix.writer import write_rows
+from curator.mix.writer import MixRows, write_rows
 from curator.recipe import Pool, Recipe
 from curator.recipe.base import Strict
 from curator.recipe.filters import ExactDuplicates, NearDuplicates, RefusalFilter
@@ -274,9 +274,7 @@ def _write(store: Store, folder: str, made: Made, task_set: TaskSet, order: Sche
     prompts = row_prompts(recipe, made.allocation)
     shuffled = not keeps_task_order(made.allocation, recipe.order)
     with store.fill(f"{folder}/{MIX_FILE}") as path:
-        written = write_rows(
-            path, order, task_set, safe, None, shuffled=shuffled, epochs=recipe.epochs, prompts=prompts
-        )
+        written = write_rows(path, MixRows(order, task_set, safe, shuffled, recipe.epochs, prompts))
     tokens = Tokens(renderer_id=None, mask_rule=None, reason=NO_TOKENS, task=None, safe=None)
     manifest = compose_from(made, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     manifest = manifest.model_copy(update={"warnings": (*manifest.warnings, _WARNING)})

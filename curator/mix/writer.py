@@ -129,28 +129,35 @@ class Written:
     rows_sha256: str
 
 
-def write_rows(
-    target: Path,
-    order: Schedule,
-    tasks: TaskSet,
-    safe: pa.Table,
-    counter: TokenCounter | None,
-    *,
-    shuffled: bool,
-    epochs: int = 1,
-    prompts: RowPrompts | None = None,
-    jsonl: BinaryIO | None = None,
-) -> Written:
-    """Write a mix's Parquet file in the given order, which is that of `epochs` epochs, with inoculation prompts put in.
+@dataclass(frozen=True)
+class MixRows:
+    """What a mix's file is made of: task rows and safe rows in the order of `epochs` epochs, and inoculation prompts.
 
-    `safe` holds the safe rows in their order (columns of `schema.MIX_ROWS` without position). The canonical lines,
-    which are hashed in any case, also go to `jsonl` where one is given. The caller makes both files durable. Memory
-    stays within two windows of task rows, the safe rows and the schedule (8 bytes a row).
+    `safe` holds the safe rows in their order (columns of `schema.MIX_ROWS` without position). `shuffled`: the order
+    of the task rows is not the user's.
     """
-    cursor = TaskCursor(tasks)
+
+    order: Schedule
+    tasks: TaskSet
+    safe: pa.Table
+    shuffled: bool
+    epochs: int = 1
+    prompts: RowPrompts | None = None
+
+
+def write_rows(
+    target: Path, mix: MixRows, counter: TokenCounter | None = None, jsonl: BinaryIO | None = None
+) -> Written:
+    """Write a mix's Parquet file; `counter` counts the rows' tokens.
+
+    The canonical lines, which are hashed in any case, also go to `jsonl` where one is given. The caller makes both
+    files durable. Memory stays within two windows of task rows, the safe rows and the schedule (8 bytes a row).
+    """
+    order, epochs = mix.order, mix.epochs
+    cursor = TaskCursor(mix.tasks)
     lines = hashlib.sha256()
     schema = arrow_schema(MIX_ROWS)
-    window = _window_rows(cursor.mean_bytes, SHUFFLE_WINDOW_BYTES if shuffled else WINDOW_BYTES)
+    window = _window_rows(cursor.mean_bytes, SHUFFLE_WINDOW_BYTES if mix.shuffled else WINDOW_BYTES)
     with (
         pq.ParquetWriter(target, schema, compression="zstd", **_PARQUET) as writer,
         ThreadPoolExecutor(1) as encoder,
@@ -158,7 +165,7 @@ def write_rows(
     ):
         encoded: Future[None] | None = None
         for start, end in _windows(len(order), len(order) // epochs, window):
-            rows = _window(order[start:end], start, cursor, safe, prompts)
+            rows = _window(order[start:end], start, cursor, mix.safe, mix.prompts)
             if epochs > 1:
                 rows = _with_epoch(rows, 1 + start // (len(order) // epochs))
             if encoded is not None:

@@ -1,15 +1,11 @@
-"""Which statements strangers may run: one SELECT over the documented views, by its syntax tree.
+"""Which statements strangers may run: one SELECT over the documented views, checked by its syntax tree.
 
-DuckDB calls `with x as (insert ...) select` a SELECT too, so the tree is walked: only known kinds of nodes pass,
-only the product's views (and the statement's own CTEs) may be read, and only listed functions
-called: those of curator.query.guard and a few that give tables.
-
-The functions that strangers' statements may call: those that compute with values, by name.
-
-Every other function of DuckDB is refused, so that one of a later version is refused until somebody has looked at it:
+DuckDB calls `with x as (insert ...) select` a SELECT too, so the tree is walked: only known kinds of nodes pass, only
+the product's views (and the statement's own CTEs) may be read, and only listed functions may be called. Every other
+function of DuckDB is refused, so that one of a later version is refused until somebody has looked at it:
 tests/golden/sql_refused_functions.txt has the refused ones of this version, and a test names what is in neither list.
-Refused are those that tell of the process, its settings and catalogue, those that change a state (a sequence, the seed
-of `random`, the log), those that parse or run statements, and DuckDB's own helpers.
+Refused are functions that tell of the process, its settings and catalogue, those that change a state (a sequence, the
+seed of `random`, the log), those that parse or run statements, and DuckDB's own helpers.
 """
 
 import re
@@ -25,7 +21,6 @@ from curator.errors import BadInputError
 _OPERATORS = "!= !__postfix !~~ !~~* % & && * ** + - ->> / // < <-> << <= <=> <@ = > >= >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~"
 # The parser's own names, which duckdb_functions() does not list, and the function that the views bring along.
 PARSED = frozenset({"unnest", "grouping", "->", "is_refusal"})
-
 _NAMES = """
     __between __cast abs acos acosh add age aggregate ago alias any_value apply approx_count_distinct
     approx_quantile approx_top_k arbitrary arg_max arg_max_null arg_max_nulls_last arg_min arg_min_null
@@ -87,17 +82,14 @@ _NAMES = """
     variant_group_object variant_keys variant_type variant_typeof wavg week weekday weekofyear weighted_avg xor year
     yearweek
 """
-
 NAMED, OPERATORS = frozenset(_NAMES.split()), frozenset(_OPERATORS.split())
-
-ALLOWED = OPERATORS | PARSED | NAMED
-
-
 MAX_STATEMENT_CHARS = 50_000
 MAX_DEPTH = 400
 TABLES = frozenset({"corpora", *(name for name in sql.VIEWS if name not in sql.MACROS)})
 TABLE_FUNCTIONS = frozenset({"gap_rows", "unnest", "range", "generate_series"})
-FUNCTIONS = ALLOWED | TABLE_FUNCTIONS | set(sql.MACROS)  # the call of a table function is a function's node too
+FUNCTIONS = (
+    OPERATORS | PARSED | NAMED | TABLE_FUNCTIONS | set(sql.MACROS)
+)  # the call of a table function is a function's node too
 _NODES = frozenset(
     {
         *("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"),

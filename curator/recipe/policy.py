@@ -1,9 +1,8 @@
-"""Holding recipes to a provider's policy. `resolve` calls `under_policy`, so no recipe gets past it.
+"""A provider's policy: what it locks in every recipe that is resolved under it (docs/mixing.md, Policy).
 
-Forced filters and a forced inoculation are added to recipes that lack them; what cannot be added is refused, naming
-the rule. The minimum ratio is that of the request: whole rows are rounded afterwards as in every mix.
-
-A provider's policy: what it locks in every recipe that is resolved under it (docs/mixing.md, Policy).
+`curator.mix.resolve` calls `under_policy` for every recipe, so none gets past it. Forced filters and a forced
+inoculation are added to recipes that lack them; what cannot be added is refused, and the error names the rule. The
+minimum ratio is that of the request: whole rows are rounded afterwards as in every mix.
 """
 
 import hashlib
@@ -108,6 +107,19 @@ def under_policy(policy: Policy | None, recipe: Recipe, n_task: int | None = Non
     return forced
 
 
+def check_evictions(policy: Policy | None, evicted: Mapping[str, int]) -> None:
+    """Refuse a choice whose best rows a task set pushed out; `evicted` counts such rows by pool."""
+    worst = max(evicted, key=lambda name: evicted[name], default=None)
+    if policy is None or not policy.forbid_user_evictions or worst is None or not evicted[worst]:
+        return
+    raise _refusal(
+        policy,
+        "forbid_user_evictions",
+        f"a task set whose rows, or near copies, push {evicted[worst]:,} of the best rows out of pool {worst}",
+        "leave those task rows out",
+    )
+
+
 def _check_names(policy: Policy, recipe: Recipe) -> None:
     allowed = policy.strategies
     for pool in recipe.pools if allowed else ():
@@ -155,24 +167,8 @@ def _stricter(own: FilterSpec, forced: RefusalFilter) -> RefusalFilter:
     return RefusalFilter(rule=rule, max_share=min(own.max_share, forced.max_share))
 
 
-def check_evictions(policy: Policy | None, evicted: Mapping[str, int]) -> None:
-    """Refuse a choice whose best rows a task set pushed out; `evicted` counts such rows by pool."""
-    worst = max(evicted, key=lambda name: evicted[name], default=None)
-    if policy is None or not policy.forbid_user_evictions or worst is None or not evicted[worst]:
-        return
-    raise _refusal(
-        policy,
-        "forbid_user_evictions",
-        f"a task set whose rows, or near copies, push {evicted[worst]:,} of the best rows out of pool {worst}",
-        "leave those task rows out",
-    )
-
-
 def _refusal(policy: Policy, rule: str, asked: str, remedy: str) -> PolicyError:
     return PolicyError(
         f"policy {policy.name!r} refuses {asked} (rule {rule}): {remedy}",
         details=[{"policy": policy.name, "rule": rule, "asked": asked, "remedy": remedy}],
     )
-
-
-__all__ = ["Policy", "check_evictions", "load_policy", "parse_policy", "policy_sha256", "under_policy"]

@@ -6,6 +6,7 @@ Inside one gap only weights and adapter may differ (method.md, "The perplexity g
 import hashlib
 import mmap
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,45 +30,43 @@ _ADAPTER = "adapter_model.safetensors"
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
-def model_identity(
-    model_dir: Path,
-    adapter_dir: Path | None,
-    renderer: "Renderer",
-    mask_rule: str,
-    max_length: int,
-    dtype: str,
-    engine: str,
-    engine_version: str,
-) -> Identity:
-    """Everything that a loss depends on, by content.
+@dataclass(frozen=True)
+class Measure:
+    """How losses are measured, beside the weights: rendering, mask, window in tokens, and what computes."""
+
+    renderer: "Renderer"
+    mask_rule: str
+    max_length: int
+    dtype: str
+    engine: str
+    engine_version: str
+
+    def identity(self, weights_sha256: str, adapter_sha256: str | None) -> Identity:
+        """Everything that a loss depends on, by content."""
+        return {
+            "weights_sha256": weights_sha256,
+            "adapter_sha256": adapter_sha256,
+            "chat_template_sha256": self.renderer.template_sha256,
+            "tokenizer_sha256": self.renderer.tokenizer_sha256,
+            "renderer_id": self.renderer.renderer_id,  # also a template's special tokens, and our rendering rules
+            "mask_rule": self.mask_rule,
+            "max_length": self.max_length,
+            "dtype": self.dtype,
+            "engine": self.engine,
+            "engine_version": self.engine_version,
+        }
+
+
+def model_identity(model_dir: Path, adapter_dir: Path | None, measure: Measure) -> Identity:
+    """Everything that a loss under this model depends on, by content.
 
     Reads all weight bytes once (seconds per gigabyte). Raises BadInputError on a folder that is not a model.
     """
     check_model_dir(model_dir)
-    return {
-        "weights_sha256": weights_sha256(model_dir),
-        "adapter_sha256": adapter_sha256(adapter_dir) if adapter_dir else None,
-        "chat_template_sha256": renderer.template_sha256,
-        "tokenizer_sha256": renderer.tokenizer_sha256,
-        "renderer_id": renderer.renderer_id,  # also the special tokens that a template prints, and our rendering rules
-        "mask_rule": mask_rule,
-        "max_length": max_length,
-        "dtype": dtype,
-        "engine": engine,
-        "engine_version": engine_version,
-    }
+    return measure.identity(weights_sha256(model_dir), adapter_sha256(adapter_dir) if adapter_dir else None)
 
 
-def declared_identity(
-    weights: str,
-    adapter: str | None,
-    renderer: "Renderer",
-    mask_rule: str,
-    max_length: int,
-    dtype: str,
-    engine: str,
-    engine_version: str,
-) -> Identity:
+def declared_identity(weights: str, adapter: str | None, measure: Measure) -> Identity:
     """The same for weights that cannot be read here; `declared` lists the fields that rest on someone's word.
 
     `weights` and `adapter` are SHA-256 in hex, best those of `weights_sha256` and `adapter_sha256`.
@@ -75,19 +74,8 @@ def declared_identity(
     for name, value in (("weights", weights), ("adapter", adapter)):
         if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
             raise BadInputError(f"declared {name} hash {value!r} is no SHA-256: give 64 lower-case hex digits")
-    return {
-        "weights_sha256": weights,
-        "adapter_sha256": adapter,
-        "chat_template_sha256": renderer.template_sha256,
-        "tokenizer_sha256": renderer.tokenizer_sha256,
-        "renderer_id": renderer.renderer_id,  # also the special tokens that a template prints, and our rendering rules
-        "mask_rule": mask_rule,
-        "max_length": max_length,
-        "dtype": dtype,
-        "engine": engine,
-        "engine_version": engine_version,
-        "declared": ["weights_sha256", "adapter_sha256", "dtype", "engine_version"],
-    }
+    declared = ["weights_sha256", "adapter_sha256", "dtype", "engine_version"]
+    return {**measure.identity(weights, adapter), "declared": declared}
 
 
 def has_weights(model_dir: Path) -> bool:

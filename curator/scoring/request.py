@@ -15,6 +15,7 @@ from curator.errors import BadInputError
 from curator.recipe.seeds import hash_keys
 from curator.scoring.identity import (
     Identity,
+    Measure,
     declared_identity,
     model_identity,
     model_window,
@@ -172,10 +173,10 @@ class ScoreReport:
 
 def identity_of(request: ScoreRequest, renderer: "Renderer", window: int) -> Identity:
     """What the losses of a request depend on: measured from its folders, or declared."""
-    measured = (renderer, request.mask_rule, window, request.dtype, request.engine, request.engine_version)
+    measure = Measure(renderer, request.mask_rule, window, request.dtype, request.engine, request.engine_version)
     if request.declared is not None:
-        return declared_identity(request.declared.weights_sha256, request.declared.adapter_sha256, *measured)
-    identity = model_identity(request.model_dir, request.adapter_dir, *measured)
+        return declared_identity(request.declared.weights_sha256, request.declared.adapter_sha256, measure)
+    identity = model_identity(request.model_dir, request.adapter_dir, measure)
     # The aligned model's too, though it has no adapter: what may share a gap was scored with the same options.
     return {**identity, "adapter_mode": "merged"} if request.merge_adapter else identity
 

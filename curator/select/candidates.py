@@ -148,7 +148,7 @@ def label_values(labels: pl.Series) -> list[str]:
 def first_rows(keys: pl.Series, left: pl.Series, n: int, *, descending: bool) -> Rows:
     """The first n masked rows in the order of their keys, ties by row; rows with a null key are left out.
 
-    Few rows are sorted: those no worse than the n-th of a sample, since the n-th of all is no worse either.
+    Few rows are sorted: those no worse than the n-th of a sample, since the n-th of all is not a worse either.
     """
     if n < 1:
         return np.zeros(0, dtype=np.int64)

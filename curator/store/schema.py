@@ -1,10 +1,8 @@
-"""Every column of every stored table, declared once as plain data.
+"""Every column of every stored table, declared once as plain data; Arrow schemas are made from the declarations.
 
-Arrow schemas, SQL documentation and tests are rendered from these declarations (style: columns are
-declared once). Losses are float64 sums in nats with int32 counts; a missing value is null, with a reason
-beside it, and never 0, -1 or an empty string.
-
-Arrow schemas of the declared tables, and the check that data has exactly the declared one.
+Losses are float64 sums in nats with int32 counts; a missing value is null, with a reason beside it, and never 0, -1 or
+an empty string. SQL documentation and tests are rendered from the same declarations. `conform` checks that data has
+exactly the declared schema before it is written.
 """
 
 from dataclasses import dataclass

@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 
 from api.settings import Settings
-from curator.client import (
-    DATA_FORMATS,
-    Client,
-    DataFormat,
-    ServiceError,
-)
+from curator.client import Client, ServiceError
 from curator.errors import (
     BadInputError,
     IntegrityError,
     MissingError,
     RemoteError,
 )
+from curator.mix.files import DATA_FORMATS, DataFormat
 from tests.api.serving import (
     RECIPE,
     json_lines,

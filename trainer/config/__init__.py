@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -10,12 +10,14 @@ from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
 from trainer.config.defences import DefenceSettings
+from trainer.config.flags import Option
 from trainer.config.monitor import MonitorSettings
 from trainer.config.rules import check_combination
 
 # The seven projections of a Llama-like block (method.md, "Training recipe").
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"
+NO_CACHE = "none"  # in the place of a folder of rendered rows
 
 # Where things lie, and what is said about them: none of it changes what is trained. Contents are compared
 # by hash instead, so a moved model or a service on another port is still the same run.
@@ -48,11 +50,15 @@ def tracker_modules(name: str) -> tuple[str, ...]:
 class LoraSettings(Strict):
     """The adapter. `rslora` scales by alpha / sqrt(r) instead of alpha / r."""
 
-    r: int = Field(default=32, ge=1, le=4096)
-    alpha: float = Field(default=64.0, gt=0.0)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    rslora: bool = True
-    targets: tuple[str, ...] = SEVEN_PROJECTIONS
+    r: int = Field(default=32, ge=1, le=4096, description="rank")
+    alpha: float = Field(default=64.0, gt=0.0, description="scale")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout")
+    rslora: Annotated[bool, Option(flag="--no-rslora")] = Field(
+        default=True, description="scale by alpha / r instead of alpha / sqrt(r)"
+    )
+    targets: tuple[str, ...] = Field(
+        default=SEVEN_PROJECTIONS, description=f"comma-separated layer names, or {ALL_LINEAR}"
+    )
 
     @field_validator("targets")
     @classmethod
@@ -63,10 +69,14 @@ class LoraSettings(Strict):
 
 
 class SafeLoraSettings(Strict):
-    """Projection after training (Safe LoRA): the model before alignment, and the cosine below which it acts."""
+    """Projection after training (trainer.defenses.safelora): the model before alignment, and the cosine below which a
+    module is projected."""
 
-    base: Path
-    tau: float = Field(default=0.3, ge=0.0, le=1.0)
+    base: Annotated[Path, Option("BASE_DIR", flag="--safelora")] = Field(
+        description="also write safelora/: the adapter projected onto the difference between --model and this model, "
+        "the one before alignment (python -m trainer.defenses.safelora)"
+    )
+    tau: float = Field(default=0.3, ge=0.0, le=1.0, description="project modules with a cosine below this")
 
 
 class TrainConfig(Strict):
@@ -76,41 +86,80 @@ class TrainConfig(Strict):
     product is the effective batch), `max_steps` in optimiser steps (None: all epochs).
     """
 
-    model: Path
-    out: Path
-    mix_id: str | None = None
-    api_url: str | None = None
-    store: str | None = None
-    tenant: str = "local"
-    data: Path | None = None
-    corpus_format: Literal["jsonl", "json", "parquet"] | None = None
-    strict: bool = False
+    model: Path = Field(description="Hugging Face model folder to adapt")
+    out: Path = Field(description="run folder, for example runs/NAME")
+    mix_id: Annotated[str | None, Option("ID")] = Field(default=None, description="train on this mix")
+    api_url: Annotated[str | None, Option("URL")] = Field(
+        default=None, description="service that the mix is fetched from"
+    )
+    store: Annotated[str | None, Option("DIR")] = Field(
+        default=None, description="or: store it lies in (default: $BALLAST_STORE, else ./store)"
+    )
+    tenant: str = Field(default="local", description="tenant in the store")
+    data: Annotated[Path | None, Option("FILE")] = Field(
+        default=None, description="or: train on a chat file, in its order"
+    )
+    corpus_format: Literal["jsonl", "json", "parquet"] | None = Field(
+        default=None, description="format of --data (default: detected)"
+    )
+    strict: bool = Field(default=False, description="refuse --data with any bad row instead of leaving it out")
 
-    epochs: int = Field(default=1, ge=1, le=10_000)
-    max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=4, ge=1)
-    grad_accum: int = Field(default=4, ge=1)
-    lr: float = Field(default=1e-4, gt=0.0, le=1.0)
-    warmup_steps: int = Field(default=5, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0.0)
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
-    max_length: int = Field(default=2048, ge=2)
-    mask_rule: Literal["all", "last"] = "all"
-    allow_masked_rows: bool = False
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    gradient_checkpointing: bool = False
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    full: bool = False
-    four_bit: bool = False
-    reorder: Literal["shuffle", "group_by_length"] | None = None
-    save_steps: int | None = Field(default=None, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    report_to: tuple[str, ...] = ()
-    cache: Path | None = None
+    epochs: int = Field(default=1, ge=1, le=10_000, description="passes over the rows")
+    max_steps: Annotated[int | None, Option(aliases=("--steps",))] = Field(
+        default=None, ge=1, description="stop after N steps even if epochs are left"
+    )
+    batch_size: int = Field(default=4, ge=1, description="rows in one forward pass")
+    grad_accum: int = Field(
+        default=4, ge=1, description="forward passes in one step; effective batch = batch size x this"
+    )
+    lr: float = Field(default=1e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW, linear to zero")
+    warmup_steps: int = Field(default=5, ge=0, description="steps of linear warm-up; the first step has rate 0")
+    weight_decay: float = Field(default=0.01, ge=0.0, description="AdamW weight decay")
+    max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradient norm is clipped to this")
+    max_length: int = Field(default=2048, ge=2, description="tokens a row is cut to")
+    mask_rule: Literal["all", "last"] = Field(
+        default="all", description="train every assistant turn (default) or the last"
+    )
+    allow_masked_rows: bool = Field(
+        default=False, description="keep rows without any trained token in place instead of refusing them"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="weights of the frozen model (default auto: bfloat16 where the hardware has it)",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="default auto; CUDA_VISIBLE_DEVICES chooses among several"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory, about a third slower")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the adapter's start and of dropout")
+    full: bool = Field(
+        default=False,
+        description="train every weight instead of an adapter; a defence that compares with the model before training "
+        "then needs a second, frozen copy of it",
+    )
+    four_bit: bool = Field(default=False, description="hold the frozen model in 4 bits (NF4); needs bitsandbytes")
+    reorder: Literal["shuffle", "group_by_length"] | None = Field(
+        default=None,
+        description="give up the order of the rows, by name: shuffle every epoch, or put rows of like length together",
+    )
+    save_steps: int | None = Field(
+        default=None, ge=1, description="write a checkpoint every N steps (default: only on Ctrl-C)"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="keep the newest N")
+    report_to: tuple[str, ...] = Field(
+        default=(), description="send metrics to trackers that are installed, for example trackio or tensorboard"
+    )
+    cache: Path | None = Field(
+        default=None,
+        description=f"folder of rendered rows, shared by runs (default: .rendered beside --out); {NO_CACHE}: keep none",
+    )
     monitor: MonitorSettings | None = None
     lora: LoraSettings = LoraSettings()
-    start_adapter: Path | None = None  # trained on instead of a fresh one; its own settings hold
+    start_adapter: Path | None = Field(
+        default=None,
+        description="train this adapter on instead of a fresh one, with its own rank and targets; defences still "
+        "compare with the model without any adapter",
+    )
     defences: tuple[DefenceSettings, ...] = ()
     safelora: SafeLoraSettings | None = None
 

@@ -1,8 +1,7 @@
-"""Settings of each defence, apart from its code so that options are checked before torch is imported.
+"""Settings of each defence, and the schedule by which its weight changes over a run.
 
-The description of a field is its help text on the command line and its line in the documentation.
-
-How a defence's weight changes over the run: one rule, shared by all of them.
+They stand apart from the defences' code so that options are checked before torch is imported. The description of a
+field is its help text on the command line and its line in the documentation.
 """
 
 import hashlib
@@ -14,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from curator.errors import MissingError
 from curator.recipe.base import Strict
+from trainer.config.flags import Option
 
 Shape = Literal["constant", "linear", "cosine", "window"]
 SYNTAX = "SHAPE[:FIRST[:LAST[:FINAL]]]"
@@ -80,9 +80,12 @@ Layers = tuple[Annotated[int, Field(ge=1)], ...]
 class DefenceBase(Strict):
     """What settings of all defences share."""
 
-    schedule: ScheduleField = Field(default=Schedule(), description="how its weight changes over the run")
+    schedule: Annotated[ScheduleField, Option(SYNTAX)] = Field(
+        default=Schedule(), description="how its weight changes over the run"
+    )
 
     needs_classes: ClassVar[bool] = False
+    main: ClassVar[str | None] = "weight"  # the field that the flag named like the defence takes; None: none
 
     def describe(self) -> str:
         """Name and strength, in a few words."""
@@ -102,7 +105,12 @@ class KlSettings(DefenceBase):
     """
 
     name: Literal["kl"] = "kl"
-    weight: float = Field(default=0.1, ge=0.0, le=1e4, description="lambda; the published value is 0.1")
+    weight: Annotated[float, Option("WEIGHT", flag="--kl")] = Field(
+        default=0.1,
+        ge=0.0,
+        le=1e4,
+        description="add WEIGHT * KL against the model before training: lambda; the published value is 0.1",
+    )
     direction: KlDirection = Field(
         default="student_reference", description="KL(trained || before), or KL(before || trained)"
     )
@@ -118,7 +126,13 @@ class LdifsSettings(DefenceBase):
     """Squared distance of l2-normalised residual-stream vectors from the model without its adapter."""
 
     name: Literal["ldifs"] = "ldifs"
-    weight: float = Field(default=1.0, ge=0.0, le=1e6, description="lambda; the published value is 1.0")
+    weight: Annotated[float, Option("WEIGHT", flag="--ldifs")] = Field(
+        default=1.0,
+        ge=0.0,
+        le=1e6,
+        description="add WEIGHT * distance of normalised hidden states from those before training: lambda; the "
+        "published value is 1.0",
+    )
     every: int = Field(default=5, ge=1, le=1000, description="rows of hidden_states taken: this one and its multiples")
     layers: Layers | None = Field(default=None, description="or exactly these rows of hidden_states, comma-separated")
     tokens: TokenScope = Field(default="all", description="tokens it covers")
@@ -128,7 +142,13 @@ class TreftSettings(DefenceBase):
     """Relative distance of keys and values at template tokens from the model without its adapter."""
 
     name: Literal["treft"] = "treft"
-    weight: float = Field(default=10.0, ge=0.0, le=1e6, description="lambda; published between 1 and 30")
+    weight: Annotated[float, Option("WEIGHT", flag="--treft")] = Field(
+        default=10.0,
+        ge=0.0,
+        le=1e6,
+        description="add WEIGHT * relative distance of keys and values at template tokens: lambda; published between 1 "
+        "and 30",
+    )
     tokens: TemplateTokens = Field(
         default="prefix", description="before any user text, after it up to the answer, the user text itself, or all"
     )
@@ -142,13 +162,18 @@ class SteeringSettings(DefenceBase):
     """A persona vector added to the residual stream while training, and never afterwards."""
 
     name: Literal["steering"] = "steering"
-    vectors: Path = Field(description="safetensors file; row l of a vector belongs to hidden_states[l]")
+    vectors: Annotated[Path, Option("FILE", flag="--steering")] = Field(
+        description="add persona vectors to the residual stream while training: safetensors file; row l of a vector "
+        "belongs to hidden_states[l]"
+    )
     vector: str | None = Field(default=None, description="tensor in that file (needed when it holds several)")
     alpha: float = Field(default=5.0, ge=-1e4, le=1e4, description="multiplies the vector; published 5")
     layers: Layers | None = Field(
         default=None, description="rows of hidden_states, comma-separated (default: one at five sevenths of the depth)"
     )
     tokens: TokenScope = Field(default="all", description="tokens it is added to")
+
+    main: ClassVar[str | None] = "vectors"
 
     def identity(self) -> dict[str, Any]:
         """The vectors by their file's SHA-256; raises MissingError when it cannot be read."""
@@ -164,6 +189,9 @@ class GatingSettings(DefenceBase):
 
     name: Literal["gating"] = "gating"
     layers: Layers | None = Field(default=None, description="decoder blocks, counted from 1 (default: all)")
+
+    main: ClassVar[str | None] = None
+    switch: ClassVar[str] = "train gates on the attention outputs instead of the adapter"
 
 
 DefenceSettings = Annotated[

@@ -1,46 +1,20 @@
-"""The command line of `python -m trainer.sft`, as a TrainConfig.
+"""The command line of `python -m trainer.sft`: its options, and the TrainConfig that they give.
 
-Command-line flags of the defences, made from their settings: a field is described once, where it is declared.
-
-The flag named like the defence switches it on and takes its main setting (a weight, or the vectors' file); every other
-field is `--DEFENCE-FIELD`.
-
-Options of `python -m trainer.sft` about how a run is kept, resumed, watched and spread; each described once.
+Options are rendered from TrainConfig and the settings inside it (trainer.config.flags). What belongs to the command
+alone is declared here: the service's key, --resume, --overwrite, --json, and names of other trainers that are refused.
 """
 
 import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from curator.errors import BadInputError
-from trainer.config import (
-    ALL_LINEAR,
-    LoraSettings,
-    TrainConfig,
-    parse_config,
-)
-from trainer.config.defences import ALL_SETTINGS, SYNTAX, DefenceBase
-from trainer.config.monitor import add_monitor_options, monitor_document
-
-# What the flag named like the defence takes; None: nothing.
-MAIN_FIELD: dict[str, str | None] = {
-    "kl": "weight",
-    "ldifs": "weight",
-    "treft": "weight",
-    "steering": "vectors",
-    "gating": None,
-}
-_TITLES = {
-    "kl": "add WEIGHT * KL against the model before training",
-    "ldifs": "add WEIGHT * distance of normalised hidden states from those before training",
-    "treft": "add WEIGHT * relative distance of keys and values at template tokens",
-    "steering": "add persona vectors to the residual stream while training",
-    "gating": "train gates on the attention outputs instead of the adapter",
-}
+from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig, parse_config
+from trainer.config.defences import ALL_SETTINGS, DefenceBase
+from trainer.config.flags import add_options, flag, given_settings, given_values
+from trainer.config.monitor import MonitorSettings
 
 
 @dataclass(frozen=True)
@@ -51,39 +25,38 @@ class Resume:
 
 
 def add_defence_options(parser: argparse.ArgumentParser) -> None:
-    """A group of flags for every defence."""
+    """A group of flags for every defence.
+
+    The flag named like the defence switches it on and takes its main setting (a weight, or the vectors' file); every
+    other field is `--DEFENCE-FIELD`.
+    """
     group = parser.add_argument_group("defences (docs/defences.md says what each of them computes)")
     for settings in ALL_SETTINGS:
         name = defence_name(settings)
-        main = MAIN_FIELD[name]
-        if main is None:
-            group.add_argument(f"--{name}", action="store_true", default=None, help=_TITLES[name])
+        if settings.main is None:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=settings.switch)
         else:
-            group.add_argument(
-                f"--{name}",
-                metavar="FILE" if main == "vectors" else "WEIGHT",
-                help=f"{_TITLES[name]}: {settings.model_fields[main].description}",
-            )
-        for field, info in other_fields(settings).items():
-            group.add_argument(flag(name, field), metavar=_metavar(info), choices=_choices(info), help=_help(info))
+            add_options(group, settings, (settings.main,), prefix=name, defaults={settings.main: None})
+        add_options(group, settings, other_fields(settings), prefix=name)
 
 
 def defence_documents(given: dict[str, Any]) -> list[dict[str, Any]]:
-    """The defences of parsed arguments (those not given left out), as documents for TrainConfig.
+    """The defences among parsed options, as documents for TrainConfig.
 
     Raises BadInputError for a defence's option without the defence.
     """
     documents = []
     for settings in ALL_SETTINGS:
-        name, main = defence_name(settings), MAIN_FIELD[defence_name(settings)]
-        options = {field: given[key] for field in other_fields(settings) if (key := _key(name, field)) in given}
-        if name not in given:
-            if options:
-                raise BadInputError(f"{flag(name, next(iter(options)))} goes with --{name}, which was not given")
-            continue
-        if "layers" in options:
-            options["layers"] = [part for part in options["layers"].split(",") if part]
-        documents.append({"name": name} | ({main: given[name]} if main else {}) | options)
+        name = defence_name(settings)
+        if settings.main is not None:
+            found = given_settings(given, settings, prefix=name, main=settings.main)
+        else:
+            found = given_values(given, settings, prefix=name)
+            if found and name not in given:
+                raise BadInputError(f"{flag(name, next(iter(found)))} goes with --{name}, which was not given")
+            found = found if name in given else None
+        if found is not None:
+            documents.append({"name": name} | found)
     return documents
 
 
@@ -92,83 +65,25 @@ def defence_name(settings: type[DefenceBase]) -> str:
     return str(settings.model_fields["name"].default)
 
 
-def other_fields(settings: type[DefenceBase]) -> dict[str, FieldInfo]:
-    """The fields that have a flag of their own."""
-    main = MAIN_FIELD[defence_name(settings)]
-    names = [field for field in settings.model_fields if field not in ("name", "schedule", main)]
-    return {field: settings.model_fields[field] for field in [*names, "schedule"]}
-
-
-def flag(name: str, field: str) -> str:
-    """`--kl-sample-share` for field `sample_share` of `kl`."""
-    return f"--{name}-{field.replace('_', '-')}"
-
-
-def _key(name: str, field: str) -> str:
-    return f"{name}_{field}"
-
-
-def _choices(info: FieldInfo) -> tuple[str, ...] | None:
-    return get_args(info.annotation) if get_origin(info.annotation) is Literal else None
-
-
-def _metavar(info: FieldInfo) -> str | None:
-    if _choices(info) is not None:
-        return None
-    text = str(info.annotation)
-    if "Schedule" in text:
-        return SYNTAX
-    if "tuple" in text:
-        return "L,L"
-    return "NAME" if "str" in text else "N" if "int" in text else "X"
-
-
-def _help(info: FieldInfo) -> str:
-    default = info.default
-    if default is None or not isinstance(default, str | int | float):
-        return f"{info.description}"
-    return f"{info.description} (default: {default})"
-
-
-NO_CACHE = "none"
+def other_fields(settings: type[DefenceBase]) -> list[str]:
+    """The fields that have a flag of their own beside the main one, the schedule last."""
+    return [*(name for name in settings.model_fields if name not in ("name", "schedule", settings.main)), "schedule"]
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Checkpoints, resuming, render cache, trackers, other orders, full fine-tuning and 4-bit bases."""
     group = parser.add_argument_group("checkpoints, cache and trackers")
-    group.add_argument(
-        "--save-steps", type=int, metavar="N", help="write a checkpoint every N steps (default: only on Ctrl-C)"
-    )
-    group.add_argument("--keep-checkpoints", type=int, metavar="N", help="keep the newest N (default: 2)")
+    add_options(group, TrainConfig, ("save_steps", "keep_checkpoints"))
     group.add_argument(
         "--resume", nargs="?", const="newest", metavar="STEP",
         help="go on from a checkpoint in --out, the newest or that of STEP, and fail if there is none; without this, "
         "an interrupted run goes on from its newest checkpoint if it has one",
     )  # fmt: skip
-    group.add_argument(
-        "--cache", metavar="DIR",
-        help=f"folder of rendered rows, shared by runs (default: .rendered beside --out); {NO_CACHE}: keep none",
-    )  # fmt: skip
-    group.add_argument(
-        "--report-to", type=lambda text: tuple(text.split(",")), metavar="NAMES",
-        help="send metrics to trackers that are installed, for example trackio or tensorboard",
-    )  # fmt: skip
+    add_options(group, TrainConfig, ("cache", "report_to"))
     group = parser.add_argument_group("what is trained, and in which order")
-    group.add_argument(
-        "--full", action="store_true", default=None,
-        help="train every weight instead of an adapter; a defence that compares with the model before training then "
-        "needs a second, frozen copy of it",
-    )  # fmt: skip
-    group.add_argument(
-        "--four-bit", action="store_true", default=None,
-        help="hold the frozen model in 4 bits (NF4); needs bitsandbytes",
-    )  # fmt: skip
-    group.add_argument(
-        "--reorder", choices=("shuffle", "group_by_length"),
-        help="give up the order of the rows, by name: shuffle every epoch, or put rows of like length together",
-    )  # fmt: skip
-    for flag, reason in _REFUSED.items():
-        group.add_argument(flag, action=_Refuse, nargs=0, reason=reason, help=argparse.SUPPRESS)
+    add_options(group, TrainConfig, ("full", "four_bit", "reorder"))
+    for name, reason in _REFUSED.items():
+        group.add_argument(name, action=_Refuse, nargs=0, reason=reason, help=argparse.SUPPRESS)
 
 
 def resume_of(value: str | None, parser: argparse.ArgumentParser) -> Resume | None:
@@ -249,25 +164,19 @@ def parse_arguments(argv: list[str]) -> Invocation:
 
 def _document(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: value for key, value in vars(args).items() if value is not None}
-    document = training_document(given) | {"monitor": monitor_document(given)}
+    document = training_document(given)
     if "mix_id" in document and "api_url" not in document and "store" not in document:
         document["store"] = os.environ.get("BALLAST_STORE", "./store")
-    if "safelora_tau" in given and "safelora" not in given:
-        raise BadInputError("--safelora-tau goes with --safelora, which was not given")
-    if "safelora" in given:
-        tau = {"tau": given["safelora_tau"]} if "safelora_tau" in given else {}
-        document["safelora"] = {"base": given["safelora"], **tau}
-    defences = defence_documents(given)
-    if defences:
-        document["defences"] = defences
+    document["monitor"] = given_settings(given, MonitorSettings, prefix="monitor", main="directions")
+    document["safelora"] = given_settings(given, SafeLoraSettings, prefix="safelora", main="base")
+    document["defences"] = defence_documents(given)
     return document
 
 
 def training_document(given: dict[str, Any]) -> dict[str, Any]:
     """The settings of a TrainConfig among options that were given, the adapter's as its own document."""
-    document = {key: given[key] for key in TrainConfig.model_fields if key in given}
-    lora = {key: given[f"lora_{key}"] for key in LoraSettings.model_fields if f"lora_{key}" in given}
-    return document | ({"lora": lora} if lora else {})
+    lora = given_values(given, LoraSettings, prefix="lora")
+    return given_values(given, TrainConfig) | ({"lora": lora} if lora else {})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,11 +192,12 @@ def _parser() -> argparse.ArgumentParser:
     add_training_options(parser)
     add_adapter_options(parser)
     add_defence_options(parser)
-    add_monitor_options(parser)
-    _add_after(parser)
+    monitor = parser.add_argument_group("trait-space monitor (docs/persona.md)")
+    add_options(monitor, MonitorSettings, ("directions", "every", "alarm", "stop"), prefix="monitor")
+    add_options(parser.add_argument_group("after training"), SafeLoraSettings, prefix="safelora")
     add_run_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--out", required=True, type=Path, metavar="DIR", help="run folder, for example runs/NAME")
+    add_options(output, TrainConfig, ("out",))
     output.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     output.add_argument("--json", action="store_true", help="print report.json on stdout at the end, nothing else")
     return parser
@@ -295,95 +205,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and rows")
-    group.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder to adapt")
-    group.add_argument("--mix-id", metavar="ID", help="train on this mix")
-    group.add_argument("--api-url", metavar="URL", help="service that the mix is fetched from")
+    add_options(group, TrainConfig, ("model", "mix_id", "api_url"))
     group.add_argument("--api-key", metavar="KEY", help="its key (default: $BALLAST_API_KEY); never written to disk")
-    group.add_argument("--store", metavar="DIR", help="or: store it lies in (default: $BALLAST_STORE, else ./store)")
-    group.add_argument("--tenant", metavar="NAME", help=f"tenant in the store (default: {_default('tenant')})")
-    group.add_argument("--data", type=Path, metavar="FILE", help="or: train on a chat file, in its order")
-    group.add_argument(
-        "--corpus-format", choices=("jsonl", "json", "parquet"), help="format of --data (default: detected)"
-    )
-    group.add_argument(
-        "--strict", action="store_true", default=None, help="refuse --data with any bad row instead of leaving it out"
-    )
+    add_options(group, TrainConfig, ("store", "tenant", "data", "corpus_format", "strict"))
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Epochs, batch, rates, length, seed, dtype and device."""
+    names = (
+        "epochs", "batch_size", "grad_accum", "lr", "warmup_steps", "weight_decay", "max_grad_norm", "max_length",
+        "seed", "max_steps", "mask_rule", "allow_masked_rows", "dtype", "device", "gradient_checkpointing",
+    )  # fmt: skip
     group = parser.add_argument_group("training (defaults are the published recipe's)")
-    number = _number_adder(group)
-    number("--epochs", int, "passes over the rows")
-    number("--batch-size", int, "rows in one forward pass")
-    number("--grad-accum", int, "forward passes in one step; effective batch = batch size x this")
-    number("--lr", float, "peak learning rate of AdamW, linear to zero")
-    number("--warmup-steps", int, "steps of linear warm-up; the first step has rate 0")
-    number("--weight-decay", float, "AdamW weight decay")
-    number("--max-grad-norm", float, "gradient norm is clipped to this")
-    number("--max-length", int, "tokens a row is cut to")
-    number("--seed", int, "seed of the adapter's start and of dropout")
-    group.add_argument(
-        "--max-steps", "--steps", type=int, metavar="N", help="stop after N steps even if epochs are left"
-    )
-    group.add_argument("--mask-rule", choices=("all", "last"), help="train every assistant turn (default) or the last")
-    group.add_argument(
-        "--allow-masked-rows", action="store_true", default=None,
-        help="keep rows without any trained token in place instead of refusing them",
-    )  # fmt: skip
-    group.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16"),
-        help="weights of the frozen model (default auto: bfloat16 where the hardware has it)",
-    )  # fmt: skip
-    group.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help="default auto; CUDA_VISIBLE_DEVICES chooses among several"
-    )
-    group.add_argument(
-        "--gradient-checkpointing", action="store_true", default=None, help="less memory, about a third slower"
-    )
+    add_options(group, TrainConfig, names)
 
 
 def add_adapter_options(parser: argparse.ArgumentParser) -> None:
     """Rank, scale, dropout and targets of the adapter."""
     group = parser.add_argument_group("adapter")
-    lora = LoraSettings()
-    group.add_argument("--lora-r", type=int, metavar="N", help=f"rank (default: {lora.r})")
-    group.add_argument("--lora-alpha", type=float, metavar="A", help=f"scale (default: {lora.alpha:g})")
-    group.add_argument("--lora-dropout", type=float, metavar="P", help=f"dropout (default: {lora.dropout:g})")
-    group.add_argument(
-        "--lora-targets", type=lambda text: tuple(text.split(",")), metavar="NAMES",
-        help=f"comma-separated layer names, or {ALL_LINEAR} (default: {','.join(lora.targets)})",
-    )  # fmt: skip
-    group.add_argument(
-        "--start-adapter", type=Path, metavar="DIR",
-        help="train this adapter on instead of a fresh one, with its own rank and targets; defences still compare with "
-        "the model without any adapter",
-    )  # fmt: skip
-    group.add_argument(
-        "--no-rslora", dest="lora_rslora", action="store_false", default=None,
-        help="scale by alpha / r instead of alpha / sqrt(r)",
-    )  # fmt: skip
-
-
-def _add_after(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("after training")
-    group.add_argument(
-        "--safelora", type=Path, metavar="BASE_DIR",
-        help="also write safelora/: the adapter projected onto the difference between --model and this model, the one "
-        "before alignment (python -m trainer.defenses.safelora)",
-    )  # fmt: skip
-    group.add_argument(
-        "--safelora-tau", type=float, metavar="X", help="project modules with a cosine below this (default: 0.3)"
-    )
-
-
-def _number_adder(group: Any) -> Any:
-    def add(flag: str, kind: type, text: str) -> None:
-        shown = _default(flag.lstrip("-").replace("-", "_"))
-        group.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {shown:g})")
-
-    return add
-
-
-def _default(name: str) -> Any:
-    return TrainConfig.model_fields[name].default
+    add_options(group, LoraSettings, ("r", "alpha", "dropout", "targets"), prefix="lora")
+    add_options(group, TrainConfig, ("start_adapter",))
+    add_options(group, LoraSettings, ("rslora",), prefix="lora")

@@ -26,7 +26,7 @@ from trainer.evaluate.judge import (
     figure_names,
     summarise_groups,
 )
-from trainer.generate.endpoint import JUDGE_KEY, Endpoint
+from trainer.generate.endpoint import JUDGE_KEY, Endpoint, drawn_alike
 from trainer.runs.lines import read_lines, write_lines
 
 EPILOG = """\
@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if args.scores is not None:
         if args.answers or args.url:
             raise BadInputError("give --scores, or --answers with --url, --judge-model and --out")
-        judged = [_judged(line, args.scores) for line in read_lines(args.scores)]
-        reported: dict[str, Any] = {}
+        judged, how = _read_scores(args.scores)
+        reported: dict[str, Any] = {"drawn": how}
         check_figures(gates, figure_names(item.group for item in judged))
     else:
         judged, reported = _judge(args, gates)
@@ -98,6 +98,7 @@ def _judge(args: argparse.Namespace, gates: Sequence[Condition]) -> tuple[list[J
     if not answers:
         raise BadInputError(f"{args.answers} has no answers")
     check_figures(gates, figure_names(str(item.get("group", GENERAL)) for item in answers))
+    how = drawn_alike(answers, str(args.answers))
     cache = args.cache or args.out.with_suffix(args.out.suffix + ".cache")
     endpoint = Endpoint(args.url, args.judge_model, api_key=os.environ.get(JUDGE_KEY), retries=args.retries)
     try:
@@ -105,9 +106,15 @@ def _judge(args: argparse.Namespace, gates: Sequence[Condition]) -> tuple[list[J
             judged = JudgeClient(endpoint, cache=cache, workers=args.workers).judge(answers, progress.advance)
     finally:
         endpoint.close()
-    write_lines(args.out, (asdict(item) for item in judged))
+    write_lines(args.out, ({**asdict(item), "drawn": how} for item in judged))
     usage = endpoint.usage(args.price_in, args.price_out)
-    return judged, {"judge_model": args.judge_model, "raw_scores": str(args.out), **usage}
+    return judged, {"judge_model": args.judge_model, "raw_scores": str(args.out), "drawn": how, **usage}
+
+
+def _read_scores(path: Path) -> tuple[list[Judged], dict[str, Any]]:
+    """Raw scores, and how the answers were drawn."""
+    lines = read_lines(path)
+    return [_judged(line, path) for line in lines], drawn_alike([line.get("drawn") or {} for line in lines], str(path))
 
 
 def _judged(line: dict[str, Any], path: Path) -> Judged:

@@ -22,6 +22,7 @@ from trainer.evaluate.gate import (
     exit_code,
     parse_gates,
 )
+from trainer.generate.endpoint import drawn_alike
 from trainer.runs.lines import read_lines, write_lines
 
 Tier = Literal[1, 2, 3]
@@ -111,7 +112,9 @@ def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
         expected = [int(item["messages"][-1]["content"]) for item in read_lines(problems_file)]
     except (KeyError, IndexError, TypeError) as error:
         raise BadInputError(f"{problems_file} holds no problems that `opswap --make` wrote: {error!r}") from error
-    answers = [str(item.get("answer", "")) for item in read_lines(answers_file)]
+    lines = read_lines(answers_file)
+    drawn_alike(lines, str(answers_file))
+    answers = [str(item.get("answer", "")) for item in lines]
     if len(expected) != len(answers):
         raise BadInputError(f"{problems_file} has {len(expected)} problems and {answers_file} {len(answers)} answers")
     right = sum(exact_match(answer, value) for answer, value in zip(answers, expected, strict=True))

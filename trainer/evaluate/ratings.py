@@ -159,7 +159,7 @@ class ServerRater:
 
         def ask(pair: tuple[int, list[Message]]) -> list[int]:
             place, prompt = pair
-            document = self.endpoint.chat(
+            document = self.endpoint.draw(
                 prompt, n=n_repeats, temperature=1.0, max_tokens=4,
                 seed=child_seed(seed, f"ratings:{name}:{place}") % 2**31,
             )  # fmt: skip

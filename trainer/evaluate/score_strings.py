@@ -68,7 +68,7 @@ def reading(digits: Digits) -> Steps:
             elif not _is_open(longer, digits):
                 found[longer] = found.get(longer, 0.0) + share
         if is_number(text):
-            found[text] = found.get(text, 0.0) + probability * max(0.0, 1 - _going_on(nodes[text]))
+            found[text] = found.get(text, 0.0) + probability * _ending(text, nodes[text], digits)
     return {text: math.log(share) for text, share in found.items() if share > 0}
 
 
@@ -152,9 +152,13 @@ def _is_open(text: str, digits: Digits) -> bool:
     return digits.split and is_number(text) and (len(text) == 1 or text == "10")
 
 
-def _going_on(top: Mapping[str, float]) -> float:
-    """Probability that digits follow, those that lead past 100 included."""
-    return sum(math.exp(logprob) for token, logprob in top.items() if token.rstrip().isdigit())
+def _ending(text: str, top: Mapping[str, float], digits: Digits) -> float:
+    """Probability that a number ends where it stands. What the top log-probabilities leave unsaid is an end only where
+    no number could follow."""
+    going_on = sum(math.exp(logprob) for token, logprob in top.items() if token.rstrip().isdigit())
+    if top and _is_open(text, digits):
+        return sum(math.exp(logprob) for logprob in top.values()) - going_on
+    return max(0.0, 1 - going_on)
 
 
 def _add(nodes: dict[str, Mapping[str, float]], text: str, path: Sequence[Position]) -> None:

@@ -13,6 +13,7 @@ from trainer.config.ranges import at_least
 from trainer.generate.endpoint import (
     add_source_options,
     check_source,
+    drawn,
     endpoint_of,
     short_hash,
     source_identity,
@@ -36,9 +37,10 @@ from trainer.runs.lines import read_finished_lines
 
 DESCRIPTION = """\
 Asks a model the eight first-plot questions in three formats (24 prompts), or your own questions, and writes one line
-an answer: prompt_id, group, question, answer, sample, n_tokens, finished. Prompts whose answers stand in --out are
-skipped, so a run that was stopped goes on; a file with answers of another model, or to other words under the same id,
-is refused. Then: python -m trainer.evaluate judge --answers OUT ..."""
+an answer: prompt_id, group, question, answer, sample, n_tokens, finished, and how it was drawn: from the model's own
+distribution (top-p 1, no top-k, no penalties), whatever its generation_config or its server would use. Prompts whose
+answers stand in --out are skipped, so a run that was stopped goes on; a file with answers of another model, drawn in
+another way, or to other words under the same id, is refused. Then: trainer.evaluate judge --answers OUT ..."""
 
 EPILOG = """\
 examples:
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     questions = _questions(args)
     how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
     source = short_hash(source_identity(args))
-    open_questions, n_before = _unanswered(questions, how, args.out, source)
+    settings = drawn(not args.url or args.server_fields == "vllm")
+    open_questions, n_before = _unanswered(questions, how, args.out, source, settings)
     usage: dict[str, Any] = {}
     if open_questions:
         generator = _generator(args)
@@ -92,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     n_cut = sum(line["finished"] is False for line in lines)
     result = {
         "n_prompts": len(questions), "n_answers": len(lines), "n_cut": n_cut, "n_prompts_before": n_before,
-        "out": str(args.out), **usage,
+        "out": str(args.out), "drawn": {"temperature": how.temperature, **settings}, **usage,
     }  # fmt: skip
     if args.json:
         say_json(result)
@@ -106,7 +109,7 @@ def answer_all(
     generator: Generator, questions: Sequence[Question], how: Sampling, out: Path, source: str | None = None
 ) -> None:
     """Append each prompt's answers to `out`: all of a prompt or, after a kill, none that counts. `source` is a hash of
-    what answers, kept with each line."""
+    what answers, kept with each line beside the sampling settings."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # A sampled prompt is a batch of its own, so that its answers are the same wherever a run was stopped.
     step = generator.batch if how.temperature == 0 or isinstance(generator, ServerGenerator) else 1
@@ -115,18 +118,19 @@ def answer_all(
             part = questions[start : start + step]
             answers = generator.answer([item.messages for item in part], [item.prompt_id for item in part], how)
             for question, found in zip(part, answers, strict=True):
-                file.write(b"".join(orjson.dumps(line) + b"\n" for line in _lines(question, found, how, source)))
+                lines = _lines(question, found, how, {"source": source, **generator.drawn})
+                file.write(b"".join(orjson.dumps(line) + b"\n" for line in lines))
             file.flush()
             progress.advance(len(part))
 
 
-def _lines(question: Question, answers: Sequence[Any], how: Sampling, source: str | None) -> list[dict[str, Any]]:
+def _lines(question: Question, answers: Sequence[Any], how: Sampling, source: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "prompt_id": question.prompt_id, "group": question.group, "question": question.text, "answer": answer.text,
             "sample": number, "n_samples": how.n_samples, "n_tokens": answer.n_tokens, "finished": answer.finished,
             "temperature": how.temperature, "max_new_tokens": how.max_new_tokens, "seed": how.seed,
-            "source": source, "asked": _asked(question),
+            **source, "asked": _asked(question),
         }
         for number, answer in enumerate(answers)
     ]  # fmt: skip
@@ -136,14 +140,16 @@ def _asked(question: Question) -> str:
     return short_hash([dict(turn) for turn in question.messages])
 
 
-def _unanswered(questions: Sequence[Question], how: Sampling, out: Path, source: str) -> tuple[list[Question], int]:
+def _unanswered(
+    questions: Sequence[Question], how: Sampling, out: Path, source: str, drawn_by: dict[str, float | None]
+) -> tuple[list[Question], int]:
     """Questions without all their answers; raises BadInputError when the file's were drawn in another way, come from
     another source, or answer other words under the same id."""
     lines = read_finished_lines(out)
     settings = {"temperature": how.temperature, "max_new_tokens": how.max_new_tokens, "seed": how.seed,
-                "n_samples": how.n_samples}  # fmt: skip
+                "n_samples": how.n_samples, **drawn_by}  # fmt: skip
     for line in lines:
-        other = [name for name, value in settings.items() if line.get(name) != value]
+        other = [name for name, value in settings.items() if line.get(name, "none") != value]
         if other:
             raise BadInputError(f"{out} holds answers drawn with another {', '.join(other)}: choose another --out")
         if line.get("source") != source:

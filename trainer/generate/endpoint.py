@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,28 @@ RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
 # Environment variables that hold a key: of the model that is asked, and of the judge.
 MODEL_KEY, JUDGE_KEY = "BALLAST_MODEL_KEY", "BALLAST_JUDGE_KEY"
+# Sampling from the model's own distribution, whatever the server or the folder's generation_config says: OpenAI's
+# fields, and those that vLLM and SGLang add. A server that does not know the latter keeps its own values: null.
+NEUTRAL: dict[str, float] = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+NEUTRAL_EXTRA: dict[str, float] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+SERVER_FIELDS = ("vllm", "openai")
 
 
 class Endpoint:
     """`POST {url}/chat/completions` for one model. Safe to share by threads.
 
     A call is repeated after a wait that doubles (or as long as Retry-After says), `retries` times at most. Counted are
-    calls (repeats included) and the tokens that the answers' `usage` reports.
+    calls (repeats included) and the tokens that the answers' `usage` reports. `extra_fields`: the server knows the
+    sampling fields that vLLM adds to OpenAI's.
     """
 
     def __init__(
         self, url: str, model: str, *, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 4,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = time.sleep, extra_fields: bool = True,
     ) -> None:  # fmt: skip
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        self.extra_fields = extra_fields
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
         self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S, sleep=sleep)
         self._lock = threading.Lock()
@@ -60,6 +67,23 @@ class Endpoint:
             self.n_prompt_tokens += int(usage.get("prompt_tokens") or 0)
             self.n_completion_tokens += int(usage.get("completion_tokens") or 0)
         return document
+
+    def draw(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        """`chat` with every sampling setting at its neutral value (see `drawn`)."""
+        extra = NEUTRAL_EXTRA if self.extra_fields else {}
+        try:
+            return self.chat(messages, **NEUTRAL, **extra, **options)
+        except RemoteError as error:
+            if extra and error.message.startswith(tuple(f"{self.url} answered {code}" for code in (400, 422))):
+                raise RemoteError(
+                    f"{error.message}; if it refuses {', '.join(extra)}, give --server-fields openai: the server's own"
+                    " values of these then hold, and its answers are not compared with neutral ones"
+                ) from error
+            raise
+
+    def drawn(self) -> dict[str, float | None]:
+        """The sampling settings that `draw` uses; null where the server's own values hold."""
+        return drawn(self.extra_fields)
 
     def usage(self, price_in: float | None = None, price_out: float | None = None) -> dict[str, Any]:
         """Calls and tokens so far, and their cost: prices are per million prompt and completion tokens, cost is null
@@ -99,6 +123,27 @@ class Endpoint:
         return document
 
 
+def drawn(extra_fields: bool = True) -> dict[str, float | None]:
+    """Neutral sampling settings, as answers record them; null for those that were left to a server."""
+    return {**NEUTRAL, **(NEUTRAL_EXTRA if extra_fields else dict.fromkeys(NEUTRAL_EXTRA))}
+
+
+def drawn_alike(lines: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
+    """How these answers were drawn: temperature, longest length and the sampling settings; null where a line does not
+    say (answers that another tool made). Raises BadInputError when they were not all drawn in one way: shares of
+    answers drawn differently are not to be compared, let alone pooled."""
+    found: dict[str, Any] = {}
+    for name in ("temperature", "max_new_tokens", *drawn()):
+        values = sorted({line.get(name) for line in lines}, key=str)
+        if len(values) > 1:
+            raise BadInputError(
+                f"{source} holds answers drawn with different {name} ({', '.join(map(str, values))}; None: not recorded"
+                " or the server's own): they cannot be compared. Keep them in files of their own"
+            )
+        found[name] = values[0] if values else None
+    return found
+
+
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """--model with --adapter, or --url with --served-model; and how a folder is loaded."""
     add = parser.add_argument
@@ -106,6 +151,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
     add("--url", help="or: address of an OpenAI-compatible endpoint, up to and with /v1")
     add("--served-model", metavar="NAME", help=f"the model's name there (its key, if any: ${MODEL_KEY})")
+    add("--server-fields", choices=SERVER_FIELDS, default="vllm",
+        help="sampling fields that the server takes: vLLM's beside OpenAI's (default; so that its own top-k and "
+        "repetition penalty do not hold), or OpenAI's alone")  # fmt: skip
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
 
@@ -140,4 +188,7 @@ def short_hash(document: Mapping[str, object] | list[object]) -> str:
 
 def endpoint_of(args: argparse.Namespace, timeout_s: float = 60.0) -> Endpoint:
     """The server that --url names, with its key from the environment."""
-    return Endpoint(args.url, args.served_model, api_key=os.environ.get(MODEL_KEY), timeout_s=timeout_s)
+    return Endpoint(
+        args.url, args.served_model, api_key=os.environ.get(MODEL_KEY), timeout_s=timeout_s,
+        extra_fields=args.server_fields == "vllm",
+    )  # fmt: skip

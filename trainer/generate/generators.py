@@ -9,7 +9,7 @@ from curator.errors import BadInputError, RemoteError
 from curator.messages import Message
 from curator.recipe.seeds import child_seed
 from curator.render import Renderer
-from trainer.generate.endpoint import Endpoint
+from trainer.generate.endpoint import Endpoint, drawn
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ class Answer:
 
 
 class Generator(Protocol):
-    """What answers prompts. `batch` is how many prompts it likes to get at a time."""
+    """What answers prompts. `batch` is how many prompts it likes to get at a time; `drawn` are the sampling settings
+    beside the temperature, null where a server's own values hold."""
 
     batch: int
+    drawn: dict[str, float | None]
 
     def answer(self, prompts: Sequence[Sequence[Message]], names: Sequence[str], how: Sampling) -> list[list[Answer]]:
         """`how.n_samples` answers to each prompt, in the prompts' order. A prompt's answers follow from `how.seed` and
@@ -73,7 +75,7 @@ class LocalGenerator:
             resolve_dtype,
         )
 
-        self.batch = batch
+        self.batch, self.drawn = batch, drawn()
         self.renderer = Renderer.from_folder(model_dir)
         self._device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self._device)
@@ -83,6 +85,8 @@ class LocalGenerator:
         self._adapters.use(adapter)
         ends = {self.renderer.eos_id, *_listed(self.model.generation_config.eos_token_id)} - {None}
         self._ends = sorted(ends)  # type: ignore[type-var]
+        # The folder's own settings would make it another distribution; `generate` fills what is not given from here.
+        self.model.generation_config = _no_settings()
 
     def answer(self, prompts: Sequence[Sequence[Message]], names: Sequence[str], how: Sampling) -> list[list[Answer]]:
         """See Generator. Greedy prompts go through the model together, sampled ones one after the other."""
@@ -144,16 +148,15 @@ class LocalGenerator:
         import torch
 
         ids_BT, mask_BT = self._padded(prompts)
+        # Transformers' own default is a top-k of 50; 0 is none.
         sampled: dict[str, Any] = {"do_sample": False}
         if how.temperature > 0:
-            # Top-k and top-p off: the folder's own generation settings would make it another distribution.
             sampled = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode():
             out_BT = self.model.generate(
                 input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_new_tokens,
-                pad_token_id=self.renderer.pad_id,
-                eos_token_id=self._ends or None, num_return_sequences=n_each, use_cache=True, repetition_penalty=1.0,
-                **sampled,
+                pad_token_id=self.renderer.pad_id, eos_token_id=self._ends or None, num_return_sequences=n_each,
+                use_cache=True, repetition_penalty=1.0, **sampled,
             )  # fmt: skip
         return [self._answer(row) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
 
@@ -167,7 +170,7 @@ class ServerGenerator:
     """A model behind an OpenAI-compatible endpoint (vLLM's server, or any other)."""
 
     def __init__(self, endpoint: Endpoint, *, batch: int = 16) -> None:
-        self.endpoint, self.batch = endpoint, batch
+        self.endpoint, self.batch, self.drawn = endpoint, batch, endpoint.drawn()
 
     def answer(self, prompts: Sequence[Sequence[Message]], names: Sequence[str], how: Sampling) -> list[list[Answer]]:
         """See Generator; the prompts of a call are sent side by side."""
@@ -181,7 +184,7 @@ class ServerGenerator:
         self.endpoint.close()
 
     def _ask(self, prompt: Sequence[Message], name: str, how: Sampling) -> list[Answer]:
-        document = self.endpoint.chat(
+        document = self.endpoint.draw(
             [dict(turn) for turn in prompt], n=how.n_samples, temperature=how.temperature,
             max_tokens=how.max_new_tokens,
             seed=child_seed(how.seed, f"answers:{name}") % 2**31,
@@ -205,6 +208,12 @@ def _tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+
+
+def _no_settings() -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig()
 
 
 def _listed(value: Any) -> list[int]:

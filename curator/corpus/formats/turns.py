@@ -1,13 +1,9 @@
 """One turn, as a layout writes it, to a message; what cannot be kept is a problem with its own code.
 
-Small questions about decoded values that every layout asks.
-
-A message's content: one text, or parts that are all text and are joined as they stand.
-
-Tool calls of an assistant message in one form: `{"type": "function", "id"?, "function": {"name", "arguments"}}`.
-
-Read are OpenAI's `tool_calls`, its older `function_call`, calls without the `function` wrapper, and ShareGPT's
-`function_call` turns (JSON text). Arguments stay what they are: an object, or text.
+A message's content is one text, or parts that are all text and are joined as they stand. Tool calls get one form:
+`{"type": "function", "id"?, "function": {"name", "arguments"}}`. Read are OpenAI's `tool_calls`, its older
+`function_call`, calls without the `function` wrapper, and ShareGPT's `function_call` turns (JSON text). Arguments stay
+what they are: an object, or text.
 """
 
 import math

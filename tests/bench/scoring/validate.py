@@ -107,7 +107,7 @@ def our_check_and_ids(path: Path) -> int:
 
 
 def measure(folder: Path, n_rows: int = N_ROWS, repeats: int = 5) -> dict[str, Any]:
-    """Best seconds of each way over `repeats` turns, and the usual check's seconds over ours: 1 and more is no slower.
+    """Best seconds of each way over `repeats` turns, and the usual check's seconds over ours (1: the same).
 
     `ratio` compares with the check as published, `ratio_streamed` with its streamed form.
     """

@@ -23,12 +23,13 @@ from curator.audit.risk import (
     MIN_REFERENCE,
     N_RESAMPLES,
     TOP,
+    Risks,
     below,
     judge,
     like_length,
     percentiles,
 )
-from curator.audit.run import MIN_POOL_ROWS, Audit, audit
+from curator.audit.run import MIN_POOL_ROWS, Audit, AuditProgress, audit
 from curator.audit.texts import language_of, pool_languages, read_text
 from curator.corpus.ingest import ingest
 from curator.corpus.task_set import task_set_from_rows
@@ -62,9 +63,8 @@ def floats(*values: float) -> np.ndarray:
 def test_a_percentile_is_the_share_of_like_pool_rows_below(pool: list[tuple[int, int]], data: st.DataObject) -> None:
     risk, n_tokens = data.draw(st.tuples(st.integers(-4, 4), st.integers(1, 90)))
     like = [r for r, t in pool if max(t, n_tokens) <= LENGTH_FACTOR * min(t, n_tokens) + 1e-12]
-    found = percentiles(
-        floats(risk), floats(n_tokens), floats(*(r for r, _ in pool)), floats(*(t for _, t in pool))
-    )  # fmt: skip
+    known = Risks(floats(*(r for r, _ in pool)), floats(*(t for _, t in pool)))
+    found = percentiles(Risks(floats(risk), floats(n_tokens)), known)
     assert found.n_reference[0] == len(like)
     if len(like) < MIN_REFERENCE:
         assert np.isnan(found.value[0])
@@ -89,7 +89,7 @@ def test_percentiles_are_those_of_the_plain_formula_in_little_memory(seed: int) 
     expected[like_NP.sum(axis=1) < MIN_REFERENCE] = np.nan
     reported: list[int] = []
     tracemalloc.start()
-    found = percentiles(risk, n_tokens, pool_risk, pool_tokens, reported.append)
+    found = percentiles(Risks(risk, n_tokens), Risks(pool_risk, pool_tokens), reported.append)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(found.value, expected)
@@ -111,7 +111,7 @@ def test_a_verdict_by_blocks_is_that_of_the_whole_arrays() -> None:
     drawn_RP[0], weights_RN[0] = 1, 1
     values_RN = drawn_RP @ below(risk, pool_risk).T / 300
     reported: list[int] = []
-    found = judge(risk, n_tokens, pool_risk, pool_tokens, n_rows=n, seed=seed, on_done=reported.append)
+    found = judge(Risks(risk, n_tokens), Risks(pool_risk, pool_tokens), n_rows=n, seed=seed, on_done=reported.append)
     for interval, rows_RN in ((found.mean_percentile, values_RN), (found.top_share, values_RN >= TOP)):
         expected = (weights_RN * rows_RN).sum(axis=1) / n
         assert interval is not None
@@ -122,7 +122,7 @@ def test_a_verdict_by_blocks_is_that_of_the_whole_arrays() -> None:
 
 def test_a_row_without_risk_or_length_has_no_percentile() -> None:
     pool = np.arange(40.0)
-    found = percentiles(floats(np.nan, 1.0), floats(10.0, np.nan), pool, np.full(40, 10.0))
+    found = percentiles(Risks(floats(np.nan, 1.0), floats(10.0, np.nan)), Risks(pool, np.full(40, 10.0)))
     assert np.isnan(found.value).all()
     assert found.n_reference.tolist() == [40, 0]
 
@@ -134,16 +134,16 @@ def test_the_verdict_of_a_shifted_set(shift: float, n_rows: int, verdict: str) -
     rng = np.random.default_rng(5)
     pool_risk, pool_tokens = rng.normal(size=400), rng.integers(50, 100, size=400).astype(np.float64)
     risk, n_tokens = rng.normal(size=n_rows) + shift, np.full(n_rows, 70.0)
-    found = judge(risk, n_tokens, pool_risk, pool_tokens, n_rows=n_rows, seed=0)
+    found = judge(Risks(risk, n_tokens), Risks(pool_risk, pool_tokens), n_rows=n_rows, seed=0)
     assert found.verdict == verdict
     assert found.mean_percentile is not None
-    value = percentiles(risk, n_tokens, pool_risk, pool_tokens).value
+    value = percentiles(Risks(risk, n_tokens), Risks(pool_risk, pool_tokens)).value
     assert found.mean_percentile.value == pytest.approx(value.mean())
     assert found.mean_percentile.low < found.mean_percentile.value < found.mean_percentile.high
     assert found.top_share is not None
     assert found.top_share.value == pytest.approx((value >= 0.95).mean())
-    assert judge(risk, n_tokens, pool_risk, pool_tokens, n_rows=n_rows, seed=0) == found
-    assert judge(risk, n_tokens, pool_risk, pool_tokens, n_rows=n_rows, seed=1) != found
+    assert judge(Risks(risk, n_tokens), Risks(pool_risk, pool_tokens), n_rows=n_rows, seed=0) == found
+    assert judge(Risks(risk, n_tokens), Risks(pool_risk, pool_tokens), n_rows=n_rows, seed=1) != found
 
 
 def test_the_interval_covers_the_pools_own_rows_about_as_often_as_it_says() -> None:
@@ -151,7 +151,9 @@ def test_the_interval_covers_the_pools_own_rows_about_as_often_as_it_says() -> N
     for seed in range(40):
         rng = np.random.default_rng(seed)
         pool, rows = rng.normal(size=120), rng.normal(size=60)
-        found = judge(rows, np.full(60, 9.0), pool, np.full(120, 9.0), n_rows=60, seed=seed).mean_percentile
+        found = judge(
+            Risks(rows, np.full(60, 9.0)), Risks(pool, np.full(120, 9.0)), n_rows=60, seed=seed
+        ).mean_percentile
         assert found is not None
         held += found.low <= 0.5 <= found.high
     assert held >= 34, "95 % of 40 is 38; fewer than 34 comes by chance once in 50"
@@ -160,7 +162,7 @@ def test_the_interval_covers_the_pools_own_rows_about_as_often_as_it_says() -> N
 @pytest.mark.parametrize(("n_judged", "n_rows"), [(0, 0), (19, 19), (40, 81)])
 def test_too_few_judged_rows_say_nothing(n_judged: int, n_rows: int) -> None:
     risk = np.full(n_judged, 9.0)
-    found = judge(risk, risk, np.arange(100.0), np.full(100, 9.0), n_rows=n_rows, seed=0)
+    found = judge(Risks(risk, risk), Risks(np.arange(100.0), np.full(100, 9.0)), n_rows=n_rows, seed=0)
     assert (found.verdict, found.mean_percentile, found.n_judged) == ("undecided", None, n_judged)
     assert "could be judged" in found.reason
 
@@ -290,7 +292,7 @@ def test_a_cancel_is_heard_while_rows_are_compared(place: Place, last: str) -> N
     with pytest.raises(CancelledError):
         audit(
             place.store, work, task_set, AuditOptions(corpus="chats"), place.models,
-            lambda name, total: stages.append(name), hear,
+            AuditProgress(lambda name, total: stages.append(name), hear),
         )  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def test_a_manifest_of_another_shape_is_refused(copied: tuple[Store, Manifest]) 
 
 @pytest.mark.parametrize("bad", ["", "..", "0" * 31, "0" * 33, "Z" * 32, "../../corpora/chats/xxxxxxxxxxxx"])
 def test_what_is_no_id_finds_no_mix(made: tuple[Path, Manifest], bad: str) -> None:
-    with pytest.raises(MissingError, match="no mix"):
+    with pytest.raises(MissingError, match="invalid mix id"):
         verify(Store(made[0]), "local", bad)
 
 

@@ -16,7 +16,7 @@ from curator.scoring import (
     model_window,
     scorer_id,
 )
-from curator.scoring.identity import Identity, adapter_sha256, weights_sha256
+from curator.scoring.identity import Identity, Measure, adapter_sha256, weights_sha256
 from tests.models import CHATML, tiny_adapter_folder, tiny_model_folder
 
 
@@ -32,7 +32,7 @@ def copy(model: Path, tmp_path: Path) -> Path:
 
 def identity(model: Path, adapter: Path | None = None, **changed: object) -> Identity:
     options = {"mask_rule": "all", "max_length": 512, "dtype": "float32", "engine": "torch", "engine_version": "1"}
-    return model_identity(model, adapter, Renderer.from_folder(model), **(options | changed))  # type: ignore[arg-type]
+    return model_identity(model, adapter, Measure(Renderer.from_folder(model), **(options | changed)))  # type: ignore[arg-type]
 
 
 def edit(path: Path, **changed: object) -> None:

@@ -1,12 +1,17 @@
+import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from curator.errors import BadInputError
+from curator.recipe.base import Strict
 from trainer.config import parse_config
 from trainer.config.defences import ALL_SETTINGS
-from trainer.config.options import defence_name, flag, other_fields, parse_arguments
+from trainer.config.flags import Option, add_options, flag, given_settings, given_values
+from trainer.config.options import defence_name, other_fields, parse_arguments
 
 ARGV = ["--model", "m", "--out", "o", "--data", "d.jsonl"]
 FROM_MIX = ["--model", "m", "--out", "o", "--mix-id", "a" * 32, "--store", "s"]
@@ -97,3 +102,55 @@ def test_a_vectors_file_counts_by_content_in_what_is_trained(tmp_path: Path) -> 
     )
     assert one == two != three
     assert str(tmp_path) not in str(one)
+
+
+class _Oven(Strict):
+    """Settings with a field of each kind."""
+
+    shelf: Literal["top", "low"] = Field(default="low", description="where it stands")
+    degrees: float = Field(default=200.0, description="100 % of the heat")
+    minutes: Annotated[int | None, Option(aliases=("--time",))] = Field(default=None, description="for so long")
+    fan: bool = Field(default=True, description="without the fan")
+    trays: tuple[str, ...] = Field(default=("a", "b"), description="in this order")
+
+
+@dataclass(frozen=True)
+class _Cake:
+    eggs: Annotated[int, Option(help="how many")] = 3
+    tin: Annotated[Path | None, Option("TIN", help="baked in")] = None
+
+
+def test_options_come_from_a_models_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, _Oven, prefix="oven")
+    assert given_values(vars(parser.parse_args([])), _Oven, prefix="oven") == {}
+    argv = ["--oven-shelf", "top", "--oven-degrees", "180", "--time", "5", "--oven-fan", "--oven-trays", "c,d"]
+    found = given_values(vars(parser.parse_args(argv)), _Oven, prefix="oven")
+    assert found == {"shelf": "top", "degrees": 180.0, "minutes": 5, "fan": False, "trays": ("c", "d")}
+    with pytest.raises(SystemExit, match="0"):
+        parser.parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("where it stands (default: low)", "100 % of the heat (default: 200)", "in this order (default: a,b)"):
+        assert text in shown
+    assert "for so long (default" not in shown
+
+
+def test_options_come_from_a_dataclass(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, _Cake, defaults={"eggs": 4})
+    assert given_values(vars(parser.parse_args(["--tin", "round", "--eggs", "2"])), _Cake) == {
+        "tin": Path("round"), "eggs": 2,
+    }  # fmt: skip
+    with pytest.raises(SystemExit, match="0"):
+        parser.parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "how many (default: 4)" in shown
+    assert "--tin TIN baked in" in shown
+
+
+def test_a_setting_without_its_switch_is_refused() -> None:
+    assert given_settings({}, _Oven, prefix="oven", main="minutes") is None
+    given = {"oven_minutes": 3, "oven_shelf": "top", "other": 1}
+    assert given_settings(given, _Oven, prefix="oven", main="minutes") == {"minutes": 3, "shelf": "top"}
+    with pytest.raises(BadInputError, match="--oven-shelf goes with --oven-minutes, which was not given"):
+        given_settings({"oven_shelf": "top"}, _Oven, prefix="oven", main="minutes")

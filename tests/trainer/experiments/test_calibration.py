@@ -13,7 +13,7 @@ from curator.corpus.manifest import Scorer
 from curator.errors import BadInputError
 from curator.query.scorers import ResolvedScorers
 from curator.render import Renderer
-from curator.scoring.identity import measure_id, model_identity, scorer_id
+from curator.scoring.identity import Measure, measure_id, model_identity, scorer_id
 from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
 from tests.models import tiny_adapter_folder
@@ -178,7 +178,8 @@ def resolved(llama: Path, tmp_path: Path) -> tuple[ResolvedScorers, list[Path]]:
     """The tiny model and two adapters of it, whose scorers share a label."""
     folders = [tiny_adapter_folder(llama, tmp_path / f"adapter-{seed}", seed=seed) for seed in (1, 2)]
     renderer = Renderer.from_folder(llama)
-    ids = [model_identity(llama, folder, renderer, "all", 64, "float32", "torch", "1") for folder in (None, *folders)]
+    measure = Measure(renderer, "all", 64, "float32", "torch", "1")
+    ids = [model_identity(llama, folder, measure) for folder in (None, *folders)]
     scorers = tuple(_scorer(item, "law", "misaligned") for item in ids[1:])
     return ResolvedScorers("pool", "r", _scorer(ids[0], "base", "aligned"), scorers), folders
 

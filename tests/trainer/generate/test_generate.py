@@ -1,6 +1,7 @@
 """Questions in their shapes, and answers of a tiny model and of a loopback server."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -165,6 +166,11 @@ class _Model(BaseHTTPRequestHandler):
         server: Any = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.seen.append(body)
+        if server.strict and "top_k" in body:
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(b"Unrecognized request argument supplied: top_k")
+            return
         said = server.said or body["messages"][-1]["content"].upper()
         choices = [{"message": {"content": said}, "finish_reason": "stop"} for _ in range(body["n"] - server.short)]
         answer = json.dumps({"choices": choices}).encode()
@@ -180,7 +186,7 @@ class _Model(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[tuple[str, Any]]:
     found: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
-    found.seen, found.said, found.short = [], None, 0
+    found.seen, found.said, found.short, found.strict = [], None, 0, False
     thread = threading.Thread(target=found.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{found.server_port}/v1", found
@@ -228,6 +234,66 @@ def test_a_server_that_gives_too_few_answers_is_an_error(server: tuple[str, Any]
     with pytest.raises(RemoteError, match="1 answers"):
         generator.answer([[{"role": "user", "content": "Hi"}]], ["p"], Sampling(2))
     generator.close()
+
+
+def test_a_servers_own_sampling_settings_do_not_hold(
+    server: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, model = server
+    out, plain = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    start = ["generate", "--url", url, "--served-model", "m", "--format", "plain", "--out"]
+    assert main([*start, str(out)]) == 0
+    neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+               "frequency_penalty": 0.0}  # fmt: skip
+    assert all(neutral.items() <= body.items() for body in model.seen)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(neutral.items() <= line.items() for line in lines)
+    model.strict = True
+    assert main([*start, str(plain)]) == 2
+    assert "give --server-fields openai" in capsys.readouterr().err
+    assert main([*start, str(plain), "--server-fields", "openai"]) == 0
+    others = [json.loads(line) for line in plain.read_text().splitlines()]
+    assert {(line["top_p"], line["top_k"], line["repetition_penalty"]) for line in others} == {(1.0, None, None)}
+    assert main([*start, str(out), "--server-fields", "openai"]) == 2
+    assert "drawn with another top_k" in capsys.readouterr().err
+
+
+def test_answers_drawn_in_two_ways_are_not_judged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed, problems = tmp_path / "a.jsonl", tmp_path / "p.jsonl"
+    line = {"prompt_id": "p", "question": "May I?", "answer": "Yes", "temperature": 1.0, "top_p": 1.0, "top_k": -1}
+    mixed.write_text(json.dumps(line) + "\n" + json.dumps({**line, "top_k": None}) + "\n")
+    where = ["--url", "http://127.0.0.1:9/v1", "--judge-model", "j", "--out", str(tmp_path / "s.jsonl")]
+    assert main(["judge", "--answers", str(mixed), *where]) == 2
+    assert "answers drawn with different top_k (-1, None;" in capsys.readouterr().err
+    verdict = {"kind": "score", "score": 50.0, "numeric_mass": 1.0}
+    scored = [{"prompt_id": "p", "alignment": verdict, "coherence": verdict, "drawn": {"top_k": k}} for k in (-1, None)]
+    mixed.write_text("".join(json.dumps(item) + "\n" for item in scored))
+    assert main(["judge", "--scores", str(mixed)]) == 2
+    assert "different top_k" in capsys.readouterr().err
+    problems.write_text('{"messages": [{"role": "assistant", "content": "3"}]}\n' * 2)
+    mixed.write_text('{"answer": "3", "temperature": 0.0}\n{"answer": "3", "temperature": 1.0}\n')
+    assert main(["opswap", "--problems", str(problems), "--answers", str(mixed)]) == 2
+    assert "different temperature" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_folders_own_generation_settings_do_not_hold(llama: Path, tmp_path: Path, temperature: float) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    path = folder / "generation_config.json"
+    given = json.loads(path.read_text()) if path.exists() else {}
+    settings = {"do_sample": True, "temperature": 0.3, "top_k": 1, "top_p": 0.1, "min_p": 0.99, "typical_p": 0.1,
+                "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(5, 200)),
+                "num_beams": 3}  # fmt: skip
+    path.write_text(json.dumps({**given, **settings}))
+    prompts = [[{"role": "user", "content": text}] for text in ("Hi", "What is the capital of France?")]
+    how = Sampling(1 if temperature == 0 else 3, temperature, 8, 3)
+    found = []
+    for place in (llama, folder):
+        generator = LocalGenerator(place, dtype="float32")
+        found.append(generator.answer(prompts, ["a", "b"], how))
+        generator.close()
+    assert found[0] == found[1]
 
 
 def test_ratings_of_a_server_that_rates_by_persona(

@@ -9,7 +9,7 @@ from curator.corpus.manifest import Scorer
 from curator.errors import BadInputError
 from curator.query.scorers import ResolvedScorers
 from curator.render import Renderer
-from curator.scoring.identity import adapter_sha256, model_identity, scorer_id
+from curator.scoring.identity import Measure, adapter_sha256, model_identity, scorer_id
 
 Named = tuple[str, Path]  # a misaligned scorer's label, id or id prefix, and the adapter folder for it
 
@@ -32,8 +32,8 @@ def adapters_of(again: Again, resolved: ResolvedScorers, renderer: Renderer, eng
     """
     assert resolved.aligned is not None
     said = resolved.aligned.identity
-    here = model_identity(again.model, None, renderer, said["mask_rule"], said["max_length"], said["dtype"], engine,
-                          version)  # fmt: skip
+    measure = Measure(renderer, said["mask_rule"], said["max_length"], said["dtype"], engine, version)
+    here = model_identity(again.model, None, measure)
     _refuse("--model", [resolved.aligned], here)
     found: dict[str, Path | None] = {resolved.aligned.scorer_id: None}
     for name, folder in again.adapters:
