@@ -85,14 +85,18 @@ def _rows(data: Any) -> list[Document]:
     for number, row in enumerate(data):
         if not isinstance(row, Mapping):
             raise BadInputError(f"data[{number}] is {type(row).__name__}: a record is a mapping of fields")
-        # What a table has in place of a missing value is an absent field.
-        present = {key: value for key, value in row.items() if not (isinstance(value, float) and value != value)}
+        present = {key: value for key, value in row.items() if not _is_missing(value)}
         rows.append(_plain(present, f"data[{number}]"))
     return rows
 
 
+def _is_missing(value: Any) -> bool:
+    """Whether this is what a table has in place of a missing value: NaN, or pandas' NA and NaT."""
+    return (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _plain(value: Any, at: str) -> Any:
-    """The value with numpy's scalars and arrays as JSON's; BadInputError for what JSON or the service has no form for."""
+    """The value with numpy's scalars and arrays as JSON has them; BadInputError for what JSON cannot hold."""
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
             raise BadInputError(f"{at} has a key of type {type(wrong[0]).__name__}: keys are texts")
