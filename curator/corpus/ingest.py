@@ -68,16 +68,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How a file is read. `labels` fill the label columns of rows that carry none of their own."""
+    """How a file is read. `labels` fill the label columns of rows that carry none of their own.
+
+    `columns` are pairs of a label (or `source`) and the record's field that holds it under another name.
+    """
 
     format: Container | None = None
     layout: Layout | None = None
     labels: tuple[tuple[str, str], ...] = ()
     strict: bool = False
+    columns: tuple[tuple[str, str], ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What makes a second ingest of the same bytes another one; `strict` does not."""
-        return {"format": self.format, "layout": self.layout, "labels": dict(self.labels)}
+        found = {"format": self.format, "layout": self.layout, "labels": dict(self.labels)}
+        return {**found, "columns": dict(self.columns)} if self.columns else found
 
 
 def ingest(
@@ -88,6 +93,7 @@ def ingest(
     format: Container | None = None,  # noqa: A002 - the word of the command line
     layout: Layout | None = None,
     labels: dict[str, str] | None = None,
+    columns: dict[str, str] | None = None,
     strict: bool = False,
 ) -> IngestReport:
     """Add files, saved folders and hub data sets to a corpus, each whole or not at all; what is there is skipped.
@@ -101,7 +107,10 @@ def ingest(
         raise BadInputError(f"invalid corpus name {corpus!r}: letters, digits, dot, dash and underscore, at most 100")
     if unknown := sorted(set(labels or {}) - set(LABELS)):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
-    options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict)
+    if unknown := sorted(set(columns or {}) - {*LABELS, "source"}):
+        raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are source, {', '.join(LABELS)}")
+    pairs = tuple(sorted((columns or {}).items()))
+    options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict, pairs)
     located = [locate(file) for file in files]
     for path in (path for source in located for path in source.files):
         with open_chat_file(path):  # every file is looked at before the first is written
@@ -148,6 +157,11 @@ def _ingest_source(
         if not report.kept and not report.folded:
             counted = replace(report, reject_codes=writer.counts_by_code)
             raise nothing_kept_error(counted, _head(source), writer.problems)
+        if unused := [name for name in dict(options.columns) if name not in writer.found_labels]:
+            column = dict(options.columns)[unused[0]]
+            raise BadInputError(
+                f"{source.name}: no record that is kept has a field {column!r} for the label {unused[0]}"
+            )
         writer.commit(options)
     except BaseException:
         writer.undo()
@@ -183,7 +197,8 @@ def _with_progress(source: Located, options: IngestOptions) -> Iterator[Row | Re
         with path.open("rb") as file:
             total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
             with Progress(total, unit, f"reading {path.name}") as bar:
-                rows = read_rows(file, format=container, layout=options.layout, name=path.name)
+                columns = dict(options.columns)
+                rows = read_rows(file, format=container, layout=options.layout, columns=columns, name=path.name)
                 first, done = done, 0
                 for number, item in enumerate(rows, start=1):
                     done = number
@@ -220,6 +235,7 @@ class _FileWriter:
         self.files: dict[str, list[dict[str, Any]]] = {"part": [], "sources": [], "rejects": []}
         self.codes: Counter[str] = Counter()
         self.n_ignored = 0
+        self.found_labels: set[str] = set()  # that some record carries
         self.dry = False  # counting only, once a strict file is known to be refused
         self.closing = False  # the manifest, or another writer, may own our names from here on
 
@@ -245,6 +261,9 @@ class _FileWriter:
         digest = example_id(row.json)
         key = bytes.fromhex(digest)
         labels = tuple(row.labels.get(label, self.labels.get(label)) for label in LABELS)
+        self.found_labels.update(row.labels)
+        if row.source is not None:
+            self.found_labels.add("source")
         stored = self.known.get(key) or self.new.get(key)
         if stored is not None:
             self.report.folded += 1
@@ -254,8 +273,9 @@ class _FileWriter:
             self.new[key] = self.shared.setdefault(labels, labels)
             self.n_chars += len(row.json)
             self.examples.append(_example(row, digest, labels))
-        source = {"example_id": digest, "source": self.report.source, "source_id": row.source_id}
-        self.sources.append({**source, "record": row.record})
+        file = self.report.source
+        source = {"example_id": digest, "source": row.source or file, "source_id": row.source_id}
+        self.sources.append({**source, "record": row.record, "file": file if row.source else None})
         self._flush(PART_ROWS)
 
     def _flush(self, at_least: int) -> None:
