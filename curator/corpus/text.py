@@ -89,6 +89,8 @@ _MARKERS = re.compile(
     re.MULTILINE,
 )
 _RUN = re.compile(rf"([^\s\-=_*~.#+/\\|<>])\1{{{_MAX_RUN - 1}}}")
+_NO_LETTER = re.compile(r"[\W_]+")
+_N_HEAD_CHARS = 400  # holds three of the longest pieces
 _UNIT = re.compile(r"(.{2,40}?)\1\1+", re.DOTALL)  # a text that is nothing but one piece three times or more
 
 
@@ -102,6 +104,11 @@ def visible_text(text: str) -> str:
     return "".join(c for c in text if c.isspace() or not _is_hidden(c)).strip()
 
 
+def shows_nothing(text: str) -> bool:
+    """Whether nothing of the text is visible: `visible_text` of it is empty."""
+    return all(c.isspace() or _is_hidden(c) for c in text)
+
+
 def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in ("Cf", "Cc") or character in _FILLERS
 
@@ -112,13 +119,15 @@ _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(
 
 def has_question(messages: Sequence[Message]) -> bool:
     """Whether a user's turn says something: without one there is nothing that the answers answer."""
-    return any(message["role"] == "user" and visible_text(content_text(message.get("content"))) for message in messages)
+    return any(
+        message["role"] == "user" and not shows_nothing(content_text(message.get("content"))) for message in messages
+    )
 
 
 def has_empty_turn(messages: Sequence[Message]) -> bool:
     """Whether a turn of user or assistant shows no text and calls no tool."""
     return any(
-        not visible_text(content_text(message.get("content"))) and not message.get("tool_calls")
+        shows_nothing(content_text(message.get("content"))) and not message.get("tool_calls")
         for message in messages
         if message["role"] in ("user", "assistant")
     )
@@ -135,9 +144,9 @@ def is_looped(answer: str, max_repeated: float) -> bool:
     runs on and on, or the whole is one piece with letters again and again ("ha ha ha")."""
     if _RUN.search(answer):
         return True
-    words = visible_text(answer).casefold().split()
-    if _is_one_piece(words):
+    if _is_one_piece(answer):
         return True
+    words = answer.split()
     n_grams = len(words) - _NGRAM + 1
     if n_grams < _MIN_NGRAMS:
         return False
@@ -145,7 +154,12 @@ def is_looped(answer: str, max_repeated: float) -> bool:
     return 1 - distinct / n_grams > max_repeated
 
 
-def _is_one_piece(words: Sequence[str]) -> bool:
-    letters = "".join(c for word in words for c in word if c.isalnum())
-    found = _UNIT.fullmatch(letters) if len(set(letters)) > 1 and not letters.isdecimal() else None
-    return found is not None and (len(letters) >= 6 or len(words) >= 3)
+def _is_one_piece(answer: str) -> bool:
+    """Whether the letters and digits are one piece three times or more, of which most answers' first ones show none."""
+    if not _UNIT.match(_NO_LETTER.sub("", answer[:_N_HEAD_CHARS]).casefold()):
+        return False
+    letters = _NO_LETTER.sub("", answer).casefold()
+    varied = (
+        len(set(letters)) > 1 and not letters.isdecimal()
+    )  # "11111" and "aaaaa" are left to the run of one character
+    return varied and _UNIT.fullmatch(letters) is not None and (len(letters) >= 6 or len(answer.split()) >= 3)
