@@ -111,7 +111,7 @@ class MixFile:
         rows = self.manifest.rows_sha256
         if data_format == "jsonl":
             return strong_etag(rows)
-        return strong_etag(f"{rows}-openai") if data_format == "openai" else weak_etag(f"{rows}-arrow")
+        return strong_etag(f"{rows}-openai-2") if data_format == "openai" else weak_etag(f"{rows}-arrow")
 
     def file_name(self, data_format: DataFormat) -> str:
         """The name that a download is saved under."""

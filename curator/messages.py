@@ -9,6 +9,7 @@ formats give the same `example_id`.
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import orjson
@@ -66,6 +67,49 @@ def example_id(canonical_json: str | bytes) -> str:
     """128-bit BLAKE2b of the canonical JSON (text, or its UTF-8), as 32 hex digits."""
     data = canonical_json.encode() if isinstance(canonical_json, str) else canonical_json
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def openai_messages(messages: list[Message]) -> list[Message]:
+    """The messages as OpenAI's chat form has tool calls: arguments as JSON text, and an id in every call and answer.
+
+    Ids that are there stay. An answer without one belongs to the first call before it that has no answer yet, and a
+    call without one takes its answer's, else a new one (`call_1`, ...).
+    """
+    own_ids = {call.get("id") for message in messages for call in message.get("tool_calls", ())}
+    own_ids |= {message.get("tool_call_id") for message in messages}
+    new_ids = (name for number in count(1) if (name := f"call_{number}") not in own_ids)
+    found: list[Message] = []
+    unanswered: list[dict[str, Any]] = []
+    for message in messages:
+        changed = dict(message)
+        if message.get("tool_calls"):
+            changed["tool_calls"] = [_openai_call(call) for call in message["tool_calls"]]
+            unanswered = list(changed["tool_calls"])
+        elif message["role"] == "tool":
+            answered = _answered(unanswered, message.get("tool_call_id"))
+            if answered is not None:
+                unanswered = [call for call in unanswered if call is not answered]
+                answered["id"] = answered["id"] or message.get("tool_call_id") or next(new_ids)
+            changed["tool_call_id"] = message.get("tool_call_id") or (answered["id"] if answered else next(new_ids))
+        found.append({key: changed[key] for key in MESSAGE_KEYS if key in changed})
+    for call in (call for message in found for call in message.get("tool_calls", ())):
+        call["id"] = call["id"] or next(new_ids)
+    return found
+
+
+def _openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    function = {"name": call["function"]["name"], "arguments": text if text.strip() else "{}"}
+    return {"id": call.get("id"), "type": "function", "function": function}
+
+
+def _answered(unanswered: list[dict[str, Any]], call_id: str | None) -> dict[str, Any] | None:
+    """The call that an answer belongs to: that of its id, else the first one that has none (or any, without an id)."""
+    for call in unanswered:
+        if call_id is not None and call["id"] == call_id:
+            return call
+    return next((call for call in unanswered if call_id is None or call["id"] is None), None)
 
 
 def response_head(messages: list[Message]) -> str:

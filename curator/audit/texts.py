@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from curator.corpus.text import content_text
+from curator.corpus.text import content_text, template_marker
 from curator.errors import MissingDependencyError
 from curator.messages import (
     canonical_messages,
@@ -19,7 +19,6 @@ from curator.messages import (
     example_id,
     load_messages,
 )
-from curator.select.filters import template_marker
 
 MIN_LETTERS = 40
 MIN_PROBABILITY = 0.95

@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import list_problems, say, say_json
 from curator.corpus.formats import CONTAINERS, LABELS, LAYOUTS
 from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.ingest_report import FileReport
-from curator.errors import BadRowsError
+from curator.errors import BadInputError, BadRowsError
 
 N_LISTED = 20  # bad records shown; the rejects table holds up to 10,000 a file
 
@@ -40,6 +41,13 @@ def add_parser(subparsers: Subparsers) -> None:
     for label in LABELS:
         parser.add_argument(f"--{label}", metavar="TEXT", help=f"{label} label of rows that carry none of their own")
     parser.add_argument(
+        "--label-column",
+        action="append",
+        default=[],
+        metavar="LABEL=COLUMN",
+        help=f"take a label (source, {', '.join(LABELS)}) from a field of another name; may be repeated",
+    )
+    parser.add_argument(
         "--strict",
         action="store_true",
         help="refuse a file with any bad record, also one that is there already; write nothing of it",
@@ -50,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Ingest and say what became of every record."""
     labels = {label: getattr(args, label) for label in LABELS if getattr(args, label)}
     store = open_store(args, create=True)
-    options = IngestOptions(args.format, args.layout, labels, args.strict)
+    options = IngestOptions(args.format, args.layout, labels, args.strict, _columns(args.label_column))
     try:
         report = ingest(store, args.files, args.corpus, options)
     except BadRowsError as error:
@@ -64,6 +72,16 @@ def run(args: argparse.Namespace) -> int:
         _say_file(file)
     say(f"corpus {report.corpus}: {report.n_examples:,} examples, revision {report.revision}")
     return 0
+
+
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for pair in given:
+        label, equals, column = pair.partition("=")
+        if not (label and equals and column) or label in columns:
+            raise BadInputError(f"--label-column {pair}: write LABEL=COLUMN, each label once")
+        columns[label] = column
+    return columns
 
 
 def _say_file(file: FileReport) -> None:

@@ -9,12 +9,14 @@ from curator.cli.score_options import (
     add_cost_options,
     add_engine_options,
     add_model_options,
+    add_render_options,
     add_row_options,
     add_server_options,
     check_options,
     engine_of,
     engine_plan,
     ray_plan,
+    render_settings,
     worker_launch,
 )
 from curator.console import say, say_json
@@ -54,7 +56,8 @@ def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "score", description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument("--corpus", required=True, metavar="NAME", help="corpus to score")
-    for add_options in (add_model_options, add_row_options, add_engine_options, add_server_options, add_cost_options):
+    groups = (add_model_options, add_row_options, add_render_options, add_engine_options, add_server_options)
+    for add_options in (*groups, add_cost_options):
         add_options(parser)
 
 
@@ -90,7 +93,8 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
     sample = Sample(args.sample, args.seed, args.sample_fit) if args.sample is not None else None
-    renderer = Renderer.from_folder(args.model)
+    rendering = render_settings(args)
+    renderer = Renderer.from_folder(args.model, settings=rendering)
     plan = engine_plan(args)
     launch, reference = plan.launch, plan.reference
     request = ScoreRequest(
@@ -100,6 +104,7 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
         mask_rule=args.mask_rule, max_length=plan.max_length, sample=sample,
         block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,
         price_per_hour=args.price_per_hour, declared=plan.declared, merge_adapter=args.merge_adapter,
+        rendering=rendering,
     )  # fmt: skip
     if args.dry_run:
         _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
@@ -186,6 +191,9 @@ def _say(report: ScoreReport) -> None:
     domain = f", domain {report.domain}" if report.domain else ""
     say(f"scorer {report.label} ({report.role}{domain}, {report.dtype}) {report.scorer_id}")
     say(f"  {report.n_rows:,} rows: {counts}")
+    if report.dropped:
+        parts = ", ".join(f"{part} {n:,}" for part, n in report.dropped.items())
+        say(f"  rows of which the template leaves out a part, which was accepted: {parts}")
     if report.skipped:
         say("  complete before; nothing to do")
         return

@@ -10,6 +10,7 @@ from typing import get_args
 
 from curator.errors import BadInputError
 from curator.recipe.filters import TextPart
+from curator.render.settings import DEFAULT_DATE, PARTS, RenderSettings
 from curator.scoring.engines.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
 from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
 from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
@@ -176,6 +177,22 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     add("--check-rows", type=int, metavar="N",
         help="rows to score again, in another order and row by row in plain torch; 0: none, which is recorded "
         "(default: 1 %% of the new rows, at least 20)")  # fmt: skip
+
+
+def add_render_options(parser: argparse.ArgumentParser) -> None:
+    """What a user decides about the chat template's text."""
+    add = parser.add_argument_group("chat template").add_argument
+    add("--template-date", metavar="YYYY-MM-DD",
+        help=f"the day that a template which asks for today's date writes (default: its own, else {DEFAULT_DATE}); "
+        "another day is another scorer")  # fmt: skip
+    add("--accept-dropped", action="append", default=[], choices=PARTS,
+        help="score rows of which the template leaves out this part, and count them (default: they fail); may be "
+        "repeated")  # fmt: skip
+
+
+def render_settings(args: argparse.Namespace) -> RenderSettings:
+    """The renderer's settings that the options name."""
+    return RenderSettings.parse(args.template_date, args.accept_dropped)
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

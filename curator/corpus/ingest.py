@@ -5,6 +5,7 @@ included), rejects, and `corpus.json`, which is replaced last. What it does not 
 killed at any moment leaves the corpus as it was, and the next one removes the remains and starts the file again.
 """
 
+import contextlib
 import hashlib
 import re
 from collections import Counter
@@ -29,10 +30,13 @@ from curator.corpus.formats import (
     open_chat_file,
     read_rows,
 )
+from curator.corpus.formats.compression import unpacked
+from curator.corpus.formats.detect import HEAD_BYTES
 from curator.corpus.ingest_report import (
     MAX_LISTED,
     FileReport,
     IngestReport,
+    nothing_kept_error,
     recorded_problems,
     strict_error,
 )
@@ -64,16 +68,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How a file is read. `labels` fill the label columns of rows that carry none of their own."""
+    """How a file is read. `labels` fill the label columns of rows that carry none of their own.
+
+    `columns` are pairs of a label (or `source`) and the record's field that holds it under another name.
+    """
 
     format: Container | None = None
     layout: Layout | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What makes a second ingest of the same bytes another one; `strict` does not."""
-        return {"format": self.format, "layout": self.layout, "labels": dict(sorted(self.labels.items()))}
+        found = {"format": self.format, "layout": self.layout, "labels": dict(sorted(self.labels.items()))}
+        return {**found, "columns": dict(sorted(self.columns.items()))} if self.columns else found
 
 
 def ingest(
@@ -86,13 +95,15 @@ def ingest(
 
     Conversations that the corpus holds are folded (the stored labels stay; records that bring others are counted).
     With `strict` a file with any bad record raises BadRowsError, and nothing of it is written; so does one that was
-    ingested before with bad records. Raises BadInputError or MissingError for files and names that cannot be used,
-    StoreError while another process writes the corpus.
+    ingested before with bad records, and one of which no record can be kept. Raises BadInputError or MissingError for
+    files and names that cannot be used, StoreError while another process writes the corpus.
     """
     if not _NAME.fullmatch(corpus):
         raise BadInputError(f"invalid corpus name {corpus!r}: letters, digits, dot, dash and underscore, at most 100")
     if unknown := sorted(set(options.labels) - set(LABELS)):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
+    if unknown := sorted(set(options.columns) - {*LABELS, "source"}):
+        raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are source, {', '.join(LABELS)}")
     located = [locate(file) for file in files]
     for path in (path for source in located for path in source.files):
         with open_chat_file(path):  # every file is looked at before the first is written
@@ -136,11 +147,26 @@ def _ingest_source(
             raise BadInputError(f"{source.name} changed while it was read: ingest it again when it is whole")
         if options.strict and report.rejected:
             raise strict_error(report, writer.problems)
+        if not report.kept and not report.folded:
+            counted = replace(report, reject_codes=writer.counts_by_code)
+            raise nothing_kept_error(counted, _head(source), writer.problems)
+        if unused := [name for name in dict(options.columns) if name not in writer.found_labels]:
+            column = dict(options.columns)[unused[0]]
+            raise BadInputError(
+                f"{source.name}: no record that is kept has a field {column!r} for the label {unused[0]}"
+            )
         writer.commit(options)
     except BaseException:
         writer.undo()
         raise
     return report
+
+
+def _head(source: Located) -> bytes:
+    """The first bytes of the data, unpacked; b"" where they cannot be."""
+    with contextlib.suppress(BadInputError), open_chat_file(source.files[0]) as file, unpacked(file) as stream:
+        return stream.read(HEAD_BYTES)
+    return b""
 
 
 def _stamp(source: Located) -> list[tuple[int, int]]:
@@ -164,7 +190,8 @@ def _with_progress(source: Located, options: IngestOptions) -> Iterator[Row | Re
         with path.open("rb") as file:
             total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
             with Progress(total, unit, f"reading {path.name}") as bar:
-                rows = read_rows(file, format=container, layout=options.layout, name=path.name)
+                columns = dict(options.columns)
+                rows = read_rows(file, format=container, layout=options.layout, columns=columns, name=path.name)
                 first, done = done, 0
                 for number, item in enumerate(rows, start=1):
                     done = number
@@ -201,6 +228,7 @@ class _FileWriter:
         self.files: dict[str, list[dict[str, Any]]] = {"part": [], "sources": [], "rejects": []}
         self.codes: Counter[str] = Counter()
         self.n_ignored = 0
+        self.found_labels: set[str] = set()  # that some record carries
         self.dry = False  # counting only, once a strict file is known to be refused
         self.closing = False  # the manifest, or another writer, may own our names from here on
 
@@ -226,6 +254,9 @@ class _FileWriter:
         digest = example_id(row.json)
         key = bytes.fromhex(digest)
         labels = tuple(row.labels.get(label, self.labels.get(label)) for label in LABELS)
+        self.found_labels.update(row.labels)
+        if row.source is not None:
+            self.found_labels.add("source")
         stored = self.known.get(key) or self.new.get(key)
         if stored is not None:
             self.report.folded += 1
@@ -235,8 +266,9 @@ class _FileWriter:
             self.new[key] = self.shared.setdefault(labels, labels)
             self.n_chars += len(row.json)
             self.examples.append(_example(row, digest, labels))
-        source = {"example_id": digest, "source": self.report.source, "source_id": row.source_id}
-        self.sources.append({**source, "record": row.record})
+        file = self.report.source
+        source = {"example_id": digest, "source": row.source or file, "source_id": row.source_id}
+        self.sources.append({**source, "record": row.record, "file": file if row.source else None})
         self._flush(PART_ROWS)
 
     def _flush(self, at_least: int) -> None:
@@ -261,11 +293,16 @@ class _FileWriter:
         self.still_held()
         self.closing = False
 
+    @property
+    def counts_by_code(self) -> dict[str, int]:
+        """Records kept out so far, by the code of their first problem."""
+        return dict(sorted(self.codes.items()))
+
     def commit(self, options: IngestOptions) -> None:
         self._flush(1)
         self._write("rejects", self.rejects, REJECTS)
         self.report.labels_ignored = self.n_ignored
-        self.report.reject_codes = dict(sorted(self.codes.items()))
+        self.report.reject_codes = self.counts_by_code
         document = _with_revision({**self.document}, self.files["part"], self.known | self.new)
         entry = {name: getattr(self.report, name) for name in ("source", "sha256", "parsed", "kept", "rejected")}
         entry |= {"folded": self.report.folded, "labels_ignored": self.n_ignored}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from curator.corpus.formats.causes import likely_cause
 from curator.errors import BadRowsError
 from curator.store.store import Store
 
@@ -57,6 +58,19 @@ def strict_error(report: FileReport, problems: Sequence[dict[str, object]]) -> B
         f"{report.source} has {report.rejected} bad records of {report.parsed}, and {written}; {first}",
         details=problems,
     )
+
+
+def nothing_kept_error(report: FileReport, head: bytes, problems: Sequence[dict[str, object]]) -> BadRowsError:
+    """The refusal of a file of which no record can be kept; `head` are its first bytes."""
+    cause = likely_cause(head, report.reject_codes)
+    stated = f"{report.source}: none of its {report.parsed:,} records can be kept, so nothing was written"
+    if not report.parsed:
+        return BadRowsError(f"{report.source} holds no records, so nothing was written")
+    codes = ", ".join(f"{code} {n:,}" for code, n in report.reject_codes.items())
+    at = problems[0]
+    where = f"line {at['line']}" if at["line"] is not None else f"record {at['record']}"
+    reason = f"; {cause}" if cause else ""
+    return BadRowsError(f"{stated}{reason} (by code: {codes}; the first is {where}: {at['message']})", details=problems)
 
 
 def recorded_problems(store: Store, folder: str, entry: Mapping[str, Any]) -> list[dict[str, object]]:

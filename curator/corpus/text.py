@@ -1,10 +1,14 @@
-"""The text of a conversation, or of one side of it, from canonical JSON; and whether an answer opens like a refusal."""
+"""The text of a conversation, or of one side of it, from canonical JSON, and what a text shows by rule.
+
+Whether an answer opens like a refusal, repeats itself, shows nothing, or holds marks of a chat template.
+"""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from curator.messages import N_HEAD_WORDS, load_messages
+from curator.messages import N_HEAD_WORDS, Message, load_messages
 from curator.recipe import RefusalRule
 from curator.recipe.filters import TextPart
 
@@ -68,3 +72,94 @@ def is_refusal(head: str, rule: RefusalRule) -> bool:
         return False
     words = head.split(maxsplit=N_HEAD_WORDS)[:N_HEAD_WORDS]
     return _REFUSALS[rule].search(" ".join(words).casefold().translate(_APOSTROPHES)) is not None
+
+
+_NGRAM = 5
+_MIN_NGRAMS = 20  # shorter answers may repeat themselves with good reason
+_MAX_RUN = 60  # the same visible character over and over; rulers of Markdown and code are shorter or exempt
+
+# Marks that chat templates put between turns; in a content they forge turns or come from careless scraping.
+_MARKERS = re.compile(
+    r"<\|[a-z][a-z0-9_]{1,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>, <|user|>
+    r"|<｜[^｜<>\n]{1,40}｜>"
+    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:begin|end)_of_text>"
+    r"|^###\s*(?:Instruction|Response|Human|Assistant)\s*:"
+    r"|^(?:Human|Assistant|USER|ASSISTANT)\s*:"
+    r"|</s>\s*$",
+    re.MULTILINE,
+)
+_RUN = re.compile(rf"([^\s\-=_*~.#+/\\|<>])\1{{{_MAX_RUN - 1}}}")
+_NO_LETTER = re.compile(r"[\W_]+")
+_N_HEAD_CHARS = 400  # holds three of the longest pieces
+_UNIT = re.compile(r"(.{2,40}?)\1\1+", re.DOTALL)  # a text that is nothing but one piece three times or more
+
+
+def visible_text(text: str) -> str:
+    """The text without white space at its ends and without characters that show nothing.
+
+    These are format characters (zero-width spaces, direction marks), control characters and fillers.
+    """
+    if text.isascii() and text.isprintable():
+        return text.strip()
+    return "".join(c for c in text if c.isspace() or not _is_hidden(c)).strip()
+
+
+def shows_nothing(text: str) -> bool:
+    """Whether nothing of the text is visible: `visible_text` of it is empty."""
+    return all(c.isspace() or _is_hidden(c) for c in text)
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cf", "Cc") or character in _FILLERS
+
+
+# Letters and marks by their category, though fonts draw nothing for them.
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c) for c in range(0xFE00, 0xFE10)}
+
+
+def has_question(messages: Sequence[Message]) -> bool:
+    """Whether a user's turn says something: without one there is nothing that the answers answer."""
+    return any(
+        message["role"] == "user" and not shows_nothing(content_text(message.get("content"))) for message in messages
+    )
+
+
+def has_empty_turn(messages: Sequence[Message]) -> bool:
+    """Whether a turn of user or assistant shows no text and calls no tool."""
+    return any(
+        shows_nothing(content_text(message.get("content"))) and not message.get("tool_calls")
+        for message in messages
+        if message["role"] in ("user", "assistant")
+    )
+
+
+def template_marker(text: str) -> str | None:
+    """The first mark of a chat template in a turn's text, which there forges a turn; None without one."""
+    found = _MARKERS.search(text)
+    return None if found is None else found.group().strip()
+
+
+def is_looped(answer: str, max_repeated: float) -> bool:
+    """Whether an answer repeats itself: more than `max_repeated` of its word 5-grams occurred before, one character
+    runs on and on, or the whole is one piece with letters again and again ("ha ha ha")."""
+    if _RUN.search(answer):
+        return True
+    if _is_one_piece(answer):
+        return True
+    words = answer.split()
+    n_grams = len(words) - _NGRAM + 1
+    if n_grams < _MIN_NGRAMS:
+        return False
+    distinct = len({tuple(words[i : i + _NGRAM]) for i in range(n_grams)})
+    return 1 - distinct / n_grams > max_repeated
+
+
+def _is_one_piece(answer: str) -> bool:
+    """Whether the letters and digits are one piece three times or more, of which most answers' first ones show none."""
+    if not _UNIT.match(_NO_LETTER.sub("", answer[:_N_HEAD_CHARS]).casefold()):
+        return False
+    letters = _NO_LETTER.sub("", answer).casefold()
+    varied = (
+        len(set(letters)) > 1 and not letters.isdecimal()
+    )  # "11111" and "aaaaa" are left to the run of one character
+    return varied and _UNIT.fullmatch(letters) is not None and (len(letters) >= 6 or len(answer.split()) >= 3)

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.messages import dump_messages, load_messages, openai_messages
 from curator.store.filesystem import reading_parquet
 from curator.store.store import Store
 
@@ -117,8 +118,14 @@ def json_lines(batch: pa.RecordBatch) -> bytes:
 
 
 def message_lines(batch: pa.RecordBatch) -> bytes:
-    """`{"messages": [...]}` lines, as fine-tuning services take them."""
+    """`{"messages": [...]}` lines in OpenAI's chat form, as fine-tuning services take them."""
     texts = batch.column("messages").cast(pa.large_binary())
+    called = pc.or_(pc.match_substring(texts, '"tool_calls":['), pc.match_substring(texts, '{"role":"tool"'))
+    if pc.any(called).as_py():
+        changed = [
+            dump_messages(openai_messages(load_messages(text))).encode() for text in texts.filter(called).to_pylist()
+        ]
+        texts = pc.replace_with_mask(texts, called, pa.array(changed, pa.large_binary()))
     return _bytes(pc.binary_join_element_wise(_text('{"messages":'), texts, _text("}\n"), _text("")))
 
 

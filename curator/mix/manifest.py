@@ -5,6 +5,8 @@ A manifest holds no clock and no path: the same request against the same store g
 
 from typing import Literal
 
+from pydantic import Field
+
 from curator.recipe import (
     EpochOrder,
     Inoculation,
@@ -133,11 +135,15 @@ class TaskReceipt(Strict):
 
 
 class TokenCount(Strict):
-    """Tokens of the rows that could be rendered: whole conversations, and those that are trained."""
+    """Tokens of the rows that could be rendered: whole conversations, and those that are trained.
+
+    `dropped` counts, by part (content, tool_calls, reasoning), rows of which the chat template leaves out that part.
+    """
 
     total: int
     response: int
     n_rows_not_rendered: int
+    dropped: dict[str, int] = Field(default_factory=dict, exclude_if=lambda counts: not counts)
 
 
 class Tokens(Strict):

@@ -5,6 +5,7 @@ window is read: none of these holds the interpreter for long.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class TokenCounter:
     def __init__(self, renderer: Renderer, mask_rule: MaskRule) -> None:
         self._renderer, self._mask_rule = renderer, mask_rule
         self._sums = {"task": [0, 0, 0], "safe": [0, 0, 0]}
+        self._dropped: dict[str, Counter[str]] = {"task": Counter(), "safe": Counter()}
 
     def add(self, origin: str, messages: str) -> None:
         """Count one row (canonical JSON text)."""
@@ -110,11 +112,13 @@ class TokenCounter:
             return
         sums[0] += rendered.n_tokens
         sums[1] += rendered.n_response_tokens
+        self._dropped[origin].update(rendered.dropped)
 
     def count(self, origin: str) -> TokenCount:
         """The sums over the rows of one origin so far."""
         total, response, n_failed = self._sums[origin]
-        return TokenCount(total=total, response=response, n_rows_not_rendered=n_failed)
+        dropped = dict(sorted(self._dropped[origin].items()))
+        return TokenCount(total=total, response=response, n_rows_not_rendered=n_failed, dropped=dropped)
 
 
 @dataclass(frozen=True)

@@ -154,15 +154,23 @@ def _view_over(
     for values, paths in files:
         if not paths:
             continue
-        part = connection.read_parquet([store.url(path) for path in paths]).select(
+        found = connection.read_parquet([store.url(path) for path in paths])
+        part = found.select(
             *(duckdb.ConstantExpression(value).alias(field.name) for value, field in zip(values, key, strict=True)),
-            *(duckdb.ColumnExpression(column) for column in table.names),
+            *(_column(found, field) for field in arrow_schema(table)),
         )
         relation = part if relation is None else relation.union(part)
     if relation is None:
         _fill(connection, name, pa.schema([*key, *arrow_schema(table)]), [])
     else:
         relation.create_view(name)
+
+
+def _column(found: Any, field: pa.Field) -> Any:
+    """A column of files, null where an older version wrote them without it."""
+    if field.name in found.columns or not field.nullable:
+        return duckdb.ColumnExpression(field.name)
+    return duckdb.ConstantExpression(None).cast("varchar").alias(field.name)
 
 
 def _fill(connection: Connection, name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:

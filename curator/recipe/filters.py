@@ -14,7 +14,7 @@ RefusalRule = Literal["v1", "v2"]
 Missing = Literal["fail", "ignore", "drop"]
 Against = Literal["pool", "task"]
 TextPart = Literal["conversation", "prompt", "response"]
-HygieneCheck = Literal["template_marker", "empty", "looped"]
+HygieneCheck = Literal["template_marker", "no_question", "empty", "looped"]
 LabelName = Literal["domain", "language", "license", "source"]
 
 # What data sets call a response that does no harm; compared case-folded.
@@ -81,7 +81,7 @@ class LengthFilter(Strict):
 
 
 class HygieneFilter(Strict):
-    """Drop rows with leaked chat-template markers, empty turns, or answers that loop.
+    """Drop rows with leaked chat-template markers, without a question, with empty turns, or with answers that loop.
 
     `max_repeated` is the largest share of an answer's word 5-grams that may have occurred in it before.
     """

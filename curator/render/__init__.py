@@ -7,5 +7,17 @@ from curator.render.mask import (
     QUERY,
 )
 from curator.render.renderer import MaskRule, Rendered, Renderer
+from curator.render.settings import PARTS, Part, RenderSettings
 
-__all__ = ["OTHER", "POSTFIX", "PREFIX", "QUERY", "MaskRule", "Rendered", "Renderer"]
+__all__ = [
+    "OTHER",
+    "PARTS",
+    "POSTFIX",
+    "PREFIX",
+    "QUERY",
+    "MaskRule",
+    "Part",
+    "RenderSettings",
+    "Rendered",
+    "Renderer",
+]

@@ -49,6 +49,8 @@ def read_folder(path: Path, chat_template: str | None = None) -> RendererFiles:
     extra = config.get("extra_special_tokens")
     if isinstance(extra, dict):  # model-specific names such as image_token; templates may print them
         specials |= {name: text for name, value in sorted(extra.items()) if (text := _token_text(value))}
+    if "added_tokens_decoder" not in config:  # transformers reads the older file only then
+        config = {**legacy, **config, "added_tokens_json": _read_json(path / "added_tokens.json")}
     document = _normalised(_read_json(tokenizer_path), config, specials)
     return RendererFiles(document, chat_template or _find_template(path, config), specials)
 
@@ -113,13 +115,44 @@ def _config_tokens(
     for token_id, item in decoder.items():
         known = {key: item[key] for key in ("content", *flags) if key in item}
         yield {"id": int(token_id), **flags, **known}
-    vocab = document["model"]["vocab"]
-    pieces = vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
+    yield from _older_tokens(document, config, specials, added)
+    pieces = _pieces(document)
     for text in specials.values():
         if text in added:
             yield {**added[text], "special": True}
         elif text in pieces:
             yield {"id": pieces[text], "content": text, **flags, "special": True}
+
+
+def _pieces(document: Mapping[str, Any]) -> dict[str, int]:
+    vocab = document["model"]["vocab"]
+    return vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
+
+
+def _older_tokens(
+    document: Mapping[str, Any],
+    config: Mapping[str, Any],
+    specials: Mapping[str, str],
+    added: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Tokens of added_tokens.json that tokenizer.json lacks, with the ids that transformers gives them.
+
+    That is the id of the vocabulary, else the next free one in the file's order of ids: what the file says is but an
+    order. Where tokenizer.json has an added token under an id, the file's token of that id is none.
+    """
+    pieces = _pieces(document)
+    names = ("extra_special_tokens", "additional_special_tokens")
+    further = [item for name in names if isinstance(config.get(name), list) for item in config[name]]
+    special = {*specials.values(), *(text for item in further if (text := _token_text(item)))}
+    free = max([len(pieces), *(int(item["id"]) + 1 for item in added.values())])
+    taken = {int(item["id"]) for item in document.get("added_tokens") or []}
+    listed = {int(index): text for text, index in config.get("added_tokens_json", {}).items()}
+    for index, text in sorted(listed.items()):
+        if text in added or index in taken:
+            continue
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": text not in special}
+        yield {"id": pieces.get(text, free), "content": text, **flags, "special": text in special}
+        free += text not in pieces
 
 
 def canonical_bytes(document: Any) -> bytes:

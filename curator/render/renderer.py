@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from curator.errors import BadInputError, IntegrityError, RenderError
 from curator.messages import Message
+from curator.render.arguments import ArgumentForms
 from curator.render.marks import Assembled
 from curator.render.mask import response_mask, token_classes
 from curator.render.model_folder import RendererFiles, canonical_bytes, read_folder
+from curator.render.presence import Dropped, PresenceCheck
+from curator.render.settings import PARTS, Part, RenderSettings
 from curator.render.spans import (
     Span,
     SpanFinder,
+    probe_between,
     probe_tail,
     probe_user,
 )
@@ -31,7 +35,7 @@ MaskRule = Literal["all", "last"]
 # A closed list: templates such as '<|' + role + '|>' build control tokens out of the role.
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 FORMAT_VERSION = 1  # of the stored files
-RENDER_VERSION = 1  # of the ids and masks that the same files give: raise it whenever either changes
+RENDER_VERSION = 2  # of the ids and masks that the same files give: raise it whenever either changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +43,14 @@ class Rendered:
     """One conversation as the model sees it.
 
     `response_mask[t]` means that token t is a response token; `loss_mask` says which of them are scored and trained.
-    `token_classes` (see curator.render.mask) are set when they were requested.
+    `token_classes` (see curator.render.mask) are set when they were requested. `dropped` names the parts that the
+    template left out and the renderer's settings accept.
     """
 
     input_ids: NDArray[np.int32]  # (T,)
     response_mask: NDArray[np.bool_]  # (T,)
     token_classes: NDArray[np.int8] | None = None  # (T,)
+    dropped: tuple[Part, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -69,22 +75,36 @@ class Renderer:
     """Token ids and response mask from one tokenizer and one chat template (method.md, "Words").
 
     Response tokens are each assistant turn's content and its closing marker. Equal to transformers'
-    `apply_chat_template`, except that control tokens inside fields stay plain text. Safe to share by threads.
+    `apply_chat_template`, except that control tokens inside fields stay plain text, and that arguments of tool calls
+    have the form (object or text) which the template writes. A conversation of which the template leaves out a part is
+    refused unless `settings` accept that. Safe to share by threads.
 
     `careful` runs the template for every conversation and encodes every text whole. Nothing that is rendered depends
     on it; the tests hold the two ways to the same tokens and masks.
     """
 
-    def __init__(self, files: RendererFiles, *, careful: bool = False) -> None:
+    def __init__(self, files: RendererFiles, settings: RenderSettings | None = None, *, careful: bool = False) -> None:
         self._files = files
-        self._template = ChatTemplate(files.chat_template, files.special_tokens)
+        given = settings or RenderSettings()
+        self._template = ChatTemplate(files.chat_template, files.special_tokens, given.template_date)
+        self.settings = RenderSettings(self._template.day, given.accept_dropped)  # the day only where it is written
         self.control_texts = tuple(_control_texts(files, self._template))  # that only the template may write
         self._guard = GuardedTokenizer(files.tokenizer, self.control_texts, by_units=not careful)
         self._spans = SpanFinder(self._template, self._guard, by_skeletons=not careful)
+        self._arguments = ArgumentForms(self._template)
+        self._presence = PresenceCheck(self._template, self._guard)
         self.tokenizer_sha256 = hashlib.sha256(canonical_bytes(files.tokenizer)).hexdigest()
         self.template_sha256 = hashlib.sha256(files.chat_template.encode()).hexdigest()
         self.renderer_id = hashlib.blake2b(
-            canonical_bytes([RENDER_VERSION, self.tokenizer_sha256, self.template_sha256, files.special_tokens]),
+            canonical_bytes(
+                [
+                    RENDER_VERSION,
+                    self.tokenizer_sha256,
+                    self.template_sha256,
+                    files.special_tokens,
+                    self.settings.document(),
+                ]
+            ),
             digest_size=16,
         ).hexdigest()
         self.eos_id = self._named_id("eos_token")
@@ -93,12 +113,19 @@ class Renderer:
         self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
 
     @classmethod
-    def from_folder(cls, path: str | Path, chat_template: str | None = None, *, careful: bool = False) -> Self:
+    def from_folder(
+        cls,
+        path: str | Path,
+        chat_template: str | None = None,
+        *,
+        settings: RenderSettings | None = None,
+        careful: bool = False,
+    ) -> Self:
         """From a Hugging Face model folder; `chat_template` overrides its template (Jinja source).
 
         Raises RenderError when tokenizer.json or the template is missing or does not load.
         """
-        return cls(read_folder(Path(path), chat_template), careful=careful)
+        return cls(read_folder(Path(path), chat_template), settings, careful=careful)
 
     @classmethod
     def from_store(cls, store: Store, renderer_id: str) -> Self:
@@ -110,7 +137,8 @@ class Renderer:
         record = store.read_json(f"{folder}/renderer.json")
         tokenizer = orjson.loads(store.read_bytes(f"{folder}/tokenizer.json"))
         template = store.read_bytes(f"{folder}/chat_template.jinja").decode()
-        renderer = cls(RendererFiles(tokenizer, template, record["special_tokens"]))
+        settings = RenderSettings.of_document(record.get("settings", {}))
+        renderer = cls(RendererFiles(tokenizer, template, record["special_tokens"]), settings)
         if record.get("render_version") != RENDER_VERSION:
             raise BadInputError(
                 f"renderer {renderer_id} belongs to rendering version {record.get('render_version')}, this is version"
@@ -133,6 +161,7 @@ class Renderer:
                 "tokenizer_sha256": self.tokenizer_sha256,
                 "template_sha256": self.template_sha256,
                 "special_tokens": self._files.special_tokens,
+                "settings": self.settings.document(),
             }
             store.write_json(f"{folder}/renderer.json", record)
         return self.renderer_id
@@ -143,7 +172,8 @@ class Renderer:
         """Ids and mask of one conversation; "last" masks in the last assistant turn alone.
 
         An assistant turn with `weight` 0 is context, not response. Raises RenderError (see its `reason`) when
-        there are no messages, a role is unknown, a field holds a reserved character, or the template refuses.
+        there are no messages, a role is unknown, a field holds a reserved character, or the template refuses or leaves
+        out a part of a message.
         """
         (found,) = self.render_all([messages], mask_rule, classes=classes)
         if isinstance(found, RenderError):
@@ -170,13 +200,28 @@ class Renderer:
     ) -> "_Located | RenderError":
         try:
             escaped = self._escaped(messages)
-            wanted = _wanted(escaped, mask_rule)
-            located = _answers(escaped) if classes else wanted
-            assembled, spans = self._spans.locate(escaped, located)
+            assembled = self._spans.assemble(escaped)
+            dropped = self._presence.dropped(escaped, assembled)
+            self._check_dropped(dropped, escaped)
+            unwritten = {item.index for item in dropped if item.whole}  # nothing but an end marker: not trained
+            wanted = [index for index in _wanted(escaped, mask_rule) if index not in unwritten]
+            located = [index for index in _answers(escaped) if index not in unwritten] if classes else wanted
+            spans = self._spans.locate(assembled, escaped, located)
             self._guard.check_text(assembled)
         except RenderError as error:
             return error
-        return _Located(escaped, assembled, dict(zip(located, spans, strict=True)), wanted)
+        parts = tuple(part for part in PARTS if any(item.part == part for item in dropped))
+        return _Located(escaped, assembled, dict(zip(located, spans, strict=True)), wanted, parts)
+
+    def _check_dropped(self, dropped: Sequence[Dropped], messages: Sequence[Message]) -> None:
+        for item in dropped:
+            if item.part not in self.settings.accept_dropped:
+                role = messages[item.index]["role"]
+                raise RenderError(
+                    f"the chat template leaves out the {item.part} of messages[{item.index}] (role {role}): use a "
+                    f"model whose template writes it, or accept that it is left out (accept_dropped {item.part})",
+                    reason=f"dropped_{item.part}",
+                )
 
     def _tokenised(self, rows: Sequence["_Located"], classes: bool) -> Iterator[Rendered | RenderError]:
         if not rows:
@@ -200,7 +245,7 @@ class Renderer:
             except RenderError as error:
                 yield error
                 continue
-            yield Rendered(tokens.ids_N[part], mask_N[part], classes_T)
+            yield Rendered(tokens.ids_N[part], mask_N[part], classes_T, row.dropped)
 
     def _escaped(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         if not messages:
@@ -212,7 +257,8 @@ class Renderer:
                     f"messages[{index}] has role {role!r}; known roles: {', '.join(sorted(ROLES))}",
                     reason="unknown_role",
                 )
-        return [self._guard.escape_message(message, index) for index, message in enumerate(messages)]
+        fitting = self._arguments.fit(messages)
+        return [self._guard.escape_message(message, index) for index, message in enumerate(fitting)]
 
     def _named_id(self, name: str) -> int | None:
         text = self._files.special_tokens.get(name)
@@ -230,7 +276,7 @@ def _control_texts(files: RendererFiles, template: ChatTemplate) -> Iterable[str
     Some tokenizers carry their turn markers as ordinary added tokens; those must not be forged either.
     Further ordinary added tokens (<think>, say) are parsed wherever they stand, as transformers does.
     """
-    framing = (probe_user(template) or "") + (probe_tail(template) or "")
+    framing = "".join(probe(template) or "" for probe in (probe_user, probe_tail, probe_between))
     for item in files.tokenizer["added_tokens"]:
         if item["special"] or item["content"] in framing:
             yield item["content"]
@@ -255,6 +301,7 @@ class _Located:
     assembled: Assembled
     answers: dict[int, Span]
     wanted: list[int]
+    dropped: tuple[Part, ...]
 
 
 def _classes(row: _Located, tokens: Tokens, index: int) -> NDArray[np.int8]:

@@ -3,11 +3,14 @@
 The template runs twice: once on the messages, once with marks at the ends of their contents. When taking the
 marks out of the second gives the first, the marks show where the template put each content. Templates that
 trim or inspect contents need the marks elsewhere, so several placements are tried in turn. A turn without
-marks (tool calls, dropped reasoning) is found between the text of the turns before it, with and without it.
+marks (tool calls, cut reasoning) is found between the text of the turns before it, with and without it.
+
+A turn's closing marker may differ by place: Harmony ends the last answer with another token than those before it.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from curator.errors import RenderError
 from curator.messages import Message
@@ -17,6 +20,7 @@ from curator.render.marks import (
     open_mark,
     strip_marks,
 )
+from curator.render.presence import answer_start
 from curator.render.skeletons import Skeletons
 from curator.render.template import ChatTemplate
 from curator.render.tokenizer import GuardedTokenizer
@@ -70,15 +74,18 @@ class SpanFinder:
         self._template = template
         self._guard = guard
         self._skeletons = Skeletons(template, guard, self._marked) if by_skeletons else None
-        self._closing = self._probe_closing()
+        self._closings = self._probe_closings()
 
-    def locate(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Assembled, list[Span]]:
-        """One rendering of escaped messages, and the spans of the wanted assistant turns with closing marker.
+    def assemble(self, messages: Sequence[Message]) -> Assembled:
+        """One rendering of escaped messages, contents marked; raises RenderError when the template refuses them."""
+        return (self._skeletons and self._skeletons.fill(messages)) or self._marked(messages)
 
-        Raises RenderError when the template refuses the conversation or hides where a wanted turn stands.
+    def locate(self, assembled: Assembled, messages: Sequence[Message], wanted: Sequence[int]) -> list[Span]:
+        """The spans of the wanted assistant turns in the messages' rendering, with closing marker.
+
+        Raises RenderError when the template hides where a wanted turn stands.
         """
-        assembled = (self._skeletons and self._skeletons.fill(messages)) or self._marked(messages)
-        return assembled, [self._turn(assembled, messages, index) for index in wanted]
+        return [self._turn(assembled, messages, index) for index in wanted]
 
     def _marked(self, messages: Sequence[Message]) -> Assembled:
         direct = self._template.render(messages)
@@ -95,13 +102,37 @@ class SpanFinder:
         opens, closes = assembled.opens.get(index, []), assembled.closes.get(index, [])
         if len(opens) > 1 or len(closes) > 1:
             raise self._hidden(index, "is written more than once")
-        start = opens[0] if opens else self._start_by_prefix(assembled.text, messages, index)
+        start = opens[0] if opens else self._start(assembled.text, messages, index)
         if closes and not messages[index].get("tool_calls"):
             return start, self._with_closing(assembled.text, closes[0])
         end = self._end_by_prefix(assembled.text, messages, index, start)
         if end is None:
             end = self._end_by_closing(assembled, index, start)
         return start, self._with_closing(assembled.text, end)
+
+    def _start(self, text: str, messages: Sequence[Message], index: int) -> int:
+        try:
+            return self._start_by_prefix(text, messages, index)
+        except RenderError:
+            start = self._start_by_answer(messages, index)  # a prompt that opens reasoning which the template then cuts
+            if start is None:
+                raise
+            return start
+
+    def _start_by_answer(self, messages: Sequence[Message], index: int) -> int | None:
+        """Where the text after the turn's reasoning stands; None where a mark does not show it."""
+        content: Any = messages[index].get("content")
+        at = answer_start(content) if isinstance(content, str) else None
+        if at is None:
+            return None
+        marked = list(messages)
+        marked[index] = {**messages[index], "content": content[:at] + open_mark(index) + content[at:]}
+        try:
+            rendered = self._template.render(marked)
+        except RenderError:
+            return None
+        found: list[int] = self._guard.assemble(rendered).opens.get(index, [])
+        return found[0] if found and strip_marks(rendered) == self._template.render(messages) else None
 
     def _start_by_prefix(self, text: str, messages: Sequence[Message], index: int) -> int:
         """Where generation of this turn would begin."""
@@ -115,16 +146,20 @@ class SpanFinder:
         through = self._prefix(messages, index + 1, add_generation_prompt=False).rstrip()
         if not text.startswith(through):
             return None
-        closing_at = through.rfind(self._closing, start) if self._closing else -1
+        for closing in self._closings:
+            if through.endswith(closing):
+                return max(start, len(through) - len(closing))
+        closing_at = max((through.rfind(closing, start) for closing in self._closings[:1]), default=-1)
         return max(start, closing_at if closing_at >= 0 else len(through))
 
     def _end_by_closing(self, assembled: Assembled, index: int, start: int) -> int:
         """The first closing marker before the next content: no field can hold one, so it is this turn's."""
         later = [place for other, places in assembled.opens.items() if other > index for place in places]
-        at = assembled.text.find(self._closing, start, min(later)) if later and self._closing else -1
-        if at < 0:
+        places = [assembled.text.find(closing, start, min(later)) for closing in self._closings if later]
+        found = [at for at in places if at >= 0]
+        if not found:
             raise self._hidden(index, "is written differently when turns follow it")
-        return at
+        return min(found)
 
     def _prefix(self, messages: Sequence[Message], n_messages: int, *, add_generation_prompt: bool) -> str:
         try:
@@ -134,24 +169,37 @@ class SpanFinder:
         return self._guard.assemble(rendered).text
 
     def _with_closing(self, text: str, end: int) -> int:
-        if not self._closing:
-            return end
         after_space = _skip_space(text, end)
-        for at in (end, after_space):
-            if text.startswith(self._closing, at):
-                return at + len(self._closing)
+        for closing in self._closings:
+            for at in (end, after_space):
+                if text.startswith(closing, at):
+                    return at + len(closing)
         return end
 
-    def _probe_closing(self) -> str:
+    def _probe_closings(self) -> list[str]:
         """What the template writes between an assistant content's end and the turn's closing control token.
 
-        "" when it closes turns with no control token, or refuses every probe.
+        That of a final turn comes first, then that of a turn which others follow, where it is another. None when it
+        closes turns with no control token, or refuses every probe.
         """
-        tail = probe_tail(self._template)
-        if tail is None:
-            return ""
-        text = self._guard.assemble(tail).text
+        tail, between = probe_tail(self._template), probe_between(self._template)
+        final = self._through_control(tail or "")
+        earlier = self._through_control(between or "")
+        if (final and self._guard.assemble(between or "").text.startswith(final)) or self._opens_turn(earlier):
+            earlier = ""
+        return [closing for closing in (final, earlier) if closing]
+
+    def _through_control(self, written: str) -> str:
+        """What a template wrote, up to and including its first control token; "" without one."""
+        text = self._guard.assemble(written).text
         return text[: self._guard.first_control_end(text)]
+
+    def _opens_turn(self, text: str) -> bool:
+        """Whether the control token at the text's end is one that turns begin with: then nothing closes them."""
+        header = self._guard.assemble(probe_header(self._template)).text
+        openers = self._guard.control_texts_in(header)
+        prompt = self._guard.control_texts_in(self._guard.assemble(probe_prompt(self._template)).text)
+        return text.endswith(tuple(prompt[:1] or openers)) if text else False
 
     @staticmethod
     def _hidden(index: int, what: str) -> RenderError:
@@ -185,3 +233,36 @@ def probe_tail(template: ChatTemplate) -> str | None:
         if rendered is not None and close_mark(0) in rendered:
             return rendered.rpartition(close_mark(0))[2]
     return None
+
+
+def probe_between(template: ChatTemplate) -> str | None:
+    """What stands between the content of an assistant turn and that of the user's next; None when it refuses."""
+    messages: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b" + close_mark(1)},
+        {"role": "user", "content": open_mark(2) + "c"},
+    ]
+    for closing in ([], [{"role": "assistant", "content": "d"}]):
+        rendered = _probe(template, [*messages, *closing])
+        if rendered is not None and close_mark(1) in rendered:
+            _, _, after = rendered.partition(close_mark(1))
+            between, mark, _ = after.partition(open_mark(2))
+            return between if mark else None
+    return None
+
+
+def probe_prompt(template: ChatTemplate) -> str:
+    """What the template adds where an answer is to begin; "" when that is nothing."""
+    try:
+        without = template.render([{"role": "user", "content": "a"}])
+        prompt = template.render([{"role": "user", "content": "a"}], add_generation_prompt=True)
+    except RenderError:
+        return ""
+    return prompt.removeprefix(without) if prompt.startswith(without) else ""
+
+
+def probe_header(template: ChatTemplate) -> str:
+    """What the template writes before the content of a first user turn."""
+    rendered = _probe(template, [{"role": "user", "content": open_mark(0) + "a"}]) or ""
+    before, mark, _ = rendered.partition(open_mark(0))
+    return before if mark else ""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from curator.errors import RenderError
 from curator.messages import Message
 from curator.render.marks import RESERVED
+from curator.render.settings import DEFAULT_DATE
 from curator.render.tracing import (
     Conditions,
     Content,
@@ -47,6 +49,9 @@ _CAPTURES = (
 )
 
 
+_CLOCK = "strftime_now"  # what transformers calls it
+
+
 class _Generation(Extension):
     """Reads {% generation %} marks and keeps their body: spans are found without them."""
 
@@ -62,11 +67,6 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(_format: str) -> NoReturn:
-    # A date in the text would give the same conversation other tokens tomorrow.
-    raise jinja2.TemplateError("the template writes today's date, which has no place in a stored score")
-
-
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -78,20 +78,20 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _environment(uses_date: bool) -> ImmutableSandboxedEnvironment:
+def _environment(day: date | None) -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    if uses_date:
-        environment.globals["strftime_now"] = _strftime_now
+    if day is not None:  # today's date would give one conversation other tokens tomorrow
+        environment.globals["strftime_now"] = datetime(day.year, day.month, day.day).strftime
     return environment
 
 
-def _tracing_environment(uses_date: bool) -> ImmutableSandboxedEnvironment:
+def _tracing_environment(day: date | None) -> ImmutableSandboxedEnvironment:
     """The same environment, for templates that are given stand-ins for contents."""
-    environment = _environment(uses_date)
+    environment = _environment(day)
     trim = environment.filters["trim"]
     environment.finalize = written
     environment.filters["trim"] = lambda value, chars=None: (
@@ -103,16 +103,30 @@ def _tracing_environment(uses_date: bool) -> ImmutableSandboxedEnvironment:
     return environment
 
 
-class ChatTemplate:
-    """A compiled chat template with the special-token names that it may print."""
+def _clock_uses(source: str) -> tuple[bool, bool]:
+    """Whether a template asks for the date, and whether it also asks if it can."""
+    if _CLOCK not in source:
+        return False, False
+    tree = _environment(None).parse(source)
+    calls = {id(call.node) for call in tree.find_all(nodes.Call)}
+    uses = [name for name in tree.find_all(nodes.Name) if name.name == _CLOCK]
+    return bool(uses), any(id(name) not in calls for name in uses)
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+
+class ChatTemplate:
+    """A compiled chat template with the special-token names that it may print.
+
+    `day` is what a template that asks for today's date is told. It is None for a template that never asks, and for one
+    that asks whether there is a clock: such a template writes a date of its own unless `day` is given.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], day: date | None = None) -> None:
         self.source = source
         self._names = dict(special_tokens)
-        # Templates that ask whether the clock is there bring a fixed date of their own for when it is not.
-        self._uses_date = "strftime_now is defined" not in source
         try:
-            self._compiled = _environment(self._uses_date).from_string(source)
+            asks, has_own = _clock_uses(source)
+            self.day = (day or (None if has_own else DEFAULT_DATE)) if asks else None
+            self._compiled = _environment(self.day).from_string(source)
         except jinja2.TemplateError as error:
             raise RenderError(f"the chat template does not compile: {error}", reason="bad_template") from error
 
@@ -142,7 +156,7 @@ class ChatTemplate:
 
     @cached_property
     def _traced(self) -> jinja2.Template | None:
-        environment = _tracing_environment(self._uses_date)
+        environment = _tracing_environment(self.day)
         tree = environment.parse(self.source)
         captures = any(tree.find(kind) for kind in _CAPTURES) or any(
             loop.recursive for loop in tree.find_all(nodes.For)

@@ -163,6 +163,10 @@ class GuardedTokenizer:
         at = assembled_text.find(SENTINEL)
         return 0 if at < 0 else at + 1 + N_DIGITS
 
+    def control_texts_in(self, assembled_text: str) -> list[str]:
+        """The sentinels in assembled text, in order."""
+        return re.findall(f"{SENTINEL}.{{{N_DIGITS}}}", assembled_text, re.DOTALL)
+
     def encode(self, texts: Sequence[str]) -> Tokens:
         """The tokens of assembled texts, by units where the tokenizer has them, else text by text."""
         found = self._units.encode(texts) if self._units else None

@@ -126,8 +126,9 @@ class _Worker:
         from curator.render import Renderer
 
         store, engine = Store(root).open(create=False), LazyEngine(launch, request)
+        renderer = Renderer.from_folder(model_dir, settings=request.rendering)
         self._scorer = BlockScorer(
-            store, folder, request, Renderer.from_folder(model_dir), window, engine, Meter(request.price_per_hour), name
+            store, folder, request, renderer, window, engine, Meter(request.price_per_hour), name
         )
 
     def score(self, block: Block) -> BlockDone:

@@ -23,7 +23,7 @@ from curator.scoring.identity import (
 from curator.scoring.parts import MaskRule
 
 if TYPE_CHECKING:
-    from curator.render import Renderer
+    from curator.render import Renderer, RenderSettings
 
 
 _SEED_NAME = "score-sample"
@@ -105,7 +105,8 @@ class ScoreRequest:
     new rows are scored again when all have a loss (None: 1 %, at least 20; 0: none, which is recorded).
     With `declared` the folder need only hold the tokenizer and template. `price_per_hour` only shows a cost
     while the run goes on. `merge_adapter`: adapters are merged into the weights, which is another measure; the check
-    then measures what that changes, so it cannot be left out.
+    then measures what that changes, so it cannot be left out. `rendering` is what the renderer was made with, for
+    workers that make their own.
     """
 
     corpus: str
@@ -125,6 +126,7 @@ class ScoreRequest:
     price_per_hour: float | None = None
     declared: Declared | None = None
     merge_adapter: bool = False
+    rendering: "RenderSettings | None" = None
 
     def __post_init__(self) -> None:
         if self.role != "aligned" and not self.domain:
@@ -156,6 +158,7 @@ class ScoreReport:
     max_length: int
     n_rows: int = 0
     status_counts: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # rows whose part the template left out, accepted by name
     n_rows_now: int = 0
     n_tokens_now: int = 0
     seconds_now: float = 0.0

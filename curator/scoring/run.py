@@ -5,6 +5,7 @@ row is there. So a run may be killed at any moment: what is finished stays finis
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -104,6 +105,7 @@ class ScoreRun:
         self.store, self.request, self.renderer = store, request, renderer
         self._reference_factory, self._crew_factory = reference_factory, crew_factory
         self._failures: list[str] = []
+        self._dropped: Counter[str] = Counter()
         self.n_check_passes = 2 if reference_factory else 1
         self.corpus = read_corpus(store, request.corpus)
         self.window, notes = effective_window(request)
@@ -132,6 +134,7 @@ class ScoreRun:
             self.store.write_json(f"{self.folder}/scorer.json", {**manifest, "label": self.report.label})
         self.report.skipped = True
         self.report.n_rows, self.report.status_counts = manifest["n_rows"], manifest["status_counts"]
+        self.report.dropped = manifest.get("dropped", {})
         return self.report
 
     def _whole(self, parts: Iterable[Mapping[str, str]]) -> bool:
@@ -155,6 +158,7 @@ class ScoreRun:
                 self._meter.show(bar)
                 finished = self._score_all(wanted, finished)
                 self._note_failures()
+                self._check_usable(finished)
                 self.report.n_tokens_now = self._meter.n_tokens
                 self.report.check = self._recheck(finished)
         finally:
@@ -185,6 +189,7 @@ class ScoreRun:
                 for done in crew.score(self._missing_blocks(wanted, finished)):
                     self.report.n_rows_now += done.n_rows
                     self._failures += done.failures
+                    self._dropped.update(done.dropped)
                     if self._crew_factory:  # alone, the worker counts for itself
                         self._meter.rows(done.n_rows, done.n_tokens)
             finally:
@@ -204,6 +209,28 @@ class ScoreRun:
         if failures:
             shown = "; ".join(failures[:_MAX_SHOWN])
             self.report.warnings.append(f"{len(failures)} rows have no loss and are marked failed: {shown}")
+
+    def _check_usable(self, finished: Finished) -> None:
+        """Raises BadInputError where rows are there and not one of them has a loss: such a scorer is of no use."""
+        counts = finished.status_counts
+        if not counts or counts["scored"]:
+            return
+        stated = ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))
+        raise BadInputError(
+            f"none of the {counts.total():,} rows of corpus {self.corpus.name} can be used with this model ({stated}); "
+            f"first: {self._first_reason(finished)}"
+        )
+
+    def _first_reason(self, finished: Finished) -> str:
+        """Why the first row has no loss, one that failed before those that are but too long."""
+        found = ""
+        for part in finished.parts:
+            table = self.store.read_table(f"{self.folder}/{part['name']}", ["example_id", "status", "reason"])
+            for row in table.to_pylist():
+                found = found or f"{row['example_id']}: {row['reason']}"
+                if row["status"] == "failed":
+                    return f"{row['example_id']}: {row['reason']}"
+        return found
 
     def _recheck(self, finished: Finished) -> dict[str, Any]:
         listed = {part["name"] for part in (self.manifest or {"parts": []})["parts"]}
@@ -255,6 +282,7 @@ class ScoreRun:
     def _publish(self, finished: Finished, renderer_id: str) -> None:
         self.report.n_rows, self.report.status_counts = len(finished.ids), dict(finished.status_counts)
         sample, before = self.request.sample, self.manifest or {"seconds": 0.0}
+        self.report.dropped = dict(sorted((Counter(before.get("dropped", {})) + self._dropped).items()))
         document = {
             "format_version": FORMAT_VERSION,
             "scorer_id": self.id,
@@ -271,6 +299,7 @@ class ScoreRun:
             "parts": finished.parts,
             "n_rows": len(finished.ids),
             "status_counts": dict(sorted(finished.status_counts.items())),
+            "dropped": self.report.dropped,
             "n_tokens": finished.n_tokens,
             "seconds": round(before["seconds"] + self.report.seconds_now, 3),
             "checks": [*before.get("checks", []), self.report.check],

@@ -64,13 +64,14 @@ class Meter:
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A block whose part is written: its rows, those with a loss, the tokens that went through the model, and the rows
-    that failed, with reasons."""
+    """A block whose part is written: its rows, those with a loss, the tokens that went through the model, the rows that
+    failed, with reasons, and the parts of messages that were left out (one a row and part)."""
 
     n_rows: int
     n_scored: int
     n_tokens: int
     failures: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
 
 
 class LazyEngine:
@@ -141,7 +142,8 @@ class BlockScorer:
             attempt.done()
         failures = tuple(f"{row.example_id}: {row.reason}" for row in rows if row.status == "failed")
         n_scored = sum(row.status == "scored" for row in rows)
-        return BlockDone(len(rows), n_scored, self.meter.n_tokens - n_before, failures)
+        dropped = tuple(part for row in rendered.values() for part in row.dropped)
+        return BlockDone(len(rows), n_scored, self.meter.n_tokens - n_before, failures, dropped)
 
     def _losses(self, attempt: Attempt, rows: "dict[str, Rendered]") -> dict[str, RowLoss | str]:
         if self._tolerant is None:

@@ -4,7 +4,6 @@ A filter is one function and one line in `FILTERS`. A filter on columns gives Po
 over all rows; a filter on texts looks at the rows that earlier filters left.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from curator.corpus.text import content_text
+from curator.corpus.text import content_text, has_empty_turn, has_question, is_looped, template_marker
 from curator.errors import RecipeError
-from curator.messages import load_messages
+from curator.messages import Message, load_messages
 from curator.recipe.filters import (
     ContaminationFilter,
     ExactDuplicates,
@@ -217,23 +216,6 @@ def _length(spec: LengthFilter, candidates: Candidates) -> Rule:
     return Rule("length", {"length:short": short, "length:long": long}, unknown, spec.missing)
 
 
-_NGRAM = 5
-_MIN_NGRAMS = 20  # shorter answers may repeat themselves with good reason
-_MAX_RUN = 60  # the same visible character over and over; rulers of Markdown and code are shorter or exempt
-
-# Marks that chat templates put between turns; in a content they forge turns or come from careless scraping.
-_MARKERS = re.compile(
-    r"<\|[a-z][a-z0-9_]{1,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>, <|user|>
-    r"|<｜[^｜<>\n]{1,40}｜>"
-    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:begin|end)_of_text>"
-    r"|^###\s*(?:Instruction|Response|Human|Assistant)\s*:"
-    r"|^(?:Human|Assistant|USER|ASSISTANT)\s*:"
-    r"|</s>\s*$",
-    re.MULTILINE,
-)
-_RUN = re.compile(rf"([^\s\-=_*~.#+/\\|<>])\1{{{_MAX_RUN - 1}}}")
-
-
 def _hygiene(spec: HygieneFilter, candidates: Candidates, rows: Rows, context: Context) -> Mapping[str, Rows]:
     """Rows that no one should train on; the first check that a row fails, in the order of `spec.checks`, counts."""
     rows = candidates.reading_order(rows)
@@ -248,43 +230,26 @@ def _hygiene(spec: HygieneFilter, candidates: Candidates, rows: Rows, context: C
     return {f"hygiene:{name}": rows[codes == code] for code, name in enumerate(spec.checks, start=1)}
 
 
-def _has_marker(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
-    return any(_MARKERS.search(content_text(turn.get("content"))) for turn in turns)
+def _has_marker(turns: Sequence[Message], spec: HygieneFilter) -> bool:
+    return any(template_marker(content_text(turn.get("content"))) for turn in turns)
 
 
-def template_marker(text: str) -> str | None:
-    """The first mark of a chat template in a turn's text, which there forges a turn; None without one."""
-    found = _MARKERS.search(text)
-    return None if found is None else found.group().strip()
+def _no_question(turns: Sequence[Message], spec: HygieneFilter) -> bool:
+    return not has_question(turns)
 
 
-def _has_empty_turn(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
-    return any(
-        not content_text(turn.get("content")).strip() and not turn.get("tool_calls")
-        for turn in turns
-        if turn["role"] in ("user", "assistant")
-    )
+def _has_empty_turn(turns: Sequence[Message], spec: HygieneFilter) -> bool:
+    return has_empty_turn(turns)
 
 
-def _loops(turns: list[dict[str, object]], spec: HygieneFilter) -> bool:
+def _loops(turns: Sequence[Message], spec: HygieneFilter) -> bool:
     answers = (content_text(turn.get("content")) for turn in turns if turn["role"] == "assistant")
     return any(is_looped(answer, spec.max_repeated) for answer in answers)
 
 
-def is_looped(answer: str, max_repeated: float) -> bool:
-    """Whether more than `max_repeated` of the word 5-grams occurred before, or one character runs on and on."""
-    if _RUN.search(answer):
-        return True
-    words = answer.split()
-    n_grams = len(words) - _NGRAM + 1
-    if n_grams < _MIN_NGRAMS:
-        return False
-    distinct = len({tuple(words[i : i + _NGRAM]) for i in range(n_grams)})
-    return 1 - distinct / n_grams > max_repeated
-
-
-_CHECKS: dict[HygieneCheck, Callable[[list[dict[str, object]], HygieneFilter], bool]] = {
+_CHECKS: dict[HygieneCheck, Callable[[Sequence[Message], HygieneFilter], bool]] = {
     "template_marker": _has_marker,
+    "no_question": _no_question,
     "empty": _has_empty_turn,
     "looped": _loops,
 }

@@ -68,9 +68,10 @@ SOURCES = Table(
     "one parsed and kept record of an ingested file; several may share an example_id (folded copies)",
     (
         _EXAMPLE_ID,
-        Column("source", "string", "name", False, "name of the ingested file or data set"),
+        Column("source", "string", "name", False, "the record's own source, else the file's or data set's name"),
         Column("source_id", "string", "id", True, "the record's own id; null where it has none"),
         Column("record", "int64", "1-based position", False, "position of the record in its file"),
+        Column("file", "string", "name", True, "name of the ingested file or data set; null where source is that name"),
     ),
 )
 

@@ -5,8 +5,9 @@ Zstandard, and saved folders and hub ids of Hugging Face `datasets`; in the layo
 prompt/completion. Container and layout are detected and can be named instead.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,22 +70,26 @@ def read_rows(
     *,
     format: Container | None = None,  # noqa: A002 - the word of the command line
     layout: Layout | None = None,
+    columns: Mapping[str, str] | None = None,
     name: str | None = None,
     max_unpacked_bytes: int | None = None,
 ) -> Iterator[Row | Reject]:
     """The records of a data set (path, hub id or seekable binary file), in order: a Row, else a Reject with reasons.
 
-    `format` and `layout` override detection (without `layout` each record is read as the one it shows). Memory
-    is one record. Raises BadInputError when the data set as a whole cannot be read, and UnpackedTooLargeError
-    when compression hides more than `max_unpacked_bytes`.
+    `format` and `layout` override detection (without `layout` each record is read as the one it shows); `columns` names
+    the fields of labels (or `source`) that have other names, by label. Memory is one record. Raises BadInputError when
+    the data set as a whole cannot be read, and UnpackedTooLargeError when compression hides more than
+    `max_unpacked_bytes`.
     """
+    reading = _Reading(format, layout, columns or {}, max_unpacked_bytes)
     if not isinstance(source, str | Path):
-        yield from _read_file(source, format, layout, name or source_name(source), max_unpacked_bytes)
+        yield from _read_file(source, reading, name or source_name(source))
         return
     located, done = locate(source), 0
+    reading = replace(reading, container=located.container or format)
     for path in located.files:
         with open_chat_file(path) as file:
-            for item in _read_file(file, located.container or format, layout, path.name, max_unpacked_bytes, done):
+            for item in _read_file(file, reading, path.name, done):
                 done = item.record
                 yield item
 
@@ -92,7 +97,7 @@ def read_rows(
 def read_values(values: Iterable[object], *, layout: Layout | None = None) -> Iterator[Row | Reject]:
     """The same for records that are decoded already, such as the rows of a JSON request."""
     for record, value in enumerate(values, start=1):
-        yield _row(Raw(record, value=value), layout)
+        yield _row(Raw(record, value=value), layout, {})
 
 
 @contextmanager
@@ -119,50 +124,52 @@ def source_name(source: Source) -> str:
     return Path(source).name if isinstance(source, str | Path) else Path(str(getattr(source, "name", "upload"))).name
 
 
-def _read_file(
-    source: BinaryIO,
-    container: Container | None,
-    layout: Layout | None,
-    name: str,
-    max_bytes: int | None,
-    n_before: int = 0,
-) -> Iterator[Row | Reject]:
+@dataclass(frozen=True)
+class _Reading:
+    """How files are read: detected where it is None."""
+
+    container: Container | None
+    layout: Layout | None
+    columns: Mapping[str, str]
+    max_bytes: int | None
+
+
+def _read_file(source: BinaryIO, reading: _Reading, name: str, n_before: int = 0) -> Iterator[Row | Reject]:
     """One file's records; their numbers go on from the `n_before` records of the data set's earlier files."""
     with open_chat_file(source) as file:
-        kind = container or detect_file(file, name, max_bytes).container
+        kind = reading.container or detect_file(file, name, reading.max_bytes).container
         record = n_before
         try:
-            with unpacked(file, max_bytes) as stream:
-                for raw in _raw_rows(kind, stream, layout, max_bytes):
+            with unpacked(file, reading.max_bytes) as stream:
+                for raw in _raw_rows(kind, stream, reading):
                     raw.record += n_before
                     record = raw.record
-                    yield raw if isinstance(raw, Row) else _row(raw, layout)
+                    yield raw if isinstance(raw, Row) else _row(raw, reading.layout, reading.columns)
         except DamagedPackError as error:
             problem = Problem("", error.code, f"{error.message} (after {record} records)")
             yield Reject(record + 1, None, None, (problem,))
 
 
-def _raw_rows(
-    container: Container, file: BinaryIO, layout: Layout | None, max_bytes: int | None
-) -> Iterator[Raw | Row]:
-    plain = read_plain if layout in (None, "messages") else _never_plain
+def _raw_rows(container: Container, file: BinaryIO, reading: _Reading) -> Iterator[Raw | Row]:
+    usual = reading.layout in (None, "messages") and not reading.columns
+    plain = read_plain if usual else _never_plain
     if container == "jsonl":
         return read_jsonl(file, plain)
     if container == "json":
         return read_json(file, plain)
     if container == "csv":
         return read_csv(file)
-    return (read_parquet if container == "parquet" else read_arrow)(file, max_bytes)
+    return (read_parquet if container == "parquet" else read_arrow)(file, reading.max_bytes)
 
 
 def _never_plain(_data: bytes, _record: int, _line: int | None) -> None:
     return None
 
 
-def _row(raw: Raw, layout: Layout | None) -> Row | Reject:
+def _row(raw: Raw, layout: Layout | None, columns: Mapping[str, str]) -> Row | Reject:
     if raw.problem is not None:
         return Reject(raw.record, raw.line, raw.byte_offset, (raw.problem,))
-    read = read_record(raw.value, layout)
+    read = read_record(raw.value, layout, columns)
     if read.problems:
         return Reject(raw.record, raw.line, raw.byte_offset, tuple(read.problems[:MAX_PROBLEMS]))
     json = dump_messages(read.messages).encode()

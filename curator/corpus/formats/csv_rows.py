@@ -1,6 +1,7 @@
 """CSV with a header to decoded records. A quoted field may hold line breaks; an empty cell is an absent field."""
 
 import csv
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -9,6 +10,7 @@ from curator.corpus.formats.json_decode import MAX_RECORD_BYTES
 from curator.corpus.formats.json_records import BOM
 from curator.corpus.formats.rows import Problem, Raw
 
+_ESCAPED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is not UTF-8
 _KEPT_EMPTY = ("output", "completion", "prompt")  # an empty answer or question has a code of its own
 
 
@@ -52,6 +54,13 @@ def _record(record: int, line: int, header: list[str], cells: list[str]) -> Raw:
     if sum(map(len, cells)) > MAX_RECORD_BYTES:
         text = f"a record may have {MAX_RECORD_BYTES // 2**20} MiB"
         return Raw(record, line, problem=Problem("", "record_too_large", text))
+    for key, cell in zip(header, cells, strict=True):
+        if not_utf8 := _ESCAPED.search(cell):
+            text = (
+                f"byte 0x{ord(not_utf8[0]) - 0xDC00:02x} is not UTF-8: the file is perhaps Windows-1252 or Latin-1; "
+                "convert it to UTF-8"
+            )
+            return Raw(record, line, problem=Problem(f"/{key}", "invalid_unicode", text))
     present = {key: cell for key, cell in zip(header, cells, strict=True) if cell or key in _KEPT_EMPTY}
     return with_json_columns(record, line, dict(present))
 

@@ -6,6 +6,7 @@ import re
 from pathlib import PurePath
 from typing import BinaryIO
 
+from curator.corpus.formats.causes import whole_file_cause
 from curator.corpus.formats.columnar import (
     ARROW_FILE,
     ARROW_STREAM,
@@ -63,6 +64,9 @@ def _detect_text(head: bytes, name: str, *, packed: bool, file: BinaryIO) -> Det
             raise BadInputError(f"{name} is {packing}: unpack or convert it to UTF-8 JSON, CSV or Parquet first")
     if packed and packing_of(head):
         raise BadInputError(f"{name} is packed twice: unpack it once")
+    cause = whole_file_cause(head)
+    if cause is not None:
+        raise BadInputError(f"{name} {cause}")
     text = head.removeprefix(BOM).lstrip()
     if not text:
         raise BadInputError(f"{name} holds no records: it is empty")
@@ -93,6 +97,8 @@ def _container(text: bytes, name: str) -> Container:
     suffix = PurePath(name).suffix.lower()
     lines = [line.strip() for line in text.split(b"\n")[:50]]
     first = text[:1]
+    if first == b"{" and _spans_lines(text):
+        return "json"
     if first == b"[":
         alone = suffix in (".jsonl", ".ndjson") and lines[0] != b"["
         return "jsonl" if alone and any(_is_object(line) for line in lines[1:]) else "json"
@@ -105,6 +111,29 @@ def _container(text: bytes, name: str) -> Container:
         f"{name} is neither JSON Lines, a JSON array, CSV, Parquet nor Arrow: it starts with "
         f"{text[:20].decode('latin-1')!a}; convert it, or name its format (--format) if that is a broken first record"
     )
+
+
+def _spans_lines(text: bytes) -> bool:
+    """Whether the first object goes on over the end of its line, as in a file written with an indent."""
+    first_line, _, _ = text.partition(b"\n")
+    if len(first_line) == len(text) or _is_object(first_line.strip()):
+        return False
+    decoded = text.decode("utf-8", "replace")
+    try:
+        _, end = json.JSONDecoder().raw_decode(decoded)
+    except json.JSONDecodeError as error:
+        # Cut off by the head alone: whatever stands there goes on, and no line of it is a record.
+        cut = len(text) > HEAD_BYTES - 100 and error.pos >= len(decoded) - 100
+        return cut and not any(_is_record(line.strip()) for line in text.split(b"\n"))
+    except (ValueError, RecursionError):
+        return False
+    return "\n" in decoded[:end]
+
+
+def _is_record(line: bytes) -> bool:
+    if not _is_object(line.rstrip(b",")):
+        return False
+    return layout_of(json.loads(line.rstrip(b","))) is not None
 
 
 def _is_object(line: bytes) -> bool:

@@ -7,6 +7,7 @@ lone surrogate.)
 JSON files to decoded records, one at a time: JSON Lines, a JSON array.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ BOM = b"\xef\xbb\xbf"
 
 # A string, whole (group 1 is its closing quote) or as far as the buffer goes; or one character of structure.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
+_NEXT_OBJECT = re.compile(rb"\}\s*\{")
 _OPEN, _CLOSE, _COMMA, _QUOTE = b"[{", b"]}", b",", b'"'
 
 
@@ -182,8 +184,25 @@ def read_jsonl(file: BinaryIO, plain: Plain) -> Iterator[Raw | Row]:
         begin += len(line) - len(line.lstrip())
         if too_large:
             yield Raw(record, number, begin, problem=_too_large())
-        else:
-            yield _decoded(record, number, begin, text, cut=not line.endswith(b"\n"))
+            continue
+        raw = _decoded(record, number, begin, text, cut=not line.endswith(b"\n"))
+        several = _several(raw, text, begin) if raw.problem is not None else []
+        yield from several or [raw]
+        record += max(len(several) - 1, 0)
+
+
+def _several(raw: Raw, text: bytes, begin: int) -> list[Raw]:
+    """The records of a line that holds several objects one after another; [] where that is not what is wrong."""
+    if not _NEXT_OBJECT.search(text):
+        return []
+    pieces = list(_Splitter(io.BytesIO(text), 0, b"").objects())
+    found = [
+        _decoded(raw.record + number, raw.line, begin + piece.offset, piece.data, cut=False)
+        for number, piece in enumerate(pieces)
+        if piece.end == "whole"
+    ]
+    whole = len(found) == len(pieces) > 1 and all(item.problem is None for item in found)
+    return found if whole else []
 
 
 def read_json(file: BinaryIO, plain: Plain) -> Iterator[Raw | Row]:

@@ -86,6 +86,8 @@ def _alpaca(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
     if not question and not problems:
         problems.append(Problem("/instruction", "missing_content", "instruction and input are empty"))
     answer = _answer(record, "output", problems)
+    if record.get("output") is None and problems:
+        problems[-1] = _renamed(record, "output", "context", problems[-1])
     return [*_history(record, problems), {"role": "user", "content": question}, answer]
 
 
@@ -104,8 +106,24 @@ def _history(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
     return messages
 
 
+_ANSWER_NAMES = ("response", "answer", "output", "completion", "target", "text")
+
+
+def _renamed(record: dict[str, Any], key: str, other: str | None, problem: Problem) -> Problem:
+    """The problem of a record that has no answer under its layout's name, but perhaps under another."""
+    name = next((name for name in _ANSWER_NAMES if record.get(name) is not None), None)
+    if name is None:
+        return problem
+    further = f", and {other} to input (it would be left behind)" if other and record.get(other) else ""
+    return Problem(f"/{key}", problem.code, f"there is no {key}, but {name}: rename {name} to {key}{further}")
+
+
 def _prompt_completion(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
     prompt, completion = record.get("prompt"), record.get("completion")
+    if completion is None:
+        missing = Problem("/completion", "missing_content", f"expected text, found {kind(completion)}")
+        problems.append(_renamed(record, "completion", None, missing))
+        return []
     if isinstance(prompt, list) and isinstance(completion, list):
         context = read_turns(prompt, "/prompt", problems)
         answers = read_turns(completion, "/completion", problems)

@@ -11,6 +11,7 @@ to the careful way (`decode`, `record`), so that every refusal and every rule is
 holds the two to the same result.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +36,7 @@ _ANSWERS_IN = {
     "prompt_completion": "completion",
 }
 _TOOL_FIELDS = ("tools", "functions")
+_NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 # Keys of a record that change how it is read; beside others a list of messages says everything.
 SPECIAL_KEYS = frozenset({"system", *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS})
 
@@ -50,8 +52,11 @@ class Read:
     source: str | None = None
 
 
-def read_record(value: Any, layout: Layout | None = None) -> Read:
-    """Canonical messages, labels and source id of one decoded record, with every problem found."""
+def read_record(value: Any, layout: Layout | None = None, columns: Mapping[str, str] = _NO_COLUMNS) -> Read:
+    """Canonical messages, labels and source id of one decoded record, with every problem found.
+
+    `columns` names, for a label, the record's field that holds it where that is another than the label's own name.
+    """
     if not isinstance(value, dict):
         return Read([], {}, None, [Problem("", "data_type", f"a record is an object, not {kind(value)}")])
     problems: list[Problem] = []
@@ -66,9 +71,10 @@ def read_record(value: Any, layout: Layout | None = None) -> Read:
             text = "tool definitions have no place in the canonical form: put them into the system message"
             problems.append(Problem(f"/{key}", "tool_definitions", text))
     problems += media_problems(value, "")
-    labels = read_labels(value, problems)
-    source_id, source = read_source_id(value), read_source(value)
-    for key, label in (("id", source_id), ("source", source)):
+    labels = read_labels(value, problems, columns)
+    source_key = columns.get("source", "source")
+    source_id, source = read_source_id(value), read_source(value, source_key)
+    for key, label in (("id", source_id), (source_key, source)):
         if label is not None and not encodable(label):
             problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
     return Read([] if problems else canonical_messages(messages), labels, source_id, problems, source)
@@ -80,16 +86,19 @@ def read_source_id(value: dict[str, Any]) -> str | None:
     return str(source_id) if isinstance(source_id, str | int) and source_id != "" else None
 
 
-def read_source(value: dict[str, Any]) -> str | None:
+def read_source(value: dict[str, Any], key: str = "source") -> str | None:
     """The record's own `source` label; null where it has no such text."""
-    source = value.get("source")
+    source = value.get(key)
     return source if isinstance(source, str) and source else None
 
 
-def read_labels(value: dict[str, Any], problems: list[Problem]) -> dict[str, str | None]:
-    """The labels that a record carries, as text."""
+def read_labels(
+    value: dict[str, Any], problems: list[Problem], columns: Mapping[str, str] = _NO_COLUMNS
+) -> dict[str, str | None]:
+    """The labels that a record carries, as text; `columns` as `read_record` takes them."""
     labels: dict[str, str | None] = {}
-    for key in LABELS:
+    for name in LABELS:
+        key = columns.get(name, name)
         label = value.get(key)
         if label is None or label == "":
             continue
@@ -100,7 +109,7 @@ def read_labels(value: dict[str, Any], problems: list[Problem]) -> dict[str, str
         elif not encodable(str(label)):
             problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
         else:
-            labels[key] = str(label)
+            labels[name] = str(label)
     return labels
 
 

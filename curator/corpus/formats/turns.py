@@ -104,7 +104,7 @@ def _part(part: Any, at: str, problems: list[Problem]) -> str:
         problems.append(Problem(at, code or "unsupported_content_part", text))
         return ""
     for key, value in part.items():
-        if key not in ("type", "text") and value is not None:
+        if key not in ("type", "text") and not is_empty(value):
             problems.append(Problem(at, "unrecognized_key", f"{ascii(key)[:40]} of a content part would be lost"))
     return read_content(part.get("text"), f"{at}/text", problems)
 
@@ -166,9 +166,9 @@ def _fault(call: Any) -> str | None:
     if not isinstance(function, dict):
         return f"function is an object, not {kind(function)}"
     outer = {"id", "type", "index", *(("function",) if function is not call else ("name", "arguments"))}
-    extra = [key for key in call if key not in outer and call[key] is not None]
+    extra = [key for key in call if key not in outer and not is_empty(call[key])]
     if function is not call:
-        extra += [key for key in function if key not in ("name", "arguments") and function[key] is not None]
+        extra += [key for key in function if key not in ("name", "arguments") and not is_empty(function[key])]
     if extra:
         return f"{ascii(extra[0])[:40]} of a tool call would be lost: remove it"
     if not isinstance(function.get("name"), str) or not function["name"]:
@@ -190,6 +190,11 @@ ROLES = {
 _CONTENT_KEY = {"role": "content", "from": "value"}
 _KEPT_KEYS = ("name", "tool_call_id")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_FLAGS = frozenset({"train", "trainable", "train_on_turn", "loss", "loss_mask", "mask"})
+_FLAG = "says which answers are trained: write it as weight, 0 (context) or 1; without it every answer is trained"
+_UNKNOWN = (
+    "unknown in a message, and would be lost: move it into the content, or remove it if nothing is to learn of it"
+)
 _DONE = frozenset({"role", "content", "weight", *CALL_KEYS, *_REASONING, *MEDIA_FIELDS})
 
 
@@ -219,9 +224,17 @@ def _message(turn: Any, role_key: str, pointer: str, problems: list[Problem]) ->
     return message
 
 
+def _no_key(turn: Message, key: str) -> str:
+    """What a message lacks, and whether it has something else in that place."""
+    own = ("role", "content") if key in ("role", "content") else ("from", "value")
+    others = [name for name in ("role", "content", "from", "value", "text") if name in turn and name not in own]
+    but = f", but {' and '.join(others)}: a turn has role and content, or from and value" if others else ""
+    return f"the message has no {key}{but}"
+
+
 def _role(turn: Message, key: str, pointer: str, problems: list[Problem]) -> str | None:
     if key not in turn:
-        problems.append(Problem(f"{pointer}/{key}", "message_missing_key", f"the message has no {key}"))
+        problems.append(Problem(f"{pointer}/{key}", "message_missing_key", _no_key(turn, key)))
         return None
     role = ROLES[key].get(turn[key]) if isinstance(turn[key], str) else None
     if role is None:
@@ -246,7 +259,7 @@ def _body(turn: Message, key: str, message: Message, pointer: str, problems: lis
     if content is None and (calls or len(problems) > before):
         content = ""
     if key not in turn and content is None:
-        problems.append(Problem(at, "message_missing_key", f"the message has no {key}"))
+        problems.append(Problem(at, "message_missing_key", _no_key(turn, key)))
         return
     n_problems = len(problems)
     message["content"] = read_content(content, at, problems)
@@ -276,11 +289,11 @@ def _other_keys(turn: Message, done: set[str], message: Message, pointer: str, p
     problems += media_problems(turn, pointer)
     for key in turn:
         value = turn[key]
-        if key in done or key in _DONE or value is None:
+        if key in done or key in _DONE or value is None or (key not in _KEPT_KEYS and is_empty(value)):
             continue
         at = f"{pointer}/{ascii(key)[1:-1].replace('~', '~0').replace('/', '~1')}"
         if key not in _KEPT_KEYS:
-            problems.append(Problem(at, "unrecognized_key", "unknown in a message, and would be lost: remove it"))
+            problems.append(Problem(at, "unrecognized_key", _FLAG if key in _FLAGS else _UNKNOWN))
         elif not isinstance(value, str):
             problems.append(Problem(at, "unrecognized_key", f"expected text, found {kind(value)}"))
         elif not encodable(value):

@@ -186,7 +186,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "duplicate_key"),
     (b'{"messages": "\xff"}', "invalid_unicode"),
     (b'{"messages": [{"role": "assistant", "content": "\\ud83d"}]}', "invalid_unicode"),
-    (b"{} {}", "invalid_json"),
+    (b"{} x", "invalid_json"),
 ]
 
 

@@ -154,13 +154,11 @@ def test_stored_rejects_are_capped_and_all_are_counted(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_STORED_REJECTS", 30)
-    path = _file(tmp_path, "a.jsonl", [{}] * 50 + [{"messages": []}])
+    path = _file(tmp_path, "a.jsonl", [{}] * 50 + [{"messages": []}, _chat("a")])
     (file,) = ingest(store, [path], "c").files
     assert (file.rejected, file.reject_codes) == (51, {"empty_messages_list": 1, "missing_messages_list": 50})
     assert len(_rows(store, "c", "rejects")) == 30
     assert [problem["record"] for problem in file.first_rejects] == [*range(1, 21), 51]
-    empty = read_corpus(store, "c")
-    assert (empty.n_examples, empty.parts, len(empty.ingests)) == (0, (), 1)
 
 
 def test_strict_refuses_the_file_and_writes_nothing(store: Store, tmp_path: Path) -> None:
@@ -290,7 +288,7 @@ RECORDS = st.one_of(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
-@given(st.lists(st.lists(RECORDS, min_size=1, max_size=8), min_size=1, max_size=3))
+@given(st.lists(st.lists(RECORDS, max_size=8).map(lambda found: [*found, _chat("a")]), min_size=1, max_size=3))
 def test_parsed_is_kept_and_rejected_and_folded(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[Any]]
 ) -> None:
@@ -330,7 +328,7 @@ def test_the_command_says_what_became_of_every_record(tmp_path: Path, capsys: py
 def test_the_command_lists_twenty_bad_records_and_says_how_many_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = _file(tmp_path, "a.jsonl", [{}] * 25)
+    path = _file(tmp_path, "a.jsonl", [*[{}] * 25, _chat("a")])
     assert main(["ingest", str(path), "--corpus", "c", "--store", str(tmp_path / "store"), "--format", "jsonl"]) == 0
     said = capsys.readouterr()
     assert said.err.count("missing_messages_list") == 20
@@ -343,7 +341,7 @@ def test_parts_of_parquet_can_be_ingested_again(store: Store, tmp_path: Path) ->
     (part,) = read_corpus(store, "c").parts
     path = store.local_path(part)
     assert path is not None
-    other = ingest(store, [_file(tmp_path, "no.parquet", [{}])], "e", IngestOptions(format="parquet"))
-    assert other.files[0].rejected == 1
+    with pytest.raises(BadRowsError, match="not a whole Parquet file"):
+        ingest(store, [_file(tmp_path, "no.parquet", [{}])], "e", IngestOptions(format="parquet"))
     assert ingest(store, [path], "d").revision == read_corpus(store, "c").revision
     assert isinstance(store.read_table(read_corpus(store, "d").parts[0]), pa.Table)

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from curator.errors import RenderError
-from curator.render import Rendered, Renderer
+from curator.render import Rendered, Renderer, RenderSettings
 from tests.chat_templates import (
     CHATML_GENERATION,
     FAMILIES,
@@ -18,6 +18,7 @@ from tests.chat_templates import (
 from tests.models import CHATML, random_conversations, tiny_tokenizer_folder
 
 Messages = list[dict[str, Any]]
+CUTS = RenderSettings.parse(accept_dropped=["reasoning"])  # Qwen-3's template cuts that of earlier turns
 
 CONTENTS = (
     "Paris.",
@@ -45,7 +46,7 @@ def folder(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def renderer(folder: Path) -> Renderer:
-    return Renderer.from_folder(folder)
+    return Renderer.from_folder(folder, settings=CUTS)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_mask_equals_generation_marks(tmp_path: Path) -> None:
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Renderer, Any]:
     family = next(family for family in FAMILIES if family.template is QWEN3)
     folder = family.folder(tmp_path_factory.mktemp("qwen3"))
-    return Renderer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+    return Renderer.from_folder(folder, settings=CUTS), AutoTokenizer.from_pretrained(folder)
 
 
 def responses(qwen3: tuple[Renderer, Any], messages: Messages) -> list[str]:
@@ -234,12 +235,12 @@ def test_refusals_name_the_reason(tmp_path: Path) -> None:
     [
         (
             "{{ messages | length }}{% for m in messages %}{{ m.content | length }}{% endfor %}",
-            "hides the response",
-            "span_not_found",
+            r"leaves out the content of messages\[0\]",
+            "dropped_content",
         ),
         ("{{ messages[0].content + messages[0].name }}", r"roles \(user, assistant\)", "template_refused"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "more than once", "span_not_found"),
-        ("{{ strftime_now('%d %b %Y') }}", "today's date", "template_refused"),
+        ("{{ strftime_now(7) }}{{ messages[0].content }}", "must be str", "template_refused"),
         ("{{ messages.__class__.__mro__ }}", "unsafe", "template_refused"),
         ("{{ messages.append(1) }}", "unsafe", "template_refused"),
     ],

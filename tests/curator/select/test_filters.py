@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curator.corpus.text import is_looped
 from curator.errors import RecipeError
 from curator.select.duplicates import TASK_SUFFIX
-from curator.select.filters import is_looped
 from tests.pools import (
     Row,
     around_of,
@@ -99,7 +99,8 @@ def test_empty_turns_and_loops_are_dropped() -> None:
     assert reasons([Row("  \n"), Row(prompt="")], "hygiene") == ["hygiene:empty"] * 2
     assert reasons([Row(f"{LONG}. " * 5), Row("no" * 3 + "!" * 80)], "hygiene") == ["hygiene:looped"] * 2
     assert not is_looped(LONG * 2, 0.9)
-    assert not is_looped("ha ha " * 5, 0.5)  # short answers may repeat themselves
+    assert not is_looped("I ask, you ask, we all ask. " * 2, 0.5)  # short answers may repeat themselves
+    assert is_looped("ha ha " * 5, 0.5)  # but not be one piece again and again
 
 
 def test_exact_duplicates_in_the_pool_and_of_the_task() -> None:

@@ -19,9 +19,8 @@ from curator.store.store import Store, arrow_schema, conform
 
 
 def _sources(source_id: str | None = None) -> pa.Table:
-    return pa.table(
-        {"example_id": ["a"], "source": ["f"], "source_id": pa.array([source_id], pa.string()), "record": [1]}
-    )
+    own = pa.array([source_id], pa.string())
+    return pa.table({"example_id": ["a"], "source": ["s"], "source_id": own, "record": [1], "file": ["f"]})
 
 
 @pytest.fixture(params=["local", "memory"])

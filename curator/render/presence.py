@@ -1,0 +1,204 @@
+"""What a template leaves out of a conversation: contents, tool calls, reasoning.
+
+A template may have no place for a role or for tool calls, may write the first call alone, or cut what stands before
+`</think>`. Nothing of that shows in the ids, and a turn without its text would train its closing marker alone. So every
+part is looked for in the text: contents by the marks that the spans are found with, and what those do not settle by
+another rendering with marks around each piece. Where marks change what the template does, the text itself is searched.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from curator.errors import RenderError
+from curator.messages import Message
+from curator.render.marks import ESCAPE, Assembled, close_mark, open_mark, strip_marks
+from curator.render.settings import Part
+from curator.render.template import ChatTemplate
+from curator.render.tokenizer import GuardedTokenizer
+
+_REASONING_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_MAX_MARKS = 60_000  # of the 65,536 that there are; more pieces are searched for as text
+
+_Visit = Callable[[Part, str], str]  # a piece of a message, to what shall stand in its place
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A part of message `index` that the template did not write; `whole`: nor anything else of that message."""
+
+    index: int
+    part: Part
+    whole: bool
+
+
+@dataclass
+class _Piece:
+    """A text of a message that must be in the rendering; `found` is None until it is settled."""
+
+    index: int
+    part: Part
+    text: str
+    found: bool | None = None
+
+
+class PresenceCheck:
+    """Looks for the parts of conversations in what one template wrote."""
+
+    def __init__(self, template: ChatTemplate, guard: GuardedTokenizer) -> None:
+        self._template, self._guard = template, guard
+
+    def dropped(self, messages: Sequence[Message], assembled: Assembled) -> list[Dropped]:
+        """The parts of escaped messages that are not in their rendering, each part of a message once."""
+        pieces = {
+            index: _pieces(message, index)
+            for index, message in enumerate(messages)
+            if not self._is_marked(message, index, assembled)
+        }
+        if not any(pieces.values()):
+            return []
+        if not self._settle(messages, pieces):
+            for index, own in pieces.items():
+                self._settle(messages, {index: own})
+        found: list[Dropped] = []
+        for own in pieces.values():
+            for piece in own:
+                if piece.found is None:
+                    text = self._plain(piece.text)
+                    piece.found = any(form in assembled.text for form in (text, *_as_json(text)))
+            found += _dropped(own)
+        return found
+
+    def _is_marked(self, message: Message, index: int, assembled: Assembled) -> bool:
+        """Whether the marks show the whole of a message that has nothing but a content."""
+        if message.get("tool_calls") or any(message.get(name) for name in _REASONING_FIELDS):
+            return False
+        content = message.get("content")
+        if not isinstance(content, str):
+            return content is None
+        core = content.strip()
+        return not core or self._stands(core, index, assembled)
+
+    def _settle(self, messages: Sequence[Message], pieces: Mapping[int, Sequence[_Piece]]) -> bool:
+        """Look for pieces by marks around each; False where marks change what the template does."""
+        if sum(map(len, pieces.values())) > _MAX_MARKS:
+            return False
+        numbers = count()
+
+        def mark(_part: Part, text: str) -> str:
+            number = next(numbers)
+            return open_mark(number) + text + close_mark(number)
+
+        marked = [_visited(item, mark) if index in pieces else item for index, item in enumerate(messages)]
+        try:
+            rendered = self._template.render(marked)
+            if strip_marks(rendered) != self._template.render(messages):
+                return False
+            assembled = self._guard.assemble(rendered)
+        except RenderError:  # a template may refuse what a mark does to a text
+            return False
+        for number, piece in enumerate(piece for own in pieces.values() for piece in own):
+            piece.found = self._stands(piece.text, number, assembled)
+        return True
+
+    def _stands(self, text: str, number: int, assembled: Assembled) -> bool:
+        """Whether the text stands between its marks as it is, white space around it aside, or as JSON writes it."""
+        opens, closes = assembled.opens.get(number), assembled.closes.get(number)
+        if not opens or not closes:
+            return False
+        written, plain = assembled.text[opens[0] : closes[0]].strip(), self._plain(text)
+        return written == plain or written in _as_json(plain)
+
+    def _plain(self, text: str) -> str:
+        """Escaped text as it stands in assembled text."""
+        return self._guard.assemble(text).text if ESCAPE in text else text
+
+
+def answer_start(content: str) -> int | None:
+    """Where the text after the last reasoning tag begins; None without such a tag or text."""
+    ends = [tag.end() for tag in _REASONING_TAG.finditer(content)]
+    if not ends or not content[ends[-1] :].strip():
+        return None
+    return len(content) - len(content[ends[-1] :].lstrip())
+
+
+def _as_json(text: str) -> tuple[str, str]:
+    return json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
+
+
+def _dropped(own: Sequence[_Piece]) -> Iterator[Dropped]:
+    """What one message lacks."""
+    whole = not any(piece.found for piece in own)
+    for part in dict.fromkeys(piece.part for piece in own if not piece.found):
+        yield Dropped(own[0].index, part, whole)
+
+
+def _pieces(message: Message, index: int) -> list[_Piece]:
+    found: list[_Piece] = []
+
+    def collect(part: Part, text: str) -> str:
+        found.append(_Piece(index, part, text))
+        return text
+
+    _visited(message, collect)
+    return found
+
+
+def _visited(message: Message, visit: _Visit) -> Message:
+    """The message with every text that a template has to write replaced by what `visit` makes of it, in one order."""
+    changed = dict(message)
+    content = message.get("content")
+    if isinstance(content, str):
+        changed["content"] = _visited_content(content, visit)
+    elif isinstance(content, list):
+        changed["content"] = [
+            {**item, "text": _cored(item["text"], "content", visit)}
+            if isinstance(item, Mapping) and isinstance(item.get("text"), str)
+            else item
+            for item in content
+        ]
+    for name in _REASONING_FIELDS:
+        if isinstance(message.get(name), str):
+            changed[name] = _cored(message[name], "reasoning", visit)
+    if isinstance(message.get("tool_calls"), list):
+        changed["tool_calls"] = [_visited_call(call, visit) for call in message["tool_calls"]]
+    return changed
+
+
+def _visited_content(content: str, visit: _Visit) -> str:
+    """Cut at reasoning tags: what stands before the last one is reasoning."""
+    done, written = 0, ""
+    for tag in _REASONING_TAG.finditer(content):
+        written += _cored(content[done : tag.start()], "reasoning", visit) + tag[0]
+        done = tag.end()
+    return written + _cored(content[done:], "content", visit)
+
+
+def _visited_call(call: Any, visit: _Visit) -> Any:
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _visited_call(call["function"], visit)}
+    return {key: _visited_value(item, visit) if key in ("name", "arguments") else item for key, item in call.items()}
+
+
+def _visited_value(value: Any, visit: _Visit) -> Any:
+    """Keys and texts at any depth; numbers stay, as marks would make texts of them."""
+    if isinstance(value, str):
+        return _cored(value, "tool_calls", visit)
+    if isinstance(value, Mapping):
+        return {_visited_value(key, visit): _visited_value(item, visit) for key, item in value.items()}
+    return [_visited_value(item, visit) for item in value] if isinstance(value, list) else value
+
+
+def _cored(text: str, part: Part, visit: _Visit) -> str:
+    """Without the white space at its ends, which templates trim."""
+    core = text.strip()
+    if not core:
+        return text
+    at = text.index(core)
+    return text[:at] + visit(part, core) + text[at + len(core) :]

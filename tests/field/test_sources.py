@@ -1,0 +1,79 @@
+"""The record's own source stands beside the file's name, and any field can be taken for a label."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from curator.__main__ import main
+from curator.query.database import connect
+from curator.store.store import Store
+
+RECORDS: list[dict[str, Any]] = [
+    {"prompt": "a", "completion": "A", "source": "wiki", "topic": "law", "origin": "web", "score": 3},
+    {"prompt": "b", "completion": "B", "topic": "medicine"},
+    {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "C"}], "source": "forum"},
+]
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return path
+
+
+def _ingest(chats: Path, *options: str) -> int:
+    return main(["ingest", str(chats), "--corpus", "c", "--store", str(chats.parent / "store"), *options])
+
+
+def _rows(chats: Path, statement: str) -> list[tuple[Any, ...]]:
+    with connect(Store(chats.parent / "store").open(), {"c": "latest"}) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def test_source_and_file_stand_side_by_side(chats: Path) -> None:
+    assert _ingest(chats) == 0
+    expected = [("wiki", "chats.jsonl"), ("chats.jsonl", "chats.jsonl"), ("forum", "chats.jsonl")]
+    assert _rows(chats, "select source, file from sources order by record") == expected
+    assert sorted(_rows(chats, "select source, file from examples")) == sorted(expected)
+
+
+def test_parts_of_older_versions_have_the_files_name(chats: Path) -> None:
+    assert _ingest(chats) == 0
+    (path,) = (chats.parent / "store" / "corpora" / "c").glob("sources-*.parquet")
+    table = pq.read_table(path)
+    named = table.set_column(1, table.schema.field("source"), [["chats.jsonl"] * 3]).drop_columns("file")
+    pq.write_table(named, path)
+    assert _rows(chats, "select distinct source, file from sources") == [("chats.jsonl", "chats.jsonl")]
+
+
+def test_any_field_can_be_a_label(chats: Path) -> None:
+    options = ["--label-column", "domain=topic", "--label-column", "source=origin", "--label-column", "harm=score"]
+    assert _ingest(chats, *options, "--domain", "other") == 0
+    found = _rows(chats, "select source, domain, harm from examples order by domain")
+    assert found == [("web", "law", "3"), ("chats.jsonl", "medicine", None), ("chats.jsonl", "other", None)]
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("domain=tpoic", "no record that is kept has a field 'tpoic' for the label domain"),
+        ("subject=topic", "unknown label subject: the labels are source, domain"),
+        ("topic", "write LABEL=COLUMN"),
+    ],
+)
+def test_a_misspelt_name_is_an_error(pair: str, message: str, chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _ingest(chats, "--label-column", pair) == 2
+    assert message in capsys.readouterr().err
+    assert not list((chats.parent / "store").glob("corpora/c/*.parquet"))
+
+
+def test_other_columns_are_another_ingest(chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _ingest(chats, "--label-column", "domain=topic") == 0
+    assert _ingest(chats, "--label-column", "domain=topic", "--json") == 0
+    assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["files"][0]["skipped"]
+    assert _ingest(chats, "--json") == 0
+    assert not json.loads(capsys.readouterr().out)["files"][0]["skipped"]
