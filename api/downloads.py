@@ -22,6 +22,7 @@ from curator.errors import IntegrityError, MissingError
 from curator.mix.files import (
     MANIFEST_FILE,
     MIX_FILE,
+    DataFormat,
     json_lines,
     message_lines,
     mix_batches,
@@ -33,7 +34,6 @@ from curator.mix.identity import Manifest
 from curator.mix.manifest import FileReceipt
 from curator.store.store import Store
 
-DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
 StoredFormat = Literal["jsonl", "parquet", "openai"]  # what can lie in the store as a file
 CHUNK_BYTES = 1024 * 1024
 BATCH_ROWS = 1024

@@ -1,9 +1,8 @@
-"""API keys: one JSON file a key under `keys/` of the store, holding only a hash of the secret.
+"""API keys: one JSON file for each key under `keys/` of the store, and the command `python -m api keys`.
 
-A token is `ballast_KEYID_SECRET`. The secret has 256 random bits, so a plain SHA-256 of it cannot be searched.
-Revoking keeps the file with its date: a store that ever had a key never falls back to serving without one.
-
-`python -m api keys`: create, list and revoke API keys of a store.
+A token is `ballast_KEYID_SECRET`; the file holds only a hash of the secret. The secret has 256 random bits, so a plain
+SHA-256 of it cannot be searched. Revoking keeps the file with its date: a store that ever had a key never falls back to
+serving without one.
 """
 
 import argparse
@@ -16,10 +15,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
-import orjson
 from pydantic import ValidationError
 
-from curator.console import say
+from curator.console import say, say_json
 from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.mix.files import tenant_path
 from curator.recipe.base import Strict
@@ -182,7 +180,7 @@ def run_keys(argv: Sequence[str]) -> int:
         scopes = [scope.strip() for scope in args.scopes.split(",") if scope.strip()]
         key, token = create_key(store, args.tenant, scopes, expires_days=args.expires_days, label=args.label)
         if args.json:
-            _say_json({**_shown(key), "token": token})
+            say_json({**_shown(key), "token": token})
         else:
             say(f"key {key.key_id} of tenant {key.tenant} ({', '.join(key.scopes)}); this token is shown only now:")
             say(token)
@@ -191,7 +189,7 @@ def run_keys(argv: Sequence[str]) -> int:
     else:
         key = revoke_key(store, args.key_id)
         if args.json:
-            _say_json(_shown(key))
+            say_json(_shown(key))
         else:
             owner = f" of tenant {key.tenant}" if key.tenant else ", whose file was damaged,"
             say(f"key {key.key_id}{owner} is revoked; running services notice within seconds")
@@ -222,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(keys: Sequence[Key], damaged: Sequence[str], *, as_json: bool) -> None:
     if as_json:
-        _say_json({"keys": [_shown(key) for key in keys], "damaged": list(damaged)})
+        say_json({"keys": [_shown(key) for key in keys], "damaged": list(damaged)})
     elif not keys and not damaged:
         say("no keys: the service is open to whoever reaches it, on a loopback address or with --open")
     else:
@@ -238,7 +236,3 @@ def _shown(key: Key) -> dict[str, Any]:
     """What may be shown of a key: everything but the hash."""
     document = key.model_dump(mode="json", exclude={"sha256", "format_version"})
     return {**document, "status": key.status(datetime.now(UTC))}
-
-
-def _say_json(document: dict[str, Any]) -> None:
-    say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())

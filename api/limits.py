@@ -1,11 +1,9 @@
-"""What a tenant may use: requests, rows and bytes by the clock, builds and statements at the same time.
+"""Limits of one process: what each tenant may use, and how many figures of corpora are computed at once.
 
-Counted in this process alone: N processes behind a balancer allow N times as much.
-
-What a corpus's scorers and gap look like: computed with DuckDB in this process, few at a time, and kept.
-
-A tenant computes one at a time and waits in a line of its own, so that its questions hold up nobody else's, and never
-in the threads that other requests need. Answers are kept by all that they were computed from.
+`Quotas` counts requests, rows and bytes by the clock, and builds and statements at the same time; N processes behind a
+balancer allow N times as much. `Figures` computes a corpus's scorers and gap with DuckDB and keeps the answers under
+all that they were computed from. Each tenant waits in its own line there, so that it delays nobody else, and never in
+the threads that other requests need.
 """
 
 import math
@@ -26,6 +24,9 @@ from api.settings import Settings
 MINUTE_S, HOUR_S = 60.0, 3600.0
 BUSY_RETRY_S = 5
 MAX_BUCKETS = 10_000
+TENANT_LINE = 8  # figures of one tenant that are computed or wait
+MAX_WAIT_S = 60.0
+MAX_KEPT = 256
 
 
 @dataclass
@@ -140,11 +141,6 @@ def _never(what: str, amount: int, capacity: int, period_s: float) -> ApiError:
     """The refusal of what no waiting would make fit."""
     period = "a minute" if period_s == MINUTE_S else "an hour"
     return ApiError(413, "over_quota", f"{amount} {what} are over the quota of {capacity} {period}: split it")
-
-
-TENANT_LINE = 8  # figures of one tenant that are computed or wait
-MAX_WAIT_S = 60.0
-MAX_KEPT = 256
 
 
 @dataclass

@@ -1,11 +1,9 @@
-"""The outermost layer: request ids, one log line a request, and an answer when our own code fails.
+"""ASGI middleware: foreign web pages are refused, HEAD is answered, and every request is logged.
 
-What keeps web pages off a service without keys: foreign hosts and origins are refused.
-
-A browser runs pages of anybody beside the service. Such a page may send it requests that change something, and by
-DNS rebinding (a name of its own that suddenly means 127.0.0.1) also read what comes back. Keys end both.
-
-HEAD wherever there is GET (RFC 9110, section 9.3.2): the same answer, without its body.
+`RefuseForeign` protects a service without keys from a browser beside it: a page of another site could send requests
+that change something, and by DNS rebinding (a name of its own that suddenly means 127.0.0.1) also read the answers.
+`HeadAsGet` answers HEAD wherever there is GET (RFC 9110, section 9.3.2), which FastAPI's routes do not. `Observe` is
+the outermost: it gives each request an id and one log line, and answers when our own code fails.
 """
 
 import logging
@@ -23,6 +21,10 @@ from api.errors import error_response, internal_error
 from api.service import Service
 from api.telemetry import Metrics, log_event
 
+REQUEST_ID_HEADER = b"x-request-id"
+CLIENT_LEFT = 499  # in the log alone: nobody is there to read an answer
+_GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
 
@@ -104,12 +106,6 @@ class HeadAsGet:
             await self.app(inner, receive, send_without_body)
         finally:
             scope.update(item for item in inner.items() if item[0] not in scope)  # the layers around read the route
-
-
-REQUEST_ID_HEADER = b"x-request-id"
-CLIENT_LEFT = 499  # in the log alone: nobody is there to read an answer
-_GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Observe:

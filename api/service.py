@@ -1,6 +1,7 @@
-"""What one running service holds: its settings, its store, and the places for builds.
+"""What one running service holds: its settings, its store, and the slots for builds, statements and renderings.
 
-Mixes that are kept for a time only: gone for every reader once it is over, and removed soon after.
+`Expiry` removes mixes that are kept for a time only: they are gone for every reader once it is over, and removed soon
+after.
 """
 
 import logging

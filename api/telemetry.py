@@ -1,9 +1,9 @@
-"""Structured logs: one JSON object a line on stderr, with request ids and without user text.
+"""Logs and metrics of one process.
 
-The text of an exception may quote a user's row, so only its type and the places it passed are written; and the text
-of the store's own errors, which name files and hashes.
-
-Prometheus metrics of one process. Labels are route templates, methods and statuses: no tenant and no id.
+Logs are one JSON object a line on stderr, with request ids and without user text. The text of an exception may quote a
+user's row, so only its type and the places it passed are written, and the text of the store's own errors, which name
+files and hashes. Metrics are in Prometheus's format; their labels are route templates, methods and statuses, never a
+tenant or an id.
 """
 
 import logging
@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from api.settings import Settings
 from curator.errors import StoreError
 
+LOGGER = "ballast.api"
+FIELDS = "fields"  # name of the extra attribute that carries an event's own fields
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -56,10 +58,6 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition that Prometheus reads."""
         return generate_latest(self.registry)
-
-
-LOGGER = "ballast.api"
-FIELDS = "fields"  # name of the extra attribute that carries an event's own fields
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,6 +1,7 @@
-"""Jobs of kind `mix`: the same build that the service does while a caller waits.
+"""What a worker does for each kind of job.
 
-Jobs of kind `audit`: a user's rows scored by the worker's models and compared with a pool.
+A `mix` job runs the same build that the service runs while a caller waits. An `audit` job scores a user's rows with the
+worker's models and compares them with a pool.
 """
 
 from dataclasses import dataclass

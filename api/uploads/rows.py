@@ -1,7 +1,6 @@
-"""A user's data set out of an upload: read, checked whole, and counted against the tenant's quota.
+"""The data set and the options of an upload, checked whole and counted against the tenant's quota.
 
-The part of a request that says what to do with the rows: JSON or YAML, decoded without running anything and without
-room to blow up.
+The recipe (or the audit's options) is JSON or YAML, decoded without running anything and with bounded memory.
 """
 
 from typing import Any, Literal

@@ -3,6 +3,10 @@
 Two files an entry: `<key>.arrow` with the rows, and `<key>.json`, written last, with the first one's SHA-256 and its
 own. The key is a hash of the rows' identity, tokenizer, template, mask rule, length and whatever else decides what is
 rendered.
+
+The rows become a `datasets.Dataset` for the trainer, but `Dataset.map` does not render them, nor does `save_to_disk`
+keep them. `map` took 5.5 s of a processor for 20,000 rows that `prepare` renders in 4.5 s, a second that a first start
+cannot spare (4.4 s, 5.2 times faster than TRL; of 3,000 rows 3.4 times). A second start takes 0.7 s as it is.
 """
 
 import hashlib
