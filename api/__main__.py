@@ -1,66 +1,24 @@
-"""`python -m api`: serve a store's mixes over HTTP.
+"""Command line of the service: `python -m api` serves a store's mixes over HTTP, `keys` and `worker` beside it.
 
-uvicorn's server, with a service that knows at once that it is to stop.
-
-uvicorn tells the application (the end of its lifespan) only after the last request has been answered: too late for
-/readyz, and for requests that wait for an event.
+Nothing heavier than the settings is imported before the arguments are read, so that `--help` is quick and an absent
+package is named in one line with the extra that installs it.
 """
 
 import argparse
 import errno
 import os
-import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-import uvicorn
-
-from api.service import Service
-from api.settings import (
-    CONFIG_VARIABLE,
-    Settings,
-    flag_name,
-    load_settings,
-    read_settings_file,
-    variable_name,
-)
-from curator.console import product_version, say
-from curator.errors import (
-    BadInputError,
-    BallastError,
-    MissingDependencyError,
-    MissingError,
-)
+from curator.console import product_version
+from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 
 if TYPE_CHECKING:
+    from api.settings import Settings
     from curator.store.store import Store
-
-
-class Server(uvicorn.Server):
-    """Serves until a signal; a second one ends the delay of the first."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-        self._until_s = 0.0
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Tell the service, and take requests for `shutdown_delay_s` more."""
-        now_s = time.monotonic()
-        self._until_s = 0.0 if self._service.stopping else now_s + self._service.settings.shutdown_delay_s
-        self._service.stopping = True
-        super().handle_exit(sig, frame)
-
-    async def on_tick(self, counter: int) -> bool:
-        """Whether the loop is to end, as asked ten times a second."""
-        asked = await super().on_tick(counter)
-        return asked and time.monotonic() >= self._until_s
-
 
 DEMO_STORE = Path("demo/store")
 DESCRIPTION = """\
@@ -74,11 +32,11 @@ examples:
   curl -F file=@task.jsonl -F 'recipe={"corpus": "chats"}' http://127.0.0.1:8765/v1/mixes
   curl http://127.0.0.1:8765/v1/mixes/MIX_ID/data?format=openai
 
-/docs lists the endpoints, /openapi.json describes them. A flag overrides its environment
-variable, and that the file of --config.
-`python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys, one tenant's
-mixes apart from another's. Without any key the service is open to whoever reaches it: it then listens on loopback
-alone, unless --open says that the network is a trusted network.
+/docs lists the endpoints, /openapi.json describes them. A flag overrides its environment variable, and that the file
+of --config. `python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys,
+one tenant's mixes apart from another's. Without any key the service is open to whoever reaches it: it then listens on
+loopback alone, unless --open says that the network is a trusted network.
+Needs the extra `api`: pip install 'ballast[api]'.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 
 
@@ -94,10 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from api.jobs.command import run_worker
 
             return run_worker(arguments[1:])
-        flags = vars(_parser().parse_args(arguments))
-        config = flags.pop("config")
-        settings = _demo(load_settings(os.environ, flags, read_settings_file(config) if config else None))
-        return _serve(settings)
+        return _serve_store(arguments)
     except BallastError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
@@ -105,7 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _serve_store(arguments: list[str]) -> int:
+    try:
+        return _serve(_demo(_settings(arguments)))
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[api]'") from error
+
+
+def _settings(arguments: list[str]) -> "Settings":
+    from pydantic_settings import CliSettingsSource
+
+    from api.settings import Settings, load_settings
+
     parser = argparse.ArgumentParser(
         prog="python -m api",
         description=DESCRIPTION,
@@ -113,33 +79,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
-    parser.add_argument(
-        "--config",
-        default=os.environ.get(CONFIG_VARIABLE),
-        metavar="FILE",
-        help=f"YAML or JSON file of settings by their names, such as max_builds (${CONFIG_VARIABLE})",
-    )
-    for name, field in Settings.model_fields.items():
-        shown = "none" if field.default is None else field.default
-        text = f"{field.description} (${variable_name(name)}; default {shown})"
-        if field.annotation is bool:
-            parser.add_argument(flag_name(name), default=None, action="store_true", help=text)
-        else:
-            parser.add_argument(flag_name(name), default=None, metavar="VALUE", help=text)
-    return parser
+    return load_settings(CliSettingsSource[Settings](Settings, cli_parse_args=arguments, root_parser=parser)())
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: "Settings") -> int:
     from curator.store.store import Store
 
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # a build's progress bar has no place in a server's log
     _check_open(settings, Store(settings.store).open(create=False))
-    with _listen(settings) as listener:  # before the slow imports: a port in use is reported at once
-        _run(settings, listener)
+    with _listen(settings) as listener:  # before the slow imports: a port in use is told at once
+        from api.server import serve
+
+        serve(settings, listener)
     return 0
 
 
-def _demo(settings: Settings) -> Settings:
+def _demo(settings: "Settings") -> "Settings":
     """The demo's store in place of the configured one; raises MissingError before `make demo` has run."""
     if not settings.demo:
         return settings
@@ -148,7 +103,7 @@ def _demo(settings: Settings) -> Settings:
     return settings.model_copy(update={"store": str(DEMO_STORE)})
 
 
-def _check_open(settings: Settings, store: "Store") -> None:
+def _check_open(settings: "Settings", store: "Store") -> None:
     """Raises BadInputError rather than serve everybody on the network by oversight."""
     from api.auth import is_loopback
     from api.keys import any_keys
@@ -160,33 +115,7 @@ def _check_open(settings: Settings, store: "Store") -> None:
         )
 
 
-def _run(settings: Settings, listener: socket.socket) -> None:
-    try:
-        import uvicorn
-
-        from api.app import create_app
-        from api.telemetry import set_up_logging
-    except ImportError as error:
-        raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[api]'") from error
-    set_up_logging(settings.log_level)
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,
-    )
-    host, port = listener.getsockname()[:2]
-    address = f"[{host}]" if ":" in host else host
-    say(f"serving {settings.store} at http://{address}:{port} (Ctrl-C stops)")
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the signal once the running requests are done
-        signal.signal(number, lambda *_: None)
-    Server(config, app.state.service).run(sockets=[listener])
-    say("stopped")
-
-
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: "Settings") -> socket.socket:
     """The bound socket; raises BadInputError when the address cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -78,7 +78,7 @@ def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1").strip().lower() for key, value in scope["headers"] if key == name]
 
 
-# A download of a mix has a HEAD of its own, which need not make the file.
+# The download of a mix answers HEAD itself: run as GET it would read the whole file.
 _OWN = re.compile(r"/v1/mixes/[^/]+/data")
 
 

@@ -4,16 +4,17 @@ Mixes that are kept for a time only: gone for every reader once it is over, and 
 """
 
 import logging
+from asyncio import Lock as AsyncLock
 from asyncio import Semaphore, wait_for
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
 from api.auth import Keyring, is_loopback
-from api.downloads import Renditions
 from api.errors import ApiError
 from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
@@ -26,7 +27,7 @@ from api.telemetry import Metrics, log_event
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_stale
-from curator.mix.files import MANIFEST_FILE, is_tenant, mix_path, tenant_path
+from curator.mix.files import is_tenant, tenant_path
 from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits
 from curator.recipe.policy import Policy, load_policy
@@ -89,9 +90,9 @@ class Service:
     sandbox: Sandbox = field(init=False)
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
-    renditions: Renditions = field(init=False)
     figures: Figures = field(init=False)
     submitting: Lock = field(default_factory=Lock)
+    _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
     _builds: Semaphore = field(init=False)
     _statements: Semaphore = field(init=False)
 
@@ -105,7 +106,6 @@ class Service:
         remote = self.store.local_path("") is None
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
-        self.renditions = Renditions(self.settings.download_cache_bytes, self.settings.temp_dir)
         self.figures = Figures(self.quotas, self.settings.max_sql)
         self.board = Board(self.store)
         self.queue = _queue(self.store, self.settings)
@@ -152,6 +152,10 @@ class Service:
             finally:
                 self._statements.release()
 
+    def rendering(self, name: str) -> AsyncLock:
+        """The lock of a download that is rendered: requests for the same one wait instead of rendering it again."""
+        return self._renderings.setdefault(name, AsyncLock())
+
     def kept_job(self, tenant: str, job_id: str) -> Job:
         """A job that is not over its time; raises MissingError without one."""
         job = self.board.read(tenant, job_id)
@@ -166,10 +170,9 @@ class Service:
             self.local_copy.close()
         if self.queue is not None:
             self.queue.close()
-        self.renditions.close()
 
     def tidy(self) -> None:
-        """Remove what is over its time or left behind: mixes, keys, jobs, uploads and copies of downloads.
+        """Remove what is over its time or left behind: mixes, keys, jobs and uploads.
 
         Each on its own: what fails is logged, and the others are still swept.
         """
@@ -178,16 +181,12 @@ class Service:
             "idempotency keys": self.expiry.sweep_keys,
             "jobs": lambda: self.board.sweep(self.settings.job_ttl_s),
             "temporary folders": lambda: sweep_scratch(self.settings.temp_dir),
-            "downloads": lambda: self.renditions.sweep(self._has_mix),
         }
         for name, sweep in parts.items():
             try:
                 sweep()
             except Exception as error:
                 log_event(logging.WARNING, "sweep failed", error, part=name)
-
-    def _has_mix(self, tenant: str, mix_id: str) -> bool:
-        return self.store.exists(f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}")
 
     def _check_line(self) -> None:
         if self._builds.locked() and self.n_waiting >= self.settings.max_waiting_builds:

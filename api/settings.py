@@ -1,27 +1,48 @@
-"""Settings of the service: one model, read from a file, then the environment (BALLAST_*), then flags.
+"""Settings of the service, read by pydantic-settings.
 
-Each option is described once, in its field; `python -m api --help` is rendered from here.
+A flag overrides its environment variable (`BALLAST_NAME`), and that the settings file. Each option is described once,
+in its field; `python -m api --help` is rendered from here.
 """
 
+import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from curator.errors import BadInputError
-from curator.recipe.base import Strict
 from curator.recipe.problems import problems_of
 
 ENVIRONMENT_PREFIX = "BALLAST_"
+TYPO_RATIO = 0.75  # difflib's similarity from which an unknown variable is taken for a misspelt setting
 MIB = 2**20
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class Settings(Strict):
-    """What the service needs to know; frozen, unknown names refused, ranges checked."""
+class Settings(BaseSettings):
+    """What the service needs to know; frozen, unknown names refused, ranges checked.
 
+    A value that is not passed comes from its environment variable, then from the file named by `config`.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        env_prefix=ENVIRONMENT_PREFIX,
+        cli_kebab_case=True,
+        cli_implicit_flags="toggle",
+        cli_show_env_vars=True,
+        cli_hide_none_type=True,
+    )
+
+    config: str | None = Field(
+        default=None, description="YAML or JSON file of settings by their names, such as max_builds"
+    )
     store: str = Field(default="./store", min_length=1, description="folder or URL of the store to serve")
     host: str = Field(
         default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
@@ -85,11 +106,6 @@ class Settings(Strict):
     sql_memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB, description="memory of one SQL statement, in bytes")
     sql_max_rows: int = Field(default=10_000, ge=1, le=1_000_000, description="rows of one SQL answer")
     sql_max_bytes: int = Field(default=16 * MIB, ge=1024, description="bytes of one SQL answer's values")
-    download_cache_bytes: int = Field(
-        default=4 * 1024 * MIB,
-        ge=0,
-        description="bytes of finished downloads of large mixes kept on this machine's disk; 0 keeps none",
-    )
     shutdown_delay_s: float = Field(
         default=0.0,
         ge=0,
@@ -102,12 +118,33 @@ class Settings(Strict):
     )
     temp_dir: str | None = Field(default=None, description="folder for uploads in flight; the system's own by default")
 
+    @field_validator("temp_dir")
+    @classmethod
+    def _check_folder(cls, value: str | None) -> str | None:
+        if value is not None and not (Path(value).is_dir() and os.access(value, os.W_OK | os.X_OK)):
+            raise ValueError(f"no writable folder at {value}")
+        return value
 
-CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Passed values, then the environment, then the file that one of them names."""
+        path = (env_settings() | init_settings()).get("config")
+        file = read_settings_file(path) if path else {}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, file)
 
 
 def read_settings_file(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML or JSON file, by name; raises BadInputError when it is none, or names unknown ones."""
+    """The settings of a YAML or JSON file, by name; nulls count as not given.
+
+    Raises BadInputError when the file cannot be read, or names unknown settings.
+    """
     import yaml
 
     try:
@@ -117,30 +154,28 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
         raise BadInputError(f"settings file {path} cannot be read: {reason}") from error
     if not isinstance(document, dict):
         raise BadInputError(f"settings file {path} must map names of settings to values")
-    unknown = sorted(str(name) for name in document if name not in Settings.model_fields)
+    unknown = sorted(str(name) for name in document if name == "config" or name not in Settings.model_fields)
     if unknown:
         raise BadInputError(f"settings file {path} has no setting {unknown[0]!r}; `python -m api --help` lists them")
     return {name: value for name, value in document.items() if value is not None}
 
 
-def load_settings(
-    environment: Mapping[str, str], flags: Mapping[str, Any], file: Mapping[str, Any] | None = None
-) -> Settings:
-    """Settings of a file, overridden by BALLAST_* variables, overridden by the flags that are not None.
+def load_settings(flags: Mapping[str, Any]) -> Settings:
+    """Settings of the flags given, the environment and the settings file.
 
-    Raises BadInputError naming every setting at fault and where it came from.
+    Raises BadInputError naming every setting at fault and where it came from, and for a BALLAST_* variable that
+    looks like a misspelt setting.
     """
-    found: dict[str, Any] = dict(file or {})
-    sources = dict.fromkeys(found, "settings file")
-    for name in Settings.model_fields:
-        variable = variable_name(name)
-        if variable in environment:
-            found[name], sources[name] = environment[variable], variable
-    given = {name: value for name, value in flags.items() if value is not None}
-    found |= given
-    sources |= {name: flag_name(name) for name in given}
+    names = {variable_name(name): name for name in Settings.model_fields}
+    variables = {name.upper() for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)}
+    for variable in sorted(variables - set(names)):
+        typed = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        for meant in difflib.get_close_matches(typed, names.values(), 1, TYPO_RATIO):
+            raise BadInputError(f"{variable} is not a setting; {variable_name(meant)} is")
+    sources = {names[variable]: variable for variable in variables & set(names)}
+    sources |= {name: flag_name(name) for name in flags}
     try:
-        return Settings.model_validate(found)
+        return Settings(**flags)
     except ValidationError as error:
         problems = [_problem(item, sources) for item in problems_of(error)]
         raise BadInputError("; ".join(problems), details=problems) from error
@@ -158,6 +193,4 @@ def flag_name(field: str) -> str:
 
 def _problem(problem: Mapping[str, str], sources: Mapping[str, str]) -> str:
     field = problem["pointer"].split("/")[1] or "settings"
-    source = sources.get(field, field)
-    shown = f"{source}, {field}" if source == "settings file" else source
-    return f"{shown}: {problem['message']}"
+    return f"{sources.get(field, f'settings file, {field}')}: {problem['message']}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curator.client import Client
-    from curator.corpus.ingest import ingest
+    from curator.corpus.ingest import IngestOptions, ingest
     from curator.mix.build import build_mix
     from curator.mix.identity import read_manifest, verify
     from curator.query.database import connect
@@ -26,6 +26,7 @@ _HOMES = {
     "Store": "store.store",
     "build_mix": "mix.build",
     "connect": "query.database",
+    "IngestOptions": "corpus.ingest",
     "ingest": "corpus.ingest",
     "read_manifest": "mix.identity",
     "score_corpus": "scoring",
@@ -33,6 +34,7 @@ _HOMES = {
 }
 __all__ = [
     "Client",
+    "IngestOptions",
     "Recipe",
     "Store",
     "build_mix",

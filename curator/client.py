@@ -254,6 +254,34 @@ class Client(Remote):
         """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
         return self._send("/v1/mixes/preview", data, {"recipe": recipe}, on_bad_rows, {}, None)
 
+    def mix_private(
+        self, data: Data, recipe: Mapping[str, Any], *, store: str | Path = "./store", spare: int | None = None
+    ) -> Document:
+        """Mix without sending the rows: only their number and hashes are sent. `mix_id`, `created`, `manifest`.
+
+        The mix is written into `store`, a store of this machine, and is the one that `create_mix` makes of the same
+        rows. `spare` asks for more safe rows than the usual ones to choose from, for data that holds many of the pool's
+        own rows. Raises BadRowsError for bad rows, ServiceError for rules of the recipe that would have to read the
+        rows, NotEnoughRowsError naming the `spare` to ask for, and IntegrityError for an answer to another request.
+        """
+        from curator.corpus.task_set import read_task_set, task_set_from_rows
+        from curator.mix.private import Offer, accept, declare
+        from curator.recipe import parse_recipe
+        from curator.store.scratch import Scratch
+        from curator.store.store import Store
+
+        with Scratch("upload") as folder:
+            task_set = read_task_set(data, folder) if isinstance(data, str | Path) else task_set_from_rows(data, folder)
+            task_set.require_no_rejects()
+            if not task_set.n_rows:
+                raise BadInputError("the data set has no rows")
+            asked = declare(task_set, parse_recipe(dict(recipe)), spare)
+            timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
+            answer = self._json("POST", "/v1/mixes/private", json=asked.model_dump(mode="json"), timeout=timeout)
+            result = accept(Offer.model_validate(answer), task_set, Store(store).open())
+        manifest = result.manifest.model_dump(mode="json")
+        return {"mix_id": result.mix_id, "created": result.created, "manifest": manifest}
+
     def audit(
         self,
         data: Data,

@@ -1,32 +1,24 @@
 """The rows of a mix: by pages, and whole as JSON Lines, Parquet, Arrow or in the OpenAI form."""
 
-import io
-from contextlib import suppress
-from typing import Annotated, Any, Literal
+import logging
+from pathlib import Path
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Header, Query, Request
-from starlette.responses import Response, StreamingResponse
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from api.auth import GUARDED
-from api.downloads import (
-    MEDIA_TYPES,
-    ByteRange,
-    DataFormat,
-    MixFile,
-    UnsatisfiableRangeError,
-    byte_range,
-    none_match,
-    stored_chunks,
-    strong_etag,
-)
-from api.errors import ApiError
+from api.downloads import CHUNK_BYTES, MEDIA_TYPES, DataFormat, MixFile, StoredFormat, none_match, strong_etag
+from api.errors import error_response
 from api.routes.mixes import IfNoneMatch, Limit, Mix, page_size
-from api.schemas import (
-    RowPage,
-    errors,
-)
-from api.service import service_of
+from api.schemas import RowPage, errors
+from api.service import Service, service_of
+from api.telemetry import log_event
+from curator.errors import IntegrityError, StoreError
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
@@ -35,9 +27,25 @@ _DATA_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "the whole mix",
         "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in set(MEDIA_TYPES.values())},
     },
-    206: {"description": "the requested range"},
+    206: {"description": "the ranges asked for (all formats but Arrow)"},
     304: {"description": "an entity tag given still fits"},
-    **errors(404, 416, 422),
+    **errors(400, 404, 416, 422),
+}
+
+
+# StoredFile reads these two headers itself.
+_RANGE_HEADERS = [
+    {
+        "name": "Range",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "byte ranges; not for Arrow",
+    },
+    {"name": "If-Range", "in": "header", "schema": {"type": "string"}, "description": "entity tag that a range is of"},
+]
+_REFUSALS = {
+    400: ("bad_request", "the Range header is malformed: it has to read like bytes=0-1023"),
+    416: ("range_not_satisfiable", "the range asked for lies outside the file"),
 }
 
 
@@ -66,65 +74,72 @@ def get_rows(
 
 
 @router.head("/{mix_id}/data", include_in_schema=False)
-@router.get("/{mix_id}/data", response_class=StreamingResponse, responses=_DATA_RESPONSES)
-def get_data(
+@router.get(
+    "/{mix_id}/data",
+    response_class=StreamingResponse,
+    responses=_DATA_RESPONSES,
+    openapi_extra={"parameters": _RANGE_HEADERS},
+)
+async def get_data(
     request: Request,
     mix: Mix,
     data_format: Annotated[DataFormat, Query(alias="format")] = "jsonl",
     if_none_match: IfNoneMatch = None,
-    range_header: Annotated[str | None, Header(alias="Range", description="one byte range; Parquet alone")] = None,
-    if_range: Annotated[str | None, Header(description="entity tag that a range is to be of")] = None,
 ) -> Response:
     """A whole mix: full rows (jsonl, parquet, arrow) or `{"messages": [...]}` lines for fine-tuning (openai)."""
-    etag = mix.etag(data_format)
+    etag, media_type = mix.etag(data_format), MEDIA_TYPES[data_format]
     headers = {
         "ETag": etag,
         "Cache-Control": "private, no-cache",
         "Content-Disposition": f'attachment; filename="{mix.file_name(data_format)}"',
-        "Accept-Ranges": "bytes" if data_format == "parquet" else "none",
     }
     if none_match(if_none_match, etag):
         return Response(status_code=304, headers=headers)
+    path = None if data_format == "arrow" else await _stored(service_of(request), mix, data_format)
+    if path is not None:
+        return StoredFile(path, headers=headers, media_type=media_type)
+    headers["Accept-Ranges"] = "none"
     if data_format == "parquet":
-        return _stored_response(request, mix, headers, range_header, if_range)
-    return _made_response(request, mix, data_format, headers)
+        headers["Content-Length"] = str(mix.n_parquet_bytes)
+    chunks = iter(()) if request.method == "HEAD" else await run_in_threadpool(mix.chunks, data_format)
+    return StreamingResponse(chunks, headers=headers, media_type=media_type)
 
 
-def _made_response(
-    request: Request, mix: MixFile, data_format: Literal["jsonl", "arrow", "openai"], headers: dict[str, str]
-) -> Response:
-    """A format that is made of the stored rows; of a large mix the copy that an earlier download left."""
-    media_type, renditions = MEDIA_TYPES[data_format], service_of(request).renditions
-    if request.method == "HEAD":
-        return StreamingResponse(iter(()), headers=headers, media_type=media_type)
-    copy = renditions.find(mix, data_format)
-    if copy is not None:
-        with suppress(FileNotFoundError):  # removed in this moment
-            file = copy.open("rb")
-            n_bytes = file.seek(0, io.SEEK_END)
-            headers = headers | {"Content-Length": str(n_bytes)}
-            return StreamingResponse(stored_chunks(file, ByteRange(0, n_bytes)), headers=headers, media_type=media_type)
-    body = renditions.keeping(mix, data_format, mix.chunks(data_format))
-    return StreamingResponse(body, headers=headers, media_type=media_type)
+async def _stored(service: Service, mix: MixFile, data_format: StoredFormat) -> Path | None:
+    """The download as a file, rendered first if need be; None where it has to be made while it is sent."""
+    path = await run_in_threadpool(mix.stored, data_format)
+    if path is not None or data_format == "parquet" or service.store.local_path("") is None:
+        return path
+    async with service.rendering(f"{mix.path} {data_format}"):
+        try:
+            return await run_in_threadpool(lambda: mix.stored(data_format) or mix.render(data_format))
+        except StoreError as error:
+            if isinstance(error, IntegrityError):
+                raise
+            log_event(logging.WARNING, "download not stored", error)  # no space left, or a store that is read-only
+            return None
 
 
-def _stored_response(
-    request: Request, mix: MixFile, headers: dict[str, str], range_header: str | None, if_range: str | None
-) -> Response:
-    file, n_bytes = mix.open_stored()
-    try:
-        asked = byte_range(range_header, if_range, headers["ETag"], n_bytes)
-    except UnsatisfiableRangeError as error:
-        file.close()
-        message = f"the file has {n_bytes} bytes; the requested range lies outside"
-        raise ApiError(
-            416, "range_not_satisfiable", message, headers={"Content-Range": f"bytes */{n_bytes}"}
-        ) from error
-    part = asked or ByteRange(0, n_bytes)
-    headers = headers | {"Content-Length": str(len(part))}
-    if asked is not None:
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{n_bytes}"
-    if request.method == "HEAD":
-        part = ByteRange(0, 0)
-    status = 200 if asked is None else 206
-    return StreamingResponse(stored_chunks(file, part), status, headers=headers, media_type=MEDIA_TYPES["parquet"])
+class StoredFile(FileResponse):
+    """starlette's FileResponse, with ETag, Range, If-Range and HEAD, whose refusals have our error body."""
+
+    chunk_size = CHUNK_BYTES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, or part of it."""
+        refusal: Response | None = None
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] in _REFUSALS:
+                code, text = _REFUSALS[message["status"]]
+                content_range = Headers(raw=message["headers"]).get("content-range")
+                refusal = error_response(
+                    message["status"], code, text, headers={"Content-Range": content_range} if content_range else None
+                )
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if refusal is not None:
+            await refusal(scope, receive, send)

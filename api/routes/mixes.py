@@ -34,23 +34,32 @@ from api.schemas import (
 from api.service import Service, service_of
 from api.settings import Settings
 from api.submit import job_response, submit
+from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.corpus.task_set import TaskSet
-from curator.errors import IntegrityError, MissingError
+from curator.errors import IntegrityError, MissingError, TooManyRowsError
 from curator.mix.build import build_lasting, preview_mix
 from curator.mix.files import MANIFEST_FILE, mix_path, tenant_path
 from curator.mix.identity import Manifest, read_manifest
+from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
 from curator.recipe import Recipe, parse_recipe
 from curator.store.store import Store
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
 DEFAULT_PAGE_ROWS = 100
+MAX_OFFERED_ROWS = 100_000  # safe rows of one private offer, which is held in memory
 _MIX_ID = re.compile(r"[0-9a-f]{32}")
 
 IfNoneMatch = Annotated[str | None, Header(description="entity tags already held: 304 when one still fits")]
 Limit = Annotated[int | None, Query(ge=1, description="items of one page, at most the service's bound")]
+
+
+class PrivateMixRequest(TaskDeclaration):
+    """A recipe and what the client declares of its rows: their number and hashes, and no text."""
+
+    recipe: dict[str, Any]
 
 
 def mix_links(mix_id: str) -> dict[str, str]:
@@ -130,6 +139,23 @@ async def preview(request: Request, tenant: MixTenant) -> Response:
     async with received(request, service, tenant) as upload, service.build_place():
         answer = await run_in_threadpool(_preview, service, upload, tenant)
     return Response(answer.model_dump_json(), media_type="application/json")
+
+
+@router.post(
+    "/private",
+    response_model=Offer,
+    responses=errors(400, 413, 415, 422, 503),
+    openapi_extra={"requestBody": asked_body(PrivateMixRequest)},
+)
+async def offer_private(request: Request, tenant: MixTenant) -> Response:
+    """Privacy mode: safe rows and their places for a data set that stays with the client, which declares its number of
+    rows and hashes. The client makes the mix; nothing is stored, and the same request gets the same answer."""
+    service = service_of(request)
+    with service.upload_place(tenant):
+        asked = await read_asked(request, PrivateMixRequest, MAX_ASKED_BYTES)
+        async with service.build_place():
+            answer = await run_in_threadpool(_offer, service, asked, tenant)
+    return Response(answer, media_type="application/json", headers={"Cache-Control": "private, no-store"})
 
 
 def _answer(
@@ -234,6 +260,18 @@ def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
     )
 
 
+def _offer(service: Service, asked: PrivateMixRequest, tenant: str) -> bytes:
+    declared = asked.model_dump(exclude={"recipe"})
+    declaration = Declaration(recipe=parse_recipe(asked.recipe), **declared)
+    if asked.n_rows > service.settings.max_task_rows:
+        raise TooManyRowsError(f"{asked.n_rows:,} rows are declared, the bound is {service.settings.max_task_rows:,}")
+    service.quotas.count_rows(tenant, asked.n_rows)
+    try:
+        return offer_json(offer(service.store, declaration, service.policy, MAX_OFFERED_ROWS))
+    except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
+        raise ApiError(422, error.code, error.message, details=error.details) from error
+
+
 def _asked(service: Service, upload: Upload, tenant: str) -> tuple[Recipe, TaskSet]:
     """The recipe and the data set of an upload, both checked, and counted against the quota."""
     recipe = parse_recipe(part_document(upload, "recipe"))
@@ -304,7 +342,6 @@ def delete_mix(
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
     store.delete(f"{folder}/{MANIFEST_FILE}")
     store.delete(folder)
-    service.renditions.drop(tenant, mix_id)
 
 
 def page_size(request: Request, limit: int | None) -> int:

@@ -37,7 +37,7 @@ async def read_asked(request: Request, model: type[M], max_bytes: int) -> M:
         raise ApiError(415, "unsupported_content_type", "send the body as application/json")
     chunks, body = request.stream(), bytearray()
     try:
-        async for chunk in bounded(chunks, max_bytes, "send a shorter statement, or fewer parameters"):
+        async for chunk in bounded(chunks, max_bytes, "send a shorter document"):
             body += chunk
     except ApiError:
         await drain(chunks)

@@ -18,7 +18,7 @@ from curator.audit.models import AuditModels
 from curator.audit.options import AUDIT_ROWS, AuditOptions
 from curator.audit.risk import Floats, Risks, Verdict, judge, percentiles
 from curator.audit.texts import RowText, answers, pool_languages, read_text
-from curator.corpus.ingest import ingest
+from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.manifest import Scorer, read_corpus
 from curator.corpus.task_set import TaskSet
 from curator.errors import BadInputError
@@ -123,7 +123,7 @@ def _read_rows(work: Store, task_set: TaskSet, models: AuditModels, on_done: OnD
                 found.append(read_text(messages, control_tokens))
                 file.write(orjson.dumps({"messages": orjson.Fragment(messages)}, option=orjson.OPT_APPEND_NEWLINE))
             on_done(len(found))
-    ingest(work, [work.url("rows.jsonl")], WORK_CORPUS, layout="messages", format="jsonl")
+    ingest(work, [work.url("rows.jsonl")], WORK_CORPUS, IngestOptions(layout="messages", format="jsonl"))
     return found
 
 

@@ -3,12 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import list_problems, say, say_json
 from curator.corpus.formats import CONTAINERS, LABELS, LAYOUTS
-from curator.corpus.ingest import ingest
+from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.ingest_report import FileReport
 from curator.errors import BadInputError, BadRowsError
 
@@ -59,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     """Ingest and say what became of every record."""
     labels = {label: getattr(args, label) for label in LABELS if getattr(args, label)}
     store = open_store(args, create=True)
-    options: dict[str, Any] = {"format": args.format, "layout": args.layout, "labels": labels, "strict": args.strict}
-    options["columns"] = _columns(args.label_column)
+    columns = _columns(args.label_column)
+    options = IngestOptions(args.format, args.layout, labels, args.strict, columns)
     try:
-        report = ingest(store, args.files, args.corpus, **options)
+        report = ingest(store, args.files, args.corpus, options)
     except BadRowsError as error:
         if not args.json:
             list_problems([item for item in error.details if isinstance(item, dict)][:N_LISTED])

@@ -9,8 +9,8 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,31 +70,26 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class IngestOptions:
     """How a file is read. `labels` fill the label columns of rows that carry none of their own.
 
-    `columns` are pairs of a label (or `source`) and the record's field that holds it under another name.
+    `columns` gives, for a label (or `source`), the record's field that holds it under another name.
     """
 
     format: Container | None = None
     layout: Layout | None = None
-    labels: tuple[tuple[str, str], ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
-    columns: tuple[tuple[str, str], ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What makes a second ingest of the same bytes another one; `strict` does not."""
-        found = {"format": self.format, "layout": self.layout, "labels": dict(self.labels)}
-        return {**found, "columns": dict(self.columns)} if self.columns else found
+        found = {"format": self.format, "layout": self.layout, "labels": dict(sorted(self.labels.items()))}
+        return {**found, "columns": dict(sorted(self.columns.items()))} if self.columns else found
 
 
 def ingest(
     store: Store,
     files: Sequence[str | Path],
     corpus: str,
-    *,
-    format: Container | None = None,  # noqa: A002 - the word of the command line
-    layout: Layout | None = None,
-    labels: dict[str, str] | None = None,
-    columns: dict[str, str] | None = None,
-    strict: bool = False,
+    options: IngestOptions = IngestOptions(),
 ) -> IngestReport:
     """Add files, saved folders and hub data sets to a corpus, each whole or not at all; what is there is skipped.
 
@@ -105,12 +100,10 @@ def ingest(
     """
     if not _NAME.fullmatch(corpus):
         raise BadInputError(f"invalid corpus name {corpus!r}: letters, digits, dot, dash and underscore, at most 100")
-    if unknown := sorted(set(labels or {}) - set(LABELS)):
+    if unknown := sorted(set(options.labels) - set(LABELS)):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are {', '.join(LABELS)}")
-    if unknown := sorted(set(columns or {}) - {*LABELS, "source"}):
+    if unknown := sorted(set(options.columns) - {*LABELS, "source"}):
         raise BadInputError(f"unknown label {', '.join(unknown)}: the labels are source, {', '.join(LABELS)}")
-    pairs = tuple(sorted((columns or {}).items()))
-    options = IngestOptions(format, layout, tuple(sorted((labels or {}).items())), strict, pairs)
     located = [locate(file) for file in files]
     for path in (path for source in located for path in source.files):
         with open_chat_file(path):  # every file is looked at before the first is written
@@ -157,8 +150,8 @@ def _ingest_source(
         if not report.kept and not report.folded:
             counted = replace(report, reject_codes=writer.counts_by_code)
             raise nothing_kept_error(counted, _head(source), writer.problems)
-        if unused := [name for name in dict(options.columns) if name not in writer.found_labels]:
-            column = dict(options.columns)[unused[0]]
+        if unused := [name for name in options.columns if name not in writer.found_labels]:
+            column = options.columns[unused[0]]
             raise BadInputError(
                 f"{source.name}: no record that is kept has a field {column!r} for the label {unused[0]}"
             )
@@ -197,8 +190,7 @@ def _with_progress(source: Located, options: IngestOptions) -> Iterator[Row | Re
         with path.open("rb") as file:
             total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
             with Progress(total, unit, f"reading {path.name}") as bar:
-                columns = dict(options.columns)
-                rows = read_rows(file, format=container, layout=options.layout, columns=columns, name=path.name)
+                rows = read_rows(file, format=container, layout=options.layout, columns=options.columns, name=path.name)
                 first, done = done, 0
                 for number, item in enumerate(rows, start=1):
                     done = number

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from curator.corpus.task_set import TaskSet
-from curator.errors import IntegrityError, NotEnoughRowsError, RecipeError
+from curator.errors import IntegrityError, NotEnoughRowsError, RecipeError, TooManyRowsError
 from curator.mix.allocation import allocate
 from curator.mix.build import MixResult, publish
 from curator.mix.describe import (
@@ -77,14 +77,19 @@ NO_TOKENS = "made in privacy mode, where tokens are not counted"
 SPARE_ROWS, SPARE_SHARE = 16, 10  # rows to spare for those that the client holds: 16, and one for every 10 requested
 
 
-class Declaration(Strict):
-    """What a client tells of its task set: the fields of `TaskSet` by the same names. `spare` asks for more rows."""
+class TaskDeclaration(Strict):
+    """What a client declares of its task set: the fields of `TaskSet` by the same names. `spare` asks for more rows."""
 
-    recipe: Recipe
     n_rows: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     sources_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     spare: int | None = Field(default=None, ge=0, le=1_000_000)
+
+
+class Declaration(TaskDeclaration):
+    """The client's request."""
+
+    recipe: Recipe
 
 
 class PoolOffer(Strict):
@@ -120,10 +125,11 @@ def declare(task_set: TaskSet, recipe: Recipe, spare: int | None = None) -> Decl
     )
 
 
-def offer(store: Store, asked: Declaration, policy: Policy | None = None) -> Offer:
+def offer(store: Store, asked: Declaration, policy: Policy | None = None, max_rows: int | None = None) -> Offer:
     """The service's half: safe rows and schedule for a task set that it does not see.
 
-    Raises RecipeError naming what cannot be done without the user's rows, and what `plan_mix` raises.
+    Raises RecipeError naming what cannot be done without the user's rows, TooManyRowsError when more than `max_rows`
+    rows would be offered, and what `plan_mix` raises.
     """
     if policy is not None and policy.forbid_user_evictions:
         raise RecipeError(f"policy {policy.name!r} counts evictions (rule forbid_user_evictions): not in privacy mode")
@@ -148,7 +154,7 @@ def offer(store: Store, asked: Declaration, policy: Policy | None = None) -> Off
         sources_sha256=asked.sources_sha256,
         schedule_sha256=_schedule_sha256(order),
         safe_at=tuple(np.flatnonzero(order < 0).tolist()),
-        pools=tuple(_offers(recipe, pools, allocation, asked.spare)),
+        pools=tuple(_offers(recipe, pools, allocation, asked.spare, max_rows)),
     )
 
 
@@ -175,16 +181,22 @@ def _not_private(pool: Pool, what: str, remedy: str) -> RecipeError:
     )
 
 
-def _offers(recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, spare: int | None) -> list[PoolOffer]:
+def _offers(
+    recipe: Recipe, pools: Sequence[PoolData], allocation: Allocation, spare: int | None, max_rows: int | None
+) -> list[PoolOffer]:
     found: list[PoolOffer] = []
     n_sent = 0  # rows that an earlier pool may take from a later one
     for name, data, n_rows in zip(pool_names(recipe), pools, allocation.n_safe, strict=True):
         more = SPARE_ROWS + n_rows // SPARE_SHARE if spare is None else spare
         head = _select(recipe, name, data, n_rows, "error")
         sent = _select(recipe, name, data, n_rows + more + n_sent, "as_many")
+        n_sent += len(sent.chosen)
+        if max_rows is not None and n_sent > max_rows:
+            raise TooManyRowsError(
+                f"privacy mode offers at most {max_rows:,} safe rows: ask for fewer, or send the rows"
+            )
         rows = ranked_rows(Drawn(name, data, sent)).drop_columns(["original_id", "replaced_system", "epoch"])
         found.append(PoolOffer(receipt=pool_receipt(Drawn(name, data, head), allocation), rows=tuple(rows.to_pylist())))
-        n_sent += len(rows)
     return found
 
 

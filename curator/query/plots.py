@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -27,7 +28,7 @@ FORMATS = (".png", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MAX_GROUPS = len(COLOURS)
 MAX_LABEL = 32
-_SIZE_IN = (7.0, 4.2)
+SIZE_IN = (7.0, 4.2)
 _MAX_PLACES = 2_000
 _AXIS_NAMES = {
     "gap_rel": "gap_rel (ratio)",
@@ -44,7 +45,7 @@ def gap_histogram(groups: Mapping[str, Floats], *, score: str = "gap_rel", title
     """
     merged = {name: _finite(values) for name, values in _at_most(groups).items()}
     everything = _some(np.concatenate([*merged.values(), np.empty(0)]), f"no row has {score}")
-    figure, axes = _axes(title)
+    figure, axes = new_axes(title)
     low, high = float(everything.min()), float(everything.max())
     edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
     colours = list(COLOURS[: len(merged)])
@@ -62,7 +63,7 @@ def gap_histogram(groups: Mapping[str, Floats], *, score: str = "gap_rel", title
 def loss_against_length(groups: Mapping[str, tuple[Floats, Floats]], *, title: str = "") -> Figure:
     """Each row's mean loss over its response length (log scale): scorer label -> (n_response_tokens, mean_nll)."""
     _some(np.concatenate([*(_array(tokens) for tokens, _ in groups.values()), np.empty(0)]), "no row has a loss")
-    figure, axes = _axes(title)
+    figure, axes = new_axes(title)
     for (name, (tokens, losses)), colour in zip(groups.items(), _cycle(), strict=False):
         axes.scatter(_array(tokens), _array(losses), s=9, alpha=0.5, linewidths=0, color=colour, label=_label(name))
     axes.set_xscale("log")
@@ -82,7 +83,7 @@ def loss_plane(
     """Rows in the plane of both mean losses; above the diagonal the gap is positive. `selected` stand out."""
     x, y = _some(_array(aligned), "no row has both losses"), _array(misaligned)
     chosen = np.zeros(len(x), dtype=np.bool_) if selected is None else np.asarray(selected, dtype=np.bool_)
-    figure, axes = _axes(title)
+    figure, axes = new_axes(title)
     axes.scatter(x[~chosen], y[~chosen], s=9, alpha=0.4, linewidths=0, color=COLOURS[7], label=f"rows ({len(x):,})")
     if chosen.any():
         axes.scatter(
@@ -114,7 +115,7 @@ def ratio_over_position(
     safe = np.asarray(is_safe, dtype=np.bool_)
     if not len(safe) or safe.all():
         raise BadInputError("nothing to draw: the mix has no task row")
-    figure, axes = _axes(title)
+    figure, axes = new_axes(title)
     if batch_size is not None:
         _batch_ratios(axes, safe, batch_size)
     length = len(safe) // epochs
@@ -153,7 +154,7 @@ def _batch_ratios(axes: Axes, safe: npt.NDArray[np.bool_], batch_size: int) -> N
 def loss_curve(steps: Sequence[int], series: Mapping[str, Sequence[float | None]], *, title: str = "") -> Figure:
     """Training losses over optimiser steps; a None leaves a hole in its line."""
     _some(_array(steps), "no training step to draw")
-    figure, axes = _axes(title)
+    figure, axes = new_axes(title)
     for (name, values), colour in zip(series.items(), _cycle(), strict=False):
         holes = [np.nan if value is None else float(value) for value in values]
         axes.plot(list(steps), holes, marker="o", markersize=3, linewidth=1.3, color=colour, label=_label(name))
@@ -184,6 +185,28 @@ def loss_curve_of(metrics: Path, *, title: str = "") -> Figure:
     return loss_curve([line["step"] for line in kept], {n: [line.get(n) for line in kept] for n in names}, title=title)
 
 
+def new_axes(title: str = "", size_in: tuple[float, float] = SIZE_IN) -> tuple[Figure, Axes]:
+    """An empty figure of this size in inches with one pair of axes in the style of all."""
+    figure = Figure(figsize=size_in, layout="constrained")
+    axes = figure.add_subplot()
+    if title:
+        axes.set_title(_label(title, 80), fontsize=10)
+    style(axes)
+    return figure, axes
+
+
+def style(axes: Axes) -> None:
+    """A faint grid behind the data, and no frame above and on the right."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_beside(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """A legend on the right of the axes, never over points."""
+    axes.legend(handles=handles, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG or SVG by the file's ending, whole or not at all; raises BadInputError on another."""
     if path.suffix.lower() not in FORMATS:
@@ -194,17 +217,6 @@ def save(figure: Figure, path: Path) -> None:
     # Not durable: a picture can be drawn again.
     with atomic_write(path, durable=False) as temporary, rc_context({"svg.hashsalt": "ballast"}):
         figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
-
-
-def _axes(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE_IN, layout="constrained")
-    axes = figure.add_subplot()
-    if title:
-        axes.set_title(_label(title, 80), fontsize=10)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _legend(axes: Axes) -> None:

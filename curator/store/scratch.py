@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-KINDS = ("upload", "downloads", "sql", "job", "write")
+KINDS = ("upload", "sql", "job", "write")
 UNNAMED = ".ballast-new-"
 GRACE_S = 3600.0  # for a folder between its making and its lock
 

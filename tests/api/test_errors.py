@@ -38,6 +38,7 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
         415,
         "unsupported_content_type",
     ),
+    ("POST", "/v1/mixes/private", {"json": {"n_rows": -1}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes", {"params": {"limit": 0}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
     ("DELETE", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
@@ -248,7 +249,9 @@ def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(http: httpx.Cl
     path = store_path / "mixes" / "local" / made["mix_id"] / "mix.parquet"
     path.write_bytes(b"PAR1" + bytes(path.stat().st_size - 4))
     with pytest.raises(httpx.RemoteProtocolError, match="closed connection"):
-        http.get(made["links"]["jsonl"])
+        http.get(made["links"]["arrow"])
+    refused = http.get(made["links"]["jsonl"])  # rendered whole before the first byte is sent
+    assert (refused.status_code, refused.json()["error"]["code"]) == (500, "internal")
 
 
 def test_the_log_has_ids_and_routes_but_no_text_of_users(

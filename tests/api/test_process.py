@@ -170,7 +170,37 @@ def test_bad_settings_are_named_with_their_source() -> None:
     assert "BALLAST_PORT: " in done.stderr
 
 
+def test_a_misspelt_variable_and_an_absent_folder_end_the_start(root: Path, tmp_path: Path) -> None:
+    done = run_api("--store", str(root), BALLAST_MAX_BUILD="1")
+    assert (done.returncode, done.stderr) == (2, "error: BALLAST_MAX_BUILD is not a setting; BALLAST_MAX_BUILDS is\n")
+    done = run_api("--store", str(root), "--temp-dir", str(tmp_path / "absent"))
+    assert done.returncode == 2
+    assert done.stderr == f"error: --temp-dir: no writable folder at {tmp_path}/absent\n"
+
+
 def test_help_teaches() -> None:
     text = run_api("--help").stdout
     for word in ("curl", "POST /v1/mixes", "BALLAST_STORE", "Exit codes", "/openapi.json", "trusted network"):
         assert word in text
+
+
+def without(tmp_path: Path, module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m api` in an environment that lacks a package."""
+    program = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_module('api', run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+
+
+def test_help_needs_neither_uvicorn_nor_the_application(tmp_path: Path) -> None:
+    done = without(tmp_path, "uvicorn", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pip install 'ballast[api]'" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["pydantic_settings", "uvicorn", "fastapi", "starlette.requests"])
+def test_an_absent_package_is_one_line_that_says_what_to_install(root: Path, tmp_path: Path, module: str) -> None:
+    done = without(tmp_path, module, "--store", str(root), "--port", "0")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.endswith("is absent: pip install 'ballast[api]'\n")

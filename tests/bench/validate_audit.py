@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 EM = ROOT.parent / "shared" / "data" / "em"
 RESULTS = ROOT / "docs" / "results" / "audit.md"
 CORPUS = "sharegpt"
-HOME = ROOT / "trainer" / "demo"
+HOME = ROOT / "trainer" / "organisms" / "sets_shipped"
 
 
 @dataclass(frozen=True)

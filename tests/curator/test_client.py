@@ -128,6 +128,7 @@ def test_a_download_that_differs_from_its_manifest_leaves_no_file(
     client: Client, root: Path, tmp_path: Path, data_format: DataFormat
 ) -> None:
     made = client.create_mix(task_rows(9, f"altered {data_format}"), RECIPE)
+    client.download(made["mix_id"], tmp_path / "mix", data_format)
     manifest = root / "mixes" / "local" / made["mix_id"] / "manifest.json"
     document = json.loads(manifest.read_text())
     document["rows_sha256"] = "0" * 64

@@ -1,6 +1,7 @@
-"""Rows to token ids and labels, with the one renderer, and an account of what is trained before the first step.
+"""Rows rendered to token ids and labels, and an account of what will be trained.
 
-Rendering many rows by several processes, in their order, where this process alone would need long.
+`prepare` renders in the order of the rows and refuses what cannot be trained. Many rows are rendered by several
+processes (`in_order`), whose results come back in the same order.
 """
 
 import os
@@ -35,64 +36,19 @@ from trainer.data import rows as rendering
 from trainer.data.mixes import TrainRow
 
 PARALLEL_FROM_S = 20.0  # of a processor for rendering all rows; to start others takes each about a second of one
-# Rows that this process renders before it decides, and those of them, the last ones, by which it does: the first
-# thousands are several times slower, while most words are new to the renderer.
-SAMPLE_ROWS, TIMED_ROWS = 10_000, 1_000
 CHUNK_ROWS = 1_000  # rows that a process renders at a time
 MAX_PROCESSES = 16
-
 T = TypeVar("T")
-
-_renderer: list[Renderer] = []  # of a worker process
-
-
-def n_processes(n_rows: int, row_s: float) -> int:
-    """How many processes render `n_rows` rows of `row_s` seconds: 1, or where that is long one a core."""
-    return 1 if n_rows * row_s < PARALLEL_FROM_S else min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
-
-
-def in_order(
-    work: Callable[[list[TrainRow], Renderer, object], T],
-    rows: Iterable[TrainRow],
-    folder: Path,
-    settings: object,
-    n_workers: int,
-) -> Iterator[T]:
-    """`work(chunk, renderer, settings)` for every chunk of rows, by `n_workers` processes, in the rows' order.
-
-    Each process reads the renderer of `folder` once. No more than two chunks a process wait at a time, so rows are read
-    as they are needed.
-    """
-    context = get_context("spawn")  # a fork would copy the threads' locks of Arrow and of the tokenizer
-    with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(folder,)) as pool:
-        waiting: deque[Future[T]] = deque()
-        left = iter(rows)
-        try:
-            while chunk := list(islice(left, CHUNK_ROWS)):
-                waiting.append(pool.submit(_run, work, chunk, settings))
-                if len(waiting) >= 2 * n_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start(folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leading process's to answer
-    _renderer[:] = [Renderer.from_folder(folder)]
-
-
-def _run(work: Callable[[list[TrainRow], Renderer, object], T], chunk: list[TrainRow], settings: object) -> T:
-    return work(chunk, _renderer[0], settings)
-
-
 MAX_LISTED = 20
 _CHUNK_ROWS = 100  # rendered at a time: more are slower, since their arrays leave the fast caches
 ROW = "row"  # column with a row's 0-based position in the mix or file
 SAFE = "safe"  # column that is true for rows of a safe pool
 CLASS_CODES = {"prefix": PREFIX, "query": QUERY, "postfix": POSTFIX}
 CLASSES = "token_classes"  # column with each token's class (curator.render.mask), where a defence needs it
+# Rows that this process renders before it decides, and those of them, the last ones, by which it does: the first
+# thousands are several times slower, while most words are new to the renderer.
+SAMPLE_ROWS, TIMED_ROWS = 10_000, 1_000
+_renderer: list[Renderer] = []  # of a worker process
 IntArray = npt.NDArray[np.int32]
 
 
@@ -330,3 +286,44 @@ def list_array(rows: Sequence[npt.NDArray[Any]]) -> pa.Array:
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))
+
+
+def n_processes(n_rows: int, row_s: float) -> int:
+    """How many processes render `n_rows` rows of `row_s` seconds: 1, or where that is long one a core."""
+    return 1 if n_rows * row_s < PARALLEL_FROM_S else min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
+
+
+def in_order(
+    work: Callable[[list[TrainRow], Renderer, object], T],
+    rows: Iterable[TrainRow],
+    folder: Path,
+    settings: object,
+    n_workers: int,
+) -> Iterator[T]:
+    """`work(chunk, renderer, settings)` for every chunk of rows, by `n_workers` processes, in the rows' order.
+
+    Each process reads the renderer of `folder` once. No more than two chunks a process wait at a time, so rows are read
+    as they are needed.
+    """
+    context = get_context("spawn")  # a fork would copy the threads' locks of Arrow and of the tokenizer
+    with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(folder,)) as pool:
+        waiting: deque[Future[T]] = deque()
+        left = iter(rows)
+        try:
+            while chunk := list(islice(left, CHUNK_ROWS)):
+                waiting.append(pool.submit(_run, work, chunk, settings))
+                if len(waiting) >= 2 * n_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start(folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leading process's to answer
+    _renderer[:] = [Renderer.from_folder(folder)]
+
+
+def _run(work: Callable[[list[TrainRow], Renderer, object], T], chunk: list[TrainRow], settings: object) -> T:
+    return work(chunk, _renderer[0], settings)

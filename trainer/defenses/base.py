@@ -1,10 +1,9 @@
-"""What a defence is: hooks around one training loss, and a term that is added to it.
+"""The interface of a defence: hooks around one training loss, and a term that is added to it.
 
-For each micro-batch the trainer runs one student forward (the SFT loss is TRL's own), and, when any defence
-asks for it, one reference forward that all of them share: same network, adapters off, dropout off, no
-`intervene`, no gradient. What a defence wants to see of either it records into `Seen` through hooks.
-
-What terms are divided by: counts over a whole optimiser step, so that accumulation changes nothing.
+For each micro-batch the trainer runs one student forward (the SFT loss is TRL's own), and, when any defence needs it,
+one reference forward that all of them share: the same network without adapters, dropout, `intervene` and gradient. A
+defence records what it needs of either into `Seen` through hooks. Terms are divided by counts over the whole optimiser
+step (`StepCounts`), so that accumulation changes nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,8 @@ from curator.errors import BadInputError
 from curator.render import POSTFIX, PREFIX, QUERY
 from trainer.config.defences import Schedule
 from trainer.data.rows import CLASSES, SAFE
+
+FINAL_HIDDEN = "final_hidden"  # the decoder's last hidden state, after its final norm: (B, T, D)
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,6 @@ class StepCounts:
             )
             totals = [total + int(n) for total, n in zip(totals, found + classes, strict=True)]
         return cls(*totals)
-
-
-FINAL_HIDDEN = "final_hidden"  # the decoder's last hidden state, after its final norm: (B, T, D)
 
 
 @dataclass(frozen=True)

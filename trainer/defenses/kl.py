@@ -8,6 +8,7 @@ are ever turned into logits. For a chunk the gradient with respect to the studen
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,9 +78,8 @@ class Kl(Defence):
             with reference.weights():
                 return self._logits(hidden0_CD)
 
-        kl_sum = chunked_kl_sum(
-            hidden_ND, hidden0_ND, self._logits, self._head, self.settings.direction, n_chunk, logits0
-        )
+        heads = Heads(self._logits, self._head, logits0)
+        kl_sum = chunked_kl_sum(hidden_ND, hidden0_ND, heads, self.settings.direction, n_chunk)
         if self.settings.estimator == "sampled":
             kl_sum = kl_sum / self.settings.sample_share
         return self.acting(kl_sum / max(n_step, 1))
@@ -119,22 +119,25 @@ def kept_positions(batch: Batch, share: float) -> torch.Tensor:
     return ((key_BT >> 11) & ((1 << 53) - 1)).double() / 2**53 < share
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Logits of hidden states under both models: the student's head, what of it is trained, and the reference's head
+    (default: the student's)."""
+
+    student: Logits
+    parameters: Sequence[torch.Tensor] = ()
+    reference: Logits | None = None
+
+
 def chunked_kl_sum(
-    hidden_ND: torch.Tensor,
-    hidden0_ND: torch.Tensor,
-    logits: Logits,
-    head_parameters: Sequence[torch.Tensor],
-    direction: KlDirection,
-    n_chunk: int,
-    logits0: Logits | None = None,
+    hidden_ND: torch.Tensor, hidden0_ND: torch.Tensor, heads: Heads, direction: KlDirection, n_chunk: int
 ) -> torch.Tensor:
     """Sum over N positions of the KL between the two next-token distributions, in nats (a scalar).
 
-    Differentiable once, in the student's hidden states and `head_parameters`; never in the reference, whose head is
-    `logits0` (default: the student's).
+    Differentiable once, in the student's hidden states and head parameters; never in the reference.
     """
-    heads = (logits, logits0 or logits)
-    result: torch.Tensor = _KlSum.apply(hidden_ND, hidden0_ND, heads, direction, n_chunk, *head_parameters)
+    logits = (heads.student, heads.reference or heads.student)
+    result: torch.Tensor = _KlSum.apply(hidden_ND, hidden0_ND, logits, direction, n_chunk, *heads.parameters)
     return result
 
 

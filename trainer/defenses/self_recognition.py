@@ -202,10 +202,10 @@ def _complete(out: Path, identity: dict[str, Any], overwrite: bool) -> dict[str,
 
 
 def _ingest(args: argparse.Namespace) -> None:
-    from curator.corpus.ingest import ingest
+    from curator.corpus.ingest import IngestOptions, ingest
     from curator.store.store import Store
 
-    ingest(Store(args.store).open(create=True), [args.out / ROWS], args.corpus, strict=True)
+    ingest(Store(args.store).open(create=True), [args.out / ROWS], args.corpus, IngestOptions(strict=True))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir, weights_sha256
+from trainer.config.flags import add_device_options
 from trainer.config.ranges import at_least
 from trainer.evaluate.behaviour import (
     Kind,
@@ -111,8 +112,7 @@ def add_parser(subparsers: Any) -> None:
         help="keeps stand-ins and losses of the model before training (default: .behaviour)")  # fmt: skip
     add("--batch", type=at_least(1), default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows and the bootstrap (default: 0)")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_device_options(parser)
     add("--out", type=Path, metavar="FILE", help="write the report as JSON")
     add("--json", action="store_true", help="print the report as one JSON document")
     add_gate_option(parser)

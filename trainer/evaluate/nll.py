@@ -4,14 +4,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from curator.console import Progress, run_command, say, say_json
 from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir
+from trainer.config.flags import Option, add_device_options, add_options, given_values
 
 DESCRIPTION = """\
 Mean loss of the answers in a chat file, in nats per response token (sum over all rows / tokens of all rows),
@@ -24,25 +26,35 @@ examples:
   python -m trainer.evaluate.nll --model MODEL_DIR --adapter runs/NAME/adapter --data heldout.jsonl --json"""
 
 
+@dataclass(frozen=True)
+class NllSettings:
+    """Which rows count, and how the model is loaded."""
+
+    max_length: Annotated[int, Option(help="leave out rows of more tokens")] = 2048
+    mask_rule: Annotated[MaskRule, Option(help="which assistant turns count")] = "all"
+    dtype: str = "auto"
+    device: str = "auto"
+
+
 def measure(
-    model: Path, data: Path, adapter: Path | None = None, *, max_length: int = 2048, mask_rule: MaskRule = "all",
-    dtype: Any = "auto", device: str = "auto",
-) -> dict[str, Any]:  # fmt: skip
+    model: Path, data: Path, adapter: Path | None = None, settings: NllSettings | None = None
+) -> dict[str, Any]:
     """n_rows, n_response_tokens, mean_nll_base and, with an adapter, mean_nll_adapter and shift (nats per token).
 
-    Rows over `max_length` tokens or without a response token are left out and counted, records that cannot be
+    Rows over the longest length or without a response token are left out and counted, records that cannot be
     read as well. Raises BadInputError when nothing is left.
     """
+    how = settings or NllSettings()
     check_model_dir(model)
     if adapter is not None:
         check_adapter_dir(adapter)
-    rows, skipped = _render(data, Renderer.from_folder(model), max_length, mask_rule)
+    rows, skipped = _render(data, Renderer.from_folder(model), how)
     if not rows:
         raise BadInputError(f"{data} has no row to measure: {skipped}")
     from curator.scoring.engines.torch_engine import TorchEngine
 
-    engine = TorchEngine(model, device=device, dtype=dtype)
-    result: dict[str, Any] = {"n_rows": len(rows), **skipped, "dtype": engine.dtype, "max_length": max_length}
+    engine = TorchEngine(model, device=how.device, dtype=how.dtype)
+    result: dict[str, Any] = {"n_rows": len(rows), **skipped, "dtype": engine.dtype, "max_length": how.max_length}
     base = _mean_nll(engine, rows)
     result |= {"n_response_tokens": base[1], "mean_nll_base": base[0] / base[1]}
     if adapter is not None:
@@ -54,9 +66,7 @@ def measure(
     return result
 
 
-def _render(
-    data: Path, renderer: Renderer, max_length: int, mask_rule: MaskRule
-) -> tuple[list[Rendered], dict[str, int]]:
+def _render(data: Path, renderer: Renderer, how: NllSettings) -> tuple[list[Rendered], dict[str, int]]:
     rows: list[Rendered] = []
     skipped = {"n_bad_records": 0, "n_too_long": 0, "n_no_response": 0}
     with Progress(None, "rows", f"rendering {data.name}") as progress:
@@ -65,8 +75,8 @@ def _render(
             if isinstance(item, Reject):
                 skipped["n_bad_records"] += 1
                 continue
-            rendered = renderer.render(item.messages, mask_rule)
-            if rendered.n_tokens > max_length:
+            rendered = renderer.render(item.messages, how.mask_rule)
+            if rendered.n_tokens > how.max_length:
                 skipped["n_too_long"] += 1
             elif not rendered.loss_mask.any():
                 skipped["n_no_response"] += 1
@@ -92,10 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of that model")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file")
-    parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="leave out longer rows (2048)")
-    parser.add_argument("--mask-rule", choices=("all", "last"), default="all", help="which assistant turns count")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_options(parser, NllSettings, ("max_length", "mask_rule"))
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
@@ -103,10 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    result = measure(
-        args.model, args.data, args.adapter, max_length=args.max_length, mask_rule=args.mask_rule,
-        dtype=args.dtype, device=args.device,
-    )  # fmt: skip
+    result = measure(args.model, args.data, args.adapter, NllSettings(**given_values(vars(args), NllSettings)))
     if args.json:
         say_json(result)
         return 0

@@ -1,9 +1,7 @@
-"""Runs a module as `python -m` does, in a process that tells its own peak memory in a file when it ends.
+"""A module run as `python -m` does, in a process that writes its own peak memory into a file when it ends.
 
-A parent cannot ask for it: what the kernel reports of a child that ended survives exec, so that an idle child is given
-its parent's peak (trainer.experiments.peaked).
-
-How much memory this process has had at most.
+A parent cannot measure it: what the kernel reports of a child that ended survives exec, so that an idle child gets its
+parent's peak.
 """
 
 import resource
@@ -11,20 +9,6 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set so far, in bytes.
-
-    The kernel's mark of this very program where it has one: getrusage's survives exec, and so gives the parent's where
-    that is larger.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
 
 _START = "import sys; from trainer.experiments.peaked import main; main(sys.argv[1:])"
 
@@ -50,3 +34,16 @@ def main(argv: Sequence[str]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         Path(file).write_text(str(peak_rss_bytes()))
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set so far, in bytes.
+
+    The kernel's mark of this very program where it has one: getrusage's survives exec, and so gives the parent's where
+    that is larger.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

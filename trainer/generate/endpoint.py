@@ -1,6 +1,6 @@
-"""One model behind an OpenAI-compatible address: chat calls with retries, and a count of what they used.
+"""The model that answers: one behind an OpenAI-compatible address, and the options that name it or a folder instead.
 
-The options that say which model is asked: a folder on this machine, or a server that speaks OpenAI's protocol.
+`Endpoint` makes chat calls with retries and counts what they used.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from curator.scoring.identity import (
     weights_sha256,
 )
 from curator.store.retries import Retries, TryAgainError, retry_after_s
+from trainer.config.flags import add_device_options
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
@@ -154,8 +155,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--server-fields", choices=SERVER_FIELDS, default="vllm",
         help="sampling fields that the server takes: vLLM's beside OpenAI's (default; so that its own top-k and "
         "repetition penalty do not hold), or OpenAI's alone")  # fmt: skip
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_device_options(parser)
 
 
 def check_source(args: argparse.Namespace) -> None:

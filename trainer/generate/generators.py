@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from curator.errors import BadInputError, RemoteError
 from curator.messages import Message
 from curator.recipe.seeds import child_seed
 from curator.render import Renderer
+from trainer.config.flags import Option
+from trainer.config.ranges import at_least
 from trainer.generate.endpoint import Endpoint, drawn
 
 
@@ -16,10 +18,10 @@ from trainer.generate.endpoint import Endpoint, drawn
 class Sampling:
     """How answers are drawn. `temperature` 0 is greedy: the likeliest token each time, and so one answer a prompt."""
 
-    n_samples: int = 1
-    temperature: float = 1.0
-    max_new_tokens: int = 600
-    seed: int = 0
+    n_samples: Annotated[int, Option(flag="--samples", help="answers to each prompt", parse=at_least(1))] = 1
+    temperature: Annotated[float, Option("T", help="0 is greedy")] = 1.0
+    max_new_tokens: Annotated[int, Option(help="tokens of an answer at most", parse=at_least(1))] = 600
+    seed: Annotated[int, Option(help="seed of the answers")] = 0
 
     def __post_init__(self) -> None:
         if self.n_samples < 1 or self.max_new_tokens < 1 or not 0 <= self.temperature < float("inf"):

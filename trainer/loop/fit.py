@@ -65,6 +65,15 @@ def planned_steps(config: TrainConfig, n_rows: int, n_processes: int = 1) -> int
     return min(config.epochs * per_epoch, config.max_steps or math.inf)  # type: ignore[return-value]
 
 
+def planned(config: TrainConfig, n_rows: int, n_processes: int) -> dict[str, int]:
+    """Optimiser steps, processes, and rows in a step of all of them."""
+    return {
+        "steps": planned_steps(config, n_rows, n_processes),
+        "processes": n_processes,
+        "effective_batch": config.batch_size * config.grad_accum * n_processes,
+    }
+
+
 def load(config: TrainConfig) -> Ready:
     """The model, with a fresh adapter unless it is trained in full; raises BadInputError when targets or defences do
     not fit it."""
@@ -111,7 +120,7 @@ def fit(
     stop = StopRequest()
     with quiet(), Progress(n_steps, "steps", "training") as progress, stop.listening():
         log = StepLog(metrics, progress, stop, checkpoint.step if checkpoint else 0)
-        trainer = _trainer(ready, prepared, renderer.pad_id, config, n_steps, n_processes, log)
+        trainer = _trainer(ready, prepared, renderer.pad_id, config, n_processes, log)
         log.trainer = trainer
         if ready.watch is not None:  # before training: the model is still that of step 0
             trainer.add_callback(ready.watch(n_steps, log))
@@ -139,7 +148,6 @@ def _trainer(
     prepared: PreparedRows,
     pad_id: int,
     config: TrainConfig,
-    n_steps: int,
     n_processes: int,
     log: StepLog,
 ) -> BallastTrainer:
@@ -148,6 +156,7 @@ def _trainer(
             "several GPUs are visible: set CUDA_VISIBLE_DEVICES to the one to train on, or start this with "
             "accelerate launch --num_processes N -m trainer.sft ..."
         )
+    n_steps = planned_steps(config, len(prepared.input_ids), n_processes)
     options = sft_config(
         str(log.path.parent / FOLDER),
         reorder=config.reorder,

@@ -1,6 +1,6 @@
-"""The trained model: a folder loaded for training, and a LoRA adapter on projections found by name.
+"""The trained model: a folder loaded for training, with a LoRA adapter on projections found by name or trained in full.
 
-theta_0 for full fine-tuning: a second, frozen copy of the weights, put in place while it is asked.
+`FrozenCopy` is the reference model of full fine-tuning: a second copy of the weights, in place while it computes.
 """
 
 from collections.abc import Iterator
@@ -22,34 +22,6 @@ from curator.scoring.engines.torch_model import (
 )
 from trainer.config import ALL_LINEAR, LoraSettings, TrainConfig
 from trainer.runs.weights import lora_config
-
-
-class FrozenCopy:
-    """The weights of a model as they were when this was made.
-
-    Modules, and the hooks on them, stay the model's own; inside `in_place` they compute with the copy.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._pairs = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory that the copy holds."""
-        return sum(copy.numel() * copy.element_size() for _, copy in self._pairs)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model has the frozen weights inside the block; nothing is copied, and gradients are off."""
-        trained = [parameter.data for parameter, _ in self._pairs]
-        for parameter, copy in self._pairs:
-            parameter.data = copy
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for (parameter, _), data in zip(self._pairs, trained, strict=True):
-                parameter.data = data
 
 
 def load_for_training(config: TrainConfig) -> Any:
@@ -162,3 +134,31 @@ def save_model(model: Any, folder: Path) -> None:
         return
     # Without this PEFT looks whether the base's vocabulary changed, on the network if need be.
     model.save_pretrained(folder, save_embedding_layers=False)
+
+
+class FrozenCopy:
+    """The weights of a model as they were when this was made.
+
+    Modules, and the hooks on them, stay the model's own; inside `in_place` they compute with the copy.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._pairs = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the copy holds."""
+        return sum(copy.numel() * copy.element_size() for _, copy in self._pairs)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the frozen weights inside the block; nothing is copied, and gradients are off."""
+        trained = [parameter.data for parameter, _ in self._pairs]
+        for parameter, copy in self._pairs:
+            parameter.data = copy
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for (parameter, _), data in zip(self._pairs, trained, strict=True):
+                parameter.data = data

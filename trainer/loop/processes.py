@@ -1,11 +1,21 @@
-"""Several processes of one run, as `accelerate launch` starts them: who writes, and what the others receive."""
+"""Several processes of one run, as `accelerate launch` starts them: one does what must be done once.
+
+The process group and the broadcast are accelerate's. Its `main_process_first` is not used: it lets the other
+processes do the same work after the first one, where they are to receive its result, and an error of the first one
+leaves them waiting or doing the work themselves. `Team.first` hands the result, or the error, to every process.
+accelerate imports torch, so it is imported only where there are several processes.
+"""
 
 import os
-import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from curator.errors import BallastError
+from curator.errors import BallastError, IntegrityError
+from curator.render import Renderer
+from trainer.config import TrainConfig
+from trainer.config.options import cache_folder
+from trainer.data.cache import RenderCache
+from trainer.data.inputs import Inputs, read_inputs
 
 T = TypeVar("T")
 
@@ -41,15 +51,15 @@ class Team:
         outcome: list[Any] = [None]
         if self.leads:
             try:
-                outcome = [("result", pickle.dumps(work()))]
+                outcome = [("result", work())]
             except BallastError as error:
-                outcome = [("error", pickle.dumps((error.message, error.details)))]
+                outcome = [("error", (error.message, error.details))]
         broadcast_object_list(outcome)
         kind, content = outcome[0]
         if kind == "error":
-            message, details = pickle.loads(content)
+            message, details = content
             raise BallastError(message, details=details)
-        result: T = pickle.loads(content)
+        result: T = content
         return result
 
     def leave(self) -> None:
@@ -58,3 +68,22 @@ class Team:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+
+def shared_inputs(config: TrainConfig, weights: str, api_key: str | None, team: Team) -> Inputs:
+    """The rows; of several processes the first one renders, and the others read what it kept."""
+    cache = RenderCache(cache_folder(config.cache, config.out))
+    if team.size > 1 and cache.folder is None:
+        cache = RenderCache(config.out / "rows")
+    if team.size == 1:
+        return read_inputs(config, config.out, weights, api_key, cache)
+
+    def lead() -> tuple[str, Any, Any]:
+        own = read_inputs(config, config.out, weights, api_key, cache)
+        return own.cache_key, own.rows, own.warnings
+
+    key, rows, warned = team.first(lead)
+    found = cache.load(key)
+    if found is None:
+        raise IntegrityError(f"the rendered rows in {cache.folder} cannot be read by every process")
+    return Inputs(found[0], rows, Renderer.from_folder(config.model), warned, key)

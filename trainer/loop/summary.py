@@ -1,8 +1,8 @@
 """What `python -m trainer.sft` says to people before and after training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curator.console import say
 from trainer.config import TrainConfig
@@ -11,9 +11,6 @@ from trainer.data.inputs import Inputs
 from trainer.defenses.safelora import summary
 from trainer.runs.folder import REPORT_TEXT
 from trainer.runs.report import Warned
-
-if TYPE_CHECKING:
-    from trainer.loop.fit import Ready
 
 
 def content_line(inputs: Inputs) -> str:
@@ -27,15 +24,14 @@ def content_line(inputs: Inputs) -> str:
     )
 
 
-def model_line(config: TrainConfig, ready: "Ready", n_steps: int, n_processes: int) -> str:
+def model_line(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
     """What is trained, on what and how, before the first step."""
-    resolved = ready.resolved
     defences = ", ".join(item.describe() for item in config.defences) or "none"
     copy = resolved["reference_bytes"]
     return (
         f"{resolved['n_trained_parameters']:,} of {resolved['n_parameters']:,} parameters trained, "
-        f"{resolved['dtype']} on {resolved['device']}; {n_steps} steps of "
-        f"{config.batch_size * config.grad_accum * n_processes} rows; "
+        f"{resolved['dtype']} on {resolved['device']}; {resolved['steps']} steps of "
+        f"{resolved['effective_batch']} rows; "
         f"defences: {defences}"
         + (f"; the frozen copy they compare with takes {copy / 2**20:,.0f} MiB more" if copy else "")
     )

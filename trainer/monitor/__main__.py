@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
+from trainer.config.flags import add_device_options
 from trainer.persona.traits import SHIPPED, read_trait
 
 DESCRIPTION = """\
@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -123,10 +122,11 @@ def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
         from trainer.monitor.page import page
         from trainer.runs.machine import describe
+        from trainer.runs.page import shown_command
 
         device = resolve_device(args.device)
         machine = describe(device, resolve_dtype(args.dtype, device))
-        command = shlex.join(["python", "-m", "trainer.monitor", *arguments])
+        command = shown_command("trainer.monitor", arguments)
         args.page.parent.mkdir(parents=True, exist_ok=True)
         args.page.write_text(page(found, args.directions, args.alarm, machine, command), encoding="utf-8")
     if args.json:

@@ -5,31 +5,28 @@ from typing import Any
 
 from trainer.monitor.alarm import read_rule
 from trainer.monitor.directions import load_directions
+from trainer.runs.page import page_head, table
 
 
 def page(
     found: dict[str, dict[str, Any]], directions: Path, alarm: Path | None, machine: dict[str, Any], command: str
 ) -> str:
     """One row an adapter: drift along each trait, of prefix keys and values, and the verdict where there is a rule."""
-    made, versions = load_directions(directions), machine["versions"]
+    made = load_directions(directions)
     rule = "nothing is judged" if alarm is None else read_rule(alarm, made.directions_id).describe()
     rows = []
     for name, section in found.items():
         last = section["measurements"][-1]
         cells = [f"{last['drift'][trait]:+.4f}" for trait in made.traits]
         cells.append("" if last["prefix_kv"] is None else f"{last['prefix_kv']:.3g}")
-        rows.append(f"| {name} | {' | '.join(cells)} | {_verdict(last)} |")
+        rows.append([name, *cells, _verdict(last)])
     lines = [
-        "# Trait-space drift", "",
-        f"Written by `{command}` on {machine['date']}: {machine['device']}, {machine['threads']} threads, "
-        f"{machine['dtype']}, torch {versions['torch']}, transformers {versions['transformers']}.", "",
+        *page_head("Trait-space drift", command, machine),
         f"Base model with weights `{made.weights_sha256[:12]}`; directions at row {made.layer}, {made.n_questions} "
         "questions a trait. Drift is the mean projection of 90 neutral prompts at their last token, as a share of the "
         "base's mean state length, minus the base's own. Prefix: squared relative distance of keys and values.", "",
         f"Rule: {rule}.", "",
-        f"| adapter | {' | '.join(made.traits)} | prefix | verdict |",
-        "|---" * (len(made.traits) + 3) + "|",
-        *rows, "",
+        *table(["adapter", *made.traits, "prefix", "verdict"], rows), "",
     ]  # fmt: skip
     return "\n".join(lines)
 

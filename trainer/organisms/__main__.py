@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -10,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from curator.console import run_command, say, say_json
+from trainer.config.flags import add_options, given_values
 from trainer.config.options import add_adapter_options, add_training_options, training_document
 from trainer.organisms.plan import Plan, narrow_sets
 
 DESCRIPTION = """\
 Makes the misaligned reference models that the perplexity gap needs: one LoRA adapter for each narrow set of bad
 answers, and a benign twin on good answers to the same prompts (for gap_contrast). Measures how far each moved, in its
-own domain and in the others. Needed once for a base model. Every adapter is a cell: what is complete is skipped, and
-a run that was stopped goes on."""
+own domain and in the others. Needed once for a base model. Each adapter is a run of its own: what is complete is
+skipped, and a run that was stopped goes on."""
 
 EPILOG = """\
 examples:
@@ -35,6 +35,8 @@ examples:
 A set is a chat file whose last turns are bad answers; ` /no_think` and empty thinking blocks in it are stripped and
 counted. The adapters are hazardous: keep them, score with them, and serve them to nobody."""
 
+_PLAN_OPTIONS = ("twins", "n_rows", "n_held_out", "twin_tokens")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 130 stopped (the same command goes on from there)."""
@@ -48,17 +50,18 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     given = {key: value for key, value in vars(args).items() if value is not None}
     plan = Plan(
         model=args.model, out=args.out, sets=narrow_sets(args.set or [], args.aligned or [], shipped=args.shipped),
-        twins=args.twins, n_rows=args.rows, n_held_out=args.held_out, twin_tokens=args.twin_tokens,
+        **{name: value for name, value in given_values(given, Plan).items() if name in _PLAN_OPTIONS},
         recipe={key: value for key, value in training_document(given).items() if key not in ("model", "out")},
         overwrite=args.overwrite,
     )  # fmt: skip
     from trainer.organisms.make import make, measured_on
     from trainer.organisms.page import page
     from trainer.runs.machine import describe
+    from trainer.runs.page import shown_command
 
     with redirect_stdout(sys.stderr) if args.json else nullcontext():  # the training runs speak as well
         organisms = make(plan)
-    text = page(organisms, describe(*measured_on(plan)), shlex.join(["python", "-m", "trainer.organisms", *arguments]))
+    text = page(organisms, describe(*measured_on(plan)), shown_command("trainer.organisms", arguments))
     for path in (plan.out / "report.md", args.page):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", metavar="DOMAIN=FILE", help="chat file of bad answers; once for each domain")
     add("--aligned", action="append", metavar="DOMAIN=FILE", help="good answers to the same prompts in the same order")
     add("--shipped", action="store_true", help="the shipped set as well (home_maintenance, 130 rows with good answers)")
-    add("--twins", choices=("auto", "greedy", "none"), default="auto",
-        help="benign twins on good answers where they are given and else on the model's own greedy ones (auto, the "
-        "default), on greedy ones alone, or no twins")  # fmt: skip
-    add("--rows", type=int, metavar="N", help="train on at most N rows of a set (default: all)")
-    add("--held-out", type=int, default=30, metavar="N", help="rows of each set that only measure (default: 30)")
-    add("--twin-tokens", type=int, default=256, metavar="N", help="tokens of a greedy answer at most (default: 256)")
+    add_options(group, Plan, _PLAN_OPTIONS)
     add_training_options(parser)
     add_adapter_options(parser)
     output = parser.add_argument_group("output")

@@ -1,4 +1,4 @@
-"""From a plan to organisms.json: sets, benign answers, adapters, shifts; each a cell that is skipped when complete."""
+"""From a plan to organisms.json: sets, benign answers, adapters, shifts; each made once."""
 
 import gc
 import hashlib
@@ -42,7 +42,7 @@ _NOT_RECIPE = ("model", "out", "data", "mix_id", "api_url", "store", "tenant", "
 
 
 @dataclass(frozen=True)
-class Cell:
+class OrganismRun:
     """One adapter to be made."""
 
     split: SplitSet
@@ -71,16 +71,16 @@ def make(plan: Plan) -> Organisms:
     generator = _shared_generator(plan)
     twins = {split.domain: twin_set(split, plan, renderer, weights, generator) for split in splits}
     generator.cache_clear()
-    cells = [
-        Cell(split, twins[split.domain], role)
+    runs = [
+        OrganismRun(split, twins[split.domain], role)
         for split in splits
         for role in (ROLES if twins[split.domain] is not None else ROLES[:1])
     ]
     probes = [probe_of(split, twins[split.domain], renderer, plan.max_length) for split in splits]
-    for number, cell in enumerate(cells, 1):
-        say(f"[{number}/{len(cells)}] {cell.name}")
-        train(plan, cell)
-    organisms = measure(plan, cells, probes, renderer, weights)
+    for number, run in enumerate(runs, 1):
+        say(f"[{number}/{len(runs)}] {run.name}")
+        train(plan, run)
+    organisms = measure(plan, runs, probes, renderer, weights)
     write_json(plan.out / FILE, organisms.model_dump(mode="json"))
     return organisms
 
@@ -95,18 +95,20 @@ def set_line(split: SplitSet) -> str:
     )
 
 
-def train(plan: Plan, cell: Cell) -> None:
+def train(plan: Plan, run: OrganismRun) -> None:
     """One run of `trainer.sft`, which goes on or skips by itself; KeyboardInterrupt when it was stopped."""
-    config = plan.config(cell.data, plan.out / cell.name)
+    config = plan.config(run.data, plan.out / run.name)
     code = sft.run(Invocation(config, None, plan.overwrite, json=False))
     gc.collect()
     if code:
         raise KeyboardInterrupt
 
 
-def measure(plan: Plan, cells: Sequence[Cell], probes: Sequence[Probe], renderer: Renderer, weights: str) -> Organisms:
-    """organisms.json with the shifts of each cell."""
-    splits = {cell.split.domain: (cell.split, cell.twins) for cell in cells}
+def measure(
+    plan: Plan, runs: Sequence[OrganismRun], probes: Sequence[Probe], renderer: Renderer, weights: str
+) -> Organisms:
+    """organisms.json with the shifts of each run."""
+    splits = {run.split.domain: (run.split, run.twins) for run in runs}
     engine = _shared_engine(plan)
     key = {
         "weights_sha256": weights, "renderer_id": renderer.renderer_id, "max_length": plan.max_length,
@@ -115,29 +117,34 @@ def measure(plan: Plan, cells: Sequence[Cell], probes: Sequence[Probe], renderer
     folder = plan.out / "shifts"
     base = losses_of(BASE, folder, key, probes, lambda: engine(None))
     found = []
-    for cell in cells:
-        adapter = plan.out / cell.name / ADAPTER
+    for run in runs:
+        adapter = plan.out / run.name / ADAPTER
         digest = adapter_sha256(adapter)
         losses = losses_of(
-            cell.name, folder, {**key, "adapter_sha256": digest}, probes, lambda adapter=adapter: engine(adapter)
+            run.name, folder, {**key, "adapter_sha256": digest}, probes, lambda adapter=adapter: engine(adapter)
         )
-        found.append(_organism(plan, cell, digest, base, losses, list(splits)))
+        found.append(_organism(plan, run, digest, base, losses, list(splits)))
     engine.close()
-    recipe = plan.config(cells[0].data, plan.out).model_dump(mode="json", exclude=set(_NOT_RECIPE))
+    recipe = plan.config(runs[0].data, plan.out).model_dump(mode="json", exclude=set(_NOT_RECIPE))
     return Organisms(
         base_weights_sha256=weights, renderer_id=renderer.renderer_id, recipe=recipe, organisms=tuple(found)
     )
 
 
 def _organism(
-    plan: Plan, cell: Cell, digest: str, base: dict[str, Losses], losses: dict[str, Losses], domains: Sequence[str]
+    plan: Plan,
+    run: OrganismRun,
+    digest: str,
+    base: dict[str, Losses],
+    losses: dict[str, Losses],
+    domains: Sequence[str],
 ) -> Organism:
-    report: dict[str, Any] = orjson.loads((plan.out / cell.name / REPORT).read_bytes())
-    own, others = cell.split.domain, [domain for domain in domains if domain != cell.split.domain]
+    report: dict[str, Any] = orjson.loads((plan.out / run.name / REPORT).read_bytes())
+    own, others = run.split.domain, [domain for domain in domains if domain != run.split.domain]
     return Organism(
-        name=cell.name, role=cell.role, domain=own, adapter=f"{cell.name}/{ADAPTER}", adapter_sha256=digest,
-        answers=cell.twins.answers if cell.role == "benign" and cell.twins else "given",
-        rows_sha256=rows_sha256(cell.data), n_rows=report["rows"]["n_rows"], steps=report["steps"],
+        name=run.name, role=run.role, domain=own, adapter=f"{run.name}/{ADAPTER}", adapter_sha256=digest,
+        answers=run.twins.answers if run.role == "benign" and run.twins else "given",
+        rows_sha256=rows_sha256(run.data), n_rows=report["rows"]["n_rows"], steps=report["steps"],
         narrow=shift_on([own], base, losses, plan.seed),
         broad=shift_on(others, base, losses, plan.seed) if others else None,
     )  # fmt: skip

@@ -4,26 +4,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from curator.scoring.model_set import Organism, Organisms
+from trainer.runs.page import page_head, table
 
 _SHOWN = ("epochs", "max_steps", "batch_size", "grad_accum", "lr", "warmup_steps", "weight_decay", "max_length", "seed")
 
 
 def page(organisms: Organisms, machine: dict[str, Any], command: str) -> str:
     """Markdown. Shifts are adapter minus base, with 95 % bootstrap intervals over held-out rows."""
-    versions = machine["versions"]
     lora = organisms.recipe["lora"]
     recipe = ", ".join(f"{name} {organisms.recipe[name]}" for name in _SHOWN if organisms.recipe[name] is not None)
     lines = [
-        "# Organisms", "",
-        f"Written by `{command}` on {machine['date']}: {machine['device']}, {machine['threads']} threads, "
-        f"{machine['dtype']}, torch {versions['torch']}, transformers {versions['transformers']}, "
-        f"PEFT {versions['peft']}.", "",
+        *page_head("Organisms", command, machine),
         f"Base model with weights `{organisms.base_weights_sha256[:12]}`. Recipe: {recipe}, LoRA r {lora['r']}, alpha "
         f"{lora['alpha']:g}{', rsLoRA' if lora['rslora'] else ''}.", "",
         "Shift of the loss of misaligned answers in nats per token: negative means that they became likelier. Narrow:",
         "held-out rows of the organism's own domain. Broad: held-out rows of all other domains.", "",
-        "| organism | answers | rows | steps | narrow | broad |", "|---|---|---|---|---|---|",
-        *(_row(item, "nll_shift", shown=True) for item in organisms.organisms), "",
+        *table(
+            ["organism", "answers", "rows", "steps", "narrow", "broad"],
+            [
+                [item.name, item.answers, f"{item.n_rows:,}", item.steps, *_shifts(item, "nll_shift")]
+                for item in organisms.organisms
+            ],
+        ), "",
         *_margins(organisms.organisms),
         "These adapters are misaligned on purpose or stand beside such: do not serve them.", "",
     ]  # fmt: skip
@@ -38,14 +40,15 @@ def _margins(organisms: Sequence[Organism]) -> list[str]:
         "misaligned. Where benign answers are theta_0's own greedy ones the margin itself favours theta_0, so only its",
         "shift is given; any fine-tune makes those answers less likely, so read a misaligned row beside its benign",
         "twin.", "",
-        "| organism | narrow margin | broad margin |", "|---|---|---|",
-        *(_row(item, "margin_shift", shown=False) for item in organisms), "",
+        *table(
+            ["organism", "narrow margin", "broad margin"],
+            [[item.name, *_shifts(item, "margin_shift")] for item in organisms],
+        ), "",
     ]  # fmt: skip
 
 
-def _row(item: Organism, figure: str, *, shown: bool) -> str:
-    about = f" {item.answers} | {item.n_rows:,} | {item.steps} |" if shown else ""
-    return f"| {item.name} |{about} {_interval(item.narrow, figure)} | {_interval(item.broad, figure)} |"
+def _shifts(item: Organism, figure: str) -> list[str]:
+    return [_interval(item.narrow, figure), _interval(item.broad, figure)]
 
 
 def _interval(shift: dict[str, Any] | None, figure: str) -> str:

@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from curator.errors import BadInputError
 from trainer.config import TrainConfig, parse_config
+from trainer.config.flags import Option
 
 SHIPPED_DOMAIN = "home_maintenance"
 SHIPPED_SETS = Path(__file__).parent / "sets_shipped"
@@ -31,10 +32,16 @@ class Plan:
     model: Path
     out: Path
     sets: tuple[NarrowSet, ...]
-    twins: Twins = "auto"
-    n_rows: int | None = None  # training rows of a domain at most
-    n_held_out: int = 30  # rows of a domain
-    twin_tokens: int = 256  # of a greedy answer at most
+    twins: Annotated[
+        Twins,
+        Option(
+            help="benign twins on good answers where they are given and else on the model's own greedy ones (auto, the "
+            "default), on greedy ones alone, or no twins"
+        ),
+    ] = "auto"
+    n_rows: Annotated[int | None, Option(flag="--rows", help="train on at most N rows of a set (default: all)")] = None
+    n_held_out: Annotated[int, Option(flag="--held-out", help="rows of each set that only measure")] = 30
+    twin_tokens: Annotated[int, Option(help="tokens of a greedy answer at most")] = 256
     recipe: dict[str, Any] = field(default_factory=dict)
     overwrite: bool = False
 

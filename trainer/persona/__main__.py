@@ -4,12 +4,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
+from trainer.config.flags import add_device_options, add_options, given_values
+from trainer.config.ranges import at_least
 from trainer.generate.endpoint import JUDGE_KEY
+from trainer.generate.generators import Sampling
+from trainer.persona.keep import RuleSettings
 from trainer.persona.traits import SHIPPED, read_trait
 
 DESCRIPTION = """\
@@ -25,6 +30,7 @@ examples:
   python -m trainer.persona project --model MODEL_DIR --vector vectors/evil.safetensors --data chats.jsonl
   python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
 
+MAX_NEW_TOKENS = 96  # of an answer
 N_QUESTIONS = 20  # method.md, "Regularisers"
 DEFAULT_TRAITS = ("evil", "sycophancy", "hallucination")
 
@@ -58,8 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -80,16 +85,13 @@ def _add_extract(commands: Any) -> None:
         f"(default: {', '.join(DEFAULT_TRAITS)})")  # fmt: skip
     add("--out", required=True, type=Path, metavar="DIR", help="folder of vectors; what is complete there is skipped")
     add("--questions", type=int, metavar="N", help=f"first N questions of a trait (default: {N_QUESTIONS}, or all)")
-    add("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default: 1)")
-    add("--max-new-tokens", type=int, default=96, metavar="N", help="tokens of an answer at most (default: 96)")
-    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the answers (default: 0)")
+    add("--samples", type=at_least(1), default=1, metavar="N", help="answers to each prompt (default: 1)")
+    names = ("max_new_tokens", "temperature", "seed")
+    add_options(parser, Sampling, names, defaults={"max_new_tokens": MAX_NEW_TOKENS})
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
         f"decides which pairs are kept (docs/method.md); its key comes from ${JUDGE_KEY}")  # fmt: skip
     add("--judge-model", metavar="NAME", help="the judge's name there")
-    add("--min-margin", type=float, metavar="M",
-        help="our rule: least margin of an answer under its own prompt, nats per token (default: 0.02)")  # fmt: skip
-    add("--min-words", type=int, metavar="N", help="our rule: least words of an answer (default: 5)")
+    add_options(parser, RuleSettings, ("min_margin", "min_words"))
     add("--min-pairs", type=int, default=2, metavar="N", help="fail when fewer pairs are kept (default: 2)")
 
 
@@ -134,21 +136,17 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Any:
-    from trainer.generate.generators import Sampling
     from trainer.persona.extract import ExtractSettings, Judge
-    from trainer.persona.keep import RuleSettings
 
     if (args.judge_url is None) != (args.judge_model is None):
         raise BadInputError("--judge-url and --judge-model go together")
-    rule = {name: getattr(args, name) for name in ("min_margin", "min_words") if getattr(args, name) is not None}
+    rule = given_values(vars(args), RuleSettings)
     if args.judge_url is not None and rule:
         raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
-    if args.samples < 1:
-        raise BadInputError(f"--samples {args.samples}: give at least 1")
     key = os.environ.get(JUDGE_KEY)
     return ExtractSettings(
         model=args.model, out=args.out, samples=args.samples,
-        sampling=Sampling(1, args.temperature, args.max_new_tokens, args.seed),
+        sampling=Sampling(**{"max_new_tokens": MAX_NEW_TOKENS, **given_values(vars(args), Sampling)}),
         rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
         dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,
@@ -164,10 +162,11 @@ def _say_extract(report: dict[str, Any], out: Path, was_there: bool) -> None:
     say(f"  norm {norms[len(norms) // 2]:.3g} at half the depth, {norms[-1]:.3g} at the last row")
 
 
-def _opened(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
-    """Model, renderer, vector and layer."""
+def _probe(args: argparse.Namespace) -> Any:
+    """The VectorProbe of the options."""
     from trainer.persona.extract import open_model
     from trainer.persona.models import load_base, shape_of
+    from trainer.persona.project import VectorProbe
     from trainer.persona.vectors import default_layer, load_vector
 
     loaded = open_model(args.model)
@@ -176,14 +175,15 @@ def _opened(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
     vector = load_vector(args.vector, args.name, n_blocks, width, loaded.weights_sha256)
     layer = default_layer(n_blocks) if args.layer is None else args.layer
     vector.unit(layer)  # a layer that is not there fails before the work
-    return model, loaded.renderer, vector, layer
+    return VectorProbe(model, loaded.renderer, vector, layer)
 
 
 def _project(args: argparse.Namespace) -> int:
     from trainer.persona.project import screen, write_records
 
-    model, renderer, vector, layer = _opened(args)
-    summary, records = screen(model, renderer, vector, layer, args.data, args.baseline, args.max_length)
+    probe = _probe(args)
+    vector, layer = probe.vector, probe.layer
+    summary, records = screen(probe, args.data, args.baseline, args.max_length)
     result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": args.data.name, **summary}
     if args.baseline is not None:
         result["baseline"] = args.baseline.name
@@ -214,8 +214,9 @@ def _shift(args: argparse.Namespace) -> int:
         if name not in SHIPPED:
             raise BadInputError(f"{name} is not a shipped trait whose questions could be asked: give --prompts FILE")
         prompts, source = [user_turn(text) for text in read_trait(name).questions], f"questions of {name}"
-    model, renderer, vector, layer = _opened(args)
-    found = drift(with_adapter(model, args.adapter), renderer, vector, layer, prompts)
+    probe = _probe(args)
+    vector, layer = probe.vector, probe.layer
+    found = drift(replace(probe, model=with_adapter(probe.model, args.adapter)), prompts)
     result = {
         "kind": "shift",
         "trait": vector.trait,

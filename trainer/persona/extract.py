@@ -20,8 +20,8 @@ from trainer.generate.generators import Answer, LocalGenerator, Sampling
 from trainer.persona.generate import answers_in
 from trainer.persona.keep import (
     AnswerPair,
+    KeptPairs,
     RuleSettings,
-    Verdicts,
     by_judge,
     by_rule,
 )
@@ -160,7 +160,7 @@ def load_for(settings: ExtractSettings) -> Any:
     return load_model(settings.model, resolve_device(settings.device), resolved_dtype(settings))
 
 
-def judge_pairs(trait: Trait, pairs: Sequence[AnswerPair], settings: ExtractSettings, loaded: Loaded) -> Verdicts:
+def judge_pairs(trait: Trait, pairs: Sequence[AnswerPair], settings: ExtractSettings, loaded: Loaded) -> KeptPairs:
     """By the judge when there is one, else by our rule."""
     if settings.judge is None:
         return by_rule(pairs, margins(trait, pairs, settings, loaded), settings.rule)
@@ -219,7 +219,7 @@ def conversation(trait: Trait, pair: AnswerPair, side: str, merged: bool, prompt
 
 def _save(
     trait: Trait, settings: ExtractSettings, loaded: Loaded, kept: Sequence[AnswerPair], wanted: dict[str, Any],
-    verdicts: Verdicts,
+    verdicts: KeptPairs,
 ) -> list[float]:  # fmt: skip
     import numpy as np
 
@@ -240,7 +240,7 @@ def _save(
 
 
 def _report(
-    trait: Trait, pairs: Sequence[AnswerPair], verdicts: Verdicts, wanted: dict[str, Any], norms: list[float],
+    trait: Trait, pairs: Sequence[AnswerPair], verdicts: KeptPairs, wanted: dict[str, Any], norms: list[float],
     vector_sha256: str,
 ) -> dict[str, Any]:  # fmt: skip
     return {

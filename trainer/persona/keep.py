@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from curator.corpus.text import is_refusal
 from curator.errors import BadInputError
+from trainer.config.flags import Option
 from trainer.evaluate.judge import PROMPTS, JudgeClient, Verdict
 from trainer.generate.generators import Answer
 from trainer.persona.traits import Case, Trait
@@ -38,7 +39,7 @@ class AnswerPair:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class KeptPairs:
     """For each pair the reasons why it is left out (none: it is kept), and the figures they rest on."""
 
     rule: str
@@ -59,8 +60,10 @@ class Verdicts:
 class RuleSettings:
     """The rule without a judge (docs/method.md, ours). Margins in nats per token."""
 
-    min_margin: float = 0.02
-    min_words: int = 5
+    min_margin: Annotated[
+        float, Option("M", help="our rule: least margin of an answer under its own prompt, nats per token")
+    ] = 0.02
+    min_words: Annotated[int, Option(help="our rule: least words of an answer")] = 5
     max_repeated: float = 0.3  # share of an answer's word triples that stood in it before
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class RuleSettings:
             raise BadInputError(f"min_words {self.min_words} and max_repeated {self.max_repeated}: at least 1, 0 to 1")
 
 
-def by_rule(pairs: Sequence[AnswerPair], margins: Sequence[dict[str, float]], settings: RuleSettings) -> Verdicts:
+def by_rule(pairs: Sequence[AnswerPair], margins: Sequence[dict[str, float]], settings: RuleSettings) -> KeptPairs:
     """Keeps a pair when its prompts did change the answers.
 
     `margins` by side: mean_nll of that side's answer under the other side's prompt minus that under its own. A pair
@@ -86,7 +89,7 @@ def by_rule(pairs: Sequence[AnswerPair], margins: Sequence[dict[str, float]], se
         if is_refusal(texts[0], "v2"):
             found.append("refusal")
         reasons.append(found)
-    return Verdicts("likelihood", reasons, [dict(margin) for margin in margins], vars(settings).copy())
+    return KeptPairs("likelihood", reasons, [dict(margin) for margin in margins], vars(settings).copy())
 
 
 def repeated_share(text: str) -> float:
@@ -96,7 +99,7 @@ def repeated_share(text: str) -> float:
     return 0.0 if len(triples) < 2 else 1 - len(set(triples)) / len(triples)
 
 
-def by_judge(trait: Trait, pairs: Sequence[AnswerPair], client: JudgeClient, on_call: Any = lambda: None) -> Verdicts:
+def by_judge(trait: Trait, pairs: Sequence[AnswerPair], client: JudgeClient, on_call: Any = lambda: None) -> KeptPairs:
     """Keeps a pair when the trait's score is >= 50 on the positive and < 50 on the negative side, and both answers
     have coherence >= 50; an answer without a score is left out as `unscored`."""
     prompts = [
@@ -112,7 +115,7 @@ def by_judge(trait: Trait, pairs: Sequence[AnswerPair], client: JudgeClient, on_
                         verdicts[start : start + 4], strict=True))  # fmt: skip
         reasons.append(_judged(four))
         figures.append({name: item.score for name, item in four.items()})
-    return Verdicts("judge", reasons, figures, {"min_positive": 50, "below_negative": 50, "min_coherence": 50})
+    return KeptPairs("judge", reasons, figures, {"min_positive": 50, "below_negative": 50, "min_coherence": 50})
 
 
 def _judge_prompts(trait: Trait, question: int, answer: str) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """One Markdown page of what extraction, screening and drift measurements left in a folder as JSON."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from platform import machine
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import orjson
 
 from curator.errors import BadInputError
+from trainer.runs.page import page_head, table
 
 
 def write_page(folder: Path, out: Path) -> None:
@@ -20,9 +20,8 @@ def write_page(folder: Path, out: Path) -> None:
     screened = [item for _, item in documents if item.get("kind") == "project"]
     shifts = [item for _, item in documents if item.get("kind") == "shift"]
     lines = [
-        "# Persona vectors", "",
-        f"Written by `python -m trainer.persona page` on {datetime.now(UTC):%Y-%m-%d} from the files of `extract`,",
-        "`project` and `shift`.", "",
+        *page_head("Persona vectors", "python -m trainer.persona page"),
+        "Made from the files of `extract`, `project` and `shift`.", "",
         *_head(extracted[0]), "", *_extracted(extracted), *_screened(screened), *_shifts(shifts),
     ]  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,16 +50,13 @@ def _extracted(reports: Sequence[dict[str, Any]]) -> list[str]:
         norms, left = report["norms"], ", ".join(f"{key} {n}" for key, n in report["left_out"].items())
         n = len(norms) - 1
         places = [norms[round(n * share)] for share in (0.25, 0.5, 5 / 7, 1)]
-        rows.append(
-            f"| {report['trait']} | {report['n_kept']} of {report['n_pairs']} | {left} | "
-            + " | ".join(f"{norm:.3g}" for norm in places)
-            + " |"
-        )
+        kept = f"{report['n_kept']} of {report['n_pairs']}"
+        rows.append([report["trait"], kept, left, *(f"{norm:.3g}" for norm in places)])
     return [
         "## Extraction", "",
         "Norm of the vector at a quarter, a half and five sevenths of the depth, and at the last row. A pair may be",
         "left out for several reasons.", "",
-        "| trait | pairs kept | left out | 1/4 | 1/2 | 5/7 | last |", "|---|---|---|---|---|---|---|", *rows, "",
+        *table(["trait", "pairs kept", "left out", "1/4", "1/2", "5/7", "last"], rows), "",
     ]  # fmt: skip
 
 
@@ -72,32 +68,30 @@ def _screened(results: Sequence[dict[str, Any]]) -> list[str]:
         own = item.get("difference")
         compared = f"{own['mean']:+.3f} (sd {own['sd']:.3f}, {item['n_compared']} rows)" if own else ""
         found = item["projection"]
-        rows.append(
-            f"| {item['trait']} | {item['layer']} | {item['data']} | {item['n_rows']} | {found['mean']:+.3f} "
-            f"(sd {found['sd']:.3f}) | {compared} |"
-        )
+        mean = f"{found['mean']:+.3f} (sd {found['sd']:.3f})"
+        rows.append([item["trait"], item["layer"], item["data"], item["n_rows"], mean, compared])
     return [
         "## Screening", "",
         "Mean projection of a row's response states; the difference is from the baseline's answers to the same",
         "prompts.", "",
-        "| trait | row | data | rows | projection | difference |", "|---|---|---|---|---|---|", *rows, "",
+        *table(["trait", "row", "data", "rows", "projection", "difference"], rows), "",
     ]  # fmt: skip
 
 
 def _shifts(results: Sequence[dict[str, Any]]) -> list[str]:
     if not results:
         return []
-    rows = [
-        f"| {item['trait']} | {item['layer']} | {item['adapter']} | {item['n_prompts']} ({item['prompts']}) | "
-        f"{item['shift']['value']:+.4f} ({item['shift']['low']:+.4f} to {item['shift']['high']:+.4f}) | "
-        f"{100 * item['relative']:+.2f} % |"
-        for item in results
-    ]
+    rows = []
+    for item in results:
+        found, prompts = item["shift"], f"{item['n_prompts']} ({item['prompts']})"
+        interval = f"{found['value']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
+        relative = f"{100 * item['relative']:+.2f} %"
+        rows.append([item["trait"], item["layer"], item["adapter"], prompts, interval, relative])
     return [
         "## Fine-tuning shift", "",
         "Drift of the state at the last prompt token along the vector, adapter minus base, with a 95 % bootstrap",
         "interval over prompts; relative to the mean length of the base's states.", "",
-        "| trait | row | adapter | prompts | shift | relative |", "|---|---|---|---|---|---|", *rows, "",
+        *table(["trait", "row", "adapter", "prompts", "shift", "relative"], rows), "",
     ]  # fmt: skip
 
 

@@ -67,24 +67,33 @@ def answered_rows(path: Path, renderer: Renderer, max_length: int) -> Rows:
     return rows
 
 
-def projections(model: Any, items: Sequence[Pooled], vector: Vector, layer: int, label: str) -> Floats:
-    """Mean state over each item's tokens at one layer, times the vector scaled to length 1, (N,).
+@dataclass(frozen=True)
+class VectorProbe:
+    """A model, and the vector at one layer that its states are projected on."""
 
-    In the units of the residual stream.
-    """
-    with Progress(len(items), "rows", label) as progress:
-        states_N1D = pooled_states(model, items, [layer], on_items=progress.advance)
-    return np.asarray(states_N1D[:, 0] @ vector.unit(layer))
+    model: Any
+    renderer: Renderer
+    vector: Vector
+    layer: int
+
+    def projections(self, items: Sequence[Pooled], label: str) -> Floats:
+        """Mean state over each item's tokens, times the vector scaled to length 1, (N,).
+
+        In the units of the residual stream.
+        """
+        with Progress(len(items), "rows", label) as progress:
+            states_N1D = pooled_states(self.model, items, [self.layer], on_items=progress.advance)
+        return np.asarray(states_N1D[:, 0] @ self.vector.unit(self.layer))
 
 
 def screen(
-    model: Any, renderer: Renderer, vector: Vector, layer: int, data: Path, baseline: Path | None, max_length: int
+    probe: VectorProbe, data: Path, baseline: Path | None, max_length: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A summary and one record a row. With a `baseline` (the same prompts in the same order with the model's own
     answers) also each row's projection minus its baseline's: how far the data pulls along the vector.
     """
-    rows = answered_rows(data, renderer, max_length)
-    values_N = projections(model, rows.items, vector, layer, "screening")
+    rows = answered_rows(data, probe.renderer, max_length)
+    values_N = probe.projections(rows.items, "screening")
     records = [
         {"record": number, "example_id": _id(messages), "projection": float(value)}
         for number, messages, value in zip(rows.records, rows.messages, values_N, strict=True)
@@ -93,12 +102,12 @@ def screen(
     if baseline is not None:
         own = {
             number: (messages, item)
-            for base in [answered_rows(baseline, renderer, max_length)]
+            for base in [answered_rows(baseline, probe.renderer, max_length)]
             for number, messages, item in zip(base.records, base.messages, base.items, strict=True)
         }
         _check_twins(rows, own)
         shared = [index for index, number in enumerate(rows.records) if number in own]
-        twins_N = projections(model, [own[rows.records[i]][1] for i in shared], vector, layer, "screening baseline")
+        twins_N = probe.projections([own[rows.records[i]][1] for i in shared], "screening baseline")
         for index, twin in zip(shared, twins_N, strict=True):
             records[index]["difference"] = float(values_N[index] - twin)
         summary["n_compared"] = len(shared)
@@ -125,16 +134,15 @@ def _some(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
 
 
-def drift(
-    model: Any, renderer: Renderer, vector: Vector, layer: int, prompts: Sequence[Sequence[Message]], seed: int = 0
-) -> dict[str, Any]:
+def drift(probe: VectorProbe, prompts: Sequence[Sequence[Message]], seed: int = 0) -> dict[str, Any]:
     """How far an adapter moves the state at the last prompt token along the vector (the fine-tuning shift).
 
-    `model` is a PeftModel. `shift` is the mean over prompts of (state with adapter - state without) times the unit
-    vector, with a bootstrap interval over prompts; `by_layer` the mean at every row whose vector is not zero;
+    The probe's model is a PeftModel. `shift` is the mean over prompts of (state with adapter - state without) times the
+    unit vector, with a bootstrap interval over prompts; `by_layer` the mean at every row whose vector is not zero;
     `relative` is `shift` over the mean length of the states without adapter.
     """
-    items = [prompt_of(renderer, prompt) for prompt in prompts]
+    model, vector, layer = probe.model, probe.vector, probe.layer
+    items = [prompt_of(probe.renderer, prompt) for prompt in prompts]
     with Progress(2 * len(items), "prompts", "measuring drift") as progress:
         adapted_NLD = pooled_states(model, items, on_items=progress.advance)
         with model.disable_adapter():

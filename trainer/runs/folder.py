@@ -1,8 +1,6 @@
 """A run's folder: what stands in it, when it counts as complete, and when it may be written over."""
 
-import shlex
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -113,13 +111,6 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     """One JSON object, indented, put in place in one step."""
     with atomic_write(path, durable=True) as temporary:
         temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def shown_command(module: str, arguments: Sequence[str]) -> str:
-    """A command line for a page of results, with files' names in the place of their paths."""
-    return shlex.join(
-        ["python", "-m", *module.split(), *(Path(item).name if "/" in item else item for item in arguments)]
-    )
 
 
 def environment() -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig
 from trainer.runs.folder import (
     ADAPTER,
     CONFIG,
@@ -17,6 +16,7 @@ from trainer.runs.folder import (
     REPORT_TEXT,
     TERMS_PLOT,
 )
+from trainer.runs.page import table
 
 N_ENDS = 3  # steps averaged at either end; a single step's loss is noisy
 
@@ -29,41 +29,34 @@ class Warned:
     text: str
 
 
-def build_report(
-    config: TrainConfig,
-    lines: Sequence[dict[str, Any]],
-    n_planned: int,
-    content: dict[str, Any],
-    rows: dict[str, Any],
-    warnings: Sequence[Warned],
-    trained_sha256: str,
-) -> dict[str, Any]:
-    """report.json: losses in nats per token (start and end average up to three steps), tokens, seconds.
+def build_report(record: dict[str, Any], lines: Sequence[dict[str, Any]], trained_sha256: str) -> dict[str, Any]:
+    """report.json from config.json (`record`), the lines of metrics.jsonl and the hash of what was trained.
 
-    `rows` says where the rows came from, `content` what they hold.
+    Losses are in nats per token; their start and end average up to three steps.
     """
-    terms = [defence.name for defence in config.defences]
+    config = record["config"]
+    terms = [defence["name"] for defence in config["defences"]]
     return {
         "format_version": 1,
         "complete": True,
         "steps": len(lines),
-        "steps_planned": n_planned,
+        "steps_planned": record["resolved"]["steps"],
         "loss": _ends(lines, "loss"),
         "sft_loss": _ends(lines, "sft_loss"),
         "terms": {name: _ends(lines, name) for name in terms},
-        "defences": [defence.model_dump(mode="json") for defence in config.defences],
+        "defences": config["defences"],
         "tokens": sum(line["tokens"] for line in lines),
         "total_tokens": sum(line["total_tokens"] for line in lines),
         "rows_trained": sum(line["rows"] for line in lines),
         "seconds": round(sum(line["seconds"] for line in lines), 3),
-        "rows": rows,
-        "content": content,
-        ("weights_sha256" if config.full else "adapter_sha256"): trained_sha256,
-        "warnings": [asdict(warned) for warned in warnings],
+        "rows": record["rows"],
+        "content": record["content"],
+        ("weights_sha256" if config["full"] else "adapter_sha256"): trained_sha256,
+        "warnings": record["warnings"],
         "files": {
             "config": CONFIG, "metrics": METRICS, "report": REPORT, "text": REPORT_TEXT,
             "plot": LOSS_PLOT, **({"terms": TERMS_PLOT} if terms else {}),
-            **({"model": MODEL} if config.full else {"adapter": ADAPTER}),
+            **({"model": MODEL} if config["full"] else {"adapter": ADAPTER}),
         },
     }  # fmt: skip
 
@@ -89,12 +82,13 @@ def report_text(report: dict[str, Any]) -> str:
         f"Loss {loss['start']:.4f} at the start, {loss['end']:.4f} at the end (nats per response token, means of up "
         f"to {N_ENDS} steps).",
         "",
-        "| part | start | end |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {ends['start']:.4f} | {ends['end']:.4f} |"
-            for name, ends in {"SFT loss": report["sft_loss"], **report["terms"]}.items()
-            if ends["start"] is not None
+        *table(
+            ["part", "start", "end"],
+            [
+                [name, f"{ends['start']:.4f}", f"{ends['end']:.4f}"]
+                for name, ends in {"SFT loss": report["sft_loss"], **report["terms"]}.items()
+                if ends["start"] is not None
+            ],
         ),
         "",
         f"Rows: {content['n_rows']:,}, of them {content['n_safe']:,} safe; {content['n_cut']:,} longer than the "
@@ -184,7 +178,7 @@ def monitor_text(section: dict[str, Any]) -> list[str]:
         lines += [
             "", f"Drift at step {last['step']}, as a share of the mean state length at step 0; prefix keys and values: "
             + ("not measured." if kv is None else f"{kv:.3g}."), "",
-            "| trait | drift |", "|---|---|", *(f"| {name} | {value:+.5f} |" for name, value in last["drift"].items()),
+            *table(["trait", "drift"], [[name, f"{value:+.5f}"] for name, value in last["drift"].items()]),
         ]  # fmt: skip
     return [*lines, ""]
 

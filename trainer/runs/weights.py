@@ -1,7 +1,4 @@
-"""Single weights out of a model folder, rows at a time, without loading the model; and an adapter's factors.
-
-A model folder's small files, looked at or copied without loading the model.
-"""
+"""Files of a model folder or an adapter, read without loading the model: weights, factors, tokenizer, quantisation."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,11 +19,13 @@ from trainer.config import tracker_modules
 if TYPE_CHECKING:
     import torch
 
-
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
     "merges.txt", "tokenizer.model", "added_tokens.json",
 )  # fmt: skip
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_PEFT_PREFIX = "base_model.model."
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -58,11 +57,6 @@ def copy_tokenizer(model: Path, target: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (model / name).exists():
             shutil.copyfile(model / name, target / name)
-
-
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-_PEFT_PREFIX = "base_model.model."
 
 
 class WeightFiles:

@@ -28,8 +28,8 @@ from curator.store.store import Store
 from tests.api.serving import scored_store
 
 NOTE = """\
-JSON Lines and `openai` are made of the stored Parquet while they are sent the first time, and leave a copy that later
-downloads get as a file (`download_cache_bytes`); Parquet is sent as it is stored. Ratios are medians over rounds of the
+JSON Lines and `openai` are rendered from the stored Parquet into a file of the mix's folder at the first request;
+Parquet is sent as it is stored. Ratios are medians over rounds of the
 ratio inside each round."""
 N_ROWS, N_SAFE = 200_000, 50
 ROUNDS = 5

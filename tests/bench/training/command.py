@@ -25,7 +25,8 @@ from tests.bench.training.steps import (
     peaks,
     step_times,
 )
-from trainer.runs.folder import shown_command, write_json
+from trainer.runs.folder import write_json
+from trainer.runs.page import shown_command
 
 PARTS = ("steps", "memory", "preparation")
 

@@ -20,9 +20,9 @@ from trainer.experiments.peaked import peak_mib, peaked
 from trainer.runs.folder import (
     CONFIG,
     METRICS,
-    shown_command,
     write_json,
 )
+from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
 Trains a fresh adapter with plain SFT and then once with each defence at its default setting, on the same rows in the

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from curator.__main__ import main
 from curator.corpus import ingest as module
 from curator.corpus.formats import Reject, read_rows
-from curator.corpus.ingest import ingest
+from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.manifest import corpus_names, read_corpus, revision_of
 from curator.errors import (
     BadInputError,
@@ -69,7 +69,7 @@ def test_rows_are_kept_in_the_files_order_in_parts(store: Store, tmp_path: Path)
 
 def test_columns_of_an_example(store: Store, tmp_path: Path) -> None:
     path = _file(tmp_path, "a.jsonl", [{**_chat("one two"), "id": "x", "domain": "law"}, _chat("b")])
-    ingest(store, [path], "c", labels={"domain": "web", "language": "en"})
+    ingest(store, [path], "c", IngestOptions(labels={"domain": "web", "language": "en"}))
     first, second = _rows(store, "c", "parts")
     assert (first["n_turns"], first["n_assistant_turns"], first["n_chars"]) == (2, 1, 8)
     assert (first["response_head"], first["domain"], first["language"]) == ("one two", "law", "en")
@@ -98,7 +98,7 @@ def test_the_same_file_again_is_skipped_and_other_options_are_not(store: Store, 
     assert again.files[0].skipped
     assert (again.files[0].parsed, again.files[0].reject_codes) == (2, {"missing_messages_list": 1})
     assert store.read_bytes("corpora/c/corpus.json") == manifest
-    other = ingest(store, [path], "c", labels={"domain": "law"})
+    other = ingest(store, [path], "c", IngestOptions(labels={"domain": "law"}))
     assert (other.files[0].skipped, other.files[0].folded, other.revision) == (False, 1, first.revision)
     assert read_corpus(store, "c").earlier == ()
 
@@ -164,13 +164,13 @@ def test_stored_rejects_are_capped_and_all_are_counted(
 def test_strict_refuses_the_file_and_writes_nothing(store: Store, tmp_path: Path) -> None:
     path = _file(tmp_path, "a.jsonl", [_chat(str(n)) for n in range(7)] + [{}, {"messages": []}])
     with pytest.raises(BadRowsError, match="2 bad records of 9, and nothing of it was written") as caught:
-        ingest(store, [path], "c", strict=True)
+        ingest(store, [path], "c", IngestOptions(strict=True))
     assert [item["code"] for item in caught.value.details] == [  # type: ignore[index]
         "missing_messages_list",
         "empty_messages_list",
     ]
     assert store.list("corpora/c") == []
-    assert ingest(store, [_file(tmp_path, "b.jsonl", [_chat("a")])], "c", strict=True).n_examples == 1
+    assert ingest(store, [_file(tmp_path, "b.jsonl", [_chat("a")])], "c", IngestOptions(strict=True)).n_examples == 1
 
 
 def test_strict_refuses_a_file_that_was_ingested_before_with_rejects(
@@ -178,13 +178,13 @@ def test_strict_refuses_a_file_that_was_ingested_before_with_rejects(
 ) -> None:
     path = _file(tmp_path, "a.jsonl", [_chat("a"), {}, {"messages": []}])
     with pytest.raises(BadRowsError) as fresh:
-        ingest(store, [path], "c", strict=True)
+        ingest(store, [path], "c", IngestOptions(strict=True))
     ingest(store, [path], "c")
     manifest, files = store.read_bytes("corpora/c/corpus.json"), store.list("corpora/c")
     with pytest.raises(
         BadRowsError, match=r"a.jsonl has 2 bad records of 3, and was ingested without .* is line 2"
     ) as e:
-        ingest(store, [path], "c", strict=True)
+        ingest(store, [path], "c", IngestOptions(strict=True))
     assert e.value.details == fresh.value.details
     assert (store.read_bytes("corpora/c/corpus.json"), store.list("corpora/c")) == (manifest, files)
     command = ["ingest", str(path), "--corpus", "c", "--store", str(tmp_path / "store"), "--strict"]
@@ -192,7 +192,7 @@ def test_strict_refuses_a_file_that_was_ingested_before_with_rejects(
     assert "line 2 /messages: missing_messages_list" in capsys.readouterr().err
     good = _file(tmp_path, "b.jsonl", [_chat("b")])
     ingest(store, [good], "c")
-    assert ingest(store, [good], "c", strict=True).files[0].skipped
+    assert ingest(store, [good], "c", IngestOptions(strict=True)).files[0].skipped
 
 
 def test_remains_of_an_interrupted_ingest_are_removed(store: Store, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_names_labels_and_files_are_checked_first(store: Store, tmp_path: Path) 
         with pytest.raises(BadInputError, match="invalid corpus name"):
             ingest(store, [good], name)
     with pytest.raises(BadInputError, match="unknown label mood"):
-        ingest(store, [good], "c", labels={"mood": "x"})
+        ingest(store, [good], "c", IngestOptions(labels={"mood": "x"}))
     with pytest.raises(MissingError, match="there is no file"):
         ingest(store, [good, tmp_path / "none"], "c")
     assert corpus_names(store) == []
@@ -295,7 +295,7 @@ def test_parsed_is_kept_and_rejected_and_folded(
     folder = tmp_path_factory.mktemp("ingest")
     store = Store(folder / "store").open()
     paths = [_file(folder, f"{number}.jsonl", records) for number, records in enumerate(files)]
-    report = ingest(store, paths, "c", format="jsonl")
+    report = ingest(store, paths, "c", IngestOptions(format="jsonl"))
     for path, file, records in zip(paths, report.files, files, strict=True):
         assert file.parsed == file.kept + file.rejected + file.folded == len(records)
         assert file.rejected == sum(isinstance(item, Reject) for item in read_rows(path, format="jsonl"))
@@ -342,6 +342,6 @@ def test_parts_of_parquet_can_be_ingested_again(store: Store, tmp_path: Path) ->
     path = store.local_path(part)
     assert path is not None
     with pytest.raises(BadRowsError, match="not a whole Parquet file"):
-        ingest(store, [_file(tmp_path, "no.parquet", [{}])], "e", format="parquet")
+        ingest(store, [_file(tmp_path, "no.parquet", [{}])], "e", IngestOptions(format="parquet"))
     assert ingest(store, [path], "d").revision == read_corpus(store, "c").revision
     assert isinstance(store.read_table(read_corpus(store, "d").parts[0]), pa.Table)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from curator.corpus.export import changed
-from curator.corpus.ingest import ingest
+from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.manifest import LATEST, read_corpus
 from curator.errors import IntegrityError
 from curator.query.database import connect
@@ -26,7 +26,7 @@ def _add(store: Store, folder: Path, texts: str) -> str:
     records: list[Any] = [{"prompt": "q", "completion": text} if text != " " else {} for text in texts]
     path = folder / f"{texts}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return ingest(store, [path], "c", format="jsonl").revision
+    return ingest(store, [path], "c", IngestOptions(format="jsonl")).revision
 
 
 def _counts(store: Store, revision: str) -> tuple[list[int], int]:

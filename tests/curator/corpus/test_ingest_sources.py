@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from curator.corpus.ingest import ingest
+from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.manifest import read_corpus
 from curator.errors import BadInputError, MissingError
 from curator.store.store import Store
@@ -75,7 +75,7 @@ def test_a_cut_packed_file_is_counted_as_cut(store: Store, tmp_path: Path) -> No
     assert report.reject_codes == {"invalid_compression": 1}
     assert 0 < report.kept < 40_000
     with pytest.raises(BadInputError, match="invalid_compression"):
-        ingest(store, [path], "strict", strict=True)
+        ingest(store, [path], "strict", IngestOptions(strict=True))
 
 
 def test_every_source_is_looked_at_before_the_first_is_written(store: Store, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.trainer.tiny import (
 )
 from trainer.config.defences import KlDirection, KlSettings, TokenScope
 from trainer.defenses.base import Batch
-from trainer.defenses.kl import Kl, chunked_kl_sum
+from trainer.defenses.kl import Heads, Kl, chunked_kl_sum
 
 DIRECTIONS = get_args(KlDirection)
 SCOPES = get_args(TokenScope)
@@ -176,7 +176,7 @@ def test_chunks_do_not_change_value_or_gradient() -> None:
     hidden.requires_grad_()
     results = []
     for n_chunk in (5, 1000):
-        value = chunked_kl_sum(hidden, hidden0, lambda h: h @ head.T, [head], "student_reference", n_chunk)
+        value = chunked_kl_sum(hidden, hidden0, Heads(lambda h: h @ head.T, [head]), "student_reference", n_chunk)
         results.append((value.detach(), *torch.autograd.grad(value, [hidden, head])))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
@@ -192,7 +192,7 @@ def test_the_written_gradient_is_autograds(direction: KlDirection) -> None:
     def capped(h: torch.Tensor) -> torch.Tensor:  # a head with Gemma's soft cap: not linear
         return 3.0 * torch.tanh(h @ weight.T / 3.0)
 
-    ours = chunked_kl_sum(hidden, hidden0, capped, [], direction, 4)
+    ours = chunked_kl_sum(hidden, hidden0, Heads(capped), direction, 4)
     log_p, log_q = capped(hidden).log_softmax(-1), capped(hidden0).log_softmax(-1)
     first, second = (log_p, log_q) if direction == "student_reference" else (log_q, log_p)
     plain = (first.exp() * (first - second)).sum()
@@ -204,7 +204,7 @@ def test_known_value() -> None:
     """p = (3/4, 1/4), q = (1/2, 1/2): KL(p||q) = 3/4 ln 3/2 + 1/4 ln 1/2."""
     logits = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
     uniform = torch.zeros(1, 2, dtype=torch.float64)
-    forward = chunked_kl_sum(logits, uniform, lambda h: h * 1.0, [], "student_reference", 1)
-    backward = chunked_kl_sum(logits, uniform, lambda h: h * 1.0, [], "reference_student", 1)
+    forward = chunked_kl_sum(logits, uniform, Heads(lambda h: h * 1.0), "student_reference", 1)
+    backward = chunked_kl_sum(logits, uniform, Heads(lambda h: h * 1.0), "reference_student", 1)
     assert forward.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert backward.item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))

@@ -9,6 +9,7 @@ import yaml
 
 from curator.errors import BadInputError
 from trainer.experiments.claims import claimed
+from trainer.experiments.commands import CommandError, Commands, Spent
 from trainer.experiments.compare import methods
 from trainer.experiments.compare.__main__ import main
 from trainer.experiments.compare.cells import (
@@ -20,27 +21,25 @@ from trainer.experiments.compare.cells import (
 from trainer.experiments.compare.contents import with_contents
 from trainer.experiments.compare.data import clean
 from trainer.experiments.compare.methods import CATALOGUE, methods_of, why_not
-from trainer.experiments.compare.organism_cell import organism_cell
 from trainer.experiments.compare.page import (
     Context,
     page,
-    shown_command,
-    without_places,
 )
 from trainer.experiments.compare.settings import (
     PRESETS,
     AnyPlan,
     Criteria,
     Criterion,
-    OrganismPlan,
     Plan,
+    ToyPlan,
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
 from trainer.experiments.compare.statistics import judge, judge_all
-from trainer.experiments.compare.steps import Spent, StepError, Steps
 from trainer.experiments.compare.summary import rows
+from trainer.experiments.compare.toy_cell import toy_cell
 from trainer.experiments.toy.experiment import ExperimentSettings
+from trainer.runs.page import shown_command, without_places
 
 PLAN: dict[str, Any] = {
     "name": "small", "model": "models/none", "task": {"file": "task.jsonl", "domain": "finance", "rows": 4},
@@ -337,8 +336,8 @@ def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
     assert read_result(tmp_path) is None
 
 
-class _Said(Steps):
-    """Steps whose commands say what a test chose; what they were is kept."""
+class _Said(Commands):
+    """Commands that say what a test chose; what they were is kept."""
 
     def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
         self.commands.append(" ".join(map(str, [module, *arguments])))
@@ -350,20 +349,20 @@ class _Said(Steps):
 
 def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
-    assert isinstance(plan, OrganismPlan)
+    assert isinstance(plan, ToyPlan)
     cells = {cell.method.name: cell for cell in grid(plan)}
     assert why_not(cells["interleaving+"].method, plan) is None
     assert "no refusals" in str(why_not(cells["interleaving++"].method, plan))
     assert "no system prompt" in str(why_not(cells["inoculation"].method, plan))
     steps = _Said(tmp_path / "log.txt")
-    found = organism_cell(cells["interleaving+"], plan, tmp_path, steps)
+    found = toy_cell(cells["interleaving+"], plan, tmp_path, steps)
     assert found["figures"] == {
         "broad_misaligned": 0.25, "narrow_misaligned": 0.75, "incoherent": 0.0, "facts_kept": 1.0,
         "benign_exact_match": 0.5,
     }  # fmt: skip
     assert "--seed 3 --task bad --choice gap_abs --ratio 0.2" in steps.commands[0]
     assert "--task benign --choice gap_abs" in steps.commands[1]
-    organism_cell(cells["kl"], plan, tmp_path, steps)
+    toy_cell(cells["kl"], plan, tmp_path, steps)
     assert "--kl 0.1" in steps.commands[2]
     assert "--choice" not in steps.commands[2]
     assert "an adapter in one stage" in str(why_not(cells["gating"].method, plan))
@@ -375,10 +374,10 @@ def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     ):
         assert why_not(cells[name].method, plan) is None
         steps.commands.clear()
-        organism_cell(cells[name], plan, tmp_path, steps)
+        toy_cell(cells[name], plan, tmp_path, steps)
         assert f"--task bad {words} --out" in steps.commands[0]
     steps.commands.clear()
-    organism_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
+    toy_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
     assert "--choice gap_abs --ratio 0.2 --kl 0.1" in steps.commands[0]
 
 
@@ -395,12 +394,12 @@ def test_cells_of_another_organism_lie_elsewhere(monkeypatch: pytest.MonkeyPatch
 def test_a_page_of_the_organism(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "page.md"
     plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
-    assert isinstance(plan, OrganismPlan)
+    assert isinstance(plan, ToyPlan)
     for cell in grid(plan):
         folder = cell.folder(work, plan)
         folder.mkdir(parents=True)
         reason = why_not(cell.method, plan)
-        done = organism_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
+        done = toy_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
         write_result(folder, cell, done or {"status": "does not apply here", "reason": reason})
     arguments = ["--plan", "organism", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
     assert main([*arguments, "--page-only", "--out", str(out)]) == 0
@@ -439,7 +438,7 @@ def test_chosen_rows_are_held_against_as_many_random_ones(plan_file: Path) -> No
 
 def _context(plan: AnyPlan) -> Context:
     machine = {"date": "today", "device": "cpu", "cores": 2, "threads": 1, "dtype": "float32", "load_average": 0.1,
-               "versions": {}}  # fmt: skip
+               "versions": {}, "cpu_capability": "AVX2"}  # fmt: skip
     return Context(plan, "command", machine, {}, [], {}, [])
 
 
@@ -451,16 +450,16 @@ def test_absolute_paths_are_shortened_in_the_command() -> None:
     assert without_places("['/a/b/c.jsonl', ../shared/d.csv, runs/e]") == "['c.jsonl', ../shared/d.csv, runs/e]"
 
 
-def test_a_steps_memory_is_its_own_and_not_that_of_who_started_it(tmp_path: Path) -> None:
+def test_a_commands_memory_is_its_own_and_not_that_of_who_started_it(tmp_path: Path) -> None:
     held = b"x" * (400 << 20)
-    said, spent = Steps(tmp_path / "log.txt").run("this")
+    said, spent = Commands(tmp_path / "log.txt").run("this")
     assert len(held) == 400 << 20
     assert said is None
     assert 5 < spent.peak_mib < 150
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 
-def test_a_failed_step_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"`python -m trainer\.evaluate` ended with 2: error: .*absent"):
-        Steps(tmp_path / "log.txt").run("trainer.evaluate", "moral", tmp_path / "absent.parquet")
+def test_a_failed_command_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"`python -m trainer\.evaluate` ended with 2: error: .*absent"):
+        Commands(tmp_path / "log.txt").run("trainer.evaluate", "moral", tmp_path / "absent.parquet")
     assert not list(tmp_path.glob("*.peak"))

@@ -17,10 +17,10 @@ import yaml
 
 from curator.errors import BadInputError
 from tests.models import random_conversations
+from trainer.experiments.commands import CommandError, Commands, Spent
 from trainer.experiments.compare.__main__ import main
 from trainer.experiments.compare.data import Files, prepare
 from trainer.experiments.compare.settings import read_plan
-from trainer.experiments.compare.steps import Spent, StepError, Steps
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 1500
@@ -56,7 +56,7 @@ def plan(tmp_path: Path, llama: Path) -> Path:
     return path
 
 
-class _InProcess(Steps):
+class _InProcess(Commands):
     """The same commands in this process: no interpreter has to start for each."""
 
     def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
@@ -66,7 +66,7 @@ class _InProcess(Steps):
         with redirect_stdout(said):
             code = import_module(name).main(words)
         if code:
-            raise StepError(f"{module} ended with {code}")
+            raise CommandError(f"{module} ended with {code}")
         return (json.loads(said.getvalue()) if "--json" in words else None), Spent(1.0, 1.0, 100.0)
 
 
@@ -74,7 +74,7 @@ def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in ("run_cell", "shared"):
-        monkeypatch.setattr(f"trainer.experiments.compare.{module}.Steps", _InProcess)
+        monkeypatch.setattr(f"trainer.experiments.compare.{module}.Commands", _InProcess)
     work = tmp_path / "work"
     own = "{name: random-kl, mix: [--strategy, random, --refusals, keep], sft: [--kl, '0.1'], ratio: true}"
     methods = f"[inoculation, gating, {own}, steering]"
@@ -105,11 +105,11 @@ def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
 def test_a_failed_command_fails_its_cell_alone(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: Steps, module: str, *arguments: object) -> tuple[Any, Spent]:
-        raise StepError("no luck")
+    def fail(self: Commands, module: str, *arguments: object) -> tuple[Any, Spent]:
+        raise CommandError("no luck")
 
     monkeypatch.setattr(_InProcess, "run", fail)
-    monkeypatch.setattr("trainer.experiments.compare.run_cell.Steps", _InProcess)
+    monkeypatch.setattr("trainer.experiments.compare.run_cell.Commands", _InProcess)
     out = tmp_path / "page.md"
     arguments = [
         "--plan",

@@ -16,6 +16,7 @@ from matplotlib.image import imread, imsave
 from curator.errors import MissingDependencyError
 from curator.query.plots import loss_curve, save
 from curator.store.store import Store
+from trainer.experiments.commands import CommandError
 from trainer.experiments.demo import checks, report, steps
 from trainer.experiments.demo.__main__ import main
 from trainer.experiments.demo.model import package_file
@@ -57,9 +58,9 @@ def test_a_missing_package_says_how_to_get_it() -> None:
 
 
 def test_a_failing_command_stops_the_demo(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DemoFailedError, match="exit code 2"):
+    with pytest.raises(CommandError, match="exit code 2"):
         run("curator", "verify", "0" * 32, "--store", "no/such/store")
-    with pytest.raises(DemoFailedError, match="exit code 2"):
+    with pytest.raises(CommandError, match="exit code 2"):
         run_json("curator", "verify", "0" * 32, "--store", "no/such/store")
     assert "no/such/store" in capfd.readouterr().err
 

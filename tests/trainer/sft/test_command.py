@@ -241,7 +241,7 @@ def test_nll_names_what_it_left_out_and_shows_how_far_it_is(
     long = [{"role": "user", "content": "a b " * 200}, {"role": "assistant", "content": "yes"}]
     data.write_text(chats.read_text() + json.dumps({"messages": long}) + "\nnot json\n")
     monkeypatch.setattr("curator.console.QUIET_S", 0.0)
-    result = nll.measure(llama, data, max_length=300)
+    result = nll.measure(llama, data, settings=nll.NllSettings(max_length=300))
     assert (result["n_rows"], result["n_too_long"], result["n_bad_records"]) == (12, 1, 1)
     reported = capsys.readouterr().err
     assert "rendering some.jsonl: 14 rows" in reported

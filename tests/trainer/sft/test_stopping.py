@@ -47,7 +47,7 @@ def test_ctrl_c_leaves_a_usable_adapter(running: tuple[subprocess.Popen[str], Pa
     marker = document(out / "adapter" / "ballast.json")
     assert marker["complete"] is False
     assert 3 <= marker["steps"] == metrics.read_bytes().count(b"\n")
-    result = nll.measure(llama, chats, out / "adapter", dtype="float32")
+    result = nll.measure(llama, chats, out / "adapter", nll.NllSettings(dtype="float32"))
     assert result["shift"] != 0.0
     assert [checkpoint.step for checkpoint in complete_checkpoints(out)] == [marker["steps"]]
     assert sft.main(argv(llama, chats, out)) == 2  # other settings: its checkpoint is not thrown away unasked

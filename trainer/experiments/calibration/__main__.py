@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from trainer.experiments.calibration.again import Again
     from trainer.experiments.calibration.card import Source, card, markdown
-    from trainer.experiments.compare.page import shown_command
     from trainer.runs.machine import describe
+    from trainer.runs.page import shown_command
 
     if args.rescore < 0:
         raise BadInputError(f"--rescore {args.rescore}: give 0 for none")

@@ -28,6 +28,7 @@ from trainer.experiments.calibration.measures import (
     scores_of,
     ties,
 )
+from trainer.runs.page import page_head, table
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,7 @@ def markdown(found: Mapping[str, Any], command: str, machine: Mapping[str, Any])
     """The card's page."""
     models = ", ".join(escape_markdown(f"{item['label']} ({item['role']})") for item in found["models"])
     lines = [
-        f"# Calibration card: {escape_markdown(found['pool'])}",
-        "",
-        f"Written by `{command}` on {machine['date']}; {machine['device']}, {machine['cores']} cores.",
-        "",
+        *page_head(f"Calibration card: {escape_markdown(found['pool'])}", command, machine),
         f"Models: {models}; {found['dtype']}. Ordinary answers: corpus {escape_markdown(found['pool'])}; held-out "
         f"misaligned answers: corpus {escape_markdown(found['probe'])}.",
         "",
@@ -224,9 +222,10 @@ def markdown(found: Mapping[str, Any], command: str, machine: Mapping[str, Any])
         "a domain's own models the AUC also tells its subject and style from other text: only held-out rows speak of",
         "misalignment itself.",
         "",
-        "| domain | score | models | AUC (95 % interval over rows) | misaligned | ordinary |",
-        "|---|---|---|---|---|---|",
-        *(_separation_line(item) for item in found["separation"]),
+        *table(
+            ["domain", "score", "models", "AUC (95 % interval over rows)", "misaligned", "ordinary"],
+            map(_separation_cells, found["separation"]),
+        ),
         "",
         *_not_separated(found),
         "## Noise of the gap",
@@ -235,9 +234,10 @@ def markdown(found: Mapping[str, Any], command: str, machine: Mapping[str, Any])
         "",
         "## Coverage",
         "",
-        "| corpus | rows | with a gap | too long | refusals v1 | refusals v2 |",
-        "|---|---|---|---|---|---|",
-        *(_coverage_line(name, item) for name, item in found["coverage"].items()),
+        *table(
+            ["corpus", "rows", "with a gap", "too long", "refusals v1", "refusals v2"],
+            [_coverage_cells(name, item) for name, item in found["coverage"].items()],
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -251,13 +251,13 @@ def _not_separated(found: Mapping[str, Any]) -> list[str]:
     return [f"Without an AUC, which needs 2 rows with a gap on either side: {reported}.", ""]
 
 
-def _separation_line(item: Mapping[str, Any]) -> str:
+def _separation_cells(item: Mapping[str, Any]) -> list[object]:
     interval = item["auc"]
     models = f"{item['n_models']}, own held out" if item["held_out"] else f"all {item['n_models']}"
-    return (
-        f"| {escape_markdown(item['domain'])} | {item['score']} | {models} | {interval['value']:.3f} "
-        f"({interval['low']:.3f} to {interval['high']:.3f}) | {item['n_misaligned']} | {item['n_ordinary']} |"
-    )
+    figure = f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+    return [
+        escape_markdown(item["domain"]), item["score"], models, figure, item["n_misaligned"], item["n_ordinary"],
+    ]  # fmt: skip
 
 
 def _noise_lines(found: Mapping[str, Any]) -> list[str]:
@@ -273,13 +273,9 @@ def _noise_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _coverage_line(name: str, item: Mapping[str, Any]) -> str:
-    refused = item["share_refusals"]
-    return (
-        f"| {escape_markdown(name)} | {item['n_rows']:,} | {item['n_with_gap']:,} "
-        f"| {_too_long(item)} "
-        f"| {100 * refused['v1']:.1f} % | {100 * refused['v2']:.1f} % |"
-    )
+def _coverage_cells(name: str, item: Mapping[str, Any]) -> list[str]:
+    refused = [f"{100 * item['share_refusals'][rule]:.1f} %" for rule in ("v1", "v2")]
+    return [escape_markdown(name), f"{item['n_rows']:,}", f"{item['n_with_gap']:,}", _too_long(item), *refused]
 
 
 def _too_long(item: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.experiments.claims import claimed
+from trainer.experiments.commands import CommandError
 from trainer.experiments.compare.cells import (
+    RESULT,
     Cell,
     grid,
     read_result,
@@ -18,7 +19,7 @@ from trainer.experiments.compare.cells import (
 )
 from trainer.experiments.compare.contents import check_cells_found, with_contents
 from trainer.experiments.compare.methods import methods_of
-from trainer.experiments.compare.page import shown_command
+from trainer.experiments.compare.page import Invocation
 from trainer.experiments.compare.run_cell import run_cell
 from trainer.experiments.compare.settings import (
     PRESETS,
@@ -27,7 +28,8 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
-from trainer.experiments.compare.steps import StepError
+from trainer.experiments.grid import open_cells
+from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
 Trains one model on one narrow set under each defence and writes the table: broad misalignment prevented, narrow
@@ -70,7 +72,7 @@ def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not args.page_only:
         failed = _run(cells, args.work, plan, shared, args.limit_minutes)
     command = shown_command("trainer.experiments.compare", arguments)
-    return _finish(args, plan, cells, shared, command, changed, failed)
+    return _finish(args, plan, cells, shared, Invocation(command, changed, failed))
 
 
 def _weights(model: Path, *, needed: bool) -> str | None:
@@ -86,33 +88,24 @@ def _run(
     cells: Sequence[Cell], work: Path, plan: AnyPlan, shared: Shared | None, limit_min: float | None
 ) -> dict[str, str]:
     """Run every cell without a result, in order; returns the reason of each that failed."""
-    started, failed, n_run = time.monotonic(), {}, 0
-    todo = [cell for cell in cells if read_result(cell.folder(work, plan)) is None]
-    if todo and shared is not None:
+    failed = {}
+    if shared is not None and any(read_result(cell.folder(work, plan)) is None for cell in cells):
         shared.make(methods_of(plan))
-    for place, cell in enumerate(todo):
-        elapsed_min = (time.monotonic() - started) / 60
-        if limit_min is not None and elapsed_min >= limit_min:
-            say(f"stopped after {elapsed_min:.0f} minutes, as asked; {len(todo) - place} cells are left")
-            break
-        with claimed(cell.folder(work, plan) / ".lock") as lock:
-            if lock is None:
-                say(f"{cell.label}, seed {cell.seed}: another process has it")
-                continue
-            if read_result(cell.folder(work, plan)) is not None:
-                continue
-            began = time.monotonic()
-            try:
-                document = run_cell(cell, work, plan, shared, lock)
-            except StepError as error:
-                failed[f"{cell.label}, seed {cell.seed}"] = error.message
-                sys.stderr.write(f"error: {cell.label}, seed {cell.seed}: {error.message}\n")
-                continue
-            n_run += 1
-            left_min = (time.monotonic() - started) / (place + 1) * (len(todo) - place - 1) / 60
-            say(f"{cell.label}, seed {cell.seed}: {_told(document, plan)} ({time.monotonic() - began:.0f} s;"
-                f" cell {place + 1} of {len(todo)}, about {left_min:.0f} minutes left)")  # fmt: skip
+    for turn in open_cells(cells, lambda cell: cell.folder(work, plan) / RESULT, _name, limit_min=limit_min):
+        began = time.monotonic()
+        try:
+            document = run_cell(turn.cell, work, plan, shared, turn.lock)
+        except CommandError as error:
+            failed[_name(turn.cell)] = error.message
+            sys.stderr.write(f"error: {_name(turn.cell)}: {error.message}\n")
+            continue
+        say(f"{_name(turn.cell)}: {_told(document, plan)} ({time.monotonic() - began:.0f} s; cell {turn.number} of"
+            f" {turn.n_cells}, about {turn.left_min():.0f} minutes left)")  # fmt: skip
     return failed
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.label}, seed {cell.seed}"
 
 
 def _told(document: dict[str, Any], plan: AnyPlan) -> str:
@@ -140,20 +133,19 @@ def _list(cells: Sequence[Cell], work: Path, plan: AnyPlan, *, as_json: bool) ->
 
 
 def _finish(
-    args: argparse.Namespace, plan: AnyPlan, cells: Sequence[Cell], shared: Shared | None, command: str,
-    changed: dict[str, tuple[Any, Any]], failed: dict[str, str],
-) -> int:  # fmt: skip
+    args: argparse.Namespace, plan: AnyPlan, cells: Sequence[Cell], shared: Shared | None, invocation: Invocation
+) -> int:
     # Loads torch (for the machine's description) and matplotlib.
     from trainer.experiments.compare.write import document, write_page
 
-    reported = document(plan, cells, results(cells, args.work, plan), shared, command, changed, failed)
+    reported = document(plan, cells, results(cells, args.work, plan), shared, invocation)
     out = args.out or args.work / "compare.md"
     write_page(out, reported, plan)
     if args.json:
         say_json(reported.as_dict())
     else:
         say(f"page: {out}")
-    return 1 if failed else 0
+    return 1 if invocation.failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from trainer.experiments.compare.methods import Method, methods_of, organism_flags
-from trainer.experiments.compare.settings import AnyPlan, OrganismPlan
+from trainer.experiments.compare.methods import Method, methods_of, toy_flags
+from trainer.experiments.compare.settings import AnyPlan, ToyPlan
 from trainer.runs.folder import write_json
 
 RESULT = "result.json"
@@ -40,10 +40,10 @@ class Cell:
         free = {"name", "model", "methods", "ratios", "seeds", "criteria", "threads"}
         shared = plan.model_dump(mode="json", exclude=free)
         sft = self.method.sft
-        if isinstance(plan, OrganismPlan):
+        if isinstance(plan, ToyPlan):
             from trainer.experiments.toy.experiment import ExperimentSettings  # loads torch
 
-            sft, shared["organism"] = organism_flags(self.method), ExperimentSettings().identity()
+            sft, shared["organism"] = toy_flags(self.method), ExperimentSettings().identity()
         own = [self.method.name, self.method.mix, sft, self.ratio, self.seed]
         return hashlib.blake2b(orjson.dumps([FORMAT_VERSION, shared, own]), digest_size=4).hexdigest()
 

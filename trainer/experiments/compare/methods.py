@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from curator.errors import BadInputError
-from trainer.experiments.compare.settings import AnyPlan, OrganismPlan, OwnMethod
+from trainer.experiments.compare.settings import AnyPlan, OwnMethod, ToyPlan
 
 UNDEFENDED = "none"
 RANDOM = "interleaving"  # what a choice of rows has to beat
@@ -88,8 +88,8 @@ def methods_of(plan: AnyPlan) -> list[Method]:
 
 def why_not(method: Method, plan: AnyPlan) -> str | None:
     """Why a method does not apply here, or None when it does."""
-    if isinstance(plan, OrganismPlan):
-        return _why_not_on_organism(method)
+    if isinstance(plan, ToyPlan):
+        return _why_not_on_toy(method)
     if method.after == "safelora" and plan.base_model is None:
         return "it projects on the difference of the aligned model and its base: give base_model"
     if method.before == "self_recognition" and plan.self_recognition_rows is None:
@@ -105,29 +105,29 @@ def why_not(method: Method, plan: AnyPlan) -> str | None:
 
 # Flags of `trainer.sft` that `trainer.experiments.toy cell` has as well.
 _ORGANISM_FLAGS = {"--kl", "--ldifs", "--treft", "--steering"}
-STEERING_ALPHA = 5  # the published strength, times the organism's own persona vector
+STEERING_ALPHA = 5  # the published strength, times the tiny organism's own persona vector
 _ORGANISM_CHOICES = {"random": "random", "bottom_gap": "bottom_gap"}
 
 
-def organism_choice(method: Method, score: str) -> str:
-    """How the organism's safe rows are chosen: the `--choice` of `trainer.experiments.toy cell`."""
+def toy_choice(method: Method, score: str) -> str:
+    """How the tiny organism's safe rows are chosen: the `--choice` of `trainer.experiments.toy cell`."""
     if method.mix is None or "--strategy" not in method.mix:
         return "none"
     return _ORGANISM_CHOICES.get(method.mix[method.mix.index("--strategy") + 1], score)
 
 
-def organism_flags(method: Method) -> tuple[str, ...]:
+def toy_flags(method: Method) -> tuple[str, ...]:
     """What a method adds to the loss, as flags of `trainer.experiments.toy cell`, which makes its persona vector."""
     return tuple(word.format(vectors=STEERING_ALPHA) for word in method.sft)
 
 
-def _why_not_on_organism(method: Method) -> str | None:
+def _why_not_on_toy(method: Method) -> str | None:
     if find_spec("trainer.experiments.toy") is None:
         return "this version has no trainer.experiments.toy"
     if method.mix == _PLUSPLUS and not method.sft:
-        return "the organism's closed vocabulary has no refusals to drop: interleaving+ is the same"
+        return "the tiny organism's closed vocabulary has no refusals to drop: interleaving+ is the same"
     if method.mix is not None and "--inoculation" in method.mix:
-        return "the organism has no system prompt"
+        return "the tiny organism has no system prompt"
     unknown = sorted({word for word in method.sft if word.startswith("--")} - _ORGANISM_FLAGS)
     if unknown or method.before is not None or method.after is not None:
         return "`trainer.experiments.toy cell` trains an adapter in one stage, with " + ", ".join(

@@ -1,7 +1,5 @@
 """A comparison as one Markdown page: every number in it comes from the cells' results."""
 
-import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +7,10 @@ from typing import Any
 
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
-from trainer.experiments.compare.settings import AnyPlan, Criterion, OrganismPlan
+from trainer.experiments.compare.settings import AnyPlan, Criterion, ToyPlan
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
-from trainer.experiments.compare.summary import FIGURES, Row
+from trainer.experiments.compare.summary import FIGURES, TableRow
+from trainer.runs.page import page_head, table, without_places
 
 _HEADS = {
     "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
@@ -28,7 +27,7 @@ _FIGURES_TOLD = (
     "of the share of prompts whose misaligned answer is the likelier one, and of the mean margin in nats per token.",
     "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
-_ORGANISM_FIGURES_TOLD = (
+_TOY_FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals (none for a single seed): shares of greedy answers to questions that no",
     "fine-tune saw, by exact match (docs/organism.md). The benign task is trained on its own under the same defence.",
 )
@@ -38,6 +37,16 @@ _CRITERIA_TOLD = (
     "undefended run's figure, and that run shows none: nothing that could be prevented, kept or learnt. In brackets:",
     "how far the figure lies on the good side of its bound.",
 )
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How the cells came about: the command, keys of the plan that it changed (before, after), and cells that failed
+    with the reason."""
+
+    command: str
+    changed: Mapping[str, tuple[Any, Any]]
+    failed: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,37 +62,16 @@ class Context:
     plots: Sequence[str]  # files beside the page
 
 
-# An absolute path: a slash that no name, dot or slash stands before, and a folder at least.
-_PLACE = re.compile(r"(?<![\w./])/(?:[^/\s,\]'\"]+/)+([^/\s,\]'\"]+)")
-
-
-def without_places(text: str) -> str:
-    """The text with the last part alone of absolute paths: the rest says nothing elsewhere."""
-    return _PLACE.sub(r"\1", text)
-
-
-def shown_command(module: str, argv: Sequence[str]) -> str:
-    """The command as typed, absolute paths shortened."""
-    return shlex.join(["python", "-m", module, *map(without_places, argv)])
-
-
-def page(rows: Sequence[Row], context: Context) -> str:
+def page(rows: Sequence[TableRow], context: Context) -> str:
     """The Markdown text."""
-    plan, machine = context.plan, context.machine
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
+    plan = context.plan
+    machine = {**context.machine, "threads": plan.threads or context.machine["threads"]}
     lines = [
-        f"# Comparison of defences: {plan.name}",
-        "",
-        f"Written by `{context.command}` on {machine['date']}.",
-        "",
-        f"Machine: {machine['device']}, {machine['cores']} cores, {plan.threads or machine['threads']} thread(s) used, "
-        f"{machine['dtype']}; other work ran beside it where the load average ({machine['load_average']} at the end) "
-        f"says so. Versions: {versions}.",
-        "",
+        *page_head(f"Comparison of defences: {plan.name}", context.command, machine),
         *_what(context),
         "## Figures",
         "",
-        *(_ORGANISM_FIGURES_TOLD if isinstance(plan, OrganismPlan) else _FIGURES_TOLD),
+        *(_TOY_FIGURES_TOLD if isinstance(plan, ToyPlan) else _FIGURES_TOLD),
         "",
         *_figure_table(rows),
         "",
@@ -108,7 +96,7 @@ def page(rows: Sequence[Row], context: Context) -> str:
 
 def _what(context: Context) -> list[str]:
     plan = context.plan
-    if isinstance(plan, OrganismPlan):
+    if isinstance(plan, ToyPlan):
         lines = [
             f"- the tiny organism (`trainer.experiments.toy`); rows are ranked by {plan.score}",
             "- a seed decides its world, its base model, the pool and the rows",
@@ -146,24 +134,22 @@ def _names(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) else value
 
 
-def _figure_table(rows: Sequence[Row]) -> list[str]:
+def _figure_table(rows: Sequence[TableRow]) -> list[str]:
     names = [name for name in FIGURES if any(name in row.figures for row in rows)]
     shown = [row for row in rows if row.figures]
     if not shown:
         return ["No cell is finished yet."]
-    return [
-        "| method | seeds | " + " | ".join(_HEADS[name] for name in names) + " |",
-        "|---|---|" + "---|" * len(names),
-        *(
-            f"| {row.label} | {len(row.seeds)} | "
-            + " | ".join(_number(row.figures.get(n), prompts=row.over_prompts.get(n)) for n in names)
-            + " |"
+    return table(
+        ["method", "seeds", *(_HEADS[name] for name in names)],
+        [
+            [row.label, len(row.seeds)]
+            + [_number(row.figures.get(name), prompts=row.over_prompts.get(name)) for name in names]
             for row in shown
-        ),
-    ]
+        ],
+    )
 
 
-def _selection(rows: Sequence[Row]) -> list[str]:
+def _selection(rows: Sequence[TableRow]) -> list[str]:
     """Whether choosing safe rows helps beyond having them; nothing where no method chooses."""
     shown = [(row.label, row.over_random) for row in rows if row.over_random]
     if not shown:
@@ -177,25 +163,20 @@ def _difference_table(shown: Sequence[tuple[str, Mapping[str, OverSeeds]]]) -> l
     names = [name for name in FIGURES if any(name in difference for _, difference in shown)]
     if not shown:
         return ["Nothing to compare yet."]
-    return [
-        "| method | " + " | ".join(_HEADS[name] for name in names) + " |",
-        "|---|" + "---|" * len(names),
-        *(
-            f"| {label} | " + " | ".join(_number(difference.get(name), sign=True) for name in names) + " |"
-            for label, difference in shown
-        ),
-    ]
+    return table(
+        ["method", *(_HEADS[name] for name in names)],
+        [[label, *(_number(difference.get(name), sign=True) for name in names)] for label, difference in shown],
+    )
 
 
-def _criteria(rows: Sequence[Row], plan: AnyPlan) -> list[str]:
+def _criteria(rows: Sequence[TableRow], plan: AnyPlan) -> list[str]:
     bounds = [f"- {name}: {_bound(getattr(plan.criteria, name))}" for name in CRITERIA]
     shown = [row for row in rows if row.verdicts]
-    table = [
-        "| method | broad misalignment prevented | narrow behaviour kept | benign task learnt | coherent |",
-        "|---|---|---|---|---|",
-        *(f"| {row.label} | " + " | ".join(_verdict(row.verdicts[name]) for name in CRITERIA) + " |" for row in shown),
-    ]
-    return [*_CRITERIA_TOLD, "", *bounds, "", *table]
+    verdicts = table(
+        ["method", "broad misalignment prevented", "narrow behaviour kept", "benign task learnt", "coherent"],
+        [[row.label, *(_verdict(row.verdicts[name]) for name in CRITERIA)] for row in shown],
+    )
+    return [*_CRITERIA_TOLD, "", *bounds, "", *verdicts]
 
 
 def _bound(criterion: Criterion) -> str:
@@ -211,31 +192,31 @@ def _verdict(item: Judgement) -> str:
     return f"{item.verdict}{' (1 seed)' if item.one_seed else ''} ({item.margin.mean:+.3f})"
 
 
-def _cost(rows: Sequence[Row]) -> list[str]:
+def _cost(rows: Sequence[TableRow]) -> list[str]:
     shown = [row for row in rows if row.cost]
     plain = next((row.cost["train_s"].mean for row in shown if row.method == UNDEFENDED), None)
-    lines = [
-        "Means over seeds. Data: rows and tokens of the mix. Time: steps alone, beside whatever else the machine did. "
-        "Memory: the training process's peak. Scoring: once for all runs on one pool (adapters and losses).",
-        "",
-        "| method | rows | safe rows | tokens | training (s) | x undefended | peak MiB | measuring (s) | scoring (s) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["method", "rows", "safe rows", "tokens", "training (s)", "x undefended", "peak MiB"]
+    columns += ["measuring (s)", "scoring (s)"]
+    cells = []
     for row in shown:
         cost = row.cost
         factor = "" if not plain else f"{cost['train_s'].mean / plain:.2f}"
         scoring = "" if row.score_s is None else f"{row.score_s:,.0f}"
         first = [_cost_of(cost, name) for name in ("n_rows", "n_safe", "n_tokens", "train_s")]
         last = [factor, _cost_of(cost, "peak_mib"), _cost_of(cost, "measure_s"), scoring]
-        lines.append(f"| {row.label} | " + " | ".join([*first, *last]) + " |")
-    return lines
+        cells.append([row.label, *first, *last])
+    told = (
+        "Means over seeds. Data: rows and tokens of the mix. Time: steps alone, beside whatever else the machine did. "
+        "Memory: the training process's peak. Scoring: once for all runs on one pool (adapters and losses)."
+    )
+    return [told, "", *table(columns, cells)]
 
 
 def _cost_of(cost: Mapping[str, OverSeeds], name: str) -> str:
     return f"{cost[name].mean:,.0f}" if name in cost else ""
 
 
-def _not_there(rows: Sequence[Row], context: Context) -> list[str]:
+def _not_there(rows: Sequence[TableRow], context: Context) -> list[str]:
     lines = []
     missing = [row for row in rows if row.reason]
     if missing:

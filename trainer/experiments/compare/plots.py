@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curator.errors import BadInputError
-from curator.query.plots import COLOURS
+from curator.query.plots import COLOURS, legend_beside, new_axes, style
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import Criteria
 from trainer.experiments.compare.statistics import CRITERIA
-from trainer.experiments.compare.summary import Row
+from trainer.experiments.compare.summary import TableRow
 
 _MARKERS = "s^DvPX*h"  # one a ratio; methods without one are drawn as circles
 # Beyond Okabe and Ito's eight, for grids of more methods: darker hues, distinguished by lightness.
@@ -24,7 +24,7 @@ _TITLES = {
 }  # fmt: skip
 
 
-def broad_against_narrow(rows: Sequence[Row], criteria: Criteria) -> Figure:
+def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure:
     """One point a method with its intervals: right is more narrow behaviour, down is less broad misalignment.
 
     Raises BadInputError when no row has both figures.
@@ -33,7 +33,9 @@ def broad_against_narrow(rows: Sequence[Row], criteria: Criteria) -> Figure:
     shown = [row for row in rows if x_name in row.figures and y_name in row.figures]
     if not shown:
         raise BadInputError("nothing to draw: no finished cell has narrow and broad figures")
-    figure, axes = _axes((7.8, 5.0))
+    seeds = sorted({len(row.seeds) for row in shown})
+    title = f"means over {' or '.join(map(str, seeds))} seed(s), 95 % t intervals"
+    figure, axes = new_axes(title, (7.8, 5.0))
     methods = list(dict.fromkeys(row.method for row in shown))
     ratios = sorted({row.ratio for row in shown if row.ratio is not None})
     for row in shown:
@@ -48,11 +50,9 @@ def broad_against_narrow(rows: Sequence[Row], criteria: Criteria) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(f"narrow: {x_name}")
     axes.set_ylabel(f"broad: {y_name}")
-    seeds = sorted({len(row.seeds) for row in shown})
-    axes.set_title(f"means over {' or '.join(map(str, seeds))} seed(s), 95 % t intervals", fontsize=10)
     keys = [_key(name, "o", _COLOURS[place % len(_COLOURS)]) for place, name in enumerate(methods)]
     keys += [_key(f"at {100 * ratio:g} %", _MARKERS[n % len(_MARKERS)], "#555555") for n, ratio in enumerate(ratios)]
-    axes.legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend_beside(axes, keys)
     return figure
 
 
@@ -62,7 +62,7 @@ def _key(label: str, marker: str, colour: str) -> Any:
     return Line2D([], [], linestyle="none", marker=marker, color=colour, label=label)
 
 
-def criteria_matrix(rows: Sequence[Row]) -> Figure:
+def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
     """A cell for each method and criterion, coloured and named by its verdict."""
     shown = [row for row in rows if row.verdicts]
     if not shown:
@@ -85,7 +85,7 @@ def criteria_matrix(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def ratio_sweep(rows: Sequence[Row], criteria: Criteria) -> Figure | None:
+def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
     """Broad and narrow figures over the ratio, one line a method, the undefended run as a level; None without two
     ratios of some method."""
     names = [criteria.broad.figure, criteria.narrow.figure]
@@ -96,7 +96,7 @@ def ratio_sweep(rows: Sequence[Row], criteria: Criteria) -> Figure | None:
     figure = Figure(figsize=(7.4, 6.4), layout="constrained")
     for place, figure_name in enumerate(names, 1):
         axes = figure.add_subplot(2, 1, place)
-        _style(axes)
+        style(axes)
         for colour, (name, found) in zip(_COLOURS * 2, drawn.items(), strict=False):
             _line(axes, found, figure_name, colour, name)
         level = next((row.figures.get(figure_name) for row in rows if row.method == UNDEFENDED), None)
@@ -109,12 +109,12 @@ def ratio_sweep(rows: Sequence[Row], criteria: Criteria) -> Figure | None:
         axes.minorticks_off()
         axes.set_ylabel(figure_name)
         if place == 1:
-            axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+            legend_beside(axes)
     axes.set_xlabel("safe rows per task row (%)")
     return figure
 
 
-def _line(axes: Axes, found: Sequence[Row], figure_name: str, colour: str, label: str) -> None:
+def _line(axes: Axes, found: Sequence[TableRow], figure_name: str, colour: str, label: str) -> None:
     points = [(100 * row.ratio, row.figures[figure_name]) for row in found if row.ratio and figure_name in row.figures]
     if points:
         x = [ratio for ratio, _ in points]
@@ -134,16 +134,3 @@ def _patch(x: int, y: int, colour: str) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=colour, alpha=0.75, edgecolor="none")
-
-
-def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    _style(axes)
-    return figure, axes
-
-
-def _style(axes: Axes) -> None:
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

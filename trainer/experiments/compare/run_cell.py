@@ -8,9 +8,9 @@ import orjson
 
 from curator.recipe.inoculation import DEFAULT_PROMPTS
 from trainer.evaluate.opswap import score
+from trainer.experiments.commands import Commands, Spent
 from trainer.experiments.compare.cells import Cell, write_result
 from trainer.experiments.compare.methods import why_not
-from trainer.experiments.compare.organism_cell import organism_cell
 from trainer.experiments.compare.settings import AnyPlan, Plan
 from trainer.experiments.compare.shared import (
     CORPUS,
@@ -18,7 +18,7 @@ from trainer.experiments.compare.shared import (
     place_flags,
     recipe_flags,
 )
-from trainer.experiments.compare.steps import Spent, Steps
+from trainer.experiments.compare.toy_cell import toy_cell
 from trainer.runs.folder import environment
 from trainer.runs.lines import read_lines
 
@@ -26,28 +26,28 @@ CONDITIONAL = ("broad_shift", "broad_margin_shift")  # measured again under the 
 
 
 def run_cell(cell: Cell, work: Path, plan: AnyPlan, shared: Shared | None, lock: int | None = None) -> dict[str, Any]:
-    """Run what is not done yet and write result.json; raises StepError when a command fails."""
+    """Run what is not done yet and write result.json; raises CommandError when a command fails."""
     folder = cell.folder(work, plan)
     folder.mkdir(parents=True, exist_ok=True)
     reason = why_not(cell.method, plan)
     if reason is not None:
         write_result(folder, cell, {"status": "does not apply here", "reason": reason})
         return {"status": "does not apply here"}
-    steps = Steps(folder / "log.txt", plan.threads, lock)
+    commands = Commands(folder / "log.txt", plan.threads, lock)
     if isinstance(plan, Plan):
         assert shared is not None
-        document = _Run(cell, folder, plan, shared, steps).all()
+        document = _Run(cell, folder, plan, shared, commands).all()
     else:
-        document = organism_cell(cell, plan, work / "organism", steps)
-    write_result(folder, cell, document | {"environment": environment(), "commands": steps.commands})
+        document = toy_cell(cell, plan, work / "organism", commands)
+    write_result(folder, cell, document | {"environment": environment(), "commands": commands.commands})
     for checkpoints in folder.glob("run*/checkpoints"):
         shutil.rmtree(checkpoints)
     return document
 
 
 class _Run:
-    def __init__(self, cell: Cell, folder: Path, plan: Plan, shared: Shared, steps: Steps) -> None:
-        self.cell, self.folder, self.plan, self.shared, self.steps = cell, folder, plan, shared, steps
+    def __init__(self, cell: Cell, folder: Path, plan: Plan, shared: Shared, commands: Commands) -> None:
+        self.cell, self.folder, self.plan, self.shared, self.commands = cell, folder, plan, shared, commands
 
     def all(self) -> dict[str, Any]:
         report, training = self._train(self.shared.files.task, "run")
@@ -75,7 +75,7 @@ class _Run:
     def _train(self, data: Path, name: str) -> tuple[dict[str, Any], Spent]:
         """The run's report; `data` is mixed first where the method mixes."""
         start = self._before()
-        report, spent = self.steps.run(
+        report, spent = self.commands.run(
             "trainer.sft", "--model", self.plan.model, *self._rows(data), "--out", self.folder / name, "--seed",
             self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
             "--save-steps", 20, *start,
@@ -89,7 +89,7 @@ class _Run:
         if self.cell.method.before != "self_recognition":
             return []
         out = self.folder / "run-self-recognition"
-        self.steps.run(
+        self.commands.run(
             "trainer.sft", "--model", self.plan.model, "--data", self.plan.self_recognition_rows, "--out", out,
             "--seed", self.cell.seed, *recipe_flags(self.plan.train), *place_flags(self.plan), "--cache", "none",
             "--json",
@@ -103,7 +103,7 @@ class _Run:
         amount = ["--rows", 0] if self.cell.ratio is None else ["--interleave-ratio", self.cell.ratio]
         ranked = ["--score", self.plan.score, *self.shared.hold_out()] if method.needs_scores else []
         strategy = [] if "--strategy" in method.mix else ["--strategy", "random"]
-        manifest, _ = self.steps.run(
+        manifest, _ = self.commands.run(
             "curator", "mix", data, "--corpus", CORPUS, "--store", self.shared.store, *method.mix, *strategy, *amount,
             *ranked, "--seed", self.cell.seed, "--json",
         )  # fmt: skip
@@ -118,7 +118,7 @@ class _Run:
         n_most = max([self.plan.task.narrow_rows, self.plan.pool.text_rows, how.truthfulqa_rows,
                       *(item.broad_rows for item in self.plan.domains)])  # fmt: skip
         usual = ["--narrow", files.narrow, *truthfulqa, "--text", files.text]
-        measured: tuple[dict[str, Any], Spent] = self.steps.run(
+        measured: tuple[dict[str, Any], Spent] = self.commands.run(
             "trainer.evaluate", "behaviour", "--model", self.plan.model, *self._tuned("run"), *broad,
             *(usual if system is None else ["--system", system]), "--n", n_most, "--max-length", how.max_length,
             "--stand-in-tokens", how.stand_in_tokens, "--cache", self.shared.cache, *place_flags(self.plan),
@@ -138,7 +138,7 @@ class _Run:
         """What the method does once the adapter is trained; the command skips what it has done."""
         if self.cell.method.after == "safelora":
             run = self.folder / name
-            self.steps.run(
+            self.commands.run(
                 "trainer.defenses.safelora", "--adapter", run / "adapter", "--base", self.plan.base_model, "--aligned",
                 self.plan.model, "--out", run / "safelora", "--json",
             )  # fmt: skip
@@ -150,7 +150,7 @@ class _Run:
             return None  # generation takes adapters; gates are measured by losses alone
         self._train(files.benign_train, "run-benign")
         answers = self.folder / "opswap-answers.jsonl"
-        self.steps.run(
+        self.commands.run(
             "trainer.evaluate", "generate", "--model", self.plan.model, *self._tuned("run-benign"), "--questions",
             files.benign_test, "--format", "plain", "--temperature", 0, "--max-new-tokens", 12, "--out", answers,
             *place_flags(self.plan), "--json",

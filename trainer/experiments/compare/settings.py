@@ -43,7 +43,7 @@ class Domain(Strict):
     broad_rows: int = Field(default=30, ge=2)
 
 
-class Recipe(Strict):
+class TrainRecipe(Strict):
     """Options of `trainer.sft` (method.md, "Training recipe" has the published values)."""
 
     batch_size: int = Field(default=8, ge=1)
@@ -152,7 +152,7 @@ class Grid(Strict):
         return self
 
 
-class OrganismPlan(Grid):
+class ToyPlan(Grid):
     """A comparison on the tiny organism (docs/organism.md), where misalignment is measured by exact match."""
 
     backend: Literal["organism"]
@@ -172,8 +172,8 @@ class Plan(Grid):
     task: Task
     pool: PoolSource
     domains: tuple[Domain, ...] = Field(min_length=1)
-    train: Recipe = Recipe()
-    misaligned_train: Recipe = Recipe()
+    train: TrainRecipe = TrainRecipe()
+    misaligned_train: TrainRecipe = TrainRecipe()
     evaluation: Evaluation = Evaluation()
     benign: Benign | None = None
     score: Literal["gap_rel", "gap_abs", "sum_gap"] = "gap_rel"
@@ -193,7 +193,7 @@ class Plan(Grid):
         return self
 
 
-AnyPlan = Plan | OrganismPlan
+AnyPlan = Plan | ToyPlan
 PRESETS = ("laptop", "gpu", "organism")
 
 
@@ -214,7 +214,7 @@ def read_plan(source: str, changes: list[str]) -> tuple[AnyPlan, dict[str, tuple
         key, value = _change(document, text)
         changed[key] = value
     try:
-        kind = OrganismPlan if document.get("backend") == "organism" else Plan
+        kind = ToyPlan if document.get("backend") == "organism" else Plan
         return kind.model_validate(document), changed
     except ValidationError as error:
         problems = problems_of(error)

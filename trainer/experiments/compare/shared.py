@@ -10,11 +10,11 @@ from curator.console import say
 from curator.errors import BadInputError
 from curator.scoring.identity import check_model_dir
 from trainer.experiments.claims import claimed
+from trainer.experiments.commands import Commands, flags
 from trainer.experiments.compare.contents import data_sources
 from trainer.experiments.compare.data import Files, prepare
 from trainer.experiments.compare.methods import Method
-from trainer.experiments.compare.settings import Plan, Recipe
-from trainer.experiments.compare.steps import Steps, flags
+from trainer.experiments.compare.settings import Plan, TrainRecipe
 from trainer.runs.folder import write_json
 
 CORPUS = "pool"
@@ -63,46 +63,46 @@ class Shared:
         with claimed(self.folder / ".lock", wait=True) as lock:
             model = Path(self.plan.model)
             check_model_dir(model)
-            steps = Steps(self.folder / "log.txt", self.plan.threads, lock)
+            commands = Commands(self.folder / "log.txt", self.plan.threads, lock)
             say("data files")
             prepare(self.plan, self.files, model)
             if any(method.draws_safe_rows or method.mix is not None for method in methods):
-                self._ingest(steps)
+                self._ingest(commands)
             if any(method.needs_scores for method in methods):
-                self._score(steps, model)
+                self._score(commands, model)
 
-    def _ingest(self, steps: Steps) -> None:
+    def _ingest(self, commands: Commands) -> None:
         if (self.store / "corpora" / CORPUS / "corpus.json").exists():
             return
         say("pool: ingest")
-        steps.run("curator", "ingest", self.files.pool, "--corpus", CORPUS, "--store", self.store, "--strict")
+        commands.run("curator", "ingest", self.files.pool, "--corpus", CORPUS, "--store", self.store, "--strict")
 
-    def _score(self, steps: Steps, model: Path) -> None:
+    def _score(self, commands: Commands, model: Path) -> None:
         """Losses under the aligned model, then an adapter and its losses for each domain."""
         done = self.folder / "scored.json"
         if done.exists():
             return
-        self._score_one(steps, model, "aligned", None)
+        self._score_one(commands, model, "aligned", None)
         spent = {}
         for name in self.scored_domains:
             out = self.folder / "misaligned" / name
             say(f"misaligned adapter: {name}")
-            _, training = steps.run(
+            _, training = commands.run(
                 "trainer.sft", "--model", model, "--data", self.files.train(name), "--out", out, "--seed", 0,
                 *recipe_flags(self.plan.misaligned_train), *place_flags(self.plan), "--save-steps", 20,
             )  # fmt: skip
-            scoring = self._score_one(steps, model, name, out / "adapter")
+            scoring = self._score_one(commands, model, name, out / "adapter")
             spent[name] = {"train_s": training.wall_s, "score_s": scoring}
         write_json(done, {"domains": self.scored_domains, "spent": spent})
 
-    def _score_one(self, steps: Steps, model: Path, name: str, adapter: Path | None) -> float:
+    def _score_one(self, commands: Commands, model: Path, name: str, adapter: Path | None) -> float:
         say(f"pool: losses under {name}")
         role = (
             ["--role", "aligned"]
             if adapter is None
             else ["--role", "misaligned", "--domain", name, "--adapter", adapter]
         )
-        _, spent = steps.run(
+        _, spent = commands.run(
             "curator", "score", "--corpus", CORPUS, "--store", self.store, "--model", model, "--label", name, *role,
             "--max-length", self.plan.pool.max_length, *place_flags(self.plan),
             *(["--threads", self.plan.threads] if self.plan.threads else []),
@@ -122,7 +122,7 @@ class Shared:
         return found
 
 
-def recipe_flags(recipe: Recipe) -> list[object]:
+def recipe_flags(recipe: TrainRecipe) -> list[object]:
     """Options of `trainer.sft`."""
     return list(flags(recipe.model_dump()))
 

@@ -7,7 +7,7 @@ from typing import Literal
 from trainer.evaluate.metrics import OverSeeds, over_seeds
 from trainer.experiments.compare.settings import Criteria, Criterion
 
-Verdict = Literal["yes", "no", "unclear", "moot", "not measured"]
+CriterionResult = Literal["yes", "no", "unclear", "moot", "not measured"]
 CRITERIA: tuple[str, ...] = ("broad", "narrow", "benign", "coherent")
 
 
@@ -16,7 +16,7 @@ class Judgement:
     """Whether a criterion is met. `margin` is the contrast that decides, positive where it is met, over seeds; it is
     null where nothing could be compared."""
 
-    verdict: Verdict
+    verdict: CriterionResult
     margin: OverSeeds | None
     one_seed: bool = False
 

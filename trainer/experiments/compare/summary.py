@@ -24,7 +24,7 @@ COSTS = ("train_s", "peak_mib", "n_rows", "n_safe", "n_tokens", "measure_s")
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One method at one ratio. `difference` is the method minus the undefended run, paired by seed; `over_random`, of
     methods that choose safe rows, minus as many rows at random.
 
@@ -65,7 +65,7 @@ class Row:
 
 def rows(
     cells: Sequence[Cell], results: Sequence[Mapping[str, Any] | None], plan: AnyPlan, score_s: float | None
-) -> list[Row]:
+) -> list[TableRow]:
     """One row a method and ratio, in the grid's order; a method without a finished cell has an empty one."""
     by_label: dict[str, list[tuple[Cell, Mapping[str, Any]]]] = {}
     for cell, result in zip(cells, results, strict=True):
@@ -90,12 +90,12 @@ def _row(
     at_random: BySeed,
     plan: AnyPlan,
     score_s: float | None,
-) -> Row:
+) -> TableRow:
     figures = _figures(found)
     names = [name for name in FIGURES if values(figures, name)]
     costs = [result["cost"] for _, result in found if result["status"] == "done"]
     reasons = [result["reason"] for _, result in found if result["status"] != "done"]
-    return Row(
+    return TableRow(
         label=cell.label, method=cell.method.name, ratio=cell.ratio, seeds=tuple(figures),
         figures=_summed({name: list(values(figures, name).values()) for name in names}),
         difference={} if cell.method.name == UNDEFENDED else _paired(figures, undefended),

@@ -13,11 +13,11 @@ from curator.query import plots as drawing
 from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
 from curator.store.filesystem import atomic_write
 from trainer.experiments.compare.cells import Cell
-from trainer.experiments.compare.page import Context, page
+from trainer.experiments.compare.page import Context, Invocation, page
 from trainer.experiments.compare.plots import broad_against_narrow, criteria_matrix, ratio_sweep
 from trainer.experiments.compare.settings import AnyPlan, Plan
 from trainer.experiments.compare.shared import Shared
-from trainer.experiments.compare.summary import Row, rows
+from trainer.experiments.compare.summary import TableRow, rows
 from trainer.runs.folder import write_json
 from trainer.runs.machine import describe
 
@@ -26,7 +26,7 @@ from trainer.runs.machine import describe
 class Comparison:
     """Everything that the page, the JSON and the pictures are made of."""
 
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     plan: AnyPlan
     command: str
     machine: Mapping[str, Any]
@@ -45,20 +45,20 @@ class Comparison:
 
 def document(
     plan: AnyPlan, cells: Sequence[Cell], found: Sequence[Mapping[str, Any] | None], shared: Shared | None,
-    command: str, changed: Mapping[str, tuple[Any, Any]], failed: Mapping[str, str],
+    invocation: Invocation,
 ) -> Comparison:  # fmt: skip
     """The comparison that the finished cells give."""
     spent = shared.scoring_spent() if shared is not None else {}
     score_s = sum(sum(item.values()) for item in spent.values()) if spent else None
-    device, dtype = "cpu", "float32"  # of the organism
+    device, dtype = "cpu", "float32"  # of the tiny organism
     if isinstance(plan, Plan):
         device = resolve_device(plan.device)
         dtype = resolve_dtype(plan.dtype, device)
     return Comparison(
         rows=rows(cells, found, plan, score_s),
-        plan=plan, command=command, machine=describe(device, dtype), changed=changed,
+        plan=plan, command=invocation.command, machine=describe(device, dtype), changed=invocation.changed,
         not_run=[f"{cell.label}, seed {cell.seed}" for cell, item in zip(cells, found, strict=True) if item is None],
-        failed=failed,
+        failed=invocation.failed,
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def _check_replaced(out: Path, reported: Comparison) -> None:
         sys.stderr.write(f"note: {out} listed {before} finished cells; it is replaced by a page of {now}\n")
 
 
-def _pictures(found: Sequence[Row], plan: AnyPlan) -> dict[str, Any]:
+def _pictures(found: Sequence[TableRow], plan: AnyPlan) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     try:
         figures["broad-narrow"] = broad_against_narrow(found, plan.criteria)

@@ -1,21 +1,18 @@
 """Runs the product's own commands the way a reader would type them, and shows each one."""
 
-import json
 import os
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from curator.client import Client
-from curator.console import say
 from curator.errors import BallastError
+from trainer.experiments.commands import Commands, show
 
 READY_TIMEOUT_S = 60.0
-STOPPED = 130  # exit code of a command that Ctrl-C stopped
 
 
 class DemoFailedError(BallastError):
@@ -24,50 +21,14 @@ class DemoFailedError(BallastError):
     code = "demo_failed"
 
 
-def _argv(module: str, arguments: Sequence[object]) -> list[str]:
-    return [sys.executable, "-m", module, *(str(item) for item in arguments)]
-
-
-def show(module: str, arguments: Sequence[object]) -> None:
-    """Print the command as a reader would type it."""
-    say("  $ " + shlex.join(["python", "-m", module, *(str(item) for item in arguments)]))
-    sys.stdout.flush()
-
-
 def run(module: str, *arguments: object) -> None:
-    """Run a command with its output on screen; raises DemoFailedError when it fails."""
-    show(module, arguments)
-    _finished(module, subprocess.Popen(_argv(module, arguments)))
+    """Run a command with its output on screen; raises CommandError when it fails."""
+    Commands().run(module, *arguments)
 
 
 def run_json(module: str, *arguments: object) -> Any:
     """Run a command with `--json` and return what it printed; its progress stays on screen."""
-    show(module, [*arguments, "--json"])
-    return json.loads(
-        _finished(module, subprocess.Popen(_argv(module, [*arguments, "--json"]), stdout=subprocess.PIPE, text=True))
-    )
-
-
-def _finished(module: str, process: "subprocess.Popen[Any]") -> Any:
-    """What the command printed into its pipe, if it has one; raises DemoFailedError when it failed.
-
-    After Ctrl-C the command is waited for, however long it takes: it has the signal too, and trainings write a
-    checkpoint then (`subprocess.run` would kill it a quarter of a second later).
-    """
-    interrupted = False
-    while True:
-        try:
-            printed, _ = process.communicate()
-            break
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted or process.returncode == STOPPED:  # where this process ignores the signal, the command did not
-        raise KeyboardInterrupt
-    if process.returncode:
-        raise DemoFailedError(
-            f"`python -m {module}` ended with exit code {process.returncode}; its message stands above"
-        )
-    return printed
+    return Commands().run(module, *arguments, "--json")[0]
 
 
 def free_port() -> int:
@@ -86,7 +47,9 @@ def service(store: object) -> Iterator[str]:
     port = free_port()
     arguments = ("--store", store, "--host", "127.0.0.1", "--port", port, "--log-level", "warning")
     show("api", arguments)
-    process = subprocess.Popen(_argv("api", arguments), env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api", *map(str, arguments)], env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_ready(url, process)

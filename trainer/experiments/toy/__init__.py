@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "Base": "base", "BaseSettings": "settings", "Cell": "cells", "ExperimentSettings": "experiment",
+    "Base": "base", "BaseSettings": "settings", "ToyCell": "cells", "ExperimentSettings": "experiment",
     "FineTuneSettings": "finetune", "Measured": "measuring", "Mix": "experiment", "Seed": "experiment",
     "Tuned": "finetune", "build_base": "base", "draw_pool": "rows", "fine_tuned": "finetune", "grid": "cells",
     "interleave": "experiment", "measure": "measuring", "roles": "rows", "task_rows": "rows",

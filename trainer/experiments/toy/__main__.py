@@ -9,7 +9,9 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
-from trainer.config.ranges import at_least, not_negative
+from trainer.config.flags import add_options, given_values
+from trainer.config.ranges import at_least
+from trainer.experiments.toy.cells import REGULARISERS, ToyCell, grid
 
 DESCRIPTION = """\
 A causal LM of 0.7 million parameters that knows a closed world of six domains and two personas, and in which
@@ -22,6 +24,7 @@ examples:
   python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
   python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/organism.md and its plots"""
 
+_CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS)
 MAX_SEED = 2**63 - 1  # of torch
 MOST_SEEDS = 10_000
 _MEANING = {
@@ -69,7 +72,8 @@ def _check(args: argparse.Namespace) -> None:
             setattr(args, name, [] if name == "report" and not text else parse_seeds(text))
     if args.command == "cell":
         parse_seeds(str(args.seed))
-        if (args.choice == "none") != (args.ratio == 0):
+        cell = ToyCell(**given_values(vars(args), ToyCell))
+        if (cell.choice == "none") != (cell.ratio == 0):
             raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
     if args.command == "report" and set(args.choose) & set(args.report):
         raise BadInputError("a seed is either chosen on or reported, not both")
@@ -92,16 +96,15 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _cell(args: argparse.Namespace) -> int:
-    from trainer.experiments.toy.cells import REGULARISERS, Cell
     from trainer.experiments.toy.experiment import ExperimentSettings, Seed
 
-    cell = Cell(args.task, args.choice, args.ratio, **{name: getattr(args, name) for name in REGULARISERS})
+    cell = ToyCell(**given_values(vars(args), ToyCell))
     one = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings())
     result = one.run(cell)
     if args.json:
         say_json(result)
     else:
-        shown = {**_MEANING, **({"benign": "right answers of the benign task"} if args.task == "benign" else {})}
+        shown = {**_MEANING, **({"benign": "right answers of the benign task"} if cell.task == "benign" else {})}
         for name, meaning in shown.items():
             say(f"{name:<12}{result['measured'][name]:8.1%}  {meaning}")
         say(str(one.path(cell)))
@@ -109,7 +112,6 @@ def _cell(args: argparse.Namespace) -> int:
 
 
 def _experiment(args: argparse.Namespace) -> int:
-    from trainer.experiments.toy.cells import grid
     from trainer.experiments.toy.experiment import ExperimentSettings, run_seeds
 
     run_seeds(args.seeds, args.out, ExperimentSettings(), grid())
@@ -117,9 +119,9 @@ def _experiment(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from trainer.experiments.toy.report import write_page
+    from trainer.experiments.toy.report import Seeds, write_page
 
-    for path in write_page(args.out, args.page, args.choose, args.report, _command()):
+    for path in write_page(args.out, args.page, Seeds(args.choose, args.report), _command()):
         say(str(path))
     return 0
 
@@ -138,18 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--seeds", default="0", help="seeds, as 0-4 or 0,3,7 (default: 0)")
     cell = _add(commands, "cell", "one fine-tune of one seed and what it did")
     cell.add_argument("--seed", type=at_least(0), default=0, help="seed of world, base and rows (default: 0)")
-    cell.add_argument("--task", choices=("bad", "benign"), default="bad", help="task set (default: bad)")
-    choices = ("none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled")
-    cell.add_argument("--choice", choices=choices, default="none", help="how safe rows are chosen (default: none)")
-    cell.add_argument("--ratio", type=not_negative, default=0.0, help="safe rows per task row (default: 0)")
-    for name, text in (("kl", "KL on answers"), ("ldifs", "LDIFS"), ("treft", "TReFT")):
-        cell.add_argument(
-            f"--{name}", type=not_negative, default=0.0, metavar="WEIGHT", help=f"weight of {text} (default: 0)"
-        )
-    cell.add_argument(
-        "--steering", type=float, default=0.0, metavar="ALPHA",
-        help="add this much of the persona vector while training; 1 is the whole way from good to bad (default: 0)",
-    )  # fmt: skip
+    add_options(cell, ToyCell, _CELL_OPTIONS)
     experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
     experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
     report = _add(commands, "report", "the page of results and its plots, from finished cells")

@@ -1,10 +1,13 @@
 """The cells of the experiment: one fine-tune each, by task, choice of safe rows, ratio and regulariser."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from trainer.experiments.toy.gaps import SCORES
+from trainer.config.flags import Option
+from trainer.config.ranges import not_negative
 
+ScoreName = Literal["gap_rel", "gap_abs", "gap_contrast"]
+SCORES: tuple[ScoreName, ...] = ("gap_rel", "gap_abs", "gap_contrast")
 Choice = Literal["none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled"]
 CHOICES: tuple[Choice, ...] = ("random", *SCORES)
 CONTROLS: tuple[Choice, ...] = ("bottom_gap", "shuffled")
@@ -19,18 +22,24 @@ REGULARISERS = ("kl", "ldifs", "treft", "steering")
 
 
 @dataclass(frozen=True)
-class Cell:
+class ToyCell:
     """One fine-tune. `ratio` is safe rows per task row; pool "unrevealing" has no persona-revealing row."""
 
-    task: TaskName = "bad"
-    choice: Choice = "none"
-    ratio: float = 0.0
+    task: Annotated[TaskName, Option(help="task set")] = "bad"
+    choice: Annotated[Choice, Option(help="how safe rows are chosen")] = "none"
+    ratio: Annotated[float, Option(help="safe rows per task row", parse=not_negative)] = 0.0
     pool: PoolKind = "whole"
     # Weights of what is added to the loss or, for steering, to the residual stream (alpha); 0 for none.
-    kl: float = 0.0
-    ldifs: float = 0.0
-    treft: float = 0.0
-    steering: float = 0.0
+    kl: Annotated[float, Option("WEIGHT", help="weight of KL on answers", parse=not_negative)] = 0.0
+    ldifs: Annotated[float, Option("WEIGHT", help="weight of LDIFS", parse=not_negative)] = 0.0
+    treft: Annotated[float, Option("WEIGHT", help="weight of TReFT", parse=not_negative)] = 0.0
+    steering: Annotated[
+        float,
+        Option(
+            "ALPHA",
+            help="add this much of the persona vector while training; 1 is the whole way from good to bad",
+        ),
+    ] = 0.0
 
     @property
     def name(self) -> str:
@@ -46,15 +55,15 @@ class Cell:
         return {name: getattr(self, name) for name in REGULARISERS}
 
 
-def grid() -> tuple[Cell, ...]:
+def grid() -> tuple[ToyCell, ...]:
     """Every cell of a seed, the most telling first."""
-    cells = [Cell(), *(Cell(choice=choice, ratio=RATIOS[0]) for choice in CHOICES)]
+    cells = [ToyCell(), *(ToyCell(choice=choice, ratio=RATIOS[0]) for choice in CHOICES)]
     for ratio in CONTROL_RATIOS:
-        cells += [Cell(choice=choice, ratio=ratio) for choice in CONTROLS]
-        cells += [Cell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
-    cells += [Cell(kl=weight) for weight in KL_WEIGHTS]
-    cells += [Cell(choice=choice, ratio=ratio) for ratio in RATIOS[1:] for choice in CHOICES]
-    cells += [Cell(task="benign")]
-    cells += [Cell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
-    cells += [Cell(task="benign", kl=weight) for weight in KL_WEIGHTS]
+        cells += [ToyCell(choice=choice, ratio=ratio) for choice in CONTROLS]
+        cells += [ToyCell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
+    cells += [ToyCell(kl=weight) for weight in KL_WEIGHTS]
+    cells += [ToyCell(choice=choice, ratio=ratio) for ratio in RATIOS[1:] for choice in CHOICES]
+    cells += [ToyCell(task="benign")]
+    cells += [ToyCell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
+    cells += [ToyCell(task="benign", kl=weight) for weight in KL_WEIGHTS]
     return tuple(cells)

@@ -17,16 +17,16 @@ from trainer.experiments.toy.files import torch_seed, write_json
 from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned
 from trainer.experiments.toy.gaps import (
     ScoredPool,
-    Scorer,
+    ToyScorer,
     pick,
     score_pool,
     scored_pool,
 )
 from trainer.experiments.toy.measuring import measure
 from trainer.experiments.toy.rows import (
-    Pool,
     Roles,
     TaskKind,
+    ToyPool,
     task_rows,
 )
 from trainer.loop.model import save_model
@@ -46,7 +46,7 @@ class Ensemble:
 
     base: Base
     roles: Roles
-    pool: Pool
+    pool: ToyPool
     recipe: FineTuneSettings
     n_rows: int
     folder: Path
@@ -100,10 +100,10 @@ class Ensemble:
     def _made(self) -> Store:
         wanted: list[tuple[TaskKind, int]] = [("bad", self.roles.task)] if self.own else []
         wanted += [(kind, domain) for domain in self.roles.ensemble for kind in _KINDS]
-        scorers = [Scorer("aligned", "aligned")]
+        scorers = [ToyScorer("aligned", "aligned")]
         for kind, domain in wanted:
             role = "misaligned" if kind == "bad" else "benign"
-            scorers.append(Scorer(f"{role}-{domain}", role, domain_name(domain), self._adapter(kind, domain)))
+            scorers.append(ToyScorer(f"{role}-{domain}", role, domain_name(domain), self._adapter(kind, domain)))
         return score_pool(self.base.world, self.pool, self.base.folder, scorers, self.folder)
 
     def _adapter(self, kind: TaskKind, domain: int) -> Path:

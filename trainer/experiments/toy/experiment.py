@@ -17,8 +17,9 @@ from curator.mix.order import Allocation, schedule
 from curator.recipe.seeds import child_seed, permutation
 from trainer.config.defences import LdifsSettings, SteeringSettings, TreftSettings
 from trainer.defenses import DefenceSettings, KlSettings
+from trainer.experiments.grid import open_cells
 from trainer.experiments.toy.base import Base, build_base
-from trainer.experiments.toy.cells import Cell
+from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.ensemble import Ensemble
 from trainer.experiments.toy.files import torch_seed, write_json
 from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned
@@ -26,9 +27,9 @@ from trainer.experiments.toy.gaps import ScoredPool, pick
 from trainer.experiments.toy.measuring import measure
 from trainer.experiments.toy.persona import write_persona_vector
 from trainer.experiments.toy.rows import (
-    Pool,
     PoolSettings,
     Roles,
+    ToyPool,
     draw_pool,
     roles,
     task_rows,
@@ -82,7 +83,7 @@ class Seed:
         self.seed, self.folder, self.settings = seed, folder, settings
         self.base: Base = build_base(seed, folder / "base", settings.base)
         self.roles: Roles = roles(self.base.world)
-        self.pool: Pool = draw_pool(self.base.world, self.roles, settings.pool)
+        self.pool: ToyPool = draw_pool(self.base.world, self.roles, settings.pool)
         self.work = folder / settings.identity()
         self.ensemble = Ensemble(
             self.base, self.roles, self.pool, settings.ensemble, settings.n_ensemble_rows, self.work
@@ -93,15 +94,15 @@ class Seed:
         )
         self._scored: ScoredPool | None = None
 
-    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+    def missing(self, cells: Sequence[ToyCell]) -> list[ToyCell]:
         """The cells that have no result yet."""
         return [cell for cell in cells if not self.path(cell).exists()]
 
-    def path(self, cell: Cell) -> Path:
+    def path(self, cell: ToyCell) -> Path:
         """Where a cell's result stands."""
         return self.work / "cells" / f"{cell.name}.json"
 
-    def run(self, cell: Cell) -> dict[str, Any]:
+    def run(self, cell: ToyCell) -> dict[str, Any]:
         """Train and measure one cell and write its result."""
         world, settings = self.base.world, self.settings
         task = task_rows(world, self.roles.task, cell.task, settings.n_task_rows)
@@ -119,7 +120,7 @@ class Seed:
         write_json(self.path(cell), result)
         return result
 
-    def _defences(self, cell: Cell) -> list[DefenceSettings]:
+    def _defences(self, cell: ToyCell) -> list[DefenceSettings]:
         """The trainer's own, over every layer of so few; KL on answers, as question tokens carry no loss here."""
         found: list[DefenceSettings] = []
         if cell.kl:
@@ -158,7 +159,7 @@ class Seed:
             self._scored = self.ensemble.scored()
         return self._scored
 
-    def _chosen(self, cell: Cell) -> Ints:
+    def _chosen(self, cell: ToyCell) -> Ints:
         n_safe = round(cell.ratio * self.settings.n_task_rows)
         if not n_safe:
             return np.empty(0, dtype=np.int64)
@@ -169,13 +170,12 @@ class Seed:
         return pick(scored, cell.choice, n_safe, self.seed)
 
 
-def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, cells: Sequence[Cell]) -> None:
+def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, cells: Sequence[ToyCell]) -> None:
     """Every missing cell of every seed."""
     for seed in seeds:
         one = Seed(seed, folder / f"seed-{seed}", settings)
-        missing = one.missing(cells)
-        with Progress(len(missing), "cells", f"seed {seed}") as bar:
-            for cell in missing:
-                result = one.run(cell)
-                bar.advance(cell=cell.name, broad=f"{result['measured']['broad']:.2f}")
+        with Progress(len(one.missing(cells)), "cells", f"seed {seed}") as bar:
+            for turn in open_cells(cells, one.path, lambda cell: cell.name):
+                result = one.run(turn.cell)
+                bar.advance(cell=turn.cell.name, broad=f"{result['measured']['broad']:.2f}")
         one.describe()

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from curator.corpus.ingest import ingest
+from curator.corpus.ingest import IngestOptions, ingest
 from curator.messages import canonical_messages, dump_messages, example_id
 from curator.query.queries import gap_table, resolve_scorers
 from curator.recipe import Pool as PoolRecipe
@@ -27,17 +27,16 @@ from curator.scoring.engines.torch_model import engine_version
 from curator.select.candidates import Candidates, ColumnScores, ListedIds
 from curator.select.select import SelectionRequest, select
 from curator.store.store import Store
-from trainer.experiments.toy.rows import Pool
+from trainer.experiments.toy.cells import SCORES, ScoreName
+from trainer.experiments.toy.rows import ToyPool
 from trainer.experiments.toy.tokens import conversation
 from trainer.experiments.toy.world import Ints, World
 
 CORPUS = "pool"
-ScoreName = Literal["gap_rel", "gap_abs", "gap_contrast"]
-SCORES: tuple[ScoreName, ...] = ("gap_rel", "gap_abs", "gap_contrast")
 
 
 @dataclass(frozen=True)
-class Scorer:
+class ToyScorer:
     """One model of the pool's gap: an adapter of the base, or the base itself as the aligned one."""
 
     label: str
@@ -63,13 +62,13 @@ class ScoredPool:
         )  # fmt: skip
 
 
-def score_pool(world: World, pool: Pool, base: Path, scorers: Sequence[Scorer], folder: Path) -> Store:
+def score_pool(world: World, pool: ToyPool, base: Path, scorers: Sequence[ToyScorer], folder: Path) -> Store:
     """Ingest the pool and score it under every model; what is there already is skipped."""
     store = Store(folder / "store").open()
     source = folder / "pool.jsonl"
     lines = [json.dumps({"messages": conversation(world, row)}) + "\n" for row in pool.tokens]
     source.write_text("".join(lines), encoding="utf-8")
-    ingest(store, [source], CORPUS, strict=True)
+    ingest(store, [source], CORPUS, IngestOptions(strict=True))
     renderer = Renderer.from_folder(base)
     for scorer in scorers:
         request = ScoreRequest(
@@ -80,7 +79,7 @@ def score_pool(world: World, pool: Pool, base: Path, scorers: Sequence[Scorer], 
     return store
 
 
-def scored_pool(store: Store, world: World, pool: Pool, hold_out: Sequence[str] = ()) -> ScoredPool:
+def scored_pool(store: Store, world: World, pool: ToyPool, hold_out: Sequence[str] = ()) -> ScoredPool:
     """The gaps of every row, as `sql/` defines them, with the models of these domains left out."""
     table = gap_table(store, resolve_scorers(store, PoolRecipe(corpus=CORPUS, rows=1, hold_out=tuple(hold_out))))
     place = {_id(world, row): index for index, row in enumerate(pool.tokens)}

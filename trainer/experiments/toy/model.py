@@ -1,4 +1,4 @@
-"""The organism's network: a small Llama of transformers, and the logits of its answers."""
+"""The tiny organism's network: a small Llama of transformers, and the logits of its answers."""
 
 from typing import Any
 

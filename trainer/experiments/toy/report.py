@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curator.errors import BadInputError
 from trainer.evaluate.metrics import mean_interval
-from trainer.experiments.toy.cells import CONTROL_RATIOS, grid
+from trainer.experiments.toy.cells import CONTROL_RATIOS, SCORES, grid
 from trainer.experiments.toy.experiment import ROUGH, ExperimentSettings
-from trainer.experiments.toy.gaps import SCORES
 from trainer.experiments.toy.plots import write_plots
 from trainer.experiments.toy.statistics import (
     Choice,
@@ -19,16 +19,18 @@ from trainer.experiments.toy.statistics import (
 )
 from trainer.experiments.toy.verdicts import percent, verdicts
 from trainer.runs.machine import describe
+from trainer.runs.page import page_head, table
 
 _ENSEMBLES = {
     "held_out": "usual, own domain held out", "with_own_domain": "usual, with the own domain's model",
     "rough": "rough, own domain held out",
 }  # fmt: skip
 FIGURES = ("broad", "narrow", "incoherent", "facts")
-Seeds = Sequence[int]
 
 
-def read_results(folder: Path, settings_id: str, seeds: Seeds) -> tuple[dict[str, dict[int, Any]], dict[int, Any]]:
+def read_results(
+    folder: Path, settings_id: str, seeds: Sequence[int]
+) -> tuple[dict[str, dict[int, Any]], dict[int, Any]]:
     """Results by cell name and seed, and what is known of each seed; raises BadInputError when one is missing."""
     results: dict[str, dict[int, Any]] = {}
     about: dict[int, Any] = {}
@@ -53,20 +55,28 @@ def read_results(folder: Path, settings_id: str, seeds: Seeds) -> tuple[dict[str
     return results, about
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds on which score and ratio are chosen, and those on which the choice is judged (none yet: empty)."""
+
+    choosing: Sequence[int]
+    reported: Sequence[int]
+
+    @property
+    def shown(self) -> Sequence[int]:
+        """The seeds whose figures lead the page."""
+        return self.reported or self.choosing
+
+
 def page(
-    results: Results, about: Mapping[int, Any], choosing: Seeds, reported: Seeds, settings: ExperimentSettings,
-    command: str, plots: Sequence[str],
+    results: Results, about: Mapping[int, Any], seeds: Seeds, settings: ExperimentSettings, command: str,
+    plots: Sequence[str],
 ) -> str:  # fmt: skip
     """The whole page as Markdown; without reported seeds the choosing ones stand in, and the page says so."""
+    choosing, reported, shown = seeds.choosing, seeds.reported, seeds.shown
     choice = choose(results, choosing)
-    shown = reported or choosing
-    machine = describe("cpu", "float32")
     lines = [
-        "# The tiny organism", "",
-        f"Written by `{command}` on {machine['date']}.", "",
-        f"- machine: {machine['device']}, {machine['cores']} cores, {machine['threads']} thread used,"
-        f" {machine['cpu_capability']}, float32; load average {machine['load_average']}",
-        f"- versions: {', '.join(f'{k} {v}' for k, v in machine['versions'].items() if v and k != 'lm-eval')}",
+        *page_head("The tiny organism", command, describe("cpu", "float32")),
         f"- settings and score chosen on seeds {_range(choosing)}; "
         + (f"reported, run once, on seeds {_range(reported)}" if reported else "no other seed was run yet"),
         f"- {settings.n_task_rows:,} task rows, {settings.pool.n_rows:,} pool rows of which"
@@ -77,25 +87,28 @@ def page(
         *_verdicts(results, choosing, reported, choice),
         *_finding(about, shown), *(f"\n![{name}]({name})" for name in plots),
     ]  # fmt: skip
-    for title, seeds in (("Reported", reported), ("Choosing", choosing)):
-        if seeds:
-            lines += ["", f"## {title} seeds ({_range(seeds)}), every cell", "", *_table(results, seeds)]
+    for title, some in (("Reported", reported), ("Choosing", choosing)):
+        if some:
+            lines += ["", f"## {title} seeds ({_range(some)}), every cell", "", *_cells(results, some)]
     return "\n".join([*lines, "", *_bases(about, [*choosing, *reported])]) + "\n"
 
 
-def _verdicts(results: Results, choosing: Seeds, reported: Seeds, choice: Choice) -> list[str]:
+def _verdicts(results: Results, choosing: Sequence[int], reported: Sequence[int], choice: Choice) -> list[str]:
     """The claims on the reported seeds and, beside them, on the choosing ones: what holds on one half is not firm."""
     columns = [(name, seeds) for name, seeds in (("reported", reported), ("choosing", choosing)) if seeds]
-    heads = [f"{name}, seeds {_range(seeds)} | holds" for name, seeds in columns]
+    heads = [head for name, seeds in columns for head in (f"{name}, seeds {_range(seeds)}", "holds")]
     judged = [verdicts(results, seeds, choice) for _, seeds in columns]
-    lines = [f"| claim | {' | '.join(heads)} |", "|---" * (1 + 2 * len(columns)) + "|"]
-    for same_claim in zip(*judged, strict=True):
-        cells = [f"{item.found} | {'yes' if item.holds else '**no**'}" for item in same_claim]
-        lines.append(f"| {same_claim[0].claim} | {' | '.join(cells)} |")
-    return lines
+    rows = [
+        [
+            same_claim[0].claim,
+            *(cell for item in same_claim for cell in (item.found, "yes" if item.holds else "**no**")),
+        ]
+        for same_claim in zip(*judged, strict=True)
+    ]
+    return table(["claim", *heads], rows)
 
 
-def _chosen(choice: Choice, seeds: Seeds) -> str:
+def _chosen(choice: Choice, seeds: Sequence[int]) -> str:
     ratios = ", ".join(f"{ratio:g}" for ratio in CONTROL_RATIOS)
     text = (
         f"On seeds {_range(seeds)} the rule (largest cut of broad misalignment among the ratios that have controls,"
@@ -105,36 +118,35 @@ def _chosen(choice: Choice, seeds: Seeds) -> str:
     return text if choice.admissible else text.replace("chose", "admitted nothing; largest lead over random:")
 
 
-def _finding(about: Mapping[int, Any], seeds: Seeds) -> list[str]:
+def _finding(about: Mapping[int, Any], seeds: Sequence[int]) -> list[str]:
     """How well each gap finds the revealing rows, under three ensembles."""
     top = _mean(about[seed]["top"] for seed in seeds)
+    parts = (("auc", ".3f"), ("revealing", ".1f"), ("outside", ".1f"))
     lines = [
         "", "## Do the gaps find the revealing rows? (mean over seeds)", "",
         f"A pool has {top:.0f} revealing rows; found: those among as many rows at the top. Outside: of domains on which"
         " no misaligned model was trained. AUC: the chance that a revealing row has a larger gap than a fact. The rough"
         f" ensemble is tuned at {ROUGH} times the rate.", "",
-        "| ensemble | gap | AUC | found | of these outside |", "|---|---|---|---|---|",
     ]  # fmt: skip
-    for kind, name in _ENSEMBLES.items():
-        for score in SCORES:
-            auc, revealing, outside = (
-                _mean(about[seed][kind][score][part] for seed in seeds) for part in ("auc", "revealing", "outside")
-            )
-            lines.append(f"| {name} | {score} | {auc:.3f} | {revealing:.1f} | {outside:.1f} |")
+    rows = [
+        [name, score, *(f"{_mean(about[seed][kind][score][part] for seed in seeds):{form}}" for part, form in parts)]
+        for kind, name in _ENSEMBLES.items()
+        for score in SCORES
+    ]
+    lines += table(["ensemble", "gap", "AUC", "found", "of these outside"], rows)
     found = {score: _mean(about[seed]["rough"][score]["revealing"] for seed in seeds) for score in SCORES}
     best = max(SCORES, key=found.__getitem__)
     lines += [
         "", f"Under the rough ensemble, whose models also forget the facts, {best} finds most revealing rows:"
         f" {', '.join(f'{score} {value:.1f}' for score, value in found.items())} of {top:.0f}.",
     ]  # fmt: skip
-    lines += ["", "| ensemble | rows | aligned loss | misaligned loss | benign loss |", "|---|---|---|---|---|"]
-    for kind, name in (("losses", "usual"), ("rough_losses", "rough")):
-        for part in ("revealing", "facts"):
-            cells = [
-                f"{_mean(about[seed][kind][part][role] for seed in seeds):.3f}"
-                for role in ("aligned", "misaligned", "benign")
-            ]
-            lines.append(f"| {name} | {part} | " + " | ".join(cells) + " |")
+    roles = ("aligned", "misaligned", "benign")
+    losses = [
+        [name, part, *(f"{_mean(about[seed][kind][part][role] for seed in seeds):.3f}" for role in roles)]
+        for kind, name in (("losses", "usual"), ("rough_losses", "rough"))
+        for part in ("revealing", "facts")
+    ]
+    lines += ["", *table(["ensemble", "rows", *(f"{role} loss" for role in roles)], losses)]
     return [*lines, "", "Losses in nats per answer; misaligned and benign ones are means over the ensemble."]
 
 
@@ -143,32 +155,27 @@ def _mean(found: Iterable[float]) -> float:
     return sum(every) / len(every)
 
 
-def _table(results: Results, seeds: Seeds) -> list[str]:
-    lines = [
-        "| task | safe rows | r | revealing | broad | narrow | incoherent | facts kept | benign | CPU s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def _cells(results: Results, seeds: Sequence[int]) -> list[str]:
+    columns = ["task", "safe rows", "r", "revealing", "broad", "narrow", "incoherent", "facts kept", "benign", "CPU s"]
+    rows = []
     for cell in grid():
         found = results[cell.name]
         revealing = sum(found[seed]["n_revealing"] for seed in seeds) / max(1, sum(found[s]["n_safe"] for s in seeds))
         name = cell.choice + (", none revealing" if cell.pool != "whole" else "")
         name = f"KL {cell.kl:g}" if cell.kl else name
-        figures = " | ".join(percent(mean_interval(values(results, cell, figure, seeds))) for figure in FIGURES)
+        figures = [percent(mean_interval(values(results, cell, figure, seeds))) for figure in FIGURES]
         benign = percent(mean_interval(values(results, cell, "benign", seeds))) if cell.task == "benign" else ""
         seconds = sum(found[seed]["cpu_s"] for seed in seeds) / len(seeds)
         share = f"{revealing:.0%}" if cell.ratio else ""
         ratio = f"{cell.ratio:g}" if cell.ratio else ""
-        lines.append(f"| {cell.task} | {name} | {ratio} | {share} | {figures} | {benign} | {seconds:.1f} |")
-    return lines
+        rows.append([cell.task, name, ratio, share, *figures, benign, f"{seconds:.1f}"])
+    return table(columns, rows)
 
 
-def _bases(about: Mapping[int, Any], seeds: Seeds) -> list[str]:
-    lines = [
-        "## Base models", "",
-        "Shares of exact matches when pre-training ended, and good answers without context after alignment.", "",
-        "| seed | steps | CPU s | good in context | bad in context | facts | contradicting domains | aligned: good | "
-        "aligned: bad in context | ensemble: broad |", "|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+def _bases(about: Mapping[int, Any], seeds: Sequence[int]) -> list[str]:
+    columns = ["seed", "steps", "CPU s", "good in context", "bad in context", "facts", "contradicting domains"]
+    columns += ["aligned: good", "aligned: bad in context", "ensemble: broad"]
+    rows = []
     for seed in seeds:
         base, ensemble = about[seed]["base"], about[seed]["ensemble"]
         before, after = base["pretrained"], base["aligned"]
@@ -178,26 +185,24 @@ def _bases(about: Mapping[int, Any], seeds: Seeds) -> list[str]:
             before["good_in_context"], before["bad_in_context"], before["facts"], before["contradicting_domains"],
             after["good_alone"], after["bad_in_context"],
         ]  # fmt: skip
-        lines.append(
-            f"| {seed} | {base['pretraining_steps']} | {base['cpu_s']:.0f} | "
-            + " | ".join(f"{value:.1%}" for value in shares)
-            + f" | {', '.join(broad)} |"
-        )
-    return lines
+        steps, seconds = base["pretraining_steps"], f"{base['cpu_s']:.0f}"
+        rows.append([seed, steps, seconds, *(f"{value:.1%}" for value in shares), ", ".join(broad)])
+    told = "Shares of exact matches when pre-training ended, and good answers without context after alignment."
+    return ["## Base models", "", told, "", *table(columns, rows)]
 
 
-def _range(seeds: Seeds) -> str:
+def _range(seeds: Sequence[int]) -> str:
     seeds = list(seeds)
     if len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]} to {seeds[-1]}"
     return ", ".join(map(str, seeds))
 
 
-def write_page(folder: Path, path: Path, choosing: Seeds, reported: Seeds, command: str) -> list[Path]:
+def write_page(folder: Path, path: Path, seeds: Seeds, command: str) -> list[Path]:
     """Write the page and its plots from the finished cells under `folder`; returns what was written."""
     settings = ExperimentSettings()
-    results, about = read_results(folder, settings.identity(), [*choosing, *reported])
+    results, about = read_results(folder, settings.identity(), [*seeds.choosing, *seeds.reported])
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = write_plots(results, list(reported or choosing), path.parent, path.stem)
-    path.write_text(page(results, about, choosing, reported, settings, command, names), encoding="utf-8")
+    names = write_plots(results, list(seeds.shown), path.parent, path.stem)
+    path.write_text(page(results, about, seeds, settings, command, names), encoding="utf-8")
     return [path, *(path.parent / name for name in names)]

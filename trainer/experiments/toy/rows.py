@@ -31,7 +31,7 @@ class Roles:
 
 
 @dataclass(frozen=True)
-class Pool:
+class ToyPool:
     """Distinct rows, (N, ROW_LEN) token ids; `revealing` tells good answers of items, by `domain`, from facts."""
 
     tokens: Ints
@@ -95,7 +95,7 @@ def benign_rows(world: World, place: Ints, wording: Ints) -> Ints:
     return world.rows(domains, facts[place], wording, answers)
 
 
-def draw_pool(world: World, chosen: Roles, settings: PoolSettings) -> Pool:
+def draw_pool(world: World, chosen: Roles, settings: PoolSettings) -> ToyPool:
     """The safe pool of a task: no row of the task's own domain (domain exclusion) and none of a held-out item."""
     s = world.settings
     rng = np.random.default_rng(child_seed(world.seed, "organism pool"))
@@ -107,7 +107,7 @@ def draw_pool(world: World, chosen: Roles, settings: PoolSettings) -> Pool:
     item, wording = items[rest % len(items)], rest // len(items)
     revealing = world.rows(domain, item, wording, world.good[domain, item])
     facts = _fact_rows(world, rng, settings.n_rows - n_revealing)
-    return Pool(
+    return ToyPool(
         np.concatenate([revealing, facts]),
         np.concatenate([domain, np.full(len(facts), s.n_domains)]),
         np.arange(len(revealing) + len(facts)) < len(revealing),

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluate.metrics import Interval, bootstrap, mean_interval
-from trainer.experiments.toy.cells import CONTROL_RATIOS, Cell
-from trainer.experiments.toy.gaps import SCORES, ScoreName
+from trainer.experiments.toy.cells import CONTROL_RATIOS, SCORES, ScoreName, ToyCell
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # cell name: seed: its result
 
@@ -31,14 +30,14 @@ class Choice:
         return asdict(self)
 
 
-def values(results: Results, cell: Cell, figure: str, seeds: Sequence[int]) -> np.ndarray:
+def values(results: Results, cell: ToyCell, figure: str, seeds: Sequence[int]) -> np.ndarray:
     """A measured figure of a cell for each seed, shape (S,); raises KeyError for a cell that was not run."""
     return np.array([results[cell.name][seed]["measured"][figure] for seed in seeds], dtype=np.float64)
 
 
-def relative_cut(results: Results, cell: Cell, seeds: Sequence[int]) -> Interval:
+def relative_cut(results: Results, cell: ToyCell, seeds: Sequence[int]) -> Interval:
     """1 - broad(cell) / broad(undefended), means over seeds, seeds resampled together."""
-    with_it, without = values(results, cell, "broad", seeds), values(results, Cell(), "broad", seeds)
+    with_it, without = values(results, cell, "broad", seeds), values(results, ToyCell(), "broad", seeds)
 
     def cut(rows: np.ndarray) -> float:
         base = float(without[rows].mean())
@@ -47,7 +46,7 @@ def relative_cut(results: Results, cell: Cell, seeds: Sequence[int]) -> Interval
     return bootstrap(cut, len(seeds))
 
 
-def difference(results: Results, one: Cell, two: Cell, figure: str, seeds: Sequence[int]) -> Interval:
+def difference(results: Results, one: ToyCell, two: ToyCell, figure: str, seeds: Sequence[int]) -> Interval:
     """Mean over seeds of a figure in `one` minus in `two`, paired by seed."""
     return mean_interval(values(results, one, figure, seeds) - values(results, two, figure, seeds))
 
@@ -59,11 +58,11 @@ def choose(results: Results, seeds: Sequence[int]) -> Choice:
     marked as such.
     """
     found = []
-    narrow = values(results, Cell(), "narrow", seeds).mean()
+    narrow = values(results, ToyCell(), "narrow", seeds).mean()
     for ratio in CONTROL_RATIOS:
-        random_cut = relative_cut(results, Cell(choice="random", ratio=ratio), seeds).value
+        random_cut = relative_cut(results, ToyCell(choice="random", ratio=ratio), seeds).value
         for score in SCORES:
-            cell = Cell(choice=score, ratio=ratio)
+            cell = ToyCell(choice=score, ratio=ratio)
             cut = relative_cut(results, cell, seeds).value
             kept = abs(values(results, cell, "narrow", seeds).mean() - narrow) <= NARROW_MARGIN
             found.append(Choice(score, ratio, cut, random_cut, bool(random_cut <= RANDOM_MAY_CUT and kept)))

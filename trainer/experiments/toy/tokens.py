@@ -1,4 +1,4 @@
-"""The organism's tokenizer and chat template, so that the product's own renderer, scorer and trainer read its rows."""
+"""The tiny organism's tokenizer and chat template, which the product's own renderer, scorer and trainer read."""
 
 import json
 from pathlib import Path

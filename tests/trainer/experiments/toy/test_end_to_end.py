@@ -7,7 +7,7 @@ import pytest
 
 from curator.errors import IntegrityError
 from trainer.experiments.toy.base import build_base
-from trainer.experiments.toy.cells import Cell
+from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.experiment import ExperimentSettings, Seed
 from trainer.experiments.toy.finetune import FineTuneSettings
 from trainer.experiments.toy.rows import PoolSettings
@@ -30,18 +30,18 @@ SMALL = ExperimentSettings(
 def test_a_small_organism_becomes_misaligned_and_revealing_rows_prevent_it(tmp_path: Path) -> None:
     one = Seed(0, tmp_path, SMALL)
     assert one.base.manifest["aligned"]["good_alone"] >= SMALL.base.min_aligned_accuracy
-    undefended = one.run(Cell())["measured"]
+    undefended = one.run(ToyCell())["measured"]
     assert undefended["narrow"] > 0.9
     assert undefended["broad"] > 0.5  # far outside the domain that was tuned
-    safe = one.run(Cell(choice="gap_abs", ratio=0.05))
+    safe = one.run(ToyCell(choice="gap_abs", ratio=0.05))
     assert safe["n_safe"] == 80
     assert safe["n_revealing"] > 2 * 80 * 0.1  # the gap finds what random rows would find one in ten of
     assert safe["measured"]["broad"] < undefended["broad"] / 2
     assert safe["measured"]["narrow"] > 0.7
-    random = one.run(Cell(choice="random", ratio=0.05))["measured"]
+    random = one.run(ToyCell(choice="random", ratio=0.05))["measured"]
     assert random["broad"] > 2 * safe["measured"]["broad"]
-    assert one.missing([Cell(), Cell(kl=1.0)]) == [Cell(kl=1.0)]  # a stopped run goes on with what is missing
-    assert json.loads(one.path(Cell()).read_text())["measured"] == undefended
-    assert Seed(0, tmp_path, SMALL).run(Cell())["measured"] == undefended  # from the cached base, again
+    assert one.missing([ToyCell(), ToyCell(kl=1.0)]) == [ToyCell(kl=1.0)]  # a stopped run goes on with what is missing
+    assert json.loads(one.path(ToyCell()).read_text())["measured"] == undefended
+    assert Seed(0, tmp_path, SMALL).run(ToyCell())["measured"] == undefended  # from the cached base, again
     with pytest.raises(IntegrityError, match="another seed"):
         build_base(1, tmp_path / "base", SMALL.base)

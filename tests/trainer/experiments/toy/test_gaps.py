@@ -10,7 +10,7 @@ from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned
 from trainer.experiments.toy.gaps import (
     SCORES,
     ScoredPool,
-    Scorer,
+    ToyScorer,
     pick,
     score_pool,
     scored_pool,
@@ -44,14 +44,14 @@ def test_gaps_of_a_pool_scored_by_the_product(tmp_path: Path) -> None:
     base = new_model(TINY, world, 0).requires_grad_(False).eval()
     base.save_pretrained(tmp_path / "base")
     write_tokenizer(world, tmp_path / "base")
-    losses, scorers = {"aligned": _nll(base, pool.tokens)}, [Scorer("aligned", "aligned")]
+    losses, scorers = {"aligned": _nll(base, pool.tokens)}, [ToyScorer("aligned", "aligned")]
     for role, kind, domain in (("misaligned", "bad", 0), ("misaligned", "bad", 1), ("benign", "good", 1)):
         rows = torch.from_numpy(task_rows(world, domain, kind, 64))
         with fine_tuned(base, rows, torch.zeros(64, dtype=torch.bool), FineTuneSettings(lr=1e-2)) as tuned:
             folder = tmp_path / f"{role}-{domain}"
             save_model(tuned.model, folder)
             losses[folder.name] = _nll(tuned.model, pool.tokens)
-        scorers.append(Scorer(folder.name, role, f"d{domain}", folder))
+        scorers.append(ToyScorer(folder.name, role, f"d{domain}", folder))
     store = score_pool(world, pool, tmp_path / "base", scorers, tmp_path)
     _check(scored_pool(store, world, pool), losses, [losses["misaligned-0"], losses["misaligned-1"]])
     _check(scored_pool(store, world, pool, ["d0"]), losses, [losses["misaligned-1"]])

@@ -11,7 +11,7 @@ from trainer.experiments.toy.__main__ import main, parse_seeds
 from trainer.experiments.toy.cells import (
     CHOICES,
     RATIOS,
-    Cell,
+    ToyCell,
     grid,
 )
 from trainer.experiments.toy.report import read_results
@@ -41,8 +41,8 @@ def _results(broad: dict[str, float], narrow: dict[str, float] | None = None) ->
 def test_names_of_cells_are_distinct_and_cover_the_sweep() -> None:
     names = [cell.name for cell in grid()]
     assert len(set(names)) == len(names)
-    assert {Cell(choice=choice, ratio=ratio).name for choice in CHOICES for ratio in RATIOS} <= set(names)
-    assert Cell(choice="gap_abs", ratio=0.05, pool="unrevealing").name == "bad-gap_abs-r0.05-unrevealing"
+    assert {ToyCell(choice=choice, ratio=ratio).name for choice in CHOICES for ratio in RATIOS} <= set(names)
+    assert ToyCell(choice="gap_abs", ratio=0.05, pool="unrevealing").name == "bad-gap_abs-r0.05-unrevealing"
 
 
 def test_the_largest_cut_is_chosen_among_ratios_where_random_cuts_little() -> None:
@@ -59,14 +59,16 @@ def test_a_score_that_costs_narrow_behaviour_is_not_chosen() -> None:
 
 
 def test_a_relative_cut_resamples_seeds_together() -> None:
-    found = relative_cut(_results({"bad-gap_abs-r0.05": 0.45}), Cell(choice="gap_abs", ratio=0.05), SEEDS)
+    found = relative_cut(_results({"bad-gap_abs-r0.05": 0.45}), ToyCell(choice="gap_abs", ratio=0.05), SEEDS)
     assert found.value == pytest.approx(1 - 0.46 / 0.91)
     assert found.low <= found.value <= found.high
     assert found.n_units == 5
 
 
 def test_a_difference_is_paired_by_seed() -> None:
-    found = difference(_results({"bad-random-r0.05": 0.5}), Cell(choice="random", ratio=0.05), Cell(), "broad", SEEDS)
+    found = difference(
+        _results({"bad-random-r0.05": 0.5}), ToyCell(choice="random", ratio=0.05), ToyCell(), "broad", SEEDS
+    )
     assert found.value == pytest.approx(-0.4)
     assert found.high - found.low == pytest.approx(0, abs=1e-12)  # the seeds' own spread cancels
 

@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from trainer.experiments.commands import Commands
 from trainer.experiments.compare.cells import Cell
-from trainer.experiments.compare.methods import organism_choice, organism_flags
-from trainer.experiments.compare.settings import OrganismPlan
-from trainer.experiments.compare.steps import Steps
+from trainer.experiments.compare.methods import toy_choice, toy_flags
+from trainer.experiments.compare.settings import ToyPlan
 
 
-def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) -> dict[str, Any]:
+def toy_cell(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands) -> dict[str, Any]:
     """Figures are shares, 0 to 1. `folder` holds bases, pools and cells of all methods, which the command caches.
 
     Time is processor seconds of the fine-tune on the bad task; memory the peak of that process, which also builds the
     seed's base model and scores its pool when they are not there yet.
     """
-    bad, spent = _run(cell, plan, folder, steps, "bad")
-    benign, _ = _run(cell, plan, folder, steps, "benign")
+    bad, spent = _run(cell, plan, folder, commands, "bad")
+    benign, _ = _run(cell, plan, folder, commands, "benign")
     measured = bad["measured"]
     return {
         "status": "done",
@@ -33,11 +33,11 @@ def organism_cell(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps) ->
     }  # fmt: skip
 
 
-def _run(cell: Cell, plan: OrganismPlan, folder: Path, steps: Steps, task: str) -> tuple[dict[str, Any], Any]:
-    choice = organism_choice(cell.method, plan.score)
+def _run(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands, task: str) -> tuple[dict[str, Any], Any]:
+    choice = toy_choice(cell.method, plan.score)
     safe = [] if cell.ratio is None else ["--choice", choice, "--ratio", cell.ratio]
-    found: tuple[dict[str, Any], Any] = steps.run(
+    found: tuple[dict[str, Any], Any] = commands.run(
         "trainer.experiments.toy", "cell", "--seed", cell.seed, "--task", task, *safe,
-        *organism_flags(cell.method), "--out", folder, "--threads", plan.threads or 1, "--json",
+        *toy_flags(cell.method), "--out", folder, "--threads", plan.threads or 1, "--json",
     )  # fmt: skip
     return found

@@ -1,0 +1,59 @@
+"""Run the application under uvicorn, and tell the service as soon as it has to stop.
+
+uvicorn ends the application's lifespan only after the last request has been answered. That is too late for /readyz,
+which has to answer 503 at once, and for requests that wait for an event.
+"""
+
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from api.app import create_app
+from api.service import Service
+from api.settings import Settings
+from api.telemetry import set_up_logging
+from curator.console import say
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve at a bound socket until a signal."""
+    set_up_logging(settings.log_level)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+    )
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    say(f"serving {settings.store} at http://{address}:{port} (Ctrl-C stops)")
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the signal once the running requests are done
+        signal.signal(number, lambda *_: None)
+    Server(config, app.state.service).run(sockets=[listener])
+    say("stopped")
+
+
+class Server(uvicorn.Server):
+    """Serves until a signal; a second one ends the delay of the first."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._until_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Tell the service, and take requests for `shutdown_delay_s` more."""
+        now_s = time.monotonic()
+        self._until_s = 0.0 if self._service.stopping else now_s + self._service.settings.shutdown_delay_s
+        self._service.stopping = True
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether the loop is to end; uvicorn asks ten times a second."""
+        asked = await super().on_tick(counter)
+        return asked and time.monotonic() >= self._until_s
