@@ -5,9 +5,8 @@ harm (a mix's id follows from the request, a job's from its Idempotency-Key) are
 502, 503 and 504. A download is verified against the manifest before it gets its name.
 """
 
-import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ import httpx
 import orjson
 
 from curator.corpus.formats import Container, Layout, locate
+from curator.corpus.formats.plain import plain_rows, plain_value
 from curator.corpus.formats.sources import one_file
 from curator.errors import BadInputError, RemoteError
 from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
@@ -87,55 +87,6 @@ class ProgressFile:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(lambda: self.read(65_536), b"")
-
-
-def _rows(data: Any) -> list[Document]:
-    """Records as JSON has them; tables of pandas and Polars give their rows. Raises BadInputError naming the row."""
-    if isinstance(data, Mapping):
-        raise BadInputError("data is one record: give a list of records, or the path of a file")
-    if hasattr(data, "columns") and hasattr(data, "to_dict"):
-        data = data.to_dict("records") if not hasattr(data, "to_dicts") else data.to_dicts()
-    if not isinstance(data, Iterable):
-        raise BadInputError(f"data is {type(data).__name__}: give a list of records, or the path of a file")
-    rows: list[Document] = []
-    for number, row in enumerate(data):
-        if not isinstance(row, Mapping):
-            raise BadInputError(f"data[{number}] is {type(row).__name__}: a record is a mapping of fields")
-        present = {key: value for key, value in row.items() if not _is_missing(value)}
-        rows.append(_plain(present, f"data[{number}]"))
-    return rows
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether this is what a table has in place of a missing value: NaN, or pandas' NA and NaT."""
-    return (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
-
-
-def _plain(value: Any, at: str) -> Any:
-    """The value with numpy's scalars and arrays as JSON has them; BadInputError for what JSON cannot hold."""
-    if isinstance(value, Mapping):
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise BadInputError(f"{at} has a key of type {type(wrong[0]).__name__}: keys are texts")
-        return {_plain(str(key), at): _plain(item, f"{at}/{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{at}/{number}") for number, item in enumerate(value)]
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise BadInputError(f"{at} holds half of a surrogate pair, which no file can store") from error
-        return str(value)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise BadInputError(f"{at} is a whole number over 64 bits: write it as text")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadInputError(f"{at} is {value}, which is not JSON: use None")
-    if isinstance(value, int | float):
-        return value
-    if hasattr(value, "tolist"):  # numpy's scalars and arrays
-        return _plain(value.tolist(), at)
-    raise BadInputError(f"{at} is {type(value).__name__}, which has no form in JSON")
 
 
 class Remote:
@@ -338,10 +289,10 @@ class Client(Remote):
             key: value for key, value in (("format", given.format), ("layout", given.layout)) if value is not None
         }
         if not isinstance(given.source, str | Path):
-            body = {"rows": _rows(given.source), name: _plain(document, name), **fields}
+            body = {"rows": plain_rows(given.source), name: plain_value(document, name), **fields}
             content, headers = orjson.dumps(body), {**headers, "Content-Type": "application/json"}
             return self._json("POST", link, content=content, headers=headers, timeout=timeout)
-        fields[name] = orjson.dumps(_plain(document, name)).decode()
+        fields[name] = orjson.dumps(plain_value(document, name)).decode()
         located = locate(given.source)
         if located.container is not None:
             fields["format"] = located.container

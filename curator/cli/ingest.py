@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Ingest and say what became of every record."""
     labels = {label: getattr(args, label) for label in LABELS if getattr(args, label)}
     store = open_store(args, create=True)
-    options = IngestOptions(args.format, args.layout, labels, args.strict, _columns(args.label_column))
+    columns = _columns(args.label_column)
+    options = IngestOptions(args.format, args.layout, labels, args.strict, columns)
     try:
         report = ingest(store, args.files, args.corpus, options)
     except BadRowsError as error:

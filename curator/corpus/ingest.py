@@ -70,7 +70,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class IngestOptions:
     """How a file is read. `labels` fill the label columns of rows that carry none of their own.
 
-    `columns` are pairs of a label (or `source`) and the record's field that holds it under another name.
+    `columns` gives, for a label (or `source`), the record's field that holds it under another name.
     """
 
     format: Container | None = None
@@ -150,8 +150,8 @@ def _ingest_source(
         if not report.kept and not report.folded:
             counted = replace(report, reject_codes=writer.counts_by_code)
             raise nothing_kept_error(counted, _head(source), writer.problems)
-        if unused := [name for name in dict(options.columns) if name not in writer.found_labels]:
-            column = dict(options.columns)[unused[0]]
+        if unused := [name for name in options.columns if name not in writer.found_labels]:
+            column = options.columns[unused[0]]
             raise BadInputError(
                 f"{source.name}: no record that is kept has a field {column!r} for the label {unused[0]}"
             )
@@ -190,8 +190,7 @@ def _with_progress(source: Located, options: IngestOptions) -> Iterator[Row | Re
         with path.open("rb") as file:
             total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
             with Progress(total, unit, f"reading {path.name}") as bar:
-                columns = dict(options.columns)
-                rows = read_rows(file, format=container, layout=options.layout, columns=columns, name=path.name)
+                rows = read_rows(file, format=container, layout=options.layout, columns=options.columns, name=path.name)
                 first, done = done, 0
                 for number, item in enumerate(rows, start=1):
                     done = number

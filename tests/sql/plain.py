@@ -21,7 +21,7 @@ create table example_parts (
     response_head varchar, domain varchar, language varchar, license varchar, harm varchar
 );
 create table source_parts (
-    corpus varchar, ingest bigint, example_id varchar, source varchar, source_id varchar, record bigint
+    corpus varchar, ingest bigint, example_id varchar, source varchar, source_id varchar, record bigint, file varchar
 );
 create table reject_parts (
     corpus varchar, ingest bigint, source varchar, record bigint, line bigint, byte_offset bigint, pointer varchar,
@@ -74,7 +74,7 @@ def add_corpus(
             {"c": corpus, "k": key},
         )
         connection.execute(
-            "insert into source_parts values ($c, 0, $k, 'file', null, $n)", {"c": corpus, "k": key, "n": record}
+            "insert into source_parts values ($c, 0, $k, 'file', null, $n, null)", {"c": corpus, "k": key, "n": record}
         )
     for model in models:
         connection.execute(

@@ -157,13 +157,12 @@ def test_a_url_that_nothing_serves_is_a_store_error() -> None:
         Store("nosuchscheme://bucket/x")
 
 
-def test_the_progress_line_has_rate_and_time_left() -> None:
-    bar = Progress(100, "rows", "scoring")
-    bar.done = 25
-    assert progress_line(bar, 5.0) == "scoring: 25 rows of 100 rows, 5 rows/s, 15 s left"
-    unknown = Progress(None, "B", "reading")
-    unknown.done = 3_000_000
-    assert progress_line(unknown, 2.0) == "reading: 3.0 MB, 1.5 MB/s"
+def test_the_progress_line_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, unknown = Progress(100, "rows", "scoring"), Progress(None, "B", "reading")
+    monkeypatch.setattr(Progress, "rate", lambda self: 5.0 if self is bar else 1_500_000.0)
+    bar.done, unknown.done = 25, 3_000_000
+    assert progress_line(bar) == "scoring: 25 rows of 100 rows, 5 rows/s, 15 s left"
+    assert progress_line(unknown) == "reading: 3.0 MB, 1.5 MB/s"
 
 
 def _curator(*arguments: str) -> subprocess.CompletedProcess[str]:
