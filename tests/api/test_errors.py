@@ -38,6 +38,7 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
         415,
         "unsupported_content_type",
     ),
+    ("POST", "/v1/mixes/private", {"json": {"rows": []}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes", {"params": {"limit": 0}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
     ("DELETE", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
