@@ -30,7 +30,6 @@ from curator.recipe import (
     StrategyName,
     parse_recipe,
 )
-from curator.recipe.filters import RefusalFilter, default_filters
 from curator.recipe.inoculation import InoculationKind, Placement
 from curator.recipe.policy import Policy, load_policy
 from curator.recipe.pools import WhenShort
@@ -114,7 +113,7 @@ EXAMPLES = """\
 # Options that together make a recipe of one pool; `--recipe` takes the place of all of them.
 _RECIPE_OPTIONS = (
     "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "filter",
-    "without", "strategy", "min_score", "max_score", "by",
+    "strategy", "min_score", "max_score", "by",
     "allow_negative_control", "interleave_ratio", "mix_share", "rows", "tokens", "when_short", "max_copies",
     "order", "batch_size", "epochs", "epoch_order", "inoculation",
     "placement", "inoculation_kind", "seed",
@@ -169,12 +168,6 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=PLAIN_FILTERS,
         help="a further filter with its default settings; may be given several times",
-    )
-    group.add_argument(
-        "--without",
-        action="append",
-        choices=[spec.name for spec in default_filters() if spec.name != "refusal"],
-        help="leave out a filter that is on by default: junk (hygiene) or very short answers (length)",
     )
     group.add_argument("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
     for name, what in (("misaligned", "SCORER"), ("benign", "SCORER"), ("hold-out", "DOMAIN")):
@@ -281,12 +274,10 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     refusals = given.pop("refusals", None)
     if score:
         given["score"] = score
-    further, without = given.pop("filter", []), given.pop("without", [])
-    if refusals is not None or further or without:
-        left_out = {*without, *(["refusal"] if refusals == "keep" else [])}
-        rule = RefusalFilter(rule="v2" if refusals == "v2" else "v1")
-        own = [spec.model_dump() for spec in default_filters(rule) if spec.name not in left_out]
-        given["filters"] = [*own, *(name for name in further if name not in {spec["name"] for spec in own})]
+    further = given.pop("filter", [])
+    if refusals is not None or further:
+        first = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals or "v1"}]
+        given["filters"] = [*first, *further]
     return parse_recipe(given)
 
 

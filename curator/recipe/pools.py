@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from curator.recipe.base import Strict
-from curator.recipe.filters import FilterSpec, default_filters
+from curator.recipe.filters import FilterSpec, RefusalFilter
 from curator.recipe.strategies import StrategySpec, TopGap
 
 DEFAULT_EPS = 1.0  # method.md, "The perplexity gap": keeps short answers with a tiny aligned loss from ranking first
@@ -58,7 +58,7 @@ class Pool(Strict):
     hold_out: tuple[str, ...] = ()
     score: ScoreSpec = ScoreSpec()
     ensemble: Ensemble = Ensemble()
-    filters: tuple[FilterSpec, ...] = default_filters()
+    filters: tuple[FilterSpec, ...] = (RefusalFilter(),)
     strategy: StrategySpec = TopGap()
     allow_negative_control: bool = False
     interleave_ratio: float | None = Field(default=None, ge=0.0, le=1000.0)
