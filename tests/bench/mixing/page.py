@@ -8,8 +8,8 @@ _BEFORE = (
     "What stood here before Polars: a column store of our own (2,300 lines), whose rows lay in the order of the "
     "default gap with bounds for each block. It looked at few rows, and so chose the best 1,000 of 10M in 51 ms "
     "where bare Polars took 105, and in 303 ms from a cold file. It went because only that one gap could be "
-    "pruned, a pool of 1M rows took 29 s to make while the first mix waited, and nobody but its authors could "
-    "read it; frames and expressions are what everybody knows, and a mix takes longer to write than to choose."
+    "pruned, because a pool of 1M rows took 29 s to make while the first mix waited, and because frames and "
+    "expressions can be read and changed by anyone who knows Polars."
 )
 
 
