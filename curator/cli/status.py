@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             say(text_table(columns, corpus["scorers"]))
     for tenant, ids in mixes.items():
         shown = ", ".join(mix_id[:12] for mix_id in ids[:5]) + (", ..." if len(ids) > 5 else "")
-        say(f"\n{len(ids):,} mixes of tenant {tenant}: {shown or 'none'}")
+        say(f"\n{len(ids):,} mix{'' if len(ids) == 1 else 'es'} of tenant {tenant}: {shown or 'none'}")
     say(f"\nnext: {document['next']}")
     return 0
 

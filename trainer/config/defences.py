@@ -7,7 +7,7 @@ field is its help text on the command line and its line in the documentation.
 import hashlib
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -209,4 +209,4 @@ def gates_file(path: Path) -> Path:
 DefenceSettings = Annotated[
     KlSettings | LdifsSettings | TreftSettings | SteeringSettings | GatingSettings, Field(discriminator="name")
 ]
-ALL_SETTINGS = (KlSettings, LdifsSettings, TreftSettings, SteeringSettings, GatingSettings)
+ALL_SETTINGS: tuple[type[DefenceBase], ...] = get_args(get_args(DefenceSettings)[0])

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DefenceSettings", "KlSettings", "build_defences", "check_combination"]
 
-# Name of a defence's module in this package (and its name in settings), and its class there.
-_CLASSES = {"kl": "Kl", "ldifs": "Ldifs", "treft": "Treft", "steering": "Steering", "gating": "Gating"}
-
 
 def build_defences(settings: Sequence[DefenceSettings]) -> "list[Defence]":
-    """The defences of a configuration, in its order; torch is imported here and not before."""
-    return [getattr(import_module(f"{__name__}.{item.name}"), _CLASSES[item.name])(item) for item in settings]
+    """The defences of a configuration, in its order; torch is imported here and not before.
+
+    The defence called `kl` in settings is the class `Kl` of the module `trainer.defenses.kl`.
+    """
+    return [getattr(import_module(f"{__name__}.{item.name}"), item.name.capitalize())(item) for item in settings]

@@ -94,9 +94,8 @@ def load_plain(model_dir: Path, adapter_dir: Path | None, device: str, dtype: st
 def load_checked(model_dir: Path, attention: str, **options: Any) -> Any:
     """The model of a folder with every weight from its files; the one place where transformers loads one.
 
-    Never runs code from the folder, never reaches the network. Raises BadInputError for a folder that is not whole:
-    tensors that the architecture has and the files lack (transformers would draw them at random), shapes that differ,
-    packed weights whose library is absent, and a tokenizer with more ids than the embedding has rows.
+    Never runs code from the folder, never reaches the network. Raises BadInputError as `torch_folder.check_model`, and
+    for packed weights.
     """
     skeleton = check_model(model_dir)
     if getattr(skeleton.config.get_text_config(), "attn_logit_softcapping", None):
@@ -163,12 +162,10 @@ class Adapters:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._peft: Any = None
-        self._active: str | None = None
 
     def use(self, path: Path | None) -> None:
         """Activate an adapter folder, loading it once, or none; BadInputError when it does not fit."""
         if path is None:
-            self._active = None
             if self._peft is not None:
                 self._peft.base_model.disable_adapter_layers()
             return
@@ -178,4 +175,3 @@ class Adapters:
             self._peft.eval()
         self._peft.base_model.enable_adapter_layers()
         self._peft.set_adapter(name)
-        self._active = name

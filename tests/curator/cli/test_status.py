@@ -43,7 +43,7 @@ def test_a_store_lists_corpora_scorers_and_mixes(
     assert after["mixes"] == {"local": [mix_id]}
     assert str(after["next"]).startswith("python -m trainer.sft --mix-id")
     assert main(["status", "--store", str(root)]) == 0
-    assert f"1 mixes of tenant local: {mix_id[:12]}" in capsys.readouterr().out
+    assert f"1 mix of tenant local: {mix_id[:12]}" in capsys.readouterr().out
 
 
 def test_a_removed_scorer_is_gone_and_status_asks_for_another(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
