@@ -51,12 +51,12 @@ def check_fit(defences: "Sequence[DefenceSettings]", model: Path) -> None:
             header = read_header(defence.vectors, defence.vector)
             if shape.n_blocks is not None and shape.width is not None:
                 header.check_shape((shape.n_blocks + 1, shape.width))
-        if shape.n_blocks is None or defence.name == "kl":
+        if shape.n_blocks is None:
             continue
         if defence.name == "ldifs":
             ldifs_layers(defence, shape.n_blocks)
-        elif defence.layers is not None:
-            check_layers(defence.layers, shape.n_blocks, defence.name)
+        elif (layers := getattr(defence, "layers", None)) is not None:  # not every defence has the setting
+            check_layers(layers, shape.n_blocks, defence.name)
 
 
 def check_vectors(defences: "Sequence[DefenceSettings]", weights_sha256: str) -> list[str]:

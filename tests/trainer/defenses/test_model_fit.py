@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from tests.trainer.proofs import attached, vectors_file
 from tests.trainer.tiny import adapted_model
 from trainer import sft
 from trainer.config.defences import (
+    DefenceBase,
     KlSettings,
     LdifsSettings,
     SteeringSettings,
@@ -126,6 +127,16 @@ def test_treft_without_a_token_in_its_scope_is_refused(tmp_path: Path, capsys: p
         assert "--treft-tokens query or postfix or all" in error
         assert not (tmp_path / "run" / "config.json").exists()
     assert sft.main([*options, "--treft-tokens", "postfix"]) == 0
+
+
+class Plain(DefenceBase):
+    """Settings of a defence that has no layers to choose."""
+
+    name: Literal["plain"] = "plain"
+
+
+def test_a_defence_without_layers_has_none_to_check(llama: Path) -> None:
+    check_fit([Plain()], llama)  # type: ignore[list-item]
 
 
 def test_the_shape_is_read_under_every_familys_names(tmp_path: Path) -> None:
