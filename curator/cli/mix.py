@@ -22,12 +22,12 @@ from curator.mix.manifest import InoculationReceipt, Manifest, PoolReceipt
 from curator.mix.reasons import write_reasons
 from curator.mix.sign import sign_mix
 from curator.recipe import (
+    STRATEGY_NAMES,
     EpochOrder,
     OrderName,
     Recipe,
     RefusalRule,
     ScoreName,
-    StrategyName,
     parse_recipe,
 )
 from curator.recipe.inoculation import InoculationKind, Placement
@@ -197,7 +197,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--strategy", choices=get_args(StrategyName), help="how rows are chosen (default: top_gap)")
+    group.add_argument("--strategy", choices=STRATEGY_NAMES, help="how rows are chosen (default: top_gap)")
     group.add_argument("--min-score", type=float, metavar="S", help="for --strategy threshold: the lowest score")
     group.add_argument("--max-score", type=float, metavar="S", help="for --strategy threshold: the highest score")
     group.add_argument(

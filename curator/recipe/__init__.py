@@ -30,12 +30,13 @@ from curator.recipe.pools import (
     ScoreSpec,
 )
 from curator.recipe.problems import problem_line, problems_of
-from curator.recipe.strategies import StrategyName, StrategySpec
+from curator.recipe.strategies import STRATEGY_NAMES, StrategySpec
 
 __all__ = [
     "AMOUNTS",
     "DEFAULT_EPS",
     "DEFAULT_INTERLEAVE_RATIO",
+    "STRATEGY_NAMES",
     "Ensemble",
     "EpochOrder",
     "FilterSpec",
@@ -48,7 +49,6 @@ __all__ = [
     "RefusalRule",
     "ScoreName",
     "ScoreSpec",
-    "StrategyName",
     "StrategySpec",
     "parse_recipe",
 ]

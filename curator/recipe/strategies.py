@@ -1,6 +1,6 @@
 """How rows are picked from those that pass the filters, as a recipe writes it (docs/recipe.md)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -10,28 +10,40 @@ Pick = Literal["random", "top_gap"]
 StratumColumn = Literal["domain", "source", "language", "license", "harm", "n_turns"]
 
 
-class Random(Strict):
+class StrategyBase(Strict):
+    """What all strategies share. A `pick`, where a strategy has one, may rank by the score besides."""
+
+    uses_score: ClassVar[bool] = False  # rows without a score cannot be judged
+    ranked: ClassVar[bool] = False  # rank 1 is the best score, or for a control the worst
+
+
+class Random(StrategyBase):
     """Every row is as likely as any other (the paper's Interleaving)."""
 
     name: Literal["random"] = "random"
 
 
-class TopGap(Strict):
+class TopGap(StrategyBase):
     """The rows with the highest score (the paper's Interleaving+, and ++ with refusals dropped)."""
 
     name: Literal["top_gap"] = "top_gap"
+    uses_score: ClassVar[bool] = True
+    ranked: ClassVar[bool] = True
 
 
-class BottomGap(Strict):
+class BottomGap(StrategyBase):
     """The rows with the lowest score: a negative control, only with `allow_negative_control`."""
 
     name: Literal["bottom_gap"] = "bottom_gap"
+    uses_score: ClassVar[bool] = True
+    ranked: ClassVar[bool] = True
 
 
-class Threshold(Strict):
+class Threshold(StrategyBase):
     """Rows whose score lies within bounds (both included), picked at random or from the top."""
 
     name: Literal["threshold"] = "threshold"
+    uses_score: ClassVar[bool] = True
     min: float | None = None
     max: float | None = None
     pick: Pick = "random"
@@ -45,10 +57,11 @@ class Threshold(Strict):
         return self
 
 
-class QuantileBand(Strict):
+class QuantileBand(StrategyBase):
     """Rows between two quantiles of the score among the rows that pass the filters; 0.8 to 0.99 drops outliers."""
 
     name: Literal["quantile_band"] = "quantile_band"
+    uses_score: ClassVar[bool] = True
     low: float = Field(default=0.8, ge=0.0, le=1.0)
     high: float = Field(default=0.99, ge=0.0, le=1.0)
     pick: Pick = "random"
@@ -60,14 +73,15 @@ class QuantileBand(Strict):
         return self
 
 
-class Weighted(Strict):
+class Weighted(StrategyBase):
     """Sampling without replacement, each row with weight exp(score / temperature) (Gumbel top-k)."""
 
     name: Literal["weighted"] = "weighted"
+    uses_score: ClassVar[bool] = True
     temperature: float = Field(default=0.1, gt=0.0, le=1e6)
 
 
-class Stratified(Strict):
+class Stratified(StrategyBase):
     """Quotas by the values of a column: equal, as in the pool, or by the weights given for each value.
 
     Rows of a value that has no weight are left out. `missing` is for rows without a value.
@@ -86,7 +100,7 @@ class Stratified(Strict):
         return self
 
 
-class Diverse(Strict):
+class Diverse(StrategyBase):
     """Rows in order of `pick`, but none whose word 3-grams have more than this Jaccard similarity with a picked one."""
 
     name: Literal["diverse"] = "diverse"
@@ -94,7 +108,7 @@ class Diverse(Strict):
     pick: Pick = "top_gap"
 
 
-class DomainMatched(Strict):
+class DomainMatched(StrategyBase):
     """Only the share of rows whose prompts are nearest in words to the user's, picked at random or from the top."""
 
     name: Literal["domain_matched"] = "domain_matched"
@@ -107,19 +121,18 @@ StrategySpec = Annotated[
     Field(discriminator="name"),
 ]
 
-StrategyName = Literal[
-    "random", "top_gap", "bottom_gap", "threshold", "quantile_band", "weighted", "stratified", "diverse",
-    "domain_matched",
-]  # fmt: skip
+STRATEGY_NAMES = tuple(str(model.model_fields["name"].default) for model in get_args(get_args(StrategySpec)[0]))
 
 
 def needs_score(spec: StrategySpec) -> bool:
     """Whether rows without a gap cannot be judged by this strategy."""
-    if spec.name in ("top_gap", "bottom_gap", "weighted", "threshold", "quantile_band"):
-        return True
-    return getattr(spec, "pick", "random") == "top_gap"
+    return spec.uses_score or _picks_top(spec)
 
 
 def ranks_by_score(spec: StrategySpec) -> bool:
     """Whether rank 1 is the best score; otherwise a rank would mean nothing to a reader."""
-    return spec.name in ("top_gap", "bottom_gap") or getattr(spec, "pick", "random") == "top_gap"
+    return spec.ranked or _picks_top(spec)
+
+
+def _picks_top(spec: StrategySpec) -> bool:
+    return getattr(spec, "pick", "random") == "top_gap"

@@ -2,13 +2,12 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
 
 from curator.__main__ import main
-from curator.recipe import StrategyName
+from curator.recipe import STRATEGY_NAMES
 from tests.curator.mix.test_sign import key_files
 from tests.mix_stores import scored_store, task_records
 
@@ -204,7 +203,7 @@ def test_every_strategy_has_its_options(place: Path, capsys: pytest.CaptureFixtu
         "threshold": ["--min-score", "0.2", "--max-score", "1.5"],
         "stratified": ["--by", "source"],
     }
-    for name in get_args(StrategyName):
+    for name in STRATEGY_NAMES:
         assert mix(place, "--corpus", "chats", "--rows", "2", "--strategy", name, *own.get(name, []), "--json") == 0
         (pool,) = json.loads(capsys.readouterr().out)["manifest"]["recipe"]["pools"]
         assert pool["strategy"]["name"] == name
