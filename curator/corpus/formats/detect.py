@@ -16,7 +16,7 @@ from curator.corpus.formats.columnar import (
 from curator.corpus.formats.compression import packing_of, unpacked
 from curator.corpus.formats.csv_rows import delimiter_of
 from curator.corpus.formats.json_records import BOM
-from curator.corpus.formats.layouts import layout_of
+from curator.corpus.formats.layouts import RECORD_KEYS, layout_of
 from curator.corpus.formats.rows import Container, Detected, Layout
 from curator.errors import BadInputError
 
@@ -30,7 +30,7 @@ _OTHER_PACKINGS = {
 }
 _PACKED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd")
 _TURN_KEY = re.compile(rb'"(from|value|role|content)"\s*:')
-_RECORD_KEY = re.compile(rb'"(conversations|messages|prompt|completion|instruction|output)"\s*:')
+_RECORD_KEY = re.compile(rf'"({"|".join(sorted(RECORD_KEYS))})"\s*:'.encode())
 
 
 def detect_file(file: BinaryIO, name: str, max_bytes: int | None = None) -> Detected:

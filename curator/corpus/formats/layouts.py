@@ -7,14 +7,15 @@ messages; answers inside such a prompt are context (weight 0), as TRL trains the
 beside any of them is the system message.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from curator.corpus.formats.rows import Layout, Problem
 from curator.corpus.formats.turns import kind, read_content, read_turns
 from curator.messages import Message
 
-# The first whose keys are all there decides; the partial ones come last, so that what is missing can be named.
+# The first whose keys are all there decides; the partial ones come last, so that what is missing can be named, and the
+# head of a file is known by the first key in it.
 _KEYS: tuple[tuple[frozenset[str], Layout], ...] = (
     (frozenset({"messages"}), "messages"),
     (frozenset({"conversations"}), "sharegpt"),
@@ -25,7 +26,7 @@ _KEYS: tuple[tuple[frozenset[str], Layout], ...] = (
     (frozenset({"output"}), "alpaca"),
     (frozenset({"prompt"}), "prompt_completion"),
 )
-_LIST_KEY = {"messages": "messages", "sharegpt": "conversations"}
+RECORD_KEYS = frozenset[str]().union(*(keys for keys, _ in _KEYS))
 _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("response_j", "response_k"))
 PREFERENCE_KEYS = frozenset({key for pair in _PAIRS for key in pair} | {"kto_tag", "label"})
 
@@ -56,13 +57,20 @@ def _is_verdict(value: Any) -> bool:
 
 def read_layout(record: dict[str, Any], layout: Layout, problems: list[Problem]) -> list[Message]:
     """The messages of a record of that layout, its `system` text first; with problems the result is of no use."""
-    if layout == "alpaca":
-        messages = _alpaca(record, problems)
-    elif layout == "prompt_completion":
-        messages = _prompt_completion(record, problems)
-    else:
-        messages = _turn_list(record, _LIST_KEY[layout], problems)
-    return _with_system(record, messages, problems)
+    return _with_system(record, _READERS[layout].read(record, problems), problems)
+
+
+def answers_key(layout: Layout) -> str:
+    """The key of a record of that layout that holds its answers."""
+    return _READERS[layout].answers_key
+
+
+def _messages(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
+    return _turn_list(record, "messages", problems)
+
+
+def _sharegpt(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
+    return _turn_list(record, "conversations", problems)
 
 
 def _turn_list(record: dict[str, Any], key: str, problems: list[Problem]) -> list[Message]:
@@ -164,3 +172,18 @@ def _with_system(record: dict[str, Any], messages: list[Message], problems: list
         text = "the record's own first message is another system text: keep one of them"
         problems.append(Problem("/system", "conflicting_system", text))
     return messages
+
+
+class _Reader(NamedTuple):
+    """How a layout is read: the key that holds its answers, and its messages without the `system` text."""
+
+    answers_key: str
+    read: Callable[[dict[str, Any], list[Problem]], list[Message]]
+
+
+_READERS: dict[Layout, _Reader] = {
+    "messages": _Reader("messages", _messages),
+    "sharegpt": _Reader("conversations", _sharegpt),
+    "alpaca": _Reader("output", _alpaca),
+    "prompt_completion": _Reader("completion", _prompt_completion),
+}

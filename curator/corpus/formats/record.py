@@ -4,10 +4,9 @@ Without an override the layout is read off each record. Null fields count as abs
 are no part of it: `id` becomes the source id, `source` and the four label keys become labels, others are left
 behind; inside a message an unknown key is refused, for it would be lost.
 
-The quick way through the usual record: `messages` of role and content, in NFC, LF and without repeated keys.
-
-Three library calls (decode, encode, compare) and no copy. Whatever is not plain in any respect is left
-to the careful way (`decode`, `record`), so that every refusal and every rule is written once; a property test
+`read_plain` is the quick way through the usual record: `messages` of role and content, in NFC, LF and without repeated
+keys. Three library calls (decode, encode, compare) and no copy. A record that is not plain in any respect is left to
+the careful way (`json_decode`, `read_record`), so that every refusal and every rule is written once; a property test
 holds the two to the same result.
 """
 
@@ -21,6 +20,7 @@ import orjson
 
 from curator.corpus.formats.layouts import (
     PREFERENCE_KEYS,
+    answers_key,
     layout_of,
     preference_problem,
     read_layout,
@@ -29,12 +29,6 @@ from curator.corpus.formats.rows import LABELS, Layout, Problem, Row
 from curator.corpus.formats.turns import MEDIA_FIELDS, encodable, is_empty, kind, media_problems
 from curator.messages import Message, canonical_messages
 
-_ANSWERS_IN = {
-    "messages": "messages",
-    "sharegpt": "conversations",
-    "alpaca": "output",
-    "prompt_completion": "completion",
-}
 _TOOL_FIELDS = ("tools", "functions")
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 # Keys of a record that change how it is read; beside others a list of messages says everything.
@@ -122,7 +116,7 @@ def _messages(value: dict[str, Any], layout: Layout | None, problems: list[Probl
         return []
     before = len(problems)
     messages = read_layout(value, chosen, problems)
-    _check_answers(messages, f"/{_ANSWERS_IN[chosen]}", problems, before)
+    _check_answers(messages, f"/{answers_key(chosen)}", problems, before)
     return messages
 
 

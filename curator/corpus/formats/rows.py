@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from curator.messages import Message
 
 Container = Literal["jsonl", "json", "parquet", "arrow", "csv"]
 Layout = Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
-CONTAINERS: tuple[Container, ...] = ("jsonl", "json", "parquet", "arrow", "csv")
-LAYOUTS: tuple[Layout, ...] = ("messages", "sharegpt", "alpaca", "prompt_completion")
+CONTAINERS: tuple[Container, ...] = get_args(Container)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 LABELS = ("domain", "language", "license", "harm")
 
 # Stable reason codes. The first nine are those of OpenAI's fine-tuning data check, or named like them.
