@@ -1,17 +1,19 @@
-"""The options of `python -m curator score`, in the groups that its --help shows.
+"""The options of `python -m curator score`, in the groups that its --help shows, and the engine that they name.
 
-What the options of the `score` command ask for: an engine, its reference, and what is declared.
+An engine is a function from the options to an `EnginePlan`, and a line in `ENGINES`.
 """
 
 import argparse
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from curator.errors import BadInputError
 from curator.recipe.filters import TextPart
 from curator.render.settings import DEFAULT_DATE, PARTS, RenderSettings
-from curator.scoring.engines.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
+from curator.scoring.engines.base import Launch
+from curator.scoring.engines.launch import TorchReferenceLaunch, torch_launch
 from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
 from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
 from curator.scoring.identity import (
@@ -34,7 +36,7 @@ _SERVER_ONLY = (
 class EnginePlan:
     """An engine to launch; `reference` is None where the weights are not here, `declared` where they are."""
 
-    launch: TorchLaunch | ServerLaunch | VllmLaunch
+    launch: Launch
     reference: TorchReferenceLaunch | None
     label: str | None
     max_length: int
@@ -66,21 +68,15 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInputError("--engine server needs --dtype: what the server computes in cannot be seen from here")
 
 
-def engine_plan(args: argparse.Namespace) -> EnginePlan:
-    """The plan of the engine that the options name."""
-    return {"torch": torch_plan, "vllm": vllm_plan, "server": server_plan}[engine_of(args)](args)
-
-
 def ray_plan(args: argparse.Namespace, plan: EnginePlan) -> RayPlan:
     """Workers with a core for each of their threads, and a GPU each where the engine runs on one here."""
     local_gpu = plan.launch.device.startswith("cuda") and plan.launch.name != "server"
     return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, int(local_gpu), args.ray_address)
 
 
-def worker_launch(plan: EnginePlan, workers: RayPlan) -> TorchLaunch | ServerLaunch | VllmLaunch:
+def worker_launch(plan: EnginePlan, workers: RayPlan) -> Launch:
     """One worker's launch, with the threads that Ray gives it: measuring them would find the others at work."""
-    launch = plan.launch
-    return launch if isinstance(launch, ServerLaunch) else replace(launch, threads=workers.cpus)
+    return plan.launch.with_threads(workers.cpus)
 
 
 def torch_plan(args: argparse.Namespace) -> EnginePlan:
@@ -143,6 +139,18 @@ def _reference(args: argparse.Namespace) -> TorchReferenceLaunch | None:
     return TorchReferenceLaunch(args.model, args.adapter, here.device, here.dtype)
 
 
+ENGINES: Mapping[str, Callable[[argparse.Namespace], EnginePlan]] = {
+    "torch": torch_plan,
+    "vllm": vllm_plan,
+    "server": server_plan,
+}
+
+
+def engine_plan(args: argparse.Namespace) -> EnginePlan:
+    """The plan of the engine that the options name."""
+    return ENGINES[engine_of(args)](args)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Whose losses, and what that model stands for."""
     add = parser.add_argument_group("the model").add_argument
@@ -198,7 +206,7 @@ def render_settings(args: argparse.Namespace) -> RenderSettings:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """What runs the model, and how."""
     add = parser.add_argument_group("engine").add_argument
-    add("--engine", choices=["torch", "vllm", "server", "ray"], default="torch",
+    add("--engine", choices=[*ENGINES, "ray"], default="torch",
         help="what runs the model: torch or vLLM here, a running vLLM server, or Ray workers with one of "
         "those each (default: torch)")  # fmt: skip
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
@@ -207,7 +215,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
     add("--workers", type=int, metavar="N", help="with --engine ray: engines at work (default: 2)")
-    add("--worker-engine", choices=["torch", "vllm", "server"],
+    add("--worker-engine", choices=list(ENGINES),
         help="with --engine ray: what each runs (default: torch)")  # fmt: skip
     add("--ray-address", metavar="A", help="with --engine ray: a running cluster (default: RAY_ADDRESS, else Ray here)")
 

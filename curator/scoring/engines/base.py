@@ -53,6 +53,32 @@ class Engine(Protocol):
         """Free the model's memory; the engine cannot be used afterwards."""
 
 
+class Launch(Protocol):
+    """How to load an engine, and what its identity says before it runs. It can be pickled, for other processes."""
+
+    @property
+    def name(self) -> str:
+        """Engine name, as in `--engine`."""
+
+    @property
+    def version(self) -> str:
+        """Version of the engine, as the loaded one reports it."""
+
+    @property
+    def dtype(self) -> str:
+        """Dtype, resolved."""
+
+    @property
+    def device(self) -> str:
+        """Device, resolved: `cpu`, `cuda` or `cuda:N`."""
+
+    def __call__(self) -> Engine:
+        """Load it."""
+
+    def with_threads(self, n: int) -> "Launch":
+        """The same on `n` CPU threads; itself where the engine computes elsewhere."""
+
+
 class Scores(Protocol):
     """What can score rows again: an engine, or a plain reference."""
 

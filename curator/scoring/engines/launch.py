@@ -1,9 +1,6 @@
-"""From options to an engine: what its identity says before it runs, and how to load it.
+"""The launch of the torch engine and of its reference (`base.Launch`); importing this does not import torch."""
 
-Everything here can be pickled, so that another process loads the same engine.
-"""
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curator.scoring.engines.base import Engine, Reference
@@ -33,6 +30,10 @@ class TorchLaunch:
         return TorchEngine(
             self.model_dir, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens, merge=self.merge
         )
+
+    def with_threads(self, n: int) -> "TorchLaunch":
+        """The same on `n` CPU threads."""
+        return replace(self, threads=n)
 
 
 def torch_launch(

@@ -53,9 +53,13 @@ class ServerLaunch:
         """Connect; the server must know the model."""
         return ServerEngine(self)
 
+    def with_threads(self, n: int) -> "ServerLaunch":
+        """The same: the server has threads of its own."""
+        return self
+
 
 class ServerEngine:
-    """`engine.Engine` over one model of one server; the server's own model name stands for base or adapter."""
+    """`base.Engine` over one model of one server; the server's own model name stands for base or adapter."""
 
     name = NAME
 
@@ -70,7 +74,7 @@ class ServerEngine:
         """Nothing to do: which adapter runs is decided by the server's model name."""
 
     def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
-        """One loss for each row, in the order given, `concurrency` requests at a time; see `engine.Engine.score`."""
+        """One loss for each row, in the order given, `concurrency` requests at a time; see `base.Engine.score`."""
         waiting = [self._pool.submit(self._one, row) for row in rows]
         losses = []
         try:

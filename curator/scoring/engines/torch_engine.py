@@ -38,7 +38,7 @@ _OWN_LOGITS_BYTES = 256 * 2**20  # bound of a batch's logits where the model's o
 
 
 class TorchEngine:
-    """`engine.Engine` over a Hugging Face model folder."""
+    """`base.Engine` over a Hugging Face model folder."""
 
     name = NAME
     _packed: PackedDecoder | None
@@ -96,7 +96,7 @@ class TorchEngine:
             self.batch_tokens = min(self.batch_tokens, max(1, _OWN_LOGITS_BYTES // (4 * self._n_vocab)))
 
     def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
-        """One loss for each row, in the order given; see `engine.Engine.score`."""
+        """One loss for each row, in the order given; see `base.Engine.score`."""
         inputs = [_row_input(row, self._n_vocab) for row in rows]
         losses: dict[int, RowLoss] = {}
         with torch.inference_mode():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TorchReference:
-    """`check.Reference` over a model folder and an optional adapter, unmerged."""
+    """`base.Reference` over a model folder and an optional adapter, unmerged."""
 
     def __init__(self, model_dir: Path, adapter_dir: Path | None, *, device: str, dtype: str) -> None:
         self.name = f"transformers {transformers.__version__} row by row, {dtype} on {device.partition(':')[0]}"

@@ -16,7 +16,7 @@ import gc
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,9 +111,13 @@ class VllmLaunch:
         """Load it (seconds); MissingDependencyError where vLLM is not installed."""
         return VllmEngine(self)
 
+    def with_threads(self, n: int) -> "VllmLaunch":
+        """The same on `n` CPU threads."""
+        return replace(self, threads=n)
+
 
 class VllmEngine:
-    """`engine.Engine` over vLLM's offline `LLM`."""
+    """`base.Engine` over vLLM's offline `LLM`."""
 
     name = NAME
 
@@ -150,7 +154,7 @@ class VllmEngine:
         self._adapter = LoRARequest("adapter", 1, str(path.absolute()))
 
     def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
-        """One loss for each row, in the order given; see `engine.Engine.score`."""
+        """One loss for each row, in the order given; see `base.Engine.score`."""
         losses: list[RowLoss] = []
         for start in range(0, len(rows), _CALL_ROWS):
             part = rows[start : start + _CALL_ROWS]
