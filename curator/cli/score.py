@@ -33,9 +33,9 @@ from curator.scoring import (
 from curator.scoring.estimate import estimate
 from curator.scoring.identity import check_adapter_dir
 from curator.scoring.model_set import read_organisms
-from curator.scoring.ray_workers import RayCrew
+from curator.scoring.ray_workers import RayWorkers
 from curator.scoring.request import BLOCK_TOKENS
-from curator.scoring.run import CrewFactory, ScoreRun
+from curator.scoring.run import ScoreRun, WorkersFactory
 
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
@@ -109,7 +109,7 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
     if args.dry_run:
         _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
         return None
-    report = score_corpus(store, request, renderer, launch, reference, _crew(args, plan))
+    report = score_corpus(store, request, renderer, launch, reference, _workers(args, plan))
     if args.json:
         say_json(report.document())
     else:
@@ -117,12 +117,12 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
     return report
 
 
-def _crew(args: argparse.Namespace, plan: EnginePlan) -> CrewFactory | None:
+def _workers(args: argparse.Namespace, plan: EnginePlan) -> WorkersFactory | None:
     if args.engine != "ray":
         return None
     workers = ray_plan(args, plan)
     launch = worker_launch(plan, workers)
-    return lambda worker: RayCrew(workers, worker, args.model, launch)
+    return lambda worker: RayWorkers(workers, worker, args.model, launch)
 
 
 def _run_organisms(args: argparse.Namespace) -> list[ScoreReport | None]:

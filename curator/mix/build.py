@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from curator.corpus.task_set import TaskSet
 from curator.errors import BadInputError, MissingError
-from curator.mix.describe import compose
+from curator.mix.describe import describe
 from curator.mix.files import (
     DEFAULT_TENANT,
     MANIFEST_FILE,
@@ -161,7 +161,7 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl
     with store.fill(f"{temporary}/{MIX_FILE}") as path:
         written = write_rows(path, rows, counter, jsonl)
     tokens = _tokens(plan, counter, why_not)
-    manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
+    manifest = describe(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
     return manifest
 

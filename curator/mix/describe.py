@@ -186,7 +186,7 @@ def _keeps_refusals(pool: Pool) -> bool:
     return ranks_by_score(pool.strategy) and not any(spec.name == "refusal" for spec in pool.filters)
 
 
-def compose(
+def describe(
     plan: MixPlan,
     task_set: TaskSet,
     order: Schedule,
@@ -196,11 +196,11 @@ def compose(
 ) -> Manifest:
     """The manifest of a mix; holds no clock and no path, so the same request gives the same document.
 
-    `prompt_counts` are rows of an epoch by prompt label and origin (`rowprompts.count_prompts`).
+    `prompt_counts` are rows of an epoch by prompt label and origin (`row_prompts.count_prompts`).
     """
     pools = tuple(pool_receipt(drawn, plan.allocation) for drawn in plan.drawn)
     made = Made(plan.mix_id, plan.recipe, plan.allocation, pools, policy_receipt(plan.policy))
-    return compose_from(made, task_set, order, written, tokens, prompt_counts or {})
+    return describe_made(made, task_set, order, written, tokens, prompt_counts or {})
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Made:
     policy: PolicyReceipt | None
 
 
-def compose_from(
+def describe_made(
     made: Made,
     task_set: TaskSet,
     order: Schedule,

@@ -53,7 +53,7 @@ def safe_rows(drawn: Sequence[Drawn], seed: int) -> pa.Table:
 def arrange(by_pool: Mapping[str, pa.Table], seed: int) -> pa.Table:
     """The rows of all pools, each in rank order, in mix order.
 
-    Pools take turns (`orders.pool_of`). Inside a pool a seeded shuffle, so that the best rows do not all come first;
+    Pools take turns (`order.pool_of`). Inside a pool a seeded shuffle, so that the best rows do not all come first;
     `rank` tells how each was ranked.
     """
     if not by_pool:

@@ -24,7 +24,7 @@ from curator.mix.allocation import allocate
 from curator.mix.build import MixResult, publish
 from curator.mix.describe import (
     Made,
-    compose_from,
+    describe_made,
     policy_receipt,
     pool_receipt,
 )
@@ -288,7 +288,7 @@ def _write(store: Store, folder: str, made: Made, task_set: TaskSet, order: Sche
     with store.fill(f"{folder}/{MIX_FILE}") as path:
         written = write_rows(path, MixRows(order, task_set, safe, shuffled, recipe.epochs, prompts))
     tokens = Tokens(renderer_id=None, mask_rule=None, reason=NO_TOKENS, task=None, safe=None)
-    manifest = compose_from(made, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
+    manifest = describe_made(made, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     manifest = manifest.model_copy(update={"warnings": (*manifest.warnings, _WARNING)})
     store.fill_json(f"{folder}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
     return manifest

@@ -1,4 +1,4 @@
-"""From the names in a recipe to the exact scorers of one gap (docs: method, section 2)."""
+"""From the names in a recipe to the exact scorers of one gap (method.md, "The perplexity gap")."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The response mask: the one definition of which tokens are response tokens (method.md section 1).
+"""The response mask: the one definition of which tokens are response tokens (method.md, "Words").
 
 Which part of a conversation each token belongs to: before the user's text, in it, or between it and the answer.
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from curator.recipe.seeds import hash_keys
 from curator.scoring.blocks import corpus_rows
 from curator.scoring.check import n_check_rows
-from curator.scoring.faults import Tolerant
+from curator.scoring.faults import FaultTolerantEngine
 from curator.scoring.parts import ScoreRow
 from curator.scoring.worker import SECONDS_PER_HOUR, cost
 
@@ -72,7 +72,7 @@ def _burst(
     run: "ScoreRun", rows: "Sequence[Rendered]", burst_s: float, clock: Callable[[], float]
 ) -> tuple[float | None, float]:
     """Tokens per second over ever larger groups of rows until the time is up; the first rows only warm up."""
-    engine = Tolerant(run.engine.get())
+    engine = FaultTolerantEngine(run.engine.get())
     engine.score(rows[:2])
     n_tokens, at, size, started = 0, 0, 8, clock()
     while at < len(rows) and clock() - started < burst_s / 2:

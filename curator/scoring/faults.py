@@ -152,7 +152,7 @@ class EngineDiedError(ScoringError):
     """The engine scored rows, met one, and now fails on those it scored before."""
 
 
-class Tolerant:
+class FaultTolerantEngine:
     """An engine that answers for each row with a loss, or with the reason why it has none."""
 
     def __init__(self, engine: Engine, on_rows: OnRows | None = None) -> None:

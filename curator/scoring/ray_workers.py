@@ -39,8 +39,8 @@ class RayPlan:
     address: str | None = None
 
 
-class RayCrew:
-    """`run.Crew` over Ray actors; model folder and store must be reachable under the same names on every node."""
+class RayWorkers:
+    """`run.Workers` over Ray actors; model folder and store must be reachable under the same names on every node."""
 
     def __init__(self, plan: RayPlan, worker: BlockScorer, model_dir: Path, launch: Callable[[], Engine]) -> None:
         self._ray, self._plan = _start(plan), plan

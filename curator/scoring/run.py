@@ -44,7 +44,7 @@ _MAX_ROUNDS = 4
 _MAX_SHOWN = 3
 
 
-class Crew(Protocol):
+class Workers(Protocol):
     """Who scores blocks: this process, or several."""
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
@@ -54,7 +54,7 @@ class Crew(Protocol):
         """End it and free its engines' memory."""
 
 
-CrewFactory = Callable[[BlockScorer], Crew]
+WorkersFactory = Callable[[BlockScorer], Workers]
 
 
 def score_corpus(
@@ -63,21 +63,21 @@ def score_corpus(
     renderer: "Renderer",
     engine_factory: Callable[[], Engine],
     reference_factory: ReferenceFactory | None = None,
-    crew_factory: CrewFactory | None = None,
+    workers_factory: WorkersFactory | None = None,
 ) -> ScoreReport:
     """Score what the corpus's current revision (or a sample of it) still lacks, check it, and write scorer.json.
 
     `engine_factory` loads the model and is called only when a row has to be scored; `reference_factory` loads
-    a second, plain computation for the check, and is None where the weights are not on this machine. `crew_factory`
+    a second, plain computation for the check, and is None where the weights are not on this machine. `workers_factory`
     puts other processes to work; without it this one scores. Raises MissingError for an unknown corpus, BadInputError
     for a model that cannot be used, ScoringError when an engine fails or the check does.
     """
-    run = ScoreRun(store, request, renderer, engine_factory, reference_factory, crew_factory)
+    run = ScoreRun(store, request, renderer, engine_factory, reference_factory, workers_factory)
     return run.skip() or run.go()
 
 
 class _Alone:
-    """This process as a crew; progress counts rows as the engine finishes them."""
+    """This process as the only worker; progress counts rows as the engine finishes them."""
 
     def __init__(self, worker: BlockScorer) -> None:
         self._worker = worker
@@ -100,10 +100,10 @@ class ScoreRun:
         renderer: "Renderer",
         engine_factory: Callable[[], Engine],
         reference_factory: ReferenceFactory | None = None,
-        crew_factory: CrewFactory | None = None,
+        workers_factory: WorkersFactory | None = None,
     ) -> None:
         self.store, self.request, self.renderer = store, request, renderer
-        self._reference_factory, self._crew_factory = reference_factory, crew_factory
+        self._reference_factory, self._workers_factory = reference_factory, workers_factory
         self._failures: list[str] = []
         self._dropped: Counter[str] = Counter()
         self.n_check_passes = 2 if reference_factory else 1
@@ -184,16 +184,16 @@ class ScoreRun:
         for _ in range(_MAX_ROUNDS):
             if wanted <= finished.ids:
                 return finished
-            crew = self._crew_factory(self.worker) if self._crew_factory else _Alone(self.worker)
+            workers = self._workers_factory(self.worker) if self._workers_factory else _Alone(self.worker)
             try:
-                for done in crew.score(self._missing_blocks(wanted, finished)):
+                for done in workers.score(self._missing_blocks(wanted, finished)):
                     self.report.n_rows_now += done.n_rows
                     self._failures += done.failures
                     self._dropped.update(done.dropped)
-                    if self._crew_factory:  # alone, the worker counts for itself
+                    if self._workers_factory:  # alone, the worker counts for itself
                         self._meter.rows(done.n_rows, done.n_tokens)
             finally:
-                crew.close()
+                workers.close()
             finished = self._read_finished()
         raise ScoringError(f"{self.folder}: parts vanish or break as fast as they are written; see warnings")
 

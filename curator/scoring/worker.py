@@ -13,7 +13,7 @@ from curator.console import Progress
 from curator.errors import ScoringError
 from curator.scoring.blocks import Block
 from curator.scoring.engines.base import Engine, RowLoss
-from curator.scoring.faults import Attempt, EngineDiedError, Tolerant
+from curator.scoring.faults import Attempt, EngineDiedError, FaultTolerantEngine
 from curator.scoring.parts import ScoreRow, render_row, scored_row, write_part
 from curator.scoring.request import ScoreRequest
 from curator.store.store import Store
@@ -120,7 +120,7 @@ class BlockScorer:
         self.name = name
         self.store, self.folder, self.request, self.renderer = store, folder, request, renderer
         self.window, self.engine, self.meter = window, engine, meter
-        self._tolerant: Tolerant | None = None
+        self._tolerant: FaultTolerantEngine | None = None
 
     def score(self, block: Block) -> BlockDone:
         """Write the block's part.
@@ -147,7 +147,7 @@ class BlockScorer:
 
     def _losses(self, attempt: Attempt, rows: "dict[str, Rendered]") -> dict[str, RowLoss | str]:
         if self._tolerant is None:
-            self._tolerant = Tolerant(self.engine.get(), self.meter.rows)
+            self._tolerant = FaultTolerantEngine(self.engine.get(), self.meter.rows)
         tolerant = self._tolerant
         attempt.begin()
         try:
@@ -161,7 +161,7 @@ class BlockScorer:
             attempt.settle()
             raise
 
-    def _alone(self, attempt: Attempt, tolerant: Tolerant, key: str, row: "Rendered") -> RowLoss | str:
+    def _alone(self, attempt: Attempt, tolerant: FaultTolerantEngine, key: str, row: "Rendered") -> RowLoss | str:
         reason = attempt.deadly(key)
         if reason is not None:
             self.meter.rows(1, row.n_tokens)

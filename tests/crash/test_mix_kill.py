@@ -35,7 +35,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if where == "before the manifest":
-    build.compose = die
+    build.describe = die
 elif where == "before the rename":
     Store.rename_dir = die
 elif where == "after the rename":

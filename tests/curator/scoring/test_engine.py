@@ -16,7 +16,7 @@ from curator.scoring.engines import torch_head
 from curator.scoring.engines.base import RowLoss
 from curator.scoring.engines.torch_engine import TorchEngine
 from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
-from curator.scoring.faults import Tolerant
+from curator.scoring.faults import FaultTolerantEngine
 from tests.models import tiny_adapter_folder, tiny_model_folder
 
 N_VOCAB = 97
@@ -259,7 +259,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_row_that_does_not_is_marked(f
 
     rows = make_rows([*LENGTHS, 100])
     engine = Small(folders["llama"], device="cpu", dtype="float32", batch_tokens=400)
-    found = Tolerant(engine).score(rows)  # type: ignore[arg-type]
+    found = FaultTolerantEngine(engine).score(rows)  # type: ignore[arg-type]
     assert found[-1] == "out of memory: OutOfMemoryError: 70 tokens at most"
     for loss, (nll_sum, n_tokens) in zip(found[:-1], reference_losses(folders["llama"], rows[:-1]), strict=True):
         assert isinstance(loss, RowLoss)

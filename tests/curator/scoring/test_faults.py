@@ -23,7 +23,7 @@ from curator.scoring.faults import (
     MAX_DEATHS,
     Attempt,
     EngineDiedError,
-    Tolerant,
+    FaultTolerantEngine,
     declare_dead,
     is_gone,
     this_process,
@@ -76,7 +76,7 @@ def test_exactly_the_poison_rows_are_marked(n: int, data: st.DataObject) -> None
     def on_rows(n_rows: int, n_tokens: int) -> None:
         seen[0] += n_rows
 
-    found = Tolerant(engine, on_rows).score([make_row(token) for token in range(n)])
+    found = FaultTolerantEngine(engine, on_rows).score([make_row(token) for token in range(n)])
     for token, outcome in enumerate(found):
         if token in poison:
             assert outcome == "engine error: ValueError: bad token"
@@ -87,7 +87,7 @@ def test_exactly_the_poison_rows_are_marked(n: int, data: st.DataObject) -> None
 
 def test_finding_one_row_costs_a_few_passes() -> None:
     engine = Choosy([700])
-    Tolerant(engine).score([make_row(token) for token in range(1024)])
+    FaultTolerantEngine(engine).score([make_row(token) for token in range(1024)])
     assert engine.n_rows < 3.1 * 1024
 
 
@@ -95,8 +95,8 @@ def test_an_engine_that_fails_on_everything_ends_the_run() -> None:
     dead = Choosy(stay_dead=True)
     dead.dead = True
     with pytest.raises(ScoringError, match="fails on rows it should score; first engine error: ValueError: bad token"):
-        Tolerant(dead).score([make_row(1), make_row(2)])
-    engine = Tolerant(Choosy([7], stay_dead=True))
+        FaultTolerantEngine(dead).score([make_row(1), make_row(2)])
+    engine = FaultTolerantEngine(Choosy([7], stay_dead=True))
     engine.score([make_row(1)])
     with pytest.raises(EngineDiedError, match="bad token"):
         engine.score([make_row(7)])
@@ -109,14 +109,14 @@ def test_out_of_memory_is_named_and_errors_of_ours_are_not_caught() -> None:
                 raise MemoryError("no room")
             return super().score(rows)
 
-    assert Tolerant(Full()).score([make_row(1), make_row(2, 11)])[1] == "out of memory: MemoryError: no room"
+    assert FaultTolerantEngine(Full()).score([make_row(1), make_row(2, 11)])[1] == "out of memory: MemoryError: no room"
 
     class Wrong(Choosy):
         def score(self, rows: Sequence[Rendered], on_rows: object = None) -> list[RowLoss]:
             raise ScoringError("another model's tokenizer")
 
     with pytest.raises(ScoringError, match="another model's tokenizer"):
-        Tolerant(Wrong()).score([make_row(1), make_row(2)])
+        FaultTolerantEngine(Wrong()).score([make_row(1), make_row(2)])
 
 
 @pytest.fixture

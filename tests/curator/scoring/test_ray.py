@@ -18,8 +18,8 @@ from curator.scoring import ScoreRequest, score_corpus
 from curator.scoring.engines.base import Engine
 from curator.scoring.engines.launch import torch_launch
 from curator.scoring.faults import FOLDER
-from curator.scoring.ray_workers import RayCrew, RayPlan
-from curator.scoring.run import CrewFactory
+from curator.scoring.ray_workers import RayPlan, RayWorkers
+from curator.scoring.run import WorkersFactory
 from curator.store.store import Store
 from tests.models import tiny_model_folder
 from tests.toy_scoring import (
@@ -67,8 +67,8 @@ class _Slow(ToyEngine):
         return super().score(rows, on_rows)
 
 
-def crew(model: Path, launch: Callable[[], Engine], workers: int = 2) -> CrewFactory:
-    return lambda worker: RayCrew(RayPlan(workers), worker, model, launch)
+def ray_workers(model: Path, launch: Callable[[], Engine], workers: int = 2) -> WorkersFactory:
+    return lambda worker: RayWorkers(RayPlan(workers), worker, model, launch)
 
 
 def request(model: Path, **options: object) -> ScoreRequest:
@@ -100,7 +100,7 @@ def test_torch_workers_write_the_parts_of_a_run_without_ray(tmp_path: Path) -> N
     renderer = Renderer.from_folder(model)
     alone, together = corpus(tmp_path, "alone", 60), corpus(tmp_path, "together", 60)
     one = score_corpus(alone, asked, renderer, launch)
-    other = score_corpus(together, asked, renderer, launch, crew_factory=crew(model, launch))
+    other = score_corpus(together, asked, renderer, launch, workers_factory=ray_workers(model, launch))
     assert one.scorer_id == other.scorer_id
     folder = f"scores/chats/{one.scorer_id}"
     assert alone.list(folder, "part-*") == together.list(folder, "part-*")
@@ -140,7 +140,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path: Pa
     thread.start()
     report = score_corpus(
         store, request(model, check_rows=0), Renderer.from_folder(model), lambda: ToyEngine(),
-        crew_factory=crew(model, ToyLaunch(0.4)),
+        workers_factory=ray_workers(model, ToyLaunch(0.4)),
     )  # fmt: skip
     thread.join()
     assert killed
@@ -159,5 +159,5 @@ def test_workers_that_always_die_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(ScoringError, match="workers died and no row was scored"):
         score_corpus(
             store, request(model, check_rows=0), Renderer.from_folder(model), lambda: ToyEngine(),
-            crew_factory=crew(model, ToyLaunch(deadly=True), workers=1),
+            workers_factory=ray_workers(model, ToyLaunch(deadly=True), workers=1),
         )  # fmt: skip

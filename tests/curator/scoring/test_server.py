@@ -18,7 +18,7 @@ from curator.errors import BadInputError, ScoringError
 from curator.render import Rendered
 from curator.scoring.engines.server_engine import SERVER_KEY, ServerLaunch, find_version
 from curator.scoring.engines.torch_reference import TorchReference
-from curator.scoring.faults import Tolerant
+from curator.scoring.faults import FaultTolerantEngine
 from curator.store.store import Store
 from tests.models import random_conversations, tiny_model_folder, tiny_tokenizer_folder
 
@@ -159,12 +159,12 @@ def test_losses_are_those_of_the_plain_reference_though_requests_are_lost(server
 def test_a_refused_row_is_marked_and_a_server_that_is_gone_ends_the_run(server: Loopback) -> None:
     server.refuse_long = True
     engine = launch(server, n_tries=2)()
-    found = Tolerant(engine).score(make_rows())
+    found = FaultTolerantEngine(engine).score(make_rows())
     assert [isinstance(loss, str) for loss in found] == [False, False, False, True, False, False]
     assert "HTTP 400" in str(found[3])
     server.down = True
     with pytest.raises(ScoringError, match="no answer after 2 tries; last HTTP 503"):
-        Tolerant(engine).score(make_rows()[:1])
+        FaultTolerantEngine(engine).score(make_rows()[:1])
     engine.close()
 
 
