@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from curator.client import Client
     from curator.corpus.ingest import IngestOptions, ingest
     from curator.mix.build import build_mix
-    from curator.mix.identity import read_manifest, verify
+    from curator.mix.identity import read_manifest
+    from curator.mix.verify import verify
     from curator.query.database import connect
     from curator.recipe import Recipe
     from curator.scoring import score_corpus
@@ -30,7 +31,7 @@ _HOMES = {
     "ingest": "corpus.ingest",
     "read_manifest": "mix.identity",
     "score_corpus": "scoring",
-    "verify": "mix.identity",
+    "verify": "mix.verify",
 }
 __all__ = [
     "Client",

@@ -9,8 +9,8 @@ from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
 from curator.errors import IntegrityError
 from curator.mix.files import DEFAULT_TENANT, find_mix
-from curator.mix.identity import verify
 from curator.mix.sign import check_signature
+from curator.mix.verify import verify
 
 DESCRIPTION = """\
 Hashes a mix's file and rows again and compares them with its manifest: the mix id, every example id, the task rows

@@ -26,8 +26,8 @@ from curator.errors import BallastError
 from curator.mix.files import mix_batches
 from curator.mix.identity import Manifest, read_manifest
 from curator.mix.plan import Drawn, MixPlan, plan_mix
+from curator.mix.row_check import TASK_COLUMNS
 from curator.mix.row_prompts import originals
-from curator.mix.verify import TASK_COLUMNS
 from curator.store.schema import TASK_ROWS
 from curator.store.store import Store, arrow_schema
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from curator.mix.build import build_mix, remove_stale
-from curator.mix.identity import verify
+from curator.mix.verify import verify
 from curator.store.store import Store
 from tests.mix_stores import recipe, scored_store, task_set
 from tests.models import tiny_tokenizer_folder

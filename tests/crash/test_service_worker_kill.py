@@ -14,7 +14,7 @@ import pytest
 
 from api.jobs.board import Board
 from api.jobs.record import Job
-from curator.mix.identity import verify
+from curator.mix.verify import verify
 from curator.scoring.parts import PATTERN
 from curator.store.store import Store
 from tests.api.serving import (

@@ -14,7 +14,8 @@ from api.downloads import MixFile
 from api.keys import create_key
 from api.settings import Settings
 from curator.errors import MissingError, StoreError
-from curator.mix.identity import read_manifest, verify
+from curator.mix.identity import read_manifest
+from curator.mix.verify import verify
 from curator.store.store import Store
 from tests.api.serving import (
     form,

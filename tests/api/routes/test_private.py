@@ -14,7 +14,7 @@ from api.settings import Settings
 from curator.client import Client, ServiceError
 from curator.errors import BadInputError, BadRowsError, IntegrityError, NotEnoughRowsError
 from curator.mix.files import mix_batches, row_lines
-from curator.mix.identity import verify
+from curator.mix.verify import verify
 from curator.store.store import Store
 from tests.api.serving import (
     RECIPE,

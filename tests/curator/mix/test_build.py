@@ -17,7 +17,8 @@ from curator.errors import IntegrityError, MissingError, NotEnoughRowsError
 from curator.messages import load_messages
 from curator.mix import writer as mixwriter
 from curator.mix.build import build_mix, plan_mix, remove_stale
-from curator.mix.identity import read_manifest, verify
+from curator.mix.identity import read_manifest
+from curator.mix.verify import verify
 from curator.mix.writer import TaskCursor
 from curator.render import Renderer
 from curator.store.store import Store

@@ -16,7 +16,6 @@ from curator.messages import (
     load_messages,
 )
 from curator.mix.build import build_mix
-from curator.mix.identity import verify
 from curator.mix.inoculation import (
     Chooser,
     Inoculated,
@@ -25,6 +24,7 @@ from curator.mix.inoculation import (
     prompts,
     undo,
 )
+from curator.mix.verify import verify
 from curator.recipe import Inoculation, parse_recipe
 from curator.recipe.inoculation import DEFAULT_PROMPTS
 from curator.store.store import Store

@@ -11,17 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator.errors import BadInputError, IntegrityError, MissingError
-from curator.mix import verify as rowcheck
+from curator.mix import row_check
 from curator.mix.build import build_mix
-from curator.mix.files import mix_batches, mix_path, row_lines
+from curator.mix.files import mix_batches, mix_path, row_lines, rows_sha256
 from curator.mix.identity import (
     Manifest,
     mix_id,
     pool_names,
     read_manifest,
-    rows_sha256,
-    verify,
 )
+from curator.mix.verify import verify
 from curator.recipe import OrderName, Recipe
 from curator.store.store import Store
 from tests.mix_stores import recipe, scored_store, task_set
@@ -104,7 +103,7 @@ def test_the_manifest_survives_a_round_trip(made: tuple[Path, Manifest]) -> None
 def test_a_whole_mix_verifies(tmp_path: Path, order: OrderName, monkeypatch: pytest.MonkeyPatch) -> None:
     store = scored_store(tmp_path / "store")
     manifest = build_mix(store, task_set(tmp_path), recipe(order=order, interleave_ratio=0.2)).manifest
-    monkeypatch.setattr(rowcheck, "ORDINAL_WINDOW", 30)  # a shuffled mix then takes four passes
+    monkeypatch.setattr(row_check, "ORDINAL_WINDOW", 30)  # a shuffled mix then takes four passes
     report = verify(store, "local", manifest.mix_id)
     assert (report.n_rows, report.n_safe, report.rows_sha256) == (120, 20, manifest.rows_sha256)
 

@@ -11,7 +11,6 @@ from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, NotEnoughRowsError, RecipeError
 from curator.messages import load_messages
 from curator.mix.build import build_mix
-from curator.mix.identity import verify
 from curator.mix.private import (
     Offer,
     accept,
@@ -19,6 +18,7 @@ from curator.mix.private import (
     offer,
     offer_json,
 )
+from curator.mix.verify import verify
 from curator.recipe.policy import parse_policy
 from curator.store.store import Store
 from tests.gap_stores import conversation

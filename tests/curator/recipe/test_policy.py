@@ -6,7 +6,7 @@ import pytest
 from curator.errors import BadInputError, MissingError, PolicyError
 from curator.messages import load_messages
 from curator.mix.build import build_mix, plan_mix
-from curator.mix.identity import verify
+from curator.mix.verify import verify
 from curator.recipe.policy import (
     load_policy,
     parse_policy,

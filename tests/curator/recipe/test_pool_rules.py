@@ -18,7 +18,7 @@ from curator.errors import (
     RecipeError,
 )
 from curator.mix.build import build_mix, plan_mix
-from curator.mix.identity import verify
+from curator.mix.verify import verify
 from curator.select.eval_sets import read_evaluation
 from curator.store.schema import EXAMPLES
 from curator.store.store import Store, arrow_schema

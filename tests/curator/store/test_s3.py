@@ -19,7 +19,7 @@ from curator.errors import (
     StoreError,
 )
 from curator.mix.build import build_mix, remove_stale
-from curator.mix.identity import verify
+from curator.mix.verify import verify
 from curator.query.database import connect
 from curator.query.queries import run_statement
 from curator.store.lock import Lease, bucket_lease
