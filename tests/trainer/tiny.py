@@ -11,7 +11,8 @@ import torch
 
 from tests.models import tiny_model_folder
 from trainer.config import LoraSettings
-from trainer.data.collate import Collator, OrderCheck
+from trainer.data.collate import Collator
+from trainer.data.order import OrderCheck
 from trainer.data.rows import PreparedRows
 from trainer.defenses.base import (
     Batch,

@@ -20,7 +20,8 @@ from curator.errors import BadInputError
 from curator.render import Renderer
 from curator.scoring.engines.torch_folder import load_tokenizer
 from trainer.config import TrainConfig
-from trainer.data.collate import Collator, OnceCheck, OrderCheck
+from trainer.data.collate import Collator
+from trainer.data.order import OnceCheck, OrderCheck
 from trainer.data.rows import PreparedRows
 from trainer.defenses import build_defences
 from trainer.defenses.base import Defence

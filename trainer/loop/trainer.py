@@ -11,7 +11,8 @@ from transformers import PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from curator.errors import BadInputError
-from trainer.data.collate import RowCheck, by_length, labelled_alone
+from trainer.data.collate import by_length, labelled_alone
+from trainer.data.order import BatchCheck
 from trainer.data.rows import CLASSES, ROW, SAFE
 from trainer.defenses.base import (
     Batch,
@@ -49,7 +50,7 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
         self,
         *,
         defences: Sequence[Defence] = (),
-        order: RowCheck,
+        order: BatchCheck,
         keep_checkpoints: int = 2,
         frozen: FrozenCopy | None = None,
         **options: Any,

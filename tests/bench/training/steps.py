@@ -87,7 +87,8 @@ def _trainer(model: Path, name: str, rows: Any, sizes: Sizes, work: Path) -> Any
     import transformers
     from trl import SFTTrainer
 
-    from trainer.data.collate import Collator, OrderCheck
+    from trainer.data.collate import Collator
+    from trainer.data.order import OrderCheck
     from trainer.loop.fit import load, quiet
     from trainer.loop.trainer import BallastTrainer, sft_config
 

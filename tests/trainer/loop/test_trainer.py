@@ -16,7 +16,8 @@ from tests.trainer.tiny import (
     trainer_of,
 )
 from trainer.config import ALL_LINEAR, SEVEN_PROJECTIONS
-from trainer.data.collate import Collator, OnceCheck, OrderCheck
+from trainer.data.collate import Collator
+from trainer.data.order import OnceCheck, OrderCheck
 from trainer.defenses.reference import reference_state
 from trainer.loop.model import find_targets
 from trainer.loop.trainer import sft_config
