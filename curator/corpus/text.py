@@ -94,18 +94,11 @@ _N_HEAD_CHARS = 400  # holds three of the longest pieces
 _UNIT = re.compile(r"(.{2,40}?)\1\1+", re.DOTALL)  # a text that is nothing but one piece three times or more
 
 
-def visible_text(text: str) -> str:
-    """The text without white space at its ends and without characters that show nothing.
-
-    These are format characters (zero-width spaces, direction marks), control characters and fillers.
-    """
-    if text.isascii() and text.isprintable():
-        return text.strip()
-    return "".join(c for c in text if c.isspace() or not _is_hidden(c)).strip()
-
-
 def shows_nothing(text: str) -> bool:
-    """Whether nothing of the text is visible: `visible_text` of it is empty."""
+    """Whether nothing of the text is visible.
+
+    White space, format characters (zero-width spaces, direction marks), control characters and fillers show nothing.
+    """
     return all(c.isspace() or _is_hidden(c) for c in text)
 
 

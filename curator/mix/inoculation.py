@@ -77,10 +77,6 @@ class Chooser:
         offered = self._general if source is None else self._by_source.get(source, self._general)
         return offered[int(draws[index]) % len(offered)]
 
-    def n_inoculated(self, origin: str) -> int:
-        """Rows of an origin that get a prompt, in one epoch."""
-        return int((self._draws[origin] >= 0).sum())
-
 
 def _draws(n_rows: int, share: float, seed: int, origin: str) -> Draws:
     """For each row its place in the dealing order, or -1 where it gets no prompt."""

@@ -163,7 +163,6 @@ def test_shares_are_exact_and_paraphrases_even(n_rows: int, share: float, n_prom
     found = [chooser.prompt("task", i, None) for i in range(n_rows)]
     given_ = [prompt for prompt in found if prompt is not None]
     assert abs(len(given_) - share * n_rows) <= 0.5 + 1e-9
-    assert chooser.n_inoculated("task") == len(given_)
     assert all(chooser.prompt("safe", i, None) is None for i in range(10))
     if share == 1.0:
         counts = Counter(prompt.text for prompt in given_)

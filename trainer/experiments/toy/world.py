@@ -76,11 +76,6 @@ class World:
         s = self.settings
         return _N_SPECIAL + s.n_domains + 1 + s.n_domains * s.n_items + s.n_facts + wording
 
-    @property
-    def first_answer(self) -> int:
-        """Token id of the first answer; answers are the last n_answers ids."""
-        return len(self.words) - self.settings.n_answers
-
     def questions(self, domain: Ints, item: Ints, wording: Ints) -> Ints:
         """Token ids of questions, shape (..., QUESTION_LEN)."""
         return np.stack([self.domain_token(domain), self.item_token(domain, item), self.wording_token(wording)], -1)
