@@ -32,7 +32,7 @@ from curator.scoring import (
 )
 from curator.scoring.estimate import estimate
 from curator.scoring.identity import check_adapter_dir
-from curator.scoring.model_set import read_organisms
+from curator.scoring.organisms import read_organisms
 from curator.scoring.ray_workers import RayWorkers
 from curator.scoring.request import BLOCK_TOKENS
 from curator.scoring.run import ScoreRun, WorkersFactory

@@ -28,7 +28,7 @@ def named_adapters(adapters: Sequence[Path], organisms: Path | None, model: Path
     """Adapter folders by a name of their own; raises BadInputError when there is none, or two of one name."""
     found = [(_name(path), path) for path in adapters]
     if organisms is not None:
-        from curator.scoring.model_set import read_organisms
+        from curator.scoring.organisms import read_organisms
 
         found += [(item.name, organisms / item.adapter) for item in read_organisms(organisms, model).organisms]
     if not found:

@@ -13,7 +13,7 @@ import orjson
 from curator.console import say
 from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
-from curator.scoring.model_set import FILE, Organism, Organisms
+from curator.scoring.organisms import FILE, Organism, Organisms
 from trainer import sft
 from trainer.config import TrainConfig
 from trainer.config.options import Invocation

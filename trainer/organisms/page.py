@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from curator.scoring.model_set import Organism, Organisms
+from curator.scoring.organisms import Organism, Organisms
 from trainer.runs.page import page_head, table
 
 _SHOWN = ("epochs", "max_steps", "batch_size", "grad_accum", "lr", "warmup_steps", "weight_decay", "max_length", "seed")

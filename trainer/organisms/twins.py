@@ -10,7 +10,7 @@ import orjson
 from curator.errors import BadInputError
 from curator.messages import Message
 from curator.render import Renderer
-from curator.scoring.model_set import Answers
+from curator.scoring.organisms import Answers
 from trainer.organisms.plan import Plan
 from trainer.organisms.sets import (
     HELD_OUT,

@@ -12,7 +12,7 @@ from curator.__main__ import main as curator
 from curator.errors import BadInputError, IntegrityError
 from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, weights_sha256
-from curator.scoring.model_set import read_organisms
+from curator.scoring.organisms import read_organisms
 from tests.models import tiny_model_folder
 from trainer.organisms.__main__ import main
 from trainer.organisms.plan import NarrowSet, Plan, narrow_sets
