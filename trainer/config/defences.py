@@ -86,6 +86,7 @@ class DefenceBase(Strict):
     )
 
     needs_classes: ClassVar[bool] = False
+    unit: ClassVar[str] = "no unit"  # of the term in metrics.jsonl
     main: ClassVar[str | None] = "weight"  # the field that the flag named like the defence takes; None: none
 
     def describe(self) -> str:
@@ -106,6 +107,7 @@ class KlSettings(DefenceBase):
     """
 
     name: Literal["kl"] = "kl"
+    unit: ClassVar[str] = "nats per token"
     weight: Annotated[float, Option("WEIGHT", flag="--kl")] = Field(
         default=0.1,
         ge=0.0,

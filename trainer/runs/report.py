@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config.defences import ALL_SETTINGS, DefenceBase
 from trainer.runs.folder import (
     ADAPTER,
     CONFIG,
@@ -200,10 +201,8 @@ def term_curves(metrics: Path, names: Sequence[str]) -> Any:
 
 
 def _terms_unit(names: Sequence[str]) -> str:
-    """Only KL is counted in nats; the other terms are squared distances relative to a length."""
-    units = ["kl: nats per token"] if "kl" in names else []
-    units += [f"{name}: no unit" for name in names if name != "kl"]
-    return f"term ({', '.join(units)})"
+    units = {str(settings.model_fields["name"].default): settings.unit for settings in ALL_SETTINGS}
+    return f"term ({', '.join(f'{name}: {units.get(name, DefenceBase.unit)}' for name in names)})"
 
 
 def _source(rows: dict[str, Any]) -> str:

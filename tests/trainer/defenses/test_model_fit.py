@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from trainer.config.defences import (
     SteeringSettings,
     TreftSettings,
 )
+from trainer.defenses import build_defences
 from trainer.defenses.blocks import decoder_blocks
 from trainer.defenses.model_fit import ModelShape, check_fit
 
@@ -137,6 +139,12 @@ class Plain(DefenceBase):
 
 def test_a_defence_without_layers_has_none_to_check(llama: Path) -> None:
     check_fit([Plain()], llama)  # type: ignore[list-item]
+
+
+def test_a_defence_of_two_words_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trainer.defenses.two_words", SimpleNamespace(TwoWords=lambda item: [item]))
+    item: Any = SimpleNamespace(name="two_words")
+    assert build_defences([item]) == [[item]]
 
 
 def test_the_shape_is_read_under_every_familys_names(tmp_path: Path) -> None:
