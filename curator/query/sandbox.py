@@ -2,7 +2,8 @@
 
 The process has limits of memory, processor time and files from the kernel, reads only the parts that manifests
 list, writes nothing, and is killed when it overruns. One spare process waits with its libraries loaded, so that a
-statement does not pay for the start. What a statement may say is in curator.query.guard.
+statement does not pay for the start. curator.query.sandbox_process sets those limits, inside the process; what a
+statement may say is in curator.query.guard.
 """
 
 import json

@@ -1,4 +1,10 @@
-"""Conversations to token ids and a response mask: the one renderer, for scoring and for training alike."""
+"""Conversations to token ids and a response mask: the one renderer, for scoring and for training alike.
+
+In: canonical messages, and the tokenizer and chat template of a model folder. Out: `Rendered`. `renderer.Renderer` does
+it: `template` writes the text, `spans` finds the answers in it, `tokenizer` keeps users' text from becoming control
+tokens, `mask` says which tokens are response tokens, `presence` what the template left out. `skeletons`, `tracing` and
+`units` make it fast and change nothing that is rendered.
+"""
 
 from curator.render.mask import (
     OTHER,

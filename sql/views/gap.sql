@@ -1,5 +1,6 @@
 -- One row is one example under one complete aligned scorer (usually there is one), with the gap to every complete
--- misaligned scorer of its measure, eps 1 and nothing held out; gap_rows(...) takes other choices.
+-- misaligned scorer of its measure, eps 1 and nothing held out; gap_rows(...) takes other choices. The formulas are
+-- gap_abs, gap_rel, gap_contrast and sum_gap.
 -- Units: mean_nll_*, gap_abs and gap_contrast in nats per token, gap_rel a ratio, sum_gap in nats; null where a loss is missing, and then
 -- complete is false and n_losses_missing counts them. Key: corpus, aligned_id, example_id.
 create or replace view gap as

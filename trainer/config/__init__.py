@@ -1,4 +1,8 @@
-"""One frozen configuration of a training run: unknown keys refused, ranges checked before a model is loaded."""
+"""One frozen configuration of a training run: unknown keys refused, ranges checked before a model is loaded.
+
+`parse_config` makes a `TrainConfig` of plain values, `options` of a command line; `flags` renders the options from the
+fields. `defences` and `monitor` have the settings inside it, `rules` what may not be combined.
+"""
 
 import os
 from importlib.util import find_spec

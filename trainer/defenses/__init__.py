@@ -1,4 +1,10 @@
-"""Defences that act during training: each one module behind `base.Defence`, any set of them together."""
+"""Defences that act during training, any set of them together.
+
+In: settings (`trainer.config.defences`) and a model. Out: hooks around the training loss, and terms added to it. Each
+is one module behind `base.Defence`: `kl`, `ldifs`, `treft`, `steering`, `gating`. They read hidden states by
+`base.recorded_output` on the modules that `blocks` finds; `reference` is the pass without adapters. `safelora` (a
+projection after training) and `self_recognition` (rows to train on) are commands.
+"""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,6 +22,10 @@ __all__ = ["DefenceSettings", "KlSettings", "build_defences", "check_combination
 def build_defences(settings: Sequence[DefenceSettings]) -> "list[Defence]":
     """The defences of a configuration, in its order; torch is imported here and not before.
 
-    The defence called `kl` in settings is the class `Kl` of the module `trainer.defenses.kl`.
+    The defence called `two_words` in settings is the class `TwoWords` of the module `trainer.defenses.two_words`.
     """
-    return [getattr(import_module(f"{__name__}.{item.name}"), item.name.capitalize())(item) for item in settings]
+    return [getattr(import_module(f"{__name__}.{item.name}"), _class_name(item.name))(item) for item in settings]
+
+
+def _class_name(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))

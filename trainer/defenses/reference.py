@@ -1,4 +1,7 @@
-"""The reference pass: theta_0 is the same network with its adapter switched off, so there is no second copy."""
+"""The reference pass: theta_0 is the same network with its adapter switched off, so LoRA needs no second copy.
+
+Under full fine-tuning there is one, `trainer.loop.model.FrozenCopy`.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
