@@ -17,7 +17,7 @@ from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
 
 if TYPE_CHECKING:
-    from curator.query.queries import Rows
+    from curator.query.queries import Answer
 
 DESCRIPTION = """\
 Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _answer(args: argparse.Namespace) -> "Rows":
+def _answer(args: argparse.Namespace) -> "Answer":
     from curator.query.database import connect
     from curator.query.queries import run_named, run_statement
 
@@ -137,7 +137,7 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _rendered(rows: "Rows", kind: str) -> bytes:
+def _rendered(rows: "Answer", kind: str) -> bytes:
     if kind == "parquet":
         import pyarrow.parquet as pq
 

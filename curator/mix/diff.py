@@ -4,7 +4,7 @@ Rows are distinguished by origin, by the id that they came with (before inoculat
 Of the rows that both mixes hold, the fewest are called moved that, taken out, leave the others in one order (one that
 still keeps its position is not).
 
-Planning a stored mix once more, from its own manifest and rows: what became of each candidate, and why.
+The reason why a row is absent comes from planning the stored mix once more, from its own manifest and rows.
 """
 
 import secrets

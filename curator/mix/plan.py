@@ -1,6 +1,6 @@
-"""What a mix will be, decided before anything is written: id, counts, chosen rows.
+"""What a mix will be, decided before anything is written: its id, its counts and the rows chosen from each pool.
 
-The chosen rows of all pools as one table in the order in which the mix uses them.
+`plan_mix` decides; `safe_rows` gives the chosen rows of all pools as one table, in mix order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,18 +164,18 @@ def plan_mix(store: Store, task_set: TaskSet, recipe: Recipe, policy: Policy | N
 def _draw(recipe: Recipe, pools: Sequence[PoolData], task_set: TaskSet) -> tuple[Allocation, tuple[Drawn, ...]]:
     """The rows of every pool, and the counts that they come to.
 
-    Amounts in tokens and pools that fall short tell only when they are drawn how many rows they give; shares of the
-    mix then change for the others, which are drawn again until all counts agree. A pool that fell short is asked
-    for as much again.
+    How many rows an amount in tokens gives, or a pool that falls short, is known only once it is drawn. That changes
+    the shares of the other pools, so all are drawn again until the counts agree. A pool that fell short keeps the
+    number that was requested of it then.
     """
     found: dict[int, int] = {}
     short: dict[int, int] = {}
     shared = _shared_ids(pools, task_set)
     for _ in range(2 * len(pools) + 2):
         allocation = allocate(sized(recipe, found), task_set.n_rows)
-        asked = [short.get(place, n_rows) for place, n_rows in enumerate(allocation.n_safe)]
-        drawn = _draw_once(recipe, pools, asked, task_set, shared)
-        short |= {place: asked[place] for place, item in enumerate(drawn) if item.selection.n_short}
+        requested = [short.get(place, n_rows) for place, n_rows in enumerate(allocation.n_safe)]
+        drawn = _draw_once(recipe, pools, requested, task_set, shared)
+        short |= {place: requested[place] for place, item in enumerate(drawn) if item.selection.n_short}
         found = rows_found(recipe, [item.selection for item in drawn])
         allocation = allocate(sized(recipe, found), task_set.n_rows)
         if allocation.n_safe == tuple(len(item.selection.chosen) for item in drawn):
@@ -195,11 +195,11 @@ def rows_found(recipe: Recipe, selections: Sequence[PoolSelection]) -> dict[int,
 
 
 def _draw_once(
-    recipe: Recipe, pools: Sequence[PoolData], asked: Sequence[int], task_set: TaskSet, shared: set[str]
+    recipe: Recipe, pools: Sequence[PoolData], requested: Sequence[int], task_set: TaskSet, shared: set[str]
 ) -> list[Drawn]:
     drawn: list[Drawn] = []
     taken: set[str] = set()
-    for name, data, n_rows in zip(pool_names(recipe), pools, asked, strict=True):
+    for name, data, n_rows in zip(pool_names(recipe), pools, requested, strict=True):
         exclude = {IN_TASK_SET: shared, **({IN_EARLIER_POOL: taken} if drawn else {})}
         request = SelectionRequest(
             None if data.pool.tokens is not None else n_rows,

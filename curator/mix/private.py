@@ -125,7 +125,7 @@ def declare(task_set: TaskSet, recipe: Recipe, spare: int | None = None) -> Decl
     )
 
 
-def offer(store: Store, asked: Declaration, policy: Policy | None = None, max_rows: int | None = None) -> Offer:
+def offer(store: Store, declared: Declaration, policy: Policy | None = None, max_rows: int | None = None) -> Offer:
     """The service's half: safe rows and schedule for a task set that it does not see.
 
     Raises RecipeError naming what cannot be done without the user's rows, TooManyRowsError when more than `max_rows`
@@ -133,28 +133,28 @@ def offer(store: Store, asked: Declaration, policy: Policy | None = None, max_ro
     """
     if policy is not None and policy.forbid_user_evictions:
         raise RecipeError(f"policy {policy.name!r} counts evictions (rule forbid_user_evictions): not in privacy mode")
-    recipe, pools = resolve(store, asked.recipe, policy, asked.n_rows)
+    recipe, pools = resolve(store, declared.recipe, policy, declared.n_rows)
     for pool in recipe.pools:
         _check(pool)
-    allocation = allocate(recipe, asked.n_rows)
+    allocation = allocate(recipe, declared.n_rows)
     order = schedule(allocation, recipe.order, recipe.seed)
     identity = mix_id(
         recipe,
-        asked.sha256,
+        declared.sha256,
         [data.candidates_sha256 for data in pools],
-        sources_sha256=asked.sources_sha256,
+        sources_sha256=declared.sources_sha256,
         policy_sha256=None if policy is None else policy_sha256(policy),
     )
     return Offer(
         mix_id=identity,
         recipe=recipe,
         policy=policy_receipt(policy),
-        n_rows=asked.n_rows,
-        sha256=asked.sha256,
-        sources_sha256=asked.sources_sha256,
+        n_rows=declared.n_rows,
+        sha256=declared.sha256,
+        sources_sha256=declared.sources_sha256,
         schedule_sha256=_schedule_sha256(order),
         safe_at=tuple(np.flatnonzero(order < 0).tolist()),
-        pools=tuple(_offers(recipe, pools, allocation, asked.spare, max_rows)),
+        pools=tuple(_offers(recipe, pools, allocation, declared.spare, max_rows)),
     )
 
 

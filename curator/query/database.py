@@ -115,7 +115,7 @@ def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
 
 
 def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
-    found = [read_corpus(store, name, revision) for name, revision in _asked(store, corpora).items()]
+    found = [read_corpus(store, name, revision) for name, revision in _requested(store, corpora).items()]
     scorers = [scorer for corpus in found for scorer in read_scorers(store, corpus)]
     if store.local_path("corpora") is None:
         connection.register_filesystem(store.filesystem)
@@ -133,7 +133,7 @@ def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
         connection.execute(sql.view_text(name))
 
 
-def _asked(store: Store, corpora: Corpora) -> dict[str, str]:
+def _requested(store: Store, corpora: Corpora) -> dict[str, str]:
     if corpora is None:
         return dict.fromkeys(corpus_names(store), LATEST)
     if isinstance(corpora, Mapping):

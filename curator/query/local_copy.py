@@ -37,7 +37,8 @@ class LocalCopy:
     def path(self) -> Path:
         """The folder, brought up to date.
 
-        Raises StoreError when the bucket cannot be reached, IntegrityError for a part that its manifest's hash denies.
+        Raises StoreError when the bucket cannot be reached, IntegrityError for a part with another hash
+        than its manifest's.
         """
         with self._lock:
             if self._folder is None:

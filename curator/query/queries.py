@@ -17,8 +17,8 @@ from curator.store.schema import MIX_ROWS
 from curator.store.store import Store, arrow_schema
 
 __all__ = [
+    "Answer",
     "ResolvedScorers",
-    "Rows",
     "bound_query",
     "fetch_messages",
     "gap_table",
@@ -31,7 +31,7 @@ MAX_DETAIL_IDS = 5
 
 
 @dataclass(frozen=True)
-class Rows:
+class Answer:
     """A statement's answer; `truncated` says that there were more rows than the cap."""
 
     table: pa.Table
@@ -40,7 +40,7 @@ class Rows:
 
 def run_statement(
     connection: Connection, statement: str, params: Mapping[str, sql.Value] | None = None, limit: int | None = None
-) -> Rows:
+) -> Answer:
     """The answer to one SELECT, at most `limit` rows of it (None: all).
 
     Raises BadInputError when it is not exactly one SELECT, fails, or runs past the connection's time limit.
@@ -63,8 +63,8 @@ def run_statement(
             reason = f"{reason.splitlines()[0]} There are {', '.join(['corpora', *views])}"
         raise BadInputError(f"the statement failed: {reason}") from error
     if limit is not None and table.num_rows > limit:
-        return Rows(table.slice(0, limit), True)
-    return Rows(table, False)
+        return Answer(table.slice(0, limit), True)
+    return Answer(table, False)
 
 
 def _kinds(statements: Sequence[duckdb.Statement]) -> str:
@@ -77,7 +77,7 @@ def _kinds(statements: Sequence[duckdb.Statement]) -> str:
 
 def run_named(
     connection: Connection, name: str, given: Mapping[str, sql.Value] | None = None, limit: int | None = None
-) -> Rows:
+) -> Answer:
     """The answer to a query of `sql/queries`, parameters by name; raises as `bound_query` and `run_statement`."""
     statement, bound = bound_query(connection, name, given)
     return run_statement(connection, statement, bound, limit)

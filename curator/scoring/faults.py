@@ -3,8 +3,8 @@
 An engine's own errors and running out of memory are taken for a row's fault only while the engine still scores
 another row: an engine that fails on everything ends the run instead of marking everything.
 
-Notes beside a block in the making, for rows that kill the whole process (a segmentation fault, the kernel's
-out-of-memory killer): what outlives the process is that it was at work here, and on which row.
+Rows that kill the whole process (a segmentation fault, the kernel's out-of-memory killer) are found by notes beside the
+block (`Attempt`), which outlive the process: that it was at work here, and on which row.
 
 The block is first scored as a whole. When a process dies in it, the next one goes row by row and notes each; a row
 that kills `MAX_DEATHS` processes while it stands alone is marked. A run that is stopped from outside leaves the

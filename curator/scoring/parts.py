@@ -1,6 +1,7 @@
 """Part files of one scorer: named by their rows, checked before they count, set aside when they are broken.
 
-The outcome of one row: a loss, or null with a reason; never a loss on a wrong slice.
+A part holds the outcome of each row (`ScoreRow`): a loss, or null with a reason; never a loss on a wrong slice. Since
+the name follows from the rows, two workers on one block write one file, and `read_finished` takes each row once.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """The work on one block: render its rows, score those that can be, write the part.
 
-What a run shows while it works: rows, tokens, tokens per second, time left and cost so far.
+`Meter` counts what a run shows while it works: rows, tokens per second, time left and cost so far.
 """
 
 import time
