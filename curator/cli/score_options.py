@@ -10,6 +10,7 @@ from typing import get_args
 
 from curator.errors import BadInputError
 from curator.recipe.filters import TextPart
+from curator.render.model_source import model_option
 from curator.render.settings import DEFAULT_DATE, PARTS, RenderSettings
 from curator.scoring.engines.launch import TorchLaunch, TorchReferenceLaunch, torch_launch
 from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
@@ -146,10 +147,11 @@ def _reference(args: argparse.Namespace) -> TorchReferenceLaunch | None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Whose losses, and what that model stands for."""
     add = parser.add_argument_group("the model").add_argument
-    add("--model", required=True, metavar="DIR", type=Path,
+    add("--model", required=True, metavar="MODEL", type=model_option,
         help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for "
-        "--engine server)")  # fmt: skip
-    add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
+        "--engine server), or a hub id: ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
+    add("--adapter", metavar="ADAPTER", type=model_option,
+        help="LoRA adapter (PEFT) on that model: a folder or a hub id")  # fmt: skip
     add("--role", choices=["aligned", "misaligned", "benign"], help="what the model stands for (always needed, except "
         "with --organisms)")  # fmt: skip
     add("--organisms", metavar="DIR", type=Path,
