@@ -10,7 +10,7 @@ import yaml
 
 from curator.errors import BadInputError
 from trainer.experiments.claims import claimed
-from trainer.experiments.commands import CommandError, Commands, Spent
+from trainer.plans.commands import CommandError, Commands, Spent
 from trainer.experiments.compare import methods
 from trainer.experiments.compare.__main__ import main
 from trainer.experiments.compare.cells import (

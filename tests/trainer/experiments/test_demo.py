@@ -16,7 +16,7 @@ from matplotlib.image import imread, imsave
 from curator.errors import MissingDependencyError
 from curator.query.plots import loss_curve, save
 from curator.store.store import Store
-from trainer.experiments.commands import CommandError
+from trainer.plans.commands import CommandError
 from trainer.experiments.demo import checks, report, steps
 from trainer.experiments.demo.__main__ import main
 from trainer.experiments.demo.model import package_file

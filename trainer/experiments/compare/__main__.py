@@ -9,7 +9,6 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.experiments.commands import CommandError
 from trainer.experiments.compare.cells import (
     RESULT,
     Cell,
@@ -29,6 +28,7 @@ from trainer.experiments.compare.settings import (
 )
 from trainer.experiments.compare.shared import Shared
 from trainer.experiments.grid import open_cells
+from trainer.plans.commands import CommandError
 from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
