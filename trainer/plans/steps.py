@@ -21,7 +21,8 @@ S = TypeVar("S", bound=Strict)
 class Step:
     """One step: a command with its arguments, or a `check` of this process where there is none.
 
-    `use` is given what a command with --json printed. `note` says what makes the step long or what it needs.
+    `use` is given what a command with --json printed. `complete` says that there is nothing to do, for commands that do
+    not see it by themselves. `note` says what makes the step long or what it needs.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Step:
     arguments: Sequence[object] = ()
     check: Callable[[], None] | None = None
     use: Callable[[Any], None] | None = None
+    complete: Callable[[], bool] | None = None
     note: str | None = None
 
     @property
@@ -39,16 +41,22 @@ class Step:
 
 @dataclass
 class PlanRun:
-    """Runs steps one after the other; `commands` keeps the lines that were run."""
+    """Runs steps one after the other; `commands` keeps the lines that were run, `n_steps` counts all steps."""
 
     quiet: bool = False
     commands: list[str] = field(default_factory=list)
+    n_steps: int = 0
 
     def run(self, steps: Sequence[Step]) -> None:
         """Every step in order. Raises CommandError or BallastError at the first that fails; what is done stays."""
-        for number, step in enumerate(steps, 1):
+        for step in steps:
+            self.n_steps += 1
             if not self.quiet:
-                say(f"\n[{number}/{len(steps)}] {step.title}")
+                say(f"\n[{self.n_steps}] {step.title}")
+            if step.complete is not None and step.complete():
+                if not self.quiet:
+                    say("  complete before; nothing to do")
+                continue
             if step.module is not None:
                 runner = Commands()
                 printed, _ = runner.run(step.module, *step.arguments)
@@ -62,7 +70,7 @@ class PlanRun:
 def show_plan(steps: Sequence[Step]) -> None:
     """Print each step with its command line; nothing is run."""
     for number, step in enumerate(steps, 1):
-        say(f"[{number}/{len(steps)}] {step.title}")
+        say(f"[{number}] {step.title}")
         if step.line is not None:
             say(f"  $ {step.line}")
         if step.note is not None:
