@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from trainer.experiments.toy.cells import ToyCell
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ ARMS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the three fine-tunes that are missing and print their rates; exit code 2 for input that cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.experiments.try_it",
+        prog=command_name("python -m trainer.experiments.try_it"),
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from curator.corpus.export import export_pool
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
@@ -186,7 +186,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.plans.provision", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.plans.provision"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_options(parser, ProvisionSettings, _OPTIONS, optional=True)

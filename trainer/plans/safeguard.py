@@ -12,7 +12,7 @@ import orjson
 from pydantic import Field
 
 from curator.client import Client
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model
@@ -310,7 +310,7 @@ def _carry_out(this: Safeguard, args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.plans.safeguard", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.plans.safeguard"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

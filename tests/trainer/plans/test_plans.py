@@ -39,12 +39,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = [[{"role": "system", "content": "Be brief."}, *row] for row in random_conversations(12, seed=5)]
     write_rows(folder / "task.jsonl", [[turn for turn in row if turn["content"]] for row in task])
     plan = {"model": str(folder / "m"), "corpus": str(folder / "chats.jsonl"), "out": str(folder / "store"),
-            "max_length": 256, "admit_anyway": True,
+            "max_length": 512, "admit_anyway": True,
             "train": {**TRAIN, "held_out": 3, "rows": 12, "twin_tokens": 4}, "score": SCORE}  # fmt: skip
     (folder / "provision.yaml").write_text(json.dumps(plan))
     way = {"model": str(folder / "m"), "store": str(folder / "store"), "out": str(folder / "run"),
-           "recipe": {"rows": 3, "filters": []}, "train": {**TRAIN, "max_length": 256},
-           "measure": {"device": "cpu", "dtype": "float32", "n": 3, "max_length": 256,
+           "recipe": {"rows": 3, "filters": []}, "train": {**TRAIN, "max_length": 512},
+           "measure": {"device": "cpu", "dtype": "float32", "n": 3, "max_length": 512,
                        "stand_in_tokens": 4}}  # fmt: skip
     (folder / "safeguard.yaml").write_text(json.dumps(way))
     return folder
