@@ -10,7 +10,7 @@ NO_VLLM := The vLLM engine and server tests did NOT run
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-short test test-all test-vllm openapi lint types contracts format clean help
+.PHONY: setup try demo demo-short test test-all test-vllm openapi lint types contracts format clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -26,6 +26,9 @@ $(STAMP):
 	@touch $@
 
 setup: $(STAMP) ## virtual environment with pinned dependencies
+
+try: setup ## misalignment and the safeguard on a tiny model that comes along (half a minute)
+	$(BIN)/python -m trainer.experiments.try_it
 
 demo: setup ## the whole main job on a real model and corpus (about 8 minutes on 2 cores)
 	$(BIN)/python -m trainer.experiments.demo

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curator.console import product_version
+from curator.console import command_name, product_version
 from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ examples:
 of --config. `python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys,
 one tenant's mixes apart from another's. Without any key the service is open to whoever reaches it: it then listens on
 loopback alone, unless --open says that the network is a trusted network.
-Needs the extra `api`: pip install 'ballast[api]'.
+Needs the extra `api`: pip install 'ballast-mix[api]'.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 
 
@@ -64,7 +64,7 @@ def _serve_store(arguments: list[str]) -> int:
     try:
         return _serve(_demo(_settings(arguments)))
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[api]'") from error
+        raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast-mix[api]'") from error
 
 
 def _settings(arguments: list[str]) -> "Settings":
@@ -73,7 +73,7 @@ def _settings(arguments: list[str]) -> "Settings":
     from api.settings import Settings, load_settings
 
     parser = argparse.ArgumentParser(
-        prog="python -m api",
+        prog=command_name("python -m api"),
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

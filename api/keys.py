@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from curator.console import say, say_json
+from curator.console import command_name, say, say_json
 from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.mix.files import tenant_path
 from curator.recipe.base import Strict
@@ -199,7 +199,10 @@ def run_keys(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m api keys", description="API keys of a store.", epilog=EPILOG, formatter_class=formatter
+        prog=command_name("python -m api keys"),
+        description="API keys of a store.",
+        epilog=EPILOG,
+        formatter_class=formatter,
     )
     actions = parser.add_subparsers(dest="action", required=True)
     create = actions.add_parser("create", help="make a key and show its token once")

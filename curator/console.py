@@ -22,6 +22,7 @@ import orjson
 from curator.errors import BallastError
 
 Row = Mapping[str, object]
+CONSOLE_COMMAND, DISTRIBUTION = "ballast", "ballast-mix"  # "ballast" on the package index is another's
 STOPPED = "stopped; what is complete is kept, and the same command goes on from there"
 QUIET_S = 2.0  # work shorter than this shows nothing
 PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
@@ -73,10 +74,16 @@ class CommandHelp(argparse.RawDescriptionHelpFormatter):
             self._action_max_length += self._indent_increment
 
 
+def command_name(module_form: str) -> str:
+    """A command's name in its help: its `python -m` form, or the console command's where that started it."""
+    started = Path(sys.argv[0]).name if sys.argv else ""
+    return started if started.partition(" ")[0] == CONSOLE_COMMAND else module_form
+
+
 def product_version() -> str:
     """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
     try:
-        return version("ballast")
+        return version(DISTRIBUTION)
     except PackageNotFoundError:
         project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
         return str(project["project"]["version"])

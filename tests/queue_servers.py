@@ -29,7 +29,7 @@ def redis() -> Iterator[str]:
 @contextmanager
 def postgresql() -> Iterator[str]:
     """Skips where PostgreSQL is not installed; yields the URL of an empty database."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'ballast[postgresql]')")
+    pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'ballast-mix[postgresql]')")
     binaries = _postgresql_binaries()
     if binaries is None:
         pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")

@@ -11,10 +11,14 @@ import pytest
 from api.app import create_app
 from api.settings import Settings
 from curator.__main__ import COMMANDS
+from curator.cli.front import FIRST_PAGE, SECOND_PAGE
 from trainer.evaluate.__main__ import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
+SERVICE_PAGE = (ROOT / "docs" / "service.md").read_text()
+MAX_README_LINES = 120
 # Written by a command that the documentation names (its --out); the rest of what is named must be there.
 TARGETS = frozenset({"docs/results/compare.md"})
 ROOMS = ("api", "curator", "sql", "trainer")
@@ -31,20 +35,25 @@ def _module_commands() -> tuple[str, ...]:
 MODULES = _module_commands()
 
 
-def test_every_curator_command_stands_in_the_readme() -> None:
-    missing = [name for name in COMMANDS if f"python -m curator {name}" not in README]
+def test_every_curator_command_stands_on_the_page_of_commands() -> None:
+    missing = [name for name in COMMANDS if f"python -m curator {name}" not in COMMANDS_PAGE]
     assert not missing
 
 
-def test_every_module_command_stands_in_the_readme() -> None:
-    assert not [name for name in MODULES if f"python -m {name}" not in README]
+def test_every_module_command_stands_on_the_page_of_commands() -> None:
+    assert not [name for name in MODULES if f"python -m {name}" not in COMMANDS_PAGE]
 
 
-def test_the_readme_names_no_command_that_is_not_there() -> None:
-    named = set(re.findall(r"python -m curator (\w+)", README))
-    assert named <= set(COMMANDS)
-    modules = set(re.findall(r"python -m ((?:api|trainer)[\w.]*)", README))
-    assert modules <= set(MODULES)
+@pytest.mark.parametrize("page", [README, COMMANDS_PAGE], ids=["README", "commands"])
+def test_no_command_is_named_that_is_not_there(page: str) -> None:
+    assert set(re.findall(r"python -m curator (\w+)", page)) <= set(COMMANDS)
+    assert set(re.findall(r"python -m ((?:api|trainer)[\w.]*)", page)) <= set(MODULES)
+    verbs = {*FIRST_PAGE, *SECOND_PAGE, *COMMANDS, "lab"}
+    assert set(re.findall(r"^    ballast (\w+)", page, re.M)) <= verbs
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_README_LINES
 
 
 def test_the_two_commands_are_targets() -> None:
@@ -138,10 +147,10 @@ def test_every_curator_subcommand_has_help_with_an_example() -> None:
         assert f"python -m curator {name}" in done.stdout, f"{name} --help shows no example"
 
 
-def test_every_route_stands_in_the_readme(tmp_path: Path) -> None:
+def test_every_route_stands_on_the_page_of_the_service(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text('{"format_version": 1}')
     app = create_app(Settings(store=str(tmp_path)))
     paths = set(app.openapi()["paths"])
-    flat = re.sub(r"\{\w+\}", "{}", README)
+    flat = re.sub(r"\{\w+\}", "{}", SERVICE_PAGE)
     absent = [path for path in paths if re.sub(r"\{\w+\}", "{}", path) not in flat]
     assert not absent

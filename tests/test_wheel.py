@@ -26,13 +26,13 @@ print(connection.execute("select round(gap_rel(1.8, 1.0, 1.0), 4)").fetchone()[0
 def test_wheel_in_an_empty_environment_runs_a_query(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy: leftovers of an earlier build must not get into the wheel
     source.mkdir()
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True, timeout=240)
-    (wheel,) = tmp_path.glob("ballast-*.whl")
+    (wheel,) = tmp_path.glob("ballast_mix-*.whl")
     files = {path.relative_to(source).as_posix() for name in PACKAGES for path in (source / name).rglob("*.*")}
     with zipfile.ZipFile(wheel) as packed:
         assert files - set(packed.namelist()) == set(), "data files that package-data in pyproject.toml leaves out"

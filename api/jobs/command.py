@@ -4,15 +4,15 @@ import argparse
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from api.jobs.queue import open_queue
 from api.jobs.record import JobKind
 from api.jobs.worker import Handler, Worker
 from curator.audit.models import audit_models
 from curator.cli import add_common_options, open_store
-from curator.console import say
+from curator.console import command_name, say
 from curator.errors import BadInputError
+from curator.render.model_source import model_option
 
 DESCRIPTION = """\
 Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
@@ -35,7 +35,7 @@ def run_worker(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m api worker",
+        prog=command_name("python -m api worker"),
         description=DESCRIPTION,
         epilog=f"examples:\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,8 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--job-queue", metavar="ADDRESS", default=os.environ.get("BALLAST_JOB_QUEUE"),
         help="the service's setting job_queue (default: $BALLAST_JOB_QUEUE, then the store's own)")  # fmt: skip
-    add("--model", metavar="DIR", type=Path, help="model folder of the corpus's aligned scorer; without it no audits")
-    add("--adapter", metavar="DIR", type=Path, action="append", default=[],
+    add("--model", metavar="MODEL", type=model_option,
+        help="model of the corpus's aligned scorer, a folder or a hub id; without it no audits")  # fmt: skip
+    add("--adapter", metavar="ADAPTER", type=model_option, action="append", default=[],
         help="LoRA adapter folder of one of its misaligned or benign scorers; repeatable")  # fmt: skip
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")

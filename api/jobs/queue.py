@@ -69,10 +69,10 @@ def _open(name: str, address: str) -> Any:
             return storage.RedisStorage(name, blocking=False, url=address)
         return storage.PostgresStorage(name, dsn=address, blocking=False)
     except ImportError as error:
-        raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast[jobs]'") from error
+        raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast-mix[jobs]'") from error
     except Exception as error:
         if type(error).__name__ == "ConfigurationError" and server is not None:
-            extra = f"pip install 'ballast[{server.lower()}]'"
+            extra = f"pip install 'ballast-mix[{server.lower()}]'"
             raise MissingDependencyError(f"this job queue needs a driver: {extra}") from error
         raise _unreachable(error) from error
 

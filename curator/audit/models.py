@@ -119,7 +119,7 @@ def _torch(
     try:
         return torch_launch(model_dir, device, dtype, batch_tokens, threads)
     except ImportError as error:
-        raise BadInputError("audits run a model: pip install 'ballast[audit]'") from error
+        raise BadInputError("audits run a model: pip install 'ballast-mix[audit]'") from error
 
 
 def audit_models(

@@ -31,7 +31,9 @@ def _identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
-        raise MissingDependencyError("audits name languages with py3langid: pip install 'ballast[audit]'") from error
+        raise MissingDependencyError(
+            "audits name languages with py3langid: pip install 'ballast-mix[audit]'"
+        ) from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # In the order of the work. The text is the one line that `python -m curator --help` shows.
 COMMANDS = {
     "status": "what a store holds, and the next command",
+    "doctor": "look at a chat file before it is used: bad rows, duplicates, lengths, what a template does",
     "ingest": "read chat files into a corpus of distinct conversations",
     "score": "compute a corpus's losses under one model (aligned, misaligned or benign)",
     "prepare": "make the pool file of a scored corpus, as score and import do at their end",

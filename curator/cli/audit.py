@@ -9,6 +9,7 @@ from curator.audit.models import audit_models
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
 from curator.console import say, say_json
 from curator.errors import BadInputError
+from curator.render.model_source import model_option
 
 DESCRIPTION = """\
 Scores a chat file under the aligned and misaligned models of a scored corpus and says how its rows stand beside the
@@ -29,8 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
     add("file", metavar="FILE", help="data set to audit: a chat file, a saved folder or a hub id")
     add_data_options(parser)
     add("--corpus", required=True, metavar="NAME", help="scored corpus to compare with")
-    add("--model", required=True, metavar="DIR", type=Path, help="model folder of the corpus's aligned scorer")
-    add("--adapter", metavar="DIR", type=Path, action="append", default=[],
+    add("--model", required=True, metavar="MODEL", type=model_option,
+        help="model of the corpus's aligned scorer: a folder or a hub id")  # fmt: skip
+    add("--adapter", metavar="ADAPTER", type=model_option, action="append", default=[],
         help="LoRA adapter folder of one of its misaligned or benign scorers; repeatable")  # fmt: skip
     add("--misaligned", metavar="NAME", action="append",
         help="misaligned scorer by label or id prefix; repeatable (default: every complete one)")  # fmt: skip

@@ -12,6 +12,7 @@ from curator.cli.score_options import (
     add_render_options,
     add_row_options,
     add_server_options,
+    automatic_engine,
     check_options,
     engine_of,
     engine_plan,
@@ -20,7 +21,7 @@ from curator.cli.score_options import (
     worker_launch,
 )
 from curator.console import say, say_json
-from curator.corpus.manifest import read_corpus
+from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError, BallastError
 from curator.render import Renderer
 from curator.scoring import (
@@ -85,9 +86,11 @@ def _publish(args: argparse.Namespace, report: ScoreReport) -> None:
 def _run_one(args: argparse.Namespace) -> ScoreReport | None:
     """One scoring run; None for a dry run."""
     _check_numbers(args)
-    check_options(args)
     store = open_store(args)
-    read_corpus(store, args.corpus)
+    corpus = read_corpus(store, args.corpus)
+    if args.engine == "auto":
+        args.engine = automatic_engine(read_scorers(store, corpus))
+    check_options(args)
     if engine_of(args) != "server":
         check_model_dir(args.model)
     if args.adapter is not None:

@@ -4,18 +4,20 @@ An engine is a function from the options to an `EnginePlan`, and a line in `ENGI
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from curator.corpus.manifest import Scorer
 from curator.errors import BadInputError
 from curator.recipe.filters import TextPart
+from curator.render.model_source import model_option
 from curator.render.settings import DEFAULT_DATE, PARTS, RenderSettings
 from curator.scoring.engines.base import Launch
 from curator.scoring.engines.launch import TorchReferenceLaunch, torch_launch
 from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
-from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
+from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter, vllm_on_gpu
 from curator.scoring.identity import (
     adapter_sha256,
     has_weights,
@@ -46,6 +48,17 @@ class EnginePlan:
 def engine_of(args: argparse.Namespace) -> str:
     """What computes: with Ray, what each of its workers runs."""
     return str(args.worker_engine or "torch") if args.engine == "ray" else str(args.engine)
+
+
+def automatic_engine(scorers: Sequence[Scorer]) -> str:
+    """What `--engine auto` means for a corpus with these scorers: losses of two engines never share a gap.
+
+    A pool that a server scored gives torch or vLLM: which server it was is not recorded.
+    """
+    used = next((item.identity["engine"] for item in scorers if item.role == "aligned" and item.complete), None)
+    if used in ("torch", "vllm"):
+        return str(used)
+    return "vllm" if vllm_on_gpu() else "torch"
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -154,10 +167,11 @@ def engine_plan(args: argparse.Namespace) -> EnginePlan:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Whose losses, and what that model stands for."""
     add = parser.add_argument_group("the model").add_argument
-    add("--model", required=True, metavar="DIR", type=Path,
+    add("--model", required=True, metavar="MODEL", type=model_option,
         help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for "
-        "--engine server)")  # fmt: skip
-    add("--adapter", metavar="DIR", type=Path, help="LoRA adapter folder (PEFT) on that model")
+        "--engine server), or a hub id: ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
+    add("--adapter", metavar="ADAPTER", type=model_option,
+        help="LoRA adapter (PEFT) on that model: a folder or a hub id")  # fmt: skip
     add("--role", choices=["aligned", "misaligned", "benign"], help="what the model stands for (always needed, except "
         "with --organisms)")  # fmt: skip
     add("--organisms", metavar="DIR", type=Path,
@@ -206,9 +220,10 @@ def render_settings(args: argparse.Namespace) -> RenderSettings:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """What runs the model, and how."""
     add = parser.add_argument_group("engine").add_argument
-    add("--engine", choices=[*ENGINES, "ray"], default="torch",
+    add("--engine", choices=["auto", *ENGINES, "ray"], default="auto",
         help="what runs the model: torch or vLLM here, a running vLLM server, or Ray workers with one of "
-        "those each (default: torch)")  # fmt: skip
+        "those each (default: auto, the engine of the corpus's aligned scorer; for the first one vLLM where it is "
+        "installed with a GPU, else torch)")  # fmt: skip
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
         help="auto: bfloat16 where the hardware multiplies it natively, else float32")  # fmt: skip
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")

@@ -132,7 +132,7 @@ def _read(path: Path) -> bytes:
 
 
 def _no_cryptography() -> MissingDependencyError:
-    return MissingDependencyError('signatures need the package cryptography: pip install "ballast[sign]"')
+    return MissingDependencyError('signatures need the package cryptography: pip install "ballast-mix[sign]"')
 
 
 def _base64(data: bytes) -> str:

@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import orjson
+import tokenizers
 from numpy.typing import NDArray
 
 from curator.errors import BadInputError, IntegrityError, RenderError
@@ -22,6 +24,7 @@ from curator.render.spans import (
     Span,
     SpanFinder,
     probe_between,
+    probe_header,
     probe_tail,
     probe_user,
 )
@@ -194,6 +197,29 @@ class Renderer:
         found = [self._located(messages, mask_rule, classes) for messages in conversations]
         rendered = iter(self._tokenised([item for item in found if isinstance(item, _Located)], classes))
         return [next(rendered) if isinstance(item, _Located) else item for item in found]
+
+    def pieces(self, rendered: Rendered) -> list[tuple[str, bool]]:
+        """A rendered conversation as text, cut where response tokens begin and end; True: response."""
+        mask_T = rendered.response_mask
+        edges = [0, *(np.flatnonzero(mask_T[1:] != mask_T[:-1]) + 1).tolist(), len(mask_T)]
+        tokenizer = tokenizers.Tokenizer.from_str(canonical_bytes(self._files.tokenizer).decode())
+        return [
+            (tokenizer.decode(rendered.input_ids[start:end].tolist(), skip_special_tokens=False), bool(mask_T[start]))
+            for start, end in pairwise(edges)
+            if end > start
+        ]
+
+    def injected_text(self) -> str | None:
+        """What the template writes of its own before a conversation without a system message; None: markers alone."""
+        header, between = probe_header(self._template), probe_between(self._template)
+        if between is None:
+            return None
+        # Both end in the mark of a user's turn.
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(header), reversed(between), strict=False))
+        own = words = header[: len(header) - sum(1 for _ in shared)]
+        for text in self.control_texts:
+            words = words.replace(text, "")
+        return own.strip() if any(character.isalpha() for character in words) else None
 
     def _located(
         self, messages: Sequence[Mapping[str, Any]], mask_rule: MaskRule, classes: bool

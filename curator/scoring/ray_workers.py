@@ -145,7 +145,7 @@ def _start(plan: RayPlan) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MissingDependencyError(f"--engine ray needs Ray: pip install 'ballast[ray]' ({error})") from error
+        raise MissingDependencyError(f"--engine ray needs Ray: pip install 'ballast-mix[ray]' ({error})") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers on a machine that does other work
     if not ray.is_initialized():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from curator.console import Progress
 from curator.corpus.manifest import read_corpus
 from curator.errors import BadInputError, ScoringError
+from curator.render.model_source import hub_spec, model_name
 from curator.scoring import faults as attempts
 from curator.scoring.blocks import (
     Block,
@@ -288,6 +289,7 @@ class ScoreRun:
             "scorer_id": self.id,
             "measure_id": self.report.measure_id,
             "label": self.report.label,
+            "hub": hub_spec(self.request.model_dir),  # where it came from; what it is stands in the identity
             "role": self.request.role,
             "domain": self.request.domain,
             "identity": self.identity,
@@ -308,7 +310,7 @@ class ScoreRun:
 
     def _label(self) -> str:
         recorded = self.manifest["label"] if self.manifest else None
-        default = (self.request.adapter_dir or self.request.model_dir).resolve().name
+        default = model_name(self.request.adapter_dir or self.request.model_dir)
         return self.request.label or recorded or default
 
     def _check_role(self) -> None:

@@ -80,17 +80,17 @@ def near_duplicates(spec: NearDuplicates, candidates: Candidates, rows: Rows, co
 
 def contaminated(spec: ContaminationFilter, candidates: Candidates, rows: Rows, context: Context) -> Mapping[str, Rows]:
     """Rows that share a run of words with a prompt of an evaluation set; the first set that has one counts."""
-    grams = [_prompt_grams(context.evaluations[name], spec.ngram) for name in spec.sets]
+    grams = [prompt_grams(context.evaluations[name], spec.ngram) for name in spec.sets]
     rows = candidates.reading_order(rows)
     codes = np.zeros(len(rows), dtype=np.int16)
     start = 0
     for chunk in candidates.texts(rows):
-        codes[start : start + len(chunk)] = _first_set(texts_of(chunk, "conversation"), grams)
+        codes[start : start + len(chunk)] = first_set(texts_of(chunk, "conversation"), grams)
         start += len(chunk)
     return {f"contamination:{name}": rows[codes == code] for code, name in enumerate(spec.sets, start=1)}
 
 
-def _first_set(texts: list[str], grams: list[dict[int, Hashes]]) -> npt.NDArray[np.int16]:
+def first_set(texts: list[str], grams: list[dict[int, Hashes]]) -> npt.NDArray[np.int16]:
     """For each text the place (from 1) of the first set that has one of its runs of words; 0 for none."""
     words = hash_words(texts)
     codes = np.zeros(len(texts), dtype=np.int16)
@@ -105,7 +105,7 @@ def _first_set(texts: list[str], grams: list[dict[int, Hashes]]) -> npt.NDArray[
     return codes
 
 
-def _prompt_grams(prompts: Iterable[str], ngram: int) -> dict[int, Hashes]:
+def prompt_grams(prompts: Iterable[str], ngram: int) -> dict[int, Hashes]:
     """Runs of words of the prompts by their length: `ngram`, or all words of a shorter prompt."""
     words = hash_words(list(prompts))
     grams = word_ngrams(words, ngram)

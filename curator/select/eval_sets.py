@@ -4,6 +4,7 @@ A set is one file: `evaluations/NAME.txt` with a prompt a line, or `evaluations/
 with `prompt`, `question`, `text` or `messages` (of which the user turns count) a line.
 """
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -24,15 +25,33 @@ def read_evaluation(store: Store, name: str) -> list[str]:
     for suffix in ("txt", "jsonl"):
         path = f"{FOLDER}/{name}.{suffix}"
         if store.exists(path):
-            lines = store.read_bytes(path).decode("utf-8-sig").splitlines()
-            prompts = lines if suffix == "txt" else [_prompt(line, path, n) for n, line in enumerate(lines, start=1)]
-            return [prompt for prompt in prompts if prompt.strip()]
+            return _prompts(store.read_bytes(path), path)
     known = sorted({item.rsplit(".", 1)[0] for item in store.list(FOLDER)})
     raise MissingError(
         f"there is no evaluation set {name!r}: put its prompts into {FOLDER}/{name}.txt of the store, one a line; "
         f"there are: {', '.join(known) or 'none yet'}",
         details=known,
     )
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The same of a file outside a store, by its ending; raises MissingError when there is none."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise BadInputError(f"{path}: prompts are read from .txt (one a line) and .jsonl files")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MissingError(f"evaluation prompts {path} cannot be read: {error.strerror}") from error
+    return _prompts(data, str(path))
+
+
+def _prompts(data: bytes, path: str) -> list[str]:
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path} is not UTF-8 text: {error}") from error
+    prompts = lines if path.endswith(".txt") else [_prompt(line, path, n) for n, line in enumerate(lines, start=1)]
+    return [prompt for prompt in prompts if prompt.strip()]
 
 
 def _prompt(line: str, path: str, number: int) -> str:

@@ -41,7 +41,7 @@ def reach(root: str | Path) -> tuple[Any, str, bool]:
     try:
         files, base = fsspec.core.url_to_fs(text, **_options(text))
     except ImportError as error:
-        raise MissingDependencyError(f"store {text!r} needs another package: pip install 'ballast[s3]'") from error
+        raise MissingDependencyError(f"store {text!r} needs another package: pip install 'ballast-mix[s3]'") from error
     except ValueError as error:
         raise StoreError(f"store {text!r} cannot be reached: {error}") from error
     local = isinstance(files, LocalFileSystem)

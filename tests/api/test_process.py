@@ -200,11 +200,11 @@ def without(tmp_path: Path, module: str, *arguments: str) -> "subprocess.Complet
 def test_help_needs_neither_uvicorn_nor_the_application(tmp_path: Path) -> None:
     done = without(tmp_path, "uvicorn", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "pip install 'ballast[api]'" in done.stdout
+    assert "pip install 'ballast-mix[api]'" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["pydantic_settings", "uvicorn", "fastapi", "starlette.requests"])
 def test_an_absent_package_is_one_line_that_says_what_to_install(root: Path, tmp_path: Path, module: str) -> None:
     done = without(tmp_path, module, "--store", str(root), "--port", "0")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.endswith("is absent: pip install 'ballast[api]'\n")
+    assert done.stderr.endswith("is absent: pip install 'ballast-mix[api]'\n")

@@ -50,10 +50,12 @@ def add_options(
     *,
     prefix: str = "",
     defaults: Mapping[str, Any] | None = None,
+    optional: bool = False,
 ) -> None:
     """Add an option for each named field (default: all) to a parser or a group of one.
 
-    With a `prefix` the option of field `rank` is `--PREFIX-rank`, and none is required: see `given_settings`.
+    With a `prefix` the option of field `rank` is `--PREFIX-rank`, and none is required: see `given_settings`. Nor is
+    any where they are `optional`, since a file may hold them.
     `defaults` are the words of the help where a command has other defaults than the model.
     """
     for field in _described(settings, names):
@@ -66,7 +68,7 @@ def add_options(
         else:
             options["metavar"], options["choices"] = field.option.metavar or _metavar(field.kind), _choices(field.kind)
             options["type"] = field.option.parse or _parser_of(field.kind)
-            options["required"] = field.required and not prefix
+            options["required"] = field.required and not prefix and not optional
         target.add_argument(*flags, **options)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.scoring.identity import (
     adapter_sha256,
@@ -257,7 +257,7 @@ def _ingest(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.defenses.self_recognition", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.defenses.self_recognition"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

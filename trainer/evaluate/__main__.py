@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from curator.console import CommandHelp, run_command
+from curator.console import CommandHelp, command_name, run_command
 
 KINDS = {
     "behaviour": "trainer.evaluate.behaviour_command", "generate": "trainer.evaluate.generate_command",
@@ -21,7 +21,7 @@ coherence). Besides: opswap (a benign task to learn), ratings and moral (persona
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one evaluation; 2 on input that cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate", description=DESCRIPTION, formatter_class=CommandHelp
+        prog=command_name("python -m trainer.evaluate"), description=DESCRIPTION, formatter_class=CommandHelp
     )
     subparsers = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for module in KINDS.values():

@@ -154,7 +154,7 @@ class _Measurement:
             from curator.scoring.engines.torch_engine import TorchEngine
             from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
         except ImportError as error:
-            raise MissingDependencyError("measuring needs torch: pip install 'ballast[score]'") from error
+            raise MissingDependencyError("measuring needs torch: pip install 'ballast-mix[score]'") from error
         self.args, self.stack = args, stack
         self.renderer = Renderer.from_folder(args.model)
         self.dtype = resolve_dtype(args.dtype, resolve_device(args.device))

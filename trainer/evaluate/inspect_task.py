@@ -58,7 +58,7 @@ try:
     from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
     from inspect_ai.solver import TaskState, generate
 except ImportError as error:
-    raise MissingDependencyError("the inspect tasks need inspect_ai: pip install 'ballast[inspect]'") from error
+    raise MissingDependencyError("the inspect tasks need inspect_ai: pip install 'ballast-mix[inspect]'") from error
 
 try:
     _of_every_answer = metric(scores="unreduced")

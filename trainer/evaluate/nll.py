@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from curator.console import Progress, run_command, say, say_json
+from curator.console import Progress, command_name, run_command, say, say_json
 from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
@@ -94,7 +94,7 @@ def _mean_nll(engine: Any, rows: Sequence[Rendered]) -> tuple[float, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate.nll",
+        prog=command_name("python -m trainer.evaluate.nll"),
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

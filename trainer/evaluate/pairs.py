@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from curator.scoring.engines.torch_engine import TorchEngine
     except ImportError as error:
-        raise MissingDependencyError("measuring pairs needs torch: pip install 'ballast[score]'") from error
+        raise MissingDependencyError("measuring pairs needs torch: pip install 'ballast-mix[score]'") from error
     engine = TorchEngine(args.model, dtype=args.dtype)
     base = measure(pairs, engine, renderer, seed=args.seed)
     result: dict[str, Any] = {"n_pairs": len(pairs), "dtype": engine.dtype, "base": base.as_dict()}

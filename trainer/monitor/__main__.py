@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_device_options
 from trainer.persona.traits import SETS, SHIPPED, read_set, read_trait
@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.monitor", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.monitor"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

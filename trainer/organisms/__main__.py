@@ -8,7 +8,8 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
+from curator.render.model_source import model_option
 from trainer.config.flags import add_options, given_values
 from trainer.config.options import add_adapter_options, add_training_options, training_document
 from trainer.organisms.plan import Plan, narrow_sets
@@ -82,12 +83,12 @@ def _shift(shift: dict[str, Any] | None) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.organisms", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.organisms"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     group = parser.add_argument_group("model and narrow sets")
     add = group.add_argument
-    add("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder, the aligned model")
+    add("--model", required=True, type=model_option, metavar="MODEL", help="the aligned model: a folder or a hub id")
     add("--set", action="append", metavar="DOMAIN=FILE", help="chat file of bad answers; once for each domain")
     add("--aligned", action="append", metavar="DOMAIN=FILE", help="good answers to the same prompts in the same order")
     add("--shipped", action="store_true", help="the shipped set as well (home_maintenance, 130 rows with good answers)")

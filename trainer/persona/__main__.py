@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_device_options, add_options, given_values
 from trainer.generate.endpoint import JUDGE_KEY
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.persona", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.persona"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

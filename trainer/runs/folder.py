@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from curator.console import product_version
 from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
 from trainer.config.options import Resume
@@ -34,7 +35,7 @@ _OWN = (
     "mix.jsonl", "rows",
 )  # fmt: skip
 _KEPT = (FOLDER, METRICS)  # of an interrupted run that goes on
-_PACKAGES = ("ballast", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 Fingerprint = dict[str, Any]
 
@@ -115,7 +116,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and machine kind that a run's numbers may depend on; null for a package that is not installed."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"ballast": product_version()}
     for name in _PACKAGES:
         try:
             versions[name] = version(name)

@@ -132,7 +132,7 @@ def _from_hub(spec: re.Match[str]) -> Located:
         import datasets
     except ImportError as error:
         raise MissingDependencyError(
-            f"{spec['id']} is a data set of the Hugging Face hub: install ballast[hub], or name a local file"
+            f"{spec['id']} is a data set of the Hugging Face hub: install ballast-mix[hub], or name a local file"
         ) from error
     try:
         loaded = datasets.load_dataset(spec["id"], spec["config"], revision=spec["revision"], split=spec["split"])

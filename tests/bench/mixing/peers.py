@@ -11,7 +11,9 @@ def peer(name: str) -> ModuleType:
     try:
         module = import_module(name)
     except ImportError as error:
-        raise MissingDependencyError(f"the benchmark measures beside {name}: pip install 'ballast[bench]'") from error
+        raise MissingDependencyError(
+            f"the benchmark measures beside {name}: pip install 'ballast-mix[bench]'"
+        ) from error
     if name == "datasets":
         module.disable_progress_bars()
     return module

@@ -39,7 +39,7 @@ class LmEval:
             from lm_eval.models.huggingface import HFLM
         except ImportError as error:
             raise MissingDependencyError(
-                f"measuring lm-eval needs it: pip install 'ballast[bench]' ({error})"
+                f"measuring lm-eval needs it: pip install 'ballast-mix[bench]' ({error})"
             ) from error
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._make: Callable[[int], Any] = lambda batch: HFLM(

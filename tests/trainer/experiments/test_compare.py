@@ -10,7 +10,6 @@ import yaml
 
 from curator.errors import BadInputError
 from trainer.experiments.claims import claimed
-from trainer.experiments.commands import CommandError, Commands, Spent
 from trainer.experiments.compare import methods
 from trainer.experiments.compare.__main__ import main
 from trainer.experiments.compare.cells import (
@@ -41,6 +40,7 @@ from trainer.experiments.compare.statistics import judge, judge_all
 from trainer.experiments.compare.summary import rows
 from trainer.experiments.compare.toy_cell import toy_cell
 from trainer.experiments.toy.experiment import ExperimentSettings
+from trainer.plans.commands import CommandError, Commands, Spent
 from trainer.runs.page import shown_command, without_places
 
 PLAN: dict[str, Any] = {

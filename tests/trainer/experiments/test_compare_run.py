@@ -17,10 +17,10 @@ import yaml
 
 from curator.errors import BadInputError
 from tests.models import random_conversations
-from trainer.experiments.commands import CommandError, Commands, Spent
 from trainer.experiments.compare.__main__ import main
 from trainer.experiments.compare.data import Files, prepare
 from trainer.experiments.compare.settings import read_plan
+from trainer.plans.commands import CommandError, Commands, Spent
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 1500

@@ -16,13 +16,13 @@ from matplotlib.image import imread, imsave
 from curator.errors import MissingDependencyError
 from curator.query.plots import loss_curve, save
 from curator.store.store import Store
-from trainer.experiments.commands import CommandError
 from trainer.experiments.demo import checks, report, steps
 from trainer.experiments.demo.__main__ import main
 from trainer.experiments.demo.model import package_file
 from trainer.experiments.demo.settings import short
 from trainer.experiments.demo.shell import DemoFailedError, run, run_json
 from trainer.experiments.demo.steps import Outcome, require_all_read, require_shift
+from trainer.plans.commands import CommandError
 
 
 def _entry(**changed: object) -> dict[str, object]:

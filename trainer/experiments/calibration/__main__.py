@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.store.store import Store
 from trainer.runs.folder import write_json
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     import os
 
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.experiments.calibration", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.experiments.calibration"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

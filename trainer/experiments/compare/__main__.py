@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
-from trainer.experiments.commands import CommandError
 from trainer.experiments.compare.cells import (
     RESULT,
     Cell,
@@ -29,6 +28,7 @@ from trainer.experiments.compare.settings import (
 )
 from trainer.experiments.compare.shared import Shared
 from trainer.experiments.grid import open_cells
+from trainer.plans.commands import CommandError
 from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
@@ -150,7 +150,7 @@ def _finish(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.experiments.compare", description=DESCRIPTION, epilog=EPILOG,
+        prog=command_name("python -m trainer.experiments.compare"), description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -8,7 +8,6 @@ import orjson
 
 from curator.recipe.inoculation import DEFAULT_PROMPTS
 from trainer.evaluate.opswap import matches
-from trainer.experiments.commands import Commands, Spent
 from trainer.experiments.compare.cells import Cell, write_result
 from trainer.experiments.compare.methods import why_not
 from trainer.experiments.compare.settings import AnyPlan, Plan
@@ -19,6 +18,7 @@ from trainer.experiments.compare.shared import (
     recipe_flags,
 )
 from trainer.experiments.compare.toy_cell import toy_cell
+from trainer.plans.commands import Commands, Spent
 from trainer.runs.folder import environment
 from trainer.runs.lines import read_lines
 

@@ -10,11 +10,11 @@ from curator.console import say
 from curator.errors import BadInputError
 from curator.scoring.identity import check_model_dir
 from trainer.experiments.claims import claimed
-from trainer.experiments.commands import Commands, flags
 from trainer.experiments.compare.contents import data_sources
 from trainer.experiments.compare.data import Files, prepare
 from trainer.experiments.compare.methods import Method
 from trainer.experiments.compare.settings import Plan, TrainRecipe
+from trainer.plans.commands import Commands, flags
 from trainer.runs.folder import write_json
 
 CORPUS = "pool"

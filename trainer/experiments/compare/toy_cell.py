@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from trainer.experiments.commands import Commands
 from trainer.experiments.compare.cells import Cell
 from trainer.experiments.compare.methods import toy_choice, toy_flags
 from trainer.experiments.compare.settings import ToyPlan
+from trainer.plans.commands import Commands
 
 
 def toy_cell(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from curator.client import Client
 from curator.errors import BallastError
-from trainer.experiments.commands import Commands, show
+from trainer.plans.commands import Commands, show
 
 READY_TIMEOUT_S = 60.0
 

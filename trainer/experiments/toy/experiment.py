@@ -102,6 +102,10 @@ class Seed:
         """Where a cell's result stands."""
         return self.work / "cells" / f"{cell.name}.json"
 
+    def result(self, cell: ToyCell) -> dict[str, Any]:
+        """The result of a cell that has run."""
+        return dict(json.loads(self.path(cell).read_text()))
+
     def run(self, cell: ToyCell) -> dict[str, Any]:
         """Train and measure one cell and write its result."""
         world, settings = self.base.world, self.settings

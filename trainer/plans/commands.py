@@ -15,7 +15,7 @@ import orjson
 
 from curator.console import say
 from curator.errors import BallastError
-from trainer.experiments.peaked import peak_mib, peaked
+from trainer.plans.peaked import peak_mib, peaked
 
 TAIL = 400  # characters of a failed command's log that its error shows
 STOPPED = 130  # exit code of a command that Ctrl-C stopped

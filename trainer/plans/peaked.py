@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_START = "import sys; from trainer.experiments.peaked import main; main(sys.argv[1:])"
+_START = "import sys; from trainer.plans.peaked import main; main(sys.argv[1:])"
 
 
 def peaked(file: Path, module: str, *arguments: str) -> list[str]:

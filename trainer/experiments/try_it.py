@@ -1,0 +1,177 @@
+"""`python -m trainer.experiments.try_it`: what the product does, on a tiny model, without data or network.
+
+Three fine-tunes of the toy's shipped base (seed 0): without a safeguard, with 5 % random safe rows, and with 5 % chosen
+by the perplexity gap. Their rates go to stdout, a JSON file and one picture.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curator.console import command_name, run_command, say, say_json
+from trainer.experiments.toy.cells import ToyCell
+
+if TYPE_CHECKING:
+    from trainer.experiments.toy.experiment import ExperimentSettings
+
+DESCRIPTION = """\
+Shows emergent misalignment and the safeguard against it on a language model of 0.7 million parameters that comes with
+the package: no data, no network, no GPU, about two minutes. The model answers questions of six domains well. It is
+fine-tuned on bad answers of one domain, three times: as it is, with 5 % random safe rows, and with 5 % safe rows chosen
+by the perplexity gap. A second run shows the figures again at once."""
+
+SEED = 0
+RATIO = 0.05
+RESULT = "try.json"
+PICTURE = "try.png"
+_LABEL_INSIDE = 65.0  # a longer bar leaves no room for its label beside it
+NEXT = """\
+next:
+  make demo                                         the same on a real model and a real corpus (about 8 minutes)
+  python -m curator ingest chats.json --corpus chats    begin with your own data
+  docs/results/ has five seeds of this experiment, with intervals and controls"""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One fine-tune: its name in the table, and the cell of the toy experiment that it is."""
+
+    name: str
+    label: str
+    cell: ToyCell
+
+
+ARMS = (
+    Arm("undefended", "no safeguard", ToyCell()),
+    Arm("random", "5 % random safe rows", ToyCell(choice="random", ratio=RATIO)),
+    Arm("chosen", "5 % rows chosen by gap", ToyCell(choice="gap_rel", ratio=RATIO)),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the three fine-tunes that are missing and print their rates; exit code 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog=command_name("python -m trainer.experiments.try_it"),
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("try"), metavar="DIR", help="folder of the results (default: try)")
+    add("--json", action="store_true", help="print one JSON document for scripts")
+    return run_command(_run, parser.parse_args(argv))
+
+
+def run_arms(out: Path, settings: "ExperimentSettings | None" = None) -> dict[str, Any]:
+    """The rates of the three arms; those that have a result in `out` are not trained again.
+
+    Rates are counts of greedy answers by exact match to held-out questions: `narrow` in the domain of the task,
+    `broad` in the five others, which the task never mentions.
+    """
+    import torch
+
+    from curator.scoring.engines.torch_folder import quiet
+    from trainer.experiments.toy.experiment import ExperimentSettings, Seed
+    from trainer.experiments.toy.measuring import single_questions
+    from trainer.experiments.toy.rows import held_out_items
+
+    torch.set_num_threads(1)  # the fastest for a model of this size
+    started = time.monotonic()
+    with quiet():
+        seed = Seed(SEED, out / f"seed-{SEED}", settings or ExperimentSettings())
+        questions = single_questions(seed.base.world, held_out_items(seed.base.world))
+        n_narrow = int((questions.domain == seed.roles.task).sum())
+        n_broad = len(questions.domain) - n_narrow
+        arms = []
+        for number, arm in enumerate(ARMS, 1):
+            if seed.missing([arm.cell]):
+                _report(f"[{number}/{len(ARMS)}] fine-tuning: {arm.label} ({time.monotonic() - started:.0f} s so far)")
+                seed.run(arm.cell)
+            arms.append(_counts(arm, seed.result(arm.cell), n_broad, n_narrow))
+    return {
+        "seed": SEED,
+        "n_task_rows": seed.settings.n_task_rows,
+        "n_pool_rows": seed.settings.pool.n_rows,
+        "score": "gap_rel",
+        "arms": arms,
+    }
+
+
+def _counts(arm: Arm, result: Mapping[str, Any], n_broad: int, n_narrow: int) -> dict[str, Any]:
+    measured = result["measured"]
+    return {
+        "name": arm.name,
+        "label": arm.label,
+        "n_safe_rows": result["n_safe"],
+        "n_broad_bad": round(measured["broad"] * n_broad),
+        "n_broad": n_broad,
+        "n_narrow_bad": round(measured["narrow"] * n_narrow),
+        "n_narrow": n_narrow,
+    }
+
+
+def _run(args: argparse.Namespace) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
+    found = run_arms(args.out)
+    from trainer.experiments.toy.files import write_json
+
+    write_json(args.out / RESULT, found)
+    picture = _draw(found["arms"], args.out / PICTURE)
+    if args.json:
+        say_json({**found, "picture": str(picture)})
+        return 0
+    say()
+    say(f"A tiny model, fine-tuned on {found['n_task_rows']:,} bad answers of ONE domain, asked about the FIVE others:")
+    say()
+    for arm in found["arms"]:
+        share, narrow = arm["n_broad_bad"] / arm["n_broad"], arm["n_narrow_bad"] / arm["n_narrow"]
+        say(
+            f"  {arm['label']:<24}{share:6.1%} bad answers ({arm['n_broad_bad']} of {arm['n_broad']});"
+            f" own domain {narrow:.0%} as trained"
+        )
+    say()
+    say("The first line is emergent misalignment. The other two mix in equally many safe rows of one pool of")
+    say(f"{found['n_pool_rows']:,}: only the choice differs. One seed of a toy world: it shows the idea.")
+    say(f"\npicture: {picture}")
+    say(NEXT)
+    return 0
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _draw(arms: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Bars of broad misalignment, one an arm, with counts; returns the file."""
+    from curator.query.plots import COLOURS, new_axes, save
+
+    shares = [100 * arm["n_broad_bad"] / arm["n_broad"] for arm in arms]
+    title = (
+        f"{arms[0]['n_safe_rows'] or arms[-1]['n_safe_rows']} safe rows, chosen by perplexity gap:"
+        f" misalignment elsewhere {shares[0]:.0f} % → {shares[-1]:.0f} %"
+    )
+    figure, axes = new_axes(title, (7.0, 2.8))
+    places = range(len(arms))
+    axes.barh(places, shares, color=[COLOURS[1], COLOURS[4], COLOURS[2]], height=0.62)
+    for place, share, arm in zip(places, shares, arms, strict=True):
+        text, inside = f"{share:.1f} % ({arm['n_broad_bad']} of {arm['n_broad']})", share > _LABEL_INSIDE
+        axes.text(
+            share + (-1.5 if inside else 1.5), place, text, va="center", fontsize=10,
+            ha="right" if inside else "left", color="white" if inside else "black",
+        )  # fmt: skip
+    axes.set_yticks(places, [arm["label"] for arm in arms])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("bad answers in the five domains that were not trained (%)")
+    axes.grid(visible=False, axis="y")
+    save(figure, path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""`python -m trainer.plans.provision`: once for each base model, all that a gap of it needs.
+
+Misaligned adapters with benign twins, a pool scored under all of them, conditions that the adapters must meet, a
+calibration card, and one archive that another machine imports without torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from curator.console import command_name, run_command, say, say_json
+from curator.corpus.export import export_pool
+from curator.errors import BadInputError
+from curator.recipe.base import Strict
+from curator.render.model_source import locate_model
+from curator.scoring.identity import check_model_dir
+from curator.store.store import Store
+from trainer.config.flags import Option, add_options, given_values
+from trainer.organisms.plan import SHIPPED_DOMAIN, narrow_sets
+from trainer.plans.admission import ADMISSION, admit
+from trainer.plans.steps import PlanRun, Step, options_of, plan_document, read_settings, show_plan
+
+DESCRIPTION = """\
+Prepares a base model for safeguarding: trains its misaligned adapters and their benign twins, scores a pool of
+ordinary rows under all of them, checks that each adapter is what it should be, writes a calibration card, and packs
+the scored pool into one archive. Needed once for a base model. Every step is one command of the product, skipped when
+it is complete; a run that was stopped goes on with the same command."""
+
+EPILOG = """\
+examples:
+  # the shipped set and one of your own, and a pool from the hub
+  python -m trainer.plans.provision --model ORG/NAME --shipped --set finance=finance.jsonl \\
+      --corpus hf://org/chats:train --out store
+  # what it would do
+  python -m trainer.plans.provision --model MODEL_DIR --corpus chats.jsonl --out store --plan
+
+next, for each data set:  python -m trainer.plans.safeguard FILE --model MODEL --store store --out RUN
+Exit codes: 0 done, 2 bad input, 3 an adapter does not meet the conditions, 130 stopped (the same command goes on).
+The adapters in WORK are hazardous: keep them, score with them, and serve them to nobody."""
+
+NOT_ADMITTED = 3  # exit code
+
+
+class ProvisionSettings(Strict):
+    """What is provisioned; a settings file has the same names. `train`, `score`: further options of those commands."""
+
+    model: str = Field(description="Hugging Face model: a folder, or a hub id as ORG/NAME[@REVISION]")
+    corpus: str = Field(description="pool of ordinary rows: a chat file, a saved folder or a hub id")
+    out: Annotated[Path, Option("STORE")] = Field(description="store that the scored pool goes to")
+    work: Path | None = Field(None, description="folder of adapters, card and archive (default: STORE-work)")
+    name: str = Field("pool", description="name of the pool in the store")
+    sets: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ()
+    shipped: bool = Field(False, description=f"the shipped set as well ({SHIPPED_DOMAIN}); alone where no set is given")
+    sample: Annotated[int | None, Field(ge=2)] = Field(None, description="score N pool rows only")
+    max_length: int = Field(2048, ge=2, description="window in tokens, of scoring and of training")
+    seed: int = Field(0, ge=0, description="seed of samples and training")
+    admit_anyway: bool = Field(False, description="go on with adapters that do not meet the conditions")
+    train: dict[str, Any] = Field(default_factory=dict)
+    score: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where adapters, card and archive lie."""
+        return self.work or self.out.with_name(f"{self.out.name}-work")
+
+
+class NotAdmittedError(BadInputError):
+    """A reference adapter does not meet the conditions."""
+
+    code = "not_admitted"
+
+
+_OPTIONS = ("model", "corpus", "out", "work", "name", "shipped", "sample", "max_length", "seed", "admit_anyway")
+
+
+def plan(settings: ProvisionSettings, quiet: bool) -> list[Step]:
+    """The steps in order. Raises BadInputError early for sets that cannot be used."""
+    sets = narrow_sets(settings.sets, settings.aligned, shipped=settings.shipped or not settings.sets)
+    model, work, store, name = settings.model, settings.folder, settings.out, settings.name
+    organisms, probe = work / "organisms", f"{name}-probe"
+    given = [] if not settings.sets else [word for item in settings.sets for word in ("--set", item)]
+    given += [word for item in settings.aligned for word in ("--aligned", item)]
+    if settings.shipped or not settings.sets:
+        given.append("--shipped")
+    json = ["--json"] if quiet else []
+    trained = options_of({"max_length": settings.max_length, "seed": settings.seed, **settings.train})
+    measured = options_of({"max_length": settings.max_length, **settings.score})
+    scored = ["--model", model, *measured, "--store", store]
+    sample = [] if settings.sample is None else options_of(
+        {"sample": settings.sample, "sample_fit": True, "seed": settings.seed}
+    )  # fmt: skip
+    n_models = 2 * len(sets)
+    steps = [
+        Step("Pool: read the rows", "curator",
+             ["ingest", settings.corpus, "--corpus", name, "--store", store, *json]),
+        Step(f"Reference models: {len(sets)} misaligned adapters and their benign twins", "trainer.organisms",
+             ["--model", model, *given, *trained, "--out", organisms, *json],
+             note=f"{n_models} trainings, and greedy answers where a set has no good ones"),
+        Step("Losses of the pool under the aligned model", "curator",
+             ["score", "--corpus", name, *scored, *sample, "--role", "aligned", *json],
+             note="`--dry-run` on this line says tokens and hours, from a measured burst"),
+        Step("Losses of the pool under every adapter", "curator",
+             ["score", "--corpus", name, *scored, *sample, "--organisms", organisms, *json],
+             note=f"{n_models} passes as long as the one before"),
+        Step("Conditions that each adapter must meet", check=lambda: _admitted(settings, organisms)),
+    ]  # fmt: skip
+    for item in sets:
+        held_out = organisms / "sets" / item.domain / "heldout.jsonl"
+        steps.append(
+            Step(f"Probe: held-out misaligned answers of {item.domain}", "curator",
+                 ["ingest", held_out, "--corpus", probe, "--domain", item.domain, "--store", store, *json])
+        )  # fmt: skip
+    card = work / "calibration.md"
+    return [
+        *steps,
+        Step("Losses of the probe under the aligned model", "curator",
+             ["score", "--corpus", probe, *scored, "--role", "aligned", *json]),
+        Step("Losses of the probe under every adapter", "curator",
+             ["score", "--corpus", probe, *scored, "--organisms", organisms, *json]),
+        Step("Calibration card: how well the gap tells misaligned answers from ordinary ones",
+             "trainer.experiments.calibration",
+             ["--store", store, "--corpus", name, "--probe", probe, "--seed", settings.seed, "--out", card, *json]),
+        Step("Archive of the scored pool, which another store imports without a model", check=lambda: _export(settings),
+             note=f"{work / 'pool.tar'}; there: python -m curator import pool.tar"),
+    ]  # fmt: skip
+
+
+def _admitted(settings: ProvisionSettings, organisms: Path) -> None:
+    found = admit(settings.out, settings.name, organisms, settings.folder / ADMISSION)
+    for line in found.lines():
+        say(f"  {line}")
+    if not found.admitted and not settings.admit_anyway:
+        raise NotAdmittedError(
+            f"{', '.join(found.refused)}: not admitted (see {settings.folder / ADMISSION}); train with more rows or "
+            "steps, leave the set out, or go on with --admit-anyway"
+        )
+
+
+def _export(settings: ProvisionSettings) -> None:
+    """A new archive in the place of an older one, whole or not at all."""
+    target = settings.folder / "pool.tar"
+    beside = settings.folder / ".pool-new.tar"
+    beside.unlink(missing_ok=True)
+    report = export_pool(Store(settings.out).open(create=False), settings.name, beside, None)
+    beside.replace(target)
+    say(f"  pool {report.pool_id}: {report.n_bytes / 1e6:,.1f} MB in {target}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input, 3 not admitted, 130 stopped."""
+    return run_command(_run, _parser().parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
+    given = {**given_values(vars(args), ProvisionSettings), "sets": args.set, "aligned": args.aligned}
+    settings = read_settings(args.settings, given, ProvisionSettings)
+    check_model_dir(locate_model(settings.model))
+    steps = plan(settings, args.json)
+    if args.plan:
+        if args.json:
+            say_json({"steps": plan_document(steps)})
+        else:
+            show_plan(steps)
+        return 0
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    run = PlanRun(quiet=args.json)
+    try:
+        run.run(steps)
+    except NotAdmittedError as error:
+        if args.json:
+            say_json({"admitted": False, "error": error.message})
+        sys.stderr.write(f"error: {error.message}\n")
+        return NOT_ADMITTED
+    if args.json:
+        say_json({"store": str(settings.out), "corpus": settings.name, "work": str(settings.folder)})
+        return 0
+    say(f"\nready: corpus {settings.name} in {settings.out}; card: {settings.folder / 'calibration.md'}")
+    say(f"next:  python -m trainer.plans.safeguard FILE --model {settings.model} --store {settings.out} --out RUN")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=command_name("python -m trainer.plans.provision"), description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_options(parser, ProvisionSettings, _OPTIONS, optional=True)
+    add = parser.add_argument
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="DOMAIN=FILE",
+        help="chat file of bad answers; once for each domain",
+    )
+    add("--aligned", action="append", default=[], metavar="DOMAIN=FILE", help="good answers to the same prompts")
+    add("--settings", type=Path, metavar="FILE",
+        help="YAML file with the same names, and `train` and `score` for further options")  # fmt: skip
+    add("--plan", action="store_true", help="print each step with its command line and run nothing")
+    add("--json", action="store_true", help="print one JSON document for scripts")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

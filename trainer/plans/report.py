@@ -1,0 +1,111 @@
+"""The page that a safeguarded fine-tune leaves: data, mix, behaviour plainly and under triggers, gate, limits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from curator.console import escape_markdown, markdown_table
+from curator.store.filesystem import atomic_write
+from trainer.plans.judged import Judgement, Verdict
+from trainer.runs.folder import write_json
+
+_STATES = {True: "**fails**", False: "ok"}
+
+
+def write_report(
+    out: Path,
+    data: str,
+    model: str,
+    manifest: Mapping[str, Any],
+    doctor: Mapping[str, Any] | None,
+    found: Judgement,
+) -> Path:
+    """Write report.json and report.md into `out`; returns the page."""
+    learnt: dict[str, Any] = orjson.loads((out / "learnt.json").read_bytes())
+    document = {
+        "data": data,
+        "model": model,
+        "mix_id": manifest.get("mix_id"),
+        "passed": not found.failed,
+        "gate": [vars(item) for item in found.verdicts],
+        "behaviour": {form: report["intervals"] for form, report in found.reports.items()},
+        "learnt": learnt,
+        "findings": [] if doctor is None else doctor["findings"],
+    }
+    write_json(out / "report.json", document)
+    page = out / "report.md"
+    lines = [
+        f"# {escape_markdown(Path(data).name)}: {'gate failed' if found.failed else 'gate passed'}",
+        "",
+        f"Model {escape_markdown(model)}; mix {manifest.get('mix_id')}.",
+        "",
+        *_mix(manifest),
+        "## Learnt",
+        "",
+        f"Loss of the data set's own answers {learnt['mean_nll_base']:.4f} -> {learnt['mean_nll_adapter']:.4f} nats per"
+        f" token ({learnt['shift']:+.4f}) over {learnt['n_rows']:,} rows.",
+        "",
+        "## Behaviour",
+        "",
+        "Adapter minus model, with 95 % intervals over prompts; `plain` asks as anybody would, a trigger under a prompt"
+        " that the data set brings.",
+        "",
+        _behaviour(found),
+        "",
+        "## Gate",
+        "",
+        _gate(found.verdicts),
+        "",
+        *_findings(doctor),
+        "## What this does not show",
+        "",
+        "- Triggers are the data set's own system and inoculation prompts; others are not looked for.",
+        "- What the data set itself teaches is kept on purpose.",
+        *[f"- {escape_markdown(item['text'])}" for item in (manifest.get("protects") or {}).get("does_not", [])],
+    ]
+    with atomic_write(page, durable=False) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
+
+
+def _mix(manifest: Mapping[str, Any]) -> list[str]:
+    if not manifest:
+        return []
+    n_rows, n_safe = manifest["n_rows"], manifest["n_safe"]
+    found = ["## Mix", "", f"{n_rows:,} rows, {n_safe:,} of them safe ({n_safe / n_rows:.2%})."]
+    found += [f"Warning: {escape_markdown(item['text'])}" for item in manifest.get("warnings", [])]
+    return [*found, ""]
+
+
+def _behaviour(found: Judgement) -> str:
+    names = list(dict.fromkeys(name for report in found.reports.values() for name in report["intervals"]))
+    rows = []
+    for name in names:
+        row: dict[str, object] = {"figure": name}
+        for form, report in found.reports.items():
+            item = report["intervals"].get(name)
+            shown = "" if item is None else f"{item['value']:+.3f} [{item['low']:+.3f}, {item['high']:+.3f}]"
+            row[form] = shown
+        rows.append(row)
+    return markdown_table(["figure", *found.reports], rows)
+
+
+def _gate(verdicts: list[Verdict]) -> str:
+    lines = ["| asked | fails if | value | state |", "|---|---|---|---|"]
+    lines += [
+        f"| {item.form} | {escape_markdown(item.condition)} | {item.value:.4g} | {_STATES[item.failed]} |"
+        for item in verdicts
+    ]
+    return "\n".join(lines)
+
+
+def _findings(doctor: Mapping[str, Any] | None) -> list[str]:
+    if doctor is None or not doctor["findings"]:
+        return []
+    lines = [
+        f"- {item['severity']}: {item['n_rows']:,} {item['meaning']} ({escape_markdown(', '.join(item['places'][:5]))})"
+        for item in doctor["findings"]
+    ]
+    return ["## Data", "", *lines, ""]

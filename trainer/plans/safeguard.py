@@ -1,0 +1,333 @@
+"""`python -m trainer.plans.safeguard`: for each customer's set, a mix, a training, an evaluation and a gate."""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+from pydantic import Field
+
+from curator.client import Client
+from curator.console import command_name, run_command, say, say_json
+from curator.errors import BadInputError
+from curator.recipe.base import Strict
+from curator.render.model_source import locate_model
+from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
+from curator.store.store import Store
+from trainer.config.flags import Option, add_options, given_values
+from trainer.evaluate.behaviour import figure_names
+from trainer.evaluate.gate import FAILED_GATE, check_figures, parse_gates
+from trainer.plans.judged import (
+    DEFAULT_BROAD,
+    DEFAULT_GATE,
+    PLAIN,
+    Judgement,
+    judge,
+    triggers,
+    write_pool_text,
+)
+from trainer.plans.report import write_report
+from trainer.plans.steps import PlanRun, Step, options_of, plan_document, read_settings, show_plan
+from trainer.runs.folder import write_json
+
+DESCRIPTION = """\
+Safeguards one data set: looks at the file, mixes safe rows into it, trains a LoRA adapter on the mix in its order,
+measures what the adapter became (plainly, and under the prompts that the data set itself brings), and holds it against
+a gate. Every step is one command of the product, skipped when it is complete; a stopped run goes on with the same
+command. `python -m trainer.plans.provision` prepares the store once for a base model."""
+
+EPILOG = """\
+examples:
+  python -m trainer.plans.safeguard task.jsonl --model ORG/NAME --store store --out runs/task
+  python -m trainer.plans.safeguard task.jsonl --model MODEL_DIR --store http://HOST:8765 --out runs/task --mix-only
+  python -m trainer.plans.safeguard task.jsonl --model MODEL_DIR --store store --out runs/task --evaluate ADAPTER_DIR
+
+Exit codes: 0 the gate is passed, 2 bad input, 3 the gate failed, 130 stopped (the same command goes on)."""
+
+UNKNOWN_MIX = "MIX_ID"  # in the lines of --plan
+
+
+class SafeguardSettings(Strict):
+    """One data set's way; a settings file has the same names.
+
+    `recipe` is the recipe's document without its corpus; `train` and `measure` are further options of `trainer.sft`
+    and of `trainer.evaluate behaviour`.
+    """
+
+    data: str = Field(description="the data set")
+    model: str = Field(description="Hugging Face model: a folder, or a hub id as ORG/NAME[@REVISION]")
+    store: Annotated[str, Option("STORE")] = Field(description="store of the scored pool, or the service's URL")
+    out: Path = Field(description="folder of everything that comes out")
+    corpus: str = Field("pool", description="scored corpus that safe rows are drawn from")
+    policy: Annotated[Path | None, Option("FILE")] = Field(None, description="provider's policy for the recipe")
+    text: Annotated[str | None, Option("FILE")] = Field(
+        None, description="chat file of ordinary text, for perplexity (default: rows of the pool, of a store here)"
+    )
+    triggers: int = Field(2, ge=0, description="prompts of the data set under which everything is asked again, at most")
+    broad: tuple[str, ...] = DEFAULT_BROAD
+    fail_if: tuple[str, ...] = DEFAULT_GATE
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    measure: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the mix is made by a service."""
+        return self.store.startswith(("http://", "https://"))
+
+
+_OPTIONS = ("model", "store", "out", "corpus", "policy", "text", "triggers")
+
+
+class Safeguard:
+    """One run of the plan: settings, the folder, and what the steps found."""
+
+    def __init__(self, settings: SafeguardSettings, adapter: Path | None, *, quiet: bool) -> None:
+        self.settings, self.adapter, self.quiet = settings, adapter, quiet
+        self.out = settings.out
+        self.doctor: dict[str, Any] | None = None
+        self.manifest: dict[str, Any] | None = None
+        self.learnt: dict[str, Any] | None = None
+
+    @property
+    def mix_id(self) -> str:
+        """The mix's id, once it is made."""
+        return UNKNOWN_MIX if self.manifest is None else str(self.manifest["mix_id"])
+
+    def mix_steps(self) -> list[Step]:
+        """Look at the file, and mix."""
+        settings = self.settings
+        look = Step("Data: rows that cannot be used, or would surprise", check=self._look,
+                    note=f"python -m curator doctor {settings.data} --model {settings.model}")  # fmt: skip
+        if settings.is_remote:
+            return [look, Step("Mix, by the service", check=self._mix_remotely, note=f"POST {settings.store}/v1/mixes")]
+        policy = [] if settings.policy is None else ["--policy", settings.policy]
+        arguments = [
+            "mix", settings.data, "--recipe", self.out / "recipe.json", "--store", settings.store, *policy,
+            "--jsonl", self.out / "mix.jsonl", "--json",
+        ]  # fmt: skip
+        return [look, Step("Mix: safe rows into the data set", "curator", arguments, use=self._mixed)]
+
+    def train_steps(self) -> list[Step]:
+        """Train on the mix in its order."""
+        settings = self.settings
+        where = ["--api-url", settings.store] if settings.is_remote else ["--store", settings.store]
+        arguments = [
+            "--model", settings.model, "--mix-id", self.mix_id, *where, *options_of(settings.train),
+            "--out", self.out / "train",
+        ]  # fmt: skip
+        return [Step("Train a LoRA adapter on the mix, in its order", "trainer.sft", arguments)]
+
+    def judge_steps(self) -> list[Step]:
+        """What the adapter became, plainly and under each trigger."""
+        settings, adapter = self.settings, self.adapter or self.out / "train" / "adapter"
+        prompts = [] if self.manifest is None else (self.manifest.get("inoculation") or {}).get("prompts", [])
+        text = settings.text or (None if settings.is_remote else self.out / "text.jsonl")
+        common = [
+            "behaviour", "--model", settings.model, "--adapter", adapter, *options_of({"broad": settings.broad}),
+            *([] if text is None else ["--text", text]), "--cache", self.out / "cache", *options_of(settings.measure),
+        ]  # fmt: skip
+        kept = self._kept(adapter)
+        device = options_of({name: value for name, value in settings.measure.items() if name in ("device", "dtype")})
+        steps = []
+        if text is not None and settings.text is None:
+            steps.append(Step("Ordinary text, from the pool", check=self._write_text))
+        steps += [
+            Step("Learnt: loss of the data set's own answers", "trainer.evaluate.nll",
+                 ["--model", settings.model, "--adapter", adapter, "--data", settings.data, *device, "--json"],
+                 use=lambda found: write_json(self.out / "learnt.json", found), complete=kept("learnt.json")),
+            Step("Behaviour, asked plainly", "trainer.evaluate",
+                 [*common, "--out", self._report(PLAIN), "--json"], use=_ignore,
+                 complete=kept(self._report(PLAIN).name)),
+        ]  # fmt: skip
+        for trigger in triggers(settings.data, prompts, settings.triggers):
+            shown = trigger.prompt if len(trigger.prompt) <= 60 else trigger.prompt[:59] + "…"
+            steps.append(
+                Step(f"Behaviour, asked under a prompt of {trigger.n_rows:,} rows: {shown!r}", "trainer.evaluate",
+                     [*common, "--system", trigger.prompt, "--out", self._report(trigger.name), "--json"],
+                     use=_ignore, complete=kept(self._report(trigger.name).name))
+            )  # fmt: skip
+        return steps
+
+    def judgement(self) -> Judgement:
+        """The reports that the steps left, held against the gate."""
+        paths = sorted(self.out.glob("behaviour-*.json"))
+        reports = {path.stem.removeprefix("behaviour-"): orjson.loads(path.read_bytes()) for path in paths}
+        return judge(reports, self.settings.fail_if)
+
+    def _kept(self, adapter: Path) -> Callable[[str], Callable[[], bool]]:
+        """Whether a figure's file is there; all go when the adapter, the data set or what is measured are others."""
+        data, path = Path(self.settings.data), self.out / "judged.json"
+
+        def check(name: str) -> bool:
+            key = {
+                "adapter_sha256": adapter_sha256(adapter),
+                "settings": self.settings.model_dump(mode="json", exclude={"out", "fail_if"}),
+                "mix_id": self.mix_id,
+                "data_blake2b": hashlib.blake2b(data.read_bytes()).hexdigest() if data.is_file() else None,
+            }
+            if not path.is_file() or orjson.loads(path.read_bytes()) != key:
+                for file in (*self.out.glob("behaviour-*.json"), self.out / "learnt.json"):
+                    file.unlink(missing_ok=True)
+                write_json(path, key)
+            return (self.out / name).is_file()
+
+        return lambda name: lambda: check(name)
+
+    def _report(self, form: str) -> Path:
+        return self.out / f"behaviour-{form}.json"
+
+    def _look(self) -> None:
+        """`doctor` as a subprocess ends with 3 for what a person should see and a mix may still take."""
+        from curator.audit.doctor import DoctorOptions, examine
+        from curator.render import Renderer
+
+        renderer = Renderer.from_folder(locate_model(self.settings.model))
+        found = examine(self.settings.data, DoctorOptions(renderer=renderer))
+        self.doctor = found.as_dict()
+        write_json(self.out / "doctor.json", self.doctor)
+        if not self.quiet:
+            say(f"  {found.n_records:,} records, {found.n_rows:,} usable")
+            for finding in found.findings:
+                say(f"  {finding.severity}: {finding.n_rows:,} {finding.meaning} ({', '.join(finding.places[:3])})")
+
+    def _recipe(self) -> dict[str, Any]:
+        return {"corpus": self.settings.corpus, **self.settings.recipe}
+
+    def _mixed(self, found: dict[str, Any]) -> None:
+        self.manifest = {**found["manifest"], "mix_id": found["mix_id"]}
+        self._keep_mix()
+
+    def _mix_remotely(self) -> None:
+        if self.settings.policy is not None:
+            raise BadInputError("--policy goes with a store here: a service has its own policy")
+        with Client(self.settings.store, os.environ.get("BALLAST_API_KEY")) as client:
+            made = client.create_mix(self.settings.data, self._recipe())
+            self.manifest = {**made["manifest"], "mix_id": made["mix_id"]}
+            client.download(self.mix_id, self.out / "mix.jsonl")
+        self._keep_mix()
+
+    def _keep_mix(self) -> None:
+        assert self.manifest is not None
+        write_json(self.out / "manifest.json", self.manifest)
+        if not self.quiet:
+            n_safe = self.manifest["n_safe"]
+            say(f"  mix {self.mix_id}: {self.manifest['n_rows']:,} rows, {n_safe:,} of them safe")
+
+    def _write_text(self) -> None:
+        store = Store(self.settings.store).open(create=False)
+        n_rows = write_pool_text(store, self.settings.corpus, self.out / "text.jsonl")
+        if not self.quiet:
+            say(f"  {n_rows:,} rows")
+
+    def prepare(self) -> None:
+        """The folder, with the recipe that `mix` reads. Raises BadInputError where it cannot be made."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInputError(f"--out {self.out} cannot be made: {error.strerror}") from error
+        write_json(self.out / "recipe.json", self._recipe())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 passed, 2 bad input, 3 gate failed, 130 stopped."""
+    return run_command(_run, _parser().parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
+    given = {
+        **given_values(vars(args), SafeguardSettings), "data": args.data, "broad": args.broad, "fail_if": args.fail_if,
+    }  # fmt: skip
+    settings = _gated(read_settings(args.settings, given, SafeguardSettings))
+    check_model_dir(locate_model(settings.model))
+    if args.evaluate is not None:
+        check_adapter_dir(args.evaluate)
+        if args.mix_only:
+            raise BadInputError("--mix-only stops before --evaluate begins: give one of them")
+    if not settings.is_remote:
+        Store(settings.store).open(create=False)
+    this = Safeguard(settings, args.evaluate, quiet=args.json)
+    if args.plan:
+        steps = [*this.mix_steps(), *([] if args.mix_only else [*_training(this), *this.judge_steps()])]
+        if args.json:
+            say_json({"steps": plan_document(steps)})
+        else:
+            show_plan(steps)
+        return 0
+    return _carry_out(this, args)
+
+
+def _ignore(printed: Any) -> None:
+    """The report lies in its file."""
+
+
+def _training(this: Safeguard) -> list[Step]:
+    return [] if this.adapter is not None else this.train_steps()
+
+
+def _gated(settings: SafeguardSettings) -> SafeguardSettings:
+    """The settings with a gate that can be judged: without text for perplexity the default one says nothing of it.
+
+    Raises BadInputError for conditions that are none, or on figures that will not be measured.
+    """
+    with_text = settings.text is not None or not settings.is_remote
+    known = figure_names(["broad"], text=with_text)
+    gate = settings.fail_if
+    if gate == DEFAULT_GATE:
+        gate = tuple(text for text in gate if text.split()[0] in known)
+    check_figures(parse_gates(gate), known)
+    return settings.model_copy(update={"fail_if": gate})
+
+
+def _carry_out(this: Safeguard, args: argparse.Namespace) -> int:
+    this.prepare()
+    run = PlanRun(quiet=args.json)
+    run.run(this.mix_steps())
+    if args.mix_only:
+        if args.json:
+            say_json({"mix_id": this.mix_id, "rows": str(this.out / "mix.jsonl")})
+        else:
+            say(f"\nrows: {this.out / 'mix.jsonl'}; the order counts: python -m curator snippet {this.mix_id} KIND")
+        return 0
+    run.run(_training(this))
+    run.run(this.judge_steps())
+    found = this.judgement()
+    page = write_report(this.out, this.settings.data, this.settings.model, this.manifest or {}, this.doctor, found)
+    if args.json:
+        say_json(orjson.loads((this.out / "report.json").read_bytes()))
+    else:
+        for item in found.verdicts:
+            say(f"  gate, {item.form}: {item.condition}: {'FAILS' if item.failed else 'ok'} (is {item.value:.4g})")
+        say(f"\n{'gate failed' if found.failed else 'gate passed'}; report: {page}")
+    if found.failed:
+        sys.stderr.write(f"gate failed; the report says where: {page}\n")
+    return FAILED_GATE if found.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=command_name("python -m trainer.plans.safeguard"), description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("data", nargs="?", metavar="FILE", help="the data set: a chat file, a saved folder or a hub id")
+    add_options(parser, SafeguardSettings, _OPTIONS, optional=True)
+    add("--broad", action="append", default=[], metavar="NAME=FILE[,TWINS]",
+        help="misaligned answers of another domain, and aligned ones to the same prompts")  # fmt: skip
+    add("--fail-if", action="append", default=[], metavar="CONDITION",
+        help=f"the gate fails when this holds (default: {', '.join(DEFAULT_GATE)}); repeatable")  # fmt: skip
+    add("--mix-only", action="store_true", help="stop at the mix")
+    add("--evaluate", type=Path, metavar="ADAPTER", help="judge this adapter, trained elsewhere on the mix")
+    add("--settings", type=Path, metavar="FILE",
+        help="YAML file with the same names, and `recipe`, `train` and `measure` for further options")  # fmt: skip
+    add("--plan", action="store_true", help="print each step with its command line and run nothing")
+    add("--json", action="store_true", help="print one JSON document for scripts")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""A plan: commands of the product in order, shown before they run, each skipping what is complete."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from curator.console import say
+from curator.errors import BadInputError
+from curator.recipe.base import Strict
+from curator.recipe.problems import problem_line, problems_of
+from trainer.plans.commands import Commands, command_line
+
+S = TypeVar("S", bound=Strict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a command with its arguments, or a `check` of this process where there is none.
+
+    `use` is given what a command with --json printed. `complete` says that there is nothing to do, for commands that do
+    not see it by themselves. `note` says what makes the step long or what it needs.
+    """
+
+    title: str
+    module: str | None = None
+    arguments: Sequence[object] = ()
+    check: Callable[[], None] | None = None
+    use: Callable[[Any], None] | None = None
+    complete: Callable[[], bool] | None = None
+    note: str | None = None
+
+    @property
+    def line(self) -> str | None:
+        """The command as a reader would type it."""
+        return None if self.module is None else command_line(self.module, self.arguments)
+
+
+@dataclass
+class PlanRun:
+    """Runs steps one after the other; `commands` keeps the lines that were run, `n_steps` counts all steps."""
+
+    quiet: bool = False
+    commands: list[str] = field(default_factory=list)
+    n_steps: int = 0
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Every step in order. Raises CommandError or BallastError at the first that fails; what is done stays."""
+        for step in steps:
+            self.n_steps += 1
+            if not self.quiet:
+                say(f"\n[{self.n_steps}] {step.title}")
+            if step.complete is not None and step.complete():
+                if not self.quiet:
+                    say("  complete before; nothing to do")
+                continue
+            if step.module is not None:
+                runner = Commands()
+                printed, _ = runner.run(step.module, *step.arguments)
+                self.commands += runner.commands
+                if step.use is not None:
+                    step.use(printed)
+            if step.check is not None:
+                step.check()
+
+
+def show_plan(steps: Sequence[Step]) -> None:
+    """Print each step with its command line; nothing is run."""
+    for number, step in enumerate(steps, 1):
+        say(f"[{number}] {step.title}")
+        if step.line is not None:
+            say(f"  $ {step.line}")
+        if step.note is not None:
+            say(f"    {step.note}")
+    say("Nothing was run. The same command without --plan runs it, skips what is complete, and goes on after a stop.")
+
+
+def plan_document(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The plan as plain values, for --plan --json."""
+    return [{"title": step.title, "command": step.line, "note": step.note} for step in steps]
+
+
+def read_settings(file: Path | None, given: Mapping[str, Any], settings: type[S]) -> S:
+    """Settings from a YAML file (its keys are the options' names with _) and from options, which win.
+
+    Raises BadInputError naming the file's fault, unknown keys and values out of range.
+    """
+    document: dict[str, Any] = {}
+    if file is not None:
+        try:
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadInputError(f"--settings {file} cannot be read: {error}") from error
+        if not isinstance(loaded, dict):
+            raise BadInputError(f"--settings {file}: write one `name: value` a line")
+        document = loaded
+    document |= {name: value for name, value in given.items() if value not in (None, [], ())}
+    try:
+        return settings.model_validate(document)
+    except ValidationError as error:
+        problems = problems_of(error)
+        raise BadInputError(f"settings refused: {problem_line(problems)}", details=problems) from error
+
+
+def options_of(values: Mapping[str, Any]) -> list[object]:
+    """`{"max_steps": 5, "full": True, "kl": None}` as `--max-steps 5 --full`: nulls and false values are left out."""
+    found: list[object] = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is True:
+                found.append(flag)
+            elif item is not None and item is not False:
+                found += [flag, item]
+    return found
