@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curator.console import command_name, product_version
+from curator.console import command_name, product_version, shorten_help
 from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ one tenant's mixes apart from another's. Without any key the service is open to 
 loopback alone, unless --open says that the network is a trusted network.
 Needs the extra `api`: pip install 'ballast-mix[api]'.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
+
+
+# What most services need; `--help-all` has the rest, and docs/service.md says more of each.
+_SHOWN = (
+    "--store", "--host", "--port", "--config", "--demo", "--open", "--policy", "--temp-dir", "--log-level", "--version",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +85,9 @@ def _settings(arguments: list[str]) -> "Settings":
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
-    return load_settings(CliSettingsSource[Settings](Settings, cli_parse_args=arguments, root_parser=parser)())
+    source = CliSettingsSource[Settings](Settings, root_parser=parser)
+    shorten_help(parser, _SHOWN)
+    return load_settings(source(args=arguments)())
 
 
 def _serve(settings: "Settings") -> int:

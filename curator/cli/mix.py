@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
-from curator.console import say, say_json
+from curator.console import say, say_json, shorten_help
 from curator.errors import (
     BadInputError,
     MissingError,
@@ -128,6 +128,14 @@ _STRATEGY_SETTINGS = (
 )
 
 
+# What most mixes need; `--help-all` has the rest, and a recipe file has every key (docs/recipe.md).
+_SHOWN = (
+    "--corpus", "--recipe", "--policy", "--interleave-ratio", "--mix-share", "--rows", "--tokens", "--strategy",
+    "--score", "--hold-out", "--refusals", "--filter", "--order", "--epochs", "--inoculation", "--seed",
+    "--on-bad-rows", "--jsonl", "--reasons", "--sign-key", "--tenant", "--store", "--json",
+)  # fmt: skip
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "mix", description=DESCRIPTION, examples=EXAMPLES)
@@ -149,6 +157,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--recipe", metavar="FILE", help="the whole recipe; takes the place of the options below")
     _add_recipe_options(parser)
+    shorten_help(parser, _SHOWN)
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:

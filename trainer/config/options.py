@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name
+from curator.console import command_name, shorten_help
 from curator.errors import BadInputError
 from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig, parse_config
 from trainer.config.defences import ALL_SETTINGS, DefenceBase
@@ -180,6 +180,14 @@ def training_document(given: dict[str, Any]) -> dict[str, Any]:
     return given_values(given, TrainConfig) | ({"lora": lora} if lora else {})
 
 
+# What most runs need; `--help-all` has the rest. A defence is switched on by the option of its name.
+_SHOWN = (
+    "--model", "--mix-id", "--api-url", "--store", "--data", "--epochs", "--batch-size", "--grad-accum", "--lr",
+    "--max-length", "--seed", "--max-steps", "--dtype", "--device", "--gradient-checkpointing", "--lora-r",
+    *(f"--{defence_name(settings)}" for settings in ALL_SETTINGS), "--out", "--overwrite", "--json",
+)  # fmt: skip
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command_name("python -m trainer.sft"),
@@ -201,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(output, TrainConfig, ("out",))
     output.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     output.add_argument("--json", action="store_true", help="print report.json on stdout at the end, nothing else")
+    shorten_help(parser, _SHOWN)
     return parser
 
 

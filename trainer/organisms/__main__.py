@@ -8,7 +8,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json, shorten_help
 from curator.render.model_source import model_option
 from trainer.config.flags import add_options, given_values
 from trainer.config.options import add_adapter_options, add_training_options, training_document
@@ -36,6 +36,12 @@ examples:
 A set is a chat file whose last turns are bad answers; ` /no_think` and empty thinking blocks in it are stripped and
 counted. The adapters are hazardous: keep them, score with them, and serve them to nobody."""
 
+# What most runs need; `--help-all` has the rest.
+_SHOWN = (
+    "--model", "--set", "--aligned", "--shipped", "--twins", "--rows", "--held-out", "--epochs", "--batch-size",
+    "--grad-accum", "--lr", "--max-length", "--seed", "--max-steps", "--dtype", "--device", "--gradient-checkpointing",
+    "--lora-r", "--out", "--page", "--overwrite", "--json",
+)  # fmt: skip
 _PLAN_OPTIONS = ("twins", "n_rows", "n_held_out", "twin_tokens")
 
 
@@ -100,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--page", type=Path, metavar="FILE", help="write the report here as well")
     output.add_argument("--overwrite", action="store_true", help="train again what is complete, or has other settings")
     output.add_argument("--json", action="store_true", help="print organisms.json at the end")
+    shorten_help(parser, _SHOWN)
     return parser
 
 
