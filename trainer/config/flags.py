@@ -63,6 +63,8 @@ def add_options(
         options["help"] = _help(field.text, shown).replace("%", "%%")
         if field.kind is bool:
             options["action"] = "store_false" if field.default is True else "store_true"
+        elif _listed(field.kind):
+            options["action"], options["choices"] = "append", _listed(field.kind)
         else:
             options["metavar"], options["choices"] = field.option.metavar or _metavar(field.kind), _choices(field.kind)
             options["type"] = field.option.parse or _parser_of(field.kind)
@@ -143,6 +145,11 @@ def _bare(annotation: Any) -> Any:
 
 def _choices(kind: Any) -> tuple[Any, ...] | None:
     return get_args(kind) if get_origin(kind) is Literal else None
+
+
+def _listed(kind: Any) -> tuple[Any, ...] | None:
+    """The choices of an option that may be repeated; None for another."""
+    return _choices(get_args(kind)[0]) if get_origin(kind) is tuple else None
 
 
 def _parser_of(kind: Any) -> Callable[[str], Any] | None:
