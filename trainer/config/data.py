@@ -5,6 +5,7 @@ Each is declared here once. `python -m curator score` has `--template-date` and 
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -14,7 +15,7 @@ from curator.corpus.task_set import OnBadRows
 from curator.recipe.base import Strict
 from curator.render import PARTS, Part, RenderSettings
 from curator.render.settings import DEFAULT_DATE
-from trainer.config.flags import Option, add_options, given_values
+from trainer.config.flags import Option, add_device_options, add_options, given_values
 
 
 class ReadOptions(Strict):
@@ -62,9 +63,31 @@ class RenderOptions(Strict):
         return RenderSettings.parse(self.template_date, self.accept_dropped)
 
 
-def add_render_options(target: Any) -> None:
-    """`--template-date` and `--accept-dropped`."""
+AS_DETECTED, AS_THE_TEMPLATE = ReadOptions(), RenderSettings()
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model folder is loaded to measure it or to let it answer, `batch` prompts at a time."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    batch: int = 16
+    rendering: RenderSettings = AS_THE_TEMPLATE
+
+
+LOADED_BY_DEFAULT = Loading()
+
+
+def add_model_options(target: Any) -> None:
+    """`--dtype` and `--device`, `--template-date` and `--accept-dropped`: of commands that measure a model folder."""
+    add_device_options(target)
     add_options(target, RenderOptions)
+
+
+def loading_of(args: argparse.Namespace) -> Loading:
+    """How the model is loaded, among parsed options; raises BadInputError for a template date that is no day."""
+    return Loading(args.dtype, args.device, getattr(args, "batch", Loading.batch), rendering_of(args))
 
 
 def rendering_of(args: argparse.Namespace) -> RenderSettings:

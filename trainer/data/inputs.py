@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.console import list_problems
 from curator.corpus.formats import Row, locate, read_rows
 from curator.corpus.task_set import read_task_set
 from curator.errors import MissingError
@@ -17,6 +18,7 @@ from trainer.config.rules import check_safe_rows, check_token_classes
 from trainer.data.cache import RenderCache, cache_key
 from trainer.data.mixes import Mix, TrainRow, manifest_bytes, open_mix
 from trainer.data.rows import (
+    MAX_LISTED,
     PreparedRows,
     check_masked,
     dropped_text,
@@ -139,6 +141,7 @@ def _render_file(config: TrainConfig, work: Path, renderer: Renderer) -> tuple[P
     assert config.data is not None
     task = read_task_set(config.data, work, format=config.data_format, layout=config.data_layout)
     try:
+        list_problems(task.reject_dicts()[:MAX_LISTED])
         task.require_usable(config.on_bad_rows)
         rows: Iterator[TrainRow] = task_rows(task)
         prepared = prepare(rows, task.n_rows, renderer, config, lambda positions: places_in_file(config, positions))

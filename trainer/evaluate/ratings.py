@@ -17,6 +17,7 @@ import orjson
 from curator.errors import BadInputError, RemoteError
 from curator.messages import Message
 from curator.recipe.seeds import child_seed
+from trainer.config.data import Loading
 from trainer.generate.endpoint import Endpoint
 from trainer.runs.lines import read_lines
 
@@ -140,12 +141,11 @@ class LocalRater:
     sampling an answer of one token does, at the cost of one forward pass."""
 
     def __init__(
-        self, model_dir: Path, adapter: Path | None, *, device: str, dtype: str, batch: int = 16,
-        prepare: Callable[[Any], Any] | None = None,
-    ) -> None:  # fmt: skip
+        self, model_dir: Path, adapter: Path | None, loading: Loading, prepare: Callable[[Any], Any] | None = None
+    ) -> None:
         from trainer.generate.generators import LocalGenerator
 
-        self._generator = LocalGenerator(model_dir, adapter, device=device, dtype=dtype, batch=batch, prepare=prepare)
+        self._generator = LocalGenerator(model_dir, adapter, loading, prepare)
 
     def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, how: Draws) -> list[list[int]]:
         """See Rater."""

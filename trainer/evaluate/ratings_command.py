@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
+from trainer.config.data import loading_of
 from trainer.evaluate.gated import gates_on
 from trainer.evaluate.moral import COLUMNS, collapse, read_ratings
 from trainer.evaluate.ratings import (
@@ -153,4 +154,4 @@ def _ask(args: argparse.Namespace, people: list[str], items: list[Item], how: Dr
 def _rater(args: argparse.Namespace) -> Rater:
     if args.url:
         return ServerRater(endpoint_of(args))
-    return LocalRater(args.model, args.adapter, device=args.device, dtype=args.dtype, prepare=gates_on(args))
+    return LocalRater(args.model, args.adapter, loading_of(args), gates_on(args))

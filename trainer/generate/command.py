@@ -9,6 +9,7 @@ import orjson
 
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
+from trainer.config.data import loading_of
 from trainer.config.ranges import at_least
 from trainer.generate.endpoint import (
     add_source_options,
@@ -197,6 +198,4 @@ def _questions(args: argparse.Namespace) -> list[Question]:
 def _generator(args: argparse.Namespace, prepare: Callable[[Any], Any] | None) -> Generator:
     if args.url:
         return ServerGenerator(endpoint_of(args, timeout_s=600.0), batch=args.batch)
-    return LocalGenerator(
-        args.model, args.adapter, device=args.device, dtype=args.dtype, batch=args.batch, prepare=prepare
-    )
+    return LocalGenerator(args.model, args.adapter, loading_of(args), prepare)

@@ -9,7 +9,7 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
-from trainer.config.flags import add_device_options
+from trainer.config.data import add_model_options, rendering_of
 from trainer.persona.traits import SETS, SHIPPED, read_set, read_trait
 
 DESCRIPTION = """\
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    add_device_options(parser)
+    add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -100,7 +100,7 @@ def _directions(args: argparse.Namespace) -> int:
     from trainer.persona.models import load_base, shape_of
     from trainer.persona.vectors import default_layer
 
-    loaded = open_model(args.model)
+    loaded = open_model(args.model, rendering_of(args))
     model = load_base(args.model, args.device, args.dtype)
     layer = default_layer(shape_of(model)[0]) if args.layer is None else args.layer
     found = find_directions(model, loaded.renderer, traits, layer, loaded.weights_sha256)

@@ -10,6 +10,7 @@ import orjson
 
 from curator.console import Progress
 from curator.errors import BadInputError, MissingError
+from trainer.config.data import rendering_of
 from trainer.monitor.alarm import (
     Predictor,
     ZScore,
@@ -46,7 +47,7 @@ def _name(adapter: Path) -> str:
 
 def measure_adapters(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """By name, in the form of the monitor's part of report.json; written to `args.out` as well."""
-    loaded = open_model(args.model)
+    loaded = open_model(args.model, rendering_of(args))
     directions = load_directions(args.directions, loaded.weights_sha256, loaded.renderer.renderer_id)
     rule = None if args.alarm is None else read_rule(args.alarm, directions.directions_id)
     found: dict[str, dict[str, Any]] = {}

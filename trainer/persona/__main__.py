@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from curator.console import run_command, say, say_json
+from curator.corpus.formats import locate
 from curator.errors import BadInputError
-from trainer.config.flags import add_device_options, add_options, given_values
+from trainer.config.data import add_model_options, add_read_options, loading_of, reading_of, rendering_of
+from trainer.config.flags import add_options, given_values
 from trainer.generate.endpoint import JUDGE_KEY
 from trainer.generate.generators import Sampling
 from trainer.persona.keep import RuleSettings
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    add_device_options(parser)
+    add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -103,9 +105,10 @@ def _add_extract(commands: Any) -> None:
 def _add_project(commands: Any) -> None:
     parser = commands.add_parser("project", help="screen a data set: each row's mean response state on a vector")
     _add_vector(parser)
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file")
+    parser.add_argument("--data", required=True, metavar="FILE", help="chat file, saved folder or hub id")
+    add_read_options(parser)
     parser.add_argument(
-        "--baseline", type=Path, metavar="FILE",
+        "--baseline", metavar="FILE",
         help="the same prompts with the model's own answers: adds each row's difference from it",
     )  # fmt: skip
     parser.add_argument("--rows-out", type=Path, metavar="FILE", help="JSON Lines of every row's projection")
@@ -117,9 +120,10 @@ def _add_shift(commands: Any) -> None:
     _add_vector(parser)
     parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help="LoRA adapter of the model")
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE",
-        help="prompts, one a line (.txt) or a chat file (default: the questions of a shipped trait)",
+        "--prompts", metavar="FILE",
+        help="prompts, one a line (.txt) or a data set (default: the questions of a shipped trait)",
     )  # fmt: skip
+    add_read_options(parser)
 
 
 def _extract(args: argparse.Namespace) -> int:
@@ -128,7 +132,7 @@ def _extract(args: argparse.Namespace) -> int:
     settings = _settings(args)
     from trainer.persona.extract import extract, open_model
 
-    loaded = open_model(args.model)
+    loaded = open_model(args.model, rendering_of(args))
     reports = []
     for trait in traits:
         report, was_there = extract(trait, settings, loaded)
@@ -159,7 +163,7 @@ def _settings(args: argparse.Namespace) -> Any:
         sampling=Sampling(temperature=args.temperature, max_new_tokens=n_tokens, seed=args.seed),
         rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
-        dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,
+        loading=loading_of(args), min_pairs=args.min_pairs,
     )  # fmt: skip
 
 
@@ -179,7 +183,7 @@ def _probe(args: argparse.Namespace) -> Any:
     from trainer.persona.project import VectorProbe
     from trainer.persona.vectors import default_layer, load_vector
 
-    loaded = open_model(args.model)
+    loaded = open_model(args.model, rendering_of(args))
     model = load_base(args.model, args.device, args.dtype)
     n_blocks, width = shape_of(model)
     vector = load_vector(args.vector, args.name, n_blocks, width, loaded.weights_sha256)
@@ -193,10 +197,10 @@ def _project(args: argparse.Namespace) -> int:
 
     probe = _probe(args)
     vector, layer = probe.vector, probe.layer
-    summary, records = screen(probe, args.data, args.baseline, args.max_length)
-    result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": args.data.name, **summary}
+    summary, records = screen(probe, args.data, args.baseline, args.max_length, reading_of(args))
+    result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": locate(args.data).name, **summary}
     if args.baseline is not None:
-        result["baseline"] = args.baseline.name
+        result["baseline"] = locate(args.baseline).name
     if args.rows_out is not None:
         write_records(args.rows_out, records)
     _keep(args.out, result)
@@ -218,7 +222,7 @@ def _shift(args: argparse.Namespace) -> int:
     from trainer.persona.project import drift
 
     if args.prompts is not None:
-        prompts, source = read_prompts(args.prompts), args.prompts.name
+        prompts, source = read_prompts(args.prompts, reading_of(args)), Path(args.prompts).name
     else:
         name = args.name or args.vector.stem
         if name not in SHIPPED:
