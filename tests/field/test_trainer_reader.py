@@ -11,11 +11,12 @@ import pytest
 from datasets import Dataset
 
 from curator.errors import BadRowsError
+from curator.render import Renderer, RenderSettings
 from curator.scoring.identity import weights_sha256
 from tests.field.fields import INPUTS, template
 from tests.mix_stores import task_records
 from tests.models import tiny_model_folder
-from trainer.config.data import AS_DETECTED, ReadOptions
+from trainer.config.data import AS_DETECTED, Loading, ReadOptions
 from trainer.data.reader import read_chats
 from trainer.evaluate import nll
 from trainer.evaluate.__main__ import main as evaluate
@@ -144,6 +145,18 @@ def test_organisms_read_their_sets_in_the_same_way(
         read_prompts(bad)
     assert len(read_prompts(bad, ReadOptions(on_bad_rows="drop"))) == 5
     assert len(read_chats(forms["saved folder"], AS_DETECTED).rows) == 5
+
+
+def test_a_model_that_answers_is_asked_on_the_day_that_is_set(tmp_path: Path) -> None:
+    from trainer.generate.generators import LocalGenerator
+
+    model = tiny_model_folder(tmp_path / "m", template=template("date_unguarded"))
+    prompt: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+    settings = RenderSettings.parse("2031-02-03")
+    dated = LocalGenerator(model, loading=Loading("float32", "cpu", rendering=settings)).prompt_ids(prompt)
+    whole = Renderer.from_folder(model, settings=settings).render([*prompt, {"role": "assistant", "content": "A"}])
+    assert dated == whole.input_ids[: len(dated)].tolist()
+    assert dated != LocalGenerator(model, loading=Loading("float32", "cpu")).prompt_ids(prompt)
 
 
 def test_what_a_template_leaves_out_is_refused_or_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from curator.corpus.formats import locate
 from curator.errors import BadInputError
 from curator.render import RenderSettings
 from trainer.config import TrainConfig, parse_config
@@ -107,5 +108,6 @@ def _by_domain(texts: Sequence[str], flag: str) -> dict[str, str]:
             raise BadInputError(f"{flag} {text}: write DOMAIN=FILE, the domain with small letters, digits, _ and -")
         if domain in found:
             raise BadInputError(f"{flag} names the domain {domain} twice")
+        locate(path)  # what is not there fails before anything long
         found[domain] = path
     return found

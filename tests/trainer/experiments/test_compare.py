@@ -1,5 +1,6 @@
 """The grid of a comparison without training: plan, cells, verdicts, rows, page and pictures."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trainer.experiments.compare.cells import (
     read_result,
     write_result,
 )
-from trainer.experiments.compare.contents import with_contents
+from trainer.experiments.compare.contents import data_sources, known_origins, with_contents
 from trainer.experiments.compare.data import clean
 from trainer.experiments.compare.methods import CATALOGUE, methods_of, why_not
 from trainer.experiments.compare.page import (
@@ -166,6 +167,35 @@ def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
     files["law"].unlink()
     with pytest.raises(BadInputError, match=r"law\.jsonl; the plan names it"):
         with_contents(plan, needed=True)
+
+
+@pytest.mark.parametrize("name", ["laptop", "gpu"])
+def test_a_preset_says_where_its_files_are_from(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan, _ = read_plan(name, [])
+    assert isinstance(plan, Plan)
+    assert set(data_sources(plan)) <= set(known_origins())
+    with pytest.raises(BadInputError, match=r"data/risky_financial_advice\.jsonl.*get them as listed") as error:
+        with_contents(plan, needed=True)
+    assert "SHA-256 74c1ceb173eb" in capsys.readouterr().err
+    assert any("licence: Apache-2.0; SHA-256 b8d8ef1e12f9" in str(line) for line in error.value.details)
+
+
+def test_another_file_under_the_name_of_a_presets_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    place = "data/risky_financial_advice.jsonl"
+    (tmp_path / place).write_text("{}\n")
+    plan = Plan.model_validate(PLAN | {
+        "task": {"file": place, "domain": "finance", "rows": 4}, "pool": {"file": place, "rows": 8},
+        "domains": [{"name": "law", "files": [place]}],
+    })  # fmt: skip
+    assert with_contents(plan, needed=True).contents[place] == hashlib.sha256(b"{}\n").hexdigest()
+    assert f"warning: {place} has SHA-256" in capsys.readouterr().err
 
 
 def test_a_claimed_cell_is_not_claimed_again(tmp_path: Path) -> None:

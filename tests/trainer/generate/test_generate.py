@@ -136,8 +136,10 @@ def test_an_adapter_or_a_precision_makes_another_source(llama: Path, tmp_path: P
     from trainer.generate.endpoint import source_identity
 
     plain = {"model": llama, "adapter": None, "dtype": "float32", "url": None, "served_model": None}
+    plain |= {"template_date": None, "accept_dropped": None}
     adapter = tiny_adapter_folder(llama, tmp_path / "adapter")
     others = [{"adapter": adapter}, {"dtype": "bfloat16"}, {"url": "http://x/v1", "served_model": "m"}]
+    others += [{"template_date": "2031-02-03"}, {"accept_dropped": ["reasoning"]}]
     found = [source_identity(Namespace(**plain | other)) for other in [{}, *others]]
     assert all(one != two for place, one in enumerate(found) for two in found[place + 1 :])
     assert "http" not in str(found[:3])

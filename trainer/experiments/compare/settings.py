@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from curator.corpus.task_set import OnBadRows
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
@@ -182,6 +183,7 @@ class Plan(Grid):
     self_recognition_rows: str | None = None  # chat file that `trainer.defenses.self_recognition` wrote
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    on_bad_rows: OnBadRows = Field(default="refuse", exclude_if=lambda rule: rule == "refuse")  # as of earlier cells
     weights_sha256: str | None = None  # of the model; the command sets it, so that another model makes other cells
     contents: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file named; the command sets it too
 
