@@ -6,7 +6,7 @@ Each is declared here once. `python -m curator score` has `--template-date` and 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -15,7 +15,8 @@ from curator.corpus.task_set import OnBadRows
 from curator.recipe.base import Strict
 from curator.render import PARTS, Part, RenderSettings
 from curator.render.settings import DEFAULT_DATE
-from trainer.config.flags import Option, add_device_options, add_options, given_values
+from trainer.config.flags import Option, add_options, given_values
+from trainer.config.ranges import at_least
 
 
 class ReadOptions(Strict):
@@ -70,9 +71,9 @@ AS_DETECTED, AS_THE_TEMPLATE = ReadOptions(), RenderSettings()
 class Loading:
     """How a model folder is loaded to measure it or to let it answer, `batch` prompts at a time."""
 
-    dtype: str = "auto"
-    device: str = "auto"
-    batch: int = 16
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(help="weights in memory")] = "auto"
+    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N")] = "auto"
+    batch: Annotated[int, Option(help="answers at a time", parse=at_least(1))] = 16
     rendering: RenderSettings = AS_THE_TEMPLATE
 
 
@@ -81,13 +82,13 @@ LOADED_BY_DEFAULT = Loading()
 
 def add_model_options(target: Any) -> None:
     """`--dtype` and `--device`, `--template-date` and `--accept-dropped`: of commands that measure a model folder."""
-    add_device_options(target)
+    add_options(target, Loading, ("dtype", "device"))
     add_options(target, RenderOptions)
 
 
 def loading_of(args: argparse.Namespace) -> Loading:
     """How the model is loaded, among parsed options; raises BadInputError for a template date that is no day."""
-    return Loading(args.dtype, args.device, getattr(args, "batch", Loading.batch), rendering_of(args))
+    return Loading(**given_values(vars(args), Loading), rendering=rendering_of(args))
 
 
 def rendering_of(args: argparse.Namespace) -> RenderSettings:

@@ -100,12 +100,6 @@ def destination(prefix: str, name: str) -> str:
     return f"{prefix}_{name}" if prefix else name
 
 
-def add_device_options(target: Any) -> None:
-    """`--dtype` and `--device` of the commands that load a model only to measure with it."""
-    target.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    target.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-
-
 def _described(settings: type, names: Sequence[str] | None = None) -> Iterator[_Described]:
     every = _model_fields(settings) if issubclass(settings, BaseModel) else _plain_fields(settings)
     found = {field.name: field for field in every}

@@ -26,7 +26,8 @@ from curator.scoring.identity import (
     check_model_dir,
     weights_sha256,
 )
-from trainer.config.data import add_model_options, loading_of, rendering_of
+from trainer.config.data import Loading, add_model_options, loading_of, rendering_of
+from trainer.config.flags import add_options
 from trainer.defenses.summaries import (
     PROMPT,
     SHIPPED,
@@ -117,7 +118,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
             raise BadInputError(f"--{one} and --{two} are the same model: their summaries cannot be distinguished")
     common = {
         "articles_sha256": articles_sha256(articles), "prompt": PROMPT, "max_new_tokens": args.max_new_tokens,
-        "dtype": args.dtype, **rendering_of(args).document(),
+        "dtype": loading_of(args).dtype, **rendering_of(args).document(),
     }  # fmt: skip
     identity = {"format_version": FORMAT_VERSION, **common, "question": QUESTION, "system": args.system, **sides}
     if (before := _complete(args.out, identity, args.overwrite)) is not None:
@@ -286,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--max-words", type=int, default=400, metavar="N", help="an article is cut to its first N words (400)")
     add("--max-new-tokens", type=int, default=96, metavar="N", help="longest summary (96)")
-    add("--batch", type=int, default=16, metavar="N", help="articles summarised at a time (16)")
+    add_options(parser, Loading, ("batch",))
     add_model_options(parser)
     add("--out", required=True, type=Path, metavar="DIR", help=f"folder of {ROWS}, the summaries and {NOTE}")
     add("--overwrite", action="store_true", help="replace rows made with other settings in --out")

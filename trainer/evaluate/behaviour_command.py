@@ -17,7 +17,8 @@ from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Rendered, Renderer
 from curator.scoring.identity import check_adapter_dir, check_model_dir, weights_sha256
-from trainer.config.data import add_model_options, add_read_options, loading_of, reading_of
+from trainer.config.data import Loading, add_model_options, add_read_options, loading_of, reading_of
+from trainer.config.flags import add_options
 from trainer.config.ranges import at_least
 from trainer.data.reader import dropped_counts, read_chats
 from trainer.evaluate.behaviour import (
@@ -114,7 +115,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--cache", type=Path, default=Path(".behaviour"), metavar="DIR",
         help="keeps stand-ins and losses of the model before training (default: .behaviour)")  # fmt: skip
-    add("--batch", type=at_least(1), default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
+    add_options(parser, Loading, ("batch",))
     add("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows and the bootstrap (default: 0)")
     add_read_options(parser)
     add_model_options(parser)
@@ -160,7 +161,7 @@ class _Measurement:
         self.args, self.stack = args, stack
         self.loading, self.reading = loading_of(args), reading_of(args)
         self.renderer = Renderer.from_folder(args.model, settings=self.loading.rendering)
-        self.dtype = resolve_dtype(args.dtype, resolve_device(args.device))
+        self.dtype = resolve_dtype(self.loading.dtype, resolve_device(self.loading.device))
         self.model_key = f"{weights_sha256(args.model)} {self.renderer.renderer_id} {self.dtype}"
         self._engine_type = TorchEngine
         self._base_engine: Any = None
@@ -198,7 +199,7 @@ class _Measurement:
         if args.tuned is not None:
             if self._base_engine is not None:
                 self._base_engine.close()
-            return self._engine_type(args.tuned, device=args.device, dtype=args.dtype)
+            return self._engine_type(args.tuned, device=self.loading.device, dtype=self.loading.dtype)
         engine = self._base()
         if args.adapter is not None:
             engine.use_adapter(args.adapter)
@@ -210,7 +211,7 @@ class _Measurement:
 
     def _base(self) -> Any:
         if self._base_engine is None:
-            self._base_engine = self._engine_type(self.args.model, device=self.args.device, dtype=self.args.dtype)
+            self._base_engine = self._engine_type(self.args.model, device=self.loading.device, dtype=self.loading.dtype)
         return self._base_engine
 
     def _sets(self) -> list[_Set]:

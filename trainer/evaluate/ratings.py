@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import orjson
 
@@ -18,6 +18,7 @@ from curator.errors import BadInputError, RemoteError
 from curator.messages import Message
 from curator.recipe.seeds import child_seed
 from trainer.config.data import Loading
+from trainer.config.flags import Option
 from trainer.generate.endpoint import Endpoint
 from trainer.runs.lines import read_lines
 
@@ -116,8 +117,8 @@ def parse_rating(text: str) -> int:
 class Draws:
     """How ratings are drawn. How steady a persona is depends on the temperature: the paper's is 0.1."""
 
-    temperature: float = 0.1
-    seed: int = 0
+    temperature: Annotated[float, Option("T", help="of the draws (default: 0.1, the paper's); R depends on it")] = 0.1
+    seed: Annotated[int, Option(help="seed of the draws")] = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):

@@ -24,7 +24,7 @@ from curator.scoring.identity import (
     weights_sha256,
 )
 from curator.store.retries import Retries, TryAgainError, retry_after_s
-from trainer.config.data import add_model_options, rendering_of
+from trainer.config.data import add_model_options, loading_of, rendering_of
 from trainer.config.defences import gates_file
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
@@ -196,7 +196,7 @@ def source_identity(args: argparse.Namespace) -> dict[str, Any]:
     is rendered other than by default; or a server's address and the model's name there (what runs behind them cannot
     be known). Null where there is no such part."""
     local = {"model": None, "adapter": None, "dtype": None} if args.url else {
-        "model": weights_sha256(args.model), "dtype": str(args.dtype),
+        "model": weights_sha256(args.model), "dtype": loading_of(args).dtype,
         "adapter": None if args.adapter is None else adapter_sha256(args.adapter),
     }  # fmt: skip
     gates = getattr(args, "gates", None)

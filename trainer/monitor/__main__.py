@@ -9,7 +9,7 @@ from typing import Any
 
 from curator.console import run_command, say, say_json
 from curator.errors import BadInputError
-from trainer.config.data import add_model_options, rendering_of
+from trainer.config.data import add_model_options, loading_of
 from trainer.persona.traits import SETS, SHIPPED, read_set, read_trait
 
 DESCRIPTION = """\
@@ -100,8 +100,9 @@ def _directions(args: argparse.Namespace) -> int:
     from trainer.persona.models import load_base, shape_of
     from trainer.persona.vectors import default_layer
 
-    loaded = open_model(args.model, rendering_of(args))
-    model = load_base(args.model, args.device, args.dtype)
+    how = loading_of(args)
+    loaded = open_model(args.model, how.rendering)
+    model = load_base(args.model, how.device, how.dtype)
     layer = default_layer(shape_of(model)[0]) if args.layer is None else args.layer
     found = find_directions(model, loaded.renderer, traits, layer, loaded.weights_sha256)
     save_directions(args.out, found)
@@ -131,8 +132,9 @@ def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         from trainer.runs.machine import describe
         from trainer.runs.page import shown_command
 
-        device = resolve_device(args.device)
-        machine = describe(device, resolve_dtype(args.dtype, device))
+        how = loading_of(args)
+        device = resolve_device(how.device)
+        machine = describe(device, resolve_dtype(how.dtype, device))
         command = shown_command("trainer.monitor", arguments)
         args.page.parent.mkdir(parents=True, exist_ok=True)
         args.page.write_text(page(found, args.directions, args.alarm, machine, command), encoding="utf-8")

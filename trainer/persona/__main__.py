@@ -91,10 +91,8 @@ def _add_extract(commands: Any) -> None:
     add("--settings", choices=tuple(SETTINGS), default="paper",
         help="; ".join(f"{name}: {n} answer(s) of at most {m} tokens to each prompt" for name, (n, m) in
                        SETTINGS.items()) + " (default: paper)")  # fmt: skip
-    add("--samples", type=int, metavar="N", help="answers to each prompt (default: as --settings says)")
-    add("--max-new-tokens", type=int, metavar="N", help="tokens of an answer at most (default: as --settings says)")
-    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the answers (default: 0)")
+    as_said = "as --settings says"
+    add_options(parser, Sampling, defaults={"n_samples": as_said, "max_new_tokens": as_said})
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
         f"decides which pairs are kept (docs/method.md); its key comes from ${JUDGE_KEY}")  # fmt: skip
     add("--judge-model", metavar="NAME", help="the judge's name there")
@@ -153,14 +151,12 @@ def _settings(args: argparse.Namespace) -> Any:
     if args.judge_url is not None and rule:
         raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
     n_samples, n_tokens = SETTINGS[args.settings]
-    n_samples = n_samples if args.samples is None else args.samples
-    n_tokens = n_tokens if args.max_new_tokens is None else args.max_new_tokens
-    if n_samples < 1:
-        raise BadInputError(f"--samples {n_samples}: give at least 1")
+    drawn = {"n_samples": n_samples, "max_new_tokens": n_tokens} | given_values(vars(args), Sampling)
+    n_samples = drawn.pop("n_samples")  # each is drawn on its own
     key = os.environ.get(JUDGE_KEY)
     return ExtractSettings(
         model=args.model, out=args.out, samples=n_samples,
-        sampling=Sampling(temperature=args.temperature, max_new_tokens=n_tokens, seed=args.seed),
+        sampling=Sampling(**drawn),
         rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
         loading=loading_of(args), min_pairs=args.min_pairs,
@@ -183,8 +179,9 @@ def _probe(args: argparse.Namespace) -> Any:
     from trainer.persona.project import VectorProbe
     from trainer.persona.vectors import default_layer, load_vector
 
-    loaded = open_model(args.model, rendering_of(args))
-    model = load_base(args.model, args.device, args.dtype)
+    how = loading_of(args)
+    loaded = open_model(args.model, how.rendering)
+    model = load_base(args.model, how.device, how.dtype)
     n_blocks, width = shape_of(model)
     vector = load_vector(args.vector, args.name, n_blocks, width, loaded.weights_sha256)
     layer = default_layer(n_blocks) if args.layer is None else args.layer
