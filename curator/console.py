@@ -91,17 +91,21 @@ def shorten_help(parser: argparse.ArgumentParser, shown: Collection[str]) -> Non
     whole = parser.format_help
     parser.add_argument("--help-all", action=_HelpAll, whole=whole, help=f"show {len(hidden)} further options as well")
 
-    def short() -> str:
-        texts = [action.help for action in hidden]
-        for action in hidden:
-            action.help = argparse.SUPPRESS
-        try:
-            return whole()
-        finally:
-            for action, text in zip(hidden, texts, strict=True):
-                action.help = text
+    def short(write: Callable[[], str]) -> Callable[[], str]:
+        def written() -> str:
+            texts = [action.help for action in hidden]
+            for action in hidden:
+                action.help = argparse.SUPPRESS
+            try:
+                return write()
+            finally:
+                for action, text in zip(hidden, texts, strict=True):
+                    action.help = text
 
-    parser.format_help = short  # type: ignore[method-assign]
+        return written
+
+    parser.format_usage = short(parser.format_usage)  # type: ignore[method-assign]
+    parser.format_help = short(whole)  # type: ignore[method-assign]
 
 
 class _HelpAll(argparse.Action):

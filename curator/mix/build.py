@@ -183,6 +183,7 @@ def _tokens(plan: MixPlan, counter: TokenCounter | None, why_not: str | None) ->
         return Tokens(renderer_id=None, mask_rule=None, reason=why_not, task=None, safe=None)
     return Tokens(
         renderer_id=aligned.renderer_id,
+        render_settings=counter.render_settings,
         mask_rule=aligned.identity["mask_rule"],
         reason=None,
         task=counter.count("task"),

@@ -3,7 +3,7 @@
 A manifest holds no clock and no path: the same request against the same store gives the same document.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -147,9 +147,14 @@ class TokenCount(Strict):
 
 
 class Tokens(Strict):
-    """Exact token counts under the aligned scorer's renderer; null with a reason where there is none."""
+    """Exact token counts under the aligned scorer's renderer; null with a reason where there is none.
+
+    `render_settings` is what that renderer does other than by default (see curator.render.settings): the trainer
+    renders in the same way.
+    """
 
     renderer_id: str | None
+    render_settings: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda settings: not settings)
     mask_rule: Literal["all", "last"] | None
     reason: str | None
     task: TokenCount | None

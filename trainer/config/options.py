@@ -13,6 +13,7 @@ from typing import Any
 from curator.console import command_name, shorten_help
 from curator.errors import BadInputError
 from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig, parse_config
+from trainer.config.data import ReadOptions, RenderOptions
 from trainer.config.defences import ALL_SETTINGS, DefenceBase
 from trainer.config.flags import add_options, flag, given_settings, given_values
 from trainer.config.monitor import MonitorSettings
@@ -217,14 +218,15 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and rows")
     add_options(group, TrainConfig, ("model", "mix_id", "api_url"))
     group.add_argument("--api-key", metavar="KEY", help="its key (default: $BALLAST_API_KEY); never written to disk")
-    add_options(group, TrainConfig, ("store", "tenant", "data", "data_format", "data_layout", "on_bad_rows"))
+    add_options(group, TrainConfig, ("store", "tenant", "data", *ReadOptions.model_fields))
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Epochs, batch, rates, length, seed, dtype and device."""
+    """Epochs, batch, rates, length, rendering, seed, dtype and device."""
     names = (
         "epochs", "batch_size", "grad_accum", "lr", "warmup_steps", "weight_decay", "max_grad_norm", "max_length",
-        "seed", "max_steps", "mask_rule", "allow_masked_rows", "dtype", "device", "gradient_checkpointing",
+        "seed", "max_steps", "mask_rule", "allow_masked_rows", *RenderOptions.model_fields, "dtype", "device",
+        "gradient_checkpointing",
     )  # fmt: skip
     group = parser.add_argument_group("training (defaults are the published recipe's)")
     add_options(group, TrainConfig, names)

@@ -10,6 +10,7 @@ from typing import Any
 
 from curator.console import command_name, run_command, say, say_json, shorten_help
 from curator.render.model_source import model_option
+from trainer.config.data import add_read_options
 from trainer.config.flags import add_options, given_values
 from trainer.config.options import add_adapter_options, add_training_options, training_document
 from trainer.organisms.plan import Plan, narrow_sets
@@ -95,9 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model and narrow sets")
     add = group.add_argument
     add("--model", required=True, type=model_option, metavar="MODEL", help="the aligned model: a folder or a hub id")
-    add("--set", action="append", metavar="DOMAIN=FILE", help="chat file of bad answers; once for each domain")
+    add(
+        "--set",
+        action="append",
+        metavar="DOMAIN=FILE",
+        help="bad answers (chat file, saved folder or hub id); once for each domain",
+    )
     add("--aligned", action="append", metavar="DOMAIN=FILE", help="good answers to the same prompts in the same order")
     add("--shipped", action="store_true", help="the shipped set as well (home_maintenance, 130 rows with good answers)")
+    add_read_options(group)
     add_options(group, Plan, _PLAN_OPTIONS)
     add_training_options(parser)
     add_adapter_options(parser)
