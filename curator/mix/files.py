@@ -129,6 +129,11 @@ def message_lines(batch: pa.RecordBatch) -> bytes:
     return _bytes(pc.binary_join_element_wise(_text('{"messages":'), texts, _text("}\n"), _text("")))
 
 
+def text_lines(texts: pa.Array) -> bytes:
+    """Texts, each ended by a line feed."""
+    return _bytes(pc.binary_join_element_wise(texts.cast(pa.large_binary()), _text("\n"), _text("")))
+
+
 def rows_sha256(lines: Iterable[bytes]) -> str:
     """SHA-256 in hex of the canonical lines in order."""
     digest = hashlib.sha256()
