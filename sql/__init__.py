@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 __all__ = [
     "BASE_TABLES",
+    "DEFINITIONS",
     "MACROS",
     "VIEWS",
     "Param",
@@ -31,7 +32,8 @@ __all__ = [
 # What a connection must hold before the views: parts named in manifests, with their corpus (and scorer) beside them.
 BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scorer_files", "score_parts")
 # In the order in which they are made: each uses only those before it.
-MACROS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")
+DEFINITIONS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")  # of every gap
+MACROS = (*DEFINITIONS, "hold_out_unknown", "hold_out_leaves_none")
 VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
 
 ParamType = Literal["integer", "double", "text", "double[]", "text[]"]

@@ -117,7 +117,8 @@ def _check_hold_out(connection: Connection, bound: Mapping[str, sql.Value]) -> N
     known = connection.execute(
         "select distinct scorer_domain from scorers where $corpus is null or corpus = $corpus", {"corpus": corpus}
     ).fetchall()
-    check_hold_out((row[0] for row in known), map(str, hold_out), None if corpus is None else str(corpus))
+    wanted, domains = [str(item) for item in hold_out], [row[0] for row in known]
+    check_hold_out(connection, "hold_out_unknown", wanted, domains, None if corpus is None else str(corpus))
 
 
 def gap_table(

@@ -53,7 +53,7 @@ def test_one_statement_that_names_its_columns_and_says_what_a_row_is(path: Path)
     with duckdb.connect() as connection:
         assert len(connection.extract_statements(text)) == 1
     assert re.search(r"\bselect\s+(distinct\s+)?(\w+\.)?\*", body) is None, "name the columns"
-    assert ";" not in body
+    assert ";" not in re.sub(r"'[^']*'", "", body)
     assert "{" not in re.sub(r"\{\s*'", "", body), "nothing is formatted in"
     opening = text.split("\n\n")[0]
     assert opening.startswith("-- ")

@@ -203,7 +203,7 @@ def test_an_incomplete_scorer_is_left_out_and_refused_by_name(scored: Scored) ->
 
 
 def test_holding_out_every_model_is_an_error(scored: Scored) -> None:
-    with pytest.raises(MissingError, match="hold_out finance, medical leaves no misaligned scorer"):
+    with pytest.raises(MissingError, match=r"hold_out \[finance, medical\] leaves no misaligned scorer of corpus"):
         resolve_scorers(scored.store, Pool(corpus="chats", hold_out=("finance", "medical")))
 
 
