@@ -64,6 +64,16 @@ def mix_path(tenant: str, mix_id: str) -> str:
     return f"{tenant_path(tenant)}/{mix_id}"
 
 
+def stored_mixes(store: Store) -> dict[str, list[str]]:
+    """The ids of the complete mixes of each tenant that has a folder, sorted."""
+    tenants = [name for name in store.list("mixes") if is_tenant(name)]
+    folders = {tenant: store.list(tenant_path(tenant)) for tenant in tenants}
+    return {
+        tenant: [name for name in names if store.exists(f"{tenant_path(tenant)}/{name}/{MANIFEST_FILE}")]
+        for tenant, names in folders.items()
+    }
+
+
 def find_mix(store: Store, tenant: str, given: str) -> str:
     """The id of the one mix of a tenant that begins with `given` (at least 4 hexadecimal digits).
 

@@ -59,7 +59,7 @@ def run_statement(
     except duckdb.Error as error:
         reason = str(error)
         if "Table with name" in reason:  # where DuckDB guesses among its own system tables
-            views = [name for name in sql.VIEWS if name not in sql.MACROS]
+            views = [name for name in (*sql.VIEWS, *sql.MIX_VIEWS) if name not in sql.MACROS]
             reason = f"{reason.splitlines()[0]} There are {', '.join(['corpora', *views])}"
         raise BadInputError(f"the statement failed: {reason}") from error
     if limit is not None and table.num_rows > limit:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import sql
@@ -73,6 +74,14 @@ def test_there_are_enough_of_them() -> None:
 def test_escapes_are_refused_before_they_run(connection: Connection, root: Path, statement: str) -> None:
     with pytest.raises(BadInputError, match=r"\w"):
         check_statement(connection, filled(statement, root))
+
+
+@pytest.mark.parametrize("name", [*sql.MIX_VIEWS, *sql.MIX_TABLES])
+def test_mixes_are_not_there_for_strangers(connection: Connection, name: str) -> None:
+    with pytest.raises(BadInputError, match=f"'{name}' is not read here"):
+        check_statement(connection, f"select * from {name}")
+    with pytest.raises(duckdb.CatalogException, match="does not exist"):
+        connection.sql(f"select * from {name}")
 
 
 @pytest.mark.parametrize("statement", ALLOWED)
