@@ -29,6 +29,7 @@ scorers, scores, gap, gap_rows(...), mixes and mix_rows. Without either it lists
 EXAMPLES = """\
   python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"
   python -m curator sql "select example_id, gap_rel from gap_rows(hold_out := ['finance'], eps := 0.5) limit 5"
+  python -m curator sql "pivot gap on domain using avg(gap_abs) group by source"
   python -m curator sql "select mix_id, created, n_rows, n_safe, mix_share from mixes order by created"
   python -m curator sql --query top_by_gap --param n=10 --param score=gap_abs
   python -m curator sql --query gap_by_source --format csv
