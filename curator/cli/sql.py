@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         with atomic_write(args.out, durable=False) as temporary:  # the same command writes it again
             temporary.write_bytes(data)
-        sys.stderr.write(f"{rows.table.num_rows:,} rows written to {args.out}\n")
+        noun = "row" if rows.table.num_rows == 1 else "rows"
+        sys.stderr.write(f"{rows.table.num_rows:,} {noun} written to {args.out}\n")
     if rows.truncated:
         sys.stderr.write(f"truncated: there are more than {args.limit:,} rows; --limit 0 shows all\n")
     return 0
@@ -89,6 +90,8 @@ def _answer(args: argparse.Namespace) -> "Rows":
     limit = None if args.limit == 0 else args.limit
     if args.limit < 0:
         raise BadInputError(f"--limit {args.limit}: give 0 for all rows, or a number of rows")
+    if not args.timeout_s > 0:
+        raise BadInputError(f"--timeout-s {args.timeout_s:g}: give a number of seconds above 0")
     store = open_store(args)
     mixes = _mixes(store) if args.statement and _MIX_VIEW.search(args.statement) else None
     with connect(store, mixes=mixes, timeout_s=args.timeout_s) as connection:

@@ -67,6 +67,7 @@ def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]]) -> str:
             own = [item for item in found if item["role"] == role]
             if not own or not any(item["complete"] for item in own):
                 return f"python -m curator score --corpus {name} --model DIR --role {role}{more}"
-    if not any(mixes.values()):
+    ids = [mix_id for found in mixes.values() for mix_id in found]
+    if not ids:
         return f"python -m curator mix TASKFILE --corpus {corpora[0]['name']}"
-    return "python -m trainer.sft --mix-id ID --model DIR --out DIR"
+    return f"python -m trainer.sft --mix-id {ids[0] if len(ids) == 1 else 'ID'} --model DIR --out DIR"

@@ -60,7 +60,7 @@ def tenant_path(tenant: str) -> str:
 def mix_path(tenant: str, mix_id: str) -> str:
     """The folder of one mix; raises MissingError for what cannot be a mix id."""
     if not _MIX_ID.fullmatch(mix_id):
-        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits")
+        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits, or the first 4 or more of them")
     return f"{tenant_path(tenant)}/{mix_id}"
 
 
@@ -85,7 +85,7 @@ def find_mix(store: Store, tenant: str, given: str) -> str:
     if len(found) > 1:
         raise BadInputError(f"{given!r} begins {len(found)} mix ids: {', '.join(sorted(found)[:5])}", details=found)
     if not found:
-        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}")
+        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}: `python -m curator status` lists them")
     return found[0]
 
 

@@ -24,7 +24,7 @@ from curator.corpus.manifest import (
     read_scorers,
 )
 from curator.corpus.text import is_refusal
-from curator.errors import BadInputError
+from curator.errors import BadInputError, StoreError
 from curator.store.filesystem import atomic_write
 from curator.store.schema import (
     EXAMPLES,
@@ -101,7 +101,8 @@ def connect(
 
     `corpora` are names, for their latest revision, or a mapping from name to revision. The views of mixes are there
     when `mixes` are given: they show users' rows, so that no statement of strangers may have them. A statement that
-    runs longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision.
+    runs longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision, StoreError when a
+    file cannot be read.
     """
     connection = duckdb.connect(
         config={
@@ -120,6 +121,9 @@ def connect(
         connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
         if timeout_s is not None:
             connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
+    except duckdb.Error as error:
+        connection.close()
+        raise StoreError(f"the store's files cannot be read: {str(error).splitlines()[0]}") from error
     except BaseException:
         connection.close()
         raise

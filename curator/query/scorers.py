@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from curator.corpus.manifest import (
+    MIN_PREFIX,
     Role,
     Scorer,
     read_corpus,
@@ -21,7 +22,6 @@ from curator.recipe import Pool
 from curator.recipe.strategies import needs_score
 from curator.store.store import Store
 
-MIN_PREFIX = 4  # hex digits of an id that may stand for it
 MAY_DIFFER = ("weights_sha256", "adapter_sha256")  # all that may differ inside one gap
 
 
