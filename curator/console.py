@@ -28,6 +28,7 @@ QUIET_S = 2.0  # work shorter than this shows nothing
 PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
 MAX_CELL = 60
 MIN_CELL = 12
+MAX_LIST = 24  # characters of a list of texts that is shown, not counted
 SHORT_ID = 8
 _HEX_ID = re.compile(r"[0-9a-f]{32,64}")
 _MARKUP = re.compile(r"([\\`*_\[\]|#~!$])")
@@ -274,7 +275,7 @@ def escape_markdown(text: str) -> str:
 
 
 def cell(value: object, width: int = MAX_CELL) -> str:
-    """One value as short text: null, six significant digits, lists by their length, ids by their beginning."""
+    """One value as short text: null, six significant digits, long lists by their length, ids by their beginning."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -283,6 +284,9 @@ def cell(value: object, width: int = MAX_CELL) -> str:
         return f"{value:.6g}"
     if isinstance(value, int):
         return f"{value}"
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        texts = ", ".join(value)
+        return one_line(texts) if len(texts) <= MAX_LIST else f"[{len(value)} items]"
     if isinstance(value, list | dict):
         return f"[{len(value)} items]"
     text = str(value)

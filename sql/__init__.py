@@ -16,7 +16,10 @@ from typing import Literal, get_args
 
 __all__ = [
     "BASE_TABLES",
+    "DEFINITIONS",
     "MACROS",
+    "MIX_TABLES",
+    "MIX_VIEWS",
     "VIEWS",
     "Param",
     "Query",
@@ -31,8 +34,12 @@ __all__ = [
 # What a connection must hold before the views: parts named in manifests, with their corpus (and scorer) beside them.
 BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scorer_files", "score_parts")
 # In the order in which they are made: each uses only those before it.
-MACROS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")
+DEFINITIONS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")  # of every gap
+MACROS = (*DEFINITIONS, "hold_out_unknown", "hold_out_leaves_none")
 VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
+# Over users' rows, and so for the local command alone; they need the tables of MIX_TABLES.
+MIX_VIEWS = ("mixes", "mix_rows")
+MIX_TABLES = ("mix_manifests", "mix_parts")
 
 ParamType = Literal["integer", "double", "text", "double[]", "text[]"]
 _PARAM_TYPES: dict[str, ParamType] = {kind: kind for kind in get_args(ParamType)}
@@ -98,8 +105,8 @@ class Query:
 
 def view_text(name: str) -> str:
     """The one statement that makes a view or macro; raises KeyError on an unknown name."""
-    if name not in VIEWS:
-        raise KeyError(f"no view {name!r}; there are: {', '.join(VIEWS)}")
+    if name not in (*VIEWS, *MIX_VIEWS):
+        raise KeyError(f"no view {name!r}; there are: {', '.join((*VIEWS, *MIX_VIEWS))}")
     return _read("views", name)
 
 

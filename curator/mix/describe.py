@@ -3,7 +3,6 @@
 What a manifest says in words: warnings, and what the mix protects against and what not.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -324,8 +323,8 @@ def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
             "candidates": _refusal_share(refuses),
             "chosen": _refusal_share(refuses.gather(chosen)),
         },
-        domains=_label_shares(labels["domain"].to_list()),
-        licences=_label_shares(labels["license"].to_list()),
+        domains=_label_shares(labels["domain"]),
+        licences=_label_shares(labels["license"]),
         evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
     )
 
@@ -357,9 +356,11 @@ def _refusal_share(refuses: pl.Series) -> float | None:
     return int(refuses.sum()) / len(refuses) if len(refuses) else None
 
 
-def _label_shares(values: Sequence[str | None]) -> tuple[LabelShare, ...]:
-    counts = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
-    return tuple(LabelShare(value=value, n_rows=n, share=n / len(values)) for value, n in counts)
+def _label_shares(labels: pl.Series) -> tuple[LabelShare, ...]:
+    """Rows by label, most frequent first, then by label, null last."""
+    counts = labels.cast(pl.String).alias("value").value_counts(name="n_rows")
+    ranked = counts.sort("n_rows", "value", descending=[True, False], nulls_last=True)
+    return tuple(LabelShare(value=value, n_rows=n, share=n / len(labels)) for value, n in ranked.iter_rows())
 
 
 def _scorer_ref(scorer: Scorer) -> ScorerRef:

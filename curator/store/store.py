@@ -11,6 +11,7 @@ import io
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self
@@ -259,6 +260,12 @@ class Store:
                 return []
         folders = [item.rstrip("/") for item in found if fnmatch(PurePosixPath(item).name, pattern)]
         return sorted(PurePosixPath(item).name for item in folders if age_s(self._fs, item) > older_than_s)
+
+    def modified(self, path: str) -> datetime:
+        """When a file was last written, in UTC; raises MissingError without one."""
+        with in_our_words("read", path, self._base):
+            found: datetime = self._fs.modified(self._full(path))
+        return found.astimezone(UTC)
 
     def age_s(self, path: str) -> float:
         """Seconds since a file, or anything in a folder, was last written; 0 for what is not there."""
