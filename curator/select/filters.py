@@ -8,12 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from curator.corpus.text import content_text, has_empty_turn, has_question, is_looped, template_marker
 from curator.errors import RecipeError
-from curator.messages import Message, load_messages
 from curator.recipe.filters import (
     ContaminationFilter,
     ExactDuplicates,
@@ -216,50 +213,23 @@ def _length(spec: LengthFilter, candidates: Candidates) -> Rule:
     return Rule("length", {"length:short": short, "length:long": long}, unknown, spec.missing)
 
 
-def _hygiene(spec: HygieneFilter, candidates: Candidates, rows: Rows, context: Context) -> Mapping[str, Rows]:
+def _hygiene(spec: HygieneFilter, candidates: Candidates) -> Rule:
     """Rows that no one should train on; the first check that a row fails, in the order of `spec.checks`, counts."""
-    rows = candidates.reading_order(rows)
-    codes = np.zeros(len(rows), dtype=np.int16)
-    place = 0
-    for chunk in candidates.texts(rows):
-        for text in chunk:
-            turns = load_messages(text)
-            found = (code for code, name in enumerate(spec.checks, start=1) if _CHECKS[name](turns, spec))
-            codes[place] = next(found, 0)
-            place += 1
-    return {f"hygiene:{name}": rows[codes == code] for code, name in enumerate(spec.checks, start=1)}
+    fails: dict[HygieneCheck, pl.Expr] = {
+        "template_marker": pl.col("template_marker"),
+        "no_question": pl.col("no_question"),
+        "empty": pl.col("empty"),
+        "looped": pl.col("repetition") > spec.max_repeated,
+    }
+    return Rule("hygiene", {f"hygiene:{name}": fails[name] for name in spec.checks})
 
-
-def _has_marker(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    return any(template_marker(content_text(turn.get("content"))) for turn in turns)
-
-
-def _no_question(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    return not has_question(turns)
-
-
-def _has_empty_turn(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    return has_empty_turn(turns)
-
-
-def _loops(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    answers = (content_text(turn.get("content")) for turn in turns if turn["role"] == "assistant")
-    return any(is_looped(answer, spec.max_repeated) for answer in answers)
-
-
-_CHECKS: dict[HygieneCheck, Callable[[Sequence[Message], HygieneFilter], bool]] = {
-    "template_marker": _has_marker,
-    "no_question": _no_question,
-    "empty": _has_empty_turn,
-    "looped": _loops,
-}
 
 FILTERS: Mapping[type, Filter] = {
     RefusalFilter: Filter(by_columns=_refusal),
     HarmFilter: Filter(by_columns=_harm),
     LabelFilter: Filter(by_columns=_label),
     LengthFilter: Filter(by_columns=_length),
-    HygieneFilter: Filter(by_texts=_hygiene),
+    HygieneFilter: Filter(by_columns=_hygiene),
     ExactDuplicates: Filter(by_texts=exact_duplicates),
     NearDuplicates: Filter(by_texts=near_duplicates),
     ContaminationFilter: Filter(by_texts=contaminated),

@@ -57,7 +57,7 @@ from curator.store.filesystem import atomic_write
 from curator.store.schema import MIX_ROWS, arrow_schema
 from curator.store.store import Store
 
-POOL_FORMAT_VERSION = 1
+POOL_FORMAT_VERSION = 2  # raised when a frame has other columns
 KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a file is found
 KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
 WHOLE_ROWS = 1 << 21  # a pool of so many rows takes up to 300 MiB in memory
