@@ -84,7 +84,7 @@ def test_a_safe_row_tells_where_it_came_from(store: Store, tmp_path: Path) -> No
     assert row["gap_rel"] == row["score"] == pytest.approx(gap / (1.0 + EPS))
     assert [loss["scorer_id"] for loss in row["losses"]] == [scorer.scorer_id for scorer in manifest.pools[0].scorers]
     assert row["losses"][0] == {"scorer_id": row["losses"][0]["scorer_id"], "nll_sum": 10.0, "n_response_tokens": 10}
-    assert row["filters_passed"] == ["refusal:v1"]
+    assert row["filters_passed"] == ["refusal:v1", "hygiene", "length"]
     assert (row["pool"], row["corpus"], row["revision"]) == ("chats", "chats", manifest.pools[0].revision)
     assert row["source"] == "file1.jsonl"
     assert (row["ordinal"], row["inoculation"]) == (None, None)
@@ -93,7 +93,11 @@ def test_a_safe_row_tells_where_it_came_from(store: Store, tmp_path: Path) -> No
 def test_the_manifest_counts_every_candidate(store: Store, tmp_path: Path) -> None:
     manifest = build_mix(store, task_set(tmp_path), recipe()).manifest
     pool = manifest.pools[0]
-    assert pool.dropped == {"in_task_set": 0, "refusal:v1": 5, "no_gap": 4}
+    dropped = {reason: n for reason, n in pool.dropped.items() if n}
+    assert dropped == {"refusal:v1": 5, "no_gap": 4}
+    assert [reason.partition(":")[0] for reason in pool.dropped] == [
+        "in_task_set", "refusal", *["hygiene"] * 4, *["length"] * 2, "no_gap",
+    ]  # fmt: skip
     assert pool.n_candidates == N_POOL == pool.n_eligible + sum(pool.dropped.values())
     assert (pool.chosen, pool.n_without_gap) == (5, 4)
     chosen = pool.quantiles["chosen"]
