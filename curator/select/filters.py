@@ -43,13 +43,19 @@ class FilterResult:
     """What the filters made of a pool's rows: `left` is a mask of those that may be chosen.
 
     `rows_by_reason` has, in the order in which they were tried, a mask of the rows dropped for each reason; a row is
-    dropped for the first that applies. `unjudged` counts, by filter, rows that passed because they lack the label
-    that it reads.
+    dropped for the first that applies. `unjudged` has, by filter, a mask of the rows that passed because they lack the
+    label that it reads.
     """
 
     left: pl.Series
     rows_by_reason: Mapping[str, pl.Series] = field(default_factory=dict)
-    unjudged: Mapping[str, int] = field(default_factory=dict)
+    unjudged: Mapping[str, pl.Series] = field(default_factory=dict)
+
+    @property
+    def n_unjudged(self) -> dict[str, int]:
+        """Number of rows by filter that passed it unjudged and may be chosen."""
+        counts = {name: int((mask & self.left).sum()) for name, mask in self.unjudged.items()}
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -172,9 +178,10 @@ def _apply_rule(rule: Rule, candidates: Candidates, result: FilterResult) -> Fil
         result = result.without(reason, mask & ~unknown if n_unknown and unknown is not None else mask)
     if unknown is not None and rule.missing == "drop":
         result = result.without(f"{rule.name}:missing", unknown)
-    if n_unknown and rule.missing == "ignore":
-        count = result.unjudged.get(rule.name, 0) + n_unknown
-        result = FilterResult(result.left, result.rows_by_reason, {**result.unjudged, rule.name: count})
+    if n_unknown and unknown is not None and rule.missing == "ignore":
+        known = result.unjudged.get(rule.name)
+        masks_by_name = {**result.unjudged, rule.name: unknown if known is None else known | unknown}
+        result = FilterResult(result.left, result.rows_by_reason, masks_by_name)
     return result
 
 

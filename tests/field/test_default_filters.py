@@ -35,7 +35,7 @@ def test_the_defaults_drop_junk_and_say_why() -> None:
 def test_rows_without_a_token_count_pass_and_are_counted() -> None:
     result = filtered(candidates_of([Row("The Rhine.")]), default_filters(), strategy_of("random"))
     assert result.reason_column.to_list() == [None]
-    assert result.unjudged == {"length": 1}
+    assert result.n_unjudged == {"length": 1}
 
 
 @pytest.mark.parametrize(
