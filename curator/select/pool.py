@@ -99,7 +99,7 @@ class PoolColumns:
         """Whole columns, all rows."""
         missing = [name for name in names if name not in self._held]
         if missing:
-            self._held.update(self._read(missing, None).rechunk().to_dict())
+            self._held.update(self._read(missing, None).to_dict())
         return pl.DataFrame([self._held[name] for name in names])
 
     def at(self, rows: Rows, *names: str) -> pl.DataFrame:
@@ -259,7 +259,7 @@ class PoolIds:
 
     def texts(self, rows: Rows) -> list[str]:
         """The ids of these rows, in their order."""
-        frame = self.columns.at(rows, "id_hi", "id_lo")
+        frame = self.columns("id_hi", "id_lo").select(pl.all().gather(pl.Series(rows)))  # `find` holds them too
         return id_texts(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
 
     def find(self, wanted: Collection[str]) -> Rows:
