@@ -30,6 +30,7 @@ from curator.recipe import (
     ScoreName,
     parse_recipe,
 )
+from curator.recipe.filters import RefusalFilter, default_filters
 from curator.recipe.inoculation import InoculationKind, Placement
 from curator.recipe.policy import Policy, load_policy
 from curator.recipe.pools import WhenShort
@@ -99,7 +100,8 @@ DESCRIPTION = """\
 Draws safe rows from a scored corpus and mixes them into a task file. Rows and manifest go to the store under a mix
 id; the same request gives the same id, rows and order again. Say what you want in a recipe file (YAML or JSON, as
 the HTTP service takes it) or with the options below; with none but --corpus, 0.05 safe rows per task row are taken
-from the top by gap, refusals left out, spread evenly."""
+from the top by gap, spread evenly. Refusals, junk (hygiene) and answers of fewer than four tokens (length) are left
+out unless --refusals keep or --without says otherwise; a recipe's own list of filters is applied as it stands."""
 
 EXAMPLES = """\
   python -m curator mix task.jsonl --corpus chats
@@ -113,7 +115,7 @@ EXAMPLES = """\
 # Options that together make a recipe of one pool; `--recipe` takes the place of all of them.
 _RECIPE_OPTIONS = (
     "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "filter",
-    "strategy", "min_score", "max_score", "by",
+    "without", "strategy", "min_score", "max_score", "by",
     "allow_negative_control", "interleave_ratio", "mix_share", "rows", "tokens", "when_short", "max_copies",
     "order", "batch_size", "epochs", "epoch_order", "inoculation",
     "placement", "inoculation_kind", "seed",
@@ -176,7 +178,14 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--filter",
         action="append",
         choices=PLAIN_FILTERS,
-        help="a further filter with its default settings; may be given several times",
+        help="a filter with its default settings, beside those that are on by default; may be given several times",
+    )
+    group.add_argument(
+        "--without",
+        action="append",
+        choices=[spec.name for spec in default_filters() if spec.name != "refusal"],
+        help="turn off a filter that is on by default: hygiene (junk) or length (fewer than four response tokens); "
+        "may be given several times",
     )
     group.add_argument("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
     for name, what in (("misaligned", "SCORER"), ("benign", "SCORER"), ("hold-out", "DOMAIN")):
@@ -283,10 +292,12 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     refusals = given.pop("refusals", None)
     if score:
         given["score"] = score
-    further = given.pop("filter", [])
-    if refusals is not None or further:
-        first = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals or "v1"}]
-        given["filters"] = [*first, *further]
+    further, without = given.pop("filter", []), given.pop("without", [])
+    if refusals is not None or further or without:
+        left_out = {*without, *(["refusal"] if refusals == "keep" else [])}
+        rule = RefusalFilter(rule="v2" if refusals == "v2" else "v1")
+        own = [spec.model_dump() for spec in default_filters(rule) if spec.name not in left_out]
+        given["filters"] = [*own, *(name for name in further if name not in {spec["name"] for spec in own})]
     return parse_recipe(given)
 
 

@@ -96,7 +96,8 @@ class PoolReceipt(Strict):
     became of them. `score` tells what `quantiles` measure. `refusal_share` is the share of rows that open like a
     refusal (rule v1), null without rows. `domains` and `licences` count the chosen rows, most frequent first.
     `chosen` counts copies of cycled rows, `n_distinct` does not; `n_short` is what was requested and is not there
-    (rows, or tokens for an amount in tokens); `n_passed_unjudged` counts rows that a filter let pass unjudged.
+    (rows, or tokens for an amount in tokens); `n_passed_unjudged` counts rows that may be chosen though a
+    filter could not judge them.
     """
 
     name: str

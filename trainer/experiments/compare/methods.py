@@ -11,10 +11,13 @@ UNDEFENDED = "none"
 RANDOM = "interleaving"  # what a choice of rows has to beat
 Trained = Literal["adapter", "gates"]
 
-# As in the paper: Interleaving draws at random, + takes the largest gaps, ++ drops refusals before the cut.
-_RANDOM = ("--strategy", "random", "--refusals", "keep")
-_PLUS = ("--strategy", "top_gap", "--refusals", "keep")
-_PLUSPLUS = ("--strategy", "top_gap", "--refusals", "v1")
+# As in the paper: Interleaving draws at random, + takes the largest gaps, ++ drops refusals before the cut. The other
+# filters that are on by default are no part of it.
+_PAPER = ("--without", "hygiene", "--without", "length")
+_RANDOM = ("--strategy", "random", "--refusals", "keep", *_PAPER)
+_PLUS = ("--strategy", "top_gap", "--refusals", "keep", *_PAPER)
+_PLUSPLUS = ("--strategy", "top_gap", "--refusals", "v1", *_PAPER)
+_BOTTOM = ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1", *_PAPER)
 _INOCULATION = ("--inoculation",)
 
 
@@ -48,7 +51,9 @@ _SINGLE = (
     Method(RANDOM, _RANDOM, ratio=True),
     Method("interleaving+", _PLUS, ratio=True),
     Method("interleaving++", _PLUSPLUS, ratio=True),
-    Method("bottom_gap", ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1"), ratio=True),
+    Method(
+        "bottom_gap", ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1", *_PAPER), ratio=True
+    ),
     Method("kl", sft=("--kl", "0.1")),
     Method("ldifs", sft=("--ldifs", "1.0")),
     Method("treft", sft=("--treft", "10")),
