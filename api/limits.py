@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.errors import ApiError
 from api.settings import Settings
+from api.tenants import Tenants
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
 BUSY_RETRY_S = 5
@@ -54,25 +55,26 @@ class Quotas:
     """The use of every tenant; thread-safe."""
 
     settings: Settings
+    tenants: Tenants | None = None
     _buckets: dict[tuple[str, str], Bucket] = field(default_factory=dict)
     _running: dict[tuple[str, str], int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count_request(self, tenant: str) -> None:
         """Count one request; raises ApiError 429 beyond the rate."""
-        self._take(tenant, "requests", 1, self.settings.tenant_requests_per_minute, MINUTE_S)
+        self._take(tenant, "requests", 1, self._bound(tenant, "tenant_requests_per_minute"), MINUTE_S)
 
     def count_rows(self, tenant: str, n_rows: int) -> None:
         """Count rows of a data set; raises ApiError 413 when they could never fit, 429 when they do not now."""
-        self._take(tenant, "rows", n_rows, self.settings.tenant_rows_per_hour, HOUR_S)
+        self._take(tenant, "rows", n_rows, self._bound(tenant, "tenant_rows_per_hour"), HOUR_S)
 
     def check_bytes(self, tenant: str, n_bytes: int) -> None:
         """Count nothing yet of an upload that says its size; raises as `count_rows`."""
-        self._take(tenant, "bytes", n_bytes, self.settings.tenant_bytes_per_hour, HOUR_S, only_look=True)
+        self._take(tenant, "bytes", n_bytes, self._bound(tenant, "tenant_bytes_per_hour"), HOUR_S, only_look=True)
 
     def count_bytes(self, tenant: str, n_bytes: int, n_before: int = 0) -> None:
         """Count bytes of an upload as they come, `n_before` of which were counted; raises as `count_rows`."""
-        capacity = self.settings.tenant_bytes_per_hour
+        capacity = self._bound(tenant, "tenant_bytes_per_hour")
         if capacity is not None and n_before + n_bytes > capacity:
             raise _never("bytes", n_before + n_bytes, capacity, HOUR_S)
         self._take(tenant, "bytes", n_bytes, capacity, HOUR_S)
@@ -80,7 +82,7 @@ class Quotas:
     @contextmanager
     def audit(self, tenant: str) -> Iterator[None]:
         """Count one audit, unless the block refuses it; raises ApiError 429 beyond the rate."""
-        self._take(tenant, "audits", 1, self.settings.tenant_audits_per_hour, HOUR_S)
+        self._take(tenant, "audits", 1, self._bound(tenant, "tenant_audits_per_hour"), HOUR_S)
         try:
             yield
         except BaseException:
@@ -109,6 +111,10 @@ class Quotas:
         """How many of a tenant's own places are taken."""
         with self._lock:
             return self._running.get((tenant, what), 0)
+
+    def _bound(self, tenant: str, name: str) -> int | None:
+        bound: int | None = (self.tenants or Tenants(self.settings)).quota(tenant, name)
+        return bound
 
     def _give_back(self, tenant: str, what: str, amount: int) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ from api.jobs.record import (
 )
 from curator.mix.identity import Manifest
 from curator.recipe.base import Strict
+from curator.recipe.policy import Policy
 
 
 class ErrorDocument(Strict):
@@ -110,6 +111,15 @@ class RowPage(Strict):
     n_rows: int = Field(description="rows of the whole mix")
     rows: list[dict[str, Any]]
     next_after: int | None
+
+
+class TenantPolicy(Strict):
+    """What holds for a tenant: the policy that its recipes must fit, and its `tenant_*` quotas; null: none."""
+
+    tenant: str
+    policy: Policy | None
+    policy_sha256: str | None = Field(description="as in the manifests of mixes made under it")
+    quotas: dict[str, int | float | None]
 
 
 class CorpusSummary(Strict):

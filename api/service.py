@@ -25,13 +25,13 @@ from api.jobs.record import Job
 from api.limits import Figures, Quotas
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
+from api.tenants import Tenants, load_tenants
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_stale
 from curator.mix.files import is_tenant, tenant_path
 from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits
-from curator.recipe.policy import Policy, load_policy
 from curator.store.scratch import sweep_scratch
 from curator.store.store import Store
 
@@ -86,7 +86,7 @@ class Service:
     stopping: bool = False
     idempotency: Idempotency = field(init=False)
     expiry: Expiry = field(init=False)
-    policy: Policy | None = field(init=False)
+    tenants: Tenants = field(init=False)
     local_copy: LocalCopy | None = field(init=False)
     sandbox: Sandbox = field(init=False)
     board: Board = field(init=False)
@@ -99,11 +99,11 @@ class Service:
 
     def __post_init__(self) -> None:
         self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
-        self.quotas = Quotas(self.settings)
+        self.tenants = load_tenants(self.settings)
+        self.quotas = Quotas(self.settings, self.tenants)
         self.metrics = Metrics(self.settings, product_version())
         self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
-        self.policy = load_policy(self.settings.policy) if self.settings.policy else None
         remote = self.store.local_path("") is None
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
@@ -120,7 +120,7 @@ class Service:
         It is none of the places for builds: those would stand idle as long as a client sends slowly. Raises ApiError
         429 when the tenant has its own share already, 503 when too many wait for a build.
         """
-        with self.quotas.place(tenant, "builds", self.settings.tenant_builds):
+        with self.quotas.place(tenant, "builds", self.tenants.quota(tenant, "tenant_builds")):
             self._check_line()
             yield
 
@@ -141,7 +141,7 @@ class Service:
     @asynccontextmanager
     async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
         """One of the places for SQL statements; raises ApiError 429 or 503 when there is none in time."""
-        with self.quotas.place(tenant, "statements", self.settings.tenant_sql):
+        with self.quotas.place(tenant, "statements", self.tenants.quota(tenant, "tenant_sql")):
             try:
                 await wait_for(self._statements.acquire(), self.settings.sql_timeout_s)
             except TimeoutError as error:

@@ -87,6 +87,10 @@ class Settings(BaseSettings):
         "such as those of a reverse proxy before it",
     )
     policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
+    tenants: str | None = Field(
+        default=None,
+        description="YAML or JSON file of what single tenants have of their own: policy, tenant_* quotas, tier, webhook",
+    )
     demo: bool = Field(default=False, description="serve demo/store, which `make demo` writes")
     open: bool = Field(
         default=False,

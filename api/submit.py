@@ -50,7 +50,7 @@ def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any]
     Raises ApiError 501 where there is no queue, 429 when the tenant has its share of jobs, 503 when the queue
     cannot be reached: then there is no job.
     """
-    queue, bound = service.queue, service.settings.tenant_jobs
+    queue, bound = service.queue, service.tenants.quota(tenant, "tenant_jobs")
     if queue is None:
         message = "this service has no job queue: set job_queue to a redis:// or postgresql:// URL"
         raise ApiError(501, "no_job_queue", message)

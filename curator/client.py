@@ -372,6 +372,10 @@ class Client(Remote):
         """The rows of an audit in the order sent, fetched page by page."""
         return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
 
+    def policy(self) -> Document:
+        """What this key's tenant must fit: `policy` (None: nothing), `policy_sha256`, and `quotas`."""
+        return self._json("GET", "/v1/policy")
+
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
         found: list[Document] = self._json("GET", "/v1/corpora")["corpora"]

@@ -200,7 +200,7 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
 def _make(service: Service, upload: Upload, tenant: str, prefer: str | None) -> CreatedMix | Job:
     recipe, task_set = _asked(service, upload, tenant)
     if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
-        return submit(service, tenant, "mix", _job_request(service, recipe, task_set), task_set.path)
+        return submit(service, tenant, "mix", _job_request(service, recipe, task_set, tenant), task_set.path)
     return _build(service, recipe, task_set, tenant)
 
 
@@ -215,10 +215,11 @@ def is_long(settings: Settings, n_bytes: int, n_rows: int) -> bool:
     return n_rows > settings.async_rows or n_bytes > settings.async_bytes
 
 
-def _job_request(service: Service, recipe: Recipe, task_set: TaskSet) -> dict[str, Any]:
+def _job_request(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> dict[str, Any]:
+    policy = service.tenants.policy(tenant)
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "policy": None if service.policy is None else service.policy.model_dump(mode="json"),
+        "policy": None if policy is None else policy.model_dump(mode="json"),
         "mix_ttl_s": service.settings.mix_ttl_s,
         "task": task_document(task_set),
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
@@ -228,7 +229,7 @@ def _job_request(service: Service, recipe: Recipe, task_set: TaskSet) -> dict[st
 def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> CreatedMix:
     try:
         ttl_s = service.settings.mix_ttl_s
-        result = build_lasting(service.store, task_set, recipe, tenant, service.policy, ttl_s)
+        result = build_lasting(service.store, task_set, recipe, tenant, service.tenants.policy(tenant), ttl_s)
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
     return CreatedMix(
@@ -243,7 +244,7 @@ def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> 
 def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
     recipe, task_set = _asked(service, upload, tenant)
     try:
-        manifest = preview_mix(service.store, task_set, recipe, tenant, service.policy)
+        manifest = preview_mix(service.store, task_set, recipe, tenant, service.tenants.policy(tenant))
     except MissingError as error:
         raise ApiError(422, error.code, error.message, details=error.details) from error
     task, safe = manifest.tokens.task, manifest.tokens.safe
@@ -267,7 +268,7 @@ def _offer(service: Service, asked: PrivateMixRequest, tenant: str) -> bytes:
         raise TooManyRowsError(f"{asked.n_rows:,} rows are declared, the bound is {service.settings.max_task_rows:,}")
     service.quotas.count_rows(tenant, asked.n_rows)
     try:
-        return offer_json(offer(service.store, declaration, service.policy, MAX_OFFERED_ROWS))
+        return offer_json(offer(service.store, declaration, service.tenants.policy(tenant), MAX_OFFERED_ROWS))
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
 
