@@ -16,6 +16,7 @@ from api.jobs.record import (
     Progress,
 )
 from curator.mix.identity import Manifest
+from curator.mix.sign import Signature
 from curator.recipe.base import Strict
 from curator.recipe.policy import Policy
 
@@ -66,6 +67,7 @@ class CreatedMix(Strict):
     created: bool = Field(description="false when the same request was answered before")
     manifest: Manifest
     dropped: DroppedRows = Field(description="rows left out by on_bad_rows=drop")
+    signature: Signature | None = Field(None, description="over the manifest; null without a signing key")
     links: dict[str, str]
 
 

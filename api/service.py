@@ -10,6 +10,7 @@ from asyncio import Semaphore, wait_for
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
@@ -30,6 +31,7 @@ from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_stale
 from curator.mix.files import is_tenant, tenant_path
+from curator.mix.sign import Signature, Signer, read_signature
 from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits
 from curator.store.scratch import sweep_scratch
@@ -88,6 +90,7 @@ class Service:
     expiry: Expiry = field(init=False)
     tenants: Tenants = field(init=False)
     local_copy: LocalCopy | None = field(init=False)
+    signer: Signer | None = field(init=False)
     sandbox: Sandbox = field(init=False)
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
@@ -104,6 +107,7 @@ class Service:
         self.metrics = Metrics(self.settings, product_version())
         self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
+        self.signer = Signer.load(Path(self.settings.sign_key)) if self.settings.sign_key else None
         remote = self.store.local_path("") is None
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
@@ -163,6 +167,13 @@ class Service:
         if self.board.is_expired(job, self.settings.job_ttl_s):
             raise MissingError("the job is over its time")
         return job
+
+    def signature(self, tenant: str, mix_id: str) -> Signature | None:
+        """The signature of a mix, made now where there is a key and none was made before; None without both."""
+        found = read_signature(self.store, tenant, mix_id)
+        if found is None and self.signer is not None:
+            found = self.signer.sign(self.store, tenant, mix_id)
+        return found
 
     def close(self) -> None:
         """End what runs beside the requests."""

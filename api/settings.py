@@ -89,7 +89,10 @@ class Settings(BaseSettings):
     policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
     tenants: str | None = Field(
         default=None,
-        description="YAML or JSON file of what single tenants have of their own: policy, tenant_* quotas, tier, webhook",
+        description="YAML or JSON file of what single tenants have of their own: policy, quotas, tier, webhook",
+    )
+    sign_key: str | None = Field(
+        default=None, description="PEM file with the Ed25519 private key that signs the manifests of mixes"
     )
     demo: bool = Field(default=False, description="serve demo/store, which `make demo` writes")
     open: bool = Field(

@@ -16,11 +16,12 @@ from urllib.parse import quote
 
 import httpx
 import orjson
+from pydantic import ValidationError
 
 from curator.corpus.formats import Container, Layout, locate
 from curator.corpus.formats.plain import plain_rows, plain_value
 from curator.corpus.formats.sources import one_file
-from curator.errors import BadInputError, RemoteError
+from curator.errors import BadInputError, IntegrityError, RemoteError
 from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
 from curator.store.filesystem import atomic_write
 from curator.store.retries import Retries, TryAgainError, retry_after_s
@@ -311,6 +312,28 @@ class Client(Remote):
         """A mix's manifest."""
         return self._json("GET", f"/v1/mixes/{path_part(mix_id)}")
 
+    def signature(self, mix_id: str) -> Document:
+        """The signature of a mix's manifest; raises ServiceError with code `not_signed` where there is none."""
+        return self._json("GET", f"/v1/mixes/{path_part(mix_id)}/signature")
+
+    def verify_signature(self, mix_id: str, key: str | Path) -> Document:
+        """The manifest, when it carries the signature of a provider's public key (PEM).
+
+        Raises IntegrityError when another key signed it or it was changed, ServiceError where there is no signature.
+        """
+        manifest = self.manifest(mix_id)
+        self._check_signature(mix_id, manifest, key)
+        return manifest
+
+    def _check_signature(self, mix_id: str, manifest: Document, key: str | Path) -> None:
+        from curator.mix.sign import Signature, verify_signature
+
+        try:
+            signature = Signature.model_validate(self.signature(mix_id))
+        except ValidationError as error:
+            raise IntegrityError(f"the answer for mix {mix_id} is not a signature") from error
+        verify_signature(manifest, signature, Path(key))
+
     def list_mixes(self) -> Iterator[Document]:
         """Every mix in order of ids, fetched page by page."""
         return self._items("/v1/mixes", "mixes", PAGE_ROWS)
@@ -454,11 +477,13 @@ class Client(Remote):
         format: DataFormat = "jsonl",  # noqa: A002 - the word of the HTTP parameter
         *,
         advance: Advance | None = None,
+        key: str | Path | None = None,
     ) -> Path:
         """Save a mix to `path` and return it; the name appears only when the bytes have been verified.
 
         Parquet is checked against the file's SHA-256 in the manifest, jsonl against `rows_sha256`, openai by its
-        number of lines, arrow by decoding every row to its canonical line. `advance` receives each piece's bytes.
+        number of lines, arrow by decoding every row to its canonical line; with `key`, a provider's public key (PEM),
+        the manifest must carry its signature. `advance` receives each piece's bytes.
         Raises IntegrityError when the check fails; then no file is left.
         """
         if format not in DATA_FORMATS:
@@ -467,6 +492,8 @@ class Client(Remote):
         if target.is_dir() or not target.parent.is_dir():
             raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
         manifest = self.manifest(mix_id)
+        if key is not None:
+            self._check_signature(mix_id, manifest, key)
         with atomic_write(target, durable=True) as temporary:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
             verify_download(temporary, format, manifest)

@@ -43,6 +43,7 @@ from curator.mix.build import build_lasting, preview_mix
 from curator.mix.files import MANIFEST_FILE, mix_path, tenant_path
 from curator.mix.identity import Manifest, read_manifest
 from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
+from curator.mix.sign import Signature
 from curator.recipe import Recipe, parse_recipe
 from curator.store.store import Store
 
@@ -192,6 +193,7 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
         mix_id=mix_id,
         created=earlier.created,
         manifest=read_manifest(service.store, tenant, mix_id),
+        signature=service.signature(tenant, mix_id),
         dropped=earlier.dropped or DroppedRows(n_rows=0, codes={}, details=[], truncated=False),
         links=mix_links(mix_id),
     )
@@ -236,6 +238,7 @@ def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> 
         mix_id=result.mix_id,
         created=result.created,
         manifest=result.manifest,
+        signature=service.signature(tenant, result.mix_id),
         dropped=dropped_rows(task_set, service.settings),
         links=mix_links(result.mix_id),
     )
@@ -317,6 +320,15 @@ def get_manifest(
         return Response(store.read_bytes(path), headers=headers, media_type="application/json")
     except MissingError as error:
         raise _missing() from error
+
+
+@router.get("/{mix_id}/signature", response_model=Signature, responses=errors(404))
+def get_signature(request: Request, mix: Mix) -> Signature:
+    """The Ed25519 signature of a mix's manifest (docs/mixing.md, Receipt)."""
+    found = service_of(request).signature(mix.tenant, mix.manifest.mix_id)
+    if found is None:
+        raise ApiError(404, "not_signed", "this mix has no signature: the service has no signing key (sign_key)")
+    return found
 
 
 @router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
