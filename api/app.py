@@ -17,7 +17,7 @@ from api.errors import (
     handle_validation_error,
 )
 from api.middleware import HeadAsGet, Observe, RefuseForeign
-from api.routes import audits, corpora, downloads, health, jobs, mixes, policy, sql
+from api.routes import audits, corpora, downloads, health, jobs, mixes, policy, sql, usage
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
@@ -76,6 +76,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (mixes, downloads, jobs, audits, corpora, policy, sql, health):
+    for module in (mixes, downloads, jobs, audits, corpora, policy, sql, usage, health):
         app.include_router(module.router)
     return app

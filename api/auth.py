@@ -24,6 +24,7 @@ from api.keys import (
     opens,
     split_token,
 )
+from api.notes import note
 from api.schemas import errors
 from api.telemetry import log_event
 from curator.errors import IntegrityError
@@ -44,6 +45,7 @@ class Principal:
 
     tenant: str
     scopes: tuple[Scope, ...]
+    key_id: str | None = None
 
 
 _OPEN = Principal(DEFAULT_TENANT, SCOPES)
@@ -72,7 +74,7 @@ class Keyring:
                 "this needs a valid API key: send `Authorization: Bearer TOKEN`",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return Principal(key.tenant, key.scopes)
+        return Principal(key.tenant, key.scopes, key.key_id)
 
     def is_open(self) -> bool:
         """Whether everybody is served as one tenant: there was never a key, and the settings allow it."""
@@ -117,6 +119,7 @@ def holding_any(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
         service = request.app.state.service
         token = credentials.credentials if credentials is not None else None
         principal: Principal = await run_in_threadpool(service.keyring.identify, token)
+        note(tenant=principal.tenant, key_id=principal.key_id)
         service.quotas.count_request(principal.tenant)
         if not set(scopes) & set(principal.scopes):
             shown = " or ".join(f"`{scope}`" for scope in scopes)

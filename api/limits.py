@@ -19,6 +19,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import ApiError
+from api.notes import note
 from api.settings import Settings
 from api.tenants import Tenants
 
@@ -66,6 +67,7 @@ class Quotas:
 
     def count_rows(self, tenant: str, n_rows: int) -> None:
         """Count rows of a data set; raises ApiError 413 when they could never fit, 429 when they do not now."""
+        note(n_rows_in=n_rows)
         self._take(tenant, "rows", n_rows, self._bound(tenant, "tenant_rows_per_hour"), HOUR_S)
 
     def check_bytes(self, tenant: str, n_bytes: int) -> None:

@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -18,12 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import is_loopback
 from api.errors import error_response, internal_error
+from api.notes import taking_notes
 from api.service import Service
 from api.telemetry import Metrics, log_event
+from curator.errors import StoreError
 
 REQUEST_ID_HEADER = b"x-request-id"
 CLIENT_LEFT = 499  # in the log alone: nobody is there to read an answer
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_ID = re.compile(r"[0-9a-f]{32}")
+_MADE = re.compile(r"/v1/(mixes|jobs)/([0-9a-f]{32})$")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
@@ -130,12 +135,19 @@ class _Exchange:
         self.request_id = _request_id(scope)
         self.status: int | None = None
         self.n_bytes = 0
+        self.n_bytes_in = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.notes: dict[str, Any] = {}
         self.started_s = time.perf_counter()
 
     async def run(self) -> None:
+        with taking_notes() as self.notes:
+            await self._run()
+
+    async def _run(self) -> None:
         self.metrics.running.inc()
         try:
-            await self.app(self.scope, self.receive, self.send)
+            await self.app(self.scope, self._receive_counted, self.send)
         except ClientDisconnect:
             self.status = self.status or CLIENT_LEFT
         except Exception as error:
@@ -147,9 +159,15 @@ class _Exchange:
             self.metrics.running.dec()
             self._log()
 
+    async def _receive_counted(self) -> Message:
+        message = await self.receive()
+        self.n_bytes_in += len(message.get("body", b""))
+        return message
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.headers = dict(message.get("headers", []))
             message["headers"] = [*message.get("headers", []), (REQUEST_ID_HEADER, self.request_id.encode())]
         elif message["type"] == "http.response.body":
             self.n_bytes += len(message.get("body", b""))
@@ -179,6 +197,34 @@ class _Exchange:
             n_bytes=self.n_bytes,
             duration_ms=round(seconds * 1000, 1),
         )
+        if "tenant" in self.notes:
+            self._log_usage(method, seconds)
+
+    def _log_usage(self, method: str, seconds: float) -> None:
+        """Who did what, for the operator: ids alone, for a path as typed could hold anything."""
+        service: Service = self.scope["app"].state.service
+        n_rows = self.headers.get(b"x-ballast-rows", b"").decode()
+        try:
+            service.usage.add(
+                action=f"{method} {self.route}",
+                **self.notes,
+                **self._ids(),
+                status=self.status,
+                n_rows_out=int(n_rows) if n_rows.isdecimal() else None,
+                n_bytes_in=self.n_bytes_in,
+                n_bytes_out=self.n_bytes,
+                duration_ms=round(seconds * 1000, 1),
+                request_id=self.request_id,
+            )
+        except StoreError as error:
+            log_event(logging.ERROR, "usage is not logged", error, request_id=self.request_id)
+
+    def _ids(self) -> dict[str, str]:
+        """The mix and the job that the path or the answer's Location names."""
+        named = {name: str(value) for name, value in self.scope.get("path_params", {}).items()}
+        ids = {name: named[name] for name in ("mix_id", "job_id") if _ID.fullmatch(named.get(name, ""))}
+        made = _MADE.search(self.headers.get(b"location", b"").decode("latin-1"))
+        return ids if made is None else {**ids, {"mixes": "mix_id", "jobs": "job_id"}[made[1]]: made[2]}
 
 
 class _CutShortError(Exception):

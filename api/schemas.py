@@ -124,6 +124,51 @@ class TenantPolicy(Strict):
     quotas: dict[str, int | float | None]
 
 
+class UsageEvent(Strict):
+    """One thing that a tenant's key did; the columns of the view `usage`, null where there is none."""
+
+    ended_at: datetime
+    event_id: str
+    tenant: str
+    key_id: str | None
+    action: str = Field(description="method and route's template, or words for what is not a request")
+    status: int | None
+    mix_id: str | None
+    job_id: str | None
+    n_rows_in: int | None
+    n_rows_out: int | None
+    n_bytes_in: int | None
+    n_bytes_out: int | None
+    duration_ms: float | None
+    request_id: str | None
+
+
+class UsagePage(Strict):
+    """Events in order of time; `next_after` is null on the last page."""
+
+    events: list[UsageEvent]
+    next_after: str | None
+
+
+class UsageTotal(Strict):
+    """Sums over a tenant's events of one action; `n_refused` are those with a status from 400 on."""
+
+    tenant: str
+    action: str
+    n_events: int
+    n_refused: int
+    n_rows_in: int
+    n_rows_out: int
+    n_bytes_in: int
+    n_bytes_out: int
+
+
+class UsageTotals(Strict):
+    """Sums by tenant and action."""
+
+    totals: list[UsageTotal]
+
+
 class CorpusSummary(Strict):
     """One corpus at its latest revision."""
 

@@ -36,6 +36,7 @@ from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits
 from curator.store.scratch import sweep_scratch
 from curator.store.store import Store
+from curator.store.usage import UsageLog
 
 KEY_KEPT_S = 7 * 86_400.0  # files of Idempotency-Keys, whatever their own time
 
@@ -95,6 +96,7 @@ class Service:
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
+    usage: UsageLog = field(init=False)
     submitting: Lock = field(default_factory=Lock)
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
     _builds: Semaphore = field(init=False)
@@ -113,6 +115,7 @@ class Service:
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
         self.figures = Figures(self.quotas, self.settings.max_sql)
         self.board = Board(self.store)
+        self.usage = UsageLog(self.store)
         self.queue = _queue(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)
@@ -178,6 +181,7 @@ class Service:
     def close(self) -> None:
         """End what runs beside the requests."""
         self.sandbox.close()
+        self.usage.close()
         if self.local_copy is not None:
             self.local_copy.close()
         if self.queue is not None:
@@ -192,6 +196,7 @@ class Service:
             "mixes": self.expiry.sweep_mixes,
             "idempotency keys": self.expiry.sweep_keys,
             "jobs": lambda: self.board.sweep(self.settings.job_ttl_s),
+            "usage": lambda: self.usage.sweep(self.settings.usage_ttl_s),
             "temporary folders": lambda: sweep_scratch(self.settings.temp_dir),
         }
         for name, sweep in parts.items():

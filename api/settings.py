@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     sign_key: str | None = Field(
         default=None, description="PEM file with the Ed25519 private key that signs the manifests of mixes"
     )
+    usage_ttl_s: float | None = Field(
+        default=7_776_000.0, ge=86_400, description="seconds that events of the usage log are kept, by whole days"
+    )
     demo: bool = Field(default=False, description="serve demo/store, which `make demo` writes")
     open: bool = Field(
         default=False,

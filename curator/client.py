@@ -399,6 +399,15 @@ class Client(Remote):
         """What this key's tenant must fit: `policy` (None: nothing), `policy_sha256`, and `quotas`."""
         return self._json("GET", "/v1/policy")
 
+    def usage(self, **asked: str) -> Iterator[Document]:
+        """What tenants did, in order of time, fetched page by page; `asked`: tenant, since, until. For admin keys."""
+        return self._items("/v1/usage", "events", PAGE_ROWS, **asked)
+
+    def usage_totals(self, **asked: str) -> list[Document]:
+        """Events, rows and bytes by tenant and action; `asked`: tenant, since, until. For admin keys."""
+        found: list[Document] = self._json("GET", "/v1/usage/totals", params=asked)["totals"]
+        return found
+
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
         found: list[Document] = self._json("GET", "/v1/corpora")["corpora"]

@@ -17,12 +17,14 @@ from typing import Literal, get_args
 __all__ = [
     "BASE_TABLES",
     "MACROS",
+    "OPERATOR_VIEWS",
     "VIEWS",
     "Param",
     "Query",
     "Value",
     "describe_view",
     "load_query",
+    "operator_view",
     "query_names",
     "view_text",
     "wide_query",
@@ -33,6 +35,9 @@ BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scor
 # In the order in which they are made: each uses only those before it.
 MACROS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")
 VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
+
+# Views of every tenant's use, for whoever has the store; the service's statements cannot name them.
+OPERATOR_VIEWS = ("usage",)
 
 ParamType = Literal["integer", "double", "text", "double[]", "text[]"]
 _PARAM_TYPES: dict[str, ParamType] = {kind: kind for kind in get_args(ParamType)}
@@ -105,7 +110,12 @@ def view_text(name: str) -> str:
 
 def describe_view(name: str) -> str:
     """The opening comment of a view or macro: what a row is, its units and its key."""
-    return _header(view_text(name))[0]
+    return _header(operator_view(name) if name in OPERATOR_VIEWS else view_text(name))[0]
+
+
+def operator_view(name: str) -> str:
+    """The one statement that makes a view of OPERATOR_VIEWS."""
+    return _read("operator", name)
 
 
 def query_names() -> list[str]:

@@ -74,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
         queue.close()
+        worker.usage.close()
     say(f"stopped after {worker.n_done} jobs")
     return 0
 

@@ -23,6 +23,7 @@ from curator.console import say
 from curator.errors import BallastError, IntegrityError, StoreError
 from curator.store.scratch import Scratch, sweep_scratch
 from curator.store.store import Store
+from curator.store.usage import UsageLog
 
 Handler = Callable[[Store, Path, Control], dict[str, Any]]
 MAX_ATTEMPTS = 3
@@ -41,8 +42,12 @@ class Worker:
     handlers: Mapping[JobKind, Handler]
     stopping: bool = False
     n_done: int = 0
+    usage: UsageLog = field(init=False)
     _not_before_s: dict[str, float] = field(default_factory=dict)
     _scan_at_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.usage = UsageLog(self.store)
 
     @property
     def board(self) -> Board:
@@ -171,9 +176,24 @@ class Worker:
 
     def _end(self, job: Job) -> None:
         self.board.end(job)
+        self._log_usage(job)
         self.n_done += 1
         seconds = (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
         say(f"{job.kind} {job.job_id}: {job.state} after {seconds:.1f} s")
+
+    def _log_usage(self, job: Job) -> None:
+        seconds = (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else None
+        try:
+            self.usage.add(
+                job.tenant,
+                f"{job.kind} job {job.state}",
+                job_id=job.job_id,
+                mix_id=(job.result or {}).get("mix_id"),
+                n_rows_in=job.request.get("task", {}).get("n_rows"),
+                duration_ms=None if seconds is None else round(seconds * 1000, 1),
+            )
+        except StoreError as error:
+            _tell(error)
 
 
 @contextmanager

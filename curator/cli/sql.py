@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
-scorers, scores, gap and gap_rows(...). Without either it lists them. Nothing in the store changes."""
+scorers, scores, gap and gap_rows(...), and usage: what tenants of the service did. Without either it lists them.
+Nothing in the store changes."""
 
 EXAMPLES = """\
   python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"
   python -m curator sql "select example_id, gap_rel from gap_rows(hold_out := ['finance'], eps := 0.5) limit 5"
   python -m curator sql --query top_by_gap --param n=10 --param score=gap_abs
   python -m curator sql --query gap_by_source --format csv
+  python -m curator sql "select tenant, action, count(*), sum(n_rows_in) from usage group by all order by all"
   python -m curator sql --export-db store/curator.duckdb"""
 
 FORMATS = ("table", "csv", "json", "parquet")
@@ -79,11 +81,14 @@ def run(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace) -> "Rows":
     from curator.query.database import connect
     from curator.query.queries import run_named, run_statement
+    from curator.query.usage import add_usage_view
 
     limit = None if args.limit == 0 else args.limit
     if args.limit < 0:
         raise BadInputError(f"--limit {args.limit}: give 0 for all rows, or a number of rows")
-    with connect(open_store(args), timeout_s=args.timeout_s) as connection:
+    store = open_store(args)
+    with connect(store, timeout_s=args.timeout_s) as connection:
+        add_usage_view(connection, store)
         if args.query is not None:
             return run_named(connection, args.query, _params(args.param), limit)
         return run_statement(connection, args.statement, None, limit)
@@ -111,7 +116,7 @@ def _export(args: argparse.Namespace) -> int:
 def _list(*, as_json: bool) -> None:
     queries = [sql.load_query(name) for name in sql.query_names()]
     if as_json:
-        views = [{"name": name, "doc": sql.describe_view(name)} for name in sql.VIEWS]
+        views = [{"name": name, "doc": sql.describe_view(name)} for name in (*sql.VIEWS, *sql.OPERATOR_VIEWS)]
         named = [
             {"name": query.name, "doc": query.doc, "params": [vars(param) for param in query.params]}
             for query in queries
@@ -119,7 +124,7 @@ def _list(*, as_json: bool) -> None:
         say_json({"views": views, "queries": named})
         return
     say('Views and functions, for `python -m curator sql "select ..."`')
-    for name in sql.VIEWS:
+    for name in (*sql.VIEWS, *sql.OPERATOR_VIEWS):
         say(f"\n  {name}\n{_indented(sql.describe_view(name))}")
     say("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`")
     for query in queries:

@@ -1,0 +1,59 @@
+"""GET /v1/usage: what every tenant did, for the operator."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from api.auth import GUARDED, AdminTenant
+from api.schemas import UsagePage, UsageTotals
+from api.service import Service, service_of
+from curator.store.usage import totals
+
+router = APIRouter(prefix="/v1/usage", tags=["usage"], responses=GUARDED)
+
+DEFAULT_PAGE_EVENTS = 100
+DEFAULT_SPAN = timedelta(days=30)
+
+Tenant = Annotated[str | None, Query(max_length=64, description="only this tenant's")]
+Since = Annotated[datetime | None, Query(description="from this moment on; by default the last 30 days")]
+Until = Annotated[datetime | None, Query(description="up to but without this moment; by default now")]
+
+
+@router.get("", response_model=UsagePage)
+def list_usage(
+    request: Request,
+    asking: AdminTenant,
+    tenant: Tenant = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[
+        int, Query(ge=1, description="events of one page, at most the service's bound")
+    ] = DEFAULT_PAGE_EVENTS,
+    after: Annotated[str, Query(max_length=32, description="id of the last event of the page before")] = "",
+) -> dict[str, Any]:
+    """Events of all tenants in order of time; needs the scope `admin`. Moments without an offset are UTC."""
+    service = service_of(request)
+    bound = min(limit, service.settings.max_page_rows)
+    found = (event for event in _events(service, since, until, after) if tenant in (None, event["tenant"]))
+    page = list(islice(found, bound + 1))
+    return {"events": page[:bound], "next_after": page[bound - 1]["event_id"] if len(page) > bound else None}
+
+
+@router.get("/totals", response_model=UsageTotals)
+def sum_usage(
+    request: Request, asking: AdminTenant, tenant: Tenant = None, since: Since = None, until: Until = None
+) -> dict[str, Any]:
+    """Events, rows and bytes by tenant and action; needs the scope `admin`. Moments without an offset are UTC."""
+    found = (event for event in _events(service_of(request), since, until) if tenant in (None, event["tenant"]))
+    return {"totals": totals(found)}
+
+
+def _events(service: Service, since: datetime | None, until: datetime | None, after: str = "") -> Any:
+    end = _utc(until) or datetime.now(UTC) + timedelta(seconds=1)
+    return service.usage.read(_utc(since) or end - DEFAULT_SPAN, end, after)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment if moment is None or moment.tzinfo is not None else moment.replace(tzinfo=UTC)
