@@ -1,5 +1,6 @@
 """GET /v1/usage: what every tenant did, for the operator."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Annotated, Any
@@ -9,12 +10,13 @@ from fastapi import APIRouter, Query, Request
 from api.auth import GUARDED, AdminTenant
 from api.schemas import UsagePage, UsageTotals
 from api.service import Service, service_of
-from curator.store.usage import totals
+from curator.store.usage import Event, totals
 
 router = APIRouter(prefix="/v1/usage", tags=["usage"], responses=GUARDED)
 
 DEFAULT_PAGE_EVENTS = 100
 DEFAULT_SPAN = timedelta(days=30)
+FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 Tenant = Annotated[str | None, Query(max_length=64, description="only this tenant's")]
 Since = Annotated[datetime | None, Query(description="from this moment on; by default the last 30 days")]
@@ -50,9 +52,10 @@ def sum_usage(
     return {"totals": totals(found)}
 
 
-def _events(service: Service, since: datetime | None, until: datetime | None, after: str = "") -> Any:
+def _events(service: Service, since: datetime | None, until: datetime | None, after: str = "") -> Iterator[Event]:
     end = _utc(until) or datetime.now(UTC) + timedelta(seconds=1)
-    return service.usage.read(_utc(since) or end - DEFAULT_SPAN, end, after)
+    start = _utc(since) or max(end, FIRST + DEFAULT_SPAN) - DEFAULT_SPAN
+    return service.usage.read(start, end, after)
 
 
 def _utc(moment: datetime | None) -> datetime | None:
