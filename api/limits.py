@@ -18,11 +18,10 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from api.errors import ApiError
+from api.errors import BUSY_RETRY_S, ApiError
 from api.settings import Settings
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
-BUSY_RETRY_S = 5
 MAX_BUCKETS = 10_000
 TENANT_LINE = 8  # figures of one tenant that are computed or wait
 MAX_WAIT_S = 60.0
