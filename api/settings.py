@@ -19,6 +19,7 @@ from curator.recipe.problems import problems_of
 ENVIRONMENT_PREFIX = "BALLAST_"
 TYPO_RATIO = 0.75  # difflib's similarity from which an unknown variable is taken for a misspelt setting
 MIB = 2**20
+MAX_WEIGHT = 100
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -116,6 +117,14 @@ class Settings(BaseSettings):
     tenant_builds: int = Field(
         default=8, ge=1, description="uploads of one tenant that are sent, wait or are built at once"
     )
+    tenant_weights: str = Field(
+        default="",
+        description="turns of a tenant at builds and statements for each one of another, as NAME=N by comma; "
+        "1 by default",
+    )
+    tenant_stored_bytes: int | None = Field(
+        default=None, ge=1, description="bytes that the mixes and jobs of one tenant may take in the store"
+    )
     max_sql: int = Field(
         default=2, ge=1, le=64, description="SQL statements run at the same time, each its own process"
     )
@@ -142,6 +151,20 @@ class Settings(BaseSettings):
         if value is not None and not (Path(value).is_dir() and os.access(value, os.W_OK | os.X_OK)):
             raise ValueError(f"no writable folder at {value}")
         return value
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _check_weights(cls, value: str) -> str:
+        for item in filter(None, map(str.strip, value.split(","))):
+            name, _, number = item.partition("=")
+            if not name.strip() or not number.strip().isdecimal() or not 1 <= int(number) <= MAX_WEIGHT:
+                raise ValueError(f"{item!r} must be NAME=N with N from 1 to {MAX_WEIGHT}")
+        return value
+
+    def weights(self) -> dict[str, int]:
+        """Turns of each tenant that has others than one."""
+        items = (item.partition("=") for item in self.tenant_weights.split(",") if item.strip())
+        return {name.strip(): int(number) for name, _, number in items}
 
     @classmethod
     def settings_customise_sources(
