@@ -11,9 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api.errors import (
-    handle_full_disk,
     handle_http_error,
     handle_product_error,
+    handle_system_error,
     handle_validation_error,
 )
 from api.middleware import HeadAsGet, Observe, RefuseForeign
@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseForeign)
     app.add_middleware(Observe)  # the outermost: refusals are logged too
-    app.add_exception_handler(OSError, handle_full_disk)
+    app.add_exception_handler(OSError, handle_system_error)
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)

@@ -25,6 +25,8 @@ from api.telemetry import Metrics, log_event
 from curator.errors import StoreError
 
 REQUEST_ID_HEADER = b"x-request-id"
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
+_NO_STORE = (b"cache-control", b"no-store")  # for what says nothing of its own: lists, states, errors
 CLIENT_LEFT = 499  # in the log alone: nobody is there to read an answer
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -168,7 +170,10 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = dict(message.get("headers", []))
-            message["headers"] = [*message.get("headers", []), (REQUEST_ID_HEADER, self.request_id.encode())]
+            headers = [*message.get("headers", []), (REQUEST_ID_HEADER, self.request_id.encode()), _NO_SNIFF]
+            if not any(name.lower() == b"cache-control" for name, _ in headers):
+                headers.append(_NO_STORE)
+            message["headers"] = headers
         elif message["type"] == "http.response.body":
             self.n_bytes += len(message.get("body", b""))
         await self._send(message)

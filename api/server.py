@@ -12,10 +12,13 @@ from types import FrameType
 import uvicorn
 
 from api.app import create_app
+from api.connections import bounded_protocol, connection_bounds, raise_descriptor_limit
 from api.service import Service
 from api.settings import Settings
 from api.telemetry import set_up_logging
 from curator.console import say
+
+LISTEN_BACKLOG = 1024
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:
@@ -24,6 +27,9 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
+        http=bounded_protocol(connection_bounds(settings, raise_descriptor_limit())),
+        backlog=1,  # connections accepted in one turn of the loop, so that those beyond the bounds are gone in the next
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -52,6 +58,12 @@ class Server(uvicorn.Server):
         self._until_s = 0.0 if self._service.stopping else now_s + self._service.settings.shutdown_delay_s
         self._service.stopping = True
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; the kernel's own line of connections is longer than what is accepted in one turn."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(LISTEN_BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether the loop is to end; uvicorn asks ten times a second."""

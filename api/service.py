@@ -6,7 +6,6 @@ after.
 
 import logging
 from asyncio import Lock as AsyncLock
-from asyncio import Semaphore, wait_for
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ from api.idempotency import Idempotency
 from api.jobs.board import Board
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
-from api.limits import Figures, Quotas
+from api.limits import Figures, Quotas, StoredBytes, in_time
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
 from api.tenants import Tenants, load_tenants
+from api.turns import Turns
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_stale
@@ -82,9 +82,9 @@ class Service:
 
     settings: Settings
     store: Store
-    n_waiting: int = 0
     keyring: Keyring = field(init=False)
     quotas: Quotas = field(init=False)
+    stored: StoredBytes = field(init=False)
     metrics: Metrics = field(init=False)
     stopping: bool = False
     idempotency: Idempotency = field(init=False)
@@ -99,13 +99,14 @@ class Service:
     usage: UsageLog = field(init=False)
     submitting: Lock = field(default_factory=Lock)
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
-    _builds: Semaphore = field(init=False)
-    _statements: Semaphore = field(init=False)
+    builds: Turns = field(init=False)
+    statements: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
         self.tenants = load_tenants(self.settings)
         self.quotas = Quotas(self.settings, self.tenants)
+        self.stored = StoredBytes(self.store, lambda tenant: self.tenants.quota(tenant, "tenant_stored_bytes"))
         self.metrics = Metrics(self.settings, product_version())
         self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
@@ -113,12 +114,13 @@ class Service:
         remote = self.store.local_path("") is None
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
-        self.figures = Figures(self.quotas, self.settings.max_sql)
         self.board = Board(self.store)
         self.usage = UsageLog(self.store)
         self.queue = _queue(self.store, self.settings)
-        self._statements = Semaphore(self.settings.max_sql)
-        self._builds = Semaphore(self.settings.max_builds)
+        self.builds = Turns(self.settings.max_builds, self.tenants.weight)
+        self.statements = Turns(self.settings.max_sql, self.tenants.weight)
+        figures = Turns(self.settings.max_sql, self.tenants.weight, keeps_one=True)  # may take long
+        self.figures = Figures(self.quotas, figures)
 
     @contextmanager
     def upload_place(self, tenant: str) -> Iterator[None]:
@@ -132,33 +134,18 @@ class Service:
             yield
 
     @asynccontextmanager
-    async def build_place(self) -> AsyncIterator[None]:
-        """One of the places for builds, waiting for it; raises ApiError 503 when too many wait."""
+    async def build_place(self, tenant: str) -> AsyncIterator[None]:
+        """One of the places for builds, in turn with other tenants; raises ApiError 503 when too many wait."""
         self._check_line()
-        self.n_waiting += 1
-        try:
-            await self._builds.acquire()
-        finally:
-            self.n_waiting -= 1
-        try:
+        async with self.builds.place(tenant):
             yield
-        finally:
-            self._builds.release()
 
     @asynccontextmanager
     async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
         """One of the places for SQL statements; raises ApiError 429 or 503 when there is none in time."""
         with self.quotas.place(tenant, "statements", self.tenants.quota(tenant, "tenant_sql")):
-            try:
-                await wait_for(self._statements.acquire(), self.settings.sql_timeout_s)
-            except TimeoutError as error:
-                raise ApiError(
-                    503, "busy", "other statements run: try again later", headers={"Retry-After": str(RETRY_AFTER_S)}
-                ) from error
-            try:
+            async with in_time(self.statements, tenant, self.settings.sql_timeout_s, "statements"):
                 yield self.sandbox
-            finally:
-                self._statements.release()
 
     def rendering(self, name: str) -> AsyncLock:
         """The lock of a download that is rendered: requests for the same one wait instead of rendering it again."""
@@ -206,11 +193,11 @@ class Service:
                 log_event(logging.WARNING, "sweep failed", error, part=name)
 
     def _check_line(self) -> None:
-        if self._builds.locked() and self.n_waiting >= self.settings.max_waiting_builds:
+        if self.builds.is_full and self.builds.n_waiting >= self.settings.max_waiting_builds:
             raise ApiError(
                 503,
                 "busy",
-                f"{self.settings.max_builds} mixes are being built and {self.n_waiting} wait: try again later",
+                f"{self.settings.max_builds} mixes are being built and {self.builds.n_waiting} wait: try again later",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
 

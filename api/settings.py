@@ -51,6 +51,24 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field(
         default="info", description="least level written to stderr: debug, info, warning or error"
     )
+    max_connections: int = Field(
+        default=1_000,
+        ge=4,
+        description="connections at once; fewer where the limit of open files (ulimit -Hn) allows no more",
+    )
+    max_address_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="connections of one client address at once; half of max_connections by default. Behind a proxy, "
+        "which is one address, give it the value of max_connections",
+    )
+    head_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds for the head of a request")
+    body_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3_600,
+        description="seconds within which 16 KiB of a body must come, or the client fetch something of its answer",
+    )
     max_upload_bytes: int = Field(default=1024 * MIB, ge=1, description="bytes of one multipart upload")
     max_unpacked_bytes: int = Field(
         default=8 * 1024 * MIB, ge=1, description="bytes that a packed upload (.gz, .zst) may unpack to"
@@ -89,7 +107,7 @@ class Settings(BaseSettings):
     policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
     tenants: str | None = Field(
         default=None,
-        description="YAML or JSON file of what single tenants have of their own: policy, quotas, tier, webhook",
+        description="YAML or JSON file of what single tenants have of their own: policy, quotas, weight, tier, webhook",
     )
     sign_key: str | None = Field(
         default=None, description="PEM file with the Ed25519 private key that signs the manifests of mixes"
@@ -107,6 +125,9 @@ class Settings(BaseSettings):
     tenant_bytes_per_hour: int | None = Field(default=None, ge=1, description="uploaded bytes of one tenant an hour")
     tenant_builds: int = Field(
         default=8, ge=1, description="uploads of one tenant that are sent, wait or are built at once"
+    )
+    tenant_stored_bytes: int | None = Field(
+        default=None, ge=1, description="bytes that the mixes and jobs of one tenant may take in the store"
     )
     max_sql: int = Field(
         default=2, ge=1, le=64, description="SQL statements run at the same time, each its own process"

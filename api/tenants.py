@@ -1,6 +1,7 @@
-"""What single tenants have of their own: a policy, quotas, a tier and a webhook, from the file of setting `tenants`.
+"""What single tenants have of their own, from the file of the setting `tenants`.
 
-A tenant that the file does not name has the service's `policy` and `tenant_*` settings, tier `default` and no webhook.
+A policy, quotas, a weight, a tier and a webhook. A tenant that the file does not name has the service's `policy` and
+`tenant_*` settings, weight 1, tier `default` and no webhook.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from curator.recipe.problems import problem_line, problems_of
 
 DEFAULT_TIER = "default"
 MAX_TIERS = 16  # each is a label of metrics
+MAX_WEIGHT = 100
 QUOTAS = tuple(name for name in Settings.model_fields if name.startswith("tenant_"))
 
 
@@ -34,6 +36,7 @@ class _Entry(Strict):
 
     policy: str | None = None
     tier: str = Field(default=DEFAULT_TIER, pattern=r"^[a-z0-9_-]{1,32}$")
+    weight: int = Field(default=1, ge=1, le=MAX_WEIGHT)
     webhook: Webhook | None = None
 
     @field_validator("webhook", mode="before")
@@ -75,6 +78,11 @@ class Tenants:
         """The class that a tenant is counted in by metrics."""
         entry = self.entries.get(tenant)
         return DEFAULT_TIER if entry is None else entry.tier
+
+    def weight(self, tenant: str) -> int:
+        """Turns of a tenant at builds and statements for each one of another."""
+        entry = self.entries.get(tenant)
+        return 1 if entry is None else entry.weight
 
     def tiers(self) -> list[str]:
         """Every class, the default one too."""

@@ -1,7 +1,8 @@
 """Taking jobs: one at a time, under the job's lock, as long as the worker runs.
 
-A message of the queue starts a job at once. An idle worker also looks at the board, for jobs whose message was lost
-and for running ones whose lock is free: their worker died, and the job begins again.
+Which jobs there are is read from the board alone. A message of the queue makes an idle worker look at once; without one
+it looks every five seconds, for jobs whose message was lost and for running ones whose lock is free: their worker died,
+and the job begins again.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ class Worker:
     usage: UsageLog = field(init=False)
     _not_before_s: dict[str, float] = field(default_factory=dict)
     _scan_at_s: float = 0.0
+    _turns: dict[str, int] = field(default_factory=dict)  # number of each tenant's last turn
+    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def __post_init__(self) -> None:
         self.usage = UsageLog(self.store)
@@ -77,27 +81,37 @@ class Worker:
                 time.sleep(pause_s)
 
     def step(self) -> bool:
-        """Do one job, or several that were left behind; returns whether there was any.
+        """Do one job, of the tenants in turn; returns whether there was any.
 
-        Raises the first StoreError that a job met on the way to it, after the others had their turn.
+        A message of the queue, or the time, only says that it is worth looking at the board. Raises the first
+        StoreError that a job met on the way to it, after the others had their turn.
         """
-        for kind in self.handlers:
-            message = self.queue.take(kind)
-            if message is not None:
-                return self.do(*message)
-        if time.monotonic() < self._scan_at_s:
+        woken = [kind for kind in self.handlers if self.queue.take(kind) is not None]
+        if not woken and time.monotonic() < self._scan_at_s:
             return False
         self._scan_at_s = time.monotonic() + SCAN_S
-        left_behind = [found for kind in self.handlers for found in self.board.active(kind)]
-        n_done, errors = 0, []
-        for found in left_behind:
+        errors = []
+        for tenant, job_id in self._in_turn():
             try:
-                n_done += self.do(*found)
+                if self.do(tenant, job_id):
+                    self._scan_at_s = 0.0  # there may be more, whatever the queue says
+                    return True
             except StoreError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
-        return n_done > 0
+        return False
+
+    def _in_turn(self) -> Iterator[tuple[str, str]]:
+        """The jobs to do: each tenant's oldest before its second, those of whoever had no turn for longest first."""
+        lines: dict[str, list[str]] = {}
+        for kind in self.handlers:
+            for tenant, job_id in self.board.active(kind):
+                lines.setdefault(tenant, []).append(job_id)
+        self._turns = {tenant: number for tenant, number in self._turns.items() if tenant in lines}
+        tenants = sorted(lines, key=lambda tenant: self._turns.get(tenant, 0))
+        for jobs in zip_longest(*(lines[tenant] for tenant in tenants)):
+            yield from ((tenant, job_id) for tenant, job_id in zip(tenants, jobs, strict=True) if job_id is not None)
 
     def do(self, tenant: str, job_id: str) -> bool:
         """Do one job to its end, unless it has ended or another worker holds it; returns whether it was done."""
@@ -111,6 +125,7 @@ class Worker:
             with self.board.held(tenant, job_id) as job:
                 if job is None or not job.active:
                     return False
+                self._turns[tenant] = next(self._numbers)
                 self._attempt(job)
                 return True
         except IntegrityError as error:

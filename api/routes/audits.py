@@ -56,7 +56,7 @@ async def create_audit(request: Request, tenant: AuditTenant, idempotency_key: I
     audits of a tenant are counted by the hour.
     """
     service = service_of(request)
-    async with received(request, service, tenant, "audit") as upload, service.build_place():
+    async with received(request, service, tenant, "audit") as upload, service.build_place(tenant):
         job, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
     return job_response(job, {"Idempotency-Replayed": "true"} if replayed else {})
 
@@ -119,6 +119,7 @@ def _submit(service: Service, upload: Upload, tenant: str) -> Job:
     except MissingError as error:  # a name in the body, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
     task_set = checked_rows(service, upload, tenant, service.settings.max_audit_rows)
+    service.stored.check(tenant, upload.n_bytes)
     request = {
         "audit": options.model_dump(mode="json"),
         "task": task_document(task_set),

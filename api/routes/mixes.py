@@ -116,7 +116,7 @@ async def create_mix(
     counted and listed in the answer.
     """
     service = service_of(request)
-    async with received(request, service, tenant) as upload, service.build_place():
+    async with received(request, service, tenant) as upload, service.build_place(tenant):
         answer, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key, prefer)
     again = {"Idempotency-Replayed": "true"} if replayed else {}
     if isinstance(answer, Job):
@@ -137,7 +137,7 @@ async def create_mix(
 async def preview(request: Request, tenant: MixTenant) -> Response:
     """The manifest, counts, tokens and cost that a recipe would give for a data set; nothing is stored."""
     service = service_of(request)
-    async with received(request, service, tenant) as upload, service.build_place():
+    async with received(request, service, tenant) as upload, service.build_place(tenant):
         answer = await run_in_threadpool(_preview, service, upload, tenant)
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -154,7 +154,7 @@ async def offer_private(request: Request, tenant: MixTenant) -> Response:
     service = service_of(request)
     with service.upload_place(tenant):
         asked = await read_asked(request, PrivateMixRequest, MAX_ASKED_BYTES)
-        async with service.build_place():
+        async with service.build_place(tenant):
             answer = await run_in_threadpool(_offer, service, asked, tenant)
     return Response(answer, media_type="application/json", headers={"Cache-Control": "private, no-store"})
 
@@ -201,6 +201,7 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
 
 def _make(service: Service, upload: Upload, tenant: str, prefer: str | None) -> CreatedMix | Job:
     recipe, task_set = _asked(service, upload, tenant)
+    service.stored.check(tenant, upload.n_bytes)
     if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
         return submit(service, tenant, "mix", _job_request(service, recipe, task_set, tenant), task_set.path)
     return _build(service, recipe, task_set, tenant)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -75,13 +76,16 @@ def running(app: FastAPI | Settings) -> Iterator[str]:
 
 
 @contextmanager
-def started(root: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The running service and its address, read from the line that it prints."""
+def started(
+    root: Path, *arguments: str, n_descriptors: int | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The running service and its address, read from the line that it prints; under a limit of open files."""
     process = subprocess.Popen(
         [sys.executable, "-m", "api", "--store", str(root), "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=n_descriptors and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n_descriptors,) * 2)),
     )
     assert process.stdout is not None
     try:

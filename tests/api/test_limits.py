@@ -1,5 +1,7 @@
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +14,7 @@ from api.limits import Bucket, Quotas
 from api.settings import MIB, Settings
 from curator.store.store import Store
 from tests.api.serving import (
+    RECIPE,
     form,
     running,
     scored_store,
@@ -153,3 +156,40 @@ def test_a_slow_upload_takes_its_tenants_place_and_no_place_for_builds(tmp_path:
         headers = {**anna, "Content-Type": slow.headers["content-type"]}
         assert httpx.post(f"{url}/v1/mixes", content=body(), headers=headers, timeout=60).status_code == 201
     assert seen[-2:] == [429, 201]
+
+
+def test_one_tenants_many_uploads_do_not_hold_up_anothers(tmp_path: Path) -> None:
+    store = scored_store(tmp_path)
+    anna, bert = (
+        httpx.Client(headers={"Authorization": f"Bearer {create_key(store, tenant, ['mix'])[1]}"}, timeout=120)
+        for tenant in ("anna", "bert")
+    )
+    answered: list[str] = []
+
+    def send(client: httpx.Client, name: str, n_rows: int) -> None:
+        body = form(task_rows(n_rows, name), {**RECIPE, "interleave_ratio": 0.001})
+        assert client.post(f"{url}/v1/mixes", **body).status_code == 201
+        answered.append(name)
+
+    with running(Settings(store=str(tmp_path))) as url, ThreadPoolExecutor(9) as pool, anna, bert:
+        many = [pool.submit(send, anna, f"anna {number}", 3_000) for number in range(8)]
+        while len(answered) < 1:  # by then the others wait
+            time.sleep(0.01)
+        pool.submit(send, bert, "bert", 1_000).result()
+        place = answered.index("bert")
+        assert [found.result() for found in many] == [None] * 8
+    assert place <= 4, answered  # the first one, the two that ran then, and at most one more beside bert's
+
+
+def test_what_a_tenant_keeps_is_bounded(tmp_path: Path) -> None:
+    scored_store(tmp_path)
+    with running(Settings(store=str(tmp_path), tenant_stored_bytes=50_000)) as url:
+        made = [httpx.post(f"{url}/v1/mixes", **form(task_rows(5, f"turn {turn}")), timeout=60) for turn in range(9)]
+        assert made[0].status_code == 201
+        assert made[-1].status_code == 507
+        assert made[-1].json()["error"]["code"] == "tenant_storage_full"
+        assert httpx.post(f"{url}/v1/mixes/preview", **form(task_rows(5))).status_code == 200
+        for answer in made:
+            if answer.status_code == 201:
+                httpx.delete(url + answer.json()["links"]["self"])
+        assert httpx.post(f"{url}/v1/mixes", **form(task_rows(5, "again"))).status_code == 201
