@@ -20,6 +20,7 @@ from api.errors import ApiError
 from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
 from api.jobs.board import Board
+from api.jobs.metrics import JobCollector
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
 from api.limits import Figures, Quotas, StoredBytes, in_time
@@ -115,6 +116,7 @@ class Service:
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
         self.board = Board(self.store)
+        self.metrics.registry.register(JobCollector(self.board))
         self.usage = UsageLog(self.store)
         self.queue = _queue(self.store, self.settings)
         self.builds = Turns(self.settings.max_builds, self.tenants.weight)
@@ -137,14 +139,15 @@ class Service:
     async def build_place(self, tenant: str) -> AsyncIterator[None]:
         """One of the places for builds, in turn with other tenants; raises ApiError 503 when too many wait."""
         self._check_line()
-        async with self.builds.place(tenant):
+        async with self.metrics.timed("builds", self.tenants.tier(tenant), self.builds.place(tenant)):
             yield
 
     @asynccontextmanager
     async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
         """One of the places for SQL statements; raises ApiError 429 or 503 when there is none in time."""
         with self.quotas.place(tenant, "statements", self.tenants.quota(tenant, "tenant_sql")):
-            async with in_time(self.statements, tenant, self.settings.sql_timeout_s, "statements"):
+            place = in_time(self.statements, tenant, self.settings.sql_timeout_s, "statements")
+            async with self.metrics.timed("statements", self.tenants.tier(tenant), place):
                 yield self.sandbox
 
     def rendering(self, name: str) -> AsyncLock:

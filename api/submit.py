@@ -59,7 +59,7 @@ def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any]
         if n_active >= bound:
             message = f"{n_active} jobs of yours wait or run already, the bound is {bound}: try again later"
             raise ApiError(429, "too_many_jobs", message, headers={"Retry-After": str(RETRY_AFTER_S)})
-        job = service.board.create(tenant, kind, request, rows)
+        job = service.board.create(tenant, kind, {**request, "tier": service.tenants.tier(tenant)}, rows)
     try:
         queue.put(kind, tenant, job.job_id)
     except (StoreError, MissingDependencyError) as error:

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from api.settings import Settings
 from curator.errors import StoreError
@@ -26,6 +28,8 @@ FOREIGN_LINES, FOREIGN_PERIOD_S = 10, 10.0  # lines of one other library in a pe
 FIELDS = "fields"  # name of the extra attribute that carries an event's own fields
 _PLAIN = frozenset({"asyncio", "python", "uvicorn.error"})  # whose messages hold nothing that a client sent
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+Place = AbstractAsyncContextManager[object]
 
 
 class Metrics:
@@ -48,6 +52,21 @@ class Metrics:
         self.mixes = Counter("ballast_mixes", "mixes requested", ("outcome",), registry=self.registry)
         self.statements = Counter("ballast_sql_statements", "SQL statements", ("outcome",), registry=self.registry)
         self.jobs = Counter("ballast_jobs", "jobs made", ("kind",), registry=self.registry)
+        timed = {"builds": "mix or check of an upload", "statements": "SQL statement"}
+        self.waits, self.works = (
+            {
+                name: Histogram(
+                    f"ballast_{name[:-1]}_{suffix}",
+                    f"seconds {text} of one {thing}, by class of tenants",
+                    ("tier",),
+                    buckets=_SECONDS,
+                    registry=self.registry,
+                )
+                for name, thing in timed.items()
+            }
+            for suffix, text in (("wait_seconds", "of waiting for a place"), ("seconds", "in its place"))
+        )
+        ProcessCollector(registry=self.registry)
         info = Gauge("ballast_info", "version of the service", ("version",), registry=self.registry)
         info.labels(version).set(1)
         places = Gauge("ballast_build_places", "mixes built at the same time", registry=self.registry)
@@ -59,6 +78,18 @@ class Metrics:
         self.requests.labels(shown, method, str(status or 0)).inc()
         self.seconds.labels(shown, method).observe(seconds)
         self.sent.labels(shown).inc(n_bytes)
+
+    @asynccontextmanager
+    async def timed(self, what: Literal["builds", "statements"], tier: str, place: Place) -> AsyncIterator[None]:
+        """Hold a place for the length of the block, and count the seconds of the wait and of the block."""
+        asked_s = time.perf_counter()
+        async with place:
+            began_s = time.perf_counter()
+            self.waits[what].labels(tier).observe(began_s - asked_s)
+            try:
+                yield
+            finally:
+                self.works[what].labels(tier).observe(time.perf_counter() - began_s)
 
     def text(self) -> bytes:
         """The exposition that Prometheus reads."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, create_model, field_validator
 
+from api.jobs.metrics import DEFAULT_TIER
 from api.settings import Settings
 from curator.errors import BadInputError
 from curator.mix.files import tenant_path
@@ -18,7 +19,6 @@ from curator.recipe.base import Strict
 from curator.recipe.policy import Policy, load_policy
 from curator.recipe.problems import problem_line, problems_of
 
-DEFAULT_TIER = "default"
 MAX_TIERS = 16  # each is a label of metrics
 MAX_WEIGHT = 100
 QUOTAS = tuple(name for name in Settings.model_fields if name.startswith("tenant_"))

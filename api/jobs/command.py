@@ -3,7 +3,8 @@
 import argparse
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from api.jobs.queue import open_queue
@@ -12,7 +13,7 @@ from api.jobs.worker import Handler, Worker
 from curator.audit.models import audit_models
 from curator.cli import add_common_options, open_store
 from curator.console import say
-from curator.errors import BadInputError
+from curator.errors import BadInputError, MissingDependencyError
 
 DESCRIPTION = """\
 Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
@@ -50,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+    add("--metrics-port", type=int, metavar="PORT",
+        help="offer /metrics (Prometheus) and /healthz there; 0 takes a free port (default: none)")  # fmt: skip
+    add("--metrics-host", default="127.0.0.1", metavar="HOST", help="address of --metrics-port (default: 127.0.0.1)")
     add("--until-idle", action="store_true", help="end when no job waits or runs any more")
     return parser
 
@@ -67,7 +71,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         say(f"working on {' and '.join(worker.handlers)} jobs of {args.store} (Ctrl-C stops)")
         _say_what_waits(worker)
-        worker.run(until_idle=args.until_idle)
+        with _offered(args, worker):
+            worker.run(until_idle=args.until_idle)
         if args.until_idle:
             _say_what_waits(worker)
     finally:
@@ -77,6 +82,22 @@ def _run(args: argparse.Namespace) -> int:
         worker.usage.close()
     say(f"stopped after {worker.n_done} jobs")
     return 0
+
+
+@contextmanager
+def _offered(args: argparse.Namespace, worker: Worker) -> Iterator[None]:
+    """Metrics and health at the port that was given, if one was."""
+    if args.metrics_port is None:
+        yield
+        return
+    try:
+        from api.jobs.metrics import WorkerMetrics, offered
+    except ImportError as error:
+        raise MissingDependencyError(f"--metrics-port: {error.name} is absent: pip install 'ballast[api]'") from error
+    worker.metrics = WorkerMetrics(worker.board)
+    with offered(worker.metrics, args.metrics_host, args.metrics_port, lambda: worker.stopping) as url:
+        say(f"metrics and health at {url}")
+        yield
 
 
 def _say_what_waits(worker: Worker) -> None:

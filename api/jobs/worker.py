@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api.jobs.board import INPUT_FILE, Board, job_path
 from api.jobs.control import CancelledError, Control, StoppedError
@@ -26,6 +26,9 @@ from curator.errors import BallastError, IntegrityError, StoreError
 from curator.store.scratch import Scratch, sweep_scratch
 from curator.store.store import Store
 from curator.store.usage import UsageLog
+
+if TYPE_CHECKING:  # a worker without a port needs no prometheus_client
+    from api.jobs.metrics import WorkerMetrics
 
 Handler = Callable[[Store, Path, Control], dict[str, Any]]
 MAX_ATTEMPTS = 3
@@ -44,6 +47,7 @@ class Worker:
     handlers: Mapping[JobKind, Handler]
     stopping: bool = False
     n_done: int = 0
+    metrics: "WorkerMetrics | None" = None
     usage: UsageLog = field(init=False)
     _not_before_s: dict[str, float] = field(default_factory=dict)
     _scan_at_s: float = 0.0
@@ -152,9 +156,21 @@ class Worker:
             return
         if job.state == "running":
             job = job.with_event("retried", "its worker died; the job begins again")
-        changes = {"state": "running", "started_at": job.started_at or job.events[-1].at}
-        job = job.with_event("started", "a worker began", **changes, n_attempts=job.n_attempts + 1)
+        job = job.with_event("started", "a worker began", state="running", n_attempts=job.n_attempts + 1)
+        job = job.model_copy(update={"started_at": job.started_at or job.events[-1].at})
         self.board.write(job)
+        with self._counted():
+            self._handle(job)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self.metrics is None:
+            yield
+            return
+        with self.metrics.running.track_inprogress():
+            yield
+
+    def _handle(self, job: Job) -> None:
         control = Control(self.board, job, lambda: self.stopping)
         try:
             with _rows(self.store, job) as path:
@@ -192,6 +208,8 @@ class Worker:
     def _end(self, job: Job) -> None:
         self.board.end(job)
         self._log_usage(job)
+        if self.metrics is not None:
+            self.metrics.observe(job)
         self.n_done += 1
         seconds = (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
         say(f"{job.kind} {job.job_id}: {job.state} after {seconds:.1f} s")
