@@ -64,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,  # FastAPI's page loads its scripts from elsewhere; ours (/docs) needs nothing
         redoc_url=None,
+        root_path=settings.root_path,
         redirect_slashes=False,
         responses=errors(422),
         lifespan=_lifespan,

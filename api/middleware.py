@@ -88,7 +88,7 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 
 
 # The download of a mix answers HEAD itself: run as GET it would read the whole file.
-_OWN = re.compile(r"/v1/mixes/[^/]+/data")
+_OWN = re.compile(r"/v1/mixes/[^/]+/data$")
 
 
 class HeadAsGet:
@@ -99,7 +99,7 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] != "HEAD" or _OWN.fullmatch(scope["path"]):
+        if scope["type"] != "http" or scope["method"] != "HEAD" or _OWN.search(scope["path"]):
             await self.app(scope, receive, send)
             return
 

@@ -6,6 +6,7 @@ which has to answer 503 at once, and for requests that wait for an event.
 
 import signal
 import socket
+import ssl
 import time
 from types import FrameType
 
@@ -17,6 +18,7 @@ from api.service import Service
 from api.settings import Settings
 from api.telemetry import set_up_logging
 from curator.console import say
+from curator.errors import BadInputError
 
 LISTEN_BACKLOG = 1024
 
@@ -24,12 +26,15 @@ LISTEN_BACKLOG = 1024
 def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve at a bound socket until a signal."""
     set_up_logging(settings.log_level)
+    check_tls(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
         http=bounded_protocol(connection_bounds(settings, raise_descriptor_limit())),
         backlog=1,  # connections accepted in one turn of the loop, so that those beyond the bounds are gone in the next
         ws="none",
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -37,11 +42,27 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     )
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    say(f"serving {settings.store} at http://{address}:{port} (Ctrl-C stops)")
+    scheme = "http" if settings.tls_cert is None else "https"
+    say(f"serving {settings.store} at {scheme}://{address}:{port} (Ctrl-C stops)")
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the signal once the running requests are done
         signal.signal(number, lambda *_: None)
     Server(config, app.state.service).run(sockets=[listener])
     say("stopped")
+
+
+def check_tls(settings: Settings) -> None:
+    """Raises BadInputError for a certificate and key that cannot be served, rather than fail at the first client."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        # With a password, even a wrong one, a locked key is refused; without one the console would be asked.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="-")
+    except OSError as error:  # SSLError is one
+        reason = (error.reason or "not PEM") if isinstance(error, ssl.SSLError) else error.strerror
+        raise BadInputError(
+            f"no TLS with {settings.tls_cert} and {settings.tls_key}: {reason}; tls_cert is a PEM file with the chain, "
+            "tls_key one with its private key, without a password"
+        ) from error
 
 
 class Server(uvicorn.Server):

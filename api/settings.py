@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from curator.errors import BadInputError
@@ -48,6 +48,17 @@ class Settings(BaseSettings):
         default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
     )
     port: int = Field(default=8765, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="prefix under which a proxy offers the service, such as /ballast: links begin with it",
+    )
+    tls_cert: str | None = Field(
+        default=None, description="PEM file with the certificate chain: with it the service speaks HTTPS"
+    )
+    tls_key: str | None = Field(
+        default=None, validate_default=True, description="PEM file with the private key of tls_cert, without a password"
+    )
     log_level: LogLevel = Field(
         default="info", description="least level written to stderr: debug, info, warning or error"
     )
@@ -148,6 +159,13 @@ class Settings(BaseSettings):
         default=30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM"
     )
     temp_dir: str | None = Field(default=None, description="folder for uploads in flight; the system's own by default")
+
+    @field_validator("tls_key")
+    @classmethod
+    def _check_pair(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is None) != (info.data.get("tls_cert") is None):
+            raise ValueError("tls_cert and tls_key belong together: give both, or neither")
+        return value
 
     @field_validator("temp_dir")
     @classmethod

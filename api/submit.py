@@ -13,17 +13,18 @@ from api.service import RETRY_AFTER_S, Service
 from curator.errors import MissingDependencyError, StoreError
 
 
-def job_links(job: Job) -> dict[str, str]:
+def job_links(service: Service, job: Job) -> dict[str, str]:
     """Where a job and what it gave are."""
-    links = {"self": f"/v1/jobs/{job.job_id}", "events": f"/v1/jobs/{job.job_id}/events"}
+    root = service.settings.root_path
+    links = {"self": f"{root}/v1/jobs/{job.job_id}", "events": f"{root}/v1/jobs/{job.job_id}/events"}
     if job.state == "done" and job.kind == "audit":
-        links |= {"result": f"/v1/audits/{job.job_id}", "rows": f"/v1/audits/{job.job_id}/rows"}
+        links |= {"result": f"{root}/v1/audits/{job.job_id}", "rows": f"{root}/v1/audits/{job.job_id}/rows"}
     elif job.state == "done" and job.result is not None:
-        links["result"] = f"/v1/mixes/{job.result['mix_id']}"
+        links["result"] = f"{root}/v1/mixes/{job.result['mix_id']}"
     return links
 
 
-def job_view(job: Job) -> dict[str, Any]:
+def job_view(service: Service, job: Job) -> dict[str, Any]:
     """A job as its tenant may see it: everything but what was sent with it."""
     shown = job.model_dump(mode="json", include={"job_id", "kind", "state", "created_at", "started_at", "ended_at"})
     result = None if job.result is None else {**job.result, **_kept(job)}
@@ -33,14 +34,14 @@ def job_view(job: Job) -> dict[str, Any]:
         "progress": None if job.progress is None else job.progress.model_dump(mode="json"),
         "error": None if job.error is None else job.error.model_dump(mode="json"),
         "result": result,
-        "links": job_links(job),
+        "links": job_links(service, job),
     }
 
 
-def job_response(job: Job, headers: Mapping[str, str]) -> Response:
+def job_response(service: Service, job: Job, headers: Mapping[str, str]) -> Response:
     """202 with the job, and where to look for it."""
-    answer = JobView.model_validate(job_view(job)).model_dump_json()
-    where = {"Location": f"/v1/jobs/{job.job_id}", **headers}
+    answer = JobView.model_validate(job_view(service, job)).model_dump_json()
+    where = {"Location": f"{service.settings.root_path}/v1/jobs/{job.job_id}", **headers}
     return Response(answer, 202, headers=where, media_type="application/json")
 
 

@@ -58,7 +58,7 @@ async def create_audit(request: Request, tenant: AuditTenant, idempotency_key: I
     service = service_of(request)
     async with received(request, service, tenant, "audit") as upload, service.build_place(tenant):
         job, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
-    return job_response(job, {"Idempotency-Replayed": "true"} if replayed else {})
+    return job_response(service, job, {"Idempotency-Replayed": "true"} if replayed else {})
 
 
 @router.get("/{job_id}", response_model=AuditReport, responses=errors(404, 409))

@@ -45,7 +45,6 @@ from curator.mix.identity import Manifest, read_manifest
 from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
 from curator.mix.sign import Signature
 from curator.recipe import Recipe, parse_recipe
-from curator.store.store import Store
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
@@ -63,9 +62,9 @@ class PrivateMixRequest(TaskDeclaration):
     recipe: dict[str, Any]
 
 
-def mix_links(mix_id: str) -> dict[str, str]:
+def mix_links(service: Service, mix_id: str) -> dict[str, str]:
     """Where the parts of a mix are."""
-    base = f"/v1/mixes/{mix_id}"
+    base = f"{service.settings.root_path}/v1/mixes/{mix_id}"
     return {"self": base, "rows": f"{base}/rows"} | {name: f"{base}/data?format={name}" for name in MEDIA_TYPES}
 
 
@@ -121,7 +120,7 @@ async def create_mix(
     again = {"Idempotency-Replayed": "true"} if replayed else {}
     if isinstance(answer, Job):
         service.metrics.mixes.labels("replayed" if replayed else "queued").inc()
-        return job_response(answer, again | _applied(prefer))
+        return job_response(service, answer, again | _applied(prefer))
     service.metrics.mixes.labels("replayed" if replayed else "created" if answer.created else "found").inc()
     headers = {"Location": answer.links["self"]} | again
     status = 201 if answer.created else 200
@@ -195,7 +194,7 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
         manifest=read_manifest(service.store, tenant, mix_id),
         signature=service.signature(tenant, mix_id),
         dropped=earlier.dropped or DroppedRows(n_rows=0, codes={}, details=[], truncated=False),
-        links=mix_links(mix_id),
+        links=mix_links(service, mix_id),
     )
 
 
@@ -241,7 +240,7 @@ def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> 
         manifest=result.manifest,
         signature=service.signature(tenant, result.mix_id),
         dropped=dropped_rows(task_set, service.settings),
-        links=mix_links(result.mix_id),
+        links=mix_links(service, result.mix_id),
     )
 
 
@@ -295,7 +294,7 @@ def list_mixes(
     bound = page_size(request, limit)
     names = (name for name in service.store.list(tenant_path(tenant)) if name > after and _MIX_ID.fullmatch(name))
     names = (name for name in names if not service.expiry.is_expired(tenant, name))
-    found = (summary for name in names if (summary := _summary(service.store, tenant, name)) is not None)
+    found = (summary for name in names if (summary := _summary(service, tenant, name)) is not None)
     page = list(islice(found, bound + 1))
     return {"mixes": page[:bound], "next_after": page[bound - 1]["mix_id"] if len(page) > bound else None}
 
@@ -364,20 +363,20 @@ def page_size(request: Request, limit: int | None) -> int:
     return min(limit or DEFAULT_PAGE_ROWS, bound)
 
 
-def _summary(store: Store, tenant: str, mix_id: str) -> dict[str, Any] | None:
+def _summary(service: Service, tenant: str, mix_id: str) -> dict[str, Any] | None:
     """One mix of the list; None when it was deleted meanwhile, or never finished."""
     shown: dict[str, Any] = {"mix_id": mix_id, "status": "damaged", "n_rows": None, "n_safe": None, "corpora": None}
     try:
-        manifest = read_manifest(store, tenant, mix_id)
+        manifest = read_manifest(service.store, tenant, mix_id)
     except MissingError:
         return None
     except IntegrityError:
-        return {**shown, "links": mix_links(mix_id)}
+        return {**shown, "links": mix_links(service, mix_id)}
     return {
         **shown,
         "status": "complete",
         "n_rows": manifest.n_rows,
         "n_safe": manifest.n_safe,
         "corpora": [pool.corpus for pool in manifest.pools],
-        "links": mix_links(mix_id),
+        "links": mix_links(service, mix_id),
     }

@@ -90,7 +90,7 @@ def started(
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        found = re.search(r"http://\S+", line)
+        found = re.search(r"https?://\S+", line)
         assert found, f"{line!r} {process.stderr.read() if process.stderr else ''}"
         yield process, found.group()
     finally:
