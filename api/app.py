@@ -37,6 +37,7 @@ and a manifest that says what went in, what was kept out and why. Every error ha
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     sweeping = asyncio.create_task(_sweep(service))
+    service.webhooks.start()
     yield
     service.stopping = True
     sweeping.cancel()

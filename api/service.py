@@ -28,6 +28,7 @@ from api.settings import Settings
 from api.telemetry import Metrics, log_event
 from api.tenants import Tenants, load_tenants
 from api.turns import Turns
+from api.webhooks import Webhooks
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_stale
@@ -98,6 +99,7 @@ class Service:
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
     usage: UsageLog = field(init=False)
+    webhooks: Webhooks = field(init=False)
     submitting: Lock = field(default_factory=Lock)
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
     builds: Turns = field(init=False)
@@ -118,6 +120,8 @@ class Service:
         self.board = Board(self.store)
         self.metrics.registry.register(JobCollector(self.board))
         self.usage = UsageLog(self.store)
+        self.webhooks = Webhooks(self.store, self.tenants, self.usage, self.settings.root_path)
+        self.webhooks.check()
         self.queue = _queue(self.store, self.settings)
         self.builds = Turns(self.settings.max_builds, self.tenants.weight)
         self.statements = Turns(self.settings.max_sql, self.tenants.weight)
@@ -171,6 +175,7 @@ class Service:
     def close(self) -> None:
         """End what runs beside the requests."""
         self.sandbox.close()
+        self.webhooks.stop()
         self.usage.close()
         if self.local_copy is not None:
             self.local_copy.close()

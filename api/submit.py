@@ -62,8 +62,10 @@ def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any]
             raise ApiError(429, "too_many_jobs", message, headers={"Retry-After": str(RETRY_AFTER_S)})
         job = service.board.create(tenant, kind, {**request, "tier": service.tenants.tier(tenant)}, rows)
     try:
+        service.webhooks.expect(tenant, job.job_id)
         queue.put(kind, tenant, job.job_id)
     except (StoreError, MissingDependencyError) as error:
+        service.webhooks.forget(tenant, job.job_id)
         service.board.end(job)
         service.board.remove(tenant, job.job_id)
         raise ApiError(
