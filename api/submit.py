@@ -1,6 +1,6 @@
 """Turning a checked request into a job, within the tenant's share of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from api.jobs.record import Job, JobKind
 from api.schemas import JobView
 from api.service import RETRY_AFTER_S, Service
 from curator.errors import MissingDependencyError, StoreError
+
+Announce = Callable[[str], None]
 
 
 def job_links(job: Job) -> dict[str, str]:
@@ -44,8 +46,15 @@ def job_response(job: Job, headers: Mapping[str, str]) -> Response:
     return Response(answer, 202, headers=where, media_type="application/json")
 
 
-def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any], rows: Path) -> Job:
-    """Keep a job and ring for a worker. Everything here blocks.
+def submit(
+    service: Service,
+    tenant: str,
+    kind: JobKind,
+    request: dict[str, Any],
+    rows: Path,
+    announce: Announce | None = None,
+) -> Job:
+    """Keep a job and wake a worker. Everything here blocks. `announce` is called with its id before it is kept.
 
     Raises ApiError 501 where there is no queue, 429 when the tenant has its share of jobs, 503 when the queue
     cannot be reached: then there is no job.
@@ -59,7 +68,7 @@ def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any]
         if n_active >= bound:
             message = f"{n_active} jobs of yours wait or run already, the bound is {bound}: try again later"
             raise ApiError(429, "too_many_jobs", message, headers={"Retry-After": str(RETRY_AFTER_S)})
-        job = service.board.create(tenant, kind, request, rows)
+        job = service.board.create(tenant, kind, request, rows, announce)
     try:
         queue.put(kind, tenant, job.job_id)
     except (StoreError, MissingDependencyError) as error:

@@ -33,7 +33,7 @@ from api.schemas import (
 )
 from api.service import Service, service_of
 from api.settings import Settings
-from api.submit import job_response, submit
+from api.submit import Announce, job_response, submit
 from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
@@ -170,14 +170,12 @@ def _answer(
         if earlier is not None:
             with suppress(MissingError):  # a mix or job that was deleted since, or is over its time, is made again
                 return _again(service, tenant, earlier), True
-        answer = _make(service, upload, tenant, prefer)
-        kept = Remembered(request_sha256=fingerprint, at_s=time.time())
-        if isinstance(answer, Job):
-            kept = kept.model_copy(update={"job_id": answer.job_id})
-        else:
+        with service.idempotency.announcing(tenant, key, fingerprint) as announce:
+            answer = _make(service, upload, tenant, prefer, announce)
+        if isinstance(answer, CreatedMix):
             named = {"mix_id": answer.mix_id, "created": answer.created, "dropped": answer.dropped}
-            kept = kept.model_copy(update=named)
-        service.idempotency.remember(tenant, key, kept)
+            kept = Remembered(request_sha256=fingerprint, at_s=time.time(), **named)
+            service.idempotency.remember(tenant, key, kept)
         return answer, False
 
 
@@ -197,11 +195,13 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
     )
 
 
-def _make(service: Service, upload: Upload, tenant: str, prefer: str | None) -> CreatedMix | Job:
+def _make(
+    service: Service, upload: Upload, tenant: str, prefer: str | None, announce: Announce | None = None
+) -> CreatedMix | Job:
     recipe, task_set = _asked(service, upload, tenant)
     service.stored.check(tenant, upload.n_bytes)
     if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
-        return submit(service, tenant, "mix", _job_request(service, recipe, task_set), task_set.path)
+        return submit(service, tenant, "mix", _job_request(service, recipe, task_set), task_set.path, announce)
     return _build(service, recipe, task_set, tenant)
 
 
