@@ -21,7 +21,7 @@ from api.idempotency import Idempotency
 from api.jobs.board import Board
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
-from api.limits import Figures, Quotas, StoredBytes, in_time
+from api.limits import Briefly, Figures, Quotas, StoredBytes, in_time
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
 from api.turns import Turns
@@ -71,6 +71,7 @@ class Expiry:
 
 
 RETRY_AFTER_S = 5
+READY_S = 1.0  # for how long an answer of /readyz is kept
 
 
 @dataclass
@@ -93,12 +94,14 @@ class Service:
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
     submitting: Lock = field(default_factory=Lock)
+    readiness: Briefly = field(default_factory=lambda: Briefly(READY_S))
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
     builds: Turns = field(init=False)
     statements: Turns = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
+        may_open = self.settings.open or is_loopback(self.settings.host)
+        self.keyring = Keyring(self.store, may_open, self.settings.address_keys_per_minute)
         self.quotas = Quotas(self.settings)
         self.stored = StoredBytes(self.store, self.settings.tenant_stored_bytes)
         self.metrics = Metrics(self.settings, product_version())

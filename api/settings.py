@@ -111,6 +111,9 @@ class Settings(BaseSettings):
         default=False,
         description="serve without any key on an address that others reach; `python -m api keys` is safer",
     )
+    address_keys_per_minute: int | None = Field(
+        default=120, ge=1, description="unknown keys that one client address may try a minute; then the answer is 429"
+    )
     tenant_requests_per_minute: int | None = Field(default=6_000, ge=1, description="requests of one tenant a minute")
     tenant_rows_per_hour: int | None = Field(default=None, ge=1, description="task rows of one tenant an hour")
     tenant_bytes_per_hour: int | None = Field(default=None, ge=1, description="uploaded bytes of one tenant an hour")

@@ -1,6 +1,7 @@
 """Two processes of the service on one store, local and in a bucket."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import pytest
 
 from curator.store.store import Store
 from tests.api.serving import form, scored_store, started, task_rows
-from tests.buckets import bucket_server, environment
+from tests.buckets import Losses, bucket_server, environment, losing_proxy
 
 N_AT_ONCE = 6
 
@@ -87,3 +88,29 @@ def test_a_damaged_record_counts_as_absent(two: tuple[Store, list[str]]) -> None
         f"{urls[1]}/v1/mixes", **form(task_rows(14, "cut")), headers={"Idempotency-Key": "cut"}, timeout=60
     )
     assert (again.status_code, again.json()["mix_id"]) == (200, first)
+
+
+def test_a_store_that_is_away_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+    scored_store(tmp_path / "local")
+    with bucket_server() as bucket, pytest.MonkeyPatch.context() as patch:
+        losses = Losses(method="GET", every=False)
+        with losing_proxy(bucket, losses) as proxy:
+            variables = environment(proxy) | {"AWS_MAX_ATTEMPTS": "2"}
+            for name, value in environment(bucket).items():
+                patch.setenv(name, value)
+            store = copied(tmp_path / "local", Store(f"s3://ballast/{tmp_path.name}"))
+            options = ("--job-queue", str(tmp_path / "queue.sqlite"), "--log-level", "error")
+            with started(f"s3://{store.base}", *options, environment=variables) as (_, url):
+                assert httpx.get(f"{url}/v1/mixes", timeout=120).status_code == 200
+                losses.every = True
+                away = httpx.get(f"{url}/v1/mixes", timeout=120)
+                assert (away.status_code, away.json()["error"]["code"]) == (503, "unavailable")
+                assert away.headers["Retry-After"] == "5"
+                assert "s3://" not in away.text
+                assert httpx.get(f"{url}/healthz", timeout=120).status_code == 200
+                losses.every = False
+                assert httpx.get(f"{url}/v1/mixes", timeout=120).status_code == 200
+                losses.lines.clear()
+                time.sleep(1.1)
+                assert [httpx.get(f"{url}/readyz").status_code for _ in range(5)] == [200] * 5
+                assert len(losses.lines) <= 4
