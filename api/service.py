@@ -27,7 +27,7 @@ from api.telemetry import Metrics, log_event
 from api.turns import Turns
 from curator.console import product_version
 from curator.errors import MissingError
-from curator.mix.build import is_expired, remove_expired, remove_stale
+from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale
 from curator.mix.files import is_tenant, tenant_path
 from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits
@@ -56,6 +56,7 @@ class Expiry:
         """
         n_removed = 0
         for tenant in filter(is_tenant, self.store.list("mixes")):
+            remove_left(self.store, tenant)
             remove_stale(self.store, tenant)
             names = self.store.list(tenant_path(tenant))
             n_removed += sum(remove_expired(self.store, tenant, name, self.ttl_s) for name in names)

@@ -17,7 +17,11 @@ from curator.errors import BadInputError
 from curator.recipe.problems import problems_of
 
 ENVIRONMENT_PREFIX = "BALLAST_"
-TYPO_RATIO = 0.75  # difflib's similarity from which an unknown variable is taken for a misspelt setting
+# Variables that other parts of the product read.
+OTHER_VARIABLES = frozenset(
+    ENVIRONMENT_PREFIX + name
+    for name in ("PROGRESS", "API_KEY", "MODEL_KEY", "JUDGE_KEY", "SERVER_KEY", "INSPECT_PYTHON")
+)
 MIB = 2**20
 MAX_WEIGHT = 100
 
@@ -207,15 +211,14 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """Settings of the flags given, the environment and the settings file.
 
-    Raises BadInputError naming every setting at fault and where it came from, and for a BALLAST_* variable that
-    looks like a misspelt setting.
+    Raises BadInputError naming every setting at fault and where it came from, and for a BALLAST_* variable that is none
+    of the product's.
     """
     names = {variable_name(name): name for name in Settings.model_fields}
     variables = {name.upper() for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)}
-    for variable in sorted(variables - set(names)):
-        typed = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        for meant in difflib.get_close_matches(typed, names.values(), 1, TYPO_RATIO):
-            raise BadInputError(f"{variable} is not a setting; {variable_name(meant)} is")
+    for variable in sorted(variables - set(names) - OTHER_VARIABLES):
+        (nearest,) = difflib.get_close_matches(variable, names, 1, 0.0)
+        raise BadInputError(f"{variable} is not a setting; the nearest is {nearest} (`python -m api --help` lists all)")
     sources = {names[variable]: variable for variable in variables & set(names)}
     sources |= {name: flag_name(name) for name in flags}
     try:

@@ -20,7 +20,7 @@ from typing import Any
 from api.jobs.board import INPUT_FILE, Board, job_path
 from api.jobs.control import CancelledError, Control, StoppedError
 from api.jobs.queue import JobQueue
-from api.jobs.record import Job, JobError, JobKind
+from api.jobs.record import Job, JobError, JobKind, now
 from curator.console import say
 from curator.errors import BallastError, IntegrityError, StoreError
 from curator.store.scratch import Scratch, sweep_scratch
@@ -147,7 +147,7 @@ class Worker:
             return
         if job.state == "running":
             job = job.with_event("retried", "its worker died; the job begins again")
-        changes = {"state": "running", "started_at": job.started_at or job.events[-1].at}
+        changes = {"state": "running", "started_at": job.started_at or now()}
         job = job.with_event("started", "a worker began", **changes, n_attempts=job.n_attempts + 1)
         self.board.write(job)
         control = Control(self.board, job, lambda: self.stopping)

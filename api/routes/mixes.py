@@ -39,7 +39,7 @@ from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError, TooManyRowsError
-from curator.mix.build import build_lasting, preview_mix
+from curator.mix.build import build_lasting, preview_mix, remove_mix
 from curator.mix.files import MANIFEST_FILE, mix_path, tenant_path
 from curator.mix.identity import Manifest, read_manifest
 from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
@@ -341,8 +341,7 @@ def delete_mix(
         raise _missing() from error
     if if_match is not None and not some_match(if_match, etag):
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
-    store.delete(f"{folder}/{MANIFEST_FILE}")
-    store.delete(folder)
+    remove_mix(store, tenant, mix_id)
 
 
 def page_size(request: Request, limit: int | None) -> int:
