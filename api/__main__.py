@@ -43,6 +43,7 @@ Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.umask(0o077)  # keys, mixes, uploads and jobs are nobody else's on this machine
     try:
         if arguments[:1] == ["keys"]:
             from api.keys import run_keys

@@ -21,12 +21,12 @@ from starlette.concurrency import run_in_threadpool
 
 from api.errors import BUSY_RETRY_S, ApiError
 from api.notes import note
+from api.rates import HOUR_S, MINUTE_S, Bucket
 from api.settings import Settings
 from api.tenants import Tenants
 from api.turns import Turns
 from curator.store.store import Store
 
-MINUTE_S, HOUR_S = 60.0, 3600.0
 MAX_BUCKETS = 10_000
 TENANT_LINE = 8  # figures of one tenant that are computed or wait
 MAX_WAIT_S = 60.0
@@ -34,26 +34,6 @@ MAX_KEPT = 256
 STORED = ("mixes", "jobs")  # folders of the store in which each tenant has one
 RECORD_BYTES = 16 * 1024  # about what a mix's manifest or a job's record takes
 MEASURED_S = 10.0  # for how long a measured size is taken as it is
-
-
-@dataclass
-class Bucket:
-    """A token bucket: `capacity` units, refilled evenly over `period_s` seconds."""
-
-    capacity: float
-    period_s: float
-    level: float = 0.0
-    at_s: float = 0.0
-
-    def take(self, amount: float, now_s: float) -> float:
-        """Take units; returns 0.0, or the seconds after which they would be there (then none is taken)."""
-        rate = self.capacity / self.period_s
-        self.level = min(self.capacity, self.level + (now_s - self.at_s) * rate)
-        self.at_s = now_s
-        if amount <= self.level:
-            self.level -= amount
-            return 0.0
-        return (amount - self.level) / rate
 
 
 @dataclass
@@ -143,6 +123,23 @@ class Quotas:
             seconds = max(1, math.ceil(wait_s))
             message = f"the quota of {what} is used up; it allows this again in {seconds} s"
             raise ApiError(429, "quota_used_up", message, headers={"Retry-After": str(seconds)})
+
+
+@dataclass
+class Briefly:
+    """What a question about the store gave, for `kept_s` seconds; one thread at a time asks."""
+
+    kept_s: float
+    _found: tuple[float, bool] = (float("-inf"), False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, ask: Callable[[], bool]) -> bool:
+        """The answer, asked for again only when the last one is too old."""
+        with self._lock:
+            if time.monotonic() - self._found[0] > self.kept_s:
+                answer = ask()
+                self._found = (time.monotonic(), answer)  # after it: a store that is away answers late
+            return self._found[1]
 
 
 @dataclass

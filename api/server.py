@@ -4,9 +4,11 @@ uvicorn ends the application's lifespan only after the last request has been ans
 which has to answer 503 at once, and for requests that wait for an event.
 """
 
+import os
 import signal
 import socket
 import ssl
+import tempfile
 import time
 from types import FrameType
 
@@ -27,6 +29,8 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve at a bound socket until a signal."""
     set_up_logging(settings.log_level)
     check_tls(settings)
+    if settings.temp_dir is not None:  # also for what libraries and processes of ours put aside
+        tempfile.tempdir = os.environ["TMPDIR"] = settings.temp_dir
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -23,7 +23,7 @@ from api.jobs.board import Board
 from api.jobs.metrics import JobCollector
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
-from api.limits import Figures, Quotas, StoredBytes, in_time
+from api.limits import Briefly, Figures, Quotas, StoredBytes, in_time
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
 from api.tenants import Tenants, load_tenants
@@ -31,7 +31,7 @@ from api.turns import Turns
 from api.webhooks import Webhooks
 from curator.console import product_version
 from curator.errors import MissingError
-from curator.mix.build import is_expired, remove_expired, remove_stale
+from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale
 from curator.mix.files import is_tenant, tenant_path
 from curator.mix.sign import Signature, Signer, read_signature
 from curator.query.local_copy import LocalCopy
@@ -61,6 +61,7 @@ class Expiry:
         """
         n_removed = 0
         for tenant in filter(is_tenant, self.store.list("mixes")):
+            remove_left(self.store, tenant)
             remove_stale(self.store, tenant)
             names = self.store.list(tenant_path(tenant))
             n_removed += sum(remove_expired(self.store, tenant, name, self.ttl_s) for name in names)
@@ -76,6 +77,7 @@ class Expiry:
 
 
 RETRY_AFTER_S = 5
+READY_S = 1.0  # for how long an answer of /readyz is kept
 
 
 @dataclass
@@ -101,12 +103,14 @@ class Service:
     usage: UsageLog = field(init=False)
     webhooks: Webhooks = field(init=False)
     submitting: Lock = field(default_factory=Lock)
+    readiness: Briefly = field(default_factory=lambda: Briefly(READY_S))
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
     builds: Turns = field(init=False)
     statements: Turns = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
+        may_open = self.settings.open or is_loopback(self.settings.host)
+        self.keyring = Keyring(self.store, may_open, self.settings.address_keys_per_minute)
         self.tenants = load_tenants(self.settings)
         self.quotas = Quotas(self.settings, self.tenants)
         self.stored = StoredBytes(self.store, lambda tenant: self.tenants.quota(tenant, "tenant_stored_bytes"))

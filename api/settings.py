@@ -17,7 +17,11 @@ from curator.errors import BadInputError
 from curator.recipe.problems import problems_of
 
 ENVIRONMENT_PREFIX = "BALLAST_"
-TYPO_RATIO = 0.75  # difflib's similarity from which an unknown variable is taken for a misspelt setting
+# Variables that other parts of the product read.
+OTHER_VARIABLES = frozenset(
+    ENVIRONMENT_PREFIX + name
+    for name in ("PROGRESS", "API_KEY", "MODEL_KEY", "JUDGE_KEY", "SERVER_KEY", "INSPECT_PYTHON")
+)
 MIB = 2**20
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -131,6 +135,9 @@ class Settings(BaseSettings):
         default=False,
         description="serve without any key on an address that others reach; `python -m api keys` is safer",
     )
+    address_keys_per_minute: int | None = Field(
+        default=120, ge=1, description="unknown keys that one client address may try a minute; then the answer is 429"
+    )
     tenant_requests_per_minute: int | None = Field(default=6_000, ge=1, description="requests of one tenant a minute")
     tenant_rows_per_hour: int | None = Field(default=None, ge=1, description="task rows of one tenant an hour")
     tenant_bytes_per_hour: int | None = Field(default=None, ge=1, description="uploaded bytes of one tenant an hour")
@@ -212,15 +219,14 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """Settings of the flags given, the environment and the settings file.
 
-    Raises BadInputError naming every setting at fault and where it came from, and for a BALLAST_* variable that
-    looks like a misspelt setting.
+    Raises BadInputError naming every setting at fault and where it came from, and for a BALLAST_* variable that is none
+    of the product's.
     """
     names = {variable_name(name): name for name in Settings.model_fields}
     variables = {name.upper() for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)}
-    for variable in sorted(variables - set(names)):
-        typed = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        for meant in difflib.get_close_matches(typed, names.values(), 1, TYPO_RATIO):
-            raise BadInputError(f"{variable} is not a setting; {variable_name(meant)} is")
+    for variable in sorted(variables - set(names) - OTHER_VARIABLES):
+        (nearest,) = difflib.get_close_matches(variable, names, 1, 0.0)
+        raise BadInputError(f"{variable} is not a setting; the nearest is {nearest} (`python -m api --help` lists all)")
     sources = {names[variable]: variable for variable in variables & set(names)}
     sources |= {name: flag_name(name) for name in flags}
     try:

@@ -1,6 +1,6 @@
 """Turning a checked request into a job, within the tenant's share of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from api.jobs.record import Job, JobKind
 from api.schemas import JobView
 from api.service import RETRY_AFTER_S, Service
 from curator.errors import MissingDependencyError, StoreError
+
+Announce = Callable[[str], None]
 
 
 def job_links(service: Service, job: Job) -> dict[str, str]:
@@ -45,8 +47,15 @@ def job_response(service: Service, job: Job, headers: Mapping[str, str]) -> Resp
     return Response(answer, 202, headers=where, media_type="application/json")
 
 
-def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any], rows: Path) -> Job:
-    """Keep a job and ring for a worker. Everything here blocks.
+def submit(
+    service: Service,
+    tenant: str,
+    kind: JobKind,
+    request: dict[str, Any],
+    rows: Path,
+    announce: Announce | None = None,
+) -> Job:
+    """Keep a job and wake a worker. Everything here blocks. `announce` is called with its id before it is kept.
 
     Raises ApiError 501 where there is no queue, 429 when the tenant has its share of jobs, 503 when the queue
     cannot be reached: then there is no job.
@@ -55,14 +64,20 @@ def submit(service: Service, tenant: str, kind: JobKind, request: dict[str, Any]
     if queue is None:
         message = "this service has no job queue: set job_queue to a redis:// or postgresql:// URL"
         raise ApiError(501, "no_job_queue", message)
+
+    def expect(job_id: str) -> None:
+        service.webhooks.expect(tenant, job_id)
+        if announce is not None:
+            announce(job_id)
+
     with service.submitting:  # so that two requests of one process cannot both take the last place
         n_active = len(service.board.active(tenant=tenant))
         if n_active >= bound:
             message = f"{n_active} jobs of yours wait or run already, the bound is {bound}: try again later"
             raise ApiError(429, "too_many_jobs", message, headers={"Retry-After": str(RETRY_AFTER_S)})
-        job = service.board.create(tenant, kind, {**request, "tier": service.tenants.tier(tenant)}, rows)
+        asked = {**request, "tier": service.tenants.tier(tenant)}
+        job = service.board.create(tenant, kind, asked, rows, expect)
     try:
-        service.webhooks.expect(tenant, job.job_id)
         queue.put(kind, tenant, job.job_id)
     except (StoreError, MissingDependencyError) as error:
         service.webhooks.forget(tenant, job.job_id)

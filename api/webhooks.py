@@ -1,7 +1,7 @@
 """Webhooks: the end of a job, told to its tenant's URL, signed as Standard Webhooks 1.0 describes.
 
-A pending file under `webhooks/` is written before the sender is told of its job, so that no end is missed, and goes
-when the report was taken or given up; what was tried then lies in the job's folder. Delivery is at least once: a
+A pending file under `webhooks/` is written before the job's record, so that no end is missed, and goes when the report
+was taken or given up; what was tried then lies in the job's folder. Delivery is at least once: a
 process that dies after the answer repeats it, under the same `webhook-id`. URLs come from the operator's file of
 tenants, never from a request.
 """
@@ -36,6 +36,7 @@ FOLDER = "webhooks"
 RECORD_FILE = "webhook.json"  # in the folder of a job: what was tried
 POLL_S = 2.0  # between two looks at what is pending
 TIMEOUT_S = 15.0
+GRACE_S = 60.0  # between the pending file of a job and its record
 N_TENANTS = 8  # served side by side
 # Between attempts, as Standard Webhooks advises: about 28 hours in all.
 DELAYS_S = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 36_000.0)
@@ -102,6 +103,7 @@ class Webhooks:
     root_path: str = ""
     delays_s: tuple[float, ...] = DELAYS_S
     poll_s: float = POLL_S
+    grace_s: float = GRACE_S
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -113,7 +115,7 @@ class Webhooks:
                 read_secrets(Path(hook.secret_file))
 
     def expect(self, tenant: str, job_id: str) -> None:
-        """Keep that the end of a job is to be told, where its tenant wants to hear; before the job is answered."""
+        """Keep that the end of a job is to be told, where its tenant wants to hear; before its record is there."""
         if self.tenants.webhook(tenant) is not None:
             self._write(Delivery(webhook_id=f"msg_{job_id}", tenant=tenant, job_id=job_id))
 
@@ -172,7 +174,9 @@ class Webhooks:
         if delivery is None or delivery.not_before_s > time.time():
             return
         if hook is None or not board.has_record(tenant, job_id):
-            self.forget(tenant, job_id)  # nobody wants to hear, or the tenant removed the job before it was told
+            # Nobody wants to hear any more, or the job was removed before it was told; one that is being made has time.
+            if hook is None or self.store.age_s(_path(tenant, job_id)) > self.grace_s:
+                self.forget(tenant, job_id)
             return
         with board.held(tenant, job_id) as job:  # None: another process is at it
             delivery = self._read(tenant, job_id)  # again: another process may have been faster

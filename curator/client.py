@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import quote
@@ -25,6 +24,7 @@ from curator.errors import BadInputError, IntegrityError, RemoteError
 from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
 from curator.store.filesystem import atomic_write
 from curator.store.retries import Retries, TryAgainError, retry_after_s
+from curator.store.scratch import Scratch
 
 OnBadRows = Literal["refuse", "drop"]
 Rows = Sequence[Mapping[str, Any]]
@@ -297,8 +297,8 @@ class Client(Remote):
         located = locate(given.source)
         if located.container is not None:
             fields["format"] = located.container
-        with TemporaryDirectory(prefix="ballast-upload-") as folder:
-            path = one_file(located, Path(folder))
+        with Scratch("upload") as folder:
+            path = one_file(located, folder)
 
             def attempt() -> httpx.Response:
                 with path.open("rb") as file:  # opened anew for each attempt

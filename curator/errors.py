@@ -102,6 +102,12 @@ class StoreError(BallastError, OSError):
     code = "store"
 
 
+class UnreachableError(StoreError):
+    """The server behind the store does not answer, or asks to come back later."""
+
+    code = "unavailable"
+
+
 class LockedError(StoreError):
     """Another process is the writer of a folder."""
 
@@ -131,9 +137,9 @@ class MissingDependencyError(BallastError, ImportError):
 
 
 def is_out_of_service(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is the machine's or a device's and says nothing about what was asked."""
+    """Whether an error, or what caused it, is the machine's or the store's and says nothing about what was asked."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _OUT_OF_SERVICE:
+        if isinstance(error, UnreachableError) or (isinstance(error, OSError) and error.errno in _OUT_OF_SERVICE):
             return True
         if not isinstance(error, BallastError) and _NO_DESCRIPTOR in str(error):
             return True

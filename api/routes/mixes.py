@@ -33,13 +33,13 @@ from api.schemas import (
 )
 from api.service import Service, service_of
 from api.settings import Settings
-from api.submit import job_response, submit
+from api.submit import Announce, job_response, submit
 from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError, TooManyRowsError
-from curator.mix.build import build_lasting, preview_mix
+from curator.mix.build import build_lasting, preview_mix, remove_mix
 from curator.mix.files import MANIFEST_FILE, mix_path, tenant_path
 from curator.mix.identity import Manifest, read_manifest
 from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
@@ -170,14 +170,17 @@ def _answer(
         if earlier is not None:
             with suppress(MissingError):  # a mix or job that was deleted since, or is over its time, is made again
                 return _again(service, tenant, earlier), True
-        answer = _make(service, upload, tenant, prefer)
-        kept = Remembered(request_sha256=fingerprint, at_s=time.time())
-        if isinstance(answer, Job):
-            kept = kept.model_copy(update={"job_id": answer.job_id})
-        else:
-            named = {"mix_id": answer.mix_id, "created": answer.created, "dropped": answer.dropped}
-            kept = kept.model_copy(update=named)
-        service.idempotency.remember(tenant, key, kept)
+        with service.idempotency.announcing(tenant, key, fingerprint) as announce:
+            answer = _make(service, upload, tenant, prefer, announce)
+        if isinstance(answer, CreatedMix):
+            kept = Remembered(
+                request_sha256=fingerprint,
+                at_s=time.time(),
+                mix_id=answer.mix_id,
+                created=answer.created,
+                dropped=answer.dropped,
+            )
+            service.idempotency.remember(tenant, key, kept)
         return answer, False
 
 
@@ -198,11 +201,14 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
     )
 
 
-def _make(service: Service, upload: Upload, tenant: str, prefer: str | None) -> CreatedMix | Job:
+def _make(
+    service: Service, upload: Upload, tenant: str, prefer: str | None, announce: Announce | None = None
+) -> CreatedMix | Job:
     recipe, task_set = _asked(service, upload, tenant)
     service.stored.check(tenant, upload.n_bytes)
     if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
-        return submit(service, tenant, "mix", _job_request(service, recipe, task_set, tenant), task_set.path)
+        asked = _job_request(service, recipe, task_set, tenant)
+        return submit(service, tenant, "mix", asked, task_set.path, announce)
     return _build(service, recipe, task_set, tenant)
 
 
@@ -353,8 +359,7 @@ def delete_mix(
         raise _missing() from error
     if if_match is not None and not some_match(if_match, etag):
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
-    store.delete(f"{folder}/{MANIFEST_FILE}")
-    store.delete(folder)
+    remove_mix(store, tenant, mix_id)
 
 
 def page_size(request: Request, limit: int | None) -> int:

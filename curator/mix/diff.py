@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +27,7 @@ from curator.mix.plan import Drawn, MixPlan, plan_mix
 from curator.mix.row_prompts import originals
 from curator.mix.verify import TASK_COLUMNS
 from curator.store.schema import TASK_ROWS
+from curator.store.scratch import Scratch
 from curator.store.store import Store, arrow_schema
 
 COLUMNS = (*TASK_COLUMNS, "example_id", "original_id")
@@ -46,8 +45,8 @@ def task_set_of(store: Store, tenant: str, manifest: Manifest) -> Iterator[TaskS
         first, n_rows = batch.slice(0, max(n_rows, 0)), n_rows - len(batch)
         parts.append(_own_rows(first, manifest))
     rows = pa.concat_tables(parts).sort_by("ordinal")
-    with TemporaryDirectory(prefix="ballast-") as folder:
-        path = Path(folder) / f"task-rows-{secrets.token_hex(4)}.parquet"
+    with Scratch("mix") as folder:
+        path = folder / f"task-rows-{secrets.token_hex(4)}.parquet"
         pq.write_table(rows, path)
         task = manifest.task
         yield TaskSet(path, task.n_rows, task.sha256, task.n_rejected, task.reject_codes, (), task.sources_sha256)

@@ -77,7 +77,7 @@ def running(app: FastAPI | Settings) -> Iterator[str]:
 
 @contextmanager
 def started(
-    root: Path, *arguments: str, n_descriptors: int | None = None
+    root: Path | str, *arguments: str, n_descriptors: int | None = None, environment: dict[str, str] | None = None
 ) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """The running service and its address, read from the line that it prints; under a limit of open files."""
     process = subprocess.Popen(
@@ -85,6 +85,7 @@ def started(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=environment,
         preexec_fn=n_descriptors and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n_descriptors,) * 2)),
     )
     assert process.stdout is not None

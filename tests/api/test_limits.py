@@ -1,3 +1,4 @@
+import gzip
 import socket
 import time
 from collections.abc import Iterator
@@ -113,6 +114,7 @@ def test_an_upload_over_the_quota_never_lies_on_the_disk(settings: Settings, tmp
     assert most <= 2 * MIB
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(
     ("kind", "n_bytes", "code"),
     [
@@ -122,14 +124,15 @@ def test_an_upload_over_the_quota_never_lies_on_the_disk(settings: Settings, tmp
     ],
 )
 def test_a_size_that_is_told_is_refused_before_anything_is_sent(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: str, n_bytes: int, code: str
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: str, n_bytes: int, code: str, waits: bool
 ) -> None:
-    monkeypatch.setattr("api.uploads.bodies.DRAIN_S", 0.1)
+    monkeypatch.setattr("api.uploads.bodies.DRAIN_S", 600)
+    expect = ["Expect: 100-continue"] if waits else []
     with running(settings.model_copy(update={"tenant_bytes_per_hour": 150_000})) as url:
         address = urlsplit(url)
         with socket.create_connection((str(address.hostname), address.port or 0), timeout=60) as connection:
             lines = ["POST /v1/mixes HTTP/1.1", f"Host: {address.netloc}", f"Content-Type: {kind}"]
-            connection.sendall("\r\n".join([*lines, f"Content-Length: {n_bytes}", "", ""]).encode())
+            connection.sendall("\r\n".join([*lines, *expect, f"Content-Length: {n_bytes}", "", ""]).encode())
             answer = b""
             while b'"details"' not in answer and (more := connection.recv(65_536)):
                 answer += more
@@ -193,3 +196,12 @@ def test_what_a_tenant_keeps_is_bounded(tmp_path: Path) -> None:
             if answer.status_code == 201:
                 httpx.delete(url + answer.json()["links"]["self"])
         assert httpx.post(f"{url}/v1/mixes", **form(task_rows(5, "again"))).status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/v1/mixes", "/v1/sql"])
+def test_a_body_that_is_packed_as_a_whole_is_refused(settings: Settings, path: str) -> None:
+    with running(settings) as url:
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        answer = httpx.post(url + path, content=gzip.compress(b"{}"), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_content_encoding")
+    assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")

@@ -75,7 +75,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -
     assert not list(uploads.glob("*/*")), "no upload outlives its request"
     with started(root, "--temp-dir", str(uploads)) as (_, url):
         assert whole_mixes(url) == 2
-        assert not list((root / "mixes" / "local").glob(".tmp-*"))
+        assert not list((root / "mixes" / "local").glob(".*"))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from api.__main__ import main
 from api.jobs.board import ACTIVE_FOLDER, GRACE_S, Board
 from api.jobs.control import Control
 from api.jobs.queue import JobQueue, open_queue
-from api.jobs.record import MAX_EVENTS, new_job
+from api.jobs.record import MAX_EVENTS, new_job, now
 from api.jobs.worker import MAX_ATTEMPTS, Worker
 from curator.errors import BadInputError, MissingError, StoreError
 from curator.store.store import Store
@@ -332,3 +332,14 @@ def test_tenants_jobs_are_done_in_turn(store: Store, queue: JobQueue, tmp_path: 
     assert sorted(done) == sorted(tenants)
     assert done == ["anna", "bert", "carl", "anna", "bert", "anna"]
     assert queue.take("mix") is None
+
+
+def test_a_jobs_start_is_when_a_worker_began_and_not_when_it_was_queued(
+    store: Store, queue: JobQueue, tmp_path: Path
+) -> None:
+    job_id = put(store, queue, tmp_path)
+    begun = now()
+    worker_with(store, queue, lambda *_: {}).run(until_idle=True)
+    job = Board(store).read("anna", job_id)
+    assert job.started_at is not None
+    assert job.created_at < begun <= job.started_at <= next(event.at for event in job.events if event.kind == "started")

@@ -1,4 +1,4 @@
-"""How long one tenant's small mix waits beside another's eight large uploads; one section of the service's page."""
+"""How long one tenant's small mix waits beside another tenant's eight large uploads."""
 
 import statistics
 import tempfile
