@@ -238,7 +238,10 @@ def _list(keys: Sequence[Key], damaged: Sequence[str], *, as_json: bool) -> None
         from curator.console import text_table
 
         columns = ["key_id", "tenant", "scopes", "status", "created_at", "expires_at", "label"]
-        rows = [{**_shown(key), "scopes": ",".join(key.scopes)} for key in keys]
+        rows = [
+            {**_shown(key), "scopes": ",".join(key.scopes), "expires_at": _shown(key)["expires_at"] or "never"}
+            for key in keys
+        ]
         rows += [dict.fromkeys(columns) | {"key_id": key_id, "status": DAMAGED} for key_id in damaged]
         say(text_table(columns, rows, 160))
 
