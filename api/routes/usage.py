@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from api.auth import GUARDED, AdminTenant
+from api.errors import ApiError
 from api.schemas import UsagePage, UsageTotals
 from api.service import Service, service_of
 from curator.store.usage import Event, totals
@@ -18,9 +19,11 @@ DEFAULT_PAGE_EVENTS = 100
 DEFAULT_SPAN = timedelta(days=30)
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
+MOMENT = r"^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:\d{2})?)?$"
+
 Tenant = Annotated[str | None, Query(max_length=64, description="only this tenant's")]
-Since = Annotated[datetime | None, Query(description="from this moment on; by default the last 30 days")]
-Until = Annotated[datetime | None, Query(description="up to but without this moment; by default now")]
+Since = Annotated[str | None, Query(pattern=MOMENT, description="from this moment on; by default the last 30 days")]
+Until = Annotated[str | None, Query(pattern=MOMENT, description="up to but without this moment; by default now")]
 
 
 @router.get("", response_model=UsagePage)
@@ -52,11 +55,18 @@ def sum_usage(
     return {"totals": totals(found)}
 
 
-def _events(service: Service, since: datetime | None, until: datetime | None, after: str = "") -> Iterator[Event]:
-    end = _utc(until) or datetime.now(UTC) + timedelta(seconds=1)
-    start = _utc(since) or max(end, FIRST + DEFAULT_SPAN) - DEFAULT_SPAN
+def _events(service: Service, since: str | None, until: str | None, after: str = "") -> Iterator[Event]:
+    end = _moment(until, "until") or datetime.now(UTC) + timedelta(seconds=1)
+    start = _moment(since, "since") or max(end, FIRST + DEFAULT_SPAN) - DEFAULT_SPAN
     return service.usage.read(start, end, after)
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment if moment is None or moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+def _moment(text: str | None, name: str) -> datetime | None:
+    """A moment of ISO 8601; without an offset it is UTC. Raises ApiError 422 for a day that there is not."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ApiError(422, "bad_parameters", f"{name}: {error}", details=[{"pointer": f"/query/{name}"}]) from error
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

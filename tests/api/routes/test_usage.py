@@ -56,14 +56,18 @@ def test_what_keys_did_is_listed_for_the_operator_without_user_text(tmp_path: Pa
         ended = by_action["mix job done"]
         assert (ended["job_id"], ended["n_rows_in"], ended["key_id"]) == (job["job_id"], 12, None)
         assert len(ended["mix_id"]) == 32
-        refused = {event["action"]: event["status"] for event in events if event["tenant"] == "bert"}
-        assert refused == {"key created": None, "POST /v1/sql": 403, "GET /v1/mixes/{mix_id}": 404}
+        denied = {event["action"]: event["status"] for event in events if event["tenant"] == "bert"}
+        assert denied == {"key created": None, "POST /v1/sql": 403, "GET /v1/mixes/{mix_id}": 404}
         assert "secret" not in "".join(path.read_text() for path in Path(store.base, "usage").rglob("*.jsonl"))
 
         assert [event["tenant"] for event in operator.usage(tenant="bert")] == ["bert"] * 3
         page = httpx.get(f"{url}/v1/usage?limit=2", headers={"Authorization": f"Bearer {admin}"}).json()
         assert (len(page["events"]), page["next_after"]) == (2, page["events"][1]["event_id"])
         assert list(operator.usage(until="2020-01-01T00:00:00")) == []
+        assert list(operator.usage(since="2020-01-01", tenant="bert")) == list(operator.usage(tenant="bert"))
+        for moment in ("0.5", "yesterday", "2020-02-30", "2020-01-01T25:00Z"):
+            refused = httpx.get(f"{url}/v1/usage?until={moment}", headers={"Authorization": f"Bearer {admin}"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, "bad_parameters")
         sums = {(row["tenant"], row["action"]): row for row in operator.usage_totals()}
         assert sums[("anna", "POST /v1/mixes")]["n_rows_in"] == 22
         assert sums[("bert", "POST /v1/sql")]["n_refused"] == 1
