@@ -25,6 +25,7 @@ from api.limits import Briefly, Figures, Quotas, StoredBytes, in_time
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
 from api.turns import Turns
+from api.workers import OwnWorkers
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale
@@ -95,6 +96,7 @@ class Service:
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
     submitting: Lock = field(default_factory=Lock)
+    workers: OwnWorkers | None = None  # where the service runs as a process of its own
     readiness: Briefly = field(default_factory=lambda: Briefly(READY_S))
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
     builds: Turns = field(init=False)
@@ -158,6 +160,8 @@ class Service:
 
     def close(self) -> None:
         """End what runs beside the requests."""
+        if self.workers is not None:
+            self.workers.close()
         self.sandbox.close()
         if self.local_copy is not None:
             self.local_copy.close()

@@ -2,7 +2,7 @@
 
 Job files are the source of truth: which jobs there are, and whose turn it is, is read from them alone. The queue (a
 storage of huey) only wakes workers: its messages make an idle worker look at the files within half a second instead of
-five, and losing all of them loses no job. `record` says what
-a job is, `board` keeps the files of each tenant's jobs, `queue` holds the messages, `worker` does the work. The
-service imports the first three alone; the worker's `handlers` may load a model.
+five, and losing all of them loses no job. `record` says what a job is, `board` keeps the files of each tenant's jobs,
+`queue` holds the messages, `worker` does the work. The service imports the first three alone; the worker's `handlers`
+may load a model.
 """

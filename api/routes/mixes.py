@@ -173,8 +173,13 @@ def _answer(
         with service.idempotency.announcing(tenant, key, fingerprint) as announce:
             answer = _make(service, upload, tenant, prefer, announce)
         if isinstance(answer, CreatedMix):
-            named = {"mix_id": answer.mix_id, "created": answer.created, "dropped": answer.dropped}
-            kept = Remembered(request_sha256=fingerprint, at_s=time.time(), **named)
+            kept = Remembered(
+                request_sha256=fingerprint,
+                mix_id=answer.mix_id,
+                created=answer.created,
+                dropped=answer.dropped,
+                at_s=time.time(),
+            )
             service.idempotency.remember(tenant, key, kept)
         return answer, False
 
