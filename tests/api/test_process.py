@@ -244,6 +244,18 @@ def test_queued_mixes_are_built_without_another_command_and_their_worker_ends_wi
         child.wait(60)
 
 
+def test_what_it_writes_is_its_own_users_alone(tmp_path: Path) -> None:
+    scored_store(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with started(tmp_path, "--workers", "0") as (_, address):
+        for prefer in ("", "respond-async"):
+            body = form(task_rows(5, f"private {prefer}"))
+            assert httpx.post(f"{address}/v1/mixes", **body, headers={"Prefer": prefer}, timeout=60).is_success
+    made = {path: path.stat().st_mode & 0o077 for path in tmp_path.rglob("*") if path not in before}
+    assert {"mix.parquet", "input.parquet", ".jobs.sqlite"} <= {path.name for path in made}
+    assert set(made.values()) == {0}
+
+
 def test_without_workers_of_its_own_a_job_waits_for_one(root: Path) -> None:
     with started(root, "--workers", "0") as (process, address):
         headers = {"Prefer": "respond-async"}
