@@ -6,8 +6,10 @@ progress in each `body_timeout_s`. A descriptor that is missing is answered and 
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
+import os
 import resource
 import struct
 import termios
@@ -28,7 +30,7 @@ WORK_DESCRIPTORS = 24  # kept for builds, statements and the store, besides thos
 PLACE_DESCRIPTORS = 6  # of one build or statement: its files, DuckDB's, the pipes of its process
 CONNECTION_DESCRIPTORS = 2  # of one connection: its socket, and the file that it sends or fetches
 LEAST_CONNECTIONS = 4
-MAX_LINGERING = 8  # refused connections whose answer is still being fetched
+LINGERING_SHARE = 8  # refused connections whose answer is still being fetched: one for each so many served ones
 LINGER_S = 1.0
 CHECK_S = 1.0  # between two looks at a connection
 LEAST_BODY_BYTES = 16 * 1024  # of a body in each `body_timeout_s`
@@ -90,7 +92,7 @@ def connection_bounds(settings: Settings, n_descriptors: int) -> Connections:
     reserve = WORK_DESCRIPTORS + PLACE_DESCRIPTORS * min(settings.max_builds + settings.max_sql, 64)
     free = n_descriptors - n_open_descriptors()
     # Of a low limit half is kept at least: then builds and statements may meet it, and are answered 503.
-    n_room = max(free - reserve, min(free // 2, 64) - MAX_LINGERING) // CONNECTION_DESCRIPTORS
+    n_room = max(free - reserve, min(free // 2, 64) - LINGERING_SHARE) // CONNECTION_DESCRIPTORS
     if n_room < LEAST_CONNECTIONS:
         raise BadInputError(
             f"the limit of {n_descriptors} open files leaves no room for connections: raise it (ulimit -n 1024)"
@@ -235,7 +237,9 @@ class BoundedProtocol(H11Protocol):
             f"{retry}x-content-type-options: nosniff\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        if self.bounds.n_lingering >= MAX_LINGERING or not self.transport.can_write_eof():
+        n_most = max(self.bounds.n_most // LINGERING_SHARE, LINGERING_SHARE)
+        if self.bounds.n_lingering >= n_most or not self.transport.can_write_eof():
+            _read_away(self.transport)
             self.transport.close()
             return
         self.bounds.n_lingering += 1
@@ -246,6 +250,13 @@ class BoundedProtocol(H11Protocol):
 
 
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
+
+
+def _read_away(transport: asyncio.Transport) -> None:
+    """Take what has arrived: closing with bytes unread would reset the connection, and lose the answer."""
+    connection = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError, AttributeError):
+        os.read(connection.fileno(), 65_536)
 
 
 def _n_queued(transport: asyncio.Transport) -> int:

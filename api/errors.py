@@ -107,7 +107,7 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def _system_failure(error: Exception) -> Response | None:
+def system_failure(error: Exception) -> Response | None:
     """The answer to a failure of this machine or of the store's; None for any other error."""
     if is_full(error):
         log_event(logging.ERROR, "no space left", error)
@@ -121,7 +121,7 @@ def _system_failure(error: Exception) -> Response | None:
 
 async def handle_system_error(request: Request, error: Exception) -> Response:
     """A failure of the system that passes by itself or with help: a full disk, no descriptors; others are ours."""
-    answer = _system_failure(error)
+    answer = system_failure(error)
     if answer is None:
         raise error
     return answer
@@ -130,7 +130,7 @@ async def handle_system_error(request: Request, error: Exception) -> Response:
 async def handle_product_error(request: Request, error: Exception) -> Response:
     """Our own errors. Failures of the store are logged and answered without their text, which names paths."""
     assert isinstance(error, BallastError)
-    answer = _system_failure(error)
+    answer = system_failure(error)
     if answer is not None:
         return answer
     status = status_of(error)

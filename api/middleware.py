@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import is_loopback
-from api.errors import error_response, internal_error
+from api.errors import error_response, internal_error, system_failure
 from api.notes import taking_notes
 from api.service import Service
 from api.telemetry import Metrics, log_event
@@ -156,7 +156,8 @@ class _Exchange:
             log_event(logging.ERROR, "request failed", error, request_id=self.request_id, route=self.route)
             if self.status is not None:
                 raise _CutShortError from None  # too late for an error body: the server drops the connection
-            await internal_error(self.request_id)(self.scope, self.receive, self.send)
+            answer = system_failure(error) or internal_error(self.request_id)
+            await answer(self.scope, self.receive, self.send)
         finally:
             self.metrics.running.dec()
             self._log()

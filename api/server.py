@@ -19,6 +19,7 @@ from api.connections import bounded_protocol, connection_bounds, raise_descripto
 from api.service import Service
 from api.settings import Settings
 from api.telemetry import set_up_logging
+from api.workers import OwnWorkers
 from curator.console import say
 from curator.errors import BadInputError
 
@@ -32,6 +33,10 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     if settings.temp_dir is not None:  # also for what libraries and processes of ours put aside
         tempfile.tempdir = os.environ["TMPDIR"] = settings.temp_dir
     app = create_app(settings)
+    service: Service = app.state.service
+    if settings.workers and service.queue is not None:
+        service.workers = OwnWorkers(settings, service.board)
+        service.workers.wake()  # for what was queued before
     config = uvicorn.Config(
         app,
         http=bounded_protocol(connection_bounds(settings, raise_descriptor_limit())),
@@ -50,7 +55,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     say(f"serving {settings.store} at {scheme}://{address}:{port} (Ctrl-C stops)")
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the signal once the running requests are done
         signal.signal(number, lambda *_: None)
-    Server(config, app.state.service).run(sockets=[listener])
+    Server(config, service).run(sockets=[listener])
     say("stopped")
 
 

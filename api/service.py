@@ -29,6 +29,7 @@ from api.telemetry import Metrics, log_event
 from api.tenants import Tenants, load_tenants
 from api.turns import Turns
 from api.webhooks import Webhooks
+from api.workers import OwnWorkers
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale
@@ -103,6 +104,7 @@ class Service:
     usage: UsageLog = field(init=False)
     webhooks: Webhooks = field(init=False)
     submitting: Lock = field(default_factory=Lock)
+    workers: OwnWorkers | None = None  # where the service runs as a process of its own
     readiness: Briefly = field(default_factory=lambda: Briefly(READY_S))
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
     builds: Turns = field(init=False)
@@ -178,6 +180,8 @@ class Service:
 
     def close(self) -> None:
         """End what runs beside the requests."""
+        if self.workers is not None:
+            self.workers.close()
         self.sandbox.close()
         self.webhooks.stop()
         self.usage.close()

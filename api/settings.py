@@ -97,10 +97,17 @@ class Settings(BaseSettings):
         default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )
     async_rows: int = Field(
-        default=100_000, ge=0, description="rows of a data set above which a mix becomes a job (202) for a worker"
+        default=5_000, ge=0, description="rows of a data set above which a mix becomes a job (202) for a worker"
     )
     async_bytes: int = Field(
         default=256 * MIB, ge=0, description="bytes of an upload above which a mix becomes a job (202) for a worker"
+    )
+    workers: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="worker processes that the service runs itself while mixes are queued; 0 leaves all jobs to "
+        "`python -m api worker`",
     )
     job_queue: str | None = Field(
         default=None,

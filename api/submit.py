@@ -86,6 +86,8 @@ def submit(
         raise ApiError(
             503, "queue_unreachable", "the job queue cannot be reached", headers={"Retry-After": str(RETRY_AFTER_S)}
         ) from error
+    if kind == "mix" and service.workers is not None:
+        service.workers.wake()
     service.metrics.jobs.labels(kind).inc()
     return job
 

@@ -3,6 +3,8 @@
 import argparse
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from curator.cli import add_common_options, open_store
 from curator.console import say
 from curator.errors import BadInputError, MissingDependencyError
 
+PARENT_S = 0.5  # between two looks whether the parent lives
 DESCRIPTION = """\
 Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
 waits, and, with --model, audits. One job at a time; run several workers for more, on any machine that reaches the
@@ -54,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics-port", type=int, metavar="PORT",
         help="offer /metrics (Prometheus) and /healthz there; 0 takes a free port (default: none)")  # fmt: skip
     add("--metrics-host", default="127.0.0.1", metavar="HOST", help="address of --metrics-port (default: 127.0.0.1)")
+    add("--parent", metavar="PID", type=int, help=argparse.SUPPRESS)  # of the service, with which it ends
+    add("--linger", metavar="S", type=float, help=argparse.SUPPRESS)  # ends after so many seconds without work
     add("--until-idle", action="store_true", help="end when no job waits or runs any more")
     return parser
 
@@ -67,12 +72,14 @@ def _run(args: argparse.Namespace) -> int:
     def stop(number: int, frame: object) -> None:
         worker.stopping = True
 
+    if args.parent is not None:
+        threading.Thread(target=_stop_without, args=(args.parent, worker), daemon=True).start()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         say(f"working on {' and '.join(worker.handlers)} jobs of {args.store} (Ctrl-C stops)")
         _say_what_waits(worker)
         with _offered(args, worker):
-            worker.run(until_idle=args.until_idle)
+            worker.run(until_idle=args.until_idle, linger_s=args.linger)
         if args.until_idle:
             _say_what_waits(worker)
     finally:
@@ -98,6 +105,13 @@ def _offered(args: argparse.Namespace, worker: Worker) -> Iterator[None]:
     with offered(worker.metrics, args.metrics_host, args.metrics_port, lambda: worker.stopping) as url:
         say(f"metrics and health at {url}")
         yield
+
+
+def _stop_without(parent: int, worker: Worker) -> None:
+    """Stop the worker once its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_S)
+    worker.stopping = True
 
 
 def _say_what_waits(worker: Worker) -> None:

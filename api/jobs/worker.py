@@ -62,14 +62,15 @@ class Worker:
         """The jobs of the store."""
         return Board(self.store)
 
-    def run(self, *, until_idle: bool = False) -> None:
-        """Work until stopped, or until nothing is left to do.
+    def run(self, *, until_idle: bool = False, linger_s: float | None = None) -> None:
+        """Work until stopped, until nothing is left to do, or until there was nothing to do for `linger_s` seconds.
 
         What killed workers left on this machine's disk is removed first. A store or queue that cannot be
         reached is reported on stderr and tried again.
         """
         sweep_scratch()
-        pause_s = POLL_S / 10 if until_idle else POLL_S
+        pause_s = POLL_S if not until_idle and linger_s is None else POLL_S / 10
+        worked_s = time.monotonic()
         while not self.stopping:
             if until_idle:
                 self._scan_at_s = 0.0  # a message that was lost should not be waited for
@@ -79,10 +80,13 @@ class Worker:
                 sys.stderr.write(f"error: {error.message}; trying again\n")
                 worked = False
                 time.sleep(SCAN_S)
-            if not worked:
-                if until_idle and not self._waiting():
-                    return
-                time.sleep(pause_s)
+            if worked:
+                worked_s = time.monotonic()
+                continue
+            is_over = until_idle or (linger_s is not None and time.monotonic() - worked_s > linger_s)
+            if is_over and not self._waiting():
+                return
+            time.sleep(pause_s)
 
     def step(self) -> bool:
         """Do one job, of the tenants in turn; returns whether there was any.

@@ -175,10 +175,10 @@ def _answer(
         if isinstance(answer, CreatedMix):
             kept = Remembered(
                 request_sha256=fingerprint,
-                at_s=time.time(),
                 mix_id=answer.mix_id,
                 created=answer.created,
                 dropped=answer.dropped,
+                at_s=time.time(),
             )
             service.idempotency.remember(tenant, key, kept)
         return answer, False

@@ -39,7 +39,7 @@ def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             place = "s3://ballast/two"
             store = copied(root / "store", Store(place))
             shutil.rmtree(root / "store")
-        options = ("--job-queue", str(root / "queue.sqlite"), "--log-level", "error")
+        options = ("--job-queue", str(root / "queue.sqlite"), "--log-level", "error", "--workers", "0")
         processes = [stack.enter_context(started(place, *options, environment=variables)) for _ in range(2)]
         yield store, [url for _, url in processes]
 

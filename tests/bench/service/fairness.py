@@ -29,7 +29,10 @@ def fairness(*options: str) -> list[str]:
             # The same recipe for both: few safe rows, so that the store of this test has enough of them.
             body = form(task_rows(n_rows, name), {**RECIPE, "interleave_ratio": 0.001})
             begun_s = time.perf_counter()
-            client.post(f"{url}/v1/mixes", **body).raise_for_status()
+            answer = client.post(f"{url}/v1/mixes", **body).raise_for_status().json()
+            while answer.get("state") in ("queued", "running"):
+                time.sleep(0.05)
+                answer = client.get(url + answer["links"]["self"]).raise_for_status().json()
             return time.perf_counter() - begun_s
 
         with started(root, "--log-level", "error", *options) as (_, url), large, small:
