@@ -49,6 +49,7 @@ _SHOWN = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.umask(0o077)  # keys, mixes, uploads and jobs are nobody else's on this machine
     try:
         if arguments[:1] == ["keys"]:
             from api.keys import run_keys

@@ -20,12 +20,14 @@ __all__ = [
     "MACROS",
     "MIX_TABLES",
     "MIX_VIEWS",
+    "OPERATOR_VIEWS",
     "VIEWS",
     "Param",
     "Query",
     "Value",
     "describe_view",
     "load_query",
+    "operator_view",
     "query_names",
     "view_text",
     "wide_query",
@@ -40,6 +42,9 @@ VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_ro
 # Over users' rows, and so for the local command alone; they need the tables of MIX_TABLES.
 MIX_VIEWS = ("mixes", "mix_rows")
 MIX_TABLES = ("mix_manifests", "mix_parts")
+
+# Views of every tenant's use, for whoever has the store; the service's statements cannot name them.
+OPERATOR_VIEWS = ("usage",)
 
 ParamType = Literal["integer", "double", "text", "double[]", "text[]"]
 _PARAM_TYPES: dict[str, ParamType] = {kind: kind for kind in get_args(ParamType)}
@@ -112,7 +117,12 @@ def view_text(name: str) -> str:
 
 def describe_view(name: str) -> str:
     """The opening comment of a view or macro: what a row is, its units and its key."""
-    return _header(view_text(name))[0]
+    return _header(operator_view(name) if name in OPERATOR_VIEWS else view_text(name))[0]
+
+
+def operator_view(name: str) -> str:
+    """The one statement that makes a view of OPERATOR_VIEWS."""
+    return _read("operator", name)
 
 
 def query_names() -> list[str]:

@@ -6,7 +6,6 @@ The receipt of a mix, as `python -m curator mix` prints it: what fits a screen; 
 import argparse
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
@@ -16,7 +15,7 @@ from curator.errors import (
     MissingError,
     RecipeError,
 )
-from curator.mix.build import MixResult, build_mix, plan_mix
+from curator.mix.build import MixResult, build_mix, plan_mix, remove_left
 from curator.mix.files import DEFAULT_TENANT, MIX_FILE, mix_path
 from curator.mix.manifest import InoculationReceipt, Manifest, PoolReceipt
 from curator.mix.reasons import write_reasons
@@ -35,6 +34,7 @@ from curator.recipe.inoculation import InoculationKind, Placement
 from curator.recipe.policy import Policy, load_policy
 from curator.recipe.pools import WhenShort
 from curator.recipe.strategies import StratumColumn
+from curator.store.scratch import Scratch, sweep_scratch
 
 
 def say_receipt(result: MixResult) -> None:
@@ -247,7 +247,9 @@ def run(args: argparse.Namespace) -> int:
     """Mix, and print the receipt."""
     recipe, policy = _recipe(args), _policy(args)
     store = open_store(args)
-    with TemporaryDirectory(prefix="ballast-") as workdir:
+    sweep_scratch()
+    remove_left(store, args.tenant)
+    with Scratch("mix") as workdir:
         task_set = read_data(args.taskfile, workdir, args)
         result = build_mix(store, task_set, recipe, args.tenant, policy, args.jsonl)
         if args.reasons is not None:

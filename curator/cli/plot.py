@@ -20,7 +20,8 @@ Draws one picture, PNG or SVG by the ending of --out, without a display:
   length   every row's loss against its response length, under each scorer
   plane    rows in the plane of aligned and misaligned loss; a mix's safe rows, or the top ones, stand out
   ratio    safe rows per task row over the positions of a mix, so far and in each batch
-  curve    a training run's losses, from its metrics.jsonl"""
+  curve    a training run's losses, from its metrics.jsonl
+Needs the extra `plot`: pip install 'ballast-mix[plot]'."""
 
 EXAMPLES = """\
   python -m curator plot gap --corpus chats --out gap.png

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
-scorers, scores, gap, gap_rows(...), mixes and mix_rows. Without either it lists them. Nothing in the store changes."""
+scorers, scores, gap, gap_rows(...), mixes, mix_rows, and usage: what tenants of the service did. Without either it
+lists them. Nothing in the store changes."""
 
 EXAMPLES = """\
   python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"
@@ -33,6 +34,7 @@ EXAMPLES = """\
   python -m curator sql "select mix_id, created, n_rows, n_safe, mix_share from mixes order by created"
   python -m curator sql --query top_by_gap --param n=10 --param score=gap_abs
   python -m curator sql --query gap_by_source --format csv
+  python -m curator sql "select tenant, action, count(*), sum(n_rows_in) from usage group by all order by all"
   python -m curator sql --export-db store/curator.duckdb"""
 
 FORMATS = ("table", "csv", "json", "parquet")
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace) -> "Answer":
     from curator.query.database import connect
     from curator.query.queries import run_named, run_statement
+    from curator.query.usage import add_usage_view
 
     limit = None if args.limit == 0 else args.limit
     if args.limit < 0:
@@ -95,6 +98,7 @@ def _answer(args: argparse.Namespace) -> "Answer":
     store = open_store(args)
     mixes = _mixes(store) if args.statement and _MIX_VIEW.search(args.statement) else None
     with connect(store, mixes=mixes, timeout_s=args.timeout_s) as connection:
+        add_usage_view(connection, store)
         if args.query is not None:
             return run_named(connection, args.query, _params(args.param), limit)
         return run_statement(connection, args.statement, None, limit)
@@ -135,7 +139,8 @@ def _export(args: argparse.Namespace) -> int:
 def _list(*, as_json: bool) -> None:
     queries = [sql.load_query(name) for name in sql.query_names()]
     if as_json:
-        views = [{"name": name, "doc": sql.describe_view(name)} for name in (*sql.VIEWS, *sql.MIX_VIEWS)]
+        names = (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS)
+        views = [{"name": name, "doc": sql.describe_view(name)} for name in names]
         named = [
             {"name": query.name, "doc": query.doc, "params": [vars(param) for param in query.params]}
             for query in queries
@@ -143,7 +148,7 @@ def _list(*, as_json: bool) -> None:
         say_json({"views": views, "queries": named})
         return
     say('Views and functions, for `python -m curator sql "select ..."`')
-    for name in (*sql.VIEWS, *sql.MIX_VIEWS):
+    for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS):
         say(f"\n  {name}\n{_indented(sql.describe_view(name))}")
     say("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`")
     for query in queries:

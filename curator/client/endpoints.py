@@ -4,19 +4,20 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import httpx
 import orjson
+from pydantic import ValidationError
 
 from curator.client.transport import Advance, Document, ProgressFile, Remote, ServiceError, document_of, path_part
 from curator.corpus.formats import Container, Layout, locate
 from curator.corpus.formats.plain import plain_rows, plain_value
 from curator.corpus.formats.sources import one_file
-from curator.errors import BadInputError
+from curator.errors import BadInputError, IntegrityError
 from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
 from curator.store.filesystem import atomic_write
+from curator.store.scratch import Scratch
 
 OnBadRows = Literal["refuse", "drop"]
 Rows = Sequence[Mapping[str, Any]]
@@ -94,7 +95,6 @@ class Client(Remote):
         from curator.corpus.task_set import read_task_set, task_set_from_rows
         from curator.mix.private import Offer, accept, declare
         from curator.recipe import parse_recipe
-        from curator.store.scratch import Scratch
         from curator.store.store import Store
 
         with Scratch("upload") as folder:
@@ -153,8 +153,8 @@ class Client(Remote):
         located = locate(given.source)
         if located.container is not None:
             fields["format"] = located.container
-        with TemporaryDirectory(prefix="ballast-upload-") as folder:
-            path = one_file(located, Path(folder))
+        with Scratch("upload") as folder:
+            path = one_file(located, folder)
 
             def attempt() -> httpx.Response:
                 with path.open("rb") as file:  # opened anew for each attempt
@@ -167,6 +167,28 @@ class Client(Remote):
     def manifest(self, mix_id: str) -> Document:
         """A mix's manifest."""
         return self._json("GET", f"/v1/mixes/{path_part(mix_id)}")
+
+    def signature(self, mix_id: str) -> Document:
+        """The signature of a mix's manifest; raises ServiceError with code `not_signed` where there is none."""
+        return self._json("GET", f"/v1/mixes/{path_part(mix_id)}/signature")
+
+    def verify_signature(self, mix_id: str, key: str | Path) -> Document:
+        """The manifest, when it carries the signature of a provider's public key (PEM).
+
+        Raises IntegrityError when another key signed it or it was changed, ServiceError where there is no signature.
+        """
+        manifest = self.manifest(mix_id)
+        self._check_signature(mix_id, manifest, key)
+        return manifest
+
+    def _check_signature(self, mix_id: str, manifest: Document, key: str | Path) -> None:
+        from curator.mix.sign import Signature, verify_signature
+
+        try:
+            signature = Signature.model_validate(self.signature(mix_id))
+        except ValidationError as error:
+            raise IntegrityError(f"the answer for mix {mix_id} is not a signature") from error
+        verify_signature(manifest, signature, Path(key))
 
     def list_mixes(self) -> Iterator[Document]:
         """Every mix in order of ids, fetched page by page."""
@@ -228,6 +250,19 @@ class Client(Remote):
     def audit_rows(self, job_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
         """The rows of an audit in the order sent, fetched page by page."""
         return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
+
+    def policy(self) -> Document:
+        """What this key's tenant must fit: `policy` (None: nothing), `policy_sha256`, and `quotas`."""
+        return self._json("GET", "/v1/policy")
+
+    def usage(self, **asked: str) -> Iterator[Document]:
+        """What tenants did, in order of time, fetched page by page; `asked`: tenant, since, until. For admin keys."""
+        return self._items("/v1/usage", "events", PAGE_ROWS, **asked)
+
+    def usage_totals(self, **asked: str) -> list[Document]:
+        """Events, rows and bytes by tenant and action; `asked`: tenant, since, until. For admin keys."""
+        found: list[Document] = self._json("GET", "/v1/usage/totals", params=asked)["totals"]
+        return found
 
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
@@ -307,11 +342,13 @@ class Client(Remote):
         format: DataFormat = "jsonl",  # noqa: A002 - the word of the HTTP parameter
         *,
         advance: Advance | None = None,
+        key: str | Path | None = None,
     ) -> Path:
         """Save a mix to `path` and return it; the name appears only when the bytes have been verified.
 
         Parquet is checked against the file's SHA-256 in the manifest, jsonl against `rows_sha256`, openai by its
-        number of lines, arrow by decoding every row to its canonical line. `advance` receives each piece's bytes.
+        number of lines, arrow by decoding every row to its canonical line; with `key`, a provider's public key (PEM),
+        the manifest must carry its signature. `advance` receives each piece's bytes.
         Raises IntegrityError when the check fails; then no file is left.
         """
         if format not in DATA_FORMATS:
@@ -320,6 +357,8 @@ class Client(Remote):
         if target.is_dir() or not target.parent.is_dir():
             raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
         manifest = self.manifest(mix_id)
+        if key is not None:
+            self._check_signature(mix_id, manifest, key)
         with atomic_write(target, durable=True) as temporary:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
             verify_download(temporary, format, manifest)

@@ -12,8 +12,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +29,7 @@ from curator.mix.plan import Drawn, MixPlan, plan_mix
 from curator.mix.row_check import TASK_COLUMNS
 from curator.mix.row_prompts import originals
 from curator.store.schema import TASK_ROWS
+from curator.store.scratch import Scratch
 from curator.store.store import Store, arrow_schema
 
 COLUMNS = (*TASK_COLUMNS, "example_id", "original_id")
@@ -45,8 +44,8 @@ def task_set_of(store: Store, tenant: str, manifest: Manifest) -> Iterator[TaskS
     held in memory at once.
     """
     task = manifest.task
-    with TemporaryDirectory(prefix="ballast-") as folder:
-        path = Path(folder) / f"task-rows-{secrets.token_hex(4)}.parquet"
+    with Scratch("mix") as folder:
+        path = folder / f"task-rows-{secrets.token_hex(4)}.parquet"
         parts = _own_rows(store, tenant, manifest)
         with pq.ParquetWriter(path, arrow_schema(TASK_ROWS)) as writer:
             if manifest.recipe.order == "shuffle":

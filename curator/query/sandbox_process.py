@@ -131,7 +131,9 @@ def _limit_process(limits: SqlLimits) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
     ):
-        resource.setrlimit(what, (bound, bound))
+        inherited = resource.getrlimit(what)[1]
+        lowest = bound if inherited == resource.RLIM_INFINITY else min(bound, inherited)
+        resource.setrlimit(what, (lowest, lowest))
 
 
 def _fetch(

@@ -272,6 +272,14 @@ class Store:
         with in_our_words("read", path, self._base):
             return age_s(self._fs, self._full(path))
 
+    def n_bytes(self, path: str) -> int:
+        """Bytes of all files in a folder and below it; 0 for what is not there."""
+        with in_our_words("read", path, self._base):
+            try:
+                return int(self._fs.du(self._full(path), total=True))
+            except (FileNotFoundError, NotADirectoryError):
+                return 0
+
     def list(self, path: str, pattern: str = "*") -> list[str]:
         """Sorted names (files and folders) directly under a folder; [] when it does not exist."""
         with in_our_words("read", path, self._base):

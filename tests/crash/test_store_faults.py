@@ -208,7 +208,7 @@ def test_a_mix_on_a_full_disk_is_not_there(tmp_path: Path) -> None:
         # The command holds the task rows in a temporary file of its own, which a limit on sizes would stop first.
         full = curator(*command, limit_bytes=None if disk.limit_bytes is None else 6 << 20)
         if disk.limit_bytes is None:
-            assert_one_line(full, "cannot write mixes/local/.tmp-", disk.reason)
+            assert_one_line(full, "cannot write mixes/local/.ballast-hidden-", disk.reason)
             assert os.listdir(disk.path / "store/mixes/local") == []  # noqa: PTH208 - hidden names count too
         disk.widen()
         done = curator(*command, "--json")

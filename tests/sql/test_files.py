@@ -43,6 +43,7 @@ def _without_comments(text: str) -> str:
 
 def test_every_view_file_is_loaded_and_every_query_is_listed() -> None:
     assert {path.stem for path in ROOM.glob("views/*.sql")} == {*sql.VIEWS, *sql.MIX_VIEWS}
+    assert {path.stem for path in ROOM.glob("operator/*.sql")} == set(sql.OPERATOR_VIEWS)
     assert [path.stem for path in sorted(ROOM.glob("queries/*.sql"))] == sql.query_names()
 
 

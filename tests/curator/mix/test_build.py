@@ -16,7 +16,7 @@ from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError, NotEnoughRowsError
 from curator.messages import load_messages
 from curator.mix import writer as mixwriter
-from curator.mix.build import build_mix, plan_mix, preview_mix, remove_stale
+from curator.mix.build import build_mix, hidden_folder, plan_mix, preview_mix, remove_left, remove_stale
 from curator.mix.describe import token_share_warnings
 from curator.mix.identity import read_manifest
 from curator.mix.manifest import TokenCount, Tokens
@@ -402,7 +402,7 @@ def test_a_corpus_that_was_tampered_with_is_found_and_leaves_nothing(store: Stor
     pq.write_table(table.set_column(place, table.schema.field(place), pa.array(texts)), path)
     with pytest.raises(IntegrityError, match="do not hash"):
         build_mix(store, task_set(tmp_path), recipe())
-    assert not store.exists("mixes")
+    assert not [path for path in Path(store.url("mixes")).rglob("*") if path.is_file()]
 
 
 def test_old_left_overs_go_and_fresh_ones_stay(store: Store, tmp_path: Path) -> None:
@@ -444,3 +444,27 @@ def test_two_at_once_make_one_mix(store: Store, tmp_path: Path) -> None:
     assert len({(result.mix_id, result.manifest.rows_sha256) for result in results}) == 1
     assert os.listdir(store.url("mixes/local")) == [results[0].mix_id]  # noqa: PTH208
     verify(store, "local", results[0].mix_id)
+
+
+def test_a_hidden_folder_stays_as_long_as_its_process_holds_it(store: Store) -> None:
+    with hidden_folder(store, "local") as path:
+        store.write_bytes(f"{path}/mix.parquet", b"half")
+        assert remove_left(store, "local") == 0
+        assert store.list("mixes/local") == []
+    assert not store.exists(path)
+    Path(store.url("mixes/local/.ballast-hidden-00")).mkdir()
+    assert remove_left(store, "local") == 1
+
+
+@pytest.mark.parametrize("name", ["mix.parquet", "manifest.json"])
+def test_a_damaged_mix_is_mended_by_the_same_request(store: Store, tmp_path: Path, name: str) -> None:
+    first = build_mix(store, task_set(tmp_path), recipe())
+    path = store.local_path(f"mixes/local/{first.mix_id}/{name}")
+    assert path is not None
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    again = build_mix(store, task_set(tmp_path), recipe())
+    assert (again.mix_id, again.created, again.manifest) == (first.mix_id, True, first.manifest)
+    verify(store, "local", first.mix_id)
+    assert not build_mix(store, task_set(tmp_path), recipe()).created
