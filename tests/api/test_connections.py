@@ -155,7 +155,7 @@ def test_what_is_not_http_has_the_one_shape_of_errors(quick: str) -> None:
 
 
 def test_an_answer_that_nobody_fetches_ends(root: Path) -> None:
-    with started(root, "--body-timeout-s", "1") as (_, url):
+    with started(root, "--body-timeout-s", "1", "--async-rows", "100000") as (_, url):
         made = httpx.post(
             f"{url}/v1/mixes",
             **form(task_rows(20_000, "a long answer " * 20), {**RECIPE, "interleave_ratio": 0.001}),
