@@ -138,8 +138,8 @@ class Service:
     def upload_place(self, tenant: str) -> Iterator[None]:
         """One of the tenant's places for uploads, taken before a byte of it is read.
 
-        It is none of the places for builds: those would stand idle as long as a client sends slowly. Raises ApiError
-        429 when the tenant has its own share already, 503 when too many wait for a build.
+        Separate from build places, so that a slow upload does not hold one. Raises ApiError 429 when the tenant has
+        its share already, 503 when too many wait for a build.
         """
         with self.quotas.place(tenant, "builds", self.tenants.quota(tenant, "tenant_builds")):
             self._check_line()

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from curator.corpus.text import is_refusal
+from curator.corpus.refusals import is_refusal
 from curator.messages import dump_messages
 from curator.recipe import (
     FilterSpec,

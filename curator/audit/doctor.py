@@ -15,12 +15,12 @@ import numpy as np
 
 from curator.audit.openai_checks import CHECKS, check_openai
 from curator.corpus.formats import Container, Layout, Reject, Row, read_rows
+from curator.corpus.refusals import is_refusal
 from curator.corpus.text import (
     content_text,
     has_empty_turn,
     has_question,
     is_looped,
-    is_refusal,
     template_marker,
     text_of,
 )

@@ -1,6 +1,6 @@
 """The text of a conversation, or of one side of it, from canonical JSON, and what a text shows by rule.
 
-Whether an answer opens like a refusal, repeats itself, shows nothing, or holds marks of a chat template.
+Whether an answer repeats itself, shows nothing, or holds marks of a chat template.
 """
 
 import math
@@ -9,8 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from curator.messages import N_HEAD_WORDS, Message, load_messages
-from curator.recipe import RefusalRule
+from curator.messages import Message, load_messages
 from curator.recipe.filters import TextPart
 
 _ROLES: dict[TextPart, frozenset[str] | None] = {
@@ -18,22 +17,6 @@ _ROLES: dict[TextPart, frozenset[str] | None] = {
     "prompt": frozenset({"user"}),
     "response": frozenset({"assistant"}),
 }
-
-# Apostrophes that people and word processors write for "'": typographic, modifier letter, full width, accents.
-_APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ＇`´", "'"))
-
-_V1_WORDS = ("sorry", "apologize", "cannot")
-_V2_PHRASES = (*_V1_WORDS, "can't", "i'm unable", "i am unable")
-
-
-def _phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
-    """Any of the phrases as whole words; between and around the words any punctuation and markup may stand."""
-    options = "|".join(r"[\W_]+".join(map(re.escape, phrase.split())) for phrase in phrases)
-    return re.compile(rf"(?<![^\W_])(?<![^\W_]')(?:{options})(?!'?[^\W_])")
-
-
-_REFUSALS: dict[RefusalRule, re.Pattern[str]] = {"v1": _phrase_pattern(_V1_WORDS), "v2": _phrase_pattern(_V2_PHRASES)}
-_STEMS: dict[RefusalRule, tuple[str, ...]] = {"v1": _V1_WORDS, "v2": ("sorry", "apologize", "can", "unable")}
 
 
 def text_of(messages: str, part: TextPart) -> str:
@@ -60,19 +43,6 @@ def content_text(content: Any) -> str:
             item["text"] for item in content if isinstance(item, dict) and isinstance(item.get("text"), str)
         )
     return ""
-
-
-def is_refusal(head: str, rule: RefusalRule) -> bool:
-    """Whether an answer that starts with `head` opens like a refusal (method.md, "Choosing safe rows").
-
-    Only the first ten words count, case-folded, with straight or typographic apostrophes; punctuation around a
-    word is ignored. v1: sorry, apologize, cannot. v2 adds can't, i'm unable, i am unable.
-    """
-    folded = head.casefold()
-    if not any(stem in folded for stem in _STEMS[rule]):  # far cheaper than the pattern, and most answers end here
-        return False
-    words = head.split(maxsplit=N_HEAD_WORDS)[:N_HEAD_WORDS]
-    return _REFUSALS[rule].search(" ".join(words).casefold().translate(_APOSTROPHES)) is not None
 
 
 NGRAM = 5  # words

@@ -23,7 +23,7 @@ from curator.corpus.manifest import (
     read_corpus,
     read_scorers,
 )
-from curator.corpus.text import is_refusal
+from curator.corpus.refusals import is_refusal
 from curator.errors import BadInputError, StoreError
 from curator.store.filesystem import atomic_write
 from curator.store.schema import (

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator.corpus.manifest import Corpus, Scorer
-from curator.corpus.text import is_refusal
+from curator.corpus.refusals import is_refusal
 from curator.query.gaps import Gaps, GapSpec, Losses
 from curator.select.candidates import label_values
 from curator.select.hygiene import HYGIENE, hygiene_columns

@@ -191,20 +191,6 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@contextmanager
-def recorded_output(module: Any, name: str, seen: Seen) -> Iterator[None]:
-    """Record a module's (first) output as `name`; a second observer of the same module records the same tensor."""
-
-    def record(_module: Any, _inputs: Any, output: Any) -> None:
-        seen.tensors[name] = output if isinstance(output, torch.Tensor) else output[0]
-
-    handle = module.register_forward_hook(record)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 __all__ = [
     "FINAL_HIDDEN",
     "Batch",
@@ -212,7 +198,6 @@ __all__ = [
     "Seen",
     "StepCounts",
     "causal_lm",
-    "recorded_output",
     "wide",
     "without_interventions",
 ]

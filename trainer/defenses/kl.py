@@ -22,8 +22,8 @@ from trainer.defenses.base import (
     Defence,
     Seen,
     causal_lm,
-    recorded_output,
 )
+from trainer.defenses.hidden_states import recorded_output
 from trainer.defenses.reference import reference_state
 
 CHUNK_BYTES = 32 * 2**20  # logits of one model held at once

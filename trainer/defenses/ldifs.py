@@ -12,10 +12,10 @@ from trainer.defenses.base import (
     Batch,
     Defence,
     Seen,
-    recorded_output,
     wide,
 )
 from trainer.defenses.blocks import chosen_blocks, decoder_blocks
+from trainer.defenses.hidden_states import recorded_output
 
 
 class Ldifs(Defence):

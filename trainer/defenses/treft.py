@@ -14,7 +14,6 @@ from trainer.defenses.base import (
     Defence,
     Seen,
     causal_lm,
-    recorded_output,
     wide,
 )
 from trainer.defenses.blocks import (
@@ -23,6 +22,7 @@ from trainer.defenses.blocks import (
     chosen_blocks,
     key_value_parts,
 )
+from trainer.defenses.hidden_states import recorded_output
 from trainer.defenses.reference import reference_state
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from curator.corpus.text import is_refusal
+from curator.corpus.refusals import is_refusal
 from curator.errors import BadInputError
 from trainer.config.flags import Option
 from trainer.evaluate.judge import PROMPTS, JudgeClient, Verdict

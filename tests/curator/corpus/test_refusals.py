@@ -1,6 +1,6 @@
 import pytest
 
-from curator.corpus.text import is_refusal
+from curator.corpus.refusals import is_refusal
 
 V1_REFUSALS = [
     "I'm sorry, but I can do nothing here",

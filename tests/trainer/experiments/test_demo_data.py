@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curator.corpus.text import is_refusal
+from curator.corpus.refusals import is_refusal
 
 DEMO = Path(__file__).parents[3] / "trainer" / "organisms" / "sets_shipped"
 ROW_COUNTS = {

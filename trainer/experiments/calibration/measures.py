@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curator.corpus.text import is_refusal
+from curator.corpus.refusals import is_refusal
 from trainer.evaluate.metrics import Floats, Interval
 
 SCORES = ("gap_rel", "gap_abs", "gap_contrast")
