@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from curator.corpus.formats.budget import MAX_ROW_BYTES
 from curator.errors import BadInputError
 from curator.recipe.problems import problems_of
 
@@ -56,6 +57,9 @@ class Settings(BaseSettings):
         default=8 * 1024 * MIB, ge=1, description="bytes that a packed upload (.gz, .zst) may unpack to"
     )
     max_json_bytes: int = Field(default=16 * MIB, ge=1, description="bytes of one JSON body, which is held in memory")
+    max_row_bytes: int = Field(
+        default=MAX_ROW_BYTES, ge=1024, description="bytes of one record of a data set; a larger one is a bad row"
+    )
     max_task_rows: int = Field(default=1_000_000, ge=1, description="rows of one user data set")
     max_bad_rows: int = Field(default=100, ge=1, le=10_000, description="bad rows listed in one error body")
     max_page_rows: int = Field(default=1_000, ge=1, le=100_000, description="rows of one page")

@@ -96,15 +96,16 @@ def _options(upload: Upload) -> _Options:
 
 
 def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) -> TaskSet:
+    limits = ReadLimits(settings.max_unpacked_bytes, max_rows, settings.max_row_bytes)
     if upload.rows is not None:
-        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout, max_records=max_rows)
+        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout, limits=limits)
     return read_task_set(
         upload.path,
         upload.folder,
         format=options.format,
         layout=options.layout,
         name=upload.name,
-        limits=ReadLimits(settings.max_unpacked_bytes, max_rows),
+        limits=limits,
     )
 
 
