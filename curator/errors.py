@@ -5,6 +5,8 @@ A message states what was asked, what was found, which item binds and what would
 
 from collections.abc import Sequence
 
+MAX_MESSAGE_CHARS = 4_000
+
 
 class BallastError(Exception):
     """Base of every error this product raises on purpose.
@@ -15,6 +17,8 @@ class BallastError(Exception):
     code = "error"
 
     def __init__(self, message: str, *, details: Sequence[object] = ()) -> None:
+        if len(message) > MAX_MESSAGE_CHARS:  # what a stranger sent may stand in it
+            message = message[: MAX_MESSAGE_CHARS - 1] + "…"
         super().__init__(message)
         self.message = message
         self.details = list(details)

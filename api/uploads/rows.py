@@ -3,9 +3,9 @@
 The recipe (or the audit's options) is JSON or YAML, decoded without running anything and with bounded memory.
 """
 
+import json
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError
 
 from api.errors import ApiError
@@ -17,20 +17,8 @@ from curator.corpus.formats import Container, Layout
 from curator.corpus.task_set import ReadLimits, TaskSet, read_task_set, task_set_from_rows
 from curator.errors import BadInputError, RecipeError
 from curator.recipe.base import Strict
+from curator.recipe.document import MAX_DOCUMENT_BYTES, load_document
 from curator.recipe.problems import problem_line, problems_of
-
-
-class _AliasError(ValueError):
-    pass
-
-
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Safe YAML without aliases, which let a few bytes stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise _AliasError
-        return super().compose_node(parent, index)
 
 
 def part_document(upload: Upload, name: str) -> dict[str, Any]:
@@ -42,28 +30,16 @@ def part_document(upload: Upload, name: str) -> dict[str, Any]:
     if name not in upload.fields:
         raise ApiError(422, "missing_part", f'the {name} is missing: the least is {{"corpus": NAME}}')
     part = upload.fields[name]
+    if not isinstance(part, str) and len(json.dumps(part)) > MAX_DOCUMENT_BYTES:
+        raise ApiError(413, "too_large", f"the {name} is over {MAX_DOCUMENT_BYTES} bytes")
     try:
-        document = _decode(part) if isinstance(part, str) else part
+        document = load_document(part) if isinstance(part, str) else part
         if not isinstance(document, dict):
             raise ValueError("it must be an object (JSON) or a mapping (YAML)")
     except ValueError as error:
         refused = RecipeError if name == "recipe" else BadInputError
         raise refused(f"{name} refused: {error}") from error
     return document
-
-
-def _decode(text: str) -> Any:
-    """Raises ValueError with a line for people."""
-    try:
-        return yaml.load(text, Loader=_PlainLoader)
-    except _AliasError as error:
-        raise ValueError("YAML aliases (*name) are not taken; write the value out") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ValueError(f"neither JSON nor YAML{place}") from error
-    except (RecursionError, ValueError) as error:
-        raise ValueError("nested too deeply, or a value that YAML cannot hold") from error
 
 
 class _Options(Strict):

@@ -51,6 +51,7 @@ from curator.corpus.manifest import (
 )
 from curator.errors import BadInputError
 from curator.messages import example_id, response_head
+from curator.recipe.base import CORPUS_PATTERN
 from curator.store.lock import StillHeld
 from curator.store.schema import (
     EXAMPLES,
@@ -64,7 +65,7 @@ PART_ROWS = 5_000
 PART_CHARS = 64 * 2**20  # a part of very long conversations closes earlier
 MAX_STORED_REJECTS = 10_000  # records per ingest; all are counted
 N_FIRST = 20  # records a report shows, besides the first of each code
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(CORPUS_PATTERN)
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,21 @@ for them. Both manifests carry the store's format version, are written last, and
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from curator.corpus.formats import LABELS
 from curator.errors import IntegrityError, MissingError, StoreError
+from curator.recipe.base import CORPUS_PATTERN
 from curator.store.schema import STORE_FORMAT_VERSION
 from curator.store.store import Store
 
 Role = Literal["aligned", "misaligned", "benign"]
 Labels = tuple[str | None, ...]  # of one example, in the order of LABELS
 LATEST = "latest"
+_NAME = re.compile(CORPUS_PATTERN)
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,10 @@ def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
 
     Raises MissingError listing the corpora or revisions there are.
     """
-    document = corpus_document(store, name) if name and "/" not in name else None
+    document = corpus_document(store, name) if _NAME.fullmatch(name) else None
     if document is None:
         names = ", ".join(corpus_names(store)) or "none yet"
-        raise MissingError(f"no corpus {name!r} in the store; there are: {names}", details=corpus_names(store))
+        raise MissingError(f"no corpus {name[:100]!r} in the store; there are: {names}", details=corpus_names(store))
     revisions = document["revisions"] or [{"revision": document["revision"], "n_examples": 0, "parts": []}]
     ids = [str(item["revision"]) for item in revisions]
     place = _place(ids, document["revision"] if revision == LATEST else revision, name)

@@ -4,10 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from curator.recipe.base import Strict
+from curator.recipe.base import MAX_NAMES, Name, Strict
 
 Pick = Literal["random", "top_gap"]
 StratumColumn = Literal["domain", "source", "language", "license", "harm", "n_turns"]
+
+
+Quotas = Annotated[dict[Name, Annotated[float, Field(gt=0.0, le=1e9)]], Field(max_length=MAX_NAMES)]
 
 
 class Random(Strict):
@@ -64,7 +67,7 @@ class Weighted(Strict):
     """Sampling without replacement, each row with weight exp(score / temperature) (Gumbel top-k)."""
 
     name: Literal["weighted"] = "weighted"
-    temperature: float = Field(default=0.1, gt=0.0, le=1e6)
+    temperature: float = Field(default=0.1, ge=1e-6, le=1e6)
 
 
 class Stratified(Strict):
@@ -75,7 +78,7 @@ class Stratified(Strict):
 
     name: Literal["stratified"] = "stratified"
     by: StratumColumn
-    quotas: Literal["equal", "proportional"] | dict[str, Annotated[float, Field(gt=0.0, le=1e9)]] = "proportional"
+    quotas: Literal["equal", "proportional"] | Quotas = "proportional"
     pick: Pick = "top_gap"
     missing: Literal["fail", "drop"] = "fail"
 
