@@ -107,7 +107,9 @@ class Settings(BaseSettings):
     )
     tenant_sql: int = Field(default=1, ge=1, description="SQL statements of one tenant running or waiting at once")
     sql_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds of one SQL statement")
-    sql_memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB, description="memory of one SQL statement, in bytes")
+    sql_memory_bytes: int = Field(
+        default=512 * MIB, ge=320 * MIB, description="memory of one SQL statement's process, in bytes"
+    )
     sql_max_rows: int = Field(default=10_000, ge=1, le=1_000_000, description="rows of one SQL answer")
     sql_max_bytes: int = Field(default=16 * MIB, ge=1024, description="bytes of one SQL answer's values")
     shutdown_delay_s: float = Field(
