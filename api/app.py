@@ -37,11 +37,14 @@ and a manifest that says what went in, what was kept out and why. Every error ha
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    log_event(logging.INFO, "confinement of statements", **available())
+    there = available()
+    log_event(logging.INFO, "confinement of statements", landlock=there["landlock"], seccomp=there["seccomp"])
     sweeping = asyncio.create_task(_sweep(service))
+    warming = asyncio.create_task(run_in_threadpool(service.builders.warm))
     yield
     service.stopping = True
     sweeping.cancel()
+    await warming
     service.close()
 
 

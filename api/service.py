@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
 from api.auth import Keyring, is_loopback
+from api.builders import Builders, WorkLimits
 from api.errors import ApiError
 from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
@@ -71,6 +73,7 @@ class Expiry:
 
 
 RETRY_AFTER_S = 5
+R = TypeVar("R")
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Service:
     policy: Policy | None = field(init=False)
     local_copy: LocalCopy | None = field(init=False)
     sandbox: Sandbox = field(init=False)
+    builders: Builders = field(default_factory=Builders)
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
@@ -112,6 +116,11 @@ class Service:
         self.queue = _queue(self.store, self.settings)
         self._statements = Semaphore(self.settings.max_sql)
         self._builds = Semaphore(self.settings.max_builds)
+
+    def run_work(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Read data or build in a process of its own; blocks, and raises what `Builders.run` raises."""
+        limits = WorkLimits(self.settings.build_timeout_s, self.settings.build_memory_bytes)
+        return self.builders.run(limits, function, *arguments)
 
     @contextmanager
     def upload_place(self, tenant: str) -> Iterator[None]:
@@ -167,6 +176,7 @@ class Service:
     def close(self) -> None:
         """End what runs beside the requests."""
         self.sandbox.close()
+        self.builders.close()
         if self.local_copy is not None:
             self.local_copy.close()
         if self.queue is not None:

@@ -64,6 +64,14 @@ class Settings(BaseSettings):
     max_bad_rows: int = Field(default=100, ge=1, le=10_000, description="bad rows listed in one error body")
     max_page_rows: int = Field(default=1_000, ge=1, le=100_000, description="rows of one page")
     max_builds: int = Field(default=2, ge=1, le=64, description="mixes built at the same time")
+    build_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds of reading one data set, and of building one mix that is waited for",
+    )
+    build_memory_bytes: int = Field(
+        default=2048 * MIB, ge=256 * MIB, description="memory of reading one data set or building one mix, in bytes"
+    )
     max_waiting_builds: int = Field(
         default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )

@@ -4,6 +4,7 @@ The recipe (or the audit's options) is JSON or YAML, decoded without running any
 """
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -56,7 +57,7 @@ def checked_rows(service: Service, upload: Upload, tenant: str, max_rows: int) -
     Raises ApiError 422 listing every bad row, 413 for more than `max_rows` rows or over the quota, 429 for now.
     """
     options = _options(upload)
-    task_set = _read(upload, options, service.settings, max_rows)
+    task_set = _read(service, upload, options, max_rows)
     _check(task_set, options, service.settings)
     service.quotas.count_rows(tenant, task_set.n_rows)
     return task_set
@@ -71,18 +72,17 @@ def _options(upload: Upload) -> _Options:
         raise ApiError(422, "bad_parameters", problem_line(details), details=details) from error
 
 
-def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) -> TaskSet:
+def _read(service: Service, upload: Upload, options: _Options, max_rows: int) -> TaskSet:
+    settings = service.settings
     limits = ReadLimits(settings.max_unpacked_bytes, max_rows, settings.max_row_bytes)
     if upload.rows is not None:
         return task_set_from_rows(upload.rows, upload.folder, layout=options.layout, limits=limits)
-    return read_task_set(
-        upload.path,
-        upload.folder,
-        format=options.format,
-        layout=options.layout,
-        name=upload.name,
-        limits=limits,
-    )
+    return service.run_work(_read_file, upload.path, upload.folder, options, upload.name, limits)
+
+
+def _read_file(path: Path, folder: Path, options: _Options, name: str, limits: ReadLimits) -> TaskSet:
+    """Reads a data set; runs in a process of its own."""
+    return read_task_set(path, folder, format=options.format, layout=options.layout, name=name, limits=limits)
 
 
 def _check(task_set: TaskSet, options: _Options, settings: Settings) -> None:
