@@ -5,7 +5,7 @@ line, offsets of a column) and gives a record over its budget as one problem ins
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from curator.corpus.formats.rows import Problem
@@ -15,10 +15,12 @@ MAX_ROW_BYTES = 4 * MIB
 MAX_VALUES = 200_000  # of one record: texts, numbers, lists and objects
 MAX_DEPTH = 100
 MAX_TURNS = 10_000
+PIECE_BYTES = 2**16
 MAX_PROBLEMS = 20  # listed for one record; reading it ends at the next one
 PAGE_ROWS, BATCH_ROWS = 32, 64  # a page of Parquet, a batch of Arrow may hold as many of the largest rows
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+CLOSED = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)  # up to a string that goes on
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 
@@ -52,15 +54,31 @@ def text_problem(data: bytes, max_values: int = MAX_VALUES) -> Problem | None:
     n_opened = data.count(b"[") + data.count(b"{")
     if n_opened <= MAX_DEPTH and (len(data) < max_values or 1 + n_opened + data.count(b",") <= max_values):
         return None
-    bare = _STRING.sub(b"", data)
-    if 1 + bare.count(b",") + bare.count(b"[") + bare.count(b"{") > max_values:
-        return too_many_values()
-    depth = 0
-    for bracket in _BRACKET.findall(bare):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > MAX_DEPTH:
-            return too_deep()
+    n_values, depth = 1, 0
+    for bare in _without_texts(data):
+        n_values += bare.count(b",") + bare.count(b"[") + bare.count(b"{")
+        if n_values > max_values:
+            return too_many_values()
+        for bracket in _BRACKET.findall(bare):
+            depth += 1 if bracket in b"[{" else -1
+            if depth > MAX_DEPTH:
+                return too_deep()
     return None
+
+
+def _without_texts(data: bytes) -> Iterator[bytes]:
+    """The text without its strings, in pieces: taken at once, a piece for each string would be many times its size."""
+    at, size = 0, PIECE_BYTES
+    while at < len(data):
+        found = CLOSED.match(data, at, min(len(data), at + size))
+        end = at if found is None else found.end()
+        if end == at:  # within a string that is longer, or that does not end
+            if at + size >= len(data):
+                return
+            size *= 2
+            continue
+        yield STRING.sub(b"", data[at:end])
+        at, size = end, PIECE_BYTES
 
 
 def value_problem(value: Any, max_row_bytes: int) -> Problem | None:
@@ -116,12 +134,15 @@ class Problems(list[Problem]):
 
 __all__ = [
     "BATCH_ROWS",
+    "CLOSED",
     "MAX_DEPTH",
     "MAX_PROBLEMS",
     "MAX_ROW_BYTES",
     "MAX_TURNS",
     "MAX_VALUES",
     "PAGE_ROWS",
+    "PIECE_BYTES",
+    "STRING",
     "Problems",
     "TooManyProblemsError",
     "text_problem",

@@ -13,18 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from curator.corpus.formats.budget import MAX_ROW_BYTES, too_many_bytes
+from curator.corpus.formats.budget import CLOSED, MAX_ROW_BYTES, PIECE_BYTES, STRING, too_many_bytes
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.rows import Problem, Raw, Row
 
 CHUNK_BYTES = 2**20
-SKIM_BYTES = 2**16
 BOM = b"\xef\xbb\xbf"
 
 # A string, whole (group 1 is its closing quote) or as far as the buffer goes; or one character of structure.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_CLOSED = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)  # up to a string that goes on
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BRACKETS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))  # as steps of depth, of one byte each
 _NEXT_OBJECT = re.compile(rb"\}\s*\{")
@@ -157,15 +154,15 @@ class _Splitter:
         """Pass over the inside of a record that is longer than a chunk, without a look at each token."""
         import numpy as np
 
-        size = SKIM_BYTES
+        size = PIECE_BYTES
         while self.at + size <= len(self.buffer):
-            found = _CLOSED.match(self.buffer, self.at, self.at + size)
+            found = CLOSED.match(self.buffer, self.at, self.at + size)
             end = self.at if found is None else found.end()
-            brackets = _STRING.sub(b"", self.buffer[self.at : end]).translate(_BRACKETS, _NO_BRACKETS)
+            brackets = STRING.sub(b"", self.buffer[self.at : end]).translate(_BRACKETS, _NO_BRACKETS)
             depths = self.depth + np.cumsum(np.frombuffer(brackets, np.int8), dtype=np.int64)
             if len(depths) and depths.min() <= 1:
                 return
-            size = size * 2 if end == self.at else SKIM_BYTES
+            size = size * 2 if end == self.at else PIECE_BYTES
             self.depth, self.at = int(depths[-1]) if len(depths) else self.depth, end
 
     def _lose(self) -> None:
