@@ -117,7 +117,7 @@ def load_document(text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) if isinstance(error, yaml.constructor.ConstructorError) else None
+        reason = error.problem if isinstance(error, yaml.composer.ComposerError) else None  # our own are of this class
         raise ValueError(f"{reason}{place}" if reason else f"neither JSON nor YAML{place}") from error
     except (RecursionError, ValueError) as error:
         raise ValueError("nested too deeply, or a value that YAML cannot hold") from error
@@ -129,7 +129,7 @@ def _loader() -> Any:
     import yaml
 
     def refused(problem: str, mark: Any) -> Any:
-        return yaml.constructor.ConstructorError(None, None, problem, mark)
+        return yaml.composer.ComposerError(None, None, problem, mark)
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
