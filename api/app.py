@@ -24,6 +24,7 @@ from api.settings import Settings
 from api.telemetry import log_event
 from curator.console import product_version
 from curator.errors import BallastError
+from curator.query.confine import available
 from curator.store.store import Store
 
 SWEEP_S = 600.0
@@ -36,11 +37,15 @@ and a manifest that says what went in, what was kept out and why. Every error ha
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
+    there = available()
+    log_event(logging.INFO, "confinement of statements", landlock=there["landlock"], seccomp=there["seccomp"])
     sweeping = asyncio.create_task(_sweep(service))
     service.webhooks.start()
+    warming = asyncio.create_task(run_in_threadpool(service.builders.warm))
     yield
     service.stopping = True
     sweeping.cancel()
+    await warming
     service.close()
 
 

@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
 from api.auth import Keyring, is_loopback
+from api.builders import Builders, WorkLimits
 from api.errors import ApiError
 from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
@@ -79,6 +81,7 @@ class Expiry:
 
 RETRY_AFTER_S = 5
 READY_S = 1.0  # for how long an answer of /readyz is kept
+R = TypeVar("R")
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Service:
     local_copy: LocalCopy | None = field(init=False)
     signer: Signer | None = field(init=False)
     sandbox: Sandbox = field(init=False)
+    builders: Builders = field(default_factory=Builders)
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
@@ -133,6 +137,11 @@ class Service:
         self.statements = Turns(self.settings.max_sql, self.tenants.weight)
         figures = Turns(self.settings.max_sql, self.tenants.weight, keeps_one=True)  # may take long
         self.figures = Figures(self.quotas, figures)
+
+    def run_work(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Read data or build in a process of its own; blocks, and raises what `Builders.run` raises."""
+        limits = WorkLimits(self.settings.build_timeout_s, self.settings.build_memory_bytes)
+        return self.builders.run(limits, function, *arguments)
 
     @contextmanager
     def upload_place(self, tenant: str) -> Iterator[None]:
@@ -185,6 +194,7 @@ class Service:
         self.sandbox.close()
         self.webhooks.stop()
         self.usage.close()
+        self.builders.close()
         if self.local_copy is not None:
             self.local_copy.close()
         if self.queue is not None:

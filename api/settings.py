@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from curator.corpus.formats.budget import MAX_ROW_BYTES
 from curator.errors import BadInputError
 from curator.recipe.problems import problems_of
 
@@ -89,10 +90,21 @@ class Settings(BaseSettings):
         default=8 * 1024 * MIB, ge=1, description="bytes that a packed upload (.gz, .zst) may unpack to"
     )
     max_json_bytes: int = Field(default=16 * MIB, ge=1, description="bytes of one JSON body, which is held in memory")
+    max_row_bytes: int = Field(
+        default=MAX_ROW_BYTES, ge=1024, description="bytes of one record of a data set; a larger one is a bad row"
+    )
     max_task_rows: int = Field(default=1_000_000, ge=1, description="rows of one user data set")
     max_bad_rows: int = Field(default=100, ge=1, le=10_000, description="bad rows listed in one error body")
     max_page_rows: int = Field(default=1_000, ge=1, le=100_000, description="rows of one page")
     max_builds: int = Field(default=2, ge=1, le=64, description="mixes built at the same time")
+    build_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds of reading one data set, and of building one mix that is waited for",
+    )
+    build_memory_bytes: int = Field(
+        default=2048 * MIB, ge=256 * MIB, description="memory of reading one data set or building one mix, in bytes"
+    )
     max_waiting_builds: int = Field(
         default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )
@@ -159,7 +171,9 @@ class Settings(BaseSettings):
     )
     tenant_sql: int = Field(default=1, ge=1, description="SQL statements of one tenant running or waiting at once")
     sql_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds of one SQL statement")
-    sql_memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB, description="memory of one SQL statement, in bytes")
+    sql_memory_bytes: int = Field(
+        default=512 * MIB, ge=320 * MIB, description="memory of one SQL statement's process, in bytes"
+    )
     sql_max_rows: int = Field(default=10_000, ge=1, le=1_000_000, description="rows of one SQL answer")
     sql_max_bytes: int = Field(default=16 * MIB, ge=1024, description="bytes of one SQL answer's values")
     shutdown_delay_s: float = Field(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # The machine, or a disk of it, cannot: no descriptor or memory left, or a failure of a device.
 _OUT_OF_SERVICE = frozenset({errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE})
 _NO_DESCRIPTOR = os.strerror(errno.EMFILE)  # DuckDB's and Polars's errors have the text alone
+MAX_MESSAGE_CHARS = 4_000
 
 
 class BallastError(Exception):
@@ -21,6 +22,8 @@ class BallastError(Exception):
     code = "error"
 
     def __init__(self, message: str, *, details: Sequence[object] = ()) -> None:
+        if len(message) > MAX_MESSAGE_CHARS:  # what a stranger sent may stand in it
+            message = message[: MAX_MESSAGE_CHARS - 1] + "…"
         super().__init__(message)
         self.message = message
         self.details = list(details)

@@ -3,6 +3,7 @@
 import re
 import time
 from contextlib import suppress
+from functools import cache
 from itertools import islice
 from typing import Annotated, Any
 
@@ -39,12 +40,13 @@ from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError, TooManyRowsError
-from curator.mix.build import build_lasting, preview_mix, remove_mix
+from curator.mix.build import MixResult, build_lasting, preview_mix, remove_mix
 from curator.mix.files import MANIFEST_FILE, mix_path, tenant_path
 from curator.mix.identity import Manifest, read_manifest
 from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
 from curator.mix.sign import Signature
 from curator.recipe import Recipe, parse_recipe
+from curator.store.store import Store
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
@@ -237,7 +239,8 @@ def _job_request(service: Service, recipe: Recipe, task_set: TaskSet, tenant: st
 def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> CreatedMix:
     try:
         ttl_s = service.settings.mix_ttl_s
-        result = build_lasting(service.store, task_set, recipe, tenant, service.tenants.policy(tenant), ttl_s)
+        asked = (task_set, recipe, tenant, service.tenants.policy(tenant))
+        result: MixResult = service.run_work(_build_mix, service.settings.store, *asked, ttl_s)
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
     return CreatedMix(
@@ -250,10 +253,25 @@ def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> 
     )
 
 
+def _build_mix(root: str, *asked: Any) -> MixResult:
+    """Builds in a process of its own, where stores stay open."""
+    return build_lasting(_store(root), *asked)
+
+
+def _preview_mix(root: str, *asked: Any) -> Manifest:
+    return preview_mix(_store(root), *asked)
+
+
+@cache
+def _store(root: str) -> Store:
+    return Store(root)
+
+
 def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
     recipe, task_set = _asked(service, upload, tenant)
     try:
-        manifest = preview_mix(service.store, task_set, recipe, tenant, service.tenants.policy(tenant))
+        asked = (task_set, recipe, tenant, service.tenants.policy(tenant))
+        manifest: Manifest = service.run_work(_preview_mix, service.settings.store, *asked)
     except MissingError as error:
         raise ApiError(422, error.code, error.message, details=error.details) from error
     task, safe = manifest.tokens.task, manifest.tokens.safe

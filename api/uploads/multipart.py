@@ -7,10 +7,11 @@ from typing import Any
 from python_multipart.multipart import parse_options_header
 
 from api.errors import ApiError
+from curator.recipe.document import MAX_DOCUMENT_BYTES
 
 FILE_PART = "file"
 TEXT_PARTS = ("on_bad_rows", "format", "layout")  # and the document that the route takes
-MAX_TEXT_BYTES = 64 * 1024  # YAML is read slowly
+MAX_TEXT_BYTES = MAX_DOCUMENT_BYTES  # YAML is read slowly
 
 
 @dataclass

@@ -29,6 +29,7 @@ DOCUMENTS = ("recipe", "audit")  # what is asked of the rows: each route knows o
 _OTHER_KEYS = ("on_bad_rows", "layout")
 REMEDY = "split the data set, or raise the bound"
 JSON_REMEDY = "send larger data sets as multipart/form-data"
+MAX_BODY_VALUES = 500_000  # texts, numbers, lists and objects of one JSON body, which become Python objects at once
 FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
 _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
@@ -175,8 +176,11 @@ async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Se
 def _decoded(body: bytes, folder: Path, document: str) -> Upload:
     keys = ("rows", document, *_OTHER_KEYS)
     try:
-        sent = decode(body, 0)
+        sent = decode(body, 0, max_values=MAX_BODY_VALUES)
     except UndecodableError as error:
+        if error.problem.code == "record_too_large":
+            message = f"the body has more than {MAX_BODY_VALUES:,} values: {JSON_REMEDY}"
+            raise ApiError(413, "too_large", message) from error
         raise ApiError(400, "malformed_json", f"the body is not JSON: {error.problem.message}") from error
     if not isinstance(sent, dict) or not isinstance(sent.get("rows"), list):
         raise ApiError(422, "missing_part", f'the body must be an object with "rows" (a list) and "{document}"')

@@ -3,9 +3,10 @@
 The recipe (or the audit's options) is JSON or YAML, decoded without running anything and with bounded memory.
 """
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError
 
 from api.errors import ApiError
@@ -17,20 +18,8 @@ from curator.corpus.formats import Container, Layout
 from curator.corpus.task_set import ReadLimits, TaskSet, read_task_set, task_set_from_rows
 from curator.errors import BadInputError, RecipeError
 from curator.recipe.base import Strict
+from curator.recipe.document import MAX_DOCUMENT_BYTES, load_document
 from curator.recipe.problems import problem_line, problems_of
-
-
-class _AliasError(ValueError):
-    pass
-
-
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Safe YAML without aliases, which let a few bytes stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise _AliasError
-        return super().compose_node(parent, index)
 
 
 def part_document(upload: Upload, name: str) -> dict[str, Any]:
@@ -42,28 +31,16 @@ def part_document(upload: Upload, name: str) -> dict[str, Any]:
     if name not in upload.fields:
         raise ApiError(422, "missing_part", f'the {name} is missing: the least is {{"corpus": NAME}}')
     part = upload.fields[name]
+    if not isinstance(part, str) and len(json.dumps(part)) > MAX_DOCUMENT_BYTES:
+        raise ApiError(413, "too_large", f"the {name} is over {MAX_DOCUMENT_BYTES} bytes")
     try:
-        document = _decode(part) if isinstance(part, str) else part
+        document = load_document(part) if isinstance(part, str) else part
         if not isinstance(document, dict):
             raise ValueError("it must be an object (JSON) or a mapping (YAML)")
     except ValueError as error:
         refused = RecipeError if name == "recipe" else BadInputError
         raise refused(f"{name} refused: {error}") from error
     return document
-
-
-def _decode(text: str) -> Any:
-    """Raises ValueError with a line for people."""
-    try:
-        return yaml.load(text, Loader=_PlainLoader)
-    except _AliasError as error:
-        raise ValueError("YAML aliases (*name) are not taken; write the value out") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ValueError(f"neither JSON nor YAML{place}") from error
-    except (RecursionError, ValueError) as error:
-        raise ValueError("nested too deeply, or a value that YAML cannot hold") from error
 
 
 class _Options(Strict):
@@ -80,7 +57,7 @@ def checked_rows(service: Service, upload: Upload, tenant: str, max_rows: int) -
     Raises ApiError 422 listing every bad row, 413 for more than `max_rows` rows or over the quota, 429 for now.
     """
     options = _options(upload)
-    task_set = _read(upload, options, service.settings, max_rows)
+    task_set = _read(service, upload, options, max_rows)
     _check(task_set, options, service.settings)
     service.quotas.count_rows(tenant, task_set.n_rows)
     return task_set
@@ -95,17 +72,17 @@ def _options(upload: Upload) -> _Options:
         raise ApiError(422, "bad_parameters", problem_line(details), details=details) from error
 
 
-def _read(upload: Upload, options: _Options, settings: Settings, max_rows: int) -> TaskSet:
+def _read(service: Service, upload: Upload, options: _Options, max_rows: int) -> TaskSet:
+    settings = service.settings
+    limits = ReadLimits(settings.max_unpacked_bytes, max_rows, settings.max_row_bytes)
     if upload.rows is not None:
-        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout, max_records=max_rows)
-    return read_task_set(
-        upload.path,
-        upload.folder,
-        format=options.format,
-        layout=options.layout,
-        name=upload.name,
-        limits=ReadLimits(settings.max_unpacked_bytes, max_rows),
-    )
+        return task_set_from_rows(upload.rows, upload.folder, layout=options.layout, limits=limits)
+    return service.run_work(_read_file, upload.path, upload.folder, options, upload.name, limits)
+
+
+def _read_file(path: Path, folder: Path, options: _Options, name: str, limits: ReadLimits) -> TaskSet:
+    """Reads a data set; runs in a process of its own."""
+    return read_task_set(path, folder, format=options.format, layout=options.layout, name=name, limits=limits)
 
 
 def _check(task_set: TaskSet, options: _Options, settings: Settings) -> None:

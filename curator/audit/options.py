@@ -5,12 +5,11 @@ The columns of an audit's rows, declared once.
 
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from curator.errors import BadInputError
 from curator.recipe import DEFAULT_EPS, Pool, ScoreName
-from curator.recipe.base import Strict
-from curator.recipe.problems import problem_line, problems_of
+from curator.recipe.base import CorpusName, Name, Names, Strict
+from curator.recipe.document import parse_document
 from curator.store.schema import Column, Table
 
 AUDIT_ROWS = Table(
@@ -37,11 +36,11 @@ class AuditOptions(Strict):
     Scorers are named by id, id prefix or label; null takes every complete one of the role.
     """
 
-    corpus: str = Field(min_length=1, max_length=100)
-    aligned: str | None = None
-    misaligned: tuple[str, ...] | None = None
-    benign: tuple[str, ...] | None = None
-    hold_out: tuple[str, ...] = ()
+    corpus: CorpusName
+    aligned: Name | None = None
+    misaligned: Names | None = None
+    benign: Names | None = None
+    hold_out: Names = ()
     score: ScoreName = "gap_abs"
     eps: float = Field(default=DEFAULT_EPS, ge=0.0, le=100.0)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -59,8 +58,4 @@ class AuditOptions(Strict):
 
 def parse_options(document: Any) -> AuditOptions:
     """Options from a decoded document; raises BadInputError naming every field at fault."""
-    try:
-        return AuditOptions.model_validate(document)
-    except ValidationError as error:
-        problems = problems_of(error)
-        raise BadInputError(f"audit refused: {problem_line(problems)}", details=problems) from error
+    return parse_document(AuditOptions, document, "audit")

@@ -62,12 +62,24 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """How a user's data set is read, and what happens to its bad rows: --format, --layout, --on-bad-rows."""
-    from curator.corpus.formats import CONTAINERS, LAYOUTS
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How chat files are read: --format, --layout, --max-row-bytes."""
+    from curator.corpus.formats import CONTAINERS, LAYOUTS, MAX_ROW_BYTES
 
     parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
     parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
+    parser.add_argument(
+        "--max-row-bytes",
+        type=int,
+        default=MAX_ROW_BYTES,
+        metavar="N",
+        help=f"bytes of one record; a larger one is a bad row (default: {MAX_ROW_BYTES:,})",
+    )
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """How a user's data set is read, and what happens to its bad rows: those of reading, and --on-bad-rows."""
+    add_reading_options(parser)
     parser.add_argument(
         "--on-bad-rows",
         choices=("refuse", "drop"),
@@ -76,15 +88,25 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def row_bytes(args: argparse.Namespace) -> int:
+    """The bound that --max-row-bytes gives; raises BadInputError below 1."""
+    from curator.errors import BadInputError
+
+    if args.max_row_bytes < 1:
+        raise BadInputError(f"--max-row-bytes {args.max_row_bytes}: give at least 1")
+    return int(args.max_row_bytes)
+
+
 def read_data(source: str, workdir: "Path", args: argparse.Namespace) -> "TaskSet":
     """The rows of a data set as the options of `add_data_options` say; bad ones are listed for a person (capped).
 
     Raises BadRowsError for bad rows that are not to be kept out.
     """
     from curator.console import list_problems
-    from curator.corpus.task_set import read_task_set
+    from curator.corpus.task_set import ReadLimits, read_task_set
 
-    task_set = read_task_set(source, workdir, format=args.format, layout=args.layout)
+    limits = ReadLimits(max_row_bytes=row_bytes(args))
+    task_set = read_task_set(source, workdir, format=args.format, layout=args.layout, limits=limits)
     if task_set.n_rejected and not args.json:
         list_problems(task_set.reject_dicts()[:N_LISTED])
     task_set.require_usable(args.on_bad_rows)

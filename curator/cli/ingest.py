@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from curator.cli import Subparsers, new_parser, open_store
+from curator.cli import Subparsers, add_reading_options, new_parser, open_store, row_bytes
 from curator.console import list_problems, say, say_json
-from curator.corpus.formats import CONTAINERS, LABELS, LAYOUTS
+from curator.corpus.formats import LABELS
 from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.ingest_report import FileReport
 from curator.errors import BadInputError, BadRowsError
@@ -36,8 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "files", nargs="+", metavar="FILE", help="chat files, saved folders, or hub ids (docs/formats.md)"
     )
     parser.add_argument("--corpus", required=True, metavar="NAME", help="corpus to make or to add to")
-    parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
-    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
+    add_reading_options(parser)
     for label in LABELS:
         parser.add_argument(f"--{label}", metavar="TEXT", help=f"{label} label of rows that carry none of their own")
     parser.add_argument(
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     labels = {label: getattr(args, label) for label in LABELS if getattr(args, label)}
     store = open_store(args, create=True)
     columns = _columns(args.label_column)
-    options = IngestOptions(args.format, args.layout, labels, args.strict, columns)
+    options = IngestOptions(args.format, args.layout, labels, args.strict, columns, row_bytes(args))
     try:
         report = ingest(store, args.files, args.corpus, options)
     except BadRowsError as error:

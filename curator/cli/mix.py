@@ -10,11 +10,7 @@ from typing import Any, get_args
 
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
 from curator.console import say, say_json, shorten_help
-from curator.errors import (
-    BadInputError,
-    MissingError,
-    RecipeError,
-)
+from curator.errors import BadInputError, RecipeError
 from curator.mix.build import MixResult, build_mix, plan_mix, remove_left
 from curator.mix.files import DEFAULT_TENANT, MIX_FILE, mix_path
 from curator.mix.manifest import InoculationReceipt, Manifest, PoolReceipt
@@ -29,6 +25,7 @@ from curator.recipe import (
     ScoreName,
     parse_recipe,
 )
+from curator.recipe.document import read_document
 from curator.recipe.filters import RefusalFilter, default_filters
 from curator.recipe.inoculation import InoculationKind, Placement
 from curator.recipe.policy import Policy, load_policy
@@ -281,7 +278,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise BadInputError(f"--recipe is the whole recipe: put {names} into the file")
-        return parse_recipe(_read_document(Path(args.recipe)))
+        return parse_recipe(read_document(Path(args.recipe), "recipe", RecipeError))
     inoculation = _inoculation(given)
     if inoculation is not None:
         given["inoculation"] = inoculation
@@ -328,14 +325,3 @@ def _inoculation(given: dict[str, Any]) -> dict[str, Any] | None:
         return None
     found = {"prompt": prompt or None, "placement": placement, "kind": kind}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _read_document(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingError(f"there is no recipe file {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path} is neither YAML nor JSON: {error}") from error

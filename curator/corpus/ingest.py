@@ -19,6 +19,7 @@ import pyarrow as pa
 from curator.console import Progress
 from curator.corpus.formats import (
     LABELS,
+    MAX_ROW_BYTES,
     Container,
     Layout,
     Located,
@@ -50,6 +51,7 @@ from curator.corpus.manifest import (
 )
 from curator.errors import BadInputError
 from curator.messages import example_id, response_head
+from curator.recipe.base import CORPUS_PATTERN
 from curator.store.lock import StillHeld
 from curator.store.schema import (
     EXAMPLES,
@@ -63,7 +65,7 @@ PART_ROWS = 5_000
 PART_CHARS = 64 * 2**20  # a part of very long conversations closes earlier
 MAX_STORED_REJECTS = 10_000  # records per ingest; all are counted
 N_FIRST = 20  # records a report shows, besides the first of each code
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(CORPUS_PATTERN)
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,14 @@ class IngestOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    max_row_bytes: int = MAX_ROW_BYTES
 
     def identity(self) -> dict[str, Any]:
         """What makes a second ingest of the same bytes another one; `strict` does not."""
         found = {"format": self.format, "layout": self.layout, "labels": dict(sorted(self.labels.items()))}
-        return {**found, "columns": dict(sorted(self.columns.items()))} if self.columns else found
+        if self.columns:
+            found["columns"] = dict(sorted(self.columns.items()))
+        return found if self.max_row_bytes == MAX_ROW_BYTES else {**found, "max_row_bytes": self.max_row_bytes}
 
 
 def ingest(
@@ -190,7 +195,14 @@ def _with_progress(source: Located, options: IngestOptions) -> Iterator[Row | Re
         with path.open("rb") as file:
             total, unit = (count_parquet(file), "rows") if container == "parquet" else (path.stat().st_size, "B")
             with Progress(total, unit, f"reading {path.name}") as bar:
-                rows = read_rows(file, format=container, layout=options.layout, columns=options.columns, name=path.name)
+                rows = read_rows(
+                    file,
+                    format=container,
+                    layout=options.layout,
+                    columns=options.columns,
+                    name=path.name,
+                    max_row_bytes=options.max_row_bytes,
+                )
                 first, done = done, 0
                 for number, item in enumerate(rows, start=1):
                     done = number

@@ -6,6 +6,7 @@ for them. Both manifests carry the store's format version, are written last, and
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from curator.corpus.formats import LABELS
 from curator.errors import BallastError, IntegrityError, MissingError, StoreError
+from curator.recipe.base import CORPUS_PATTERN
 from curator.store.schema import STORE_FORMAT_VERSION
 from curator.store.store import Store
 
@@ -20,6 +22,7 @@ Role = Literal["aligned", "misaligned", "benign"]
 Labels = tuple[str | None, ...]  # of one example, in the order of LABELS
 LATEST = "latest"
 MIN_PREFIX = 4  # hex digits of a scorer's id that may stand for it
+_NAME = re.compile(CORPUS_PATTERN)
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
 
     Raises MissingError listing the corpora or revisions there are.
     """
-    document = corpus_document(store, name) if name and "/" not in name else None
+    document = corpus_document(store, name) if _NAME.fullmatch(name) else None
     if document is None:
         names = ", ".join(corpus_names(store)) or "none yet"
-        raise MissingError(f"no corpus {name!r} in the store; there are: {names}", details=corpus_names(store))
+        raise MissingError(f"no corpus {name[:100]!r} in the store; there are: {names}", details=corpus_names(store))
     with _reading(f"corpora/{name}/corpus.json"):
         return _corpus(document, name, revision)
 

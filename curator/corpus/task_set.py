@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator.corpus.formats import (
+    MAX_ROW_BYTES,
     Container,
     Layout,
     Reject,
@@ -95,10 +96,11 @@ def check_bad_rows(
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """Bounds on a user's data: bytes that a packed file may unpack to, and records, bad ones counted too."""
+    """Bounds on a user's data: bytes that a packed file may unpack to, records (bad ones too), bytes of one record."""
 
     max_unpacked_bytes: int | None = None
     max_records: int | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
 
 
 def read_task_set(
@@ -116,15 +118,27 @@ def read_task_set(
     UnpackedTooLargeError when compression hides more bytes than the limit, and TooManyRowsError at the first record
     past it, bad ones counted too.
     """
-    rows = read_rows(source, format=format, layout=layout, name=name, max_unpacked_bytes=limits.max_unpacked_bytes)
+    rows = read_rows(
+        source,
+        format=format,
+        layout=layout,
+        name=name,
+        max_unpacked_bytes=limits.max_unpacked_bytes,
+        max_row_bytes=limits.max_row_bytes,
+    )
     return _write(_bounded(rows, limits.max_records), Path(workdir))
 
 
 def task_set_from_rows(
-    rows: Iterable[object], workdir: str | Path, *, layout: Layout | None = None, max_records: int | None = None
+    rows: Iterable[object],
+    workdir: str | Path,
+    *,
+    layout: Layout | None = None,
+    limits: ReadLimits = ReadLimits(),
 ) -> TaskSet:
     """The same for records in memory, such as the rows of a JSON request."""
-    return _write(_bounded(read_values(rows, layout=layout), max_records), Path(workdir))
+    values = read_values(rows, layout=layout, max_row_bytes=limits.max_row_bytes)
+    return _write(_bounded(values, limits.max_records), Path(workdir))
 
 
 def _bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[Row | Reject]:

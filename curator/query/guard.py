@@ -83,6 +83,13 @@ _NAMES = """
     yearweek
 """
 NAMED, OPERATORS = frozenset(_NAMES.split()), frozenset(_OPERATORS.split())
+# DuckDB answers these where no column has the name: a reference for the parser, a call for the binder.
+VALUE_NAMES = frozenset(
+    {
+        *("current_catalog", "current_database", "current_role", "current_schema"),
+        *("current_user", "session_user", "system_user", "user"),
+    }
+)
 MAX_STATEMENT_CHARS = 50_000
 MAX_DEPTH = 400
 TABLES = frozenset({"corpora", *(name for name in sql.VIEWS if name not in sql.MACROS)})
@@ -182,6 +189,8 @@ def _check_node(node: dict[str, Any], ctes: set[str]) -> None:
         raise BadInputError(f"{kind.lower().replace('_', ' ')} is not run here: only a SELECT that reads the views")
     if node.get("pivot_enum"):
         raise BadInputError("a PIVOT takes its values from a list here, and not from a type")
+    if group == "COLUMN_REF" and len(node.get("column_names", ())) == 1:
+        _check_name(str(node["column_names"][0]).lower())
     if group is None and kind == "BASE_TABLE":
         _check_table(node, ctes)
     elif group in ("FUNCTION", "WINDOW") and "function_name" in node:
@@ -191,6 +200,11 @@ def _check_node(node: dict[str, Any], ctes: set[str]) -> None:
         name = str(call.get("function_name", "")).lower()
         if name not in TABLE_FUNCTIONS:
             raise BadInputError(f"{name}() is not called here; there are: {', '.join(sorted(TABLE_FUNCTIONS))}")
+
+
+def _check_name(name: str) -> None:
+    if name in VALUE_NAMES:
+        raise BadInputError(f"{name} is not answered here: a column of that name needs its table's name before it")
 
 
 def _check_table(node: dict[str, Any], ctes: set[str]) -> None:

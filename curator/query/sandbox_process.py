@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import sql
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.errors import BadInputError, BallastError, MissingError
+from curator.query.confine import code_folders, confine
 from curator.query.database import Connection, connect
 from curator.query.guard import check_statement
 from curator.query.pivot import MAX_VALUES, find_pivot
@@ -29,7 +31,9 @@ from curator.query.queries import bound_query
 from curator.query.sandbox import MIB, SqlLimits, StatementStoppedError
 from curator.store.store import Store
 
-HEADROOM_BYTES = 512 * MIB  # address space beyond the statement's memory: allocators reserve more than they use
+HEADROOM_BYTES = 512 * MIB  # address space beyond the process's memory: allocators reserve more than they use
+SPARE_BYTES = 64 * MIB  # of the process's memory, for what DuckDB does not count: results, and their text
+LEAST_ROOM_BYTES = 96 * MIB
 MAX_OPEN_FILES = 1024
 MAX_REASON_CHARS = 2_000
 NICENESS = 10  # a statement never takes the processor from the service
@@ -70,8 +74,11 @@ def _run(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         pivot = find_pivot(statement)
         for query in [statement] if pivot is None else pivot.queries:
             check_statement(connection, query)
-        lock_connection(connection, _parts(store), limits)
-        _limit_process(limits)
+        parts = _parts(store)
+        room = _room(limits)
+        lock_connection(connection, parts, replace(limits, memory_bytes=room - SPARE_BYTES))
+        _limit_process(limits, room)
+        confine([*parts, *code_folders()])
         sys.stdout.buffer.write(b"ready\n")
         sys.stdout.buffer.flush()
         if pivot is not None:
@@ -117,15 +124,35 @@ def lock_connection(connection: Connection, parts: list[str], limits: SqlLimits)
         connection.execute(f"set {setting}")
 
 
-def _limit_process(limits: SqlLimits) -> None:
-    """The same from the kernel: no file is written, memory and processor time are bounded."""
+def _room(limits: SqlLimits) -> int:
+    """Bytes that the process may still take: its own libraries count too. Raises BallastError where that is too few."""
+    _, resident, _ = _mapped_bytes()
+    room = limits.memory_bytes - resident
+    if room < LEAST_ROOM_BYTES:
+        least = (resident + LEAST_ROOM_BYTES) // MIB + 1
+        raise BallastError(f"a statement's process needs {least} MiB at least: raise its memory (sql_memory_bytes)")
+    return room
+
+
+def _mapped_bytes() -> tuple[int, int, int]:
+    """Bytes of address space, in memory, and of private data, of this process (proc(5), statm)."""
+    pages = [int(number) * resource.getpagesize() for number in Path("/proc/self/statm").read_text().split()]
+    return pages[0], pages[1], pages[5]
+
+
+def _limit_process(limits: SqlLimits, room: int) -> None:
+    """The same from the kernel: no file is written, memory and processor time are bounded.
+
+    Memory grows by private data alone, so that its limit keeps the process within its whole memory.
+    """
     os.nice(NICENESS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    address_space = pages * resource.getpagesize() + limits.memory_bytes + HEADROOM_BYTES
+    address_space, _, data = _mapped_bytes()
+    address_space += room + HEADROOM_BYTES
     spent = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = math.ceil(spent.ru_utime + spent.ru_stime + limits.timeout_s + 2)
     for what, bound in (
         (resource.RLIMIT_AS, address_space),
+        (resource.RLIMIT_DATA, data + room),
         (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),

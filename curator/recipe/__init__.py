@@ -4,10 +4,9 @@ Unknown keys are refused and ranges are checked when it is built. One pool is th
 flat: `{"corpus": "sharegpt", "strategy": "top_gap", "interleave_ratio": 0.05}`.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from curator.errors import RecipeError
 from curator.recipe.base import (
@@ -17,6 +16,7 @@ from curator.recipe.base import (
     OrderName,
     Strict,
 )
+from curator.recipe.document import parse_document
 from curator.recipe.filters import FilterSpec, RefusalFilter, RefusalRule
 from curator.recipe.inoculation import Inoculation
 from curator.recipe.pools import (
@@ -29,7 +29,6 @@ from curator.recipe.pools import (
     ScoreName,
     ScoreSpec,
 )
-from curator.recipe.problems import problem_line, problems_of
 from curator.recipe.strategies import STRATEGY_NAMES, StrategySpec
 
 __all__ = [
@@ -94,29 +93,9 @@ class Recipe(Strict):
         return self.batch_size
 
 
-def _huge_integers(value: Any, pointer: str) -> Iterator[str]:
-    """Pointers of integers that no manifest could hold, so that they are refused before any work."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        yield pointer or "/"
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _huge_integers(item, f"{pointer}/{key}")
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from _huge_integers(item, f"{pointer}/{number}")
-
-
 def parse_recipe(document: Any) -> Recipe:
     """A recipe from a decoded JSON or YAML document.
 
     Raises RecipeError naming every field at fault, so that one round of corrections is enough.
     """
-    huge = list(_huge_integers(document, ""))
-    if huge:
-        problems = [{"pointer": pointer, "message": "the integer does not fit 64 bits"} for pointer in huge[:5]]
-        raise RecipeError(f"recipe refused: {huge[0]}: the integer does not fit 64 bits", details=problems)
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        problems = problems_of(error)
-        raise RecipeError(f"recipe refused: {problem_line(problems)}", details=problems) from error
+    return parse_document(Recipe, document, "recipe", RecipeError)

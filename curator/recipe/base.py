@@ -3,12 +3,18 @@
 The orders are defined in method.md ("Amount and order") and implemented in `curator.mix.order`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 OrderName = Literal["every_k", "per_batch", "even", "shuffle"]
 EpochOrder = Literal["same", "own"]
+
+CORPUS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+MAX_NAMES = 256
+CorpusName = Annotated[str, Field(pattern=CORPUS_PATTERN)]
+Name = Annotated[str, Field(max_length=200)]  # of a scorer, a domain or a value of a label
+Names = Annotated[tuple[Name, ...], Field(max_length=MAX_NAMES)]
 
 MAX_EPOCHS = 100
 MAX_BATCH_SIZE = 65_536

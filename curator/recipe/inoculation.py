@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from curator.messages import canonical_text
-from curator.recipe.base import Strict
+from curator.recipe.base import MAX_NAMES, Name, Strict
 
 Placement = Literal["replace_system", "prepend_system", "user_prefix", "user_suffix"]
 OnSystem = Literal["replace", "prepend", "error"]
@@ -35,7 +35,7 @@ class Inoculation(Strict):
     kind: InoculationKind = "inoculation"
     name: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
     prompts: tuple[str, ...] = Field(default=(), max_length=1000)
-    by_source: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    by_source: dict[Name, tuple[str, ...]] = Field(default_factory=dict, max_length=MAX_NAMES)
     placement: Placement = "replace_system"
     on_system: OnSystem | None = None
     scope: Literal["task", "all"] = "task"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from curator.errors import BadInputError, MissingError, PolicyError
+from curator.errors import BadInputError, PolicyError
 from curator.recipe import (
     FilterSpec,
     Pool,
@@ -25,9 +25,9 @@ from curator.recipe import (
     ScoreSpec,
 )
 from curator.recipe.base import OrderName, Strict
+from curator.recipe.document import parse_document, read_document
 from curator.recipe.fractions import exact
 from curator.recipe.inoculation import Inoculation
-from curator.recipe.problems import problem_line, problems_of
 from curator.recipe.strategies import StrategySpec
 
 # Named entries allow whatever parameters a tenant gives; a spec allows itself alone.
@@ -119,23 +119,12 @@ def _names_of(model: type[Strict]) -> tuple[str, ...]:
 
 def parse_policy(document: Any) -> Policy:
     """A policy from a decoded document; raises BadInputError naming every field at fault."""
-    try:
-        return Policy.model_validate(document)
-    except ValidationError as error:
-        problems = problems_of(error)
-        raise BadInputError(f"policy refused: {problem_line(problems)}", details=problems) from error
+    return parse_document(Policy, document, "policy")
 
 
 def load_policy(path: str | Path) -> Policy:
     """The policy of a YAML or JSON file; raises MissingError without it, BadInputError when it is none."""
-    import yaml
-
-    try:
-        return parse_policy(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise MissingError(f"there is no policy file {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BadInputError(f"{path} is neither YAML nor JSON: {error}") from error
+    return parse_policy(read_document(Path(path), "policy", BadInputError))
 
 
 def policy_sha256(policy: Policy) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from curator.recipe.base import Strict
+from curator.recipe.base import MAX_NAMES, CorpusName, Name, Names, Strict
 from curator.recipe.filters import FilterSpec, default_filters
 from curator.recipe.strategies import StrategySpec, TopGap
 
@@ -29,7 +29,7 @@ class Ensemble(Strict):
     """How several misaligned models' losses become one (sql/views/ensemble.sql); `weights` by scorer name."""
 
     reducer: Reducer = "mean"
-    weights: dict[str, Annotated[float, Field(ge=0.0, le=1e9)]] | None = None
+    weights: dict[Name, Annotated[float, Field(ge=0.0, le=1e9)]] | None = Field(default=None, max_length=MAX_NAMES)
 
     @model_validator(mode="after")
     def _weights_when_weighted(self) -> "Ensemble":
@@ -52,15 +52,15 @@ class Pool(Strict):
     times, or take as many as there are.
     """
 
-    corpus: str = Field(min_length=1)
-    revision: str = "latest"
-    aligned: str | None = None
-    misaligned: tuple[str, ...] | None = None
-    benign: tuple[str, ...] | None = None
-    hold_out: tuple[str, ...] = ()
+    corpus: CorpusName
+    revision: Name = "latest"
+    aligned: Name | None = None
+    misaligned: Names | None = None
+    benign: Names | None = None
+    hold_out: Names = ()
     score: ScoreSpec = ScoreSpec()
     ensemble: Ensemble = Ensemble()
-    filters: tuple[FilterSpec, ...] = default_filters()
+    filters: tuple[FilterSpec, ...] = Field(default=default_filters(), max_length=32)
     strategy: StrategySpec = TopGap()
     allow_negative_control: bool = False
     interleave_ratio: float | None = Field(default=None, ge=0.0, le=1000.0)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 _MAX_SHOWN = 60
+_MAX_CHARS = 500  # of one message
 
 _KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "tuple": "a list",
@@ -36,7 +37,7 @@ def problems_of(error: HasErrors, *, inside: str = "", show_values: bool = True)
     return [
         {
             "pointer": "/" + "/".join(str(part) for part in ([inside] if inside else []) + list(item["loc"])),
-            "message": _message(item) if show_values else str(item["msg"]),
+            "message": (_message(item) if show_values else str(item["msg"]))[:_MAX_CHARS],
         }
         for item in error.errors()
     ]

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from curator.recipe.base import Strict
+from curator.recipe.base import MAX_NAMES, Name, Strict
 
 Pick = Literal["random", "top_gap"]
 StratumColumn = Literal["domain", "source", "language", "license", "harm", "n_turns"]
@@ -15,6 +15,9 @@ class StrategyBase(Strict):
 
     uses_score: ClassVar[bool] = False  # rows without a score cannot be judged
     ranked: ClassVar[bool] = False  # rank 1 is the best score, or for a control the worst
+
+
+Quotas = Annotated[dict[Name, Annotated[float, Field(gt=0.0, le=1e9)]], Field(max_length=MAX_NAMES)]
 
 
 class Random(StrategyBase):
@@ -78,7 +81,7 @@ class Weighted(StrategyBase):
 
     name: Literal["weighted"] = "weighted"
     uses_score: ClassVar[bool] = True
-    temperature: float = Field(default=0.1, gt=0.0, le=1e6)
+    temperature: float = Field(default=0.1, ge=1e-6, le=1e6)
 
 
 class Stratified(StrategyBase):
@@ -89,7 +92,7 @@ class Stratified(StrategyBase):
 
     name: Literal["stratified"] = "stratified"
     by: StratumColumn
-    quotas: Literal["equal", "proportional"] | dict[str, Annotated[float, Field(gt=0.0, le=1e9)]] = "proportional"
+    quotas: Literal["equal", "proportional"] | Quotas = "proportional"
     pick: Pick = "top_gap"
     missing: Literal["fail", "drop"] = "fail"
 

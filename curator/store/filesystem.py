@@ -32,6 +32,8 @@ N_PIECES = 4  # pieces under way at once: with BLOCK_BYTES, the memory of an upl
 # Attempts of one request: lost connections, timeouts, 429 and 5xx. Within half a minute in all.
 _RETRIES = {"mode": "standard", "max_attempts": 5}
 _AWAY = frozenset({errno.EBUSY, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ECONNREFUSED})
+MAX_SHOWN_PATH = 200  # of a path in an error, which a log may hold: a stranger's name may be part of it
+_NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR})
 _BUCKETS = ("s3", "s3a")
 
 
@@ -78,14 +80,16 @@ def in_our_words(verb: str, path: str, base: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         if verb == "read":
-            raise MissingError(f"{path} is not in store {base}") from error
-        raise StoreError(f"cannot write {path} in store {base}: {_reason(error)}") from error
+            raise MissingError(f"{_cut(path)} is not in store {base}") from error
+        raise StoreError(f"cannot write {_cut(path)} in store {base}: {_reason(error)}") from error
     except Exception as error:
         # Clients of object storage have error trees of their own (botocore, aiohttp), which are not imported here.
         if not isinstance(error, OSError) and not _is_remote(error):
             raise
+        if verb == "read" and is_no_name(error):
+            raise MissingError(f"{_cut(path)} is not in store {base}") from error
         kind = UnreachableError if _is_away(error) else StoreError
-        raise kind(f"cannot {verb} {path} in store {base}: {_reason(error)}") from error
+        raise kind(f"cannot {verb} {_cut(path)} in store {base}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -150,6 +154,15 @@ def age_s(files: Any, folder: str) -> float:
     except (FileNotFoundError, NotADirectoryError):
         return 0.0
     return (datetime.now(UTC) - max(times)).total_seconds() if times else 0.0
+
+
+def is_no_name(error: BaseException) -> bool:
+    """Whether a path can be the name of nothing here: too long, invalid, or below a file. Then nothing is there."""
+    return isinstance(error, OSError) and error.errno in _NO_NAME
+
+
+def _cut(path: str) -> str:
+    return path if len(path) <= MAX_SHOWN_PATH else path[: MAX_SHOWN_PATH - 1] + "…"
 
 
 def _is_remote(error: Exception) -> bool:

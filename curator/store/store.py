@@ -28,6 +28,7 @@ from curator.store.filesystem import (
     atomic_write,
     flush_to_disk,
     in_our_words,
+    is_no_name,
     reach,
     reading_parquet,
 )
@@ -95,8 +96,10 @@ class Store:
         with in_our_words("read", path, self._base):
             try:
                 self._fs.info(self._full(path))
-            except (FileNotFoundError, NotADirectoryError):
-                return False
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or is_no_name(error):
+                    return False
+                raise
         return True
 
     def open_file(self, path: str) -> BinaryIO:
@@ -256,8 +259,10 @@ class Store:
         with in_our_words("read", path, self._base):
             try:
                 found = self._fs.ls(self._full(path), detail=False, refresh=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or is_no_name(error):
+                    return []
+                raise
         folders = [item.rstrip("/") for item in found if fnmatch(PurePosixPath(item).name, pattern)]
         return sorted(PurePosixPath(item).name for item in folders if age_s(self._fs, item) > older_than_s)
 
@@ -285,15 +290,17 @@ class Store:
         with in_our_words("read", path, self._base):
             try:
                 found = self._fs.ls(self._full(path), detail=False, refresh=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or is_no_name(error):
+                    return []
+                raise
         names = {PurePosixPath(item).name for item in found}
         return sorted(name for name in names if not name.startswith(".") and fnmatch(name, pattern))
 
     def _full(self, path: str) -> str:
         parts = PurePosixPath(path).parts
         if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-            raise BadInputError(f"{path!r} is not a path inside the store")
+            raise BadInputError(f"{path[:200]!r} is not a path inside the store")
         return "/".join([self._base, *parts])
 
     def _replacing(self, path: str) -> AbstractContextManager[Path]:

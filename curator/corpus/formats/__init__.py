@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from curator.corpus.formats.budget import MAX_ROW_BYTES, value_problem
 from curator.corpus.formats.columnar import count_parquet, read_arrow, read_parquet
 from curator.corpus.formats.compression import BUFFER_BYTES, DamagedPackError, unpacked
 from curator.corpus.formats.csv_rows import read_csv
@@ -39,6 +40,7 @@ __all__ = [
     "CONTAINERS",
     "LABELS",
     "LAYOUTS",
+    "MAX_ROW_BYTES",
     "Container",
     "Detected",
     "Layout",
@@ -56,7 +58,6 @@ __all__ = [
 ]
 
 Source = str | Path | BinaryIO
-MAX_PROBLEMS = 20  # listed per record
 
 
 def detect(source: Source, *, name: str | None = None) -> Detected:
@@ -73,15 +74,16 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     name: str | None = None,
     max_unpacked_bytes: int | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> Iterator[Row | Reject]:
     """The records of a data set (path, hub id or seekable binary file), in order: a Row, else a Reject with reasons.
 
     `format` and `layout` override detection (without `layout` each record is read as the one it shows); `columns` names
-    the fields of labels (or `source`) that have other names, by label. Memory is one record. Raises BadInputError when
-    the data set as a whole cannot be read, and UnpackedTooLargeError when compression hides more than
-    `max_unpacked_bytes`.
+    the fields of labels (or `source`) that have other names, by label. Memory is one record; one of more than
+    `max_row_bytes`, or over the bounds of `budget`, is a Reject before it is built. Raises BadInputError when the data
+    set as a whole cannot be read, and UnpackedTooLargeError when compression hides more than `max_unpacked_bytes`.
     """
-    reading = _Reading(format, layout, columns or {}, max_unpacked_bytes)
+    reading = _Reading(format, layout, columns or {}, max_unpacked_bytes, max_row_bytes)
     if not isinstance(source, str | Path):
         yield from _read_file(source, reading, name or source_name(source))
         return
@@ -94,10 +96,12 @@ def read_rows(
                 yield item
 
 
-def read_values(values: Iterable[object], *, layout: Layout | None = None) -> Iterator[Row | Reject]:
+def read_values(
+    values: Iterable[object], *, layout: Layout | None = None, max_row_bytes: int = MAX_ROW_BYTES
+) -> Iterator[Row | Reject]:
     """The same for records that are decoded already, such as the rows of a JSON request."""
     for record, value in enumerate(values, start=1):
-        yield _row(Raw(record, value=value), layout, {})
+        yield _row(Raw(record, value=value, problem=value_problem(value, max_row_bytes)), layout, {})
 
 
 @contextmanager
@@ -132,6 +136,7 @@ class _Reading:
     layout: Layout | None
     columns: Mapping[str, str]
     max_bytes: int | None
+    max_row_bytes: int
 
 
 def _read_file(source: BinaryIO, reading: _Reading, name: str, n_before: int = 0) -> Iterator[Row | Reject]:
@@ -154,12 +159,12 @@ def _raw_rows(container: Container, file: BinaryIO, reading: _Reading) -> Iterat
     usual = reading.layout in (None, "messages") and not reading.columns
     plain = read_plain if usual else _never_plain
     if container == "jsonl":
-        return read_jsonl(file, plain)
+        return read_jsonl(file, plain, reading.max_row_bytes)
     if container == "json":
-        return read_json(file, plain)
+        return read_json(file, plain, reading.max_row_bytes)
     if container == "csv":
-        return read_csv(file)
-    return (read_parquet if container == "parquet" else read_arrow)(file, reading.max_bytes)
+        return read_csv(file, reading.max_row_bytes)
+    return (read_parquet if container == "parquet" else read_arrow)(file, reading.max_bytes, reading.max_row_bytes)
 
 
 def _never_plain(_data: bytes, _record: int, _line: int | None) -> None:
@@ -171,6 +176,6 @@ def _row(raw: Raw, layout: Layout | None, columns: Mapping[str, str]) -> Row | R
         return Reject(raw.record, raw.line, raw.byte_offset, (raw.problem,))
     read = read_record(raw.value, layout, columns)
     if read.problems:
-        return Reject(raw.record, raw.line, raw.byte_offset, tuple(read.problems[:MAX_PROBLEMS]))
+        return Reject(raw.record, raw.line, raw.byte_offset, tuple(read.problems))
     json = dump_messages(read.messages).encode()
     return Row(raw.record, raw.line, read.source_id, read.messages, json, read.labels, read.source)

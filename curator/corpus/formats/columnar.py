@@ -4,55 +4,95 @@ Columns have no absent values, so a null counts as an absent key here at every d
 values is applied (`arrow_values`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from curator.corpus.formats.arrow_messages import ARROW_FILE, check_batches
 from curator.corpus.formats.arrow_values import ValueFaultError, record_converter
+from curator.corpus.formats.budget import (
+    BATCH_ROWS,
+    MAX_ROW_BYTES,
+    MAX_VALUES,
+    MIB,
+    too_many_bytes,
+    too_many_values,
+)
 from curator.corpus.formats.compression import seekable
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.layouts import PREFERENCE_KEYS, layout_of
+from curator.corpus.formats.parquet_pages import check_footer_size, shared_texts
 from curator.corpus.formats.rows import Layout, Problem, Raw
 from curator.errors import BadInputError, UnpackedTooLargeError, is_out_of_service
 
+if TYPE_CHECKING:
+    from curator.corpus.formats.arrow_sizes import Cache
+
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
-BATCH_ROWS = 256
-ARROW_FILE = b"ARROW1"
+READ_ROWS = 256
+BUILT_BYTES = 16 * MIB  # of the rows that are Python objects at once, unless one of them is larger
+VALUE_BYTES = 64  # what a value costs as a Python object
+MAX_COLUMNS = 10_000
 ARROW_STREAM = b"\xff\xff\xff\xff"
 # Columns whose text is JSON: these may hold no plain text.
 JSON_COLUMNS = ("messages", "conversations", "history")
 
 
-def read_parquet(file: BinaryIO, max_bytes: int | None = None) -> Iterator[Raw]:
-    """Rows of a Parquet file as dicts."""
+@dataclass(frozen=True)
+class _Bounds:
+    max_bytes: int | None  # of all rows as values
+    max_row_bytes: int
+
+
+def read_parquet(file: BinaryIO, max_bytes: int | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw]:
+    """Rows of a Parquet file as dicts; raises BadInputError for pages that are too large to be unpacked."""
     import pyarrow.parquet as pq
 
     with seekable(file) as whole:
         try:
+            check_footer_size(whole)
             parquet = pq.ParquetFile(whole, pre_buffer=False)
+            if wrong := columns_problem(parquet.schema_arrow.names):
+                yield Raw(1, problem=wrong)
+                return
+            shared = shared_texts(whole, parquet.metadata, max_row_bytes)
+            if shared:
+                parquet = pq.ParquetFile(whole, pre_buffer=False, read_dictionary=shared)
         except _damage() as error:
             yield Raw(1, problem=Problem("", "invalid_parquet", f"not a whole Parquet file: {error}"))
             return
         claimed = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.metadata.num_row_groups))
         _bound(claimed, max_bytes)
-        yield from _records(parquet.iter_batches(batch_size=BATCH_ROWS), "invalid_parquet", max_bytes)
+        bounds = _Bounds(max_bytes, max_row_bytes)
+        yield from _records(_parquet_batches(parquet, by_group=bool(shared)), "invalid_parquet", bounds)
 
 
-def read_arrow(file: BinaryIO, max_bytes: int | None = None) -> Iterator[Raw]:
-    """Rows of an Arrow IPC file or stream as dicts."""
+def _parquet_batches(parquet: Any, *, by_group: bool) -> Iterator[Any]:
+    """Batches of the file's rows; by row group where columns are dictionaries, of which a batch can have one alone."""
+    if not by_group:
+        yield from parquet.iter_batches(batch_size=READ_ROWS)
+        return
+    for group in range(parquet.metadata.num_row_groups):
+        yield from parquet.iter_batches(batch_size=READ_ROWS, row_groups=[group])
+
+
+def read_arrow(file: BinaryIO, max_bytes: int | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw]:
+    """Rows of an Arrow IPC file or stream as dicts; raises BadInputError for batches too large to be unpacked."""
     import pyarrow as pa
 
-    head = file.peek(8)[:8] if hasattr(file, "peek") else file.read(8)
-    if file.seekable():
-        file.seek(0)
+    bounds = _Bounds(max_bytes, max_row_bytes)
     try:
-        if head.startswith(ARROW_FILE):
-            with seekable(file) as whole:
+        with seekable(file) as whole:
+            check_batches(whole, BATCH_ROWS * max_row_bytes)
+            if whole.read(len(ARROW_FILE)) == ARROW_FILE:
                 reader = pa.ipc.open_file(whole)
                 batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-                yield from _records(batches, "invalid_arrow", max_bytes)
-        else:
-            yield from _records(iter(pa.ipc.open_stream(file)), "invalid_arrow", max_bytes)
+                yield from _records(batches, "invalid_arrow", bounds)
+            else:
+                whole.seek(0)
+                yield from _records(iter(pa.ipc.open_stream(whole)), "invalid_arrow", bounds)
     except _damage() as error:
         if is_out_of_service(error):
             raise
@@ -74,6 +114,7 @@ def columnar_layout(file: BinaryIO, container: str, name: str) -> Layout:
     try:
         with seekable(file) as whole:
             if container == "parquet":
+                check_footer_size(whole)
                 columns = pq.ParquetFile(whole).schema_arrow.names
             elif whole.read(6) == ARROW_FILE:
                 columns = pa.ipc.open_file(whole).schema.names
@@ -119,32 +160,61 @@ def with_json_columns(record: int, line: int | None, value: dict[str, Any]) -> R
     return Raw(record, line, value=value)
 
 
-def repeated(columns: list[str]) -> Problem | None:
-    """The problem of a column that stands there twice, so that readers disagree on its value."""
-    twice = next((name for number, name in enumerate(columns) if name in columns[:number]), None)
+def columns_problem(columns: list[str]) -> Problem | None:
+    """The problem of a column that stands there twice, so that readers disagree on its value, or of too many."""
+    if len(columns) > MAX_COLUMNS:
+        return Problem("", "record_too_large", f"{len(columns):,} columns: at most {MAX_COLUMNS:,} are read")
+    twice = next((name for name, n in Counter(columns).items() if n > 1), None)
     return None if twice is None else Problem(f"/{twice}", "duplicate_key", f"two columns {twice!r}: keep one")
 
 
-def _records(batches: Iterator[Any], code: str, max_bytes: int | None) -> Iterator[Raw]:
+def _records(batches: Iterator[Any], code: str, bounds: _Bounds) -> Iterator[Raw]:
     record = n_bytes = 0
     convert: Convert | None = None
     try:
         for batch in batches:
-            if twice := repeated(batch.schema.names):
-                yield Raw(record + 1, problem=twice)
+            if wrong := columns_problem(batch.schema.names):
+                yield Raw(record + 1, problem=wrong)
                 return
             _check(batch)
             convert = convert or record_converter(batch.schema)
-            n_bytes += batch.nbytes
-            _bound(n_bytes, max_bytes)
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                for value in _dicts(batch.slice(start, BATCH_ROWS)):
-                    record += 1
-                    yield _record(record, value, convert)
+            cache: Cache = {}
+            for start in range(0, batch.num_rows, READ_ROWS):
+                for rows, size, problem in _groups(batch.slice(start, READ_ROWS), cache, bounds.max_row_bytes):
+                    n_bytes += size
+                    _bound(n_bytes, bounds.max_bytes)
+                    if problem is not None:
+                        record += 1
+                        yield Raw(record, problem=problem)
+                        continue
+                    for value in _dicts(rows):
+                        record += 1
+                        yield _record(record, value, convert)
     except _damage() as error:
         if is_out_of_service(error):
             raise
         yield Raw(record + 1, problem=Problem("", code, f"damaged after {record} rows: {error}"))
+
+
+def _groups(batch: Any, cache: "Cache", max_row_bytes: int) -> Iterator[tuple[Any, int, Problem | None]]:
+    """The batch in runs of rows that are built together, with their bytes; a row over its budget with its problem."""
+    import numpy as np
+
+    from curator.corpus.formats.arrow_sizes import row_sizes
+
+    n_bytes, n_values = row_sizes(batch, cache)
+    large, many = n_bytes > max_row_bytes, n_values > MAX_VALUES
+    over, cost = large | many, n_bytes + VALUE_BYTES * n_values
+    start = 0
+    while start < batch.num_rows:
+        if over[start]:
+            yield None, 0, too_many_bytes(max_row_bytes) if large[start] else too_many_values()
+            start += 1
+            continue
+        fits = (np.cumsum(cost[start:]) <= BUILT_BYTES) & ~np.logical_or.accumulate(over[start:])
+        count = max(1, int(fits.sum()))
+        yield batch.slice(start, count), int(n_bytes[start : start + count].sum()), None
+        start += count
 
 
 def _check(batch: Any) -> None:
@@ -167,6 +237,8 @@ def _texts_as_bytes(kind: Any) -> Any:
         return pa.large_binary()
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_texts_as_bytes(field.type)) for field in kind])
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _texts_as_bytes(kind.value_type), kind.ordered)
     if pa.types.is_list(kind):
         return pa.list_(kind.value_field.with_type(_texts_as_bytes(kind.value_type)))
     if pa.types.is_large_list(kind):

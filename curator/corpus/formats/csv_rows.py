@@ -3,29 +3,42 @@
 import csv
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
-from curator.corpus.formats.columnar import repeated, with_json_columns
-from curator.corpus.formats.json_decode import MAX_RECORD_BYTES
+from curator.corpus.formats.budget import MAX_ROW_BYTES, too_many_bytes
+from curator.corpus.formats.columnar import columns_problem, with_json_columns
 from curator.corpus.formats.json_records import BOM
 from curator.corpus.formats.rows import Problem, Raw
 
 _ESCAPED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is not UTF-8
+_UNQUOTED = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+')  # up to the end of a line, or a cell that goes on
+SKIPPED_BYTES = 2**20  # read at once of what is passed over
 _KEPT_EMPTY = ("output", "completion", "prompt")  # an empty answer or question has a code of its own
 
 
-def read_csv(file: BinaryIO) -> Iterator[Raw]:
+def read_csv(file: BinaryIO, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw]:
     """Rows after the header, comma, semicolon or tab between cells; `line` is where the row begins."""
-    lines = _Lines(file)
-    first = next(lines, "")
+    lines = _Lines(file, max_row_bytes)
+    try:
+        first = next(lines, "")
+    except _TooLongError:
+        yield Raw(1, 1, problem=too_many_bytes(max_row_bytes))
+        return
     rows = csv.reader(lines.before(first), delimiter=delimiter_of(first), strict=True)
-    csv.field_size_limit(MAX_RECORD_BYTES)  # one setting for the process; the default of 128 KiB is not a bound of ours
+    csv.field_size_limit(2**31 - 1)  # one setting for the process, and not a bound of ours: `lines` has that
     header: list[str] | None = None
     record, begin = 0, 1
     while True:
         begin = lines.number + 1 if header is not None else 1
+        lines.n_bytes = 0
         try:
             cells = next(rows)
+        except _TooLongError:
+            record += 1
+            yield Raw(record, begin, problem=too_many_bytes(max_row_bytes))
+            if header is None:
+                return
+            continue
         except StopIteration:
             return
         except csv.Error as error:
@@ -34,8 +47,8 @@ def read_csv(file: BinaryIO) -> Iterator[Raw]:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
-            if twice := repeated(header):
-                yield Raw(1, 1, problem=twice)
+            if wrong := columns_problem(header):
+                yield Raw(1, 1, problem=wrong)
                 return
         elif cells:
             record += 1
@@ -51,9 +64,6 @@ def _record(record: int, line: int, header: list[str], cells: list[str]) -> Raw:
     if len(cells) != len(header):
         text = f"{len(cells)} cells where the header has {len(header)}: check commas and quotes"
         return Raw(record, line, problem=Problem("", "invalid_csv", text))
-    if sum(map(len, cells)) > MAX_RECORD_BYTES:
-        text = f"a record may have {MAX_RECORD_BYTES // 2**20} MiB"
-        return Raw(record, line, problem=Problem("", "record_too_large", text))
     for key, cell in zip(header, cells, strict=True):
         if not_utf8 := _ESCAPED.search(cell):
             text = (
@@ -65,12 +75,21 @@ def _record(record: int, line: int, header: list[str], cells: list[str]) -> Raw:
     return with_json_columns(record, line, dict(present))
 
 
-class _Lines:
-    """Text lines with their ends, counted; bytes that are not UTF-8 become half surrogates, for a later check."""
+class _TooLongError(Exception):
+    """A record has more bytes than are taken; the lines go on after it."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.number = 0
+
+class _Lines:
+    """Text lines with their ends, counted; bytes that are not UTF-8 become half surrogates, for a later check.
+
+    `n_bytes` counts those of the present record. Beyond `max_bytes` the rest of the record is passed over and
+    _TooLongError raised; it ends where an even number of quotes has been seen at the end of a line.
+    """
+
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self._file, self._max_bytes = file, max_bytes
+        self.number = self.n_bytes = self._n_quotes = 0
+        self._rest = b""  # read, but not given yet
         self._again: str | None = None
 
     def before(self, line: str) -> "_Lines":
@@ -85,11 +104,36 @@ class _Lines:
         if self._again is not None:
             text, self._again = self._again, None
         else:
-            data = self._file.readline(MAX_RECORD_BYTES)
+            data = self._readline()
             if self.number == 0:
                 data = data.removeprefix(BOM)
+            self._n_quotes = data.count(b'"') + (self._n_quotes if self.n_bytes else 0)
+            self.n_bytes += len(data)
+            if self.n_bytes > self._max_bytes:
+                self._pass_over(data)
             text = data.decode("utf-8", "surrogateescape")
         if not text:
             raise StopIteration
         self.number += 1
         return text
+
+    def _readline(self) -> bytes:
+        line, newline, self._rest = self._rest.partition(b"\n")
+        return line + newline if newline else line + self._file.readline(self._max_bytes + 1 - len(line))
+
+    def _pass_over(self, data: bytes) -> NoReturn:
+        quoted, ended = self._n_quotes % 2 == 1, data.endswith(b"\n") and self._n_quotes % 2 == 0
+        self.number += data.endswith(b"\n")
+        while not ended and (data := self._rest or self._file.read(SKIPPED_BYTES)):
+            self._rest = b""
+            begin = data.find(b'"') + 1 if quoted else 0
+            if quoted and not begin:
+                self.number += data.count(b"\n")
+                continue
+            found = _UNQUOTED.match(data, begin)
+            end = begin if found is None else found.end()
+            ended, quoted = data[end : end + 1] == b"\n", data[end : end + 1] == b'"'
+            if ended:
+                self._rest = data[end + 1 :]
+            self.number += data.count(b"\n", 0, end + 1 if ended else len(data))
+        raise _TooLongError

@@ -6,9 +6,9 @@ import re
 from pathlib import PurePath
 from typing import BinaryIO
 
+from curator.corpus.formats.arrow_messages import ARROW_FILE
 from curator.corpus.formats.causes import whole_file_cause
 from curator.corpus.formats.columnar import (
-    ARROW_FILE,
     ARROW_STREAM,
     columnar_layout,
     layout_of_columns,

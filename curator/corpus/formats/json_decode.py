@@ -9,9 +9,8 @@ import json
 from collections import Counter
 from typing import Any, NoReturn
 
+from curator.corpus.formats.budget import MAX_VALUES, text_problem
 from curator.corpus.formats.rows import Problem
-
-MAX_RECORD_BYTES = 64 * 2**20
 
 
 class UndecodableError(Exception):
@@ -27,12 +26,14 @@ class _DuplicateKeyError(Exception):
     pass
 
 
-def decode(data: bytes, offset: int, *, cut: bool = False) -> Any:
+def decode(data: bytes, offset: int, *, cut: bool = False, max_values: int = MAX_VALUES) -> Any:
     """The JSON value in `data`, which stands at byte `offset` of its file.
 
     `cut` says that the file ends with this text: failing at its end is then `truncated_json`. Raises
-    UndecodableError. NaN and Infinity are no JSON and are refused.
+    UndecodableError, also before decoding more than `max_values` values. NaN and Infinity are not JSON and are refused.
     """
+    if over := text_problem(data, max_values):
+        raise UndecodableError(over.code, over.message, offset)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from curator.corpus.formats.json_decode import MAX_RECORD_BYTES, UndecodableError, decode
+from curator.corpus.formats.budget import CLOSED, MAX_ROW_BYTES, PIECE_BYTES, STRING, too_many_bytes
+from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.rows import Problem, Raw, Row
 
 CHUNK_BYTES = 2**20
@@ -21,6 +22,8 @@ BOM = b"\xef\xbb\xbf"
 
 # A string, whole (group 1 is its closing quote) or as far as the buffer goes; or one character of structure.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_BRACKETS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))  # as steps of depth, of one byte each
 _NEXT_OBJECT = re.compile(rb"\}\s*\{")
 _OPEN, _CLOSE, _COMMA, _QUOTE = b"[{", b"]}", b",", b'"'
 
@@ -30,7 +33,7 @@ class Slice:
     """The bytes of one record and where they start.
 
     `end`: `whole`; `cut` where the file ends before the record or the array does; `too_large`; `trailing` for
-    text after the array.
+    text after the array. A record that is too large has no bytes.
     """
 
     offset: int
@@ -38,16 +41,19 @@ class Slice:
     end: Literal["whole", "cut", "too_large", "trailing"] = "whole"
 
 
-def split_records(file: BinaryIO) -> Iterator[Slice]:
-    """The records of a JSON array, or of JSON objects that follow each other, in file order."""
+def split_records(file: BinaryIO, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Slice]:
+    """The records of a JSON array, or of JSON objects that follow each other, in file order.
+
+    Those of more than `max_bytes` are passed over, and reading goes on after them.
+    """
     head = _skip_blank(file)
     if head is None:
         return
     offset, byte = head
     if byte == b"[":
-        yield from _Splitter(file, offset + 1, b"").array()
+        yield from _Splitter(file, offset + 1, b"", max_bytes).array()
     else:
-        yield from _Splitter(file, offset, byte).objects()
+        yield from _Splitter(file, offset, byte, max_bytes).objects()
 
 
 def _skip_blank(file: BinaryIO) -> tuple[int, bytes] | None:
@@ -65,58 +71,57 @@ def _skip_blank(file: BinaryIO) -> tuple[int, bytes] | None:
 
 
 class _Splitter:
-    """A buffer over the file: `start` is where the present record starts, `at` where looking goes on."""
+    """A buffer over the file: `start` is where the present record starts, `at` where looking goes on.
 
-    def __init__(self, file: BinaryIO, base: int, buffer: bytes) -> None:
-        self.file, self.base, self.buffer = file, base, buffer
-        self.start = self.at = 0
+    Of a record of more than `max_bytes` only the end is looked for: `lost` is then the byte where it started.
+    """
+
+    def __init__(self, file: BinaryIO, base: int, buffer: bytes, max_bytes: int) -> None:
+        self.file, self.base, self.buffer, self.max_bytes = file, base, buffer, max_bytes
+        self.start = self.at = self.depth = 0
         self.chunk = CHUNK_BYTES
+        self.lost: int | None = None
 
     def array(self) -> Iterator[Slice]:
-        depth, any_record = 1, False
+        any_record, self.depth = False, 1
         while True:
             for token, begin, end in self._tokens():
                 if token in _OPEN:
-                    depth += 1
-                elif token in _CLOSE and (depth > 1 or token == b"]"):
-                    depth -= 1
-                    if depth == 0:
+                    self.depth += 1
+                elif token in _CLOSE and (self.depth > 1 or token == b"]"):
+                    self.depth -= 1
+                    if self.depth == 0:
                         last = self._slice(begin)
-                        if any_record or last.data.strip():  # `[1, ]` has an empty last record; `[]` has none
+                        # `[1, ]` has an empty last record; `[]` has none
+                        if any_record or last.data.strip() or last.end != "whole":
                             yield last
                         yield from self._trailing(end)
                         return
-                elif token == _COMMA and depth == 1:
+                elif token == _COMMA and self.depth == 1:
                     yield self._slice(begin)
                     self.start, any_record = end, True
             if not self._refill():
                 break
-            if len(self.buffer) > MAX_RECORD_BYTES:
-                yield self._slice(len(self.buffer), "too_large")
-                return
-        whole = depth == 1 and self.buffer[self.start :].strip() != b""
+        whole = self.depth == 1 and (self.lost is not None or self.buffer[self.start :].strip() != b"")
         if whole:  # only the closing bracket is missing
             yield self._slice(len(self.buffer))
             self.start = len(self.buffer)
         yield self._slice(len(self.buffer), "cut")
 
     def objects(self) -> Iterator[Slice]:
-        depth = 0
+        self.depth = 0
         while True:
             for token, _, end in self._tokens():
                 if token in _OPEN:
-                    depth += 1
+                    self.depth += 1
                 elif token in _CLOSE:
-                    depth -= 1
-                    if depth <= 0:
+                    self.depth -= 1
+                    if self.depth <= 0:
                         yield self._slice(end)
-                        self.start, depth = end, 0
+                        self.start, self.depth = end, 0
             if not self._refill():
                 break
-            if len(self.buffer) > MAX_RECORD_BYTES:
-                yield self._slice(len(self.buffer), "too_large")
-                return
-        if self.buffer[self.start :].strip():
+        if self.lost is not None or self.buffer[self.start :].strip():
             yield self._slice(len(self.buffer), "cut")
 
     def _tokens(self) -> Iterator[tuple[bytes, int, int]]:
@@ -133,20 +138,55 @@ class _Splitter:
 
     def _refill(self) -> bool:
         """Drop what is done and read on; a record that fills whole chunks doubles them, to stay linear."""
-        self.chunk = CHUNK_BYTES if self.start else min(self.chunk * 2, MAX_RECORD_BYTES // 2)
+        if len(self.buffer) - self.start > self.max_bytes:
+            self._lose()
+        self.chunk = CHUNK_BYTES if self.start else min(self.chunk * 2, max(CHUNK_BYTES, self.max_bytes // 2))
         data = self.file.read(self.chunk)
         self.buffer = self.buffer[self.start :] + data
         self.base += self.start
         self.at -= self.start
         self.start = 0
+        if self.depth > 1 and (self.lost is not None or len(self.buffer) - len(data) > CHUNK_BYTES // 2):
+            self._skim()
         return bool(data)
+
+    def _skim(self) -> None:
+        """Pass over the inside of a record that is longer than a chunk, without a look at each token."""
+        import numpy as np
+
+        size = PIECE_BYTES
+        while self.at + size <= len(self.buffer):
+            found = CLOSED.match(self.buffer, self.at, self.at + size)
+            end = self.at if found is None else found.end()
+            brackets = STRING.sub(b"", self.buffer[self.at : end]).translate(_BRACKETS, _NO_BRACKETS)
+            depths = self.depth + np.cumsum(np.frombuffer(brackets, np.int8), dtype=np.int64)
+            if len(depths) and depths.min() <= 1:
+                return
+            size = size * 2 if end == self.at else PIECE_BYTES
+            self.depth, self.at = int(depths[-1]) if len(depths) else self.depth, end
+
+    def _lose(self) -> None:
+        """Drop the present record's bytes, also within a text: of that its opening quote stays, and what may escape."""
+        if self.lost is None:
+            self.lost = self.base + self.start
+        if self.buffer[self.at : self.at + 1] != _QUOTE:  # the rest of the buffer has no structure
+            self.start = self.at = len(self.buffer)
+            return
+        if len(self.buffer) - self.at <= self.max_bytes:
+            self.start = self.at
+            return
+        n_escapes = len(self.buffer) - len(self.buffer.rstrip(b"\\"))
+        kept = _QUOTE + (b"\\" if n_escapes % 2 else b"")
+        self.start = self.at = len(self.buffer) - len(kept)
+        self.buffer = self.buffer[: self.start] + kept
 
     def _slice(self, end: int, how: Literal["whole", "cut", "too_large", "trailing"] = "whole") -> Slice:
         data = self.buffer[self.start : end]
-        if how == "too_large":
-            return Slice(self.base + self.start, b"", how)
         blank = len(data) - len(data.lstrip())
-        return Slice(self.base + self.start + blank, data.lstrip(), how)
+        if self.lost is None and len(data) - blank <= self.max_bytes:
+            return Slice(self.base + self.start + blank, data.lstrip(), how)
+        begin, self.lost = self.base + self.start + blank if self.lost is None else self.lost, None
+        return Slice(begin, b"", "too_large")
 
     def _trailing(self, end: int) -> Iterator[Slice]:
         """One slice when anything but blanks follows the array."""
@@ -155,47 +195,47 @@ class _Splitter:
             self.start = self.at = len(self.buffer)
             if not self._refill():
                 return
-        yield self._slice(len(self.buffer), "trailing")
+        yield self._slice(min(len(self.buffer), self.start + self.max_bytes), "trailing")
 
 
 Plain = Callable[[bytes, int, int | None], Row | None]  # the quick way, asked first
 
 
-def read_jsonl(file: BinaryIO, plain: Plain) -> Iterator[Raw | Row]:
+def read_jsonl(file: BinaryIO, plain: Plain, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw | Row]:
     """Records of JSON Lines. Blank lines are no records; a bad line does not stop the file."""
     offset, record, number = 0, 0, 0
-    while line := file.readline(MAX_RECORD_BYTES + 1):
+    while line := file.readline(max_row_bytes + 1):
         number += 1
         begin, offset = offset, offset + len(line)
         # A line without its end may be cut off, one that long is: both need the careful way.
+        too_large = len(line) > max_row_bytes and not line.endswith(b"\n")
         if line.endswith(b"\n") and (row := plain(line, record + 1, number)) is not None:
             record += 1
             yield row
             continue
-        too_large = len(line) > MAX_RECORD_BYTES
         if too_large:
             offset += _skip_line(file)
         if number == 1 and line.startswith(BOM):
             begin, line = begin + len(BOM), line[len(BOM) :]
         text = line.strip()
-        if not text:
+        if not text and not too_large:
             continue
         record += 1
         begin += len(line) - len(line.lstrip())
         if too_large:
-            yield Raw(record, number, begin, problem=_too_large())
+            yield Raw(record, number, begin, problem=too_many_bytes(max_row_bytes))
             continue
         raw = _decoded(record, number, begin, text, cut=not line.endswith(b"\n"))
-        several = _several(raw, text, begin) if raw.problem is not None else []
+        several = _several(raw, text, begin)
         yield from several or [raw]
         record += max(len(several) - 1, 0)
 
 
 def _several(raw: Raw, text: bytes, begin: int) -> list[Raw]:
     """The records of a line that holds several objects one after another; [] where that is not what is wrong."""
-    if not _NEXT_OBJECT.search(text):
+    if raw.problem is None or raw.problem.code == "record_too_large" or not _NEXT_OBJECT.search(text):
         return []
-    pieces = list(_Splitter(io.BytesIO(text), 0, b"").objects())
+    pieces = list(_Splitter(io.BytesIO(text), 0, b"", len(text)).objects())
     found = [
         _decoded(raw.record + number, raw.line, begin + piece.offset, piece.data, cut=False)
         for number, piece in enumerate(pieces)
@@ -205,16 +245,16 @@ def _several(raw: Raw, text: bytes, begin: int) -> list[Raw]:
     return found if whole else []
 
 
-def read_json(file: BinaryIO, plain: Plain) -> Iterator[Raw | Row]:
+def read_json(file: BinaryIO, plain: Plain, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw | Row]:
     """Records of a JSON array, or of JSON objects that follow each other; memory is one record."""
-    for number, piece in enumerate(split_records(file), start=1):
+    for number, piece in enumerate(split_records(file, max_row_bytes), start=1):
         row = plain(piece.data, number, None) if piece.end == "whole" else None
-        yield row or _from_slice(number, piece)
+        yield row or _from_slice(number, piece, max_row_bytes)
 
 
-def _from_slice(record: int, piece: Slice) -> Raw:
+def _from_slice(record: int, piece: Slice, max_row_bytes: int) -> Raw:
     if piece.end == "too_large":
-        return Raw(record, None, piece.offset, problem=_too_large())
+        return Raw(record, None, piece.offset, problem=too_many_bytes(max_row_bytes))
     if piece.end == "trailing":
         problem = Problem("", "invalid_json", f"text after the end of the array (byte {piece.offset})")
         return Raw(record, None, piece.offset, problem=problem)
@@ -234,12 +274,8 @@ def _decoded(record: int, line: int | None, offset: int, data: bytes, *, cut: bo
 def _skip_line(file: BinaryIO) -> int:
     """Read on to the end of the line; returns the bytes passed over."""
     passed = 0
-    while piece := file.readline(MAX_RECORD_BYTES):
+    while piece := file.readline(CHUNK_BYTES):
         passed += len(piece)
         if piece.endswith(b"\n"):
             break
     return passed
-
-
-def _too_large() -> Problem:
-    return Problem("", "record_too_large", f"a record may have {MAX_RECORD_BYTES // 2**20} MiB")

@@ -10,6 +10,7 @@ beside any of them is the system message.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from curator.corpus.formats.budget import MAX_TURNS, too_many_turns
 from curator.corpus.formats.rows import Layout, Problem
 from curator.corpus.formats.turns import kind, read_content, read_turns
 from curator.messages import Message
@@ -103,6 +104,9 @@ def _history(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
     history = record.get("history") or []
     if not isinstance(history, list):
         problems.append(Problem("/history", "invalid_history", f"expected a list of pairs, found {kind(history)}"))
+        return []
+    if 2 * len(history) > MAX_TURNS:
+        problems.append(too_many_turns("/history"))
         return []
     messages: list[Message] = []
     for index, pair in enumerate(history):

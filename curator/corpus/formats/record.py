@@ -18,6 +18,7 @@ from unicodedata import is_normalized
 
 import orjson
 
+from curator.corpus.formats.budget import MAX_TURNS, MAX_VALUES, Problems, TooManyProblemsError, text_problem
 from curator.corpus.formats.layouts import (
     PREFERENCE_KEYS,
     answers_key,
@@ -53,7 +54,14 @@ def read_record(value: Any, layout: Layout | None = None, columns: Mapping[str, 
     """
     if not isinstance(value, dict):
         return Read([], {}, None, [Problem("", "data_type", f"a record is an object, not {kind(value)}")])
-    problems: list[Problem] = []
+    problems = Problems()
+    try:
+        return _read(value, layout, columns, problems)
+    except TooManyProblemsError:
+        return Read([], {}, None, problems)
+
+
+def _read(value: dict[str, Any], layout: Layout | None, columns: Mapping[str, str], problems: Problems) -> Read:
     preference = None if layout else preference_problem(value)
     messages: list[Message] = []
     if preference is not None:
@@ -140,6 +148,8 @@ _NO_LABELS: MappingProxyType[str, str | None] = MappingProxyType({})
 
 def read_plain(data: bytes, record: int, line: int | None) -> Row | None:
     """The row of a plain record's JSON text; None when it is not plain."""
+    if len(data) > MAX_VALUES and text_problem(data):
+        return None
     try:
         value = orjson.loads(data)
         messages = _plain_messages(value["messages"])
@@ -164,6 +174,8 @@ def read_plain(data: bytes, record: int, line: int | None) -> Row | None:
 
 def _plain_messages(turns: Any) -> list[Message] | None:
     """The messages in canonical key order; None (or an error) when canonical form changes more."""
+    if len(turns) > MAX_TURNS:
+        return None
     answered = False
     messages = []
     for turn in turns:
@@ -182,7 +194,7 @@ def _plain_messages(turns: Any) -> list[Message] | None:
 
 
 def _with_other_keys(value: dict[str, Any], data: bytes, row: Row) -> Row | None:
-    if not SPECIAL_KEYS.isdisjoint(value) or b"\\u0022" in data:
+    if not SPECIAL_KEYS.isdisjoint(value) or b"\\u0022" in data or text_problem(data):
         return None
     if orjson.dumps(value).count(b'"') != data.count(b'"'):
         return None

@@ -10,6 +10,7 @@ Container = Literal["jsonl", "json", "parquet", "arrow", "csv"]
 Layout = Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
 CONTAINERS: tuple[Container, ...] = get_args(Container)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+MAX_POINTER_CHARS, MAX_MESSAGE_CHARS = 200, 500  # keys and columns of strangers stand in both
 LABELS = ("domain", "language", "license", "harm")
 
 # Stable reason codes. The first nine are those of OpenAI's fine-tuning data check, or named like them.
@@ -40,7 +41,7 @@ CODES = {
     "duplicate_key": "an object has one key twice, so that readers disagree on its value",
     "invalid_unicode": "bytes that are not UTF-8, or half of a surrogate pair",
     "invalid_label": "a label is neither text, number nor true or false",
-    "record_too_large": "a record is larger than 64 MiB",
+    "record_too_large": "a record has more bytes (max_row_bytes), values or turns than are taken",
     "invalid_csv": "a CSV record has other columns than the header, or its quotes do not match",
     "invalid_parquet": "the Parquet file is damaged from here on",
     "invalid_arrow": "the Arrow file is damaged or cut off from here on",
@@ -55,6 +56,12 @@ class Problem:
     pointer: str
     code: str
     message: str
+
+    def __post_init__(self) -> None:
+        for name, most in (("pointer", MAX_POINTER_CHARS), ("message", MAX_MESSAGE_CHARS)):
+            text = getattr(self, name)
+            if len(text) > most:
+                object.__setattr__(self, name, text[: most - 1] + "…")
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from curator.corpus.formats.budget import MAX_TURNS, too_many_turns
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.rows import Problem
 from curator.messages import Message, canonical_text
@@ -200,6 +201,9 @@ _DONE = frozenset({"role", "content", "weight", *CALL_KEYS, *_REASONING, *MEDIA_
 
 def read_turns(turns: list[Any], pointer: str, problems: list[Problem]) -> list[Message]:
     """The messages of a list of turns, each in `role`/`content` or `from`/`value` form."""
+    if len(turns) > MAX_TURNS:
+        problems.append(too_many_turns(pointer))
+        return []
     keys = {key for turn in turns if isinstance(turn, dict) for key in turn}
     role_key = "from" if keys & {"from", "value"} and not keys & {"role", "content"} else "role"
     return [_message(turn, role_key, f"{pointer}/{index}", problems) for index, turn in enumerate(turns)]

@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(root: Path, timeout_s: float) -> Settings:
-    bounds = {"sql_memory_bytes": 128 * MIB, "sql_max_rows": 500, "sql_max_bytes": 100_000, "tenant_sql": 2}
+    bounds = {"sql_memory_bytes": 320 * MIB, "sql_max_rows": 500, "sql_max_bytes": 100_000, "tenant_sql": 2}
     return Settings(store=str(root), sql_timeout_s=timeout_s, **bounds)
 
 

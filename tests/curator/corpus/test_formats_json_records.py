@@ -101,15 +101,39 @@ def test_memory_is_one_record_and_not_the_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("container", ["json", "jsonl"])
-def test_a_huge_record_is_refused_in_bounded_memory(container: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = 4 * 2**20
-    monkeypatch.setattr("curator.corpus.formats.json_records.MAX_RECORD_BYTES", limit)
-    monkeypatch.setattr("curator.corpus.formats.json_records.MAX_RECORD_BYTES", limit)
+@pytest.mark.parametrize("text", [b"y", b"\\\\", b'\\"', b'","z":"', b'"],"b":["'])
+def test_a_huge_record_is_refused_and_reading_goes_on_after_it(container: Any, text: bytes) -> None:
+    limit = 2**20
     good = json.dumps(CHATS[0]).encode()
-    huge = b'{"x": "' + b"y" * 3 * limit + b'"}'
-    data = good + b"\n" + huge + b"\n" + good if container == "jsonl" else b"[" + good + b"," + huge + b"]"
-    rows = list(read_rows(io.BytesIO(data), format=container))
-    assert isinstance(rows[0], Row)
+    huge = b'{"a": ["' + text * (3 * limit // len(text)) + b'"]}'
+    records = [good, huge, good, huge, huge, good]
+    data = b"\n".join(records) + b"\n" if container == "jsonl" else b"[" + b",".join(records) + b"]"
+    rows = list(read_rows(io.BytesIO(data), format=container, max_row_bytes=limit))
+    assert [row.code if isinstance(row, Reject) else "row" for row in rows] == [
+        "row", "record_too_large", "row", "record_too_large", "record_too_large", "row"
+    ]  # fmt: skip
     assert isinstance(rows[1], Reject)
-    assert rows[1].code == "record_too_large"
-    assert [type(row) for row in rows[2:]] == ([Row] if container == "jsonl" else [])
+    assert rows[1].byte_offset == data.index(huge)
+    assert "--max-row-bytes" in rows[1].message
+
+
+def test_an_array_of_bare_digits_is_refused_in_bounded_memory() -> None:
+    rows = list(read_rows(io.BytesIO(b"[" + b"1" * 5_000_000 + b",2]"), format="json", max_row_bytes=2**20))
+    assert [row.code for row in rows if isinstance(row, Reject)] == ["record_too_large", "data_type"]
+
+
+def test_a_long_blank_line_does_not_hide_what_follows() -> None:
+    data = b" " * 2_000_000 + json.dumps(CHATS[0]).encode() + b"\n"
+    (row,) = read_rows(io.BytesIO(data), format="jsonl", max_row_bytes=2**20)
+    assert isinstance(row, Reject)
+    assert row.code == "record_too_large"
+
+
+def test_a_huge_csv_record_is_refused_and_lines_are_counted_on() -> None:
+    huge = b'"' + b'a ""quoted""\n' * 200_000 + b'",b\n'
+    data = b"prompt,completion\na,b\n" + huge + b"c,d\n" + b"x" * 2_000_000 + b"\ne,f\n"
+    rows = list(read_rows(io.BytesIO(data), format="csv", max_row_bytes=2**20))
+    assert [row.code if isinstance(row, Reject) else "row" for row in rows] == [
+        "row", "record_too_large", "row", "record_too_large", "row"
+    ]  # fmt: skip
+    assert [row.line for row in rows] == [2, 3, 200_004, 200_005, 200_006]

@@ -1,5 +1,6 @@
 """What strangers' SQL may say, and that DuckDB itself refuses the worst of it where the guard is absent."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import sql
 from curator.errors import BadInputError
 from curator.query.database import Connection, connect
-from curator.query.guard import FUNCTIONS, NAMED, OPERATORS, check_statement
+from curator.query.guard import FUNCTIONS, NAMED, OPERATORS, VALUE_NAMES, check_statement
 from curator.query.pivot import find_pivot
 from curator.query.sandbox import SqlLimits
 from curator.query.sandbox_process import lock_connection
@@ -144,3 +145,25 @@ def test_a_function_that_is_not_listed_is_refused(connection: Connection, name: 
     ):
         with pytest.raises(BadInputError, match="none of the functions"):
             check_statement(connection, statement)
+
+
+def test_names_that_turn_into_calls_are_refused_or_tell_the_time_alone(connection: Connection) -> None:
+    """Every function and keyword of this DuckDB, as a bare name: what is answered is known."""
+    names = connection.execute(
+        "select function_name from duckdb_functions() union select keyword_name from duckdb_keywords()"
+    ).fetchall()
+    answered = set()
+    for (name,) in names:
+        with contextlib.suppress(duckdb.Error):
+            connection.execute(f'select "{name}"')
+            answered.add(name)
+    times = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"}
+    assert answered - times <= VALUE_NAMES
+    for name in sorted(VALUE_NAMES):
+        for statement in (f'select "{name}"', f"select 1 where {name.upper()} is null", f"select 1 order by {name}"):
+            with pytest.raises(BadInputError):
+                check_statement(connection, statement)
+
+
+def test_a_column_of_such_a_name_is_read_by_its_table(connection: Connection) -> None:
+    check_statement(connection, 'with t as (select 1 as "user") select t.user from t')

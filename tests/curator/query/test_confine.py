@@ -1,0 +1,100 @@
+"""What a confined process cannot do any more, each tried in a process of its own."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from curator.query.confine import available
+from curator.query.sandbox import MIB, SqlLimits
+from tests.api.serving import scored_store
+
+THERE = available()
+TRIED = {
+    "reading what was named": "open(allowed).read()",
+    "reading another file": "open(other).read()",
+    "reading the password file": "open('/etc/passwd').read()",
+    "listing a folder": "os.listdir(os.path.dirname(other))",
+    "writing": "open(allowed, 'w')",
+    "appending": "open(allowed, 'a')",
+    "a new file": "open(other + '.new', 'w')",
+    "removing": "os.unlink(allowed)",
+    "renaming": "os.rename(allowed, other)",
+    "emptying": "os.truncate(allowed, 0)",
+    "a folder": "os.mkdir(other + '.d')",
+    "a link": "os.symlink('/', other + '.l')",
+    "a socket": "socket.socket()",
+    "a socket pair": "socket.socketpair()",
+    "a process": "os.fork()",
+    "a program": "os.execv('/bin/true', ['true'])",
+    "a signal": "os.kill(os.getppid(), 0)",
+    "a thread": "t = threading.Thread(target=print); t.start(); t.join()",
+    "a module": "import wave",
+}
+LEFT = {"reading what was named", "a thread", "a module"}
+FILES_ALONE = {"reading another file", "reading the password file", "listing a folder"}
+PROGRAM = """
+import json, os, socket, sys, threading
+import sql
+from curator.query.confine import code_folders, confine
+allowed, other, action = sys.argv[1:]
+assert confine([allowed, *code_folders()]) == json.loads(sys.stdin.read())
+try:
+    exec(action)
+except (PermissionError, OSError) as error:
+    sys.exit("refused" if isinstance(error, PermissionError) else repr(error))
+"""
+
+
+@pytest.mark.skipif(not THERE["seccomp"], reason="this kernel has no seccomp filters")
+@pytest.mark.parametrize("name", TRIED)
+def test_a_confined_process_reads_its_parts_and_no_more(name: str, tmp_path: Path) -> None:
+    if name in FILES_ALONE and not THERE["landlock"]:
+        pytest.skip("this kernel has no Landlock")
+    (tmp_path / "allowed").write_text("x")
+    (tmp_path / "other").write_text("y")
+    arguments = [str(tmp_path / "allowed"), str(tmp_path / "other"), TRIED[name]]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], input=json.dumps(THERE), capture_output=True, text=True, timeout=60
+    )
+    if name in LEFT:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert (done.returncode, done.stderr.strip()) == (1, "refused")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["allowed", "other"]
+    assert (tmp_path / "allowed").read_text() == "x"
+
+
+GREEDY = {
+    "a list": "select list(repeat('x', 1000) || a.range || b.range) from range(3000) a, range(1000) b",
+    "a set": "select count(distinct hash(a.range * 7919 + b.range)) from range(30000) a, range(1000) b",
+    "a text": "select string_agg(repeat('y', 100000) || range, '') from range(20000)",
+    "a pattern": "select regexp_replace(repeat('ab', 50000000), 'a', 'bb', 'g')",
+    "rows": "select repeat('x', 1000) from range(10000)",
+}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_statements_process_keeps_to_its_memory(name: str, tmp_path: Path) -> None:
+    scored_store(tmp_path)
+    limits = SqlLimits()
+    job = {"store": str(tmp_path), "statement": GREEDY[name], "query": None, "params": {}, "format": "json"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "curator.query.sandbox_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    answers: list[bytes] = []
+    reading = threading.Thread(target=lambda: answers.append(process.communicate(json.dumps(job).encode() + b"\n")[0]))
+    job["limits"] = asdict(limits)
+    reading.start()
+    peak = 0
+    while reading.is_alive():
+        status = Path(f"/proc/{process.pid}/status").read_text() if process.poll() is None else ""
+        peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))])
+        time.sleep(0.005)
+    assert answers[0].startswith(b"ready\n")
+    assert 100 * MIB < peak * 1024 <= limits.memory_bytes
