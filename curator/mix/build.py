@@ -30,7 +30,7 @@ from curator.mix.row_prompts import count_prompts, row_prompts
 from curator.mix.writer import MixRows, TokenCounter, write_rows
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy
-from curator.render import Renderer
+from curator.render import RENDERERS
 from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
@@ -172,7 +172,7 @@ def _token_counter(store: Store, plan: MixPlan) -> tuple[TokenCounter | None, st
         return None, "no pool has an aligned scorer, whose chat template and tokenizer would count tokens"
     renderer_id = plan.aligned.renderer_id
     try:
-        return TokenCounter(Renderer.from_store(store, renderer_id), plan.aligned.identity["mask_rule"]), None
+        return TokenCounter(RENDERERS.get(store, renderer_id), plan.aligned.identity["mask_rule"]), None
     except MissingError:
         return None, f"renderer {renderer_id} of the aligned scorer is not in the store"
 

@@ -1,5 +1,6 @@
 """Conversations to token ids and a response mask: the one renderer, for scoring and for training alike."""
 
+from curator.render.cache import RENDERERS, RendererCache
 from curator.render.mask import (
     OTHER,
     POSTFIX,
@@ -15,9 +16,11 @@ __all__ = [
     "POSTFIX",
     "PREFIX",
     "QUERY",
+    "RENDERERS",
     "MaskRule",
     "Part",
     "RenderSettings",
     "Rendered",
     "Renderer",
+    "RendererCache",
 ]

@@ -266,6 +266,13 @@ class Renderer:
         return next((int(item["id"]) for item in added if item["content"] == text), None)
 
 
+def renderer_state(store: Store, renderer_id: str) -> tuple[bytes, ...]:
+    """What another stored renderer under this id would have otherwise; raises MissingError when there is none."""
+    folder = _folder(renderer_id)
+    files = (f"{folder}/tokenizer.json", f"{folder}/chat_template.jinja")
+    return store.read_bytes(f"{folder}/renderer.json"), *(store.file_state(path).encode() for path in files)
+
+
 def _folder(renderer_id: str) -> str:
     return f"renderers/{renderer_id}"
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,7 +149,7 @@ class UnitEncoder:
         self._tokenizer = tokenizer
         self._pattern = _unit_pattern(broken)
         self._starters = {text[0] for text in broken}
-        self._kept: dict[str, bytes] = {}
+        self._kept = {ROW: _ROW_PACKED}
 
     def encode(self, texts: Sequence[str]) -> Tokens | None:
         """The tokens of the texts; None where one has characters without a token, whose places units do not keep.
@@ -157,7 +157,7 @@ class UnitEncoder:
         Raises what the tokenizer raises on text that is not valid Unicode.
         """
         units = self._pattern.findall("".join([ROW + text for text in texts]))
-        packed_N3 = np.frombuffer(b"".join(map(self._packed(set(units)).__getitem__, units)), np.int32).reshape(-1, 3)
+        packed_N3 = np.frombuffer(b"".join(self._packed(units)), np.int32).reshape(-1, 3)
         ids_N = packed_N3[:, 0]
         if ids_N.min(initial=0) == _NO_TOKEN:
             return None
@@ -168,15 +168,17 @@ class UnitEncoder:
         bounds = np.append(rows_R, len(ids_N)) - np.arange(len(rows_R) + 1)
         return Tokens(ids_N[is_token_N], starts_N[is_token_N], ends_N[is_token_N], bounds, ends_N[rows_R])
 
-    def _packed(self, units: set[str]) -> dict[str, bytes]:
+    def _packed(self, units: Sequence[str]) -> list[bytes]:
         """For each unit three numbers a token: id, characters from the last token's end to its own, and its length."""
-        found = {ROW: _ROW_PACKED}
-        found |= {unit: packed for unit in units if (packed := self._kept.get(unit)) is not None}
-        new = self._encode_new([unit for unit in units if unit not in found])
-        if len(self._kept) + len(new) > MAX_UNITS:
-            self._kept.clear()
-        self._kept.update((unit, packed) for unit, packed in new.items() if len(unit) <= _LONGEST)
-        return found | new
+        found = list(map(self._kept.get, units))
+        missing = dict.fromkeys(unit for unit, packed in zip(units, found, strict=True) if packed is None)
+        if missing:
+            new = self._encode_new(list(missing))
+            if len(self._kept) + len(new) > MAX_UNITS:
+                self._kept = {ROW: _ROW_PACKED}  # another thread may read the old one
+            self._kept.update((unit, packed) for unit, packed in new.items() if len(unit) <= _LONGEST)
+            return [new[unit] if packed is None else packed for unit, packed in zip(units, found, strict=True)]
+        return cast(list[bytes], found)
 
     def _encode_new(self, units: Sequence[str]) -> dict[str, bytes]:
         """Most of them in one call: a call costs as much as five tokens."""
