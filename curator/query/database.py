@@ -70,17 +70,21 @@ _INGEST_KEY = pa.schema([("corpus", pa.string()), ("ingest", pa.int64())])
 _SCORER_KEY = pa.schema([("corpus", pa.string()), ("scorer_id", pa.string())])
 
 
-def connect(store: Store | None, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
+def connect(
+    store: Store | None, corpora: Corpora = None, *, timeout_s: float | None = None, threads: bool = True
+) -> Connection:
     """An in-memory connection holding the views of `sql/` over some corpora (None: all), without a store its macros.
 
     `corpora` are names, for their latest revision, or a mapping from name to revision. A statement that runs
-    longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision.
+    longer than `timeout_s` is stopped. Without `threads` DuckDB works in the caller's thread alone, so that the process
+    may be forked. Raises MissingError on an unknown corpus or revision.
     """
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "python_enable_replacements": "false",  # a Python variable must never pass for a table
+            **({} if threads else {"threads": "1", "async_threads": "0"}),
         }
     )
     try:
@@ -92,11 +96,16 @@ def connect(store: Store | None, corpora: Corpora = None, *, timeout_s: float | 
             _load(connection, store, corpora)
         connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
         if timeout_s is not None:
-            connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
+            limit_time(connection, timeout_s)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def limit_time(connection: Connection, timeout_s: float) -> None:
+    """Stop every later statement that runs longer."""
+    connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
 
 
 def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
