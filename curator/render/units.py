@@ -10,6 +10,7 @@ document; all others encode whole texts.
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, cast
@@ -171,21 +172,23 @@ class UnitEncoder:
     def _packed(self, units: Sequence[str]) -> list[bytes]:
         """For each unit three numbers a token: id, characters from the last token's end to its own, and its length."""
         found = list(map(self._kept.get, units))
-        missing = dict.fromkeys(unit for unit, packed in zip(units, found, strict=True) if packed is None)
-        if missing:
-            new = self._encode_new(list(missing))
+        if missing := _places_of_none(found):
+            new = self._encode_new(list(dict.fromkeys([units[place] for place in missing])))
             if len(self._kept) + len(new) > MAX_UNITS:
                 self._kept = {ROW: _ROW_PACKED}  # another thread may read the old one
-            self._kept.update((unit, packed) for unit, packed in new.items() if len(unit) <= _LONGEST)
-            return [new[unit] if packed is None else packed for unit, packed in zip(units, found, strict=True)]
+            self._kept.update([item for item in new.items() if len(item[0]) <= _LONGEST])
+            for place in missing:
+                found[place] = new[units[place]]
         return cast(list[bytes], found)
 
     def _encode_new(self, units: Sequence[str]) -> dict[str, bytes]:
-        """Most of them in one call: a call costs as much as five tokens."""
+        """Most of them as one text: a text costs as much as five tokens."""
         joinable = [unit for unit in units if _JOINABLE.fullmatch(unit) and self._starters.isdisjoint(unit)]
         packed = self._encode_joined(joinable) if len(joinable) > 1 else None
         found = {} if packed is None else dict(zip(joinable, packed, strict=True))
-        return found | {unit: self._encode_one(unit) for unit in units if unit not in found}
+        others = [unit for unit in units if unit not in found]
+        encodings = self._tokenizer.encode_batch(others, add_special_tokens=False)
+        return found | {unit: _pack(unit, encoding) for unit, encoding in zip(others, encodings, strict=True)}
 
     def _encode_joined(self, units: Sequence[str]) -> list[bytes] | None:
         """None unless a token ends at the end of every unit, as it does when every character has one."""
@@ -200,10 +203,20 @@ class UnitEncoder:
         parts, bounds = packed_N3.tobytes(), [0, *(after_U * _PACKED_BYTES).tolist()]
         return [parts[start:end] for start, end in pairwise(bounds)]
 
-    def _encode_one(self, unit: str) -> bytes:
-        encoding = self._tokenizer.encode(unit, add_special_tokens=False)
-        numbers, at = array("i"), 0
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            numbers.extend((token_id, end - at, end - start))
-            at = end
-        return numbers.tobytes() if at == len(unit) else _NO_TOKEN_PACKED
+
+def _pack(unit: str, encoding: Encoding) -> bytes:
+    numbers, at = array("i"), 0
+    for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        numbers.extend((token_id, end - at, end - start))
+        at = end
+    return numbers.tobytes() if at == len(unit) else _NO_TOKEN_PACKED
+
+
+def _places_of_none(items: Sequence[object]) -> list[int]:
+    """Without a step in Python for each item: few are None."""
+    found, place = [], -1
+    with suppress(ValueError):
+        while True:
+            place = items.index(None, place + 1)
+            found.append(place)
+    return found
