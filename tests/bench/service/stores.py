@@ -49,8 +49,8 @@ def demo_store(root: Path) -> Store:
     return store
 
 
-def user_rows(store: Store, n_rows: int, seed: int = 0) -> bytes:
-    """JSON Lines of `n_rows` questions and answers of real text, about 1.2 KB each, none of them twice."""
+def user_rows(store: Store, n_rows: int, seed: int = 0, marker: str = "") -> bytes:
+    """JSON Lines of `n_rows` questions and answers of real text, about 1.2 KB each, none twice; all end in `marker`."""
     draw = random.Random(seed)
     texts = list(_exchanges(store))
     draw.shuffle(texts)
@@ -59,7 +59,7 @@ def user_rows(store: Store, n_rows: int, seed: int = 0) -> bytes:
             {
                 "messages": [
                     {"role": "user", "content": question},
-                    {"role": "assistant", "content": f"{answer} ({seed}-{number})"},
+                    {"role": "assistant", "content": f"{answer} ({seed}-{number}) {marker}".rstrip()},
                 ]
             },
             option=orjson.OPT_APPEND_NEWLINE,
