@@ -6,6 +6,7 @@ whoever sees the folder sees a complete mix. `preview_mix` writes the same rows 
 
 import secrets
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +28,8 @@ from curator.mix.manifest import Manifest, Tokens
 from curator.mix.order import keeps_task_order, schedule
 from curator.mix.plan import MixPlan, plan_mix, safe_rows
 from curator.mix.row_prompts import count_prompts, row_prompts
-from curator.mix.writer import MixRows, TokenCounter, write_rows
+from curator.mix.token_counter import TokenCounter
+from curator.mix.writer import MixRows, write_rows
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy
 from curator.render import RENDERERS
@@ -153,28 +155,30 @@ def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) 
 def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl: BinaryIO | None = None) -> Manifest:
     """Write data file and manifest into a temporary folder."""
     order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
-    counter, why_not = _token_counter(store, plan)
     safe = safe_rows(plan.drawn, plan.recipe.seed)
     prompts = row_prompts(plan.recipe, plan.allocation)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
     rows = MixRows(order, task_set, safe, shuffled, plan.recipe.epochs, prompts)
-    with store.fill(f"{temporary}/{MIX_FILE}") as path:
-        written = write_rows(path, rows, counter, jsonl)
-    tokens = _tokens(plan, counter, why_not)
+    counter, why_not = _token_counter(store, plan, len(order))
+    with counter or nullcontext():
+        with store.fill(f"{temporary}/{MIX_FILE}") as path:
+            written = write_rows(path, rows, counter, jsonl)
+        tokens = _tokens(plan, counter, why_not)
     manifest = compose(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
     return manifest
 
 
-def _token_counter(store: Store, plan: MixPlan) -> tuple[TokenCounter | None, str | None]:
+def _token_counter(store: Store, plan: MixPlan, n_rows: int) -> tuple[TokenCounter | None, str | None]:
     """A counter under the aligned scorer's renderer, or the reason why there is none."""
     if plan.aligned is None:
         return None, "no pool has an aligned scorer, whose chat template and tokenizer would count tokens"
     renderer_id = plan.aligned.renderer_id
     try:
-        return TokenCounter(RENDERERS.get(store, renderer_id), plan.aligned.identity["mask_rule"]), None
+        renderer = RENDERERS.get(store, renderer_id)
     except MissingError:
         return None, f"renderer {renderer_id} of the aligned scorer is not in the store"
+    return TokenCounter(renderer, plan.aligned.identity["mask_rule"], n_rows), None
 
 
 def _tokens(plan: MixPlan, counter: TokenCounter | None, why_not: str | None) -> Tokens:

@@ -5,8 +5,7 @@ window is read: none of these holds the interpreter for long.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ import pyarrow.parquet as pq
 
 from curator.console import Progress
 from curator.corpus.task_set import TaskSet
-from curator.errors import RenderError, StoreError
-from curator.messages import load_messages
+from curator.errors import StoreError
 from curator.mix.files import json_lines
-from curator.mix.manifest import FileReceipt, TokenCount
+from curator.mix.manifest import FileReceipt
 from curator.mix.order import Schedule
 from curator.mix.row_prompts import RowPrompts
-from curator.render import MaskRule, Renderer
+from curator.mix.token_counter import TokenCounter
 from curator.store.schema import MIX_ROWS
 from curator.store.store import ROW_GROUP_ROWS, arrow_schema
 
@@ -35,9 +33,6 @@ from curator.store.store import ROW_GROUP_ROWS, arrow_schema
 WINDOW_BYTES = 4 << 20
 SHUFFLE_WINDOW_BYTES = 128 << 20
 MAX_WINDOW_ROWS = 1 << 18
-# Of a batch of rows whose tokens are counted together, about 40 bytes a character in memory.
-BATCH_ROWS = 512
-BATCH_CHARS = 1 << 20
 
 # Texts and ids are all different: to look for repeats in them, or for their bounds, costs more than to write them.
 _PLAIN = ("messages", "example_id", "original_id")
@@ -95,46 +90,6 @@ def _at(batch: pa.RecordBatch, rows: Indices) -> pa.RecordBatch:
     if last - first + 1 == len(rows):
         return batch.slice(first, len(rows))
     return batch.take(pa.array(rows))
-
-
-def _batch_ends(messages: Sequence[str]) -> Iterator[int]:
-    """Where batches of rows end, one row in each at least."""
-    n_chars = start = 0
-    for end, text in enumerate(messages, start=1):
-        n_chars += len(text)
-        if end - start == BATCH_ROWS or n_chars >= BATCH_CHARS or end == len(messages):
-            yield end
-            n_chars, start = 0, end
-
-
-class TokenCounter:
-    """Counts tokens of whole conversations and of their trained part, a batch of rows at a time."""
-
-    def __init__(self, renderer: Renderer, mask_rule: MaskRule) -> None:
-        self._renderer, self._mask_rule = renderer, mask_rule
-        self._sums = {"task": [0, 0, 0], "safe": [0, 0, 0]}
-        self._dropped: dict[str, Counter[str]] = {"task": Counter(), "safe": Counter()}
-
-    def add(self, origins: Sequence[str], messages: Sequence[str]) -> None:
-        """Count rows (canonical JSON texts); some hundreds at a time go fastest."""
-        start = 0
-        for end in _batch_ends(messages):
-            rendered = self._renderer.render_all(map(load_messages, messages[start:end]), self._mask_rule)
-            for origin, row in zip(origins[start:end], rendered, strict=True):
-                sums = self._sums[origin]
-                if isinstance(row, RenderError):
-                    sums[2] += 1
-                    continue
-                sums[0] += row.n_tokens
-                sums[1] += row.n_response_tokens
-                self._dropped[origin].update(row.dropped)
-            start = end
-
-    def count(self, origin: str) -> TokenCount:
-        """The sums over the rows of one origin so far."""
-        total, response, n_failed = self._sums[origin]
-        dropped = dict(sorted(self._dropped[origin].items()))
-        return TokenCount(total=total, response=response, n_rows_not_rendered=n_failed, dropped=dropped)
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,11 @@ class Renderer:
         # Padding is always masked, so any id will do where a tokenizer names none.
         self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
 
+    @property
+    def files(self) -> RendererFiles:
+        """What it was made from: with `settings`, another process makes the same renderer of it."""
+        return self._files
+
     @classmethod
     def from_folder(
         cls,

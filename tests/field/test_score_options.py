@@ -8,7 +8,7 @@ import pytest
 
 from curator.__main__ import main
 from curator.messages import dump_messages
-from curator.mix.writer import TokenCounter
+from curator.mix.token_counter import TokenCounter
 from curator.render import Renderer, RenderSettings
 from curator.store.store import Store
 from tests.field.fields import INPUTS, kept, template
