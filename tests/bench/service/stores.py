@@ -5,6 +5,7 @@ What a request costs depends on texts, tokenizer and sizes, and not on what the 
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def demo_store(root: Path) -> Store:
 def user_rows(store: Store, n_rows: int, seed: int = 0, marker: str = "") -> bytes:
     """JSON Lines of `n_rows` questions and answers of real text, about 1.2 KB each, none twice; all end in `marker`."""
     draw = random.Random(seed)
-    texts = list(_exchanges(store))
+    texts = list(_exchanges(store.base))
     draw.shuffle(texts)
     return b"".join(
         orjson.dumps(
@@ -68,8 +69,13 @@ def user_rows(store: Store, n_rows: int, seed: int = 0, marker: str = "") -> byt
     )
 
 
-def _exchanges(store: Store) -> Iterator[tuple[str, str]]:
+@cache
+def _exchanges(base: str) -> tuple[tuple[str, str], ...]:
     """First questions and answers of the corpus, cut to 200 and 1,000 characters."""
+    return tuple(_cut(Store(base)))
+
+
+def _cut(store: Store) -> Iterator[tuple[str, str]]:
     for part in read_corpus(store, CORPUS).parts:
         for text in store.read_table(part, ["messages"])["messages"].to_pylist():
             turns = orjson.loads(text)
