@@ -33,7 +33,8 @@ from tests.bench.service.stores import CORPUS, N_SCORED, user_rows
 
 SIZES = {1: 30, 200: 12, 1_000: 10}  # rows of a mix, and how many are sent
 N_SAFE_SHARE = 20  # one safe row for so many rows of the user
-RECIPE = {"corpus": CORPUS, "interleave_ratio": 1 / N_SAFE_SHARE}
+RECIPE: dict[str, object] = {"corpus": CORPUS, "interleave_ratio": 1 / N_SAFE_SHARE}
+LARGE_RECIPE: dict[str, object] = {"corpus": CORPUS, "rows": 70}  # of the 80, some are refusals
 STATEMENT = "select corpus, count(*) as n from examples group by corpus"
 N_STATEMENTS, N_READERS, N_LARGE_ROWS = 40, 8, 100_000
 # At commit 950b297 on two cores, pool of 80 rows.
@@ -53,9 +54,9 @@ class Service:
         used = self.process.cpu_times()
         return float(used.user + used.system)
 
-    def mix(self, rows: bytes, expected: int = 201) -> dict[str, object]:
+    def mix(self, rows: bytes, expected: int = 201, recipe: dict[str, object] = RECIPE) -> dict[str, object]:
         """The answer to a data set that is sent as a file; raises AssertionError for another status."""
-        data = {"recipe": orjson.dumps(RECIPE).decode()}
+        data = {"recipe": orjson.dumps(recipe).decode()}
         answer = self.http.post("/v1/mixes", files={"file": ("task.jsonl", rows)}, data=data)
         assert answer.status_code == expected, answer.text[:500]
         found: dict[str, object] = answer.json()
@@ -198,7 +199,7 @@ def large_request(store: Store, options: Sequence[str]) -> str:
         with serving(store, *options, "--async-rows", "5000") as service:
             time.sleep(3)  # the worker's start is no part of a request
             begun = time.perf_counter()
-            job = service.mix(body, expected=202)
+            job = service.mix(body, 202, LARGE_RECIPE)
             answered_s = time.perf_counter() - begun
             while job["state"] not in ("done", "failed"):
                 time.sleep(0.1)

@@ -117,8 +117,8 @@ def table(tally: Tally, memory: list[int], n_clients: int, seconds: float, n_row
         f"Errors: {len(tally.faults)}. Resident memory after a tenth of the time {early // MIB} MiB, at the end "
         f"{end // MIB} MiB.",
         "",
-        "Not measured here: the same from a pool of a million rows (aimed at: 20 mixes a second, at most 500 MiB), and ten",
-        "minutes of load.",
+        "Not measured here: the same from a pool of a million rows (aimed at: 20 mixes a second, at most 500 MiB), and",
+        "ten minutes of load.",
     ]
     return "\n".join(lines) + "\n"
 
