@@ -11,6 +11,7 @@ A query file opens with comments: what a row is and its units, then one line per
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from typing import Literal, get_args
 
@@ -149,6 +150,7 @@ def wide_query(name: str) -> Query:
     return Query(name, doc, tuple(_declared_param(name, line) for line in declared), text)
 
 
+@cache  # files of the package, which no process sees change; every mix asks for them
 def _read(folder: str, name: str) -> str:
     return resources.files(__name__).joinpath(folder, f"{name}.sql").read_text(encoding="utf-8")
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Make what is missing and say where it lies."""
     from curator.query.scorers import resolve_scorers
     from curator.recipe import Pool
-    from curator.select.pool import KEEP_FROM_ROWS, pool_table
+    from curator.select.pool import KEEP_FROM_ROWS, KEEP_FROM_TEXT_BYTES, pool_table
 
     started_s = time.perf_counter()
     pool = Pool(corpus=args.corpus, revision=args.revision, aligned=args.aligned)
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         say(f"{len(table):,} rows ready in {table.folder} ({n_bytes / 2**20:,.1f} MiB, {seconds:.1f} s)")
     else:
         say(
-            f"nothing kept: mixes read {len(table):,} rows anew. A pool file is kept for corpora of "
-            f"{KEEP_FROM_ROWS:,} rows or more in a local store that can be written"
+            f"nothing kept: a process reads {len(table):,} rows when it makes its first mix. A pool file is kept for "
+            f"corpora of {KEEP_FROM_ROWS:,} rows, or {KEEP_FROM_TEXT_BYTES // 2**20} MiB of text, in a local store "
+            "that can be written"
         )
     return 0

@@ -5,7 +5,6 @@ window is read: none of these holds the interpreter for long.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ import pyarrow.parquet as pq
 
 from curator.console import Progress
 from curator.corpus.task_set import TaskSet
-from curator.errors import RenderError, StoreError
-from curator.messages import load_messages
+from curator.errors import StoreError
 from curator.mix.files import json_lines
-from curator.mix.manifest import FileReceipt, TokenCount
+from curator.mix.manifest import FileReceipt
 from curator.mix.order import Schedule
 from curator.mix.row_prompts import RowPrompts
-from curator.render import MaskRule, Renderer
+from curator.mix.token_counter import TokenCounter
 from curator.store.schema import MIX_ROWS
 from curator.store.store import ROW_GROUP_ROWS, arrow_schema
 
@@ -92,38 +90,6 @@ def _at(batch: pa.RecordBatch, rows: Indices) -> pa.RecordBatch:
     if last - first + 1 == len(rows):
         return batch.slice(first, len(rows))
     return batch.take(pa.array(rows))
-
-
-class TokenCounter:
-    """Counts tokens of whole conversations and of their trained part, row by row."""
-
-    def __init__(self, renderer: Renderer, mask_rule: MaskRule) -> None:
-        self._renderer, self._mask_rule = renderer, mask_rule
-        self._sums = {"task": [0, 0, 0], "safe": [0, 0, 0]}
-        self._dropped: dict[str, Counter[str]] = {"task": Counter(), "safe": Counter()}
-
-    @property
-    def render_settings(self) -> dict[str, Any]:
-        """The renderer's settings, without defaults."""
-        return self._renderer.settings.document()
-
-    def add(self, origin: str, messages: str) -> None:
-        """Count one row (canonical JSON text)."""
-        sums = self._sums[origin]
-        try:
-            rendered = self._renderer.render(load_messages(messages), self._mask_rule)
-        except RenderError:
-            sums[2] += 1
-            return
-        sums[0] += rendered.n_tokens
-        sums[1] += rendered.n_response_tokens
-        self._dropped[origin].update(rendered.dropped)
-
-    def count(self, origin: str) -> TokenCount:
-        """The sums over the rows of one origin so far."""
-        total, response, n_failed = self._sums[origin]
-        dropped = dict(sorted(self._dropped[origin].items()))
-        return TokenCount(total=total, response=response, n_rows_not_rendered=n_failed, dropped=dropped)
 
 
 @dataclass(frozen=True)
@@ -200,8 +166,7 @@ def _account(
     if jsonl is not None:
         jsonl.write(text)
     if counter is not None:
-        for origin, messages in zip(rows["origin"].to_pylist(), rows["messages"].to_pylist(), strict=True):
-            counter.add(origin, messages)
+        counter.add(rows["origin"].to_pylist(), rows["messages"].to_pylist())
 
 
 def _window_rows(mean_bytes: int, window_bytes: int) -> int:

@@ -96,19 +96,21 @@ def connect(
     *,
     mixes: Sequence[MixFiles] | None = None,
     timeout_s: float | None = None,
+    threads: bool = True,
 ) -> Connection:
     """An in-memory connection holding the views of `sql/` over some corpora (None: all), without a store its macros.
 
     `corpora` are names, for their latest revision, or a mapping from name to revision. The views of mixes are there
     when `mixes` are given: they show users' rows, so that no statement of strangers may have them. A statement that
-    runs longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision, StoreError when a
-    file cannot be read.
+    runs longer than `timeout_s` is stopped. Without `threads` DuckDB works in the caller's thread alone, so that the
+    process may be forked. Raises MissingError on an unknown corpus or revision, StoreError when a file cannot be read.
     """
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "python_enable_replacements": "false",  # a Python variable must never pass for a table
+            **({} if threads else {"threads": "1", "async_threads": "0"}),
         }
     )
     try:
@@ -120,7 +122,7 @@ def connect(
             _load(connection, store, corpora, mixes)
         connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
         if timeout_s is not None:
-            connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
+            limit_time(connection, timeout_s)
     except duckdb.Error as error:
         connection.close()
         raise StoreError(f"the store's files cannot be read: {str(error).splitlines()[0]}") from error
@@ -128,6 +130,11 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+def limit_time(connection: Connection, timeout_s: float) -> None:
+    """Stop every later statement that runs longer."""
+    connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
 
 
 def export_database(store: Store, path: Path, mixes: Sequence[MixFiles] | None = None) -> None:

@@ -1,23 +1,20 @@
-"""Strangers' SQL in a process of its own: `Sandbox.run` starts one per statement, which ends with its answer.
+"""Strangers' SQL in a process of its own: `Sandbox.run` has one forked per statement, which ends with its answer.
 
 The process has limits of memory, processor time and files from the kernel, reads only the parts that manifests
-list, writes nothing, and is killed when it overruns. One spare process waits with its libraries loaded, so that a
-statement does not pay for the start. curator.query.sandbox_process sets those limits, inside the process; what a
+list, writes nothing, and is killed when it overruns. The one it is forked from has the views loaded and sees no
+statement (curator.query.fork_server). curator.query.sandbox_process sets those limits, inside the process; what a
 statement may say is in curator.query.guard.
 """
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, Any, Literal
 
 from curator.errors import BadInputError, BallastError, MissingError
+from curator.query.fork_server import Child, ForkServer
 from sql import Value
 
 ResultFormat = Literal["json", "csv", "arrow", "parquet"]
@@ -54,7 +51,7 @@ class StatementStoppedError(BadInputError):
 
 
 class Sandbox:
-    """Runs statements over one local store, or a local copy; thread-safe. Close it to end the spare process.
+    """Runs statements over one local store, or a local copy; thread-safe. Close it to end the process it forks from.
 
     `store_path` gives the store's folder, requested before each statement.
     """
@@ -62,17 +59,11 @@ class Sandbox:
     def __init__(self, store_path: Callable[[], str], limits: SqlLimits) -> None:
         self.limits = limits
         self._store_path = store_path
-        self._spare: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-        self._closed = False
+        self._server = ForkServer("curator.query.sandbox_process")
 
     def close(self) -> None:
-        """End the spare process; later statements start one of their own."""
-        with self._lock:
-            self._closed = True
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            _end(spare)
+        """End the process that statements are forked from; a later statement starts another."""
+        self._server.close()
 
     def run(
         self,
@@ -89,70 +80,36 @@ class Sandbox:
         past a limit.
         """
         rows = min(self.limits.max_rows, max_rows or self.limits.max_rows)
+        store = self._store_path()
         job = {
-            "store": self._store_path(),
+            "store": store,
             "statement": statement,
             "query": query,
             "params": dict(params or {}),
             "format": result_format,
             "limits": {**asdict(self.limits), "max_rows": rows},
         }
-        process = self._take()
+        child = self._server.fork(store)
         try:
-            return _answer(process, json.dumps(job).encode() + b"\n", self.limits)
+            return _answer(child, json.dumps(job).encode() + b"\n", self.limits)
         finally:
-            _end(process)
-
-    def _take(self) -> "subprocess.Popen[bytes]":
-        """A process that waits for work; the next spare is started meanwhile."""
-        with self._lock:
-            process, self._spare = self._spare, None
-            if process is None or process.poll() is not None:
-                process = _start()
-            if not self._closed:
-                self._spare = _start()
-        return process
+            child.end()
 
 
-def _start() -> "subprocess.Popen[bytes]":
-    # No variable of the service's own environment: it may hold secrets.
-    environment = {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path), "LC_ALL": "C.UTF-8"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "curator.query.sandbox_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env=environment,
-        start_new_session=True,  # Ctrl-C on the service is not for the statement
-    )
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(OSError):
-                pipe.close()
-    process.wait()
-
-
-def _answer(process: "subprocess.Popen[bytes]", job: bytes, limits: SqlLimits) -> SqlAnswer:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    timer = threading.Timer(limits.timeout_s + KILL_AFTER_S + LOAD_S, process.kill)
+def _answer(child: Child, job: bytes, limits: SqlLimits) -> SqlAnswer:
+    timer = threading.Timer(limits.timeout_s + KILL_AFTER_S + LOAD_S, child.kill)
     timer.start()
     try:
         with suppress(BrokenPipeError):
-            process.stdin.write(job)
-            process.stdin.close()
-        line = process.stdout.readline(HEAD_BYTES)
+            child.stdin.write(job)
+            child.stdin.close()
+        line = child.stdout.readline(HEAD_BYTES)
         if line == b"ready\n":  # views are loaded: the statement's own time begins
             timer.cancel()
-            timer = threading.Timer(limits.timeout_s + KILL_AFTER_S, process.kill)
+            timer = threading.Timer(limits.timeout_s + KILL_AFTER_S, child.kill)
             timer.start()
-            line = process.stdout.readline(HEAD_BYTES)
-        return _read_answer(line, process.stdout, limits)
+            line = child.stdout.readline(HEAD_BYTES)
+        return _read_answer(line, child.stdout, limits)
     finally:
         timer.cancel()
 

@@ -1,6 +1,7 @@
-"""The process behind curator.query.sandbox: one job in on stdin, one answer out on stdout, and it ends.
+"""The processes behind curator.query.sandbox: a parent with the views, and its children, forked one per job.
 
-The answer is a line of JSON (ok, n_rows, truncated, n_bytes; or ok, kind, message) and then the bytes.
+A child takes one job in on stdin, gives one answer out on stdout, and ends. The answer is a line of JSON (ok, n_rows,
+truncated, n_bytes; or ok, kind, message) and then the bytes.
 """
 
 import csv
@@ -11,7 +12,8 @@ import os
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ import sql
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.errors import BadInputError, BallastError, MissingError
 from curator.query.confine import code_folders, confine
-from curator.query.database import Connection, connect
+from curator.query.database import Connection, connect, limit_time
+from curator.query.fork_server import is_single_threaded, serve
 from curator.query.guard import check_statement
 from curator.query.pivot import MAX_VALUES, find_pivot
 from curator.query.queries import bound_query
@@ -39,14 +42,69 @@ MAX_REASON_CHARS = 2_000
 NICENESS = 10  # a statement never takes the processor from the service
 
 
-def main() -> int:
+@dataclass
+class Views:
+    """What the parent has ready: a connection with the views of a store, and every file that they read.
+
+    `state` says which store, and how its manifests were when it was made.
+    """
+
+    connection: Connection | None = None
+    parts: list[str] = field(default_factory=list)
+    state: object = None
+    can_hold: bool = True  # False once the parent had other threads, which no child would have
+
+    def prepare(self, path: str) -> None:
+        """Load the views of a store, unless they are; without them a child loads its own, and says what is wrong."""
+        if self.state == (state := (path, _manifest_states(Path(path)))) or not self.can_hold:
+            return
+        if self.connection is not None:
+            self.connection.close()
+        self.connection, self.state = None, None
+        with suppress(BallastError, duckdb.Error, OSError):
+            store = Store(path)
+            connection = connect(store, threads=False)
+            self.can_hold = is_single_threaded()
+            if self.can_hold:
+                self.connection, self.parts, self.state = connection, _parts(store), state
+            else:
+                connection.close()
+
+    def of(self, store: Store) -> tuple[Connection, list[str]]:
+        """The connection and its files, made now where there is none."""
+        if self.connection is None:
+            return connect(store), _parts(store)
+        # Every child would draw the same numbers otherwise.
+        seed = int.from_bytes(os.urandom(8)) / 2**63 - 1
+        self.connection.execute("select setseed($seed)", {"seed": seed})
+        return self.connection, self.parts
+
+
+def _manifest_states(root: Path) -> list[tuple[str, int, int, int]]:
+    """Place, size, time and inode of every manifest that views follow from."""
+    found = []
+    for pattern in ("corpora/*/corpus.json", "scores/*/*/scorer.json"):
+        for path in root.glob(pattern):
+            with suppress(FileNotFoundError):  # removed in this moment
+                state = path.stat()
+                found.append((str(path), state.st_size, state.st_mtime_ns, state.st_ino))
+    return sorted(found)
+
+
+def main(descriptor: int) -> None:
+    """Fork a child for each message on the socket, until the service closes it."""
+    views = Views()
+    serve(descriptor, views.prepare, lambda: work(views))
+
+
+def work(views: Views) -> int:
     """Do one job; an end of input without one is the service's own end."""
     line = sys.stdin.buffer.readline()
     if not line:
         return 0
     job = json.loads(line)
     try:
-        head, data = _run(job)
+        head, data = _run(job, views)
     except BallastError as error:
         root = str(Path(job["store"]))
         head, data = {"ok": False, "kind": _kind(error), "message": error.message.replace(root, "(store)")}, b""
@@ -66,15 +124,15 @@ def _kind(error: BallastError) -> str:
     return next((kind for group, kind in kinds if isinstance(error, group)), "internal")
 
 
-def _run(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _run(job: dict[str, Any], views: Views) -> tuple[dict[str, Any], bytes]:
     limits = SqlLimits(**job["limits"])
-    store = Store(job["store"])
-    with connect(store, timeout_s=limits.timeout_s) as connection:
+    connection, parts = views.of(Store(job["store"]))
+    with connection:
+        limit_time(connection, limits.timeout_s)
         statement, params = _statement(connection, job)
         pivot = find_pivot(statement)
         for query in [statement] if pivot is None else pivot.queries:
             check_statement(connection, query)
-        parts = _parts(store)
         room = _room(limits)
         lock_connection(connection, parts, replace(limits, memory_bytes=room - SPARE_BYTES))
         _limit_process(limits, room)
@@ -254,4 +312,4 @@ _FORMATS: dict[str, Callable[[pa.Table, list[str], bool], bytes]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(int(sys.argv[1]))

@@ -6,6 +6,7 @@ tokens, `mask` says which tokens are response tokens, `presence` what the templa
 `units` make it fast and change nothing that is rendered.
 """
 
+from curator.render.cache import RENDERERS, RendererCache
 from curator.render.mask import (
     OTHER,
     POSTFIX,
@@ -21,9 +22,11 @@ __all__ = [
     "POSTFIX",
     "PREFIX",
     "QUERY",
+    "RENDERERS",
     "MaskRule",
     "Part",
     "RenderSettings",
     "Rendered",
     "Renderer",
+    "RendererCache",
 ]

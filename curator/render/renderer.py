@@ -115,6 +115,11 @@ class Renderer:
         # Padding is always masked, so any id will do where a tokenizer names none.
         self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
 
+    @property
+    def files(self) -> RendererFiles:
+        """What it was made from: with `settings`, another process makes the same renderer of it."""
+        return self._files
+
     @classmethod
     def from_folder(
         cls,
@@ -290,6 +295,13 @@ class Renderer:
         text = self._files.special_tokens.get(name)
         added = self._files.tokenizer["added_tokens"]
         return next((int(item["id"]) for item in added if item["content"] == text), None)
+
+
+def renderer_state(store: Store, renderer_id: str) -> tuple[bytes, ...]:
+    """What another stored renderer under this id would have otherwise; raises MissingError when there is none."""
+    folder = _folder(renderer_id)
+    files = (f"{folder}/tokenizer.json", f"{folder}/chat_template.jinja")
+    return store.read_bytes(f"{folder}/renderer.json"), *(store.file_state(path).encode() for path in files)
 
 
 def _folder(renderer_id: str) -> str:

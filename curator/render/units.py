@@ -10,9 +10,10 @@ document; all others encode whole texts.
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,7 +150,7 @@ class UnitEncoder:
         self._tokenizer = tokenizer
         self._pattern = _unit_pattern(broken)
         self._starters = {text[0] for text in broken}
-        self._kept: dict[str, bytes] = {}
+        self._kept = {ROW: _ROW_PACKED}
 
     def encode(self, texts: Sequence[str]) -> Tokens | None:
         """The tokens of the texts; None where one has characters without a token, whose places units do not keep.
@@ -157,7 +158,7 @@ class UnitEncoder:
         Raises what the tokenizer raises on text that is not valid Unicode.
         """
         units = self._pattern.findall("".join([ROW + text for text in texts]))
-        packed_N3 = np.frombuffer(b"".join(map(self._packed(set(units)).__getitem__, units)), np.int32).reshape(-1, 3)
+        packed_N3 = np.frombuffer(b"".join(self._packed(units)), np.int32).reshape(-1, 3)
         ids_N = packed_N3[:, 0]
         if ids_N.min(initial=0) == _NO_TOKEN:
             return None
@@ -168,22 +169,26 @@ class UnitEncoder:
         bounds = np.append(rows_R, len(ids_N)) - np.arange(len(rows_R) + 1)
         return Tokens(ids_N[is_token_N], starts_N[is_token_N], ends_N[is_token_N], bounds, ends_N[rows_R])
 
-    def _packed(self, units: set[str]) -> dict[str, bytes]:
+    def _packed(self, units: Sequence[str]) -> list[bytes]:
         """For each unit three numbers a token: id, characters from the last token's end to its own, and its length."""
-        found = {ROW: _ROW_PACKED}
-        found |= {unit: packed for unit in units if (packed := self._kept.get(unit)) is not None}
-        new = self._encode_new([unit for unit in units if unit not in found])
-        if len(self._kept) + len(new) > MAX_UNITS:
-            self._kept.clear()
-        self._kept.update((unit, packed) for unit, packed in new.items() if len(unit) <= _LONGEST)
-        return found | new
+        found = list(map(self._kept.get, units))
+        if missing := _places_of_none(found):
+            new = self._encode_new(list(dict.fromkeys([units[place] for place in missing])))
+            if len(self._kept) + len(new) > MAX_UNITS:
+                self._kept = {ROW: _ROW_PACKED}  # another thread may read the old one
+            self._kept.update([item for item in new.items() if len(item[0]) <= _LONGEST])
+            for place in missing:
+                found[place] = new[units[place]]
+        return cast(list[bytes], found)
 
     def _encode_new(self, units: Sequence[str]) -> dict[str, bytes]:
-        """Most of them in one call: a call costs as much as five tokens."""
+        """Most of them as one text: a text costs as much as five tokens."""
         joinable = [unit for unit in units if _JOINABLE.fullmatch(unit) and self._starters.isdisjoint(unit)]
         packed = self._encode_joined(joinable) if len(joinable) > 1 else None
         found = {} if packed is None else dict(zip(joinable, packed, strict=True))
-        return found | {unit: self._encode_one(unit) for unit in units if unit not in found}
+        others = [unit for unit in units if unit not in found]
+        encodings = self._tokenizer.encode_batch(others, add_special_tokens=False)
+        return found | {unit: _pack(unit, encoding) for unit, encoding in zip(others, encodings, strict=True)}
 
     def _encode_joined(self, units: Sequence[str]) -> list[bytes] | None:
         """None unless a token ends at the end of every unit, as it does when every character has one."""
@@ -198,10 +203,20 @@ class UnitEncoder:
         parts, bounds = packed_N3.tobytes(), [0, *(after_U * _PACKED_BYTES).tolist()]
         return [parts[start:end] for start, end in pairwise(bounds)]
 
-    def _encode_one(self, unit: str) -> bytes:
-        encoding = self._tokenizer.encode(unit, add_special_tokens=False)
-        numbers, at = array("i"), 0
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            numbers.extend((token_id, end - at, end - start))
-            at = end
-        return numbers.tobytes() if at == len(unit) else _NO_TOKEN_PACKED
+
+def _pack(unit: str, encoding: Encoding) -> bytes:
+    numbers, at = array("i"), 0
+    for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        numbers.extend((token_id, end - at, end - start))
+        at = end
+    return numbers.tobytes() if at == len(unit) else _NO_TOKEN_PACKED
+
+
+def _places_of_none(items: Sequence[object]) -> list[int]:
+    """Without a step in Python for each item: few are None."""
+    found, place = [], -1
+    with suppress(ValueError):
+        while True:
+            place = items.index(None, place + 1)
+            found.append(place)
+    return found

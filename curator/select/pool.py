@@ -51,7 +51,7 @@ from curator.select.pool_frame import (
 )
 from curator.select.pool_texts import (
     PoolTexts,
-    part_state,
+    text_bytes,
     texts_path,
     write_texts,
 )
@@ -61,7 +61,9 @@ from curator.store.schema import MIX_ROWS, arrow_schema
 from curator.store.store import Store
 
 POOL_FORMAT_VERSION = 2  # raised when a frame has other columns
-KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a file is found
+# Corpora of fewer rows and shorter texts are read whole and held in memory; others are kept on disk.
+KEEP_FROM_ROWS = 20_000
+KEEP_FROM_TEXT_BYTES = 4 << 20
 KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
 HELD_BYTES = 1 << 30  # of frames in memory, over which the oldest open pools are closed
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -279,7 +281,9 @@ def pool_table(store: Store, scorers: ResolvedScorers, cache: PoolCache = POOLS)
     found = cache.get(store, corpus, _scorers_of_measure(store, corpus, scorers.aligned))
     if found.folder is not None:
         return found
-    # Texts that are read whole are not held longer than one mix needs them.
+    if _is_small(store, corpus):
+        return found
+    # In a store that cannot be written: texts that are read whole are not held longer than one mix needs them.
     return replace(found, texts=PoolTexts(store, corpus, _places(found.columns)))
 
 
@@ -290,7 +294,7 @@ def publish_pool(store: Store, corpus: str, measure_id: str | None = None) -> li
     read into memory. Raises what reading the corpus and its scores raises.
     """
     latest = read_corpus(store, corpus)
-    if latest.n_examples < KEEP_FROM_ROWS:
+    if _is_small(store, latest):
         return []
     found = []
     for scorer in read_scorers(store, latest):
@@ -320,7 +324,7 @@ def pool_key(store: Store, corpus: Corpus, scorers: Sequence[Scorer]) -> str:
         digest.update(store.read_bytes(path))
     parts = [*corpus.parts, *(path for paths in corpus.sources for path in paths)]
     for path in (*parts, *(path for item in scorers for path in item.parts)):
-        digest.update(f"{path} {part_state(store, path)}".encode())
+        digest.update(f"{path} {store.file_state(path)}".encode())
     return digest.hexdigest()
 
 
@@ -335,7 +339,7 @@ def _scorers_of_measure(store: Store, corpus: Corpus, aligned: Scorer | None) ->
 
 def _pool_table(store: Store, corpus: Corpus, scorers: Sequence[Scorer], key: str, gaps: Gaps) -> PoolTable:
     folder = store.local_path(f"pools/{corpus.name}")
-    if folder is None or corpus.n_examples < KEEP_FROM_ROWS:
+    if folder is None or _is_small(store, corpus):
         return _in_memory(store, corpus, scorers, gaps)
     path = folder / f"pool-{key}.arrow"
     if found := _from_file(store, corpus, scorers, path, gaps):
@@ -346,6 +350,11 @@ def _pool_table(store: Store, corpus: Corpus, scorers: Sequence[Scorer], key: st
     except (StoreError, OSError):  # a store that cannot be written is mixed from all the same
         return made
     return _from_file(store, corpus, scorers, path, gaps) or made  # another process may sweep files in this moment
+
+
+def _is_small(store: Store, corpus: Corpus) -> bool:
+    """Whether a corpus is read whole and held: a file would not be found faster."""
+    return corpus.n_examples < KEEP_FROM_ROWS and text_bytes(store, corpus) < KEEP_FROM_TEXT_BYTES
 
 
 def _in_memory(store: Store, corpus: Corpus, scorers: Sequence[Scorer], gaps: Gaps) -> PoolTable:
@@ -406,7 +415,7 @@ def _text_files(store: Store, corpus: Corpus) -> list[Path] | None:
 
 def _signatures_key(store: Store, corpus: Corpus) -> str:
     """Signatures follow from the texts in the order of their ids."""
-    states = [corpus.revision, *(f"{part} {part_state(store, part)}" for part in corpus.parts)]
+    states = [corpus.revision, *(f"{part} {store.file_state(part)}" for part in corpus.parts)]
     return hashlib.blake2b("\n".join(states).encode(), digest_size=8).hexdigest()
 
 

@@ -71,20 +71,22 @@ class PoolTexts:
         return [chunk for table in tables for chunk in table["messages"].chunks]
 
 
+def text_bytes(store: Store, corpus: Corpus) -> int:
+    """Bytes of all messages of a corpus in memory; raises what opening its parts raises."""
+    total = 0
+    for part in corpus.parts:
+        with reading_parquet(part, store.base), store.open_file(part) as file:
+            metadata = pq.ParquetFile(file).metadata
+            place = metadata.schema.names.index("messages")
+            groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+            total += sum(group.column(place).total_uncompressed_size for group in groups)
+    return total
+
+
 def texts_path(store: Store, corpus: Corpus, part: str) -> Path | None:
     """Where the texts of a part are kept; None for a store that is not on this machine."""
     folder = store.local_path(f"pools/{corpus.name}")
-    return None if folder is None else folder / f"texts-{PurePosixPath(part).stem}-{part_state(store, part)}.arrow"
-
-
-def part_state(store: Store, part: str) -> str:
-    """Size, time and inode of a part, in hex; another file under the same name has another."""
-    local = store.local_path(part)
-    with suppress(OSError):  # what is missing is reported by whoever reads it
-        if local is not None:
-            state = local.stat()
-            return f"{state.st_size:x}-{state.st_mtime_ns:x}-{state.st_ino:x}"
-    return "none"
+    return None if folder is None else folder / f"texts-{PurePosixPath(part).stem}-{store.file_state(part)}.arrow"
 
 
 def write_texts(store: Store, part: str, path: Path) -> None:

@@ -91,6 +91,15 @@ class Store:
         """The path on this machine, or None on object storage."""
         return Path(self._full(path)) if self._local else None
 
+    def file_state(self, path: str) -> str:
+        """Size, time and inode of a local file, in hex: another file under its name has another. "none" without one."""
+        local = self.local_path(path)
+        with suppress(OSError):  # what is missing is reported by whoever reads it
+            if local is not None:
+                state = local.stat()
+                return f"{state.st_size:x}-{state.st_mtime_ns:x}-{state.st_ino:x}"
+        return "none"
+
     def exists(self, path: str) -> bool:
         """Whether a file or folder stands there; raises StoreError when the store cannot be asked."""
         with in_our_words("read", path, self._base):

@@ -8,7 +8,7 @@ import pytest
 
 from curator.__main__ import main
 from curator.messages import dump_messages
-from curator.mix.writer import TokenCounter
+from curator.mix.token_counter import TokenCounter
 from curator.render import Renderer, RenderSettings
 from curator.store.store import Store
 from tests.field.fields import INPUTS, kept, template
@@ -90,7 +90,7 @@ def test_what_is_left_out_fails_until_it_is_accepted_and_is_counted(
     counter = TokenCounter(
         Renderer.from_folder(model, settings=RenderSettings.parse(accept_dropped=list(parts))), "all"
     )
-    for messages in kept(f"{corpus}.jsonl"):
-        counter.add("task", dump_messages(messages))
+    texts = [dump_messages(messages) for messages in kept(f"{corpus}.jsonl")]
+    counter.add(["task"] * len(texts), texts)
     assert counter.count("task").model_dump(mode="json")["dropped"] == parts
     assert "dropped" not in counter.count("safe").model_dump(mode="json")  # receipts without any stay as they were

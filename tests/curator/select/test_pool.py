@@ -93,6 +93,29 @@ def test_kept_rebuilt_and_unkept_tables_give_the_same_mixes(tmp_path: Path, monk
     assert {name: mixed(store, tmp_path, fields) for name, fields in RECIPES.items()} == unkept
 
 
+def test_few_rows_of_long_texts_are_kept_on_disk_and_short_ones_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = scored_store(tmp_path / "store")
+    reads: list[str] = []
+    read = Store.read_table
+
+    def noted(self: Store, path: str, columns: list[str] | None = None) -> pa.Table:
+        reads.append(f"{path} {columns}")
+        return read(self, path, columns)
+
+    monkeypatch.setattr(Store, "read_table", noted)
+    held = [mixed(store, tmp_path, RECIPES["top"]) for _ in range(2)]
+    assert len([name for name in reads if "'messages'" in name]) == 1
+    assert not store.exists("pools")
+    pool.POOLS.clear()
+    monkeypatch.setattr(pool, "KEEP_FROM_TEXT_BYTES", 1)
+    reads.clear()
+    assert [mixed(store, tmp_path, RECIPES["top"]) for _ in range(2)] == held
+    assert [name for name in reads if "'messages'" in name] == []
+    assert [name.partition("-")[0] for name in store.list("pools/chats")] == ["pool", "texts"]
+
+
 def test_prepare_makes_what_the_first_mix_then_finds(
     tmp_path: Path, keeps: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

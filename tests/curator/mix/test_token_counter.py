@@ -1,0 +1,116 @@
+"""Tokens of a mix, counted a batch of rows at a time."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curator.errors import RenderError
+from curator.messages import dump_messages, load_messages
+from curator.mix import token_counter
+from curator.mix.manifest import TokenCount
+from curator.mix.token_counter import TokenCounter
+from curator.render import MaskRule, Renderer, RenderSettings
+from tests.models import CHATML, tiny_tokenizer_folder
+
+# Leaves out a system turn and refuses a tool's.
+TEMPLATE = CHATML.replace(
+    "{{ '<|im_start|>' + message['role']",
+    "{% if message['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "{% if message['role'] == 'system' %}{% continue %}{% endif %}"
+    "{{ '<|im_start|>' + message['role']",
+)
+TEXTS = st.one_of(
+    st.sampled_from(
+        ["", " ", "the fox", "a\nb", "<|im_end|>", "東京 は", "e\u0301", "\ufdd0", "x" * 60, "don't, 2024!"]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+)
+ROLES = st.sampled_from(["ua", "sua", "uaua", "uat", "a", "u", "suaua"])
+NAMES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[str, str]:
+    """Origin and canonical JSON text."""
+    messages: list[dict[str, Any]] = [{"role": NAMES[role], "content": draw(TEXTS)} for role in draw(ROLES)]
+    if draw(st.booleans()):
+        messages[-1]["weight"] = draw(st.sampled_from([0, 1]))
+    return draw(st.sampled_from(["task", "safe"])), dump_messages(messages)
+
+
+@functools.cache
+def renderer() -> Renderer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = tiny_tokenizer_folder(Path(folder) / "model", TEMPLATE)
+        return Renderer.from_folder(path, settings=RenderSettings.parse(accept_dropped=["content"]))
+
+
+def one_by_one(items: list[tuple[str, str]], origin: str, mask_rule: MaskRule) -> dict[str, Any]:
+    """The same counts from each row's own rendering."""
+    total = response = failed = 0
+    dropped: dict[str, int] = {}
+    for text in (text for own, text in items if own == origin):
+        try:
+            rendered = renderer().render(load_messages(text), mask_rule)
+        except RenderError:
+            failed += 1
+            continue
+        total, response = total + rendered.n_tokens, response + int(rendered.loss_mask.sum())
+        for part in rendered.dropped:
+            dropped[part] = dropped.get(part, 0) + 1
+    return TokenCount(total=total, response=response, n_rows_not_rendered=failed, dropped=dropped).model_dump()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(rows(), max_size=25), st.sampled_from(["all", "last"]), st.integers(1, 30), st.integers(1, 400))
+def test_counts_of_batches_are_those_of_rows(
+    items: list[tuple[str, str]], mask_rule: MaskRule, batch_rows: int, batch_chars: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_counter, "BATCH_ROWS", batch_rows)
+        patch.setattr(token_counter, "BATCH_CHARS", batch_chars)
+        counter = TokenCounter(renderer(), mask_rule)
+        counter.add([origin for origin, _ in items], [text for _, text in items])
+    for origin in ("task", "safe"):
+        assert counter.count(origin).model_dump() == one_by_one(items, origin, mask_rule)
+
+
+def plain_rows(n_rows: int) -> tuple[list[str], list[str]]:
+    """Origins and texts of rows of a few words."""
+    texts = [
+        dump_messages([{"role": "user", "content": f"question {n}?"}, {"role": "assistant", "content": f"the fox {n}"}])
+        for n in range(n_rows)
+    ]
+    return ["safe" if n % 3 == 0 else "task" for n in range(n_rows)], texts
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_process_counts_the_same_and_its_end_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(token_counter, "BATCH_ROWS", 20)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    origins, texts = plain_rows(600)
+    alone = TokenCounter(renderer(), "all")
+    alone.add(origins, texts)
+    with TokenCounter(renderer(), "all", token_counter.HELP_FROM_ROWS) as helped:
+        assert helped._helper is not None
+        process = helped._helper._process
+        if killed:
+            process.kill()
+        for start in range(0, len(texts), 100):
+            helped.add(origins[start : start + 100], texts[start : start + 100])
+        for origin in ("task", "safe"):
+            assert helped.count(origin) == alone.count(origin)
+        assert killed or process.poll() is None
+    assert process.poll() is not None, "closing ends the second process"
+
+
+def test_small_mixes_are_counted_by_one_process() -> None:
+    with TokenCounter(renderer(), "all", token_counter.HELP_FROM_ROWS - 1) as counter:
+        assert counter._helper is None
