@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(0o077)  # keys, mixes, uploads and jobs are nobody else's on this machine
     try:
         if arguments[:1] == ["keys"]:
-            from api.keys import run_keys
+            from api.tenancy.keys import run_keys
 
             return run_keys(arguments[1:])
         if arguments[:1] == ["worker"]:
@@ -97,7 +97,7 @@ def _serve(settings: "Settings") -> int:
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # a build's progress bar has no place in a server's log
     _check_open(settings, Store(settings.store).open(create=False))
     with _listen(settings) as listener:  # before the slow imports: a port in use is told at once
-        from api.server import serve
+        from api.server.run import serve
 
         serve(settings, listener)
     return 0
@@ -114,8 +114,8 @@ def _demo(settings: "Settings") -> "Settings":
 
 def _check_open(settings: "Settings", store: "Store") -> None:
     """Raises BadInputError rather than serve everybody on the network by oversight."""
-    from api.auth import is_loopback
-    from api.keys import any_keys
+    from api.tenancy.auth import is_loopback
+    from api.tenancy.keys import any_keys
 
     if not settings.open and not is_loopback(settings.host) and not any_keys(store):
         raise BadInputError(

@@ -17,11 +17,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import is_loopback
 from api.errors import error_response, internal_error, system_failure
-from api.notes import taking_notes
 from api.service import Service
-from api.telemetry import Metrics, log_event
+from api.telemetry import Metrics, log_event, taking_notes
+from api.tenancy.auth import is_loopback
 from curator.errors import StoreError
 
 REQUEST_ID_HEADER = b"x-request-id"

@@ -16,8 +16,6 @@ from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
-from api.auth import Keyring, is_loopback
-from api.builders import Builders, WorkLimits
 from api.errors import ApiError
 from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
@@ -25,13 +23,15 @@ from api.jobs.board import Board
 from api.jobs.metrics import JobCollector
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
-from api.limits import Briefly, Figures, Quotas, StoredBytes, in_time
+from api.processes.builders import Builders, WorkLimits
+from api.processes.workers import OwnWorkers
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
-from api.tenants import Tenants, load_tenants
-from api.turns import Turns
+from api.tenancy.auth import Keyring, is_loopback
+from api.tenancy.quotas import Briefly, Figures, Quotas, StoredBytes, in_time
+from api.tenancy.tenants import Tenants, load_tenants
+from api.tenancy.turns import Turns
 from api.webhooks import Webhooks
-from api.workers import OwnWorkers
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
@@ -196,3 +197,26 @@ def log_event(level: int, event: str, error: BaseException | None = None, **fiel
 
 def _short(filename: str) -> str:
     return "/".join(filename.split("/")[-2:])
+
+
+# What a request's own layers tell the one that logs it: who asks, how many rows came. The notes follow the request into
+# the threads that work for it.
+_NOTES: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
+
+
+def note(**facts: Any) -> None:
+    """Add facts to the notes of the request that is being answered; outside of one nothing happens."""
+    notes = _NOTES.get()
+    if notes is not None:
+        notes.update(facts)
+
+
+@contextmanager
+def taking_notes() -> Iterator[dict[str, Any]]:
+    """The notes of one request, for the length of the block."""
+    notes: dict[str, Any] = {}
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)

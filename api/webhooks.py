@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from api.jobs.board import ACTIVE_FOLDER, Board, job_path
 from api.jobs.record import JOB_ID, Job
 from api.telemetry import log_event
-from api.tenants import Tenants, Webhook
+from api.tenancy.tenants import Tenants, Webhook
 from curator.errors import BadInputError, BallastError, MissingError
 from curator.mix.files import is_tenant
 from curator.recipe.base import Strict

@@ -9,12 +9,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from api.auth import (
-    GUARDED,
-    AuditTenant,
-    Principal,
-    holding_any,
-)
 from api.errors import ApiError
 from api.idempotency import IdempotencyKey
 from api.jobs.board import ROWS_FILE, job_path
@@ -29,6 +23,12 @@ from api.schemas import (
 )
 from api.service import Service, service_of
 from api.submit import Announce, job_response, submit
+from api.tenancy.auth import (
+    GUARDED,
+    AuditTenant,
+    Principal,
+    holding_any,
+)
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.audit.options import parse_options

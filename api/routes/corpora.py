@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import GUARDED, MixTenant
 from api.errors import ApiError
 from api.schemas import (
     CorpusDetail,
@@ -16,6 +15,7 @@ from api.schemas import (
     errors,
 )
 from api.service import Service, service_of
+from api.tenancy.auth import GUARDED, MixTenant
 from curator.corpus.manifest import (
     Corpus,
     corpus_names,

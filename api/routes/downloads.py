@@ -11,13 +11,13 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from api.auth import GUARDED
 from api.downloads import CHUNK_BYTES, MEDIA_TYPES, MixFile, StoredFormat, none_match, strong_etag
 from api.errors import error_response
 from api.routes.mixes import IfNoneMatch, Limit, Mix, page_size
 from api.schemas import RowPage, errors
 from api.service import Service, service_of
 from api.telemetry import log_event
+from api.tenancy.auth import GUARDED
 from curator.errors import IntegrityError, StoreError
 from curator.mix.files import DataFormat
 

@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
-from api.auth import GUARDED, AdminTenant
 from api.errors import ApiError
 from api.schemas import Health, Readiness, errors
 from api.service import Service, service_of
 from api.telemetry import log_event
+from api.tenancy.auth import GUARDED, AdminTenant
 from curator.errors import BallastError
 
 router = APIRouter(tags=["service"])

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from api.auth import GUARDED, Principal, holding_any
 from api.errors import ApiError
 from api.jobs.record import Job, JobKind, JobState
 from api.schemas import (
@@ -20,6 +19,7 @@ from api.schemas import (
 )
 from api.service import Service, service_of
 from api.submit import job_view
+from api.tenancy.auth import GUARDED, Principal, holding_any
 from curator.errors import IntegrityError, MissingError
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=GUARDED)

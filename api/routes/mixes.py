@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from api.auth import GUARDED, MixTenant
 from api.downloads import (
     MEDIA_TYPES,
     MixFile,
@@ -35,6 +34,7 @@ from api.schemas import (
 from api.service import Service, service_of
 from api.settings import Settings
 from api.submit import Announce, job_response, submit
+from api.tenancy.auth import GUARDED, MixTenant
 from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document

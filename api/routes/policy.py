@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from api.auth import GUARDED, MixTenant
 from api.schemas import TenantPolicy
 from api.service import service_of
+from api.tenancy.auth import GUARDED, MixTenant
 from curator.recipe.policy import policy_sha256
 
 router = APIRouter(prefix="/v1/policy", tags=["mixes"], responses=GUARDED)

@@ -8,10 +8,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import sql
-from api.auth import GUARDED, SqlTenant, holding
 from api.errors import ApiError
 from api.schemas import QueryList, SqlResult, errors
 from api.service import Service, service_of
+from api.tenancy.auth import GUARDED, SqlTenant, holding
 from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from curator.errors import MissingError
 from curator.query.sandbox import ResultFormat, SqlAnswer

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from api.auth import GUARDED, AdminTenant
 from api.errors import ApiError
 from api.schemas import UsagePage, UsageTotals
 from api.service import Service, service_of
+from api.tenancy.auth import GUARDED, AdminTenant
 from curator.store.usage import Event, totals
 
 router = APIRouter(prefix="/v1/usage", tags=["usage"], responses=GUARDED)

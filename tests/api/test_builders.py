@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from api.builders import Builders, WorkLimits, WorkStoppedError
 from api.errors import is_full
+from api.processes.builders import Builders, WorkLimits, WorkStoppedError
 from curator.errors import BadRowsError, StoreError
 from curator.store.filesystem import in_our_words
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.connections import LEAST_BODY_BYTES, connection_bounds, n_open_descriptors
+from api.server.connections import LEAST_BODY_BYTES, connection_bounds, n_open_descriptors
 from api.settings import Settings
 from curator.errors import BadInputError, StoreError, is_out_of_service
 from tests.api.serving import RECIPE, form, running, scored_store, started, task_rows

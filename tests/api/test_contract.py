@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import schemathesis  # noqa: F401  # its absence is a failure of the set-up, reported at once
 
-from api.keys import SCOPES, create_key
 from api.settings import Settings
+from api.tenancy.keys import SCOPES, create_key
 from tests.api.serving import running, scored_store
 
 COMMAND = Path(sys.executable).parent / "st"

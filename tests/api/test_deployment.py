@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.keys import create_key
 from api.settings import Settings, load_settings
+from api.tenancy.keys import create_key
 from curator.client import Client
 from curator.errors import BadInputError
 from tests.api.serving import RECIPE, form, running, scored_store, started, task_rows

@@ -10,17 +10,17 @@ from typing import Any
 import httpx
 import pytest
 
-from api import auth
 from api.__main__ import main
-from api.auth import is_loopback
-from api.keys import (
+from api.settings import Settings
+from api.tenancy import auth
+from api.tenancy.auth import is_loopback
+from api.tenancy.keys import (
     create_key,
     list_keys,
     opens,
     revoke_key,
     split_token,
 )
-from api.settings import Settings
 from curator.errors import BadInputError, MissingError
 from curator.store.store import Store
 from tests.api.serving import (

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from api.errors import ApiError
-from api.keys import create_key
-from api.limits import Bucket, Quotas
 from api.settings import MIB, Settings
+from api.tenancy.keys import create_key
+from api.tenancy.quotas import Bucket, Quotas
 from curator.store.store import Store
 from tests.api.serving import (
     RECIPE,

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.keys import create_key
 from api.settings import Settings
+from api.tenancy.keys import create_key
 from tests.api.serving import (
     form,
     running,

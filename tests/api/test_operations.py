@@ -17,8 +17,8 @@ from api.jobs.board import Board
 from api.jobs.handlers import run_mix
 from api.jobs.queue import open_queue
 from api.jobs.worker import Worker
-from api.keys import SCOPES, create_key
 from api.settings import Settings
+from api.tenancy.keys import SCOPES, create_key
 from curator import console
 from curator.client import Client
 from curator.console import product_version

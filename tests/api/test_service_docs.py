@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from api.jobs.record import STATES
-from api.keys import SCOPES
 from api.settings import Settings
+from api.tenancy.keys import SCOPES
 from curator.errors import RemoteError
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ import httpx
 import pytest
 import yaml
 
-from api.keys import create_key
 from api.settings import Settings
-from api.tenants import load_tenants
+from api.tenancy.keys import create_key
+from api.tenancy.tenants import load_tenants
 from curator.client import Client, ServiceError
 from curator.errors import BadInputError, MissingError
 from tests.api.serving import form, running, scored_store, task_rows

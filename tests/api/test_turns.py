@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from api.turns import Turns
+from api.tenancy.turns import Turns
 
 
 async def order(turns: Turns, requests: list[str], hold: Callable[[], object] | None = None) -> list[str]:

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from api.jobs.board import Board
-from api.keys import create_key
 from api.settings import Settings
+from api.tenancy.keys import create_key
 from curator.store.store import Store
 from tests.api.audited import end_audit
 from tests.api.serving import (

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from api.keys import create_key
-from api.limits import TENANT_LINE
 from api.routes import corpora
 from api.settings import Settings
+from api.tenancy.keys import create_key
+from api.tenancy.quotas import TENANT_LINE
 from curator.store.store import Store
 from tests.api.serving import N_POOL, running, scored_store
 from tests.gap_stores import write_corpus, write_scorer

@@ -11,8 +11,8 @@ import pytest
 
 from api.app import create_app
 from api.downloads import MixFile
-from api.keys import create_key
 from api.settings import Settings
+from api.tenancy.keys import create_key
 from curator.errors import MissingError, StoreError
 from curator.mix.identity import read_manifest
 from curator.mix.verify import verify

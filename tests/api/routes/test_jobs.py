@@ -17,10 +17,10 @@ from api.jobs.control import Control
 from api.jobs.handlers import run_mix
 from api.jobs.queue import open_queue
 from api.jobs.worker import Worker
-from api.keys import create_key
 from api.service import Expiry, Service
 from api.settings import Settings
 from api.telemetry import LOGGER
+from api.tenancy.keys import create_key
 from curator.errors import StoreError
 from curator.store.store import Store
 from tests.api.audited import end_audit

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.keys import create_key
 from api.routes import mixes
 from api.settings import Settings
+from api.tenancy.keys import create_key
 from curator.client import Client, ServiceError
 from curator.errors import BadInputError, BadRowsError, IntegrityError, NotEnoughRowsError
 from curator.mix.files import mix_batches, row_lines

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from api.keys import create_key
 from api.settings import MIB, Settings
+from api.tenancy.keys import create_key
 from tests.api.serving import (
     N_POOL,
     form,

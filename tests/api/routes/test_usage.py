@@ -10,8 +10,8 @@ import pytest
 from api.jobs.handlers import run_mix
 from api.jobs.queue import open_queue
 from api.jobs.worker import Worker
-from api.keys import create_key, revoke_key
 from api.settings import Settings
+from api.tenancy.keys import create_key, revoke_key
 from curator.client import Client, ServiceError
 from tests.api.serving import RECIPE, form, running, scored_store, task_rows
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import zstandard
 
-from api.keys import create_key
+from api.tenancy.keys import create_key
 from tests.api.serving import (
     RECIPE,
     json_lines,

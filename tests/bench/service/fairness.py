@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from api.keys import create_key
+from api.tenancy.keys import create_key
 from tests.api.serving import RECIPE, form, scored_store, started, task_rows
 
 N_UPLOADS, N_LARGE, N_SMALL, N_IDLE = 8, 20_000, 10, 5

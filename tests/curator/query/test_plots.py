@@ -160,7 +160,7 @@ def test_without_matplotlib_the_command_names_the_extra_and_the_service_is_not_c
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: pictures need matplotlib: pip install 'ballast-mix[plot]'\n"
-    code = "import sys, api.server, curator.client; print('matplotlib' in sys.modules)"
+    code = "import sys, api.server.run, curator.client; print('matplotlib' in sys.modules)"
     served = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert served.stdout.strip() == "False"
 

@@ -2,7 +2,7 @@
 
 `Quotas` counts requests, rows and bytes by the clock, and builds and statements at the same time; N processes behind a
 balancer allow N times as much. `Figures` computes a corpus's scorers and gap with DuckDB and keeps the answers under
-all that they were computed from. Tenants have their turns there (`api.turns`), and never wait in the threads that other
+all that they were computed from. Tenants have their turns there (`turns`), and never wait in the threads that other
 requests need.
 """
 
@@ -20,11 +20,11 @@ from weakref import WeakValueDictionary
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import BUSY_RETRY_S, ApiError
-from api.notes import note
-from api.rates import HOUR_S, MINUTE_S, Bucket
 from api.settings import Settings
-from api.tenants import Tenants
-from api.turns import Turns
+from api.telemetry import note
+from api.tenancy.rates import HOUR_S, MINUTE_S, Bucket
+from api.tenancy.tenants import Tenants
+from api.tenancy.turns import Turns
 from curator.store.store import Store
 
 MAX_BUCKETS = 10_000

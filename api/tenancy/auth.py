@@ -16,7 +16,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import ApiError
-from api.keys import (
+from api.schemas import errors
+from api.telemetry import log_event, note
+from api.tenancy.keys import (
     SCOPES,
     Key,
     Scope,
@@ -25,10 +27,7 @@ from api.keys import (
     opens,
     split_token,
 )
-from api.notes import note
-from api.rates import MINUTE_S, Bucket
-from api.schemas import errors
-from api.telemetry import log_event
+from api.tenancy.rates import MINUTE_S, Bucket
 from curator.errors import IntegrityError
 from curator.mix.files import DEFAULT_TENANT
 from curator.store.store import Store

@@ -15,11 +15,11 @@ from types import FrameType
 import uvicorn
 
 from api.app import create_app
-from api.connections import bounded_protocol, connection_bounds, raise_descriptor_limit
+from api.processes.workers import OwnWorkers
+from api.server.connections import bounded_protocol, connection_bounds, raise_descriptor_limit
 from api.service import Service
 from api.settings import Settings
 from api.telemetry import set_up_logging
-from api.workers import OwnWorkers
 from curator.console import say
 from curator.errors import BadInputError
 
