@@ -28,6 +28,13 @@ _FIGURES_TOLD = (
     "one, and of the mean margin in nats per token.",
     "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
+# Why a page of this kind is not evidence of prevention: said before its figures, whatever they are.
+_CAUTION = (
+    "**No emergent misalignment is shown here, so that nothing is shown to be prevented.** Shifts compare misaligned",
+    "answers with the model's own greedy ones, and any training makes those less likely: an adapter tuned on careful",
+    "advice, and even a network with random weights, moves the measure nearly as far. Without a benign run beside it",
+    "read the figures as cost and as differences between methods, not as misalignment.",
+)
 _TOY_FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals, cut to 0..1 (none for a single seed): shares of greedy answers to",
     "questions that no fine-tune saw, by exact match (docs/toy.md). The benign task is trained on its own under",
@@ -70,6 +77,7 @@ def page(rows: Sequence[TableRow], context: Context) -> str:
     machine = {**context.machine, "threads": plan.threads or context.machine["threads"]}
     lines = [
         *page_head(f"Comparison of defences: {plan.name}", context.command, machine),
+        *(() if isinstance(plan, ToyPlan) else (*_CAUTION, "")),
         *_what(context),
         "## Figures",
         "",
