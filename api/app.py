@@ -17,7 +17,7 @@ from api.errors import (
     handle_validation_error,
 )
 from api.middleware import HeadAsGet, Observe, RefuseForeign
-from api.routes import audits, corpora, downloads, health, jobs, mixes, policy, sql, usage
+from api.routes import audits, checks, corpora, downloads, health, jobs, mixes, policy, sql, usage
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
@@ -83,6 +83,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (mixes, downloads, jobs, audits, corpora, policy, sql, usage, health):
+    for module in (mixes, checks, downloads, jobs, audits, corpora, policy, sql, usage, health):
         app.include_router(module.router)
     return app

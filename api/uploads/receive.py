@@ -25,7 +25,7 @@ from api.uploads.multipart import FILE_PART, Parts
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.store.scratch import Scratch
 
-DOCUMENTS = ("recipe", "audit")  # what is asked of the rows: each route knows one
+DOCUMENTS = ("recipe", "audit", "check")  # what is asked of the rows: each route knows one
 _OTHER_KEYS = ("on_bad_rows", "layout")
 REMEDY = "split the data set, or raise the bound"
 JSON_REMEDY = "send larger data sets as multipart/form-data"

@@ -22,12 +22,14 @@ from curator.recipe.document import MAX_DOCUMENT_BYTES, load_document
 from curator.recipe.problems import problem_line, problems_of
 
 
-def part_document(upload: Upload, name: str) -> dict[str, Any]:
-    """The object that the part `name` (recipe or audit) of an upload holds; JSON text is read as the YAML it is.
+def part_document(upload: Upload, name: str, *, required: bool = True) -> dict[str, Any]:
+    """The object that the part `name` (one of DOCUMENTS) of an upload holds; JSON text is read as the YAML it is.
 
-    Raises ApiError 422 when there is no such part; RecipeError (BadInputError for an audit) when it is not an object,
-    naming the line where it is neither JSON nor YAML.
+    Raises ApiError 422 when there is no such part (an empty object where it is not `required`); RecipeError
+    (BadInputError for another part) when it is not an object, naming the line where it is neither JSON nor YAML.
     """
+    if name not in upload.fields and not required:
+        return {}
     if name not in upload.fields:
         raise ApiError(422, "missing_part", f'the {name} is missing: the least is {{"corpus": NAME}}')
     part = upload.fields[name]
@@ -43,7 +45,7 @@ def part_document(upload: Upload, name: str) -> dict[str, Any]:
     return document
 
 
-class _Options(Strict):
+class ReadChoice(Strict):
     """What may stand beside the rows and the recipe or the audit's options."""
 
     on_bad_rows: Literal["refuse", "drop"] = "refuse"
@@ -56,23 +58,24 @@ def checked_rows(service: Service, upload: Upload, tenant: str, max_rows: int) -
 
     Raises ApiError 422 listing every bad row, 413 for more than `max_rows` rows or over the quota, 429 for now.
     """
-    options = _options(upload)
+    options = read_choice(upload)
     task_set = _read(service, upload, options, max_rows)
     _check(task_set, options, service.settings)
     service.quotas.count_rows(tenant, task_set.n_rows)
     return task_set
 
 
-def _options(upload: Upload) -> _Options:
+def read_choice(upload: Upload) -> ReadChoice:
+    """How the rows are read; raises ApiError 422 for fields that are none of these."""
     given = {name: value for name, value in upload.fields.items() if name not in DOCUMENTS}
     try:
-        return _Options.model_validate(given)
+        return ReadChoice.model_validate(given)
     except ValidationError as error:
         details = problems_of(error, show_values=False)
         raise ApiError(422, "bad_parameters", problem_line(details), details=details) from error
 
 
-def _read(service: Service, upload: Upload, options: _Options, max_rows: int) -> TaskSet:
+def _read(service: Service, upload: Upload, options: ReadChoice, max_rows: int) -> TaskSet:
     settings = service.settings
     limits = ReadLimits(settings.max_unpacked_bytes, max_rows, settings.max_row_bytes)
     if upload.rows is not None:
@@ -80,12 +83,12 @@ def _read(service: Service, upload: Upload, options: _Options, max_rows: int) ->
     return service.run_work(_read_file, upload.path, upload.folder, options, upload.name, limits)
 
 
-def _read_file(path: Path, folder: Path, options: _Options, name: str, limits: ReadLimits) -> TaskSet:
+def _read_file(path: Path, folder: Path, options: ReadChoice, name: str, limits: ReadLimits) -> TaskSet:
     """Reads a data set; runs in a process of its own."""
     return read_task_set(path, folder, format=options.format, layout=options.layout, name=name, limits=limits)
 
 
-def _check(task_set: TaskSet, options: _Options, settings: Settings) -> None:
+def _check(task_set: TaskSet, options: ReadChoice, settings: Settings) -> None:
     """Refuse what is empty, or has bad rows that were not to be dropped."""
     if task_set.n_rejected and (options.on_bad_rows == "refuse" or not task_set.n_rows):
         dropped = dropped_rows(task_set, settings)

@@ -16,6 +16,7 @@ import numpy as np
 from curator.audit.openai_checks import CHECKS, check_openai
 from curator.corpus.formats import Container, Layout, Reject, Row, read_rows
 from curator.corpus.refusals import is_refusal
+from curator.corpus.task_set import ReadLimits, bounded
 from curator.corpus.text import (
     content_text,
     has_empty_turn,
@@ -68,6 +69,7 @@ class DoctorOptions:
     mask_rule: MaskRule = "all"
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     openai: bool = False
+    limits: ReadLimits = field(default_factory=ReadLimits)
 
 
 @dataclass
@@ -139,7 +141,7 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
     codes: Counter[str] = Counter()
     rows = 0
     batch: list[Row] = []
-    for item in read_rows(source, format=options.format, layout=options.layout):
+    for item in _records(source, options):
         on_row()
         if isinstance(item, Reject):
             codes[item.code] += 1
@@ -170,6 +172,16 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
         results = check_openai(Path(source))
         diagnosis.openai = [{**asdict(result), "message": CHECKS[result.code]} for result in results]
     return diagnosis
+
+
+def _records(source: str | Path, options: DoctorOptions) -> Iterator[Row | Reject]:
+    """The records within the limits; raises TooManyRowsError at the first one past them."""
+    limits = options.limits
+    found = read_rows(
+        source, format=options.format, layout=options.layout, max_unpacked_bytes=limits.max_unpacked_bytes,
+        max_row_bytes=limits.max_row_bytes,
+    )  # fmt: skip
+    return bounded(found, limits.max_records)
 
 
 def shown_masks(

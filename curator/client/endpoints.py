@@ -82,6 +82,13 @@ class Client(Remote):
         """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
         return self._send("/v1/mixes/preview", data, {"recipe": recipe}, {}, None)
 
+    def check(self, data: Data, *, corpus: str | None = None, openai: bool = False) -> Document:
+        """What `python -m curator doctor` says of a data set, by the service: findings, counts, and `ok`.
+
+        With a `corpus` its aligned model's template and window are looked at too. Nothing is stored.
+        """
+        return self._send("/v1/checks", data, {"check": {"corpus": corpus, "openai": openai}}, {}, None)
+
     def mix_private(
         self, data: Data, recipe: Mapping[str, Any], *, store: str | Path = "./store", spare: int | None = None
     ) -> Document:

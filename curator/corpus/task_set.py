@@ -126,7 +126,7 @@ def read_task_set(
         max_unpacked_bytes=limits.max_unpacked_bytes,
         max_row_bytes=limits.max_row_bytes,
     )
-    return _write(_bounded(rows, limits.max_records), Path(workdir))
+    return _write(bounded(rows, limits.max_records), Path(workdir))
 
 
 def task_set_from_rows(
@@ -138,10 +138,11 @@ def task_set_from_rows(
 ) -> TaskSet:
     """The same for records in memory, such as the rows of a JSON request."""
     values = read_values(rows, layout=layout, max_row_bytes=limits.max_row_bytes)
-    return _write(_bounded(values, limits.max_records), Path(workdir))
+    return _write(bounded(values, limits.max_records), Path(workdir))
 
 
-def _bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[Row | Reject]:
+def bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[Row | Reject]:
+    """The records in order; raises TooManyRowsError at the first past the bound, bad ones counted too."""
     for n_records, item in enumerate(items, start=1):
         if max_records is not None and n_records > max_records:
             raise TooManyRowsError(f"the data set has more than {max_records} rows, which is the bound: split it")
