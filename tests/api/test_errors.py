@@ -38,6 +38,13 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
         415,
         "unsupported_content_type",
     ),
+    (
+        "POST",
+        "/v1/checks",
+        {"content": b"x", "headers": {"Content-Type": "text/plain"}},
+        415,
+        "unsupported_content_type",
+    ),
     ("POST", "/v1/mixes/private", {"json": {"n_rows": -1}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes", {"params": {"limit": 0}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
