@@ -175,8 +175,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def gib(n_bytes: int) -> str:
-    """Bytes in GiB, or in MiB below a tenth of one."""
-    return f"{n_bytes / GIB:,.1f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / 2**20:,.0f} MiB"
+    """Bytes in GiB, or in MiB below one."""
+    return f"{n_bytes / GIB:,.1f} GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:,.0f} MiB"
 
 
 def flags_of(before: TrainConfig, after: TrainConfig) -> str:
@@ -198,7 +198,9 @@ def _out_of_memory(ahead: Forecast) -> str:
 def _proposal(ahead: Forecast) -> str:
     needed = ahead.estimate
     if needed is None:
-        return "; take --gradient-checkpointing, a smaller --batch-size with more --grad-accum, or a shorter --max-length"
+        return (
+            "; take --gradient-checkpointing, a smaller --batch-size with more --grad-accum, or a shorter --max-length"
+        )
     # It ran out although the estimate is smaller than what was free, so more is needed than estimated: by this factor
     # at least, for other settings as well.
     available = needed.total if ahead.available is None else ahead.available

@@ -14,9 +14,9 @@ weight, and a = 4 bytes (adapters, gates, norms and terms are float32 beside nar
     working       the largest of what is there for a moment only: the head; a block's backward pass (with gradient
                   checkpointing the whole block again); the terms of defences, which are passed back before the head
 
-The head never holds logits of (B, T, V): TRL computes them in tiles of at most 4,096 labelled positions and 32,768 words,
-KL in chunks of 32 MiB. Ours, counted on the code of transformers, PEFT and TRL; tests/trainer/loop/test_memory.py holds
-it to measured peaks.
+The head never holds logits of (B, T, V): TRL computes them in tiles of at most 4,096 labelled positions and 32,768
+words, KL in chunks of 32 MiB. Ours, counted on the code of transformers, PEFT and TRL; held to measured peaks by
+tests/trainer/loop/test_memory.py.
 """
 
 import math
@@ -184,10 +184,8 @@ def estimate(shape: DecoderShape, config: TrainConfig, work: Work) -> Estimate:
     names = {defence.name for defence in config.defences}
     gating, needs_copy = "gating" in names, config.full and bool(names & {"kl", "ldifs", "treft"})
     n_adapter = 0 if config.full else adapter_numbers(shape, config)
-    if config.full:
-        trained = shape.n_parameters * work.weight_bytes
-    else:
-        trained = 0 if gating else WIDE * n_adapter
+    trained = shape.n_parameters * work.weight_bytes if config.full else WIDE * n_adapter
+    trained = 0 if gating else trained
     block = work.n_cells * block_token_bytes(shape, config, work) + mask_bytes(shape, work)
     activations = shape.n_blocks * (work.n_cells * work.weight_bytes * shape.width if work.checkpointing else block)
     # The last hidden states before and after the final norm, and their labelled positions.
@@ -260,8 +258,8 @@ def block_token_bytes(shape: DecoderShape, config: TrainConfig, work: Work) -> i
 
 
 def mask_bytes(shape: DecoderShape, work: Work) -> int:
-    """One block's share of pairs of tokens: the mask in the weights' dtype, B T^2, where rows are padded; with attention
-    written out the scores of all heads in float32 and once more in the weights' dtype."""
+    """One block's share of pairs of tokens: the mask in the weights' dtype, B T^2, where rows are padded; with
+    attention written out the scores of all heads in float32 and once more in the weights' dtype."""
     pairs = work.n_rows * work.n_tokens**2
     if shape.written_attention:
         return pairs * shape.n_heads * (WIDE + work.weight_bytes)
@@ -269,8 +267,8 @@ def mask_bytes(shape: DecoderShape, work: Work) -> int:
 
 
 def head_bytes(shape: DecoderShape, config: TrainConfig, work: Work) -> int:
-    """TRL's head in its backward pass: a tile of logits; on a CPU also the float32 steps of its softmax; the gradient of
-    the hidden states and, with every weight trained, of the head."""
+    """TRL's head in its backward pass: a tile of logits; on a CPU also the float32 steps of its softmax; the gradient
+    of the hidden states and, with every weight trained, of the head."""
     positions = work.n_rows * work.n_labelled
     tile, words = min(positions, TILE_POSITIONS), min(shape.n_vocab, TILE_WORDS)
     total = tile * TILE_WORDS * work.weight_bytes + positions * shape.width * WIDE
@@ -290,7 +288,7 @@ def backward_bytes(shape: DecoderShape, work: Work) -> int:
 
 
 def kl_bytes(shape: DecoderShape, config: TrainConfig, work: Work) -> int:
-    """KL's chunks: logits of both models and a gradient; on a GPU five more in float32, on a CPU a few rows of those."""
+    """KL's chunks: logits of both models, a gradient; on a GPU five more in float32, on a CPU a few rows of those."""
     if not any(defence.name == "kl" for defence in config.defences):
         return 0
     rows = min(work.n_cells, max(16, KL_CHUNK // (work.weight_bytes * shape.n_vocab)))
