@@ -20,7 +20,7 @@ COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
 SERVICE_PAGE = (ROOT / "docs" / "service.md").read_text()
 MAX_README_LINES = 120
 # Written by a command that the documentation names (its --out); the rest of what is named must be there.
-TARGETS = frozenset({"docs/results/compare.md"})
+TARGETS = frozenset({"docs/results/compare.md", "docs/results/gpu.md"})
 ROOMS = ("api", "curator", "sql", "trainer")
 RUNS = 'if __name__ == "__main__":'
 
