@@ -25,7 +25,7 @@ def page(document: Mapping[str, Any], command: str) -> str:
             ["model", "rows", "engine from transformers", "within bounds", "transformers from float32"],
             [
                 [
-                    item["model"], item["n_rows"], f"{item['exact']['max_abs']:.4f}",
+                    item["model"], item["n_exact"], f"{item['exact']['max_abs']:.4f}",
                     "yes" if item["exact"]["passed"] else "NO", f"{item['rounding']['max_abs']:.4f}",
                 ]
                 for item in document["scoring"]
@@ -36,10 +36,11 @@ def page(document: Mapping[str, Any], command: str) -> str:
         "attention, head at response tokens); their share is of the machine's own square matrix product.",
         "",
         *table(
-            ["model", "shape", "tokens/s", "model TFLOP/s", "matrix product TFLOP/s", "share"],
+            ["model", "shape", "rows", "tokens/s", "model TFLOP/s", "matrix product TFLOP/s", "share"],
             [
                 [
-                    item["model"], item["shape"], f"{item['tokens_per_s']:,.0f}", f"{item['flops_per_s'] / 1e12:.3g}",
+                    item["model"], item["shape"], f"{item['n_rows']:,}", f"{item['tokens_per_s']:,.0f}",
+                    f"{item['flops_per_s'] / 1e12:.3g}",
                     f"{item['gemm_flops_per_s'] / 1e12:.3g}", f"{item['share_of_gemm']:.0%}",
                 ]
                 for item in document["scoring"]

@@ -56,6 +56,7 @@ def measure_scoring(bench: Bench, name: str, model: Path) -> dict[str, Any]:
         "model": name,
         "shape": shape.name,
         "n_rows": len(rows),
+        "n_exact": len(few),
         "n_tokens": n_tokens,
         "exact": exact,
         "rounding": rounding,

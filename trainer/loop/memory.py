@@ -190,7 +190,7 @@ def estimate(shape: DecoderShape, config: TrainConfig, work: Work) -> Estimate:
     activations = shape.n_blocks * (work.n_cells * work.weight_bytes * shape.width if work.checkpointing else block)
     # The last hidden states before and after the final norm, and their labelled positions.
     activations += work.n_cells * shape.width * (WIDE + work.weight_bytes) + _hidden(shape, work)
-    defences = {item.name: defence_bytes(shape, item, work) for item in config.defences}
+    defences: dict[str, int] = {item.name: defence_bytes(shape, item, work) for item in config.defences}
     kept = sum(n_bytes for name, n_bytes in defences.items() if name in _KEPT)
     moments = (
         head_bytes(shape, config, work),
