@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import orjson
+
 from trainer.config import ALL_LINEAR, TrainConfig
 from trainer.config.rules import ldifs_layers
 from trainer.defenses.model_fit import ModelShape, first_number, text_settings
@@ -80,12 +82,14 @@ class DecoderShape:
         if found is None:
             return None
         with WeightFiles(folder, headers_only=True) as weights:
-            n_parameters = sum(math.prod(weights.shape(name)) for name in weights.names())
+            loaded = _indexed(folder) or set(weights.names())
+            n_parameters = sum(math.prod(weights.shape(name)) for name in weights.names() if name in loaded)
         return replace(found, n_parameters=n_parameters) if n_parameters else found
 
     @classmethod
     def from_settings(cls, text: Mapping[str, Any]) -> Self | None:
-        """From the settings in config.json alone, as a Llama has its layers (or a GPT-2, for families like it)."""
+        """From the settings in config.json alone, as a Llama has its layers (or a GPT-2, for families like it); blocks
+        of experts are taken for dense ones."""
         document = dict(text)
         basic = ModelShape.from_settings(document)
         linears: list[tuple[str, Any, int, int]]
@@ -314,6 +318,15 @@ def defence_bytes(shape: DecoderShape, defence: "DefenceSettings", work: Work) -
     n_reference = n_scope if defence.tokens == "prefix" else work.n_tokens
     tokens = w * work.n_tokens + w * n_reference + WIDE * n_scope
     return n_layers * work.n_rows * 2 * n_kv * tokens
+
+
+def _indexed(folder: Path) -> set[str]:
+    """Names in the index of weight files: some folders hold the same weights once more in another form."""
+    try:
+        found = orjson.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"]
+        return set(found)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return set()
 
 
 def _adapter(shape: DecoderShape, config: TrainConfig) -> tuple[int, list[Linear]]:

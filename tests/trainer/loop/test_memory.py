@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from curator.render import Renderer
 from tests.trainer.allocations import peak_allocated
@@ -92,6 +94,17 @@ def test_parameters_of_the_headers_and_of_the_settings_agree(llama: Path, tmp_pa
     assert found is not None
     assert found == without_weights
     assert found.n_parameters == sum(p.numel() for p in load(config_of(llama, full=True)).model.parameters())
+
+
+def test_weights_that_lie_there_twice_count_once(llama: Path, tmp_path: Path) -> None:
+    once = DecoderShape.of(llama)
+    assert once is not None
+    twice = Path(shutil.copytree(llama, tmp_path / "twice"))
+    tensors = load_file(twice / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, twice / "consolidated.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    (twice / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert DecoderShape.of(twice) == once
 
 
 def test_a_7b_needs_what_is_known_of_it() -> None:
