@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curator.console import command_name, product_version
+from curator.console import command_name, product_version, shorten_help
 from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 
 if TYPE_CHECKING:
@@ -40,9 +40,16 @@ Needs the extra `api`: pip install 'ballast-mix[api]'.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 
 
+# What most services need; `--help-all` has the rest, and docs/service.md says more of each.
+_SHOWN = (
+    "--store", "--host", "--port", "--config", "--demo", "--open", "--policy", "--temp-dir", "--log-level", "--version",
+)  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.umask(0o077)  # keys, mixes, uploads and jobs are nobody else's on this machine
     try:
         if arguments[:1] == ["keys"]:
             from api.keys import run_keys
@@ -79,7 +86,9 @@ def _settings(arguments: list[str]) -> "Settings":
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
-    return load_settings(CliSettingsSource[Settings](Settings, cli_parse_args=arguments, root_parser=parser)())
+    source = CliSettingsSource[Settings](Settings, root_parser=parser)
+    shorten_help(parser, _SHOWN)
+    return load_settings(source(args=arguments)())
 
 
 def _serve(settings: "Settings") -> int:

@@ -11,13 +11,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api.errors import (
-    handle_full_disk,
     handle_http_error,
     handle_product_error,
+    handle_system_error,
     handle_validation_error,
 )
 from api.middleware import HeadAsGet, Observe, RefuseForeign
-from api.routes import audits, corpora, downloads, health, jobs, mixes, sql
+from api.routes import audits, corpora, downloads, health, jobs, mixes, policy, sql, usage
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
@@ -37,6 +37,7 @@ and a manifest that says what went in, what was kept out and why. Every error ha
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     sweeping = asyncio.create_task(_sweep(service))
+    service.webhooks.start()
     yield
     service.stopping = True
     sweeping.cancel()
@@ -64,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,  # FastAPI's page loads its scripts from elsewhere; ours (/docs) needs nothing
         redoc_url=None,
+        root_path=settings.root_path,
         redirect_slashes=False,
         responses=errors(422),
         lifespan=_lifespan,
@@ -72,10 +74,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseForeign)
     app.add_middleware(Observe)  # the outermost: refusals are logged too
-    app.add_exception_handler(OSError, handle_full_disk)
+    app.add_exception_handler(OSError, handle_system_error)
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (mixes, downloads, jobs, audits, corpora, sql, health):
+    for module in (mixes, downloads, jobs, audits, corpora, policy, sql, usage, health):
         app.include_router(module.router)
     return app

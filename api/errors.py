@@ -24,10 +24,12 @@ from curator.errors import (
     StoreError,
     TooManyRowsError,
     UnpackedTooLargeError,
+    is_out_of_service,
 )
 from curator.recipe.problems import problem_line, problems_of
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+BUSY_RETRY_S = 5
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
@@ -63,11 +65,16 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The one error body as a response."""
+    body = error_body(code, message, details, truncated=truncated)
+    return Response(body, status, headers=dict(headers or {}), media_type="application/json")
+
+
+def error_body(code: str, message: str, details: Sequence[object] = (), *, truncated: bool = False) -> bytes:
+    """The one error body."""
     error: dict[str, Any] = {"code": code, "message": message, "details": list(details)}
     if truncated:
         error["truncated"] = True
-    body = orjson.dumps({"error": error}, default=str)
-    return Response(body, status, headers=dict(headers or {}), media_type="application/json")
+    return orjson.dumps({"error": error}, default=str)
 
 
 def internal_error(request_id: str) -> Response:
@@ -100,21 +107,33 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-async def handle_full_disk(request: Request, error: Exception) -> Response:
-    """A full disk where uploads are kept; every other failure of the system is one of ours."""
-    if not is_full(error):
+def system_failure(error: Exception) -> Response | None:
+    """The answer to a failure of this machine or of the store's; None for any other error."""
+    if is_full(error):
+        log_event(logging.ERROR, "no space left", error)
+        return error_response(507, "storage_full", "the service has no space left: try again later")
+    if is_out_of_service(error):
+        log_event(logging.ERROR, "out of service", error)
+        message = "the service, or its storage, cannot do this now: try again later"
+        return error_response(503, "unavailable", message, headers={"Retry-After": str(BUSY_RETRY_S)})
+    return None
+
+
+async def handle_system_error(request: Request, error: Exception) -> Response:
+    """A failure of the system that passes by itself or with help: a full disk, no descriptors; others are ours."""
+    answer = system_failure(error)
+    if answer is None:
         raise error
-    log_event(logging.ERROR, "no space left", error)
-    return error_response(507, "storage_full", "the service has no space left: try again later")
+    return answer
 
 
 async def handle_product_error(request: Request, error: Exception) -> Response:
     """Our own errors. Failures of the store are logged and answered without their text, which names paths."""
     assert isinstance(error, BallastError)
+    answer = system_failure(error)
+    if answer is not None:
+        return answer
     status = status_of(error)
-    if isinstance(error, StoreError) and is_full(error):
-        log_event(logging.ERROR, "no space left", error)
-        return error_response(507, "storage_full", "the service has no space left: try again later")
     if isinstance(error, StoreError) or status == 500:
         raise error  # the outermost layer logs it and answers as internal
     root: str = request.app.state.service.store.url("")

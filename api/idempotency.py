@@ -1,22 +1,23 @@
 """Idempotency-Key: the same key and request within a tenant give the first answer again.
 
-One file a key under `idempotency/<tenant>/`; the key itself is only there as its hash.
+One file a key under `idempotency/<tenant>/`; the key itself is only there as its hash. While a request is worked on its
+process holds the lock beside that file, which no other process of the same store can have: the kernel, or the lease in
+a bucket, frees it when the process dies.
 """
 
 import hashlib
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import Header
 from pydantic import ValidationError
 
-from api.errors import ApiError
+from api.errors import BUSY_RETRY_S, ApiError
 from api.schemas import DroppedRows
-from curator.errors import MissingError
+from curator.errors import IntegrityError, LockedError, MissingError
 from curator.mix.files import tenant_path
 from curator.recipe.base import Strict
 from curator.store.store import Store
@@ -25,7 +26,6 @@ IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, description="the same key and request: the first answer again")
 ]
 FOLDER = "idempotency"
-RETRY_S = 5
 
 
 class Remembered(Strict):
@@ -40,35 +40,31 @@ class Remembered(Strict):
     at_s: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Idempotency:
-    """The keys of all tenants; those in work are known to this process alone."""
+    """The keys of all tenants; holds nothing that another process would need."""
 
     store: Store
     ttl_s: float
-    _running: set[str] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def holding(self, tenant: str, key: str) -> Iterator[None]:
-        """Be the only request under a key; raises ApiError 409 when another is at work."""
-        path = _path(tenant, key)
-        with self._lock:
-            if path in self._running:
+        """Be the only request under a key, of all processes; raises ApiError 409 when another is at work."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.store.lock(_lock_path(tenant, key)))
+            except LockedError as error:
                 message = "a request with this Idempotency-Key is being worked on: wait for its answer"
-                raise ApiError(409, "idempotency_key_in_use", message, headers={"Retry-After": str(RETRY_S)})
-            self._running.add(path)
-        try:
+                headers = {"Retry-After": str(BUSY_RETRY_S)}
+                raise ApiError(409, "idempotency_key_in_use", message, headers=headers) from error
             yield
-        finally:
-            with self._lock:
-                self._running.discard(path)
 
     def earlier(self, tenant: str, key: str, fingerprint: str) -> Remembered | None:
-        """The answer given before; None without one. Raises ApiError 422 when it was to another request."""
+        """The answer given before; None without one, or where it is damaged. Raises ApiError 422 when it was to another
+        request."""
         try:
             found = Remembered.model_validate(self.store.read_json(_path(tenant, key)))
-        except (MissingError, ValidationError):
+        except (MissingError, IntegrityError, ValidationError):
             return None
         if time.time() - found.at_s > self.ttl_s:
             return None
@@ -81,7 +77,27 @@ class Idempotency:
         """Keep an answer."""
         self.store.write_json(_path(tenant, key), answer.model_dump(mode="json"))
 
+    @contextmanager
+    def announcing(self, tenant: str, key: str, fingerprint: str) -> Iterator[Callable[[str], None]]:
+        """What keeps the id of a job that is about to be made; an exception of the block forgets it again.
+
+        After a kill between the two the key names a job that is not there, and the request is done again: never two.
+        """
+
+        def announce(job_id: str) -> None:
+            self.remember(tenant, key, Remembered(request_sha256=fingerprint, job_id=job_id, at_s=time.time()))
+
+        try:
+            yield announce
+        except BaseException:
+            self.store.delete(_path(tenant, key))
+            raise
+
 
 def _path(tenant: str, key: str) -> str:
+    return f"{_lock_path(tenant, key)}.json"
+
+
+def _lock_path(tenant: str, key: str) -> str:
     tenant_path(tenant)
-    return f"{FOLDER}/{tenant}/{hashlib.sha256(key.encode()).hexdigest()}.json"
+    return f"{FOLDER}/{tenant}/{hashlib.sha256(key.encode()).hexdigest()}"

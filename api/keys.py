@@ -22,6 +22,7 @@ from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.mix.files import tenant_path
 from curator.recipe.base import Strict
 from curator.store.store import Store
+from curator.store.usage import UsageLog
 
 Scope = Literal["mix", "sql", "audit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -80,6 +81,7 @@ def create_key(
         expires_at=None if expires_days is None else now + timedelta(days=expires_days),
     )
     store.write_json(_path(key_id), key.model_dump(mode="json"))
+    _log_usage(store, key, "key created")
     return key, f"ballast_{key_id}_{secret}"
 
 
@@ -110,6 +112,7 @@ def revoke_key(store: Store, key_id: str) -> Key:
     if key.revoked_at is None:
         key = key.model_copy(update={"revoked_at": _now()})
         store.write_json(_path(key_id), key.model_dump(mode="json"))
+        _log_usage(store, key, "key revoked")
     return key
 
 
@@ -148,6 +151,14 @@ def _read(store: Store, key_id: str) -> Key:
     except (ValidationError, IntegrityError) as error:
         remedy = f"`python -m api keys revoke {key_id}`, and make a new one"
         raise IntegrityError(f"the file of key {key_id} is damaged: {remedy}") from error
+
+
+def _log_usage(store: Store, key: Key, action: str) -> None:
+    log = UsageLog(store)
+    try:
+        log.add(key.tenant, action, key_id=key.key_id)
+    finally:
+        log.close()
 
 
 def _path(key_id: str) -> str:
@@ -230,7 +241,10 @@ def _list(keys: Sequence[Key], damaged: Sequence[str], *, as_json: bool) -> None
         from curator.console import text_table
 
         columns = ["key_id", "tenant", "scopes", "status", "created_at", "expires_at", "label"]
-        rows = [{**_shown(key), "scopes": ",".join(key.scopes)} for key in keys]
+        rows = [
+            {**_shown(key), "scopes": ",".join(key.scopes), "expires_at": _shown(key)["expires_at"] or "never"}
+            for key in keys
+        ]
         rows += [dict.fromkeys(columns) | {"key_id": key_id, "status": DAMAGED} for key_id in damaged]
         say(text_table(columns, rows, 160))
 

@@ -11,19 +11,26 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import is_loopback
-from api.errors import error_response, internal_error
+from api.errors import error_response, internal_error, system_failure
+from api.notes import taking_notes
 from api.service import Service
 from api.telemetry import Metrics, log_event
+from curator.errors import StoreError
 
 REQUEST_ID_HEADER = b"x-request-id"
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
+_NO_STORE = (b"cache-control", b"no-store")  # for what says nothing of its own: lists, states, errors
 CLIENT_LEFT = 499  # in the log alone: nobody is there to read an answer
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_ID = re.compile(r"[0-9a-f]{32}")
+_MADE = re.compile(r"/v1/(mixes|jobs)/([0-9a-f]{32})$")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
@@ -81,7 +88,7 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 
 
 # The download of a mix answers HEAD itself: run as GET it would read the whole file.
-_OWN = re.compile(r"/v1/mixes/[^/]+/data")
+_OWN = re.compile(r"/v1/mixes/[^/]+/data$")
 
 
 class HeadAsGet:
@@ -92,7 +99,7 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] != "HEAD" or _OWN.fullmatch(scope["path"]):
+        if scope["type"] != "http" or scope["method"] != "HEAD" or _OWN.search(scope["path"]):
             await self.app(scope, receive, send)
             return
 
@@ -130,27 +137,44 @@ class _Exchange:
         self.request_id = _request_id(scope)
         self.status: int | None = None
         self.n_bytes = 0
+        self.n_bytes_in = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.notes: dict[str, Any] = {}
         self.started_s = time.perf_counter()
 
     async def run(self) -> None:
+        with taking_notes() as self.notes:
+            await self._run()
+
+    async def _run(self) -> None:
         self.metrics.running.inc()
         try:
-            await self.app(self.scope, self.receive, self.send)
+            await self.app(self.scope, self._receive_counted, self.send)
         except ClientDisconnect:
             self.status = self.status or CLIENT_LEFT
         except Exception as error:
             log_event(logging.ERROR, "request failed", error, request_id=self.request_id, route=self.route)
             if self.status is not None:
                 raise _CutShortError from None  # too late for an error body: the server drops the connection
-            await internal_error(self.request_id)(self.scope, self.receive, self.send)
+            answer = system_failure(error) or internal_error(self.request_id)
+            await answer(self.scope, self.receive, self.send)
         finally:
             self.metrics.running.dec()
             self._log()
 
+    async def _receive_counted(self) -> Message:
+        message = await self.receive()
+        self.n_bytes_in += len(message.get("body", b""))
+        return message
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", []), (REQUEST_ID_HEADER, self.request_id.encode())]
+            self.headers = dict(message.get("headers", []))
+            headers = [*message.get("headers", []), (REQUEST_ID_HEADER, self.request_id.encode()), _NO_SNIFF]
+            if not any(name.lower() == b"cache-control" for name, _ in headers):
+                headers.append(_NO_STORE)
+            message["headers"] = headers
         elif message["type"] == "http.response.body":
             self.n_bytes += len(message.get("body", b""))
         await self._send(message)
@@ -179,6 +203,34 @@ class _Exchange:
             n_bytes=self.n_bytes,
             duration_ms=round(seconds * 1000, 1),
         )
+        if "tenant" in self.notes:
+            self._log_usage(method, seconds)
+
+    def _log_usage(self, method: str, seconds: float) -> None:
+        """Who did what, for the operator: ids alone, for a path as typed could hold anything."""
+        service: Service = self.scope["app"].state.service
+        n_rows = self.headers.get(b"x-ballast-rows", b"").decode()
+        try:
+            service.usage.add(
+                action=f"{method} {self.route}",
+                **self.notes,
+                **self._ids(),
+                status=self.status,
+                n_rows_out=int(n_rows) if n_rows.isdecimal() else None,
+                n_bytes_in=self.n_bytes_in,
+                n_bytes_out=self.n_bytes,
+                duration_ms=round(seconds * 1000, 1),
+                request_id=self.request_id,
+            )
+        except StoreError as error:
+            log_event(logging.ERROR, "usage is not logged", error, request_id=self.request_id)
+
+    def _ids(self) -> dict[str, str]:
+        """The mix and the job that the path or the answer's Location names."""
+        named = {name: str(value) for name, value in self.scope.get("path_params", {}).items()}
+        ids = {name: named[name] for name in ("mix_id", "job_id") if _ID.fullmatch(named.get(name, ""))}
+        made = _MADE.search(self.headers.get(b"location", b"").decode("latin-1"))
+        return ids if made is None else {**ids, {"mixes": "mix_id", "jobs": "job_id"}[made[1]]: made[2]}
 
 
 class _CutShortError(Exception):

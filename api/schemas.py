@@ -16,7 +16,9 @@ from api.jobs.record import (
     Progress,
 )
 from curator.mix.identity import Manifest
+from curator.mix.sign import Signature
 from curator.recipe.base import Strict
+from curator.recipe.policy import Policy
 
 
 class ErrorDocument(Strict):
@@ -65,6 +67,7 @@ class CreatedMix(Strict):
     created: bool = Field(description="false when the same request was answered before")
     manifest: Manifest
     dropped: DroppedRows = Field(description="rows left out by on_bad_rows=drop")
+    signature: Signature | None = Field(None, description="over the manifest; null without a signing key")
     links: dict[str, str]
 
 
@@ -110,6 +113,60 @@ class RowPage(Strict):
     n_rows: int = Field(description="rows of the whole mix")
     rows: list[dict[str, Any]]
     next_after: int | None
+
+
+class TenantPolicy(Strict):
+    """What holds for a tenant: the policy that its recipes must fit, and its `tenant_*` quotas; null: none."""
+
+    tenant: str
+    policy: Policy | None
+    policy_sha256: str | None = Field(description="as in the manifests of mixes made under it")
+    quotas: dict[str, int | float | None]
+
+
+class UsageEvent(Strict):
+    """One thing that a tenant's key did; the columns of the view `usage`, null where there is none."""
+
+    ended_at: datetime
+    event_id: str
+    tenant: str
+    key_id: str | None
+    action: str = Field(description="method and route's template, or words for what is not a request")
+    status: int | None
+    mix_id: str | None
+    job_id: str | None
+    n_rows_in: int | None
+    n_rows_out: int | None
+    n_bytes_in: int | None
+    n_bytes_out: int | None
+    duration_ms: float | None
+    request_id: str | None
+
+
+class UsagePage(Strict):
+    """Events in order of time; `next_after` is null on the last page."""
+
+    events: list[UsageEvent]
+    next_after: str | None
+
+
+class UsageTotal(Strict):
+    """Sums over a tenant's events of one action; `n_refused` are those with a status from 400 on."""
+
+    tenant: str
+    action: str
+    n_events: int
+    n_refused: int
+    n_rows_in: int
+    n_rows_out: int
+    n_bytes_in: int
+    n_bytes_out: int
+
+
+class UsageTotals(Strict):
+    """Sums by tenant and action."""
+
+    totals: list[UsageTotal]
 
 
 class CorpusSummary(Strict):

@@ -4,26 +4,46 @@ uvicorn ends the application's lifespan only after the last request has been ans
 which has to answer 503 at once, and for requests that wait for an event.
 """
 
+import os
 import signal
 import socket
+import ssl
+import tempfile
 import time
 from types import FrameType
 
 import uvicorn
 
 from api.app import create_app
+from api.connections import bounded_protocol, connection_bounds, raise_descriptor_limit
 from api.service import Service
 from api.settings import Settings
 from api.telemetry import set_up_logging
+from api.workers import OwnWorkers
 from curator.console import say
+from curator.errors import BadInputError
+
+LISTEN_BACKLOG = 1024
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve at a bound socket until a signal."""
     set_up_logging(settings.log_level)
+    check_tls(settings)
+    if settings.temp_dir is not None:  # also for what libraries and processes of ours put aside
+        tempfile.tempdir = os.environ["TMPDIR"] = settings.temp_dir
     app = create_app(settings)
+    service: Service = app.state.service
+    if settings.workers and service.queue is not None:
+        service.workers = OwnWorkers(settings, service.board)
+        service.workers.wake()  # for what was queued before
     config = uvicorn.Config(
         app,
+        http=bounded_protocol(connection_bounds(settings, raise_descriptor_limit())),
+        backlog=1,  # connections accepted in one turn of the loop, so that those beyond the bounds are gone in the next
+        ws="none",
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -31,11 +51,27 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     )
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    say(f"serving {settings.store} at http://{address}:{port} (Ctrl-C stops)")
+    scheme = "http" if settings.tls_cert is None else "https"
+    say(f"serving {settings.store} at {scheme}://{address}:{port} (Ctrl-C stops)")
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the signal once the running requests are done
         signal.signal(number, lambda *_: None)
-    Server(config, app.state.service).run(sockets=[listener])
+    Server(config, service).run(sockets=[listener])
     say("stopped")
+
+
+def check_tls(settings: Settings) -> None:
+    """Raises BadInputError for a certificate and key that cannot be served, rather than fail at the first client."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        # With a password, even a wrong one, a locked key is refused; without one the console would be asked.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="-")
+    except OSError as error:  # SSLError is one
+        reason = (error.reason or "not PEM") if isinstance(error, ssl.SSLError) else error.strerror
+        raise BadInputError(
+            f"no TLS with {settings.tls_cert} and {settings.tls_key}: {reason}; tls_cert is a PEM file with the chain, "
+            "tls_key one with its private key, without a password"
+        ) from error
 
 
 class Server(uvicorn.Server):
@@ -52,6 +88,12 @@ class Server(uvicorn.Server):
         self._until_s = 0.0 if self._service.stopping else now_s + self._service.settings.shutdown_delay_s
         self._service.stopping = True
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; the kernel's own line of connections is longer than what is accepted in one turn."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(LISTEN_BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether the loop is to end; uvicorn asks ten times a second."""

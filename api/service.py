@@ -6,10 +6,10 @@ after.
 
 import logging
 from asyncio import Lock as AsyncLock
-from asyncio import Semaphore, wait_for
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
@@ -20,20 +20,26 @@ from api.errors import ApiError
 from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
 from api.jobs.board import Board
+from api.jobs.metrics import JobCollector
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
-from api.limits import Figures, Quotas
+from api.limits import Briefly, Figures, Quotas, StoredBytes, in_time
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
+from api.tenants import Tenants, load_tenants
+from api.turns import Turns
+from api.webhooks import Webhooks
+from api.workers import OwnWorkers
 from curator.console import product_version
 from curator.errors import MissingError
-from curator.mix.build import is_expired, remove_expired, remove_stale
+from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale
 from curator.mix.files import is_tenant, tenant_path
+from curator.mix.sign import Signature, Signer, read_signature
 from curator.query.local_copy import LocalCopy
 from curator.query.sandbox import Sandbox, SqlLimits
-from curator.recipe.policy import Policy, load_policy
 from curator.store.scratch import sweep_scratch
 from curator.store.store import Store
+from curator.store.usage import UsageLog
 
 KEY_KEPT_S = 7 * 86_400.0  # files of Idempotency-Keys, whatever their own time
 
@@ -56,6 +62,7 @@ class Expiry:
         """
         n_removed = 0
         for tenant in filter(is_tenant, self.store.list("mixes")):
+            remove_left(self.store, tenant)
             remove_stale(self.store, tenant)
             names = self.store.list(tenant_path(tenant))
             n_removed += sum(remove_expired(self.store, tenant, name, self.ttl_s) for name in names)
@@ -71,6 +78,7 @@ class Expiry:
 
 
 RETRY_AFTER_S = 5
+READY_S = 1.0  # for how long an answer of /readyz is kept
 
 
 @dataclass
@@ -79,39 +87,52 @@ class Service:
 
     settings: Settings
     store: Store
-    n_waiting: int = 0
     keyring: Keyring = field(init=False)
     quotas: Quotas = field(init=False)
+    stored: StoredBytes = field(init=False)
     metrics: Metrics = field(init=False)
     stopping: bool = False
     idempotency: Idempotency = field(init=False)
     expiry: Expiry = field(init=False)
-    policy: Policy | None = field(init=False)
+    tenants: Tenants = field(init=False)
     local_copy: LocalCopy | None = field(init=False)
+    signer: Signer | None = field(init=False)
     sandbox: Sandbox = field(init=False)
     board: Board = field(init=False)
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
+    usage: UsageLog = field(init=False)
+    webhooks: Webhooks = field(init=False)
     submitting: Lock = field(default_factory=Lock)
+    workers: OwnWorkers | None = None  # where the service runs as a process of its own
+    readiness: Briefly = field(default_factory=lambda: Briefly(READY_S))
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)
-    _builds: Semaphore = field(init=False)
-    _statements: Semaphore = field(init=False)
+    builds: Turns = field(init=False)
+    statements: Turns = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keyring = Keyring(self.store, self.settings.open or is_loopback(self.settings.host))
-        self.quotas = Quotas(self.settings)
+        may_open = self.settings.open or is_loopback(self.settings.host)
+        self.keyring = Keyring(self.store, may_open, self.settings.address_keys_per_minute)
+        self.tenants = load_tenants(self.settings)
+        self.quotas = Quotas(self.settings, self.tenants)
+        self.stored = StoredBytes(self.store, lambda tenant: self.tenants.quota(tenant, "tenant_stored_bytes"))
         self.metrics = Metrics(self.settings, product_version())
         self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)
-        self.policy = load_policy(self.settings.policy) if self.settings.policy else None
+        self.signer = Signer.load(Path(self.settings.sign_key)) if self.settings.sign_key else None
         remote = self.store.local_path("") is None
         self.local_copy = LocalCopy(self.store, self.settings.temp_dir) if remote else None
         self.sandbox = _sandbox(self.store, self.local_copy, self.settings)
-        self.figures = Figures(self.quotas, self.settings.max_sql)
         self.board = Board(self.store)
+        self.metrics.registry.register(JobCollector(self.board))
+        self.usage = UsageLog(self.store)
+        self.webhooks = Webhooks(self.store, self.tenants, self.usage, self.settings.root_path)
+        self.webhooks.check()
         self.queue = _queue(self.store, self.settings)
-        self._statements = Semaphore(self.settings.max_sql)
-        self._builds = Semaphore(self.settings.max_builds)
+        self.builds = Turns(self.settings.max_builds, self.tenants.weight)
+        self.statements = Turns(self.settings.max_sql, self.tenants.weight)
+        figures = Turns(self.settings.max_sql, self.tenants.weight, keeps_one=True)  # may take long
+        self.figures = Figures(self.quotas, figures)
 
     @contextmanager
     def upload_place(self, tenant: str) -> Iterator[None]:
@@ -120,38 +141,24 @@ class Service:
         It is none of the places for builds: those would stand idle as long as a client sends slowly. Raises ApiError
         429 when the tenant has its own share already, 503 when too many wait for a build.
         """
-        with self.quotas.place(tenant, "builds", self.settings.tenant_builds):
+        with self.quotas.place(tenant, "builds", self.tenants.quota(tenant, "tenant_builds")):
             self._check_line()
             yield
 
     @asynccontextmanager
-    async def build_place(self) -> AsyncIterator[None]:
-        """One of the places for builds, waiting for it; raises ApiError 503 when too many wait."""
+    async def build_place(self, tenant: str) -> AsyncIterator[None]:
+        """One of the places for builds, in turn with other tenants; raises ApiError 503 when too many wait."""
         self._check_line()
-        self.n_waiting += 1
-        try:
-            await self._builds.acquire()
-        finally:
-            self.n_waiting -= 1
-        try:
+        async with self.metrics.timed("builds", self.tenants.tier(tenant), self.builds.place(tenant)):
             yield
-        finally:
-            self._builds.release()
 
     @asynccontextmanager
     async def sql_place(self, tenant: str) -> AsyncIterator[Sandbox]:
         """One of the places for SQL statements; raises ApiError 429 or 503 when there is none in time."""
-        with self.quotas.place(tenant, "statements", self.settings.tenant_sql):
-            try:
-                await wait_for(self._statements.acquire(), self.settings.sql_timeout_s)
-            except TimeoutError as error:
-                raise ApiError(
-                    503, "busy", "other statements run: try again later", headers={"Retry-After": str(RETRY_AFTER_S)}
-                ) from error
-            try:
+        with self.quotas.place(tenant, "statements", self.tenants.quota(tenant, "tenant_sql")):
+            place = in_time(self.statements, tenant, self.settings.sql_timeout_s, "statements")
+            async with self.metrics.timed("statements", self.tenants.tier(tenant), place):
                 yield self.sandbox
-            finally:
-                self._statements.release()
 
     def rendering(self, name: str) -> AsyncLock:
         """The lock of a download that is rendered: requests for the same one wait instead of rendering it again."""
@@ -164,9 +171,20 @@ class Service:
             raise MissingError("the job is over its time")
         return job
 
+    def signature(self, tenant: str, mix_id: str) -> Signature | None:
+        """The signature of a mix, made now where there is a key and none was made before; None without both."""
+        found = read_signature(self.store, tenant, mix_id)
+        if found is None and self.signer is not None:
+            found = self.signer.sign(self.store, tenant, mix_id)
+        return found
+
     def close(self) -> None:
         """End what runs beside the requests."""
+        if self.workers is not None:
+            self.workers.close()
         self.sandbox.close()
+        self.webhooks.stop()
+        self.usage.close()
         if self.local_copy is not None:
             self.local_copy.close()
         if self.queue is not None:
@@ -181,6 +199,7 @@ class Service:
             "mixes": self.expiry.sweep_mixes,
             "idempotency keys": self.expiry.sweep_keys,
             "jobs": lambda: self.board.sweep(self.settings.job_ttl_s),
+            "usage": lambda: self.usage.sweep(self.settings.usage_ttl_s),
             "temporary folders": lambda: sweep_scratch(self.settings.temp_dir),
         }
         for name, sweep in parts.items():
@@ -190,11 +209,11 @@ class Service:
                 log_event(logging.WARNING, "sweep failed", error, part=name)
 
     def _check_line(self) -> None:
-        if self._builds.locked() and self.n_waiting >= self.settings.max_waiting_builds:
+        if self.builds.is_full and self.builds.n_waiting >= self.settings.max_waiting_builds:
             raise ApiError(
                 503,
                 "busy",
-                f"{self.settings.max_builds} mixes are being built and {self.n_waiting} wait: try again later",
+                f"{self.settings.max_builds} mixes are being built and {self.builds.n_waiting} wait: try again later",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
 

@@ -10,14 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from curator.errors import BadInputError
 from curator.recipe.problems import problems_of
 
 ENVIRONMENT_PREFIX = "BALLAST_"
-TYPO_RATIO = 0.75  # difflib's similarity from which an unknown variable is taken for a misspelt setting
+# Variables that other parts of the product read.
+OTHER_VARIABLES = frozenset(
+    ENVIRONMENT_PREFIX + name
+    for name in ("PROGRESS", "API_KEY", "MODEL_KEY", "JUDGE_KEY", "SERVER_KEY", "INSPECT_PYTHON")
+)
 MIB = 2**20
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -48,8 +52,37 @@ class Settings(BaseSettings):
         default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
     )
     port: int = Field(default=8765, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="prefix under which a proxy offers the service, such as /ballast: links begin with it",
+    )
+    tls_cert: str | None = Field(
+        default=None, description="PEM file with the certificate chain: with it the service speaks HTTPS"
+    )
+    tls_key: str | None = Field(
+        default=None, validate_default=True, description="PEM file with the private key of tls_cert, without a password"
+    )
     log_level: LogLevel = Field(
         default="info", description="least level written to stderr: debug, info, warning or error"
+    )
+    max_connections: int = Field(
+        default=1_000,
+        ge=4,
+        description="connections at once; fewer where the limit of open files (ulimit -Hn) allows no more",
+    )
+    max_address_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="connections of one client address at once; half of max_connections by default. Behind a proxy, "
+        "which is one address, give it the value of max_connections",
+    )
+    head_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds for the head of a request")
+    body_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3_600,
+        description="seconds within which 16 KiB of a body must come, or the client fetch something of its answer",
     )
     max_upload_bytes: int = Field(default=1024 * MIB, ge=1, description="bytes of one multipart upload")
     max_unpacked_bytes: int = Field(
@@ -64,10 +97,17 @@ class Settings(BaseSettings):
         default=64, ge=0, description="uploads that may wait for a build; beyond it the answer is 503"
     )
     async_rows: int = Field(
-        default=100_000, ge=0, description="rows of a data set above which a mix becomes a job (202) for a worker"
+        default=5_000, ge=0, description="rows of a data set above which a mix becomes a job (202) for a worker"
     )
     async_bytes: int = Field(
         default=256 * MIB, ge=0, description="bytes of an upload above which a mix becomes a job (202) for a worker"
+    )
+    workers: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="worker processes that the service runs itself while mixes are queued; 0 leaves all jobs to "
+        "`python -m api worker`",
     )
     job_queue: str | None = Field(
         default=None,
@@ -87,16 +127,32 @@ class Settings(BaseSettings):
         "such as those of a reverse proxy before it",
     )
     policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
+    tenants: str | None = Field(
+        default=None,
+        description="YAML or JSON file of what single tenants have of their own: policy, quotas, weight, tier, webhook",
+    )
+    sign_key: str | None = Field(
+        default=None, description="PEM file with the Ed25519 private key that signs the manifests of mixes"
+    )
+    usage_ttl_s: float | None = Field(
+        default=7_776_000.0, ge=86_400, description="seconds that events of the usage log are kept, by whole days"
+    )
     demo: bool = Field(default=False, description="serve demo/store, which `make demo` writes")
     open: bool = Field(
         default=False,
         description="serve without any key on an address that others reach; `python -m api keys` is safer",
+    )
+    address_keys_per_minute: int | None = Field(
+        default=120, ge=1, description="unknown keys that one client address may try a minute; then the answer is 429"
     )
     tenant_requests_per_minute: int | None = Field(default=6_000, ge=1, description="requests of one tenant a minute")
     tenant_rows_per_hour: int | None = Field(default=None, ge=1, description="task rows of one tenant an hour")
     tenant_bytes_per_hour: int | None = Field(default=None, ge=1, description="uploaded bytes of one tenant an hour")
     tenant_builds: int = Field(
         default=8, ge=1, description="uploads of one tenant that are sent, wait or are built at once"
+    )
+    tenant_stored_bytes: int | None = Field(
+        default=None, ge=1, description="bytes that the mixes and jobs of one tenant may take in the store"
     )
     max_sql: int = Field(
         default=2, ge=1, le=64, description="SQL statements run at the same time, each its own process"
@@ -117,6 +173,13 @@ class Settings(BaseSettings):
         default=30, ge=1, description="seconds that running requests get after Ctrl-C or SIGTERM"
     )
     temp_dir: str | None = Field(default=None, description="folder for uploads in flight; the system's own by default")
+
+    @field_validator("tls_key")
+    @classmethod
+    def _check_pair(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is None) != (info.data.get("tls_cert") is None):
+            raise ValueError("tls_cert and tls_key belong together: give both, or neither")
+        return value
 
     @field_validator("temp_dir")
     @classmethod
@@ -163,15 +226,14 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """Settings of the flags given, the environment and the settings file.
 
-    Raises BadInputError naming every setting at fault and where it came from, and for a BALLAST_* variable that
-    looks like a misspelt setting.
+    Raises BadInputError naming every setting at fault and where it came from, and for a BALLAST_* variable that is none
+    of the product's.
     """
     names = {variable_name(name): name for name in Settings.model_fields}
     variables = {name.upper() for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)}
-    for variable in sorted(variables - set(names)):
-        typed = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        for meant in difflib.get_close_matches(typed, names.values(), 1, TYPO_RATIO):
-            raise BadInputError(f"{variable} is not a setting; {variable_name(meant)} is")
+    for variable in sorted(variables - set(names) - OTHER_VARIABLES):
+        (nearest,) = difflib.get_close_matches(variable, names, 1, 0.0)
+        raise BadInputError(f"{variable} is not a setting; the nearest is {nearest} (`python -m api --help` lists all)")
     sources = {names[variable]: variable for variable in variables & set(names)}
     sources |= {name: flag_name(name) for name in flags}
     try:

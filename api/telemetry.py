@@ -8,19 +8,28 @@ tenant or an id.
 
 import logging
 import sys
+import threading
+import time
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from api.settings import Settings
 from curator.errors import StoreError
 
 LOGGER = "ballast.api"
+FOREIGN_LINES, FOREIGN_PERIOD_S = 10, 10.0  # lines of one other library in a period: a fault may repeat a million times
 FIELDS = "fields"  # name of the extra attribute that carries an event's own fields
+_PLAIN = frozenset({"asyncio", "python", "uvicorn.error"})  # whose messages hold nothing that a client sent
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+Place = AbstractAsyncContextManager[object]
 
 
 class Metrics:
@@ -43,6 +52,21 @@ class Metrics:
         self.mixes = Counter("ballast_mixes", "mixes requested", ("outcome",), registry=self.registry)
         self.statements = Counter("ballast_sql_statements", "SQL statements", ("outcome",), registry=self.registry)
         self.jobs = Counter("ballast_jobs", "jobs made", ("kind",), registry=self.registry)
+        timed = {"builds": "mix or check of an upload", "statements": "SQL statement"}
+        self.waits, self.works = (
+            {
+                name: Histogram(
+                    f"ballast_{name[:-1]}_{suffix}",
+                    f"seconds {text} of one {thing}, by class of tenants",
+                    ("tier",),
+                    buckets=_SECONDS,
+                    registry=self.registry,
+                )
+                for name, thing in timed.items()
+            }
+            for suffix, text in (("wait_seconds", "of waiting for a place"), ("seconds", "in its place"))
+        )
+        ProcessCollector(registry=self.registry)
         info = Gauge("ballast_info", "version of the service", ("version",), registry=self.registry)
         info.labels(version).set(1)
         places = Gauge("ballast_build_places", "mixes built at the same time", registry=self.registry)
@@ -54,6 +78,18 @@ class Metrics:
         self.requests.labels(shown, method, str(status or 0)).inc()
         self.seconds.labels(shown, method).observe(seconds)
         self.sent.labels(shown).inc(n_bytes)
+
+    @asynccontextmanager
+    async def timed(self, what: Literal["builds", "statements"], tier: str, place: Place) -> AsyncIterator[None]:
+        """Hold a place for the length of the block, and count the seconds of the wait and of the block."""
+        asked_s = time.perf_counter()
+        async with place:
+            began_s = time.perf_counter()
+            self.waits[what].labels(tier).observe(began_s - asked_s)
+            try:
+                yield
+            finally:
+                self.works[what].labels(tier).observe(time.perf_counter() - began_s)
 
     def text(self) -> bytes:
         """The exposition that Prometheus reads."""
@@ -68,12 +104,49 @@ class JsonFormatter(logging.Formatter):
         document: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": record.getMessage() if record.name == LOGGER else f"message of {record.name}",
         }
+        if record.name != LOGGER:  # its arguments may hold a user's words
+            document["text"] = str(record.msg).partition("\n")[0][:200] if record.name in _PLAIN else ""
+            document["from"] = f"{_short(record.pathname)}:{record.lineno}"
         document.update(getattr(record, FIELDS, {}))
         if record.exc_info and record.exc_info[1] is not None:
             document.update(describe_error(record.exc_info[1]))
-        return orjson.dumps(document, default=str).decode()
+        return orjson.dumps(_encodable(document), default=str).decode()
+
+
+def _encodable(value: Any) -> Any:
+    """The value with every text fit for UTF-8: half a surrogate pair is written as an escape."""
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+class ForeignRate(logging.Filter):
+    """Lets `FOREIGN_LINES` records of each other library through in a period; the next one says how many it kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun_s: dict[str, float] = {}
+        self._n_records: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        if record.name == LOGGER:
+            return True
+        now_s = time.monotonic()
+        with self._lock:
+            n_before = self._n_records.get(record.name, 0)
+            if now_s - self._begun_s.get(record.name, float("-inf")) >= FOREIGN_PERIOD_S:
+                self._begun_s[record.name] = now_s
+                if n_before > FOREIGN_LINES:
+                    setattr(record, FIELDS, {"n_withheld": n_before - FOREIGN_LINES})
+                n_before = 0
+            self._n_records[record.name] = n_before + 1
+        return n_before < FOREIGN_LINES
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -93,13 +166,27 @@ def describe_error(error: BaseException) -> dict[str, Any]:
 
 
 def set_up_logging(level: str) -> None:
-    """Send our log and the server's through the formatter, once a process."""
+    """Send our log, and what libraries and the interpreter report, through the formatter, once a process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name, least in ((LOGGER, level), ("uvicorn.error", "warning")):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(least.upper())
+    handler.addFilter(ForeignRate())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel("WARNING")
+    logging.getLogger(LOGGER).setLevel(level.upper())
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    sys.unraisablehook = lambda found: _log_unraisable(found.exc_value)
+    threading.excepthook = lambda found: _log_unraisable(found.exc_value)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, KeyboardInterrupt):
+        log_event(logging.CRITICAL, "the process ends", error)
+
+
+def _log_unraisable(error: BaseException | None) -> None:
+    logging.getLogger("python").error("an error that nobody could handle", exc_info=error)
 
 
 def log_event(level: int, event: str, error: BaseException | None = None, **fields: object) -> None:

@@ -7,7 +7,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from curator.cli import COMMANDS
-from curator.console import CommandHelp, command_name, product_version, run_command
+from curator.console import STOPPED, CommandHelp, command_name, product_version, run_command
 
 DESCRIPTION = """\
 Scores an instruct corpus by perplexity gap (how much likelier an aligned model finds an answer
@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments)
         parser.print_help()
         return 0
-    module = import_module(f"curator.cli.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
+    try:  # libraries take seconds to load on a busy machine
+        module = import_module(f"curator.cli.{chosen.replace('-', '_')}{'_' if iskeyword(chosen) else ''}")
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{STOPPED}\n")
+        return 130
     module.add_parser(subparsers)
     return run_command(module.run, parser.parse_args(arguments))
 

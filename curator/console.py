@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ QUIET_S = 2.0  # work shorter than this shows nothing
 PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
 MAX_CELL = 60
 MIN_CELL = 12
+MAX_LIST = 24  # characters of a list of texts that is shown, not counted
 SHORT_ID = 8
 _HEX_ID = re.compile(r"[0-9a-f]{32,64}")
 _MARKUP = re.compile(r"([\\`*_\[\]|#~!$])")
@@ -72,6 +73,52 @@ class CommandHelp(argparse.RawDescriptionHelpFormatter):
         super().add_argument(action)
         if isinstance(action, argparse._SubParsersAction) and self._action_max_length > before:
             self._action_max_length += self._indent_increment
+
+
+def shorten_help(parser: argparse.ArgumentParser, shown: Collection[str]) -> None:
+    """Let `--help` list only the options `shown` and arguments without a name; `--help-all` lists every option.
+
+    Raises KeyError for a name that the parser does not have. All options can be given either way.
+    """
+    options = [action for action in parser._actions if action.option_strings and action.help != argparse.SUPPRESS]
+    unknown = set(shown) - {name for action in options for name in action.option_strings}
+    if unknown:
+        raise KeyError(f"no option {sorted(unknown)[0]}")
+    hidden = [
+        action
+        for action in options
+        if not set(action.option_strings) & set(shown) and not isinstance(action, argparse._HelpAction)
+    ]
+    whole = parser.format_help
+    parser.add_argument("--help-all", action=_HelpAll, whole=whole, help=f"show {len(hidden)} further options as well")
+
+    def short(write: Callable[[], str]) -> Callable[[], str]:
+        def written() -> str:
+            texts = [action.help for action in hidden]
+            for action in hidden:
+                action.help = argparse.SUPPRESS
+            try:
+                return write()
+            finally:
+                for action, text in zip(hidden, texts, strict=True):
+                    action.help = text
+
+        return written
+
+    parser.format_usage = short(parser.format_usage)  # type: ignore[method-assign]
+    parser.format_help = short(whole)  # type: ignore[method-assign]
+
+
+class _HelpAll(argparse.Action):
+    """Print the whole help and end."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, whole: Callable[[], str], help: str) -> None:  # noqa: A002 - argparse's word
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+        self.whole = whole
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        sys.stdout.write(self.whole())
+        parser.exit()
 
 
 def command_name(module_form: str) -> str:
@@ -228,7 +275,7 @@ def escape_markdown(text: str) -> str:
 
 
 def cell(value: object, width: int = MAX_CELL) -> str:
-    """One value as short text: null, six significant digits, lists by their length, ids by their beginning."""
+    """One value as short text: null, six significant digits, long lists by their length, ids by their beginning."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -237,6 +284,9 @@ def cell(value: object, width: int = MAX_CELL) -> str:
         return f"{value:.6g}"
     if isinstance(value, int):
         return f"{value}"
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        texts = ", ".join(value)
+        return one_line(texts) if len(texts) <= MAX_LIST else f"[{len(value)} items]"
     if isinstance(value, list | dict):
         return f"[{len(value)} items]"
     text = str(value)

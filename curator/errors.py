@@ -3,7 +3,13 @@
 A message states what was asked, what was found, which item binds and what would fix it.
 """
 
+import errno
+import os
 from collections.abc import Sequence
+
+# The machine, or a disk of it, cannot: no descriptor or memory left, or a failure of a device.
+_OUT_OF_SERVICE = frozenset({errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE})
+_NO_DESCRIPTOR = os.strerror(errno.EMFILE)  # DuckDB's and Polars's errors have the text alone
 
 
 class BallastError(Exception):
@@ -96,6 +102,12 @@ class StoreError(BallastError, OSError):
     code = "store"
 
 
+class UnreachableError(StoreError):
+    """The server behind the store does not answer, or asks to come back later."""
+
+    code = "unavailable"
+
+
 class LockedError(StoreError):
     """Another process is the writer of a folder."""
 
@@ -122,3 +134,14 @@ class MissingDependencyError(BallastError, ImportError):
     """An optional package is absent; the message names the extra that brings it."""
 
     code = "missing_dependency"
+
+
+def is_out_of_service(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is the machine's or the store's and says nothing about what was asked."""
+    while error is not None:
+        if isinstance(error, UnreachableError) or (isinstance(error, OSError) and error.errno in _OUT_OF_SERVICE):
+            return True
+        if not isinstance(error, BallastError) and _NO_DESCRIPTOR in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -16,13 +16,18 @@ from typing import Literal, get_args
 
 __all__ = [
     "BASE_TABLES",
+    "DEFINITIONS",
     "MACROS",
+    "MIX_TABLES",
+    "MIX_VIEWS",
+    "OPERATOR_VIEWS",
     "VIEWS",
     "Param",
     "Query",
     "Value",
     "describe_view",
     "load_query",
+    "operator_view",
     "query_names",
     "view_text",
     "wide_query",
@@ -31,8 +36,15 @@ __all__ = [
 # What a connection must hold before the views: parts named in manifests, with their corpus (and scorer) beside them.
 BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scorer_files", "score_parts")
 # In the order in which they are made: each uses only those before it.
-MACROS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")
+DEFINITIONS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")  # of every gap
+MACROS = (*DEFINITIONS, "hold_out_unknown", "hold_out_leaves_none")
 VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
+# Over users' rows, and so for the local command alone; they need the tables of MIX_TABLES.
+MIX_VIEWS = ("mixes", "mix_rows")
+MIX_TABLES = ("mix_manifests", "mix_parts")
+
+# Views of every tenant's use, for whoever has the store; the service's statements cannot name them.
+OPERATOR_VIEWS = ("usage",)
 
 ParamType = Literal["integer", "double", "text", "double[]", "text[]"]
 _PARAM_TYPES: dict[str, ParamType] = {kind: kind for kind in get_args(ParamType)}
@@ -98,14 +110,19 @@ class Query:
 
 def view_text(name: str) -> str:
     """The one statement that makes a view or macro; raises KeyError on an unknown name."""
-    if name not in VIEWS:
-        raise KeyError(f"no view {name!r}; there are: {', '.join(VIEWS)}")
+    if name not in (*VIEWS, *MIX_VIEWS):
+        raise KeyError(f"no view {name!r}; there are: {', '.join((*VIEWS, *MIX_VIEWS))}")
     return _read("views", name)
 
 
 def describe_view(name: str) -> str:
     """The opening comment of a view or macro: what a row is, its units and its key."""
-    return _header(view_text(name))[0]
+    return _header(operator_view(name) if name in OPERATOR_VIEWS else view_text(name))[0]
+
+
+def operator_view(name: str) -> str:
+    """The one statement that makes a view of OPERATOR_VIEWS."""
+    return _read("operator", name)
 
 
 def query_names() -> list[str]:

@@ -23,6 +23,7 @@ from curator.select.candidates import (
     Rows,
 )
 from curator.select.filters import FilterResult
+from curator.select.hygiene import hygiene_columns
 from curator.select.select import (
     PoolSelection,
     SelectionRequest,
@@ -77,6 +78,7 @@ def candidates_of(rows: Sequence[Row]) -> Candidates:
         **{
             f"refusal_{rule}": pl.Series([is_refusal(head, rule) for head in heads], dtype=pl.Boolean) for rule in RULES
         },
+        **hygiene_columns([row.text for row in rows]).to_dict(),
         **{name: label.cast(pl.Enum(label.unique().drop_nulls().sort())) for name, label in labels.items()},
         "n_chars": pl.Series([len(row.prompt) + len(row.answer) for row in rows], dtype=pl.Int32),
         "n_turns": pl.Series([2] * len(rows), dtype=pl.Int32),

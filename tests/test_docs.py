@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
 SERVICE_PAGE = (ROOT / "docs" / "service.md").read_text()
 MAX_README_LINES = 120
+MAX_OPTIONS = 25 + 2  # beside --help and --help-all
 # Written by a command that the documentation names (its --out); the rest of what is named must be there.
 TARGETS = frozenset({"docs/results/compare.md", "docs/results/gpu.md"})
 ROOMS = ("api", "curator", "sql", "trainer")
@@ -123,6 +124,22 @@ def test_help_has_a_line_beside_every_name_and_names_all_kinds(
     if not module.startswith("curator"):
         summary = shown.split("positional arguments:")[0]
         assert not [name for name in KINDS if not re.search(rf"\b{name}\b", summary)]
+
+
+@pytest.mark.parametrize(
+    "words", [("curator", name) for name in COMMANDS] + [(name,) for name in MODULES], ids=".".join
+)
+def test_no_help_has_more_than_25_options_and_help_all_has_every_one(words: tuple[str, ...]) -> None:
+    def options(flag: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", *words, flag], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+        )
+        return set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", done.stdout, re.M)) if done.returncode == 0 else set()
+
+    short = options("--help")
+    assert len(short) <= MAX_OPTIONS
+    if "--help-all" in short:
+        assert short - {"--help-all"} < options("--help-all")
 
 
 def test_sql_comments_cite_headings_that_are_there() -> None:

@@ -66,6 +66,8 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
         tell(f"going on from the checkpoint of step {claim.checkpoint.step}")
 
     inputs = shared_inputs(config, mark["weights_sha256"], invocation.api_key, team)
+    if config.monitor is not None:
+        check_files(config.monitor, mark["weights_sha256"], inputs.renderer.renderer_id)
     tell(content_line(inputs))
 
     # torch, transformers and TRL load here: bad options and bad rows have failed already.
@@ -115,13 +117,14 @@ def check(config: TrainConfig) -> None:
 def identify(config: TrainConfig, team: Team) -> tuple[Fingerprint, list[str]]:
     """The run's fingerprint, and vectors that do not say which model they are for.
 
-    Raises BadInputError for vectors and directions of another model.
+    Raises BadInputError for vectors and directions of another model. What a mix adds to the renderer's settings follows
+    from the mix's id, which the fingerprint has too, and is read with its rows.
     """
     weights = team.first(lambda: weights_sha256(config.model))
-    renderer_id = Renderer.from_folder(config.model).renderer_id
+    renderer_id = Renderer.from_folder(config.model, settings=config.rendering).renderer_id
     unnamed = check_vectors(config.defences, weights)
     if config.monitor is not None:
-        check_files(config.monitor, weights, renderer_id)
+        check_files(config.monitor, weights, None if config.data is None else renderer_id)
     mark = fingerprint(config, weights, renderer_id, team.size)
     if mark.get("safelora_base_sha256") == weights:
         raise BadInputError("--safelora names the very model that is trained; it takes the one before alignment")

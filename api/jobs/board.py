@@ -7,7 +7,7 @@ ended, so that nobody reads old ones to find them.
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +53,18 @@ class Board:
 
     store: Store
 
-    def create(self, tenant: str, kind: JobKind, request: dict[str, Any], rows: Path | None = None) -> Job:
-        """Keep a new job, its user data (a Parquet file) first and its record last."""
+    def create(
+        self,
+        tenant: str,
+        kind: JobKind,
+        request: dict[str, Any],
+        rows: Path | None = None,
+        announce: Callable[[str], None] | None = None,
+    ) -> Job:
+        """Keep a new job, its user data (a Parquet file) first and its record last; `announce` gets its id before."""
         job = new_job(tenant, kind, request)
+        if announce is not None:
+            announce(job.job_id)
         folder = job_path(tenant, job.job_id)
         self.store.write_bytes(_mark(job), b"")
         try:

@@ -3,7 +3,10 @@
 import argparse
 import os
 import signal
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from api.jobs.queue import open_queue
 from api.jobs.record import JobKind
@@ -11,9 +14,10 @@ from api.jobs.worker import Handler, Worker
 from curator.audit.models import audit_models
 from curator.cli import add_common_options, open_store
 from curator.console import command_name, say
-from curator.errors import BadInputError
+from curator.errors import BadInputError, MissingDependencyError
 from curator.render.model_source import model_option
 
+PARENT_S = 0.5  # between two looks whether the parent lives
 DESCRIPTION = """\
 Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
 waits, and, with --model, audits. One job at a time; run several workers for more, on any machine that reaches the
@@ -51,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+    add("--metrics-port", type=int, metavar="PORT",
+        help="offer /metrics (Prometheus) and /healthz there; 0 takes a free port (default: none)")  # fmt: skip
+    add("--metrics-host", default="127.0.0.1", metavar="HOST", help="address of --metrics-port (default: 127.0.0.1)")
+    add("--parent", metavar="PID", type=int, help=argparse.SUPPRESS)  # of the service, with which it ends
+    add("--linger", metavar="S", type=float, help=argparse.SUPPRESS)  # ends after so many seconds without work
     add("--until-idle", action="store_true", help="end when no job waits or runs any more")
     return parser
 
@@ -64,19 +73,46 @@ def _run(args: argparse.Namespace) -> int:
     def stop(number: int, frame: object) -> None:
         worker.stopping = True
 
+    if args.parent is not None:
+        threading.Thread(target=_stop_without, args=(args.parent, worker), daemon=True).start()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         say(f"working on {' and '.join(worker.handlers)} jobs of {args.store} (Ctrl-C stops)")
         _say_what_waits(worker)
-        worker.run(until_idle=args.until_idle)
+        with _offered(args, worker):
+            worker.run(until_idle=args.until_idle, linger_s=args.linger)
         if args.until_idle:
             _say_what_waits(worker)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         queue.close()
+        worker.usage.close()
     say(f"stopped after {worker.n_done} jobs")
     return 0
+
+
+@contextmanager
+def _offered(args: argparse.Namespace, worker: Worker) -> Iterator[None]:
+    """Metrics and health at the port that was given, if one was."""
+    if args.metrics_port is None:
+        yield
+        return
+    try:
+        from api.jobs.metrics import WorkerMetrics, offered
+    except ImportError as error:
+        raise MissingDependencyError(f"{error.name} is absent: pip install 'ballast-mix[api]'") from error
+    worker.metrics = WorkerMetrics(worker.board)
+    with offered(worker.metrics, args.metrics_host, args.metrics_port, lambda: worker.stopping) as url:
+        say(f"metrics and health at {url}")
+        yield
+
+
+def _stop_without(parent: int, worker: Worker) -> None:
+    """Stop the worker once its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_S)
+    worker.stopping = True
 
 
 def _say_what_waits(worker: Worker) -> None:

@@ -1,8 +1,8 @@
 """The messages that wake workers: one queue for each kind of job, in the storages of the library huey.
 
 A message holds a tenant and a job id and nothing that runs: huey's own task layer would unpickle what it takes, so
-whoever can write the queue could run code in a worker. Losing a message costs seconds, since an idle worker also
-looks at the board.
+whoever can write the queue could run code in a worker. A worker takes a message as a reason to look at the board, never
+as the job to do: losing one costs seconds, since an idle worker also looks there now and again.
 """
 
 from dataclasses import dataclass, field

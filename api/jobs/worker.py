@@ -1,7 +1,8 @@
 """Taking jobs: one at a time, under the job's lock, as long as the worker runs.
 
-A message of the queue starts a job at once. An idle worker also looks at the board, for jobs whose message was lost
-and for running ones whose lock is free: their worker died, and the job begins again.
+Which jobs there are is read from the board alone. A message of the queue makes an idle worker look at once; without one
+it looks every five seconds, for jobs whose message was lost and for running ones whose lock is free: their worker died,
+and the job begins again.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api.jobs.board import INPUT_FILE, Board, job_path
 from api.jobs.control import CancelledError, Control, StoppedError
@@ -23,6 +25,10 @@ from curator.console import say
 from curator.errors import BallastError, IntegrityError, StoreError
 from curator.store.scratch import Scratch, sweep_scratch
 from curator.store.store import Store
+from curator.store.usage import UsageLog
+
+if TYPE_CHECKING:  # a worker without a port needs no prometheus_client
+    from api.jobs.metrics import WorkerMetrics
 
 Handler = Callable[[Store, Path, Control], dict[str, Any]]
 MAX_ATTEMPTS = 3
@@ -41,22 +47,30 @@ class Worker:
     handlers: Mapping[JobKind, Handler]
     stopping: bool = False
     n_done: int = 0
+    metrics: "WorkerMetrics | None" = None
+    usage: UsageLog = field(init=False)
     _not_before_s: dict[str, float] = field(default_factory=dict)
     _scan_at_s: float = 0.0
+    _turns: dict[str, int] = field(default_factory=dict)  # number of each tenant's last turn
+    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def __post_init__(self) -> None:
+        self.usage = UsageLog(self.store)
 
     @property
     def board(self) -> Board:
         """The jobs of the store."""
         return Board(self.store)
 
-    def run(self, *, until_idle: bool = False) -> None:
-        """Work until stopped, or until nothing is left to do.
+    def run(self, *, until_idle: bool = False, linger_s: float | None = None) -> None:
+        """Work until stopped, until nothing is left to do, or until there was nothing to do for `linger_s` seconds.
 
         What killed workers left on this machine's disk is removed first. A store or queue that cannot be
         reached is reported on stderr and tried again.
         """
         sweep_scratch()
-        pause_s = POLL_S / 10 if until_idle else POLL_S
+        pause_s = POLL_S if not until_idle and linger_s is None else POLL_S / 10
+        worked_s = time.monotonic()
         while not self.stopping:
             if until_idle:
                 self._scan_at_s = 0.0  # a message that was lost should not be waited for
@@ -66,33 +80,46 @@ class Worker:
                 sys.stderr.write(f"error: {error.message}; trying again\n")
                 worked = False
                 time.sleep(SCAN_S)
-            if not worked:
-                if until_idle and not self._waiting():
-                    return
-                time.sleep(pause_s)
+            if worked:
+                worked_s = time.monotonic()
+                continue
+            is_over = until_idle or (linger_s is not None and time.monotonic() - worked_s > linger_s)
+            if is_over and not self._waiting():
+                return
+            time.sleep(pause_s)
 
     def step(self) -> bool:
-        """Do one job, or several that were left behind; returns whether there was any.
+        """Do one job, of the tenants in turn; returns whether there was any.
 
-        Raises the first StoreError that a job met on the way to it, after the others had their turn.
+        A message of the queue, or the time, only says that it is worth looking at the board. Raises the first
+        StoreError that a job met on the way to it, after the others had their turn.
         """
-        for kind in self.handlers:
-            message = self.queue.take(kind)
-            if message is not None:
-                return self.do(*message)
-        if time.monotonic() < self._scan_at_s:
+        woken = [kind for kind in self.handlers if self.queue.take(kind) is not None]
+        if not woken and time.monotonic() < self._scan_at_s:
             return False
         self._scan_at_s = time.monotonic() + SCAN_S
-        left_behind = [found for kind in self.handlers for found in self.board.active(kind)]
-        n_done, errors = 0, []
-        for found in left_behind:
+        errors = []
+        for tenant, job_id in self._in_turn():
             try:
-                n_done += self.do(*found)
+                if self.do(tenant, job_id):
+                    self._scan_at_s = 0.0  # there may be more, whatever the queue says
+                    return True
             except StoreError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
-        return n_done > 0
+        return False
+
+    def _in_turn(self) -> Iterator[tuple[str, str]]:
+        """The jobs to do: each tenant's oldest before its second, those of whoever had no turn for longest first."""
+        lines: dict[str, list[str]] = {}
+        for kind in self.handlers:
+            for tenant, job_id in self.board.active(kind):
+                lines.setdefault(tenant, []).append(job_id)
+        self._turns = {tenant: number for tenant, number in self._turns.items() if tenant in lines}
+        tenants = sorted(lines, key=lambda tenant: self._turns.get(tenant, 0))
+        for jobs in zip_longest(*(lines[tenant] for tenant in tenants)):
+            yield from ((tenant, job_id) for tenant, job_id in zip(tenants, jobs, strict=True) if job_id is not None)
 
     def do(self, tenant: str, job_id: str) -> bool:
         """Do one job to its end, unless it has ended or another worker holds it; returns whether it was done."""
@@ -106,6 +133,7 @@ class Worker:
             with self.board.held(tenant, job_id) as job:
                 if job is None or not job.active:
                     return False
+                self._turns[tenant] = next(self._numbers)
                 self._attempt(job)
                 return True
         except IntegrityError as error:
@@ -132,9 +160,21 @@ class Worker:
             return
         if job.state == "running":
             job = job.with_event("retried", "its worker died; the job begins again")
-        changes = {"state": "running", "started_at": job.started_at or job.events[-1].at}
-        job = job.with_event("started", "a worker began", **changes, n_attempts=job.n_attempts + 1)
+        job = job.with_event("started", "a worker began", state="running", n_attempts=job.n_attempts + 1)
+        job = job.model_copy(update={"started_at": job.started_at or job.events[-1].at})
         self.board.write(job)
+        with self._counted():
+            self._handle(job)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self.metrics is None:
+            yield
+            return
+        with self.metrics.running.track_inprogress():
+            yield
+
+    def _handle(self, job: Job) -> None:
         control = Control(self.board, job, lambda: self.stopping)
         try:
             with _rows(self.store, job) as path:
@@ -171,9 +211,26 @@ class Worker:
 
     def _end(self, job: Job) -> None:
         self.board.end(job)
+        self._log_usage(job)
+        if self.metrics is not None:
+            self.metrics.observe(job)
         self.n_done += 1
         seconds = (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
         say(f"{job.kind} {job.job_id}: {job.state} after {seconds:.1f} s")
+
+    def _log_usage(self, job: Job) -> None:
+        seconds = (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else None
+        try:
+            self.usage.add(
+                job.tenant,
+                f"{job.kind} job {job.state}",
+                job_id=job.job_id,
+                mix_id=(job.result or {}).get("mix_id"),
+                n_rows_in=job.request.get("task", {}).get("n_rows"),
+                duration_ms=None if seconds is None else round(seconds * 1000, 1),
+            )
+        except StoreError as error:
+            _tell(error)
 
 
 @contextmanager

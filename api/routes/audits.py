@@ -1,6 +1,5 @@
 """POST /v1/audits: a user's rows to a worker with models; and what it found."""
 
-import time
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from api.auth import (
     holding_any,
 )
 from api.errors import ApiError
-from api.idempotency import IdempotencyKey, Remembered
+from api.idempotency import IdempotencyKey
 from api.jobs.board import ROWS_FILE, job_path
 from api.jobs.control import task_document
 from api.jobs.record import Job
@@ -29,7 +28,7 @@ from api.schemas import (
     errors,
 )
 from api.service import Service, service_of
-from api.submit import job_response, submit
+from api.submit import Announce, job_response, submit
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.audit.options import parse_options
@@ -56,9 +55,9 @@ async def create_audit(request: Request, tenant: AuditTenant, idempotency_key: I
     audits of a tenant are counted by the hour.
     """
     service = service_of(request)
-    async with received(request, service, tenant, "audit") as upload, service.build_place():
+    async with received(request, service, tenant, "audit") as upload, service.build_place(tenant):
         job, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key)
-    return job_response(job, {"Idempotency-Replayed": "true"} if replayed else {})
+    return job_response(service, job, {"Idempotency-Replayed": "true"} if replayed else {})
 
 
 @router.get("/{job_id}", response_model=AuditReport, responses=errors(404, 409))
@@ -106,26 +105,25 @@ def _answer(service: Service, upload: Upload, tenant: str, key: str | None) -> t
         if earlier is not None and earlier.job_id is not None:
             with suppress(MissingError):  # a job that was removed since, or is over its time, is made again
                 return service.kept_job(tenant, earlier.job_id), True
-        job = _submit(service, upload, tenant)
-        kept = Remembered(request_sha256=fingerprint, job_id=job.job_id, at_s=time.time())
-        service.idempotency.remember(tenant, key, kept)
-        return job, False
+        with service.idempotency.announcing(tenant, key, fingerprint) as announce:
+            return _submit(service, upload, tenant, announce), False
 
 
-def _submit(service: Service, upload: Upload, tenant: str) -> Job:
+def _submit(service: Service, upload: Upload, tenant: str, announce: Announce | None = None) -> Job:
     options = parse_options(part_document(upload, "audit"))
     try:
         resolve_scorers(service.store, options.pool())
     except MissingError as error:  # a name in the body, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
     task_set = checked_rows(service, upload, tenant, service.settings.max_audit_rows)
+    service.stored.check(tenant, upload.n_bytes)
     request = {
         "audit": options.model_dump(mode="json"),
         "task": task_document(task_set),
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
     }
     with service.quotas.audit(tenant):
-        return submit(service, tenant, "audit", request, task_set.path)
+        return submit(service, tenant, "audit", request, task_set.path, announce)
 
 
 def _done(service: Service, asking: Principal, job_id: str) -> Job:

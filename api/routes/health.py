@@ -1,5 +1,6 @@
 """Is the process alive, can it serve, and what does it offer."""
 
+import logging
 import tempfile
 from html import escape
 from typing import Any
@@ -10,7 +11,8 @@ from starlette.responses import HTMLResponse, Response
 from api.auth import GUARDED, AdminTenant
 from api.errors import ApiError
 from api.schemas import Health, Readiness, errors
-from api.service import service_of
+from api.service import Service, service_of
+from api.telemetry import log_event
 from curator.errors import BallastError
 
 router = APIRouter(tags=["service"])
@@ -29,26 +31,33 @@ _METRICS_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "
 
 
 @router.get("/healthz", response_model=Health)
-def healthz(request: Request) -> dict[str, str]:
-    """The process answers; it says nothing about the store."""
+async def healthz(request: Request) -> dict[str, str]:
+    """The process answers, also when every thread waits for a store that is away; it says nothing about the store."""
     return {"status": "ok", "version": request.app.version}
 
 
 @router.get("/readyz", response_model=Readiness, responses=errors(503))
 def readyz(request: Request) -> dict[str, Any]:
-    """The store can be read, has this version's format, and uploads can be taken; otherwise 503."""
+    """The store can be read, has this version's format, and uploads can be taken; otherwise 503. Kept for a second."""
     service = service_of(request)
     if service.stopping:
         raise ApiError(503, "stopping", "the service is finishing its last requests")
+    if not service.readiness.get(lambda: _is_ready(service)):
+        raise ApiError(
+            503, "not_ready", "the store cannot be read, has another format version, or no upload can be taken"
+        )
+    return {"status": "ready"}
+
+
+def _is_ready(service: Service) -> bool:
     try:
         service.store.open(create=False)
         with tempfile.TemporaryFile(dir=service.settings.temp_dir) as file:
             file.write(b"x")
     except (BallastError, OSError) as error:
-        raise ApiError(
-            503, "not_ready", "the store cannot be read, has another format version, or no upload can be taken"
-        ) from error
-    return {"status": "ready"}
+        log_event(logging.WARNING, "not ready", error)
+        return False
+    return True
 
 
 @router.get("/metrics", response_class=Response, responses={200: _METRICS_TEXT, **GUARDED})

@@ -62,13 +62,14 @@ def list_jobs(
     fitting = (job for job in found if job and kind in (None, job.kind) and state in (None, job.state))
     page = list(islice(fitting, bound + 1))
     next_after = page[bound - 1].job_id if len(page) > bound else None
-    return {"jobs": [job_view(job) for job in page[:bound]], "next_after": next_after}
+    return {"jobs": [job_view(service, job) for job in page[:bound]], "next_after": next_after}
 
 
 @router.get("/{job_id}", response_model=JobView, responses=errors(404))
 def get_job(request: Request, asking: Asking, job_id: str) -> dict[str, Any]:
     """State, progress and outcome of a job."""
-    return job_view(find_job(service_of(request), asking, job_id))
+    service = service_of(request)
+    return job_view(service, find_job(service, asking, job_id))
 
 
 @router.get("/{job_id}/events", response_model=JobEvents, responses=errors(404, 422))
@@ -111,7 +112,7 @@ def delete_job(request: Request, asking: Asking, job_id: str) -> Response:
         job = service.board.ask_to_cancel(asking.tenant, job_id)
     except MissingError as error:
         raise _missing() from error
-    answer = JobView.model_validate(job_view(job))
+    answer = JobView.model_validate(job_view(service, job))
     status = 202 if job.active else 200
     return Response(answer.model_dump_json(), status, media_type="application/json")
 

@@ -33,18 +33,18 @@ from api.schemas import (
 )
 from api.service import Service, service_of
 from api.settings import Settings
-from api.submit import job_response, submit
+from api.submit import Announce, job_response, submit
 from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import checked_rows, dropped_rows, part_document
 from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError, TooManyRowsError
-from curator.mix.build import build_lasting, preview_mix
+from curator.mix.build import build_lasting, preview_mix, remove_mix
 from curator.mix.files import MANIFEST_FILE, mix_path, tenant_path
 from curator.mix.identity import Manifest, read_manifest
 from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
+from curator.mix.sign import Signature
 from curator.recipe import Recipe, parse_recipe
-from curator.store.store import Store
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
@@ -62,9 +62,9 @@ class PrivateMixRequest(TaskDeclaration):
     recipe: dict[str, Any]
 
 
-def mix_links(mix_id: str) -> dict[str, str]:
+def mix_links(service: Service, mix_id: str) -> dict[str, str]:
     """Where the parts of a mix are."""
-    base = f"/v1/mixes/{mix_id}"
+    base = f"{service.settings.root_path}/v1/mixes/{mix_id}"
     return {"self": base, "rows": f"{base}/rows"} | {name: f"{base}/data?format={name}" for name in MEDIA_TYPES}
 
 
@@ -115,12 +115,12 @@ async def create_mix(
     counted and listed in the answer.
     """
     service = service_of(request)
-    async with received(request, service, tenant) as upload, service.build_place():
+    async with received(request, service, tenant) as upload, service.build_place(tenant):
         answer, replayed = await run_in_threadpool(_answer, service, upload, tenant, idempotency_key, prefer)
     again = {"Idempotency-Replayed": "true"} if replayed else {}
     if isinstance(answer, Job):
         service.metrics.mixes.labels("replayed" if replayed else "queued").inc()
-        return job_response(answer, again | _applied(prefer))
+        return job_response(service, answer, again | _applied(prefer))
     service.metrics.mixes.labels("replayed" if replayed else "created" if answer.created else "found").inc()
     headers = {"Location": answer.links["self"]} | again
     status = 201 if answer.created else 200
@@ -136,7 +136,7 @@ async def create_mix(
 async def preview(request: Request, tenant: MixTenant) -> Response:
     """The manifest, counts, tokens and cost that a recipe would give for a data set; nothing is stored."""
     service = service_of(request)
-    async with received(request, service, tenant) as upload, service.build_place():
+    async with received(request, service, tenant) as upload, service.build_place(tenant):
         answer = await run_in_threadpool(_preview, service, upload, tenant)
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -153,7 +153,7 @@ async def offer_private(request: Request, tenant: MixTenant) -> Response:
     service = service_of(request)
     with service.upload_place(tenant):
         asked = await read_asked(request, PrivateMixRequest, MAX_ASKED_BYTES)
-        async with service.build_place():
+        async with service.build_place(tenant):
             answer = await run_in_threadpool(_offer, service, asked, tenant)
     return Response(answer, media_type="application/json", headers={"Cache-Control": "private, no-store"})
 
@@ -170,14 +170,17 @@ def _answer(
         if earlier is not None:
             with suppress(MissingError):  # a mix or job that was deleted since, or is over its time, is made again
                 return _again(service, tenant, earlier), True
-        answer = _make(service, upload, tenant, prefer)
-        kept = Remembered(request_sha256=fingerprint, at_s=time.time())
-        if isinstance(answer, Job):
-            kept = kept.model_copy(update={"job_id": answer.job_id})
-        else:
-            named = {"mix_id": answer.mix_id, "created": answer.created, "dropped": answer.dropped}
-            kept = kept.model_copy(update=named)
-        service.idempotency.remember(tenant, key, kept)
+        with service.idempotency.announcing(tenant, key, fingerprint) as announce:
+            answer = _make(service, upload, tenant, prefer, announce)
+        if isinstance(answer, CreatedMix):
+            kept = Remembered(
+                request_sha256=fingerprint,
+                mix_id=answer.mix_id,
+                created=answer.created,
+                dropped=answer.dropped,
+                at_s=time.time(),
+            )
+            service.idempotency.remember(tenant, key, kept)
         return answer, False
 
 
@@ -192,15 +195,20 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
         mix_id=mix_id,
         created=earlier.created,
         manifest=read_manifest(service.store, tenant, mix_id),
+        signature=service.signature(tenant, mix_id),
         dropped=earlier.dropped or DroppedRows(n_rows=0, codes={}, details=[], truncated=False),
-        links=mix_links(mix_id),
+        links=mix_links(service, mix_id),
     )
 
 
-def _make(service: Service, upload: Upload, tenant: str, prefer: str | None) -> CreatedMix | Job:
+def _make(
+    service: Service, upload: Upload, tenant: str, prefer: str | None, announce: Announce | None = None
+) -> CreatedMix | Job:
     recipe, task_set = _asked(service, upload, tenant)
+    service.stored.check(tenant, upload.n_bytes)
     if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
-        return submit(service, tenant, "mix", _job_request(service, recipe, task_set), task_set.path)
+        asked = _job_request(service, recipe, task_set, tenant)
+        return submit(service, tenant, "mix", asked, task_set.path, announce)
     return _build(service, recipe, task_set, tenant)
 
 
@@ -215,10 +223,11 @@ def is_long(settings: Settings, n_bytes: int, n_rows: int) -> bool:
     return n_rows > settings.async_rows or n_bytes > settings.async_bytes
 
 
-def _job_request(service: Service, recipe: Recipe, task_set: TaskSet) -> dict[str, Any]:
+def _job_request(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> dict[str, Any]:
+    policy = service.tenants.policy(tenant)
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "policy": None if service.policy is None else service.policy.model_dump(mode="json"),
+        "policy": None if policy is None else policy.model_dump(mode="json"),
         "mix_ttl_s": service.settings.mix_ttl_s,
         "task": task_document(task_set),
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
@@ -228,22 +237,23 @@ def _job_request(service: Service, recipe: Recipe, task_set: TaskSet) -> dict[st
 def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> CreatedMix:
     try:
         ttl_s = service.settings.mix_ttl_s
-        result = build_lasting(service.store, task_set, recipe, tenant, service.policy, ttl_s)
+        result = build_lasting(service.store, task_set, recipe, tenant, service.tenants.policy(tenant), ttl_s)
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
     return CreatedMix(
         mix_id=result.mix_id,
         created=result.created,
         manifest=result.manifest,
+        signature=service.signature(tenant, result.mix_id),
         dropped=dropped_rows(task_set, service.settings),
-        links=mix_links(result.mix_id),
+        links=mix_links(service, result.mix_id),
     )
 
 
 def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
     recipe, task_set = _asked(service, upload, tenant)
     try:
-        manifest = preview_mix(service.store, task_set, recipe, tenant, service.policy)
+        manifest = preview_mix(service.store, task_set, recipe, tenant, service.tenants.policy(tenant))
     except MissingError as error:
         raise ApiError(422, error.code, error.message, details=error.details) from error
     task, safe = manifest.tokens.task, manifest.tokens.safe
@@ -267,7 +277,7 @@ def _offer(service: Service, asked: PrivateMixRequest, tenant: str) -> bytes:
         raise TooManyRowsError(f"{asked.n_rows:,} rows are declared, the bound is {service.settings.max_task_rows:,}")
     service.quotas.count_rows(tenant, asked.n_rows)
     try:
-        return offer_json(offer(service.store, declaration, service.policy, MAX_OFFERED_ROWS))
+        return offer_json(offer(service.store, declaration, service.tenants.policy(tenant), MAX_OFFERED_ROWS))
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
 
@@ -290,7 +300,7 @@ def list_mixes(
     bound = page_size(request, limit)
     names = (name for name in service.store.list(tenant_path(tenant)) if name > after and _MIX_ID.fullmatch(name))
     names = (name for name in names if not service.expiry.is_expired(tenant, name))
-    found = (summary for name in names if (summary := _summary(service.store, tenant, name)) is not None)
+    found = (summary for name in names if (summary := _summary(service, tenant, name)) is not None)
     page = list(islice(found, bound + 1))
     return {"mixes": page[:bound], "next_after": page[bound - 1]["mix_id"] if len(page) > bound else None}
 
@@ -318,6 +328,15 @@ def get_manifest(
         raise _missing() from error
 
 
+@router.get("/{mix_id}/signature", response_model=Signature, responses=errors(404))
+def get_signature(request: Request, mix: Mix) -> Signature:
+    """The Ed25519 signature of a mix's manifest (docs/mixing.md, Receipt)."""
+    found = service_of(request).signature(mix.tenant, mix.manifest.mix_id)
+    if found is None:
+        raise ApiError(404, "not_signed", "this mix has no signature: the service has no signing key (sign_key)")
+    return found
+
+
 @router.delete("/{mix_id}", status_code=204, responses=errors(404, 412))
 def delete_mix(
     request: Request,
@@ -340,8 +359,7 @@ def delete_mix(
         raise _missing() from error
     if if_match is not None and not some_match(if_match, etag):
         raise ApiError(412, "precondition_failed", "the mix has another entity tag than If-Match names")
-    store.delete(f"{folder}/{MANIFEST_FILE}")
-    store.delete(folder)
+    remove_mix(store, tenant, mix_id)
 
 
 def page_size(request: Request, limit: int | None) -> int:
@@ -350,20 +368,20 @@ def page_size(request: Request, limit: int | None) -> int:
     return min(limit or DEFAULT_PAGE_ROWS, bound)
 
 
-def _summary(store: Store, tenant: str, mix_id: str) -> dict[str, Any] | None:
+def _summary(service: Service, tenant: str, mix_id: str) -> dict[str, Any] | None:
     """One mix of the list; None when it was deleted meanwhile, or never finished."""
     shown: dict[str, Any] = {"mix_id": mix_id, "status": "damaged", "n_rows": None, "n_safe": None, "corpora": None}
     try:
-        manifest = read_manifest(store, tenant, mix_id)
+        manifest = read_manifest(service.store, tenant, mix_id)
     except MissingError:
         return None
     except IntegrityError:
-        return {**shown, "links": mix_links(mix_id)}
+        return {**shown, "links": mix_links(service, mix_id)}
     return {
         **shown,
         "status": "complete",
         "n_rows": manifest.n_rows,
         "n_safe": manifest.n_safe,
         "corpora": [pool.corpus for pool in manifest.pools],
-        "links": mix_links(mix_id),
+        "links": mix_links(service, mix_id),
     }

@@ -30,17 +30,22 @@ def asked_body(model: type[BaseModel]) -> dict[str, Any]:
 async def read_asked(request: Request, model: type[M], max_bytes: int) -> M:
     """What a small JSON body asks.
 
-    Raises ApiError 415 for another content type, 413 beyond `max_bytes`, 400 for no JSON, 422 for another shape.
+    Raises ApiError 415 for another content type or a packed body, 413 beyond `max_bytes`, 400 for no JSON, 422 for
+    another shape.
     """
+    check_encoding(request)
     content_type, _ = parse_options_header(request.headers.get("content-type"))
     if content_type != b"application/json":
         raise ApiError(415, "unsupported_content_type", "send the body as application/json")
     chunks, body = request.stream(), bytearray()
     try:
+        reported = request.headers.get("content-length", "")
+        if reported.isdecimal() and int(reported) > max_bytes:
+            raise too_large(max_bytes, "send a shorter document")
         async for chunk in bounded(chunks, max_bytes, "send a shorter document"):
             body += chunk
     except ApiError:
-        await drain(chunks)
+        await drain(request, chunks)
         raise
     return await run_in_threadpool(_parsed, bytes(body), model)
 
@@ -60,14 +65,24 @@ def too_large(max_bytes: int, remedy: str) -> ApiError:
     return ApiError(413, "too_large", f"the body is over the bound of {max_bytes} bytes: {remedy}")
 
 
-async def drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read and throw away what the client is still sending, for a while.
+async def drain(request: Request, chunks: AsyncIterator[bytes]) -> None:
+    """Before an answer after which the connection is closed: throw away what the client is still sending, for a while.
 
-    It would otherwise meet a closed connection instead of the answer.
+    It would otherwise meet a closed connection instead of the answer. On a connection that stays open the answer is
+    sent at once, and the server throws the rest away. A client that waits for `100 Continue` is sending nothing.
     """
+    if request.headers.get("connection", "").lower() != "close" or "expect" in request.headers:
+        return
     with move_on_after(DRAIN_S):
         async for _ in chunks:
             pass
+
+
+def check_encoding(request: Request) -> None:
+    """Raises ApiError 415 for a body that is packed as a whole."""
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        message = "send the body without Content-Encoding; a file in it may be packed as .gz or .zst"
+        raise ApiError(415, "unsupported_content_encoding", message, headers={"Accept-Encoding": "identity"})
 
 
 def _parsed(body: bytes, model: type[M]) -> M:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from api.errors import ApiError
 from api.service import Service
 from api.settings import Settings
-from api.uploads.bodies import bounded, drain, too_large
+from api.uploads.bodies import bounded, check_encoding, drain, too_large
 from api.uploads.multipart import FILE_PART, Parts
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.store.scratch import Scratch
@@ -111,6 +111,7 @@ async def received(request: Request, service: Service, tenant: str, document: st
     """
     settings, chunks = service.settings, request.stream()
     try:
+        check_encoding(request)
         with service.upload_place(tenant):
             _check_size(request, service, tenant)
             folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
@@ -120,7 +121,7 @@ async def received(request: Request, service: Service, tenant: str, document: st
             finally:
                 await run_in_threadpool(folder.close)
     except ApiError:
-        await drain(chunks)
+        await drain(request, chunks)
         raise
 
 

@@ -8,6 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from curator.corpus.task_set import TaskSet
     from curator.store.store import Store
 
@@ -74,7 +76,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_data(source: str, workdir: str, args: argparse.Namespace) -> "TaskSet":
+def read_data(source: str, workdir: "Path", args: argparse.Namespace) -> "TaskSet":
     """The rows of a data set as the options of `add_data_options` say; bad ones are listed for a person (capped).
 
     Raises BadRowsError for bad rows that are not to be kept out.

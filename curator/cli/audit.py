@@ -1,7 +1,6 @@
 """`python -m curator audit`: a data set's gap compared with a scored corpus."""
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Audit a file and say the verdict."""
     from curator.audit.options import AUDIT_ROWS, parse_options
     from curator.audit.run import audit
+    from curator.store.scratch import Scratch, sweep_scratch
     from curator.store.store import Store
 
     store = open_store(args)
@@ -57,11 +57,12 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError(f"{args.out} cannot be written: its folder does not exist")
     asked: dict[str, Any] = {"hold_out": args.hold_out, "misaligned": args.misaligned, "score": args.score}
     options = parse_options({"corpus": args.corpus, "seed": args.seed, **asked})
-    with tempfile.TemporaryDirectory(prefix="ballast-audit-") as folder:
+    sweep_scratch()
+    with Scratch("audit") as folder:
         task_set = read_data(args.file, folder, args)
         models = audit_models(args.model, args.adapter, args.device, args.batch_tokens, args.threads)
         try:
-            found = audit(store, Store(Path(folder) / "work"), task_set, options, models)
+            found = audit(store, Store(folder / "work"), task_set, options, models)
         finally:
             models.close()
     if args.out is not None:

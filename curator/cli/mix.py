@@ -6,17 +6,16 @@ The receipt of a mix, as `python -m curator mix` prints it: what fits a screen; 
 import argparse
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
-from curator.console import say, say_json
+from curator.console import say, say_json, shorten_help
 from curator.errors import (
     BadInputError,
     MissingError,
     RecipeError,
 )
-from curator.mix.build import MixResult, build_mix, plan_mix
+from curator.mix.build import MixResult, build_mix, plan_mix, remove_left
 from curator.mix.files import DEFAULT_TENANT, MIX_FILE, mix_path
 from curator.mix.manifest import InoculationReceipt, Manifest, PoolReceipt
 from curator.mix.reasons import write_reasons
@@ -30,10 +29,12 @@ from curator.recipe import (
     ScoreName,
     parse_recipe,
 )
+from curator.recipe.filters import RefusalFilter, default_filters
 from curator.recipe.inoculation import InoculationKind, Placement
 from curator.recipe.policy import Policy, load_policy
 from curator.recipe.pools import WhenShort
 from curator.recipe.strategies import StratumColumn
+from curator.store.scratch import Scratch, sweep_scratch
 
 
 def say_receipt(result: MixResult) -> None:
@@ -99,7 +100,8 @@ DESCRIPTION = """\
 Draws safe rows from a scored corpus and mixes them into a task file. Rows and manifest go to the store under a mix
 id; the same request gives the same id, rows and order again. Say what you want in a recipe file (YAML or JSON, as
 the HTTP service takes it) or with the options below; with none but --corpus, 0.05 safe rows per task row are taken
-from the top by gap, refusals left out, spread evenly."""
+from the top by gap, spread evenly. Refusals, junk (hygiene) and answers of fewer than four tokens (length) are left
+out unless --refusals keep or --without says otherwise; a recipe's own list of filters is applied as it stands."""
 
 EXAMPLES = """\
   python -m curator mix task.jsonl --corpus chats
@@ -113,7 +115,7 @@ EXAMPLES = """\
 # Options that together make a recipe of one pool; `--recipe` takes the place of all of them.
 _RECIPE_OPTIONS = (
     "corpus", "revision", "aligned", "misaligned", "benign", "hold_out", "score", "eps", "refusals", "filter",
-    "strategy", "min_score", "max_score", "by",
+    "without", "strategy", "min_score", "max_score", "by",
     "allow_negative_control", "interleave_ratio", "mix_share", "rows", "tokens", "when_short", "max_copies",
     "order", "batch_size", "epochs", "epoch_order", "inoculation",
     "placement", "inoculation_kind", "seed",
@@ -126,6 +128,14 @@ _STRATEGY_SETTINGS = (
     ("max", "max_score", "threshold"),
     ("by", "by", "stratified"),
 )
+
+
+# What most mixes need; `--help-all` has the rest, and a recipe file has every key (docs/recipe.md).
+_SHOWN = (
+    "--corpus", "--recipe", "--policy", "--interleave-ratio", "--mix-share", "--rows", "--tokens", "--strategy",
+    "--score", "--hold-out", "--refusals", "--filter", "--order", "--epochs", "--inoculation", "--seed",
+    "--on-bad-rows", "--jsonl", "--reasons", "--sign-key", "--tenant", "--store", "--json",
+)  # fmt: skip
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -149,6 +159,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--recipe", metavar="FILE", help="the whole recipe; takes the place of the options below")
     _add_recipe_options(parser)
+    shorten_help(parser, _SHOWN)
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +178,14 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--filter",
         action="append",
         choices=PLAIN_FILTERS,
-        help="a further filter with its default settings; may be given several times",
+        help="a filter with its default settings, beside those that are on by default; may be given several times",
+    )
+    group.add_argument(
+        "--without",
+        action="append",
+        choices=[spec.name for spec in default_filters() if spec.name != "refusal"],
+        help="turn off a filter that is on by default: hygiene (junk) or length (fewer than four response tokens); "
+        "may be given several times",
     )
     group.add_argument("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
     for name, what in (("misaligned", "SCORER"), ("benign", "SCORER"), ("hold-out", "DOMAIN")):
@@ -229,7 +247,9 @@ def run(args: argparse.Namespace) -> int:
     """Mix, and print the receipt."""
     recipe, policy = _recipe(args), _policy(args)
     store = open_store(args)
-    with TemporaryDirectory(prefix="ballast-") as workdir:
+    sweep_scratch()
+    remove_left(store, args.tenant)
+    with Scratch("mix") as workdir:
         task_set = read_data(args.taskfile, workdir, args)
         result = build_mix(store, task_set, recipe, args.tenant, policy, args.jsonl)
         if args.reasons is not None:
@@ -274,10 +294,12 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     refusals = given.pop("refusals", None)
     if score:
         given["score"] = score
-    further = given.pop("filter", [])
-    if refusals is not None or further:
-        first = [] if refusals == "keep" else [{"name": "refusal", "rule": refusals or "v1"}]
-        given["filters"] = [*first, *further]
+    further, without = given.pop("filter", []), given.pop("without", [])
+    if refusals is not None or further or without:
+        left_out = {*without, *(["refusal"] if refusals == "keep" else [])}
+        rule = RefusalFilter(rule="v2" if refusals == "v2" else "v1")
+        own = [spec.model_dump() for spec in default_filters(rule) if spec.name not in left_out]
+        given["filters"] = [*own, *(name for name in further if name not in {spec["name"] for spec in own})]
     return parse_recipe(given)
 
 

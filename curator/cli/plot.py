@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
 from curator.errors import BadInputError
+from curator.mix.files import DEFAULT_TENANT, find_mix
 from curator.recipe import DEFAULT_EPS, ScoreName
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ Draws one picture, PNG or SVG by the ending of --out, without a display:
   length   every row's loss against its response length, under each scorer
   plane    rows in the plane of aligned and misaligned loss; a mix's safe rows, or the top ones, stand out
   ratio    safe rows per task row over the positions of a mix, so far and in each batch
-  curve    a training run's losses, from its metrics.jsonl"""
+  curve    a training run's losses, from its metrics.jsonl
+Needs the extra `plot`: pip install 'ballast-mix[plot]'."""
 
 EXAMPLES = """\
   python -m curator plot gap --corpus chats --out gap.png
@@ -44,9 +46,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--aligned", metavar="ID", help="aligned scorer's id or its beginning, where there are several")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--top", type=int, metavar="N", help="plane: mark the N rows with the largest score")
-    chosen.add_argument("--mix", metavar="MIX_ID", help="plane: mark the safe rows of this mix; ratio: draw it")
+    chosen.add_argument("--mix", metavar="MIX_ID", help="plane: mark this mix's safe rows; ratio: draw it")
     parser.add_argument("--batch-size", type=int, metavar="N", help="ratio: rows that the trainer takes at once")
-    parser.add_argument("--tenant", default="local", help="whose mix --mix is (default: local)")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix --mix is (default: local)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="curve: run folder, or its metrics.jsonl")
     parser.add_argument("--title", default="", help="title above the picture")
 
@@ -55,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
     """Draw and say where the picture is."""
     from curator.query.plots import save
 
+    for name, kinds in _ONLY_FOR.items():
+        if args.kind not in kinds and getattr(args, name) not in (None, []):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInputError(f"{option} does nothing in plot {args.kind}: it is for plot {' and '.join(kinds)}")
+    if args.mix is not None:
+        args.mix = find_mix(open_store(args), args.tenant, args.mix)
     if args.bins < 1:
         raise BadInputError(f"--bins {args.bins}: at least one is needed")
     save(_KINDS[args.kind](args), args.out)
@@ -146,6 +154,19 @@ _KINDS: dict[str, Callable[[argparse.Namespace], "Figure"]] = {
 }
 
 
+# Options that other kinds would leave aside in silence.
+_ONLY_FOR = {
+    "corpus": ("gap", "length", "plane"),
+    "by": ("gap",),
+    "hold_out": ("gap", "plane"),
+    "aligned": ("gap", "plane"),
+    "top": ("plane",),
+    "mix": ("plane", "ratio"),
+    "batch_size": ("ratio",),
+    "run": ("curve",),
+}
+
+
 def _corpus(args: argparse.Namespace) -> str:
     if args.corpus is None:
         raise BadInputError(f"plot {args.kind} needs --corpus NAME")
@@ -168,12 +189,17 @@ def _gap_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _marked(args: argparse.Namespace, rows: list[dict[str, Any]]) -> set[str]:
     if args.mix is not None:
-        table = open_store(args).read_table(
-            f"mixes/{args.tenant}/{args.mix}/mix.parquet", ["origin", "corpus", "example_id"]
-        )
-        return {
-            row["example_id"] for row in table.to_pylist() if row["origin"] == "safe" and row["corpus"] == args.corpus
-        }
+        import pyarrow.compute as pc
+
+        from curator.mix.files import mix_batches
+
+        found: set[str] = set()
+        for batch in mix_batches(open_store(args), args.tenant, args.mix, columns=["origin", "corpus", "example_id"]):
+            is_ours = pc.and_(pc.equal(batch["origin"], "safe"), pc.equal(batch["corpus"], args.corpus))
+            found.update(batch["example_id"].filter(is_ours).to_pylist())
+        if not found:
+            raise BadInputError(f"mix {args.mix} has no safe row of corpus {args.corpus}")
+        return found
     judged = [row for row in rows if row[args.score] is not None]
     ranked = sorted(judged, key=lambda row: (-row[args.score], row["example_id"]))
     return {row["example_id"] for row in ranked[: args.top or 0]}

@@ -4,7 +4,7 @@ import argparse
 
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
-from curator.corpus.manifest import read_corpus, read_scorers
+from curator.corpus.manifest import MIN_PREFIX, read_corpus, read_scorers
 from curator.errors import BadInputError, MissingError
 
 DESCRIPTION = """\
@@ -20,14 +20,16 @@ def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "remove", description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument("--corpus", required=True, metavar="NAME", help="the scored corpus")
-    parser.add_argument("--scorer", required=True, metavar="ID", help="the scorer's id, its beginning, or its label")
+    parser.add_argument(
+        "--scorer", required=True, metavar="ID", help="the scorer's label, its id, or at least 4 digits of it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Find the one scorer that is meant, and remove it."""
     store = open_store(args)
     known = read_scorers(store, read_corpus(store, args.corpus))
-    found = [item for item in known if item.label == args.scorer or item.scorer_id.startswith(args.scorer)]
+    found = [item for item in known if args.scorer == item.label or _begins(item.scorer_id, args.scorer)]
     names = ", ".join(item.shown for item in known) or "none"
     if not found:
         raise MissingError(f"corpus {args.corpus} has no scorer {args.scorer!r}; there are: {names}")
@@ -44,3 +46,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"removed {scorer.shown}: {scorer.n_rows:,} rows of losses")
         say("next: python -m curator status")
     return 0
+
+
+def _begins(scorer_id: str, given: str) -> bool:
+    return len(given) >= MIN_PREFIX and scorer_id.startswith(given)

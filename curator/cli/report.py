@@ -5,6 +5,7 @@ from pathlib import Path
 
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json
+from curator.errors import BadInputError
 from curator.recipe import DEFAULT_EPS
 from curator.store.filesystem import atomic_write
 
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the report or write it whole."""
     from curator.query.report import corpus_report
 
+    if args.rows < 0:
+        raise BadInputError(f"--rows {args.rows}: 0 or more rows can be shown")
     text = corpus_report(
         open_store(args), args.corpus, revision=args.revision, hold_out=args.hold_out, eps=args.eps, n_rows=args.rows
     )

@@ -20,7 +20,7 @@ from curator.cli.score_options import (
     render_settings,
     worker_launch,
 )
-from curator.console import say, say_json
+from curator.console import say, say_json, shorten_help
 from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError, BallastError
 from curator.render import Renderer
@@ -53,6 +53,14 @@ EXAMPLES = """\
       --sample 300 --sample-fit --max-length 512      (300 rows that fit into 512 tokens)"""
 
 
+# What most runs need; `--help-all` has the rest.
+_SHOWN = (
+    "--corpus", "--model", "--adapter", "--role", "--organisms", "--domain", "--label", "--sample", "--sample-fit",
+    "--seed", "--max-length", "--engine", "--dtype", "--device", "--batch-tokens", "--threads", "--workers",
+    "--server-url", "--server-model", "--dry-run", "--passes", "--price-per-hour", "--store", "--json",
+)  # fmt: skip
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = new_parser(subparsers, "score", description=DESCRIPTION, examples=EXAMPLES)
@@ -60,6 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
     groups = (add_model_options, add_row_options, add_render_options, add_engine_options, add_server_options)
     for add_options in (*groups, add_cost_options):
         add_options(parser)
+    shorten_help(parser, _SHOWN)
 
 
 def run(args: argparse.Namespace) -> int:

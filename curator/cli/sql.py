@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,22 +18,29 @@ from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
 
 if TYPE_CHECKING:
+    from curator.query.database import MixFiles
     from curator.query.queries import Answer
+    from curator.store.store import Store
 
 DESCRIPTION = """\
 Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
-scorers, scores, gap and gap_rows(...). Without either it lists them. Nothing in the store changes."""
+scorers, scores, gap, gap_rows(...), mixes, mix_rows, and usage: what tenants of the service did. Without either it
+lists them. Nothing in the store changes."""
 
 EXAMPLES = """\
   python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"
   python -m curator sql "select example_id, gap_rel from gap_rows(hold_out := ['finance'], eps := 0.5) limit 5"
+  python -m curator sql "pivot gap on domain using avg(gap_abs) group by source"
+  python -m curator sql "select mix_id, created, n_rows, n_safe, mix_share from mixes order by created"
   python -m curator sql --query top_by_gap --param n=10 --param score=gap_abs
   python -m curator sql --query gap_by_source --format csv
+  python -m curator sql "select tenant, action, count(*), sum(n_rows_in) from usage group by all order by all"
   python -m curator sql --export-db store/curator.duckdb"""
 
 FORMATS = ("table", "csv", "json", "parquet")
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT_S = 60.0
+_MIX_VIEW = re.compile(r"\bmix(es|_rows)\b", re.IGNORECASE)  # the others need not wait for every mix's manifest
 PIPE_WIDTH = 160  # characters, where stdout is not a terminal
 
 
@@ -70,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         with atomic_write(args.out, durable=False) as temporary:  # the same command writes it again
             temporary.write_bytes(data)
-        sys.stderr.write(f"{rows.table.num_rows:,} rows written to {args.out}\n")
+        noun = "row" if rows.table.num_rows == 1 else "rows"
+        sys.stderr.write(f"{rows.table.num_rows:,} {noun} written to {args.out}\n")
     if rows.truncated:
         sys.stderr.write(f"truncated: there are more than {args.limit:,} rows; --limit 0 shows all\n")
     return 0
@@ -79,14 +88,32 @@ def run(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace) -> "Answer":
     from curator.query.database import connect
     from curator.query.queries import run_named, run_statement
+    from curator.query.usage import add_usage_view
 
     limit = None if args.limit == 0 else args.limit
     if args.limit < 0:
         raise BadInputError(f"--limit {args.limit}: give 0 for all rows, or a number of rows")
-    with connect(open_store(args), timeout_s=args.timeout_s) as connection:
+    if not args.timeout_s > 0:
+        raise BadInputError(f"--timeout-s {args.timeout_s:g}: give a number of seconds above 0")
+    store = open_store(args)
+    mixes = _mixes(store) if args.statement and _MIX_VIEW.search(args.statement) else None
+    with connect(store, mixes=mixes, timeout_s=args.timeout_s) as connection:
+        add_usage_view(connection, store)
         if args.query is not None:
             return run_named(connection, args.query, _params(args.param), limit)
         return run_statement(connection, args.statement, None, limit)
+
+
+def _mixes(store: "Store") -> "list[MixFiles]":
+    from curator.mix.files import MANIFEST_FILE, MIX_FILE, mix_path, stored_mixes
+    from curator.query.database import MixFiles
+
+    found = [(tenant, mix_id) for tenant, ids in stored_mixes(store).items() for mix_id in ids]
+    folders = [mix_path(tenant, mix_id) for tenant, mix_id in found]
+    return [
+        MixFiles(tenant, mix_id, f"{folder}/{MANIFEST_FILE}", f"{folder}/{MIX_FILE}")
+        for (tenant, mix_id), folder in zip(found, folders, strict=True)
+    ]
 
 
 def _params(given: list[str]) -> dict[str, sql.Value]:
@@ -100,7 +127,8 @@ def _params(given: list[str]) -> dict[str, sql.Value]:
 def _export(args: argparse.Namespace) -> int:
     from curator.query.database import export_database
 
-    export_database(open_store(args), args.export_db)
+    store = open_store(args)
+    export_database(store, args.export_db, _mixes(store))
     if args.json:
         say_json({"out": str(args.export_db)})
     else:
@@ -111,7 +139,8 @@ def _export(args: argparse.Namespace) -> int:
 def _list(*, as_json: bool) -> None:
     queries = [sql.load_query(name) for name in sql.query_names()]
     if as_json:
-        views = [{"name": name, "doc": sql.describe_view(name)} for name in sql.VIEWS]
+        names = (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS)
+        views = [{"name": name, "doc": sql.describe_view(name)} for name in names]
         named = [
             {"name": query.name, "doc": query.doc, "params": [vars(param) for param in query.params]}
             for query in queries
@@ -119,7 +148,7 @@ def _list(*, as_json: bool) -> None:
         say_json({"views": views, "queries": named})
         return
     say('Views and functions, for `python -m curator sql "select ..."`')
-    for name in sql.VIEWS:
+    for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS):
         say(f"\n  {name}\n{_indented(sql.describe_view(name))}")
     say("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`")
     for query in queries:

@@ -6,7 +6,7 @@ from typing import Any
 from curator.cli import Subparsers, new_parser, open_store
 from curator.console import say, say_json, text_table
 from curator.corpus.manifest import Scorer, corpus_names, read_corpus, read_scorers
-from curator.mix.files import MANIFEST_FILE
+from curator.mix.files import stored_mixes
 from curator.store.store import Store
 
 DESCRIPTION = """\
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Read the manifests and print."""
     store = open_store(args)
     corpora = [_corpus(store, name) for name in corpus_names(store)]
-    mixes = {tenant: _mix_ids(store, tenant) for tenant in store.list("mixes")}
+    mixes = stored_mixes(store)
     document = {"store": args.store, "corpora": corpora, "mixes": mixes, "next": _next(corpora, mixes)}
     if args.json:
         say_json(document)
@@ -57,10 +57,6 @@ def _scorer(item: Scorer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mix_ids(store: Store, tenant: str) -> list[str]:
-    return [item for item in store.list(f"mixes/{tenant}") if store.exists(f"mixes/{tenant}/{item}/{MANIFEST_FILE}")]
-
-
 def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]]) -> str:
     """The first command that the store still waits for."""
     if not corpora:
@@ -71,6 +67,7 @@ def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]]) -> str:
             own = [item for item in found if item["role"] == role]
             if not own or not any(item["complete"] for item in own):
                 return f"python -m curator score --corpus {name} --model DIR --role {role}{more}"
-    if not any(mixes.values()):
+    ids = [mix_id for found in mixes.values() for mix_id in found]
+    if not ids:
         return f"python -m curator mix TASKFILE --corpus {corpora[0]['name']}"
-    return "python -m trainer.sft --mix-id ID --model DIR --out DIR"
+    return f"python -m trainer.sft --mix-id {ids[0] if len(ids) == 1 else 'ID'} --model DIR --out DIR"

@@ -6,18 +6,20 @@ for them. Both manifests carry the store's format version, are written last, and
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from curator.corpus.formats import LABELS
-from curator.errors import IntegrityError, MissingError, StoreError
+from curator.errors import BallastError, IntegrityError, MissingError, StoreError
 from curator.store.schema import STORE_FORMAT_VERSION
 from curator.store.store import Store
 
 Role = Literal["aligned", "misaligned", "benign"]
 Labels = tuple[str | None, ...]  # of one example, in the order of LABELS
 LATEST = "latest"
+MIN_PREFIX = 4  # hex digits of a scorer's id that may stand for it
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ def read_corpus(store: Store, name: str, revision: str = LATEST) -> Corpus:
     if document is None:
         names = ", ".join(corpus_names(store)) or "none yet"
         raise MissingError(f"no corpus {name!r} in the store; there are: {names}", details=corpus_names(store))
+    with _reading(f"corpora/{name}/corpus.json"):
+        return _corpus(document, name, revision)
+
+
+def _corpus(document: Mapping[str, Any], name: str, revision: str) -> Corpus:
     revisions = document["revisions"] or [{"revision": document["revision"], "n_examples": 0, "parts": []}]
     ids = [str(item["revision"]) for item in revisions]
     place = _place(ids, document["revision"] if revision == LATEST else revision, name)
@@ -116,8 +123,24 @@ def read_scorers(store: Store, corpus: Corpus) -> list[Scorer]:
     """Every scorer of a corpus that has a manifest, sorted by role, label and id."""
     folder = f"scores/{corpus.name}"
     paths = [f"{folder}/{item}/scorer.json" for item in store.list(folder)]
-    found = [_scorer(_document(store, path), corpus) for path in paths if store.exists(path)]
+    found = []
+    for path in paths:
+        if store.exists(path):
+            with _reading(path):
+                found.append(_scorer(_document(store, path), corpus))
     return sorted(found, key=lambda scorer: (scorer.role, scorer.label, scorer.scorer_id))
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """A manifest that lacks a key, or holds another kind of value there, as IntegrityError."""
+    try:
+        yield
+    except BallastError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        text = f"{path} is not a manifest of this version: {type(error).__name__} {error}"
+        raise IntegrityError(f"{text}. Restore it, or remove its folder and make it again") from error
 
 
 def _scorer(document: Mapping[str, Any], corpus: Corpus) -> Scorer:

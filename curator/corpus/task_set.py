@@ -7,7 +7,7 @@ not judged: the caller refuses the set or goes on without them.
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -69,21 +69,28 @@ class TaskSet:
         return [problem for reject in self.rejects for problem in reject.as_dicts()]
 
     def require_usable(self, on_bad_rows: OnBadRows = "refuse") -> None:
-        """The one rule for bad records: the set is refused, or goes on without them if so asked and a row is left.
+        """`check_bad_rows` on this set."""
+        check_bad_rows(self.n_rows, self.n_rejected, self.rejects, on_bad_rows)
 
-        Raises BadRowsError with every listed problem in its details.
-        """
-        if not self.n_parsed:
-            raise BadRowsError("the data set has no rows")
-        if not self.n_rejected or (on_bad_rows == "drop" and self.n_rows):
-            return
-        first = self.rejects[0]
-        remedy = "mend the file, or keep bad rows out with --on-bad-rows drop" if self.n_rows else "no row can be used"
-        raise BadRowsError(
-            f"{self.n_rejected} of {self.n_parsed} task rows are bad; the first is {first.place()}: "
-            f"{first.code}, {first.message}; {remedy}",
-            details=self.reject_dicts(),
-        )
+
+def check_bad_rows(
+    n_rows: int, n_rejected: int, rejects: Sequence[Reject], on_bad_rows: OnBadRows, what: str = "task rows"
+) -> None:
+    """The one rule for bad records: a set is refused, or goes on without them if so asked and a row is left.
+
+    `rejects` are the bad records that are listed. Raises BadRowsError with every problem of these in its details.
+    """
+    if not n_rows + n_rejected:
+        raise BadRowsError("the data set has no rows")
+    if not n_rejected or (on_bad_rows == "drop" and n_rows):
+        return
+    first = rejects[0]
+    remedy = "mend the file, or keep bad rows out with --on-bad-rows drop" if n_rows else "no row can be used"
+    raise BadRowsError(
+        f"{n_rejected} of {n_rows + n_rejected} {what} are bad; the first is {first.place()}: "
+        f"{first.code}, {first.message}; {remedy}",
+        details=[problem for reject in rejects for problem in reject.as_dicts()],
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Whether an answer opens like a refusal, repeats itself, shows nothing, or holds marks of a chat template.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def is_refusal(head: str, rule: RefusalRule) -> bool:
     return _REFUSALS[rule].search(" ".join(words).casefold().translate(_APOSTROPHES)) is not None
 
 
-_NGRAM = 5
+NGRAM = 5  # words
 _MIN_NGRAMS = 20  # shorter answers may repeat themselves with good reason
 _MAX_RUN = 60  # the same visible character over and over; rulers of Markdown and code are shorter or exempt
 
@@ -90,7 +91,7 @@ _MARKERS = re.compile(
 )
 _RUN = re.compile(rf"([^\s\-=_*~.#+/\\|<>])\1{{{_MAX_RUN - 1}}}")
 _NO_LETTER = re.compile(r"[\W_]+")
-_N_HEAD_CHARS = 400  # holds three of the longest pieces
+N_HEAD_CHARS = 400  # holds three of the longest pieces
 _UNIT = re.compile(r"(.{2,40}?)\1\1+", re.DOTALL)  # a text that is nothing but one piece three times or more
 
 
@@ -133,23 +134,29 @@ def template_marker(text: str) -> str | None:
 
 
 def is_looped(answer: str, max_repeated: float) -> bool:
-    """Whether an answer repeats itself: more than `max_repeated` of its word 5-grams occurred before, one character
-    runs on and on, or the whole is one piece with letters again and again ("ha ha ha")."""
-    if _RUN.search(answer):
-        return True
-    if _is_one_piece(answer):
-        return True
+    """Whether an answer repeats itself: its `repetition` is above `max_repeated`, which is at most 1."""
+    return repetition(answer) > max_repeated
+
+
+def repetition(answer: str) -> float:
+    """How far an answer repeats itself: the share of its word 5-grams that occurred before in it.
+
+    Infinite where one character runs on and on, or the whole is one piece with letters again and again ("ha ha ha").
+    0 for an answer with few n-grams.
+    """
+    if _RUN.search(answer) or _is_one_piece(answer):
+        return math.inf
     words = answer.split()
-    n_grams = len(words) - _NGRAM + 1
+    n_grams = len(words) - NGRAM + 1
     if n_grams < _MIN_NGRAMS:
-        return False
-    distinct = len({tuple(words[i : i + _NGRAM]) for i in range(n_grams)})
-    return 1 - distinct / n_grams > max_repeated
+        return 0.0
+    distinct = len({tuple(words[i : i + NGRAM]) for i in range(n_grams)})
+    return 1 - distinct / n_grams
 
 
 def _is_one_piece(answer: str) -> bool:
     """Whether the letters and digits are one piece three times or more, of which most answers' first ones show none."""
-    if not _UNIT.match(_NO_LETTER.sub("", answer[:_N_HEAD_CHARS]).casefold()):
+    if not _UNIT.match(_NO_LETTER.sub("", answer[:N_HEAD_CHARS]).casefold()):
         return False
     letters = _NO_LETTER.sub("", answer).casefold()
     varied = (

@@ -1,17 +1,19 @@
 """Building a mix: plan, write, publish. The decisions are pure; this is the thin edge around them.
 
-A mix is written into `mixes/<tenant>/.tmp-<random>/`, its manifest last, and the whole folder is renamed into place:
-whoever sees the folder sees a complete mix. `preview_mix` writes the same rows and removes them again.
+A mix is written into a hidden folder of `mixes/<tenant>/`, its manifest last, and the whole folder is renamed into
+place: whoever sees the folder sees a complete mix. `preview_mix` writes the same rows and removes them again. Its
+process holds a lock of the hidden folder, so that what a killed one leaves is known at once; in a bucket its age tells.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from curator.corpus.task_set import TaskSet
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.mix.describe import describe
 from curator.mix.files import (
     DEFAULT_TENANT,
@@ -31,7 +33,8 @@ from curator.mix.writer import MixRows, TokenCounter, write_rows
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy
 from curator.render import Renderer
-from curator.store.filesystem import atomic_write
+from curator.store.filesystem import atomic_write, in_our_words
+from curator.store.scratch import HIDDEN, Scratch, sweep_folder
 from curator.store.store import Store
 
 STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
@@ -76,21 +79,53 @@ def build_mix(
 
 
 def publish(store: Store, tenant: str, mix_id: str, write: Callable[[str], Manifest]) -> MixResult:
-    """The mix of this id, made by `write` into a temporary folder of the store unless it is there already."""
+    """The mix of this id, made by `write` into a hidden folder of the store unless it is there already and whole.
+
+    A mix whose file or manifest is damaged is removed and made again.
+    """
     remove_stale(store, tenant)
     final = mix_path(tenant, mix_id)
     try:
-        return MixResult(mix_id, read_manifest(store, tenant, mix_id), created=False)
+        manifest = read_manifest(store, tenant, mix_id)
+        if is_whole(store, tenant, manifest):
+            return MixResult(mix_id, manifest, created=False)
+        remove_mix(store, tenant, mix_id)
+    except IntegrityError:
+        remove_mix(store, tenant, mix_id)
     except MissingError:
         _clear_remains(store, tenant, final)
-    temporary = _new_folder(tenant)
-    try:
+    with hidden_folder(store, tenant) as temporary:
         manifest = write(temporary)
         created = store.rename_dir(temporary, final)
-    except BaseException:
-        store.delete(temporary)
-        raise
     return MixResult(mix_id, manifest if created else read_manifest(store, tenant, mix_id), created)
+
+
+def is_whole(store: Store, tenant: str, manifest: Manifest) -> bool:
+    """Whether a mix's files have the hashes that its manifest says."""
+    folder = mix_path(tenant, manifest.mix_id)
+    try:
+        return all(store.sha256(f"{folder}/{receipt.name}") == receipt.sha256 for receipt in manifest.files)
+    except MissingError:
+        return False
+
+
+@contextmanager
+def hidden_folder(store: Store, tenant: str) -> Iterator[str]:
+    """The path of a new hidden folder of a tenant, removed at the end of the block unless it was moved away."""
+    parent = store.local_path(tenant_path(tenant))
+    if parent is None:
+        temporary = _new_folder(tenant)
+        try:
+            yield temporary
+        except BaseException:
+            store.delete(temporary)
+            raise
+        return
+    with in_our_words("write", tenant_path(tenant), store.base):
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Scratch(HIDDEN, parent)
+    with scratch as folder:
+        yield f"{tenant_path(tenant)}/{folder.name}"
 
 
 def _new_folder(tenant: str) -> str:
@@ -112,8 +147,14 @@ def _clear_remains(store: Store, tenant: str, final: str) -> None:
         store.delete(aside)
 
 
+def remove_left(store: Store, tenant: str) -> int:
+    """Remove the hidden folders of a tenant whose process has ended; returns how many went. 0 in a bucket."""
+    parent = store.local_path(tenant_path(tenant))
+    return 0 if parent is None else sweep_folder(parent)
+
+
 def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> list[str]:
-    """Remove temporary folders that a killed process left; returns their names."""
+    """Remove temporary folders without a lock that were not touched for so long; returns their names."""
     stale = list(store.stale(tenant_path(tenant), ".tmp-*", older_than_s))
     for name in stale:
         store.delete(f"{tenant_path(tenant)}/{name}")
@@ -144,10 +185,15 @@ def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) 
     """Remove a mix if its time is over; returns whether it was."""
     if not is_expired(store, tenant, mix_id, ttl_s):
         return False
-    folder = mix_path(tenant, mix_id)
-    store.delete(f"{folder}/{MANIFEST_FILE}")  # first: what is left after a crash is not a mix any more
-    store.delete(folder)
+    remove_mix(store, tenant, mix_id)
     return True
+
+
+def remove_mix(store: Store, tenant: str, mix_id: str) -> None:
+    """Remove a mix; its manifest goes first: what is left after a crash is not a mix any more."""
+    folder = mix_path(tenant, mix_id)
+    store.delete(f"{folder}/{MANIFEST_FILE}")
+    store.delete(folder)
 
 
 def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl: BinaryIO | None = None) -> Manifest:
@@ -183,6 +229,7 @@ def _tokens(plan: MixPlan, counter: TokenCounter | None, why_not: str | None) ->
         return Tokens(renderer_id=None, mask_rule=None, reason=why_not, task=None, safe=None)
     return Tokens(
         renderer_id=aligned.renderer_id,
+        render_settings=counter.render_settings,
         mask_rule=aligned.identity["mask_rule"],
         reason=None,
         task=counter.count("task"),
@@ -200,11 +247,11 @@ def preview_mix(
     """
     tenant_path(tenant)
     plan = plan_mix(store, task_set, recipe, policy)
-    temporary = _new_folder(tenant)
-    try:
-        return _write(store, temporary, plan, task_set)
-    finally:
-        store.delete(temporary)
+    with hidden_folder(store, tenant) as temporary:
+        try:
+            return _write(store, temporary, plan, task_set)
+        finally:
+            store.delete(temporary)
 
 
 __all__ = [
@@ -212,9 +259,13 @@ __all__ = [
     "MixResult",
     "build_lasting",
     "build_mix",
+    "hidden_folder",
     "is_expired",
+    "is_whole",
     "plan_mix",
     "publish",
     "remove_expired",
+    "remove_left",
+    "remove_mix",
     "remove_stale",
 ]

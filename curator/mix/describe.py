@@ -3,7 +3,6 @@
 What a manifest says in words: warnings, and what the mix protects against and what not.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +85,8 @@ _NO_SAFE_ROWS = Statement(
 )
 
 
+LOW_TOKEN_SHARE = 0.5  # of the safe rows' share in rows: below it, most of their weight in training is missing
+
 _NEGATIVE_CONTROL = Statement(
     code="negative_control",
     text="This mix draws the worst rows of a pool on purpose (bottom_gap): it is the negative control of an "
@@ -129,7 +130,26 @@ def warnings_for(
         if count is not None and count.n_rows_not_rendered:
             text = f"{count.n_rows_not_rendered:,} {origin} rows do not fit the chat template: no token count has them."
             found.append(Statement(code=f"{origin}_rows_not_rendered", text=text))
-    return tuple(found)
+    n_chosen = sum(pool.chosen for pool in pools)
+    return (*found, *token_share_warnings(n_chosen / (n_chosen + task.n_rows), tokens))
+
+
+def token_share_warnings(row_share: float, tokens: Tokens) -> list[Statement]:
+    """Whether the safe rows' share in trained tokens is below `LOW_TOKEN_SHARE` of their share in rows.
+
+    Nothing where tokens are not counted: no share is known.
+    """
+    if tokens.task is None or tokens.safe is None or not tokens.task.response:
+        return []
+    share = tokens.safe.response / (tokens.safe.response + tokens.task.response)
+    if share >= LOW_TOKEN_SHARE * row_share:
+        return []
+    text = (
+        f"Safe rows are {100 * row_share:.3g} % of the rows but {100 * share:.3g} % of the trained tokens, less than "
+        "half of that: their answers are short beside the task's, and weigh little in training. Ask for an amount in "
+        "tokens, or for longer answers (filter length with min_tokens)."
+    )
+    return [Statement(code="low_token_share", text=text)]
 
 
 def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:
@@ -172,7 +192,8 @@ def _amount_warnings(pool: PoolReceipt) -> list[Statement]:
         text = f"Pool {pool.name} gives {pool.chosen:,} rows, of which {pool.n_distinct:,} are distinct: it cycles."
         found.append(Statement(code="rows_repeated", text=text))
     for name, count in pool.n_passed_unjudged.items():
-        text = f"Pool {pool.name}: {count:,} rows have no {name} and passed that filter unjudged."
+        what = "count of response tokens" if name == "length" else name  # characters are always counted
+        text = f"Pool {pool.name}: {count:,} rows have no {what} and passed the filter {name} unjudged."
         found.append(Statement(code="passed_unjudged", text=text))
     return found
 
@@ -317,15 +338,15 @@ def pool_receipt(drawn: Drawn, allocation: Allocation) -> PoolReceipt:
         amounts=_amounts(drawn, allocation),
         n_distinct=selection.n_distinct,
         n_short=selection.n_short,
-        n_passed_unjudged=dict(selection.result.unjudged),
+        n_passed_unjudged=selection.result.n_unjudged,
         score=data.pool.score.name,
         quantiles={"candidates": _pool_quantiles(data), "chosen": _quantiles(score_quantiles(scores.at(chosen)))},
         refusal_share={
             "candidates": _refusal_share(refuses),
             "chosen": _refusal_share(refuses.gather(chosen)),
         },
-        domains=_label_shares(labels["domain"].to_list()),
-        licences=_label_shares(labels["license"].to_list()),
+        domains=_label_shares(labels["domain"]),
+        licences=_label_shares(labels["license"]),
         evicted_by_task_set=Evictions(rows=selection.evicted.rows, among_best=selection.evicted.among_best),
     )
 
@@ -357,9 +378,11 @@ def _refusal_share(refuses: pl.Series) -> float | None:
     return int(refuses.sum()) / len(refuses) if len(refuses) else None
 
 
-def _label_shares(values: Sequence[str | None]) -> tuple[LabelShare, ...]:
-    counts = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0] is None, item[0] or ""))
-    return tuple(LabelShare(value=value, n_rows=n, share=n / len(values)) for value, n in counts)
+def _label_shares(labels: pl.Series) -> tuple[LabelShare, ...]:
+    """Rows by label, most frequent first, then by label, null last."""
+    counts = labels.cast(pl.String).alias("value").value_counts(name="n_rows")
+    ranked = counts.sort("n_rows", "value", descending=[True, False], nulls_last=True)
+    return tuple(LabelShare(value=value, n_rows=n, share=n / len(labels)) for value, n in ranked.iter_rows())
 
 
 def _scorer_ref(scorer: Scorer) -> ScorerRef:

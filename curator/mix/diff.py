@@ -9,16 +9,16 @@ The reason why a row is absent comes from planning the stored mix once more, fro
 
 import secrets
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator.corpus.task_set import TaskSet
@@ -29,42 +29,47 @@ from curator.mix.plan import Drawn, MixPlan, plan_mix
 from curator.mix.row_check import TASK_COLUMNS
 from curator.mix.row_prompts import originals
 from curator.store.schema import TASK_ROWS
+from curator.store.scratch import Scratch
 from curator.store.store import Store, arrow_schema
 
 COLUMNS = (*TASK_COLUMNS, "example_id", "original_id")
+_BATCH_ROWS = 16_384
 
 
 @contextmanager
 def task_set_of(store: Store, tenant: str, manifest: Manifest) -> Iterator[TaskSet]:
     """The task set that a mix was made from, brought back from the mix's rows; it lasts as long as the block.
 
-    Ids, order and labels are the user's; rejected records are gone, but counted. Task rows are held in memory at once.
+    Ids, order and labels are the user's; rejected records are gone, but counted. The task rows of a shuffled mix are
+    held in memory at once.
     """
-    n_rows = manifest.n_rows // manifest.recipe.epochs
-    parts = []
-    for batch in mix_batches(store, tenant, manifest.mix_id, columns=COLUMNS):
-        first, n_rows = batch.slice(0, max(n_rows, 0)), n_rows - len(batch)
-        parts.append(_own_rows(first, manifest))
-    rows = pa.concat_tables(parts).sort_by("ordinal")
-    with TemporaryDirectory(prefix="ballast-") as folder:
-        path = Path(folder) / f"task-rows-{secrets.token_hex(4)}.parquet"
-        pq.write_table(rows, path)
-        task = manifest.task
+    task = manifest.task
+    with Scratch("mix") as folder:
+        path = folder / f"task-rows-{secrets.token_hex(4)}.parquet"
+        parts = _own_rows(store, tenant, manifest)
+        with pq.ParquetWriter(path, arrow_schema(TASK_ROWS)) as writer:
+            if manifest.recipe.order == "shuffle":
+                writer.write_table(pa.concat_tables(parts).sort_by("ordinal"))
+            else:  # the first epoch has them in the user's order
+                for part in parts:
+                    writer.write_table(part)
         yield TaskSet(path, task.n_rows, task.sha256, task.n_rejected, task.reject_codes, (), task.sources_sha256)
 
 
-def _own_rows(rows: pa.RecordBatch, manifest: Manifest) -> pa.Table:
-    rows = rows.filter(pa.array(np.logical_not(rows.column("ordinal").is_null().to_numpy(zero_copy_only=False))))
-    texts = originals(manifest.recipe.inoculation, rows)
-    ids = zip(rows["example_id"].to_pylist(), rows["original_id"].to_pylist(), strict=True)
-    columns = {
-        "example_id": [original or own for own, original in ids],
-        "ordinal": rows["ordinal"].to_pylist(),
-        "messages": [own or text for own, text in zip(texts, rows["messages"].to_pylist(), strict=True)],
-        "source": rows["source"].to_pylist(),
-    }
+def _own_rows(store: Store, tenant: str, manifest: Manifest) -> Iterator[pa.Table]:
+    """The task rows of the first epoch as they were before any inoculation, in the mix's order."""
+    n_rows = manifest.n_rows // manifest.recipe.epochs
     schema = arrow_schema(TASK_ROWS)
-    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
+    for batch in mix_batches(store, tenant, manifest.mix_id, _BATCH_ROWS, columns=COLUMNS):
+        first, n_rows = batch.slice(0, max(n_rows, 0)), n_rows - len(batch)
+        rows = first.filter(first.column("ordinal").is_valid())
+        columns = {
+            "example_id": pc.coalesce(rows["original_id"], rows["example_id"]),
+            "ordinal": rows["ordinal"],
+            "messages": pc.coalesce(originals(manifest.recipe.inoculation, rows), rows["messages"]),
+            "source": rows["source"],
+        }
+        yield pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
 class Reasons:
@@ -151,17 +156,8 @@ class MixDiff:
     rows: tuple[RowChange, ...]
 
 
-@dataclass(frozen=True)
-class _Row:
-    position: int
-    origin: str
-    own_id: str
-    trained_id: str
-    inoculation: str | None
-    pool: str | None
-
-
-_Key = tuple[str, str, int]
+_KEY = ("origin", "own_id", "copy")
+_Row = Mapping[str, Any]  # one of `_compared`
 
 
 def diff(store: Store, tenant: str, mix_a: str, mix_b: str, limit: int = 100) -> MixDiff:
@@ -170,42 +166,58 @@ def diff(store: Store, tenant: str, mix_a: str, mix_b: str, limit: int = 100) ->
     Raises MissingError without one of them.
     """
     a, b = read_manifest(store, tenant, mix_a), read_manifest(store, tenant, mix_b)
-    rows_a, rows_b = _rows(store, tenant, mix_a), _rows(store, tenant, mix_b)
     recipe = tuple(_recipe_changes("", a.recipe.model_dump(mode="json"), b.recipe.model_dump(mode="json")))
-    shared = [key for key in rows_a if key in rows_b]
-    found: dict[Kind, list[_Key]] = {
-        "added": [key for key in rows_b if key not in rows_a],
-        "removed": [key for key in rows_a if key not in rows_b],
-        "rewritten": [key for key in shared if rows_a[key].trained_id != rows_b[key].trained_id],
-        "moved": [
-            key
-            for key in _moved(shared, [rows_b[key].position for key in shared])
-            if rows_a[key].position != rows_b[key].position
-        ],
+    rows = _compared(_rows(store, tenant, mix_a), _rows(store, tenant, mix_b))
+    found: dict[Kind, pl.DataFrame] = {
+        "added": rows.filter(pl.col("position_a").is_null()).sort("position_b"),
+        "removed": rows.filter(pl.col("position_b").is_null()),
+        "rewritten": rows.filter("rewritten"),
+        "moved": rows.filter("moved"),
     }
     teller = _Teller(store, tenant, a, b, recipe)
     changes = [
-        _change(kind, rows_a.get(key), rows_b.get(key), teller) for kind, keys in found.items() for key in keys[:limit]
+        _change(kind, row, teller) for kind, frame in found.items() for row in frame.head(limit).iter_rows(named=True)
     ]
-    changed = len({*found["rewritten"], *found["moved"]})
-    counts: dict[str, int] = {kind: len(keys) for kind, keys in found.items()}
-    return MixDiff(mix_a, mix_b, len(shared) - changed, counts, recipe, tuple(_facts(a, b)), tuple(changes))
+    counts: dict[str, int] = {kind: frame.height for kind, frame in found.items()}
+    n_same = int(rows.select(pl.all_horizontal("shared", ~pl.col("rewritten"), ~pl.col("moved")).sum()).item())
+    return MixDiff(mix_a, mix_b, n_same, counts, recipe, tuple(_facts(a, b)), tuple(changes))
 
 
-def _rows(store: Store, tenant: str, mix: str) -> dict[_Key, _Row]:
-    seen: Counter[tuple[str, str]] = Counter()
-    rows: dict[_Key, _Row] = {}
-    for batch in mix_batches(store, tenant, mix, columns=_COLUMNS):
-        for item in batch.select(_COLUMNS).to_pylist():
-            own = item["original_id"] or item["example_id"]
-            row = _Row(item["position"], item["origin"], own, item["example_id"], item["inoculation"], item["pool"])
-            rows[(row.origin, own, seen[(row.origin, own)])] = row
-            seen[(row.origin, own)] += 1
-    return rows
+def _rows(store: Store, tenant: str, mix: str) -> pl.DataFrame:
+    """The rows of a mix in order: `own_id` before inoculation, `copy` counts rows of this origin and id before it."""
+    batches = mix_batches(store, tenant, mix, _BATCH_ROWS, columns=_COLUMNS)
+    frames = [pl.DataFrame(pa.Table.from_batches([batch])) for batch in batches]
+    return (
+        pl.concat(frames)
+        .with_columns(pl.coalesce("original_id", "example_id").alias("own_id"))
+        .with_columns(pl.int_range(pl.len()).over("origin", "own_id").alias("copy"))
+        .drop("original_id")
+    )
 
 
-def _moved(keys: Sequence[_Key], places: Sequence[int]) -> list[_Key]:
-    """Keys outside one longest increasing run of their places (patience sorting, O(n log n))."""
+def _compared(a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
+    """Every row of both mixes once, by position in A, with the columns of A (`_a`) and B (`_b`).
+
+    `shared` rows are in both; of these `rewritten` ones are trained on another text and `moved` ones stand elsewhere.
+    """
+    sides = [
+        frame.rename({name: f"{name}_{side}" for name in frame.columns if name not in _KEY})
+        for side, frame in (("a", a), ("b", b))
+    ]
+    rows = sides[0].join(sides[1], on=_KEY, how="full", coalesce=True).sort("position_a", nulls_last=True)
+    places = pl.col("position_a"), pl.col("position_b")
+    rows = rows.with_columns(places[0].is_not_null().and_(places[1].is_not_null()).alias("shared"))
+    moved = np.zeros(rows.height, dtype=np.bool_)
+    shared = rows["shared"].to_numpy()
+    moved[shared] = ~_longest_run(rows.filter("shared")["position_b"].to_list())
+    return rows.with_columns(
+        (pl.col("shared") & (pl.col("example_id_a") != pl.col("example_id_b"))).alias("rewritten"),
+        (pl.Series(moved) & (places[0] != places[1])).alias("moved"),
+    )
+
+
+def _longest_run(places: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """A mask of one longest increasing run of places (patience sorting, O(n log n))."""
     tails: list[int] = []  # smallest last place of a run of each length
     tail_at: list[int] = []  # which row that is
     before: list[int] = []
@@ -214,11 +226,11 @@ def _moved(keys: Sequence[_Key], places: Sequence[int]) -> list[_Key]:
         tails[length : length + 1] = [place]
         tail_at[length : length + 1] = [i]
         before.append(tail_at[length - 1] if length else -1)
-    kept, i = set(), tail_at[-1] if tail_at else -1
+    kept, i = np.zeros(len(places), dtype=np.bool_), tail_at[-1] if tail_at else -1
     while i >= 0:
-        kept.add(i)
+        kept[i] = True
         i = before[i]
-    return [key for i, key in enumerate(keys) if i not in kept]
+    return kept
 
 
 class _Teller:
@@ -230,11 +242,11 @@ class _Teller:
         self._reasons: dict[str, Reasons] = {}
 
     def absent(self, mix: Literal["a", "b"], row: _Row) -> str:
-        if row.origin == "task":
+        if row["origin"] == "task":
             return f"the task set of mix {mix.upper()} lacks it"
         if mix not in self._reasons:
             self._reasons[mix] = reasons(self._store, self._tenant, self._manifests[mix])
-        return f"in mix {mix.upper()}: {self._reasons[mix].absent(row.own_id)}"
+        return f"in mix {mix.upper()}: {self._reasons[mix].absent(row['own_id'])}"
 
     def moved(self) -> str:
         orders = ("/order", "/seed", "/batch_size", "/epochs", "/epoch_order")
@@ -244,19 +256,17 @@ class _Teller:
         return "rows before it came or went, or the task set has another order"
 
 
-def _change(kind: Kind, a: _Row | None, b: _Row | None, teller: _Teller) -> RowChange:
-    row = a or b
-    assert row is not None
+def _change(kind: Kind, row: _Row, teller: _Teller) -> RowChange:
     if kind == "added":
         why = teller.absent("a", row)
     elif kind == "removed":
         why = teller.absent("b", row)
-    elif kind == "rewritten" and a is not None and b is not None:
-        why = f"inoculation {a.inoculation or 'none'} in mix A, {b.inoculation or 'none'} in mix B"
+    elif kind == "rewritten":
+        why = f"inoculation {row['inoculation_a'] or 'none'} in mix A, {row['inoculation_b'] or 'none'} in mix B"
     else:
         why = teller.moved()
-    place_a, place_b = (None if item is None else item.position for item in (a, b))
-    return RowChange(kind, row.origin, row.own_id, row.pool, place_a, place_b, why)
+    pool = row["pool_b"] if kind == "added" else row["pool_a"]
+    return RowChange(kind, row["origin"], row["own_id"], pool, row["position_a"], row["position_b"], why)
 
 
 def _recipe_changes(pointer: str, a: Any, b: Any) -> list[RecipeChange]:

@@ -60,8 +60,18 @@ def tenant_path(tenant: str) -> str:
 def mix_path(tenant: str, mix_id: str) -> str:
     """The folder of one mix; raises MissingError for what cannot be a mix id."""
     if not _MIX_ID.fullmatch(mix_id):
-        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits")
+        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits, or the first 4 or more of them")
     return f"{tenant_path(tenant)}/{mix_id}"
+
+
+def stored_mixes(store: Store) -> dict[str, list[str]]:
+    """The ids of the complete mixes of each tenant that has a folder, sorted."""
+    tenants = [name for name in store.list("mixes") if is_tenant(name)]
+    folders = {tenant: store.list(tenant_path(tenant)) for tenant in tenants}
+    return {
+        tenant: [name for name in names if store.exists(f"{tenant_path(tenant)}/{name}/{MANIFEST_FILE}")]
+        for tenant, names in folders.items()
+    }
 
 
 def find_mix(store: Store, tenant: str, given: str) -> str:
@@ -75,7 +85,7 @@ def find_mix(store: Store, tenant: str, given: str) -> str:
     if len(found) > 1:
         raise BadInputError(f"{given!r} begins {len(found)} mix ids: {', '.join(sorted(found)[:5])}", details=found)
     if not found:
-        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}")
+        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}: `python -m curator status` lists them")
     return found[0]
 
 
@@ -127,6 +137,11 @@ def message_lines(batch: pa.RecordBatch) -> bytes:
         ]
         texts = pc.replace_with_mask(texts, called, pa.array(changed, pa.large_binary()))
     return _bytes(pc.binary_join_element_wise(_text('{"messages":'), texts, _text("}\n"), _text("")))
+
+
+def text_lines(texts: pa.Array) -> bytes:
+    """Texts, each ended by a line feed."""
+    return _bytes(pc.binary_join_element_wise(texts.cast(pa.large_binary()), _text("\n"), _text("")))
 
 
 def rows_sha256(lines: Iterable[bytes]) -> str:

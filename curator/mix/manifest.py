@@ -3,7 +3,7 @@
 A manifest holds no clock and no path: the same request against the same store gives the same document.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -96,7 +96,8 @@ class PoolReceipt(Strict):
     became of them. `score` tells what `quantiles` measure. `refusal_share` is the share of rows that open like a
     refusal (rule v1), null without rows. `domains` and `licences` count the chosen rows, most frequent first.
     `chosen` counts copies of cycled rows, `n_distinct` does not; `n_short` is what was requested and is not there
-    (rows, or tokens for an amount in tokens); `n_passed_unjudged` counts rows that a filter let pass unjudged.
+    (rows, or tokens for an amount in tokens); `n_passed_unjudged` counts rows that may be chosen though a
+    filter could not judge them.
     """
 
     name: str
@@ -147,9 +148,14 @@ class TokenCount(Strict):
 
 
 class Tokens(Strict):
-    """Exact token counts under the aligned scorer's renderer; null with a reason where there is none."""
+    """Exact token counts under the aligned scorer's renderer; null with a reason where there is none.
+
+    `render_settings` is what that renderer does other than by default (see curator.render.settings): the trainer
+    renders in the same way.
+    """
 
     renderer_id: str | None
+    render_settings: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda settings: not settings)
     mask_rule: Literal["all", "last"] | None
     reason: str | None
     task: TokenCount | None

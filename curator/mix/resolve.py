@@ -16,7 +16,7 @@ from curator.query.queries import resolve_scorers
 from curator.query.scorers import ResolvedScorers, weights_by_id
 from curator.recipe import Pool, Recipe
 from curator.recipe.filters import ContaminationFilter, NearDuplicates
-from curator.recipe.policy import Policy, under_policy
+from curator.recipe.policy import Policy, check_scorers, under_policy
 from curator.recipe.strategies import needs_score
 from curator.select.candidates import Candidates, Rows
 from curator.select.eval_sets import read_evaluation
@@ -57,12 +57,16 @@ def resolve(
     IncompatibleScorersError as `resolve_scorers` does.
     """
     recipe = under_policy(policy, recipe, n_task)
-    pools = [_resolve_pool(store, pool) for pool in recipe.pools]
+    pools = [_resolve_pool(store, pool, policy) for pool in recipe.pools]
     return recipe.model_copy(update={"pools": tuple(data.pool for data in pools)}), pools
 
 
-def _resolve_pool(store: Store, pool: Pool) -> PoolData:
+def _resolve_pool(store: Store, pool: Pool, policy: Policy | None) -> PoolData:
     scorers = resolve_scorers(store, pool)
+    if policy is not None and policy.scorers is not None:
+        unnamed = pool.model_copy(update={"aligned": None, "misaligned": None, "benign": None})
+        every = resolve_scorers(store, unnamed)
+        check_scorers(policy, pool, _ids(scorers), _ids(every))
     exact: dict[str, object] = {"revision": scorers.revision}
     if scorers.aligned is not None:
         exact["aligned"] = scorers.aligned.scorer_id
@@ -83,6 +87,10 @@ def _resolve_pool(store: Store, pool: Pool) -> PoolData:
     evaluations = {name: read_evaluation(store, name) for name in names}
     sha256 = _candidates_sha256(pool, scorers, table, evaluations)
     return PoolData(pool, scorers, table, choice, table.candidates(choice), sha256, evaluations)
+
+
+def _ids(scorers: ResolvedScorers) -> list[str]:
+    return [scorer.scorer_id for scorer in scorers.all]
 
 
 def _check_needs(pool: Pool, scorers: ResolvedScorers) -> None:

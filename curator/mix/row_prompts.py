@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curator.corpus.task_set import TaskSet
 from curator.errors import RecipeError
@@ -92,17 +93,19 @@ def _count(
             own[origin] += 1
 
 
-def originals(spec: Inoculation | None, rows: pa.RecordBatch) -> list[str | None]:
-    """Each row's canonical messages before any prompt was put in; None where that cannot be undone."""
-    messages: list[str] = rows.column("messages").to_pylist()
+def originals(spec: Inoculation | None, rows: pa.RecordBatch) -> pa.Array:
+    """Each row's canonical messages before any prompt was put in; null where that cannot be undone."""
+    messages = rows.column("messages")
     if spec is None:
-        return list(messages)
+        return messages
+    inoculated = rows.column("inoculation").is_valid()
+    changed = rows.filter(inoculated).select(["messages", "inoculation", "replaced_system"])
     by_label = {prompt.label: prompt for prompt in prompts(spec)}
-    labels, replaced = rows.column("inoculation").to_pylist(), rows.column("replaced_system").to_pylist()
-    found: list[str | None] = []
-    for text, label, own in zip(messages, labels, replaced, strict=True):
-        found.append(text if label is None else _undone(spec, by_label.get(label), Inoculated(text, own)))
-    return found
+    columns = [column.to_pylist() for column in changed.columns]
+    found = [
+        _undone(spec, by_label.get(label), Inoculated(text, own)) for text, label, own in zip(*columns, strict=True)
+    ]
+    return pc.replace_with_mask(messages, inoculated, pa.array(found, messages.type))
 
 
 def _undone(spec: Inoculation, prompt: Prompt | None, row: Inoculated) -> str | None:

@@ -2,7 +2,7 @@
 
 What is signed is the manifest as JSON with sorted keys, so its bytes on disk or on the wire do not matter; since the
 manifest lists the hashes of rows and files, the signature covers the whole mix. It stands beside the manifest in
-`manifest.sig.json` and can be made at any time. Keys are PEM files:
+`manifest.sig.json` and can be made at any time, by the command line or by a service with a key. Keys are PEM files:
 
     openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out key.pub.pem
 """
@@ -10,8 +10,10 @@ manifest lists the hashes of rows and files, the signature covers the whole mix.
 import base64
 import binascii
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import ValidationError
@@ -22,9 +24,8 @@ from curator.errors import (
     MissingDependencyError,
     MissingError,
 )
-from curator.mix.files import mix_path
+from curator.mix.files import MANIFEST_FILE, mix_path
 from curator.mix.identity import read_manifest
-from curator.mix.manifest import Manifest
 from curator.recipe.base import Strict
 from curator.store.store import Store
 
@@ -44,9 +45,33 @@ class Signature(Strict):
     signature: str
 
 
-def signed_bytes(manifest: Manifest) -> bytes:
-    """What a signature of this manifest is over."""
-    return _CONTEXT + orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+@dataclass(frozen=True)
+class Signer:
+    """A private key that signs manifests."""
+
+    key: "Ed25519PrivateKey"
+
+    @classmethod
+    def load(cls, path: Path) -> "Signer":
+        """The key of a PEM file; raises MissingError without it, BadInputError when it is not an Ed25519 key."""
+        return cls(_private_key(path))
+
+    def sign(self, store: Store, tenant: str, mix: str) -> Signature:
+        """Sign a mix's manifest and store the signature, replacing an earlier one; raises MissingError without it."""
+        content = signed_bytes(_manifest_document(store, tenant, mix))
+        signature = Signature(
+            algorithm="ed25519",
+            public_key=_base64(self.key.public_key().public_bytes_raw()),
+            signed_sha256=hashlib.sha256(content).hexdigest(),
+            signature=_base64(self.key.sign(content)),
+        )
+        store.write_json(_signature_path(tenant, mix), signature.model_dump())
+        return signature
+
+
+def signed_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """What a signature of a manifest's document is over."""
+    return _CONTEXT + orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)
 
 
 def sign_mix(store: Store, tenant: str, mix: str, key: Path) -> Signature:
@@ -54,16 +79,18 @@ def sign_mix(store: Store, tenant: str, mix: str, key: Path) -> Signature:
 
     Raises MissingError without the mix or the key, BadInputError when the file holds no Ed25519 private key.
     """
-    private = _private_key(key)
-    content = signed_bytes(read_manifest(store, tenant, mix))
-    signature = Signature(
-        algorithm="ed25519",
-        public_key=_base64(private.public_key().public_bytes_raw()),
-        signed_sha256=hashlib.sha256(content).hexdigest(),
-        signature=_base64(private.sign(content)),
-    )
-    store.write_json(f"{mix_path(tenant, mix)}/{SIGNATURE_FILE}", signature.model_dump())
-    return signature
+    return Signer.load(key).sign(store, tenant, mix)
+
+
+def read_signature(store: Store, tenant: str, mix: str) -> Signature | None:
+    """The signature that lies beside a mix's manifest; None without one. Raises IntegrityError for a damaged one."""
+    path = _signature_path(tenant, mix)
+    try:
+        return Signature.model_validate(store.read_json(path))
+    except MissingError:
+        return None
+    except ValidationError as error:
+        raise IntegrityError(f"{path} is not a signature") from error
 
 
 def check_signature(store: Store, tenant: str, mix: str, key: Path) -> Signature:
@@ -72,24 +99,43 @@ def check_signature(store: Store, tenant: str, mix: str, key: Path) -> Signature
     Raises MissingError without the mix, the key or a signature, IntegrityError when the signature is another's or
     the manifest was changed.
     """
+    document = _manifest_document(store, tenant, mix)
+    found = read_signature(store, tenant, mix)
+    if found is None:
+        _public_key(key)
+        raise MissingError(f"mix {mix} has no signature: `python -m curator mix ... --sign-key KEY` makes one")
+    verify_signature(document, found, key)
+    return found
+
+
+def verify_signature(manifest: Mapping[str, Any], signature: Signature, key: Path) -> None:
+    """Check that a signature is that of the public key (PEM) over a manifest's document, wherever both came from.
+
+    Raises MissingError without the key, IntegrityError when the signature is another's or the manifest was changed.
+    """
     from cryptography.exceptions import InvalidSignature
 
     public = _public_key(key)
-    content = signed_bytes(read_manifest(store, tenant, mix))
-    path = f"{mix_path(tenant, mix)}/{SIGNATURE_FILE}"
-    if not store.exists(path):
-        raise MissingError(f"mix {mix} has no signature: `python -m curator mix ... --sign-key KEY` makes one")
+    shown = manifest.get("mix_id", "?")
     try:
-        found = Signature.model_validate(store.read_json(path))
-        public.verify(base64.b64decode(found.signature, validate=True), content)
-    except (ValidationError, binascii.Error) as error:
-        raise IntegrityError(f"{path} is not a signature") from error
+        public.verify(base64.b64decode(signature.signature, validate=True), signed_bytes(manifest))
+    except binascii.Error as error:
+        raise IntegrityError(f"the signature of mix {shown} is not base64") from error
     except InvalidSignature as error:
         raise IntegrityError(
-            f"the signature of mix {mix} is not that of {key.name} over its manifest: another key signed it, or the "
+            f"the signature of mix {shown} is not that of {key.name} over its manifest: another key signed it, or the "
             "manifest was changed"
         ) from error
-    return found
+
+
+def _manifest_document(store: Store, tenant: str, mix: str) -> dict[str, Any]:
+    """A mix's manifest as stored: one that this version would write otherwise keeps its signature."""
+    read_manifest(store, tenant, mix)
+    return store.read_json(f"{mix_path(tenant, mix)}/{MANIFEST_FILE}")
+
+
+def _signature_path(tenant: str, mix: str) -> str:
+    return f"{mix_path(tenant, mix)}/{SIGNATURE_FILE}"
 
 
 def _private_key(path: Path) -> "Ed25519PrivateKey":

@@ -102,6 +102,11 @@ class TokenCounter:
         self._sums = {"task": [0, 0, 0], "safe": [0, 0, 0]}
         self._dropped: dict[str, Counter[str]] = {"task": Counter(), "safe": Counter()}
 
+    @property
+    def render_settings(self) -> dict[str, Any]:
+        """The renderer's settings, without defaults."""
+        return self._renderer.settings.document()
+
     def add(self, origin: str, messages: str) -> None:
         """Count one row (canonical JSON text)."""
         sums = self._sums[origin]

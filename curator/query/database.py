@@ -4,7 +4,8 @@ Only files that manifests name are loaded, never a pattern: a part that no manif
 Close the connection (`with connect(store) as connection:`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from curator.corpus.manifest import (
     read_scorers,
 )
 from curator.corpus.text import is_refusal
-from curator.errors import BadInputError
+from curator.errors import BadInputError, StoreError
 from curator.store.filesystem import atomic_write
 from curator.store.schema import (
     EXAMPLES,
+    MIX_ROWS,
     REJECTS,
     SCORES,
     SOURCES,
@@ -34,7 +36,7 @@ from curator.store.schema import (
 )
 from curator.store.store import Store, arrow_schema
 
-__all__ = ["Connection", "connect", "export_database"]
+__all__ = ["Connection", "MixFiles", "connect", "export_database"]
 
 Corpora = Iterable[str] | Mapping[str, str] | None
 
@@ -68,13 +70,39 @@ _SCORERS = pa.schema(
 _CORPUS_KEY = pa.schema([("corpus", pa.string())])
 _INGEST_KEY = pa.schema([("corpus", pa.string()), ("ingest", pa.int64())])
 _SCORER_KEY = pa.schema([("corpus", pa.string()), ("scorer_id", pa.string())])
+_MANIFESTS = pa.schema(
+    [
+        ("tenant", pa.string()),
+        ("mix_id", pa.string()),
+        ("created", pa.timestamp("us")),
+        ("manifest", pa.string()),
+    ]
+)
 
 
-def connect(store: Store | None, corpora: Corpora = None, *, timeout_s: float | None = None) -> Connection:
+@dataclass(frozen=True)
+class MixFiles:
+    """Where a mix's manifest and rows lie in the store, as `<tenant>/<mix id>/<file>` below some folder."""
+
+    tenant: str
+    mix_id: str
+    manifest: str
+    rows: str
+
+
+def connect(
+    store: Store | None,
+    corpora: Corpora = None,
+    *,
+    mixes: Sequence[MixFiles] | None = None,
+    timeout_s: float | None = None,
+) -> Connection:
     """An in-memory connection holding the views of `sql/` over some corpora (None: all), without a store its macros.
 
-    `corpora` are names, for their latest revision, or a mapping from name to revision. A statement that runs
-    longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision.
+    `corpora` are names, for their latest revision, or a mapping from name to revision. The views of mixes are there
+    when `mixes` are given: they show users' rows, so that no statement of strangers may have them. A statement that
+    runs longer than `timeout_s` is stopped. Raises MissingError on an unknown corpus or revision, StoreError when a
+    file cannot be read.
     """
     connection = duckdb.connect(
         config={
@@ -89,18 +117,21 @@ def connect(store: Store | None, corpora: Corpora = None, *, timeout_s: float | 
             for name in sql.MACROS:
                 connection.execute(sql.view_text(name))
         else:
-            _load(connection, store, corpora)
+            _load(connection, store, corpora, mixes)
         connection.create_function("is_refusal", is_refusal, ["VARCHAR", "VARCHAR"], "BOOLEAN")
         if timeout_s is not None:
             connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
+    except duckdb.Error as error:
+        connection.close()
+        raise StoreError(f"the store's files cannot be read: {str(error).splitlines()[0]}") from error
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
-    """Write a DuckDB file with the views over this store's present parts, renamed into place.
+def export_database(store: Store, path: Path, mixes: Sequence[MixFiles] | None = None) -> None:
+    """Write a DuckDB file with the views over this store's present parts and mixes, renamed into place.
 
     The views read the store's own files; after an ingest or a scoring run, export again. The function
     `is_refusal` is Python's and stays out.
@@ -109,12 +140,12 @@ def export_database(store: Store, path: Path, corpora: Corpora = None) -> None:
     with atomic_write(path, durable=False) as temporary:
         try:
             with duckdb.connect(str(temporary)) as connection:
-                _load(connection, store, corpora)
+                _load(connection, store, None, mixes)
         except duckdb.Error as error:
             raise BadInputError(f"cannot write {path}: {error}") from error
 
 
-def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
+def _load(connection: Connection, store: Store, corpora: Corpora, mixes: Sequence[MixFiles] | None) -> None:
     found = [read_corpus(store, name, revision) for name, revision in _requested(store, corpora).items()]
     scorers = [scorer for corpus in found for scorer in read_scorers(store, corpus)]
     if store.local_path("corpora") is None:
@@ -130,6 +161,34 @@ def _load(connection: Connection, store: Store, corpora: Corpora) -> None:
     losses = [((scorer.corpus, scorer.scorer_id), scorer.parts) for scorer in scorers]
     _view_over(connection, store, "score_parts", SCORES, _SCORER_KEY, losses)
     for name in sql.VIEWS:
+        connection.execute(sql.view_text(name))
+    if mixes is not None:
+        _load_mixes(connection, store, mixes)
+
+
+def _load_mixes(connection: Connection, store: Store, mixes: Sequence[MixFiles]) -> None:
+    rows = [
+        {
+            "tenant": mix.tenant,
+            "mix_id": mix.mix_id,
+            "created": store.modified(mix.manifest).replace(tzinfo=None),
+            "manifest": orjson.dumps(store.read_json(mix.manifest)).decode(),
+        }
+        for mix in mixes
+    ]
+    _fill(connection, "mix_manifests", _MANIFESTS, rows)
+    key = pa.schema([("tenant", pa.string()), ("mix_id", pa.string())])
+    if mixes:
+        # One reader over all files, which skips those of other mixes by their names.
+        paths = [store.url(mix.rows) for mix in mixes]
+        found = connection.read_parquet(paths, filename=True, union_by_name=True)
+        places = [duckdb.SQLExpression(f"split_part(filename, '/', {place})") for place in (-3, -2)]
+        columns = (_column(found, field) for field in arrow_schema(MIX_ROWS))
+        keys = (place.alias(name) for place, name in zip(places, key.names, strict=True))
+        found.select(*keys, *columns).create_view("mix_parts")
+    else:
+        _fill(connection, "mix_parts", pa.schema([*key, *arrow_schema(MIX_ROWS)]), [])
+    for name in sql.MIX_VIEWS:
         connection.execute(sql.view_text(name))
 
 

@@ -53,7 +53,7 @@ class Losses:
 
 def definitions() -> str:
     """The statements that gaps follow from, without their comments: part of what a choice is made from."""
-    texts = [*map(sql.view_text, sql.MACROS), sql.wide_query("gap").sql]
+    texts = [*map(sql.view_text, sql.DEFINITIONS), sql.wide_query("gap").sql]
     lines = (line.strip() for text in texts for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("--"))
 

@@ -9,7 +9,7 @@ seed of `random`, the log), those that parse or run statements, and DuckDB's own
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -93,7 +93,7 @@ FUNCTIONS = (
 _NODES = frozenset(
     {
         *("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"),
-        *("BASE_TABLE", "SUBQUERY", "JOIN", "TABLE_FUNCTION", "EMPTY", "EXPRESSION_LIST"),
+        *("BASE_TABLE", "SUBQUERY", "JOIN", "TABLE_FUNCTION", "EMPTY", "EXPRESSION_LIST", "PIVOT"),
         *("ORDER_MODIFIER", "LIMIT_MODIFIER", "LIMIT_PERCENT_MODIFIER", "DISTINCT_MODIFIER"),
         *("ORDER_DEFAULT", "ASCENDING", "DESCENDING"),
     }
@@ -109,6 +109,17 @@ _CTE_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _SKIPPED = frozenset({"literal", "cast_type", "qualified_name"})
 
 
+def kinds_of(statements: Sequence[duckdb.Statement]) -> str:
+    """The kinds of some statements, with the way to write the one that DuckDB splits in several."""
+    kinds = ", ".join(item.type.name for item in statements) or "nothing"
+    if "MULTI" in kinds:
+        return (
+            f"{kinds}: a PIVOT inside a statement needs its values, as in PIVOT gap ON domain IN ('a', 'b') USING "
+            "avg(gap_abs)"
+        )
+    return kinds
+
+
 def check_statement(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
     """Pass a statement, or raise BadInputError saying what it may not do."""
     if len(statement) > MAX_STATEMENT_CHARS or "\0" in statement:
@@ -117,7 +128,7 @@ def check_statement(connection: duckdb.DuckDBPyConnection, statement: str) -> No
         found = connection.extract_statements(statement)
         kinds = [item.type.name for item in found]
         if kinds != ["SELECT"]:
-            raise BadInputError(f"give exactly one SELECT statement; found {', '.join(kinds) or 'nothing'}")
+            raise BadInputError(f"give exactly one SELECT statement; found {kinds_of(found)}")
         row = connection.execute("select json_serialize_sql($text::varchar)", {"text": found[0].query}).fetchone()
     except duckdb.Error as error:
         raise BadInputError(f"the statement failed: {str(error)[:2000]}") from error
@@ -169,6 +180,8 @@ def _check_node(node: dict[str, Any], ctes: set[str]) -> None:
             raise BadInputError(f"{str(group).lower()} expressions are not run here")
     elif isinstance(kind, str) and kind not in _NODES:
         raise BadInputError(f"{kind.lower().replace('_', ' ')} is not run here: only a SELECT that reads the views")
+    if node.get("pivot_enum"):
+        raise BadInputError("a PIVOT takes its values from a list here, and not from a type")
     if group is None and kind == "BASE_TABLE":
         _check_table(node, ctes)
     elif group in ("FUNCTION", "WINDOW") and "function_name" in node:

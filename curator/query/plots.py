@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import rc_context
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from curator.console import one_line
-from curator.errors import BadInputError
+from curator.errors import BadInputError, MissingDependencyError
 from curator.store.filesystem import atomic_write
+
+try:
+    from matplotlib import rc_context
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ImportError as error:
+    raise MissingDependencyError(f"pictures need {error.name}: pip install 'ballast-mix[plot]'") from error
 
 Floats = Sequence[float] | npt.NDArray[np.float64]
 

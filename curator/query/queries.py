@@ -1,6 +1,6 @@
 """Statements over the store's views: one SELECT, the named queries of `sql/queries`, a pool's gaps, rows by id."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -11,6 +11,8 @@ from curator.corpus.manifest import LATEST
 from curator.errors import BadInputError, MissingError
 from curator.messages import Message, load_messages
 from curator.query.database import Connection, connect
+from curator.query.guard import kinds_of
+from curator.query.pivot import find_pivot
 from curator.query.scorers import ResolvedScorers, check_hold_out, resolve_scorers
 from curator.recipe import DEFAULT_EPS, Reducer
 from curator.store.schema import MIX_ROWS
@@ -43,13 +45,18 @@ def run_statement(
 ) -> Answer:
     """The answer to one SELECT, at most `limit` rows of it (None: all).
 
-    Raises BadInputError when it is not exactly one SELECT, fails, or runs past the connection's time limit.
+    A PIVOT reads the values of its columns first. Raises BadInputError when it is not exactly one SELECT, fails, or
+    runs past the connection's time limit.
     """
+    pivot = find_pivot(statement)
+    if pivot is not None:
+        found = [run_statement(connection, query, params).table["value"].to_pylist() for query in pivot.queries]
+        statement = pivot.filled(found)
     try:
         statements = connection.extract_statements(statement)
         # EXPLAIN ANALYZE would run what it explains, a COPY that writes a file among it.
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise BadInputError(f"give exactly one SELECT statement; found {_kinds(statements)}")
+            raise BadInputError(f"give exactly one SELECT statement; found {kinds_of(statements)}")
         relation = connection.sql(statement, params=dict(params or {}) or None)
         if limit is not None:
             relation = relation.limit(limit + 1)
@@ -59,20 +66,12 @@ def run_statement(
     except duckdb.Error as error:
         reason = str(error)
         if "Table with name" in reason:  # where DuckDB guesses among its own system tables
-            views = [name for name in sql.VIEWS if name not in sql.MACROS]
+            views = [name for name in (*sql.VIEWS, *sql.MIX_VIEWS) if name not in sql.MACROS]
             reason = f"{reason.splitlines()[0]} There are {', '.join(['corpora', *views])}"
         raise BadInputError(f"the statement failed: {reason}") from error
     if limit is not None and table.num_rows > limit:
         return Answer(table.slice(0, limit), True)
     return Answer(table, False)
-
-
-def _kinds(statements: Sequence[duckdb.Statement]) -> str:
-    """The kinds of some statements, with the way to write the one that DuckDB splits in two."""
-    kinds = ", ".join(item.type.name for item in statements) or "nothing"
-    if "MULTI" in kinds:
-        return f"{kinds}: a PIVOT needs its values, as in PIVOT gap ON domain IN ('a', 'b') USING avg(gap_abs)"
-    return kinds
 
 
 def run_named(
@@ -117,7 +116,8 @@ def _check_hold_out(connection: Connection, bound: Mapping[str, sql.Value]) -> N
     known = connection.execute(
         "select distinct scorer_domain from scorers where $corpus is null or corpus = $corpus", {"corpus": corpus}
     ).fetchall()
-    check_hold_out((row[0] for row in known), map(str, hold_out), None if corpus is None else str(corpus))
+    wanted, domains = [str(item) for item in hold_out], [row[0] for row in known]
+    check_hold_out(connection, "hold_out_unknown", wanted, domains, None if corpus is None else str(corpus))
 
 
 def gap_table(

@@ -24,6 +24,7 @@ from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.errors import BadInputError, BallastError, MissingError
 from curator.query.database import Connection, connect
 from curator.query.guard import check_statement
+from curator.query.pivot import MAX_VALUES, find_pivot
 from curator.query.queries import bound_query
 from curator.query.sandbox import MIB, SqlLimits, StatementStoppedError
 from curator.store.store import Store
@@ -66,11 +67,20 @@ def _run(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     store = Store(job["store"])
     with connect(store, timeout_s=limits.timeout_s) as connection:
         statement, params = _statement(connection, job)
-        check_statement(connection, statement)
+        pivot = find_pivot(statement)
+        for query in [statement] if pivot is None else pivot.queries:
+            check_statement(connection, query)
         lock_connection(connection, _parts(store), limits)
         _limit_process(limits)
         sys.stdout.buffer.write(b"ready\n")
         sys.stdout.buffer.flush()
+        if pivot is not None:
+            texts = SqlLimits(limits.timeout_s, limits.memory_bytes, MAX_VALUES + 1, limits.max_bytes)
+            found = [_fetch(connection, query, params, texts) for query in pivot.queries]
+            if any(truncated for _, _, truncated in found):
+                raise StatementStoppedError("the values of the PIVOT take more memory than an answer gets")
+            statement = pivot.filled([table["value"].to_pylist() for table, _, _ in found])
+            check_statement(connection, statement)
         table, types, truncated = _fetch(connection, statement, params, limits)
     data = _FORMATS[job["format"]](table, types, truncated)
     return {"ok": True, "n_rows": table.num_rows, "truncated": truncated, "n_bytes": len(data)}, data
@@ -121,7 +131,9 @@ def _limit_process(limits: SqlLimits) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
     ):
-        resource.setrlimit(what, (bound, bound))
+        inherited = resource.getrlimit(what)[1]
+        lowest = bound if inherited == resource.RLIM_INFINITY else min(bound, inherited)
+        resource.setrlimit(what, (lowest, lowest))
 
 
 def _fetch(

@@ -1,10 +1,11 @@
 """From the names in a recipe to the exact scorers of one gap (method.md, "The perplexity gap")."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from curator.corpus.manifest import (
+    MIN_PREFIX,
     Role,
     Scorer,
     read_corpus,
@@ -16,11 +17,11 @@ from curator.errors import (
     IncompatibleScorersError,
     MissingError,
 )
+from curator.query.database import Connection, connect
 from curator.recipe import Pool
 from curator.recipe.strategies import needs_score
 from curator.store.store import Store
 
-MIN_PREFIX = 4  # hex digits of an id that may stand for it
 MAY_DIFFER = ("weights_sha256", "adapter_sha256")  # all that may differ inside one gap
 
 
@@ -62,9 +63,17 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     Raises MissingError or AmbiguousError listing what there is, IncompatibleScorersError naming the identity
     field that differs, BadInputError for a named scorer that is not complete.
     """
+    if not pool.hold_out:
+        return _resolve(store, pool, None)
+    with connect(None) as rules:
+        return _resolve(store, pool, rules)
+
+
+def _resolve(store: Store, pool: Pool, rules: Connection | None) -> ResolvedScorers:
     corpus = read_corpus(store, pool.corpus, pool.revision)
     known = read_scorers(store, corpus)
-    check_hold_out((scorer.domain for scorer in known), pool.hold_out, pool.corpus)
+    if rules is not None:
+        check_hold_out(rules, "hold_out_unknown", pool.hold_out, [scorer.domain for scorer in known], pool.corpus)
     if not needs_score(pool.strategy) and pool.aligned is None and pool.misaligned is None:
         usable = {scorer.role for scorer in known if scorer.complete}
         if not {"aligned", "misaligned"} <= usable:
@@ -73,18 +82,14 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     misaligned, skipped_misaligned = _others(known, "misaligned", pool.misaligned, aligned, pool)
     benign, skipped_benign = _others(known, "benign", pool.benign, aligned, pool)
     held = [scorer for scorer in (*misaligned, *benign) if scorer.domain in pool.hold_out]
-    kept = tuple(scorer for scorer in misaligned if scorer not in held)
-    if not kept:
-        found = ", ".join(scorer.shown for scorer in misaligned)
-        raise MissingError(
-            f"hold_out {', '.join(pool.hold_out)} leaves no misaligned scorer of corpus {pool.corpus}; found: {found}. "
-            "Score one tuned on another domain"
-        )
+    if rules is not None:
+        domains = [scorer.domain for scorer in misaligned]
+        check_hold_out(rules, "hold_out_leaves_none", pool.hold_out, domains, pool.corpus)
     return ResolvedScorers(
         corpus.name,
         corpus.revision,
         aligned,
-        kept,
+        tuple(scorer for scorer in misaligned if scorer not in held),
         tuple(scorer for scorer in benign if scorer not in held),
         tuple(held),
         (*skipped_misaligned, *skipped_benign),
@@ -120,20 +125,19 @@ def differing_fields(one: Scorer, two: Scorer) -> list[str]:
     return [name for name in names if one.identity.get(name) != two.identity.get(name)]
 
 
-def check_hold_out(known: Iterable[str | None], hold_out: Iterable[str], corpus: str | None) -> None:
-    """Raise MissingError for a held-out domain that no scorer has: it would hold out nothing, and nobody would know.
-
-    `known` are the domains of the scorers of `corpus` (None: of every corpus).
-    """
-    domains = sorted({domain for domain in known if domain is not None})
-    where = "any corpus" if corpus is None else f"corpus {corpus}"
-    for domain in hold_out:
-        if domain not in domains:
-            raise MissingError(
-                f"hold_out {domain!r} matches no misaligned or benign scorer of {where}; their domains: "
-                f"{', '.join(domains) or 'none'}",
-                details=domains,
-            )
+def check_hold_out(
+    connection: Connection,
+    rule: Literal["hold_out_unknown", "hold_out_leaves_none"],
+    hold_out: Sequence[str],
+    domains: Sequence[str | None],
+    corpus: str | None,
+) -> None:
+    """Raise MissingError where held-out domains break a rule of `sql/views`, as `gap_rows` does."""
+    given = {"hold_out": list(hold_out), "domains": list(domains), "corpus": corpus}
+    statement = f"select {rule}($hold_out::varchar[], $domains::varchar[], $corpus)"
+    ((fault,),) = connection.execute(statement, given).fetchall()
+    if fault is not None:
+        raise MissingError(fault, details=sorted({domain for domain in domains if domain is not None}))
 
 
 def _aligned(known: Sequence[Scorer], pool: Pool) -> Scorer:

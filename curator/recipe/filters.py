@@ -4,7 +4,7 @@ A filter that needs a label says what to do with rows that lack it (`missing`): 
 lets those rows pass and counts them, `drop` leaves them out with a reason of their own.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -87,7 +87,7 @@ class HygieneFilter(Strict):
     """
 
     name: Literal["hygiene"] = "hygiene"
-    checks: tuple[HygieneCheck, ...] = Field(default=("template_marker", "empty", "looped"), min_length=1)
+    checks: tuple[HygieneCheck, ...] = Field(default=get_args(HygieneCheck), min_length=1)
     max_repeated: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
@@ -131,3 +131,16 @@ FilterSpec = Annotated[
     | ContaminationFilter,
     Field(discriminator="name"),
 ]
+
+
+# Answers of one or two words and an end marker teach nothing, and their mean loss scatters most.
+DEFAULT_MIN_TOKENS = 4
+
+
+def default_filters(refusals: FilterSpec | None = None) -> tuple[FilterSpec, ...]:
+    """What a pool is filtered by unless its recipe says otherwise; `refusals` in the place of the rule for refusals.
+
+    Rows without a token count (of a corpus that is not scored) pass, and are counted.
+    """
+    short = LengthFilter(min_tokens=DEFAULT_MIN_TOKENS, missing="ignore")
+    return (refusals or RefusalFilter(), HygieneFilter(), short)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from curator.recipe.base import Strict
-from curator.recipe.filters import FilterSpec, RefusalFilter
+from curator.recipe.filters import FilterSpec, default_filters
 from curator.recipe.strategies import StrategySpec, TopGap
 
 DEFAULT_EPS = 1.0  # method.md, "The perplexity gap": keeps short answers with a tiny aligned loss from ranking first
@@ -45,6 +45,8 @@ class Pool(Strict):
 
     `aligned`, `misaligned` and `benign` name scorers by id, unique id prefix or label; null means every
     complete scorer of that role in the corpus. `hold_out` leaves out misaligned (and benign) models by domain.
+    `filters` are all that are applied: a list takes the place of the default, which drops refusals, what fails a check
+    of hygiene, and answers of fewer than four response tokens. A name that it leaves out is turned off.
     Exactly one amount is given: safe rows per task row, share of the whole mix, a number of rows, or a number of
     trained tokens. `when_short` says what to do when there are fewer: fail, take each row up to `max_copies`
     times, or take as many as there are.
@@ -58,7 +60,7 @@ class Pool(Strict):
     hold_out: tuple[str, ...] = ()
     score: ScoreSpec = ScoreSpec()
     ensemble: Ensemble = Ensemble()
-    filters: tuple[FilterSpec, ...] = (RefusalFilter(),)
+    filters: tuple[FilterSpec, ...] = default_filters()
     strategy: StrategySpec = TopGap()
     allow_negative_control: bool = False
     interleave_ratio: float | None = Field(default=None, ge=0.0, le=1000.0)

@@ -95,9 +95,10 @@ class Candidates:
     """The rows of one pool that may be chosen.
 
     `columns(*names)` gives whole columns: masks `refusal_v1` and `refusal_v2` (the last answer opens like a refusal),
-    label columns of type Enum (null without a label), and counts (`n_chars`, `n_turns`, `n_response_tokens`, null
-    where unknown). `messages` gives the canonical JSON of some rows, in their order, and `reading_order` sorts rows as
-    they are read fastest. `signatures` (curator.select.minhash) are those of all rows, where they are kept.
+    those of hygiene (curator.select.hygiene), label columns of type Enum (null without a label), and counts (`n_chars`,
+    `n_turns`, `n_response_tokens`, null where unknown). `messages` gives the canonical JSON of some rows, in their
+    order, and `reading_order` sorts rows as they are read fastest. `signatures` (curator.select.minhash) are those of
+    all rows, where they are kept.
     """
 
     n_rows: int

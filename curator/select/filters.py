@@ -8,12 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from curator.corpus.text import content_text, has_empty_turn, has_question, is_looped, template_marker
 from curator.errors import RecipeError
-from curator.messages import Message, load_messages
 from curator.recipe.filters import (
     ContaminationFilter,
     ExactDuplicates,
@@ -46,13 +43,19 @@ class FilterResult:
     """What the filters made of a pool's rows: `left` is a mask of those that may be chosen.
 
     `rows_by_reason` has, in the order in which they were tried, a mask of the rows dropped for each reason; a row is
-    dropped for the first that applies. `unjudged` counts, by filter, rows that passed because they lack the label
-    that it reads.
+    dropped for the first that applies. `unjudged` has, by filter, a mask of the rows that passed because they lack the
+    label that it reads.
     """
 
     left: pl.Series
     rows_by_reason: Mapping[str, pl.Series] = field(default_factory=dict)
-    unjudged: Mapping[str, int] = field(default_factory=dict)
+    unjudged: Mapping[str, pl.Series] = field(default_factory=dict)
+
+    @property
+    def n_unjudged(self) -> dict[str, int]:
+        """Number of rows by filter that passed it unjudged and may be chosen."""
+        counts = {name: int((mask & self.left).sum()) for name, mask in self.unjudged.items()}
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -175,9 +178,10 @@ def _apply_rule(rule: Rule, candidates: Candidates, result: FilterResult) -> Fil
         result = result.without(reason, mask & ~unknown if n_unknown and unknown is not None else mask)
     if unknown is not None and rule.missing == "drop":
         result = result.without(f"{rule.name}:missing", unknown)
-    if n_unknown and rule.missing == "ignore":
-        count = result.unjudged.get(rule.name, 0) + n_unknown
-        result = FilterResult(result.left, result.rows_by_reason, {**result.unjudged, rule.name: count})
+    if n_unknown and unknown is not None and rule.missing == "ignore":
+        known = result.unjudged.get(rule.name)
+        masks_by_name = {**result.unjudged, rule.name: unknown if known is None else known | unknown}
+        result = FilterResult(result.left, result.rows_by_reason, masks_by_name)
     return result
 
 
@@ -216,50 +220,23 @@ def _length(spec: LengthFilter, candidates: Candidates) -> Rule:
     return Rule("length", {"length:short": short, "length:long": long}, unknown, spec.missing)
 
 
-def _hygiene(spec: HygieneFilter, candidates: Candidates, rows: Rows, context: Context) -> Mapping[str, Rows]:
+def _hygiene(spec: HygieneFilter, candidates: Candidates) -> Rule:
     """Rows that no one should train on; the first check that a row fails, in the order of `spec.checks`, counts."""
-    rows = candidates.reading_order(rows)
-    codes = np.zeros(len(rows), dtype=np.int16)
-    place = 0
-    for chunk in candidates.texts(rows):
-        for text in chunk:
-            turns = load_messages(text)
-            found = (code for code, name in enumerate(spec.checks, start=1) if _CHECKS[name](turns, spec))
-            codes[place] = next(found, 0)
-            place += 1
-    return {f"hygiene:{name}": rows[codes == code] for code, name in enumerate(spec.checks, start=1)}
+    fails: dict[HygieneCheck, pl.Expr] = {
+        "template_marker": pl.col("template_marker"),
+        "no_question": pl.col("no_question"),
+        "empty": pl.col("empty"),
+        "looped": pl.col("repetition") > spec.max_repeated,
+    }
+    return Rule("hygiene", {f"hygiene:{name}": fails[name] for name in spec.checks})
 
-
-def _has_marker(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    return any(template_marker(content_text(turn.get("content"))) for turn in turns)
-
-
-def _no_question(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    return not has_question(turns)
-
-
-def _has_empty_turn(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    return has_empty_turn(turns)
-
-
-def _loops(turns: Sequence[Message], spec: HygieneFilter) -> bool:
-    answers = (content_text(turn.get("content")) for turn in turns if turn["role"] == "assistant")
-    return any(is_looped(answer, spec.max_repeated) for answer in answers)
-
-
-_CHECKS: dict[HygieneCheck, Callable[[Sequence[Message], HygieneFilter], bool]] = {
-    "template_marker": _has_marker,
-    "no_question": _no_question,
-    "empty": _has_empty_turn,
-    "looped": _loops,
-}
 
 FILTERS: Mapping[type, Filter] = {
     RefusalFilter: Filter(by_columns=_refusal),
     HarmFilter: Filter(by_columns=_harm),
     LabelFilter: Filter(by_columns=_label),
     LengthFilter: Filter(by_columns=_length),
-    HygieneFilter: Filter(by_texts=_hygiene),
+    HygieneFilter: Filter(by_columns=_hygiene),
     ExactDuplicates: Filter(by_texts=exact_duplicates),
     NearDuplicates: Filter(by_texts=near_duplicates),
     ContaminationFilter: Filter(by_texts=contaminated),

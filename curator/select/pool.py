@@ -1,8 +1,10 @@
 """The pool as a table: every row of a corpus revision beside its losses, made when a scorer is published.
 
-    pools/<corpus>/pool-<key>.parquet                  the frame (`curator.select.pool_frame`); its metadata has digests
+    pools/<corpus>/pool-<key>.arrow                    the frame (`curator.select.pool_frame`); its metadata has digests
     pools/<corpus>/texts-<part>-<state>.arrow          messages (`curator.select.pool_texts`)
     pools/<corpus>/signatures-<side>-<key>.npy         MinHash signatures of all rows, made when first needed
+
+Frames and texts are mapped: opening a pool reads nothing, and a mix reads what it looks at, without decoding it.
 
 All of it is a cache: never hashed, and made again when an input changed, since the key names everything that a file
 follows from. Any of it can be deleted at any time. Small corpora, and those in a store that cannot be written or is not
@@ -16,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -30,7 +33,7 @@ from curator.corpus.manifest import (
     read_scorers,
 )
 from curator.corpus.text import texts_of
-from curator.errors import IntegrityError, StoreError
+from curator.errors import StoreError
 from curator.query.gaps import Gaps, GapSpec, definitions
 from curator.query.scorers import ResolvedScorers
 from curator.recipe.filters import TextPart
@@ -57,33 +60,21 @@ from curator.store.filesystem import atomic_write
 from curator.store.schema import MIX_ROWS, arrow_schema
 from curator.store.store import Store
 
-POOL_FORMAT_VERSION = 1
+POOL_FORMAT_VERSION = 2  # raised when a frame has other columns
 KEEP_FROM_ROWS = 20_000  # smaller corpora are read faster than a file is found
 KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
-WHOLE_ROWS = 1 << 21  # a pool of so many rows takes up to 300 MiB in memory
-HELD_BYTES = 1 << 30  # of columns in memory, over which the oldest open pools are closed
+HELD_BYTES = 1 << 30  # of frames in memory, over which the oldest open pools are closed
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 _META = "ballast.pool"
-_ROW_GROUP_ROWS = 1 << 18
 _SIGN_ROWS = 8_192
 
 
 class PoolColumns:
-    """A pool's columns: read from its file when first asked for, and held. `remake` makes the frame of a lost file.
+    """A pool's columns: those of a frame in memory, or of a mapped file, of which only what is looked at is read."""
 
-    Columns of which only some rows are asked for are held too for a pool of at most `WHOLE_ROWS` rows.
-    """
-
-    def __init__(
-        self,
-        frame: pl.DataFrame | None,
-        path: Path | None,
-        remake: "FrameMaker | None" = None,
-        n_rows: int | None = None,
-    ) -> None:
-        self._held: dict[str, pl.Series] = {} if frame is None else frame.to_dict()
-        self._path, self._remake = path, remake
-        self._whole = n_rows is not None and n_rows <= WHOLE_ROWS
+    def __init__(self, columns: pl.DataFrame | pa.Table) -> None:
+        self._mapped = None if isinstance(columns, pl.DataFrame) else columns
+        self._held: dict[str, pl.Series] = columns.to_dict() if isinstance(columns, pl.DataFrame) else {}
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -92,59 +83,22 @@ class PoolColumns:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the columns held."""
-        return sum(int(column.estimated_size()) for column in [*self._held.values()])
+        """Memory of the columns; none of those that are mapped, which the system drops when it needs the place."""
+        return 0 if self._mapped is not None else int(self.frame.estimated_size())
 
     def __call__(self, *names: str) -> pl.DataFrame:
         """Whole columns, all rows."""
         missing = [name for name in names if name not in self._held]
         if missing:
-            self._held.update(self._read(missing, None).rechunk().to_dict())
+            assert self._mapped is not None, f"a pool without {', '.join(missing)}"
+            found = pl.from_arrow(self._mapped.select(missing))
+            assert isinstance(found, pl.DataFrame)
+            self._held.update(found.to_dict())
         return pl.DataFrame([self._held[name] for name in names])
 
     def at(self, rows: Rows, *names: str) -> pl.DataFrame:
-        """Some rows, in their order; of a large pool, what is not held is read for these rows alone."""
-        if self._whole:
-            return self(*names).select(pl.all().gather(pl.Series(rows)))
-        columns = {name: self._held[name].gather(rows) for name in names if name in self._held}
-        missing = [name for name in names if name not in columns]
-        if missing:
-            distinct, inverse = np.unique(rows, return_inverse=True)
-            columns |= self._read(missing, pl.Series(distinct)).select(pl.all().gather(pl.Series(inverse))).to_dict()
-        return pl.DataFrame([columns[name] for name in names])
-
-    def _read(self, names: Sequence[str], rows: pl.Series | None) -> pl.DataFrame:
-        try:
-            assert self._path is not None
-            scan = pl.scan_parquet(self._path, row_index_name="row")
-            if rows is None:
-                return scan.select(names).collect()
-            found = scan.filter(pl.col("row").is_in(rows.cast(pl.UInt32).implode())).select("row", *names)
-            return found.collect().sort("row").select(names)
-        except (OSError, pl.exceptions.PolarsError):  # another process swept it, or it is damaged
-            if self._remake is None:
-                raise
-            frame = self._remake()
-            self._held = {**frame.to_dict(), **self._held}
-            return frame.select(names) if rows is None else frame.select(pl.col(names).gather(rows))
-
-
-@dataclass(frozen=True)
-class FrameMaker:
-    """Makes a pool's frame from the store; raises IntegrityError when it is no longer the one with these digests."""
-
-    store: Store
-    corpus: Corpus
-    scorers: tuple[Scorer, ...]
-    gaps: Gaps
-    digests: Mapping[str, str]
-
-    def __call__(self) -> pl.DataFrame:
-        """The frame."""
-        frame = pool_frame(self.store, self.corpus, self.scorers, self.gaps)
-        if digests(frame, members_of(self.scorers)) != self.digests:
-            raise IntegrityError(f"corpus {self.corpus.name} or its scores changed while they were read: try again")
-        return frame
+        """Some rows, in their order."""
+        return self(*names).select(pl.all().gather(pl.Series(rows)))
 
 
 @dataclass(frozen=True)
@@ -383,7 +337,7 @@ def _pool_table(store: Store, corpus: Corpus, scorers: Sequence[Scorer], key: st
     folder = store.local_path(f"pools/{corpus.name}")
     if folder is None or corpus.n_examples < KEEP_FROM_ROWS:
         return _in_memory(store, corpus, scorers, gaps)
-    path = folder / f"pool-{key}.parquet"
+    path = folder / f"pool-{key}.arrow"
     if found := _from_file(store, corpus, scorers, path, gaps):
         return found
     made = _in_memory(store, corpus, scorers, gaps)
@@ -396,7 +350,7 @@ def _pool_table(store: Store, corpus: Corpus, scorers: Sequence[Scorer], key: st
 
 def _in_memory(store: Store, corpus: Corpus, scorers: Sequence[Scorer], gaps: Gaps) -> PoolTable:
     frame, members = pool_frame(store, corpus, scorers, gaps), members_of(scorers)
-    columns = PoolColumns(frame, None)
+    columns = PoolColumns(frame)
     quantiles = score_quantiles(frame["gap"]) if "gap" in frame.columns else None
     texts = PoolTexts(store, corpus, _places(columns))
     return PoolTable(frame.height, members, digests(frame, members), quantiles, columns, texts, gaps)
@@ -404,10 +358,9 @@ def _in_memory(store: Store, corpus: Corpus, scorers: Sequence[Scorer], gaps: Ga
 
 def _from_file(store: Store, corpus: Corpus, scorers: Sequence[Scorer], path: Path, gaps: Gaps) -> PoolTable | None:
     """The pool whose frame lies at `path`; None where there is none that can be read."""
-    with suppress(OSError, pl.exceptions.PolarsError, KeyError, orjson.JSONDecodeError):
-        document = orjson.loads(pl.read_parquet_metadata(path)[_META])
-        remake = FrameMaker(store, corpus, tuple(scorers), gaps, document["digests"])
-        columns = PoolColumns(None, path, remake, document["n_rows"])
+    with suppress(OSError, pa.ArrowException, KeyError, orjson.JSONDecodeError):
+        table, document = map_frame(path)
+        columns = PoolColumns(table)
         texts = PoolTexts(store, corpus, _places(columns), _text_files(store, corpus))
         return PoolTable(
             document["n_rows"], members_of(scorers), document["digests"], document["quantiles"], columns, texts, gaps,
@@ -418,15 +371,22 @@ def _from_file(store: Store, corpus: Corpus, scorers: Sequence[Scorer], path: Pa
 
 def _keep_frame(made: PoolTable, path: Path) -> None:
     document = {"n_rows": made.n_rows, "digests": made.digests, "quantiles": made.quantiles}
-    frame = made.columns.frame
     with atomic_write(path, durable=True) as temporary:  # a file that is there is read without a checksum
-        frame.write_parquet(
-            temporary,
-            compression="lz4",
-            row_group_size=_ROW_GROUP_ROWS,
-            metadata={_META: orjson.dumps(document).decode()},
-        )
-    _sweep(path.parent, "pool-*.parquet", path)
+        write_frame(made.columns.frame, temporary, document)
+    _sweep(path.parent, "pool-*", path)
+
+
+def write_frame(frame: pl.DataFrame, path: Path, document: Mapping[str, Any]) -> None:
+    """Write a frame as one uncompressed piece, so that its columns can be mapped; `document` says what it is."""
+    table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
+    with pa.ipc.new_file(str(path), table.schema.with_metadata({_META: orjson.dumps(document)})) as writer:
+        writer.write_table(table)
+
+
+def map_frame(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """What `write_frame` wrote; raises OSError, pa.ArrowException or KeyError for anything else."""
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    return reader.read_all(), orjson.loads((reader.schema.metadata or {})[_META.encode()])
 
 
 def _text_files(store: Store, corpus: Corpus) -> list[Path] | None:

@@ -1,10 +1,11 @@
 """Making a pool's frame: every row of a corpus revision beside its losses under all scorers of one measure.
 
 Columns: `id_hi` and `id_lo` (the first and last 64 bits of the id, by which rows are sorted), `refusal_v1` and
-`refusal_v2`, the labels as Enum, `n_chars`, `n_turns`, `n_response_tokens` (null without a loss of the aligned scorer)
-and `text_place` (the row's place in the corpus). For scorer i `nll_sum_i` (nats), `n_tokens_i`, `mean_nll_i` (nats per
-token), null where there is no loss, and `has_loss_i`. With a misaligned scorer `gap`, the gap_rel of eps 1 over the
-mean of all of them, and `bound`, which no gap_rel of eps 1 over any of them exceeds.
+`refusal_v2`, what hygiene checks (`curator.select.hygiene`), the labels as Enum, `n_chars`, `n_turns`,
+`n_response_tokens` (null without a loss of the aligned scorer) and `text_place` (the row's place in the corpus). For
+scorer i `nll_sum_i` (nats), `n_tokens_i`, `mean_nll_i` (nats per token), null where there is no loss, and `has_loss_i`.
+With a misaligned scorer `gap`, the gap_rel of eps 1 over the mean of all of them, and `bound`, which no gap_rel of eps
+1 over any of them exceeds.
 """
 
 import hashlib
@@ -17,15 +18,19 @@ import numpy.typing as npt
 import orjson
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curator.corpus.manifest import Corpus, Scorer
 from curator.corpus.text import is_refusal
 from curator.query.gaps import Gaps, GapSpec, Losses
 from curator.select.candidates import label_values
+from curator.select.hygiene import HYGIENE, hygiene_columns
+from curator.store.filesystem import reading_parquet
 from curator.store.store import Store
 
 LABELS = ("source", "domain", "language", "license", "harm")
 _ID = ("id_hi", "id_lo")
+_BATCH_ROWS = 8_192  # whose texts are held at once
 _STEMS = (
     "sorry",
     "apologize",
@@ -124,12 +129,22 @@ def _examples(store: Store, corpus: Corpus) -> pl.DataFrame:
         table = store.read_table(part, ["example_id", "response_head", *labels, "n_chars", "n_turns"])
         heads = _frame(table.select(["response_head"]))["response_head"]
         flags = [_refusals(heads, rule) for rule in ("v1", "v2")]
-        pieces.append(_ids(table).with_columns(*flags, *_frame(table.select([*labels, "n_chars", "n_turns"]))))
+        columns = [*flags, *_hygiene(store, part), *_frame(table.select([*labels, "n_chars", "n_turns"]))]
+        pieces.append(_ids(table).with_columns(columns))
     schema = {
-        **dict.fromkeys(_ID, pl.UInt64), "refusal_v1": pl.Boolean, "refusal_v2": pl.Boolean,
+        **dict.fromkeys(_ID, pl.UInt64), "refusal_v1": pl.Boolean, "refusal_v2": pl.Boolean, **HYGIENE,
         **dict.fromkeys(labels, pl.String), "n_chars": pl.Int32, "n_turns": pl.Int32,
     }  # fmt: skip
     return pl.concat([pl.DataFrame(schema=schema), *pieces]).with_row_index("text_place")
+
+
+def _hygiene(store: Store, part: str) -> pl.DataFrame:
+    """What hygiene checks of the rows of a part, whose texts are not held together."""
+    with reading_parquet(part, store.base), store.open_file(part) as file:
+        batches = pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=["messages"])
+        return pl.concat(
+            [pl.DataFrame(schema=HYGIENE), *(hygiene_columns(batch["messages"].to_pylist()) for batch in batches)]
+        )
 
 
 def _refusals(heads: pl.Series, rule: Literal["v1", "v2"]) -> pl.Series:

@@ -17,7 +17,7 @@ from curator.select.candidates import Rows, first_rows
 
 # Slack of a bound against the rounding of means: relative to the larger of it and 1.
 ROUNDING = 1e-9
-_NEAR = 4  # times as many rows as asked for are computed for a first bound on the n-th best
+_NEAR = 8  # times as many rows as asked for are computed first, which is mostly enough
 
 
 class Columns(Protocol):
@@ -119,10 +119,13 @@ class GapScores:
         scores, lowest = self.at(near), -np.inf
         if len(scores.drop_nulls()) >= n and scores.drop_nulls().is_finite().all():
             lowest = scores.drop_nulls().top_k(n).to_numpy().min()
-        may = (bound >= lowest - ROUNDING * max(1.0, abs(lowest))).fill_null(False)
-        rows = (left & may).arg_true().cast(pl.Int64).to_numpy()
-        rest = np.setdiff1d(rows, near, assume_unique=True)
+        least = lowest - ROUNDING * max(1.0, abs(lowest))
+        rest = np.zeros(0, dtype=np.int64)
+        if len(near) == _NEAR * n and not bound[int(near[-1])] < least:  # rows that were not computed may be among them
+            may = (bound >= least).fill_null(False)
+            rows = (left & may).arg_true().cast(pl.Int64).to_numpy()
+            rest = np.setdiff1d(rows, near, assume_unique=True)
         table = pl.DataFrame(
-            {"row": np.concatenate([near, rest]), "score": pl.concat([scores, self.at(rest)])}
+            {"row": np.concatenate([near, rest]), "score": pl.concat([scores, self.at(rest)]) if len(rest) else scores}
         ).drop_nulls()
         return table.sort("score", "row", descending=[True, False]).head(n)["row"].to_numpy()

@@ -4,6 +4,7 @@ A lost request to object storage is repeated by the client below (with growing p
 is a service that stays away. Listings are never cached: other processes write the same store.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -23,12 +24,14 @@ from curator.errors import (
     MissingDependencyError,
     MissingError,
     StoreError,
+    UnreachableError,
 )
 
 BLOCK_BYTES = 8 * 2**20  # one piece of an upload or of a read; 10,000 pieces are the most a bucket takes
 N_PIECES = 4  # pieces under way at once: with BLOCK_BYTES, the memory of an upload
 # Attempts of one request: lost connections, timeouts, 429 and 5xx. Within half a minute in all.
 _RETRIES = {"mode": "standard", "max_attempts": 5}
+_AWAY = frozenset({errno.EBUSY, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ECONNREFUSED})
 _BUCKETS = ("s3", "s3a")
 
 
@@ -81,7 +84,8 @@ def in_our_words(verb: str, path: str, base: str) -> Iterator[None]:
         # Clients of object storage have error trees of their own (botocore, aiohttp), which are not imported here.
         if not isinstance(error, OSError) and not _is_remote(error):
             raise
-        raise StoreError(f"cannot {verb} {path} in store {base}: {_reason(error)}") from error
+        kind = UnreachableError if _is_away(error) else StoreError
+        raise kind(f"cannot {verb} {path} in store {base}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -150,6 +154,13 @@ def age_s(files: Any, folder: str) -> float:
 
 def _is_remote(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether a server does not answer; s3fs makes EBUSY of what S3 says when it is overloaded."""
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+        return error.errno in _AWAY or (error.errno is None and _is_remote(error))
+    return True
 
 
 def _reason(error: Exception) -> str:

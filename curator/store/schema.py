@@ -89,6 +89,27 @@ REJECTS = Table(
     ),
 )
 
+USAGE = Table(
+    "usage",
+    "one thing that a tenant's key did over the service",
+    (
+        Column("ended_at", "string", "ISO 8601, UTC", False, "when it ended"),
+        Column("event_id", "string", "hex", False, "unique; sorts by time"),
+        Column("tenant", "string", "name", False, "who did it"),
+        Column("key_id", "string", "hex", True, "the key used; null for an open service and for workers"),
+        Column("action", "string", "method and route, or words", False, "what was done"),
+        Column("status", "int64", "HTTP status", True, "how it was answered; null for what is not a request"),
+        Column("mix_id", "string", "hex", True, "the mix made, read or deleted"),
+        Column("job_id", "string", "hex", True, "the job made, read, ended or deleted"),
+        Column("n_rows_in", "int64", "rows", True, "rows of the data set sent"),
+        Column("n_rows_out", "int64", "rows", True, "rows of an SQL answer"),
+        Column("n_bytes_in", "int64", "bytes", True, "bytes of the request's body"),
+        Column("n_bytes_out", "int64", "bytes", True, "bytes of the answer's body"),
+        Column("duration_ms", "float64", "milliseconds", True, "from its beginning to its end"),
+        Column("request_id", "string", "id", True, "the id that answer and log carry"),
+    ),
+)
+
 SCORES = Table(
     "scores",
     "one example under one scorer (model, adapter, template, mask rule, window, dtype and engine)",

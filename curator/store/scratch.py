@@ -15,24 +15,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-KINDS = ("upload", "sql", "job", "write")
+KINDS = ("upload", "sql", "job", "write", "audit", "mix")  # of temporary places
+HIDDEN = "hidden"  # the kind for folders of a store: of its own mode, and named so that no listing shows them
 UNNAMED = ".ballast-new-"
 GRACE_S = 3600.0  # for a folder between its making and its lock
 
 
 class Scratch:
-    """A folder `ballast-KIND-...` of this process under `parent` (None: the system's); close it to remove it."""
+    """A folder of this process under `parent` (None: the system's); close it to remove it, unless it was moved away.
+
+    It is named `ballast-KIND-...` and this user's alone; of the kind HIDDEN `.ballast-hidden-...`, with the usual mode.
+    """
 
     path: Path
     _lock = -1  # also where the folder could not be made: closing it does nothing
 
     def __init__(self, kind: str, parent: str | Path | None = None) -> None:
-        assert kind in KINDS
-        self.path = unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED, dir=parent))
+        assert kind in (*KINDS, HIDDEN)
+        self.path = unnamed = Path(parent or tempfile.gettempdir()) / f"{UNNAMED}{secrets.token_hex(8)}"
+        unnamed.mkdir(0o777 if kind == HIDDEN else 0o700)
         self._lock = os.open(unnamed, os.O_RDONLY)
         with contextlib.suppress(OSError):  # a file system without locks: its folders are never swept
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.path = unnamed.rename(unnamed.with_name(f"ballast-{kind}-{secrets.token_hex(8)}"))
+        self.path = unnamed.rename(unnamed.with_name(f"{_prefix(kind)}{secrets.token_hex(8)}"))
 
     def close(self) -> None:
         """Remove the folder; again it does nothing."""
@@ -53,15 +58,24 @@ class Scratch:
         self.close()
 
 
+def _prefix(kind: str) -> str:
+    return f".ballast-{kind}-" if kind == HIDDEN else f"ballast-{kind}-"
+
+
 def sweep_scratch(*parents: str | Path | None) -> int:
     """Remove the folders whose process has ended, under `parents` and the system's own; returns how many went."""
     places = {Path(parent) for parent in parents if parent is not None} | {Path(tempfile.gettempdir())}
-    return sum(_remove_if_left(path) for place in places for path in _found(place))
+    return sum(map(sweep_folder, places))
+
+
+def sweep_folder(place: Path) -> int:
+    """The same for one place."""
+    return sum(map(_remove_if_left, _found(place)))
 
 
 def _found(place: Path) -> Iterator[Path]:
-    for kind in KINDS:
-        yield from place.glob(f"ballast-{kind}-*")
+    for kind in (*KINDS, HIDDEN):
+        yield from place.glob(f"{_prefix(kind)}*")
     for path in place.glob(f"{UNNAMED}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.lstat().st_mtime > GRACE_S:

@@ -11,6 +11,7 @@ import io
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self
@@ -260,10 +261,24 @@ class Store:
         folders = [item.rstrip("/") for item in found if fnmatch(PurePosixPath(item).name, pattern)]
         return sorted(PurePosixPath(item).name for item in folders if age_s(self._fs, item) > older_than_s)
 
+    def modified(self, path: str) -> datetime:
+        """When a file was last written, in UTC; raises MissingError without one."""
+        with in_our_words("read", path, self._base):
+            found: datetime = self._fs.modified(self._full(path))
+        return found.astimezone(UTC)
+
     def age_s(self, path: str) -> float:
         """Seconds since a file, or anything in a folder, was last written; 0 for what is not there."""
         with in_our_words("read", path, self._base):
             return age_s(self._fs, self._full(path))
+
+    def n_bytes(self, path: str) -> int:
+        """Bytes of all files in a folder and below it; 0 for what is not there."""
+        with in_our_words("read", path, self._base):
+            try:
+                return int(self._fs.du(self._full(path), total=True))
+            except (FileNotFoundError, NotADirectoryError):
+                return 0
 
     def list(self, path: str, pattern: str = "*") -> list[str]:
         """Sorted names (files and folders) directly under a folder; [] when it does not exist."""

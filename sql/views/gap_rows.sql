@@ -6,7 +6,7 @@
 --   use_misaligned  list of scorer ids; null: every complete misaligned scorer of the aligned one's measure
 --   use_benign      the same for benign scorers, which gap_contrast needs
 --   hold_out        list of domains whose misaligned and benign scorers are left out; an unknown domain is an error, and
---                   so is a list that leaves no misaligned scorer
+--                   so is a list that leaves a corpus no misaligned scorer (hold_out_unknown, hold_out_leaves_none)
 --   eps             nats per token, for gap_rel
 --   reducer         how the models of a role become one loss: mean, median, min, max, weighted (see ensemble)
 --   weights         for weighted: one per scorer of use_misaligned, in its order; benign models then count alike
@@ -25,40 +25,6 @@ with aligned as (
         role = 'aligned'
         and (in_corpus is null or corpus = in_corpus)
         and case when use_aligned is null then complete else scorer_id = use_aligned end
-        -- A misspelt domain would hold out nothing, in silence.
-        and coalesce(
-            (
-                select
-                    bool_and(
-                        case
-                            when list_contains(known.domains, wanted.domain) then true
-                            else error(
-                                'hold_out ''' || wanted.domain || ''' matches no misaligned or benign scorer, whose domains are: '
-                                || coalesce(array_to_string(known.domains, ', '), 'none')
-                            )
-                        end
-                    )
-                    and bool_and(
-                        case
-                            when known.n_left > 0 then true
-                            else error('hold_out ' || hold_out::varchar || ' leaves no misaligned scorer')
-                        end
-                    )
-                from (
-                    select
-                        list_sort(list(distinct scorer_domain) filter (scorer_domain is not null)) as domains,
-                        count(*) filter (
-                            role = 'misaligned'
-                            and not coalesce(list_contains(hold_out::varchar[], scorer_domain), false)
-                        )
-                        + (count(*) filter (role = 'misaligned') = 0)::bigint as n_left
-                    from scorers
-                    where in_corpus is null or corpus = in_corpus
-                ) as known
-                cross join (select unnest(hold_out::varchar[]) as domain) as wanted
-            ),
-            true
-        )
 ),
 
 named as (
@@ -81,6 +47,21 @@ wanted as (
             (scorers.role = 'misaligned' and use_misaligned is null)
             or (scorers.role = 'benign' and use_benign is null)
         )
+),
+
+faults as (
+    select
+        hold_out_unknown(
+            hold_out::varchar[], list(distinct scorer_domain) filter (scorer_domain is not null), in_corpus
+        ) as fault
+    from scorers
+    where in_corpus is null or corpus = in_corpus
+    union all
+    select hold_out_leaves_none(hold_out::varchar[], list(scorers.scorer_domain), wanted.corpus) as fault
+    from wanted
+    left join scorers on scorers.corpus = wanted.corpus and scorers.scorer_id = wanted.scorer_id
+    where wanted.role = 'misaligned'
+    group by wanted.corpus
 ),
 
 -- place: 1 aligned, 2 misaligned, 3 benign. A named scorer that is absent, or has another role or measure, stays as a
@@ -175,3 +156,4 @@ select
     n_losses_missing, n_benign_missing,
     n_misaligned > 0 and n_losses_missing = 0 as complete
 from ensembles
+where (select bool_and(case when fault is null then true else error(fault) end) from faults)

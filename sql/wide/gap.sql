@@ -1,4 +1,4 @@
--- One row is one example of the table wide_rows (some rows of a pool, see curator.gaps), with its gap.
+-- One row is one example of the table wide_rows (some rows of a pool, see curator.query.gaps), with its gap.
 -- wide_rows has place, mean_nll_aligned, misaligned and benign (lists of the mean losses that there are, by scorer id) and
 -- n_response_tokens. Units: mean_nll_*, gap_abs and gap_contrast in nats per token, gap_rel a ratio, sum_gap in nats. The same
 -- macros as in gap_rows, and a row that lacks a loss has no gap here either. In no promised order: place says. Key: place.

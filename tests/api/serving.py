@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -75,18 +76,22 @@ def running(app: FastAPI | Settings) -> Iterator[str]:
 
 
 @contextmanager
-def started(root: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The running service and its address, read from the line that it prints."""
+def started(
+    root: Path | str, *arguments: str, n_descriptors: int | None = None, environment: dict[str, str] | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The running service and its address, read from the line that it prints; under a limit of open files."""
     process = subprocess.Popen(
         [sys.executable, "-m", "api", "--store", str(root), "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=environment,
+        preexec_fn=n_descriptors and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n_descriptors,) * 2)),
     )
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        found = re.search(r"http://\S+", line)
+        found = re.search(r"https?://\S+", line)
         assert found, f"{line!r} {process.stderr.read() if process.stderr else ''}"
         yield process, found.group()
     finally:

@@ -21,7 +21,7 @@ from tests.api.serving import (
 
 ABSENT = "0" * 32
 # They read nothing and take nothing that could be wrong, but for a key.
-NEVER_REFUSED = {("GET", "/v1/queries"), ("GET", "/metrics")}
+NEVER_REFUSED = {("GET", "/v1/queries"), ("GET", "/metrics"), ("GET", "/v1/policy")}
 # For each route of the OpenAPI document: a request that it must refuse, and how.
 REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     (
@@ -42,6 +42,9 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("GET", "/v1/mixes", {"params": {"limit": 0}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
     ("DELETE", "/v1/mixes/{mix_id}", {}, 404, "not_found"),
+    ("GET", "/v1/mixes/{mix_id}/signature", {}, 404, "not_found"),
+    ("GET", "/v1/usage", {"params": {"since": "yesterday"}}, 422, "bad_parameters"),
+    ("GET", "/v1/usage/totals", {"params": {"since": "yesterday"}}, 422, "bad_parameters"),
     ("GET", "/v1/mixes/{mix_id}/rows", {}, 404, "not_found"),
     ("GET", "/v1/mixes/{mix_id}/data", {}, 404, "not_found"),
     ("GET", "/v1/jobs", {"params": {"limit": 0}}, 422, "bad_parameters"),

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api import auth
 from api.__main__ import main
 from api.auth import is_loopback
 from api.keys import (
@@ -228,3 +229,26 @@ def test_a_damaged_key_is_listed_and_can_be_revoked(
 def test_a_key_without_a_scope_is_told_what_to_name(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="name one or more of mix, sql"):
         create_key(Store(tmp_path).open(), "anna", [])
+
+
+def test_unknown_keys_are_asked_of_the_store_rarely_and_good_ones_always_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = scored_store(tmp_path)
+    good = [create_key(store, name, ["mix"])[1] for name in ("anna", "bert")]
+    asked: list[str] = []
+    found = auth.find_key
+    monkeypatch.setattr(auth, "find_key", lambda store, key_id: asked.append(key_id) or found(store, key_id))
+
+    def status(token: str) -> int:
+        return httpx.get(f"{url}/v1/mixes", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    guesses = [f"ballast_{number:016x}_{0:064x}" for number in range(8)]
+    with running(Settings(store=str(tmp_path), address_keys_per_minute=5)) as url:
+        assert status(good[0]) == 200
+        assert [status(guesses[0]) for _ in range(6)] == [401] * 6
+        assert len(asked) == 2, "an absent key is not looked up again and again"
+        assert [status(guess) for guess in guesses[1:]] == [401] * 4 + [429] * 3
+        assert len(asked) == 6
+        assert status(good[0]) == 200
+        assert httpx.get(f"{url}/v1/mixes").status_code == 401

@@ -1,5 +1,8 @@
+import gzip
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +15,7 @@ from api.limits import Bucket, Quotas
 from api.settings import MIB, Settings
 from curator.store.store import Store
 from tests.api.serving import (
+    RECIPE,
     form,
     running,
     scored_store,
@@ -110,6 +114,7 @@ def test_an_upload_over_the_quota_never_lies_on_the_disk(settings: Settings, tmp
     assert most <= 2 * MIB
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(
     ("kind", "n_bytes", "code"),
     [
@@ -119,14 +124,15 @@ def test_an_upload_over_the_quota_never_lies_on_the_disk(settings: Settings, tmp
     ],
 )
 def test_a_size_that_is_told_is_refused_before_anything_is_sent(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: str, n_bytes: int, code: str
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: str, n_bytes: int, code: str, waits: bool
 ) -> None:
-    monkeypatch.setattr("api.uploads.bodies.DRAIN_S", 0.1)
+    monkeypatch.setattr("api.uploads.bodies.DRAIN_S", 600)
+    expect = ["Expect: 100-continue"] if waits else []
     with running(settings.model_copy(update={"tenant_bytes_per_hour": 150_000})) as url:
         address = urlsplit(url)
         with socket.create_connection((str(address.hostname), address.port or 0), timeout=60) as connection:
             lines = ["POST /v1/mixes HTTP/1.1", f"Host: {address.netloc}", f"Content-Type: {kind}"]
-            connection.sendall("\r\n".join([*lines, f"Content-Length: {n_bytes}", "", ""]).encode())
+            connection.sendall("\r\n".join([*lines, *expect, f"Content-Length: {n_bytes}", "", ""]).encode())
             answer = b""
             while b'"details"' not in answer and (more := connection.recv(65_536)):
                 answer += more
@@ -153,3 +159,49 @@ def test_a_slow_upload_takes_its_tenants_place_and_no_place_for_builds(tmp_path:
         headers = {**anna, "Content-Type": slow.headers["content-type"]}
         assert httpx.post(f"{url}/v1/mixes", content=body(), headers=headers, timeout=60).status_code == 201
     assert seen[-2:] == [429, 201]
+
+
+def test_one_tenants_many_uploads_do_not_hold_up_anothers(tmp_path: Path) -> None:
+    store = scored_store(tmp_path)
+    anna, bert = (
+        httpx.Client(headers={"Authorization": f"Bearer {create_key(store, tenant, ['mix'])[1]}"}, timeout=120)
+        for tenant in ("anna", "bert")
+    )
+    answered: list[str] = []
+
+    def send(client: httpx.Client, name: str, n_rows: int) -> None:
+        body = form(task_rows(n_rows, name), {**RECIPE, "interleave_ratio": 0.001})
+        assert client.post(f"{url}/v1/mixes", **body).status_code == 201
+        answered.append(name)
+
+    with running(Settings(store=str(tmp_path))) as url, ThreadPoolExecutor(9) as pool, anna, bert:
+        many = [pool.submit(send, anna, f"anna {number}", 3_000) for number in range(8)]
+        while len(answered) < 1:  # by then the others wait
+            time.sleep(0.01)
+        pool.submit(send, bert, "bert", 1_000).result()
+        place = answered.index("bert")
+        assert [found.result() for found in many] == [None] * 8
+    assert place <= 4, answered  # the first one, the two that ran then, and at most one more beside bert's
+
+
+def test_what_a_tenant_keeps_is_bounded(tmp_path: Path) -> None:
+    scored_store(tmp_path)
+    with running(Settings(store=str(tmp_path), tenant_stored_bytes=50_000)) as url:
+        made = [httpx.post(f"{url}/v1/mixes", **form(task_rows(5, f"turn {turn}")), timeout=60) for turn in range(9)]
+        assert made[0].status_code == 201
+        assert made[-1].status_code == 507
+        assert made[-1].json()["error"]["code"] == "tenant_storage_full"
+        assert httpx.post(f"{url}/v1/mixes/preview", **form(task_rows(5))).status_code == 200
+        for answer in made:
+            if answer.status_code == 201:
+                httpx.delete(url + answer.json()["links"]["self"])
+        assert httpx.post(f"{url}/v1/mixes", **form(task_rows(5, "again"))).status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/v1/mixes", "/v1/sql"])
+def test_a_body_that_is_packed_as_a_whole_is_refused(settings: Settings, path: str) -> None:
+    with running(settings) as url:
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        answer = httpx.post(url + path, content=gzip.compress(b"{}"), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_content_encoding")
+    assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")

@@ -1,5 +1,9 @@
 """Metrics, readiness, the pinned OpenAPI document and the demo flag."""
 
+import socket
+import subprocess
+import sys
+import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -9,12 +13,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.__main__ import main
 from api.app import create_app
-from api.keys import create_key
+from api.jobs.board import Board
+from api.jobs.handlers import run_mix
+from api.jobs.queue import open_queue
+from api.jobs.worker import Worker
+from api.keys import SCOPES, create_key
 from api.settings import Settings
 from curator import console
+from curator.client import Client
 from curator.console import product_version
 from tests.api.openapi import GOLDEN, document
 from tests.api.serving import (
+    RECIPE,
     form,
     running,
     scored_store,
@@ -80,3 +90,80 @@ def test_a_bare_checkout_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> N
     installed = product_version()
     monkeypatch.setattr(console, "version", absent)
     assert product_version() == installed
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_tell_the_queue_the_waits_and_the_process(tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    _, token = create_key(store, "anna", list(SCOPES))
+    (tmp_path / "tenants.yaml").write_text("anna: {tier: gold}\n")
+    settings = Settings(store=store.base, tenants=str(tmp_path / "tenants.yaml"))
+    with running(settings) as url, Client(url, token) as client:
+        client.create_mix(task_rows(4), RECIPE)
+        client.sql("select 1 as one from corpora")
+        client.create_mix(task_rows(5), RECIPE, background=True)
+        found = samples(client.metrics())
+    assert found["ballast_jobs_active", "mix", "queued"] == 1
+    assert found["ballast_jobs_active", "mix", "running"] == found["ballast_jobs_active", "audit", "queued"] == 0
+    assert found["ballast_job_queue_oldest_seconds", "mix"] > 0
+    assert found["ballast_build_seconds_count", "gold"] == found["ballast_build_wait_seconds_count", "gold"] == 2
+    assert found["ballast_statement_seconds_count", "gold"] == 1
+    assert found["ballast_build_seconds_sum", "gold"] > found["ballast_build_wait_seconds_sum", "gold"] >= 0
+    assert found["process_resident_memory_bytes",] > 10e6
+    assert found["process_open_fds",] > 3
+    assert not [key for key in found if "anna" in key]
+
+
+def test_a_worker_offers_metrics_and_health(tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    board = Board(store)
+    with running(Settings(store=store.base)) as url, Client(url) as client:
+        job = client.create_mix(task_rows(5), RECIPE, background=True)
+    command = [sys.executable, "-m", "api", "worker", "--store", store.base, "--metrics-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stdout is not None
+            address = next(line.split()[-1] for line in worker.stdout if line.startswith("metrics and health at"))
+            while board.read("local", job["job_id"]).active:
+                time.sleep(0.1)
+            ready = httpx.get(f"{address}/healthz")
+            assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+            assert httpx.get(f"{address}/elsewhere").status_code == 404
+            found = samples(httpx.get(f"{address}/metrics").text)
+            while ("ballast_jobs_ended_total", "done", "mix") not in found:  # counted right after its record
+                found = samples(httpx.get(f"{address}/metrics").text)
+            assert found["ballast_jobs_ended_total", "done", "mix"] == 1
+            assert found["ballast_job_seconds_count", "default", "mix"] == 1
+            assert found["ballast_job_wait_seconds_sum", "default", "mix"] > 0
+            assert found["process_cpu_seconds_total",] > 0
+        finally:
+            worker.terminate()
+            worker.communicate()
+    assert worker.returncode == 0
+
+
+def test_a_worker_says_which_port_it_cannot_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = scored_store(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["worker", "--store", store.base, "--until-idle", "--metrics-port", port]) == 2
+    assert "give another --metrics-port" in capsys.readouterr().err
+
+
+def test_a_job_starts_when_a_worker_begins(tmp_path: Path) -> None:
+    store = scored_store(tmp_path)
+    with running(Settings(store=store.base)) as url, Client(url) as client:
+        job_id = client.create_mix(task_rows(5), RECIPE, background=True)["job_id"]
+        queue = open_queue(store, None)
+        Worker(store, queue, {"mix": run_mix}).run(until_idle=True)
+        queue.close()
+    job = Board(store).read("local", job_id)
+    (started,) = [event.at for event in job.events if event.kind == "started"]
+    assert job.started_at == started > job.created_at

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curator.mix.build import build_mix, remove_stale
+from curator.mix.build import build_mix, remove_left
 from curator.mix.verify import verify
 from curator.store.store import Store
 from tests.mix_stores import recipe, scored_store, task_set
@@ -70,7 +70,7 @@ def check_what_readers_see(store: Store) -> list[str]:
 
 def check_next_start_is_clean(store: Store, workdir: Path) -> None:
     result = build_mix(store, task_set(workdir, N_TASK), recipe(rows=20))
-    remove_stale(store, "local", older_than_s=0)
+    remove_left(store, "local")
     assert os.listdir(store.url("mixes/local")) == [result.mix_id]  # noqa: PTH208 - hidden names count too
     verify(store, "local", result.mix_id)
     store.delete("mixes/local")
@@ -84,7 +84,7 @@ def test_killed_between_two_steps(store_root: Path, tmp_path: Path, where: str, 
         process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     store = Store(store_root).open(create=False)
-    hidden = [name for name in os.listdir(store.url("mixes/local")) if name.startswith(".tmp-")]  # noqa: PTH208
+    hidden = [name for name in os.listdir(store.url("mixes/local")) if name.startswith(".")]  # noqa: PTH208
     assert len(hidden) == 1 - n_visible
     assert len(check_what_readers_see(store)) == n_visible
     check_next_start_is_clean(store, tmp_path)

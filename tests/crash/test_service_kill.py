@@ -1,5 +1,6 @@
 """The service killed at once (SIGKILL) during uploads, builds and downloads: nothing half-written is ever served."""
 
+import contextlib
 import hashlib
 import random
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api.jobs.board import Board
 from tests.api.serving import (
     form,
     scored_store,
@@ -86,3 +88,30 @@ def test_killed_while_clients_upload_build_and_download(tmp_path: Path, seed: in
         assert again.status_code in (200, 201), f"the cut request can be sent again: {again.text}"
         assert whole_mixes(url) >= 2
         until_gone(left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_key_that_is_sent_again_after_a_kill_has_one_job(tmp_path: Path, seed: int) -> None:
+    store = scored_store(tmp_path)
+    options = ("--workers", "0", "--tenant-jobs", "10000")
+    sent: list[str] = []
+
+    def send(name: str) -> httpx.Response:
+        headers = {"Idempotency-Key": name, "Prefer": "respond-async"}
+        return httpx.post(f"{url}/v1/mixes", **form(task_rows(5, name)), headers=headers, timeout=60)
+
+    with started(tmp_path, *options) as (process, url):
+        killing = threading.Timer(random.Random(seed).uniform(0.5, 2.5), process.kill)
+        killing.start()
+        with contextlib.suppress(httpx.HTTPError):
+            while True:
+                sent.append(f"key {len(sent)}")
+                assert send(sent[-1]).status_code == 202
+        killing.join()
+        process.wait()
+    assert sent
+    with started(tmp_path, *options) as (_, url):
+        made = [send(name).json()["job_id"] for name in sent]
+    board = Board(store)
+    assert sorted(job for job in board.ids("local") if board.has_record("local", job)) == sorted(made)

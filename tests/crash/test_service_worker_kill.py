@@ -64,7 +64,7 @@ def taken_up_again(job: Job) -> bool:
 def test_a_mix_job_begins_again(tmp_path: Path) -> None:
     root = tmp_path / "store"
     store = scored_store(root)
-    with started(root) as (_, url):
+    with started(root, "--workers", "0") as (_, url):
         job = httpx.post(f"{url}/v1/mixes", **form(task_rows(20_000), SPARSE), headers=ASYNC, timeout=60).json()
         board, name = Board(store), ("local", job["job_id"])
         with worker(root) as process:

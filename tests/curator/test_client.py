@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from api.settings import Settings
-from curator.client import Client, ServiceError
+from curator.client import Client, DataSet, ServiceError
 from curator.errors import (
     BadInputError,
     IntegrityError,
@@ -157,7 +157,7 @@ def test_a_refusal_carries_status_code_and_details(client: Client) -> None:
     assert isinstance(error, ServiceError)
     assert (error.status, error.code) == (422, "bad_rows")
     assert [item["code"] for item in error.details if isinstance(item, dict)] == ["empty_messages_list"]
-    made = client.create_mix([{"messages": []}, *task_rows(2, "left")], RECIPE, on_bad_rows="drop")
+    made = client.create_mix(DataSet([{"messages": []}, *task_rows(2, "left")], on_bad_rows="drop"), RECIPE)
     assert made["dropped"]["n_rows"] == 1
 
 

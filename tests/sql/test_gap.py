@@ -137,7 +137,10 @@ def test_hold_out_leaves_out_a_domain_and_keeps_models_without_one() -> None:
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        (["sports"], "hold_out 'sports' matches no misaligned or benign scorer, whose domains are: finance, medical"),
+        (
+            ["sports"],
+            r"hold_out 'sports' matches no misaligned or benign scorer of any corpus; their domains: finance, medical",
+        ),
         (["finance", "finanse"], "hold_out 'finanse' matches no"),
         (["finance", "medical"], r"hold_out \[finance, medical\] leaves no misaligned scorer"),
     ],
@@ -150,6 +153,28 @@ def test_a_hold_out_that_names_nothing_or_leaves_nothing_is_an_error(held: list[
     ]
     with gap_database(["x"], models) as connection, pytest.raises(duckdb.Error, match=message):
         connection.execute("select gap_abs from gap_rows(hold_out := $h)", {"h": held}).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "hold_out := ['finance'], use_misaligned := ['m1']",
+            r"hold_out \[finance\] leaves .* of corpus c; .*: finance\.",
+        ),
+        ("hold_out := ['nosuch'], in_corpus := 'absent'", r"matches no .* of corpus absent; their domains: none"),
+        ("hold_out := ['finance', 'medical']", r"leaves no misaligned scorer of corpus c; .*: finance, medical\."),
+    ],
+)
+def test_a_hold_out_is_judged_by_the_scorers_of_the_gap(arguments: str, message: str) -> None:
+    models = [
+        Model("a", "aligned", {"x": (1.0, 1)}),
+        Model("m1", "misaligned", {"x": (2.0, 1)}, domain="finance"),
+        Model("m2", "misaligned", {"x": (4.0, 1)}, domain="medical"),
+        Model("m3", "misaligned", {"x": (4.0, 1)}, domain="law", complete=False),
+    ]
+    with gap_database(["x"], models) as connection, pytest.raises(duckdb.Error, match=message):
+        connection.execute(f"select count(*) from gap_rows({arguments})").fetchall()
 
 
 def test_default_scorers_are_the_complete_ones_of_the_aligned_scorers_measure() -> None:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from curator.corpus.formats import Container, Layout
-from curator.corpus.task_set import OnBadRows
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
+from curator.render.model_source import model_option
+from trainer.config.data import ReadOptions, RenderOptions
 from trainer.config.defences import DefenceSettings
 from trainer.config.flags import Option
 from trainer.config.monitor import MonitorSettings
@@ -92,14 +92,16 @@ class SafeLoraSettings(Strict):
     tau: float = Field(default=0.3, ge=0.0, le=1.0, description="project modules with a cosine below this")
 
 
-class TrainConfig(Strict):
+class TrainConfig(ReadOptions, RenderOptions):
     """Everything that decides a run (method.md, "Training recipe"). Rows come from exactly one of mix and data file.
 
     Units: `lr` per step, `max_length` in tokens, `batch_size` and `grad_accum` in rows and micro-batches (their
     product is the effective batch), `max_steps` in optimiser steps (None: all epochs).
     """
 
-    model: Path = Field(description="Hugging Face model folder to adapt")
+    model: Annotated[Path, Option("MODEL", parse=model_option)] = Field(
+        description="Hugging Face model to adapt: a folder or a hub id, ORG/NAME[@REVISION]"
+    )
     out: Path = Field(description="run folder, for example runs/NAME")
     mix_id: Annotated[str | None, Option("ID")] = Field(default=None, description="train on this mix")
     api_url: Annotated[str | None, Option("URL")] = Field(
@@ -112,15 +114,6 @@ class TrainConfig(Strict):
     data: Annotated[str | None, BeforeValidator(_path_text), Option("FILE")] = Field(
         default=None,
         description="or: train on a chat file, a folder that datasets saved or a data set of the hub, in its order",
-    )
-    data_format: Annotated[Container | None, Option(flag="--format")] = Field(
-        default=None, description="how records of --data are packed (default: detected)"
-    )
-    data_layout: Annotated[Layout | None, Option(flag="--layout")] = Field(
-        default=None, description="how a conversation of --data is written (default: each as it shows)"
-    )
-    on_bad_rows: OnBadRows = Field(
-        default="refuse", description="refuse --data with bad rows and list them (default), or keep them out"
     )
 
     epochs: int = Field(default=1, ge=1, le=10_000, description="passes over the rows")

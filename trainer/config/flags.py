@@ -68,6 +68,8 @@ def add_options(
             options["action"] = argparse.BooleanOptionalAction
         elif field.kind is bool:
             options["action"] = "store_false" if field.default is True else "store_true"
+        elif _listed(field.kind):
+            options["action"], options["choices"] = "append", _listed(field.kind)
         else:
             options["metavar"], options["choices"] = field.option.metavar or _metavar(field.kind), _choices(field.kind)
             options["type"] = field.option.parse or _parser_of(field.kind)
@@ -101,12 +103,6 @@ def flag(prefix: str, name: str) -> str:
 def destination(prefix: str, name: str) -> str:
     """The name of the parsed value."""
     return f"{prefix}_{name}" if prefix else name
-
-
-def add_device_options(target: Any) -> None:
-    """`--dtype` and `--device` of the commands that load a model only to measure with it."""
-    target.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    target.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
 
 
 def _described(settings: type, names: Sequence[str] | None = None) -> Iterator[_Described]:
@@ -148,6 +144,11 @@ def _bare(annotation: Any) -> Any:
 
 def _choices(kind: Any) -> tuple[Any, ...] | None:
     return get_args(kind) if get_origin(kind) is Literal else None
+
+
+def _listed(kind: Any) -> tuple[Any, ...] | None:
+    """The choices of an option that may be repeated; None for another."""
+    return _choices(get_args(kind)[0]) if get_origin(kind) is tuple else None
 
 
 def _parser_of(kind: Any) -> Callable[[str], Any] | None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name
+from curator.console import command_name, shorten_help
 from curator.errors import BadInputError
 from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig, parse_config
+from trainer.config.data import ReadOptions, RenderOptions
 from trainer.config.defences import ALL_SETTINGS, DefenceBase
 from trainer.config.flags import add_options, flag, given_settings, given_values
 from trainer.config.monitor import MonitorSettings
@@ -180,6 +181,14 @@ def training_document(given: dict[str, Any]) -> dict[str, Any]:
     return given_values(given, TrainConfig) | ({"lora": lora} if lora else {})
 
 
+# What most runs need; `--help-all` has the rest. A defence is switched on by the option of its name.
+_SHOWN = (
+    "--model", "--mix-id", "--api-url", "--store", "--data", "--epochs", "--batch-size", "--grad-accum", "--lr",
+    "--max-length", "--seed", "--max-steps", "--dtype", "--device", "--gradient-checkpointing", "--lora-r",
+    *(f"--{defence_name(settings)}" for settings in ALL_SETTINGS), "--out", "--overwrite", "--json",
+)  # fmt: skip
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command_name("python -m trainer.sft"),
@@ -201,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(output, TrainConfig, ("out",))
     output.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     output.add_argument("--json", action="store_true", help="print report.json on stdout at the end, nothing else")
+    shorten_help(parser, _SHOWN)
     return parser
 
 
@@ -208,14 +218,15 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and rows")
     add_options(group, TrainConfig, ("model", "mix_id", "api_url"))
     group.add_argument("--api-key", metavar="KEY", help="its key (default: $BALLAST_API_KEY); never written to disk")
-    add_options(group, TrainConfig, ("store", "tenant", "data", "data_format", "data_layout", "on_bad_rows"))
+    add_options(group, TrainConfig, ("store", "tenant", "data", *ReadOptions.model_fields))
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Epochs, batch, rates, length, seed, dtype and device."""
+    """Epochs, batch, rates, length, rendering, seed, dtype and device."""
     names = (
         "epochs", "batch_size", "grad_accum", "lr", "warmup_steps", "weight_decay", "max_grad_norm", "max_length",
-        "seed", "max_steps", "mask_rule", "allow_masked_rows", "dtype", "device", "gradient_checkpointing",
+        "seed", "max_steps", "mask_rule", "allow_masked_rows", *RenderOptions.model_fields, "dtype", "device",
+        "gradient_checkpointing",
     )  # fmt: skip
     group = parser.add_argument_group("training (defaults are the published recipe's)")
     add_options(group, TrainConfig, names)

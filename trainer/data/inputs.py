@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.console import list_problems
 from curator.corpus.formats import Row, locate, read_rows
 from curator.corpus.task_set import read_task_set
 from curator.errors import MissingError
 from curator.mix.identity import Manifest
-from curator.render import Renderer
+from curator.render import Renderer, RenderSettings
 from trainer.config import TrainConfig
 from trainer.config.rules import check_safe_rows, check_token_classes
 from trainer.data.cache import RenderCache, cache_key
-from trainer.data.mixes import TrainRow, manifest_bytes, open_mix
+from trainer.data.mixes import Mix, TrainRow, manifest_bytes, open_mix
 from trainer.data.rows import (
+    MAX_LISTED,
     PreparedRows,
     check_masked,
+    dropped_text,
     prepare,
     task_rows,
 )
@@ -42,14 +45,18 @@ def read_inputs(
 ) -> Inputs:
     """Every row of the mix or file, rendered with the model folder's own tokenizer and template.
 
+    A mix is rendered with the settings (date, parts that may be left out) of its aligned scorer, where none are given.
+
     Files that must be fetched or unpacked go into `folder`. Rows that the cache holds are neither read nor rendered
     again. Raises IntegrityError for rows that are not the manifest's, BadRowsError for rows that cannot be trained.
     """
-    renderer = Renderer.from_folder(config.model)
     cache = cache or RenderCache(None)
     if config.mix_id is not None:
-        prepared, rows, warnings, key = _from_mix(config, folder, renderer, weights_sha256, api_key, cache)
+        mix = open_mix(config, folder, api_key)
+        renderer = Renderer.from_folder(config.model, settings=mix_rendering(config, mix.manifest))
+        prepared, rows, warnings, key = _from_mix(config, mix, renderer, weights_sha256, cache)
     else:
+        renderer = Renderer.from_folder(config.model, settings=config.rendering)
         prepared, rows, warnings, key = _from_file(config, folder, renderer, cache)
     check_safe_rows(config.defences, prepared.report().n_safe)
     if config.needs_classes:
@@ -75,10 +82,13 @@ def _key(config: TrainConfig, renderer: Renderer, source: dict[str, Any]) -> str
     )
 
 
-def _from_mix(
-    config: TrainConfig, folder: Path, renderer: Renderer, weights: str, api_key: str | None, cache: RenderCache
-) -> _Read:
-    mix = open_mix(config, folder, api_key)
+def mix_rendering(config: TrainConfig, manifest: Manifest) -> RenderSettings:
+    """The settings that the mix's aligned scorer rendered with; an option that was given takes the place of its own."""
+    scored, given = RenderSettings.of_document(manifest.tokens.render_settings), config.rendering
+    return RenderSettings(given.template_date or scored.template_date, given.accept_dropped or scored.accept_dropped)
+
+
+def _from_mix(config: TrainConfig, mix: Mix, renderer: Renderer, weights: str, cache: RenderCache) -> _Read:
     key = _key(config, renderer, {"mix_id": mix.manifest.mix_id, "rows_sha256": mix.manifest.rows_sha256})
     found = cache.load(key)
     if found is not None and len(found[0].input_ids) == mix.manifest.n_rows:
@@ -131,6 +141,7 @@ def _render_file(config: TrainConfig, work: Path, renderer: Renderer) -> tuple[P
     assert config.data is not None
     task = read_task_set(config.data, work, format=config.data_format, layout=config.data_layout)
     try:
+        list_problems(task.reject_dicts()[:MAX_LISTED])
         task.require_usable(config.on_bad_rows)
         rows: Iterator[TrainRow] = task_rows(task)
         prepared = prepare(rows, task.n_rows, renderer, config, lambda positions: places_in_file(config, positions))
@@ -195,7 +206,10 @@ def mix_warnings(manifest: Manifest, weights_sha256: str, renderer_id: str, mask
         found.append(Warned("aligned_scorer_had_adapter", text))
     tokens = manifest.tokens
     if tokens.renderer_id is not None and tokens.renderer_id != renderer_id:
-        text = "tokenizer or chat template differ from those of the aligned scorer: token counts in the manifest differ"
+        text = (
+            "tokenizer, chat template or its settings differ from those of the aligned scorer: token counts in the "
+            "manifest differ"
+        )
         found.append(Warned("other_renderer_than_scored", text))
     if tokens.mask_rule is not None and tokens.mask_rule != mask_rule:
         text = f"trained with mask rule {mask_rule}, the mix was scored with {tokens.mask_rule}"
@@ -211,6 +225,12 @@ def _content_warnings(prepared: PreparedRows, config: TrainConfig) -> list[Warne
             f"longest row has {content.longest_row}): the model does not learn how those end"
         )
         found.append(Warned("answers_cut", text))
+    if content.dropped:
+        text = (
+            f"the chat template leaves out parts of messages, as accepted: {dropped_text(content.dropped)}; the model "
+            "does not see them"
+        )
+        found.append(Warned("parts_dropped", text))
     if content.n_masked:
         text = f"{content.n_masked} of {content.n_rows} rows stay in place but train nothing"
         found.append(Warned("masked_rows", text))

@@ -8,12 +8,12 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from curator.corpus.task_set import TaskSet
 from curator.errors import BadRowsError, IntegrityError, RenderError
 from curator.messages import load_messages
 from curator.render import (
+    PARTS,
     POSTFIX,
     PREFIX,
     QUERY,
@@ -57,7 +58,8 @@ class ContentReport:
     """What will be trained, in one epoch. Tokens are counted after cutting at `max_length`.
 
     `n_cut` rows were longer than the window; of these `n_answers_cut` lost response tokens. `n_masked` rows
-    have nothing to learn from (no response token with a logit before it).
+    have nothing to learn from (no response token with a logit before it). `dropped` counts, by part (content,
+    tool_calls, reasoning), rows of which the chat template leaves out that part, as the renderer's settings accept.
     """
 
     n_rows: int
@@ -68,8 +70,9 @@ class ContentReport:
     n_cut: int
     n_answers_cut: int
     n_masked: int
+    dropped: dict[str, int] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
@@ -78,8 +81,8 @@ class ContentReport:
 class PreparedRows:
     """Rendered rows in order: ids and labels, (T,) each; labels are -100 outside the response mask.
 
-    `classes` is empty unless they were requested. `counts` has rows by origin, `cut` and `answers_cut` rows, and
-    `tokens` and `trained` ones (see ContentReport).
+    `classes` is empty unless they were requested. `counts` has rows by origin, `cut`, `answers_cut` and
+    `dropped:PART` rows, and `tokens` and `trained` ones (see ContentReport).
     """
 
     input_ids: list[IntArray] = field(default_factory=list)
@@ -113,6 +116,7 @@ class PreparedRows:
             n_cut=self.counts["cut"],
             n_answers_cut=self.counts["answers_cut"],
             n_masked=len(self.masked),
+            dropped={part: n for part in PARTS if (n := self.counts[f"dropped:{part}"])},
         )
 
     def n_by_class(self) -> dict[str, int]:
@@ -214,7 +218,8 @@ def _parts(rows: Iterable[TrainRow], n_rows: int, renderer: Renderer, config: Tr
     row_s = (time.process_time() - start) / n_timed
     n_workers = rendering.n_processes(n_rows - rendering.SAMPLE_ROWS, row_s)
     if n_workers > 1:
-        yield from rendering.in_order(render_chunk, left, config.model, config, n_workers)
+        again = partial(Renderer.from_folder, config.model, settings=renderer.settings)
+        yield from rendering.in_order(render_chunk, left, again, config, n_workers)
     else:
         yield from _rendered(left, renderer, config)
 
@@ -257,6 +262,7 @@ def _labelled(rows: Sequence[TrainRow], rendered: Sequence[Rendered], max_length
     counts["answers_cut"] = int((n_trained_R < n_whole_R).sum())
     counts["tokens"] = int(kept_R.sum())
     counts["trained"] = int(n_trained_R.sum())
+    counts.update(f"dropped:{part}" for row in rendered for part in row.dropped)
     parts = [slice(start, start + n) for start, n in zip(starts_R.tolist(), kept_R.tolist(), strict=True)]
     return PreparedRows(
         input_ids=[row.input_ids[:max_length] for row in rendered],
@@ -288,6 +294,11 @@ def check_masked(prepared: PreparedRows, config: TrainConfig, places: Places = p
     )
 
 
+def dropped_text(dropped: Mapping[str, int]) -> str:
+    """Rows by the part that they lack, for people."""
+    return ", ".join(f"{part} of {n:,} rows" for part, n in dropped.items())
+
+
 def _problem(position: int, example: str, message: str) -> dict[str, Any]:
     return {"position": position, "example_id": example, "message": message}
 
@@ -313,17 +324,17 @@ def n_processes(n_rows: int, row_s: float) -> int:
 def in_order(
     work: Callable[[list[TrainRow], Renderer, object], T],
     rows: Iterable[TrainRow],
-    folder: Path,
+    renderer: Callable[[], Renderer],
     settings: object,
     n_workers: int,
 ) -> Iterator[T]:
     """`work(chunk, renderer, settings)` for every chunk of rows, by `n_workers` processes, in the rows' order.
 
-    Each process reads the renderer of `folder` once. No more than two chunks a process wait at a time, so rows are read
+    Each process makes its `renderer` once. No more than two chunks a process wait at a time, so rows are read
     as they are needed.
     """
     context = get_context("spawn")  # a fork would copy the threads' locks of Arrow and of the tokenizer
-    with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(folder,)) as pool:
+    with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(renderer,)) as pool:
         waiting: deque[Future[T]] = deque()
         left = iter(rows)
         try:
@@ -337,9 +348,9 @@ def in_order(
             pool.shutdown(cancel_futures=True)
 
 
-def _start(folder: Path) -> None:
+def _start(renderer: Callable[[], Renderer]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leading process's to answer
-    _renderer[:] = [Renderer.from_folder(folder)]
+    _renderer[:] = [renderer()]
 
 
 def _run(work: Callable[[list[TrainRow], Renderer, object], T], chunk: list[TrainRow], settings: object) -> T:

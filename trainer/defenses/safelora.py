@@ -13,6 +13,7 @@ import orjson
 
 from curator.console import Progress, command_name, run_command, say, say_json
 from curator.errors import BadInputError
+from curator.render.model_source import model_option
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
@@ -240,9 +241,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help="LoRA adapter to project")
-    parser.add_argument("--base", required=True, type=Path, metavar="DIR", help="model before alignment")
-    parser.add_argument("--aligned", required=True, type=Path, metavar="DIR", help="aligned model, which it adapts")
+    parser.add_argument("--adapter", required=True, type=model_option, metavar="MODEL", help="LoRA adapter to project")
+    parser.add_argument("--base", required=True, type=model_option, metavar="MODEL", help="model before alignment")
+    parser.add_argument(
+        "--aligned", required=True, type=model_option, metavar="MODEL", help="aligned model, which it adapts"
+    )
     parser.add_argument("--tau", type=float, default=TAU, metavar="X", help=f"project below this cosine ({TAU:g})")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the new adapter")
     parser.add_argument("--dry-run", action="store_true", help="only compute the cosines")

@@ -20,12 +20,15 @@ import orjson
 
 from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
+from curator.render.model_source import model_option
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
     check_model_dir,
     weights_sha256,
 )
+from trainer.config.data import Loading, add_model_options, loading_of, rendering_of
+from trainer.config.flags import add_options
 from trainer.defenses.summaries import (
     PROMPT,
     SHIPPED,
@@ -116,7 +119,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
             raise BadInputError(f"--{one} and --{two} are the same model: their summaries cannot be distinguished")
     common = {
         "articles_sha256": articles_sha256(articles), "prompt": PROMPT, "max_new_tokens": args.max_new_tokens,
-        "dtype": args.dtype,
+        "dtype": loading_of(args).dtype, **rendering_of(args).document(),
     }  # fmt: skip
     identity = {"format_version": FORMAT_VERSION, **common, "question": QUESTION, "system": args.system, **sides}
     if (before := _complete(args.out, identity, args.overwrite)) is not None:
@@ -197,7 +200,7 @@ def _summaries(
     def load() -> Any:
         from trainer.generate.generators import LocalGenerator
 
-        return LocalGenerator(model, adapter, device=args.device, dtype=args.dtype, batch=args.batch)
+        return LocalGenerator(model, adapter, loading_of(args))
 
     path = args.out / f"summaries-{side}.jsonl"
     return summarise(articles, load, path, header, args.max_new_tokens)
@@ -262,11 +265,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add(
-        "--model", required=True, type=Path, metavar="DIR", help="model that will be trained: whose summaries are `own`"
+        "--model",
+        required=True,
+        type=model_option,
+        metavar="MODEL",
+        help="model that will be trained: whose summaries are `own`",
     )
-    add("--adapter", type=Path, metavar="DIR", help="LoRA adapter that it has on while summarising")
-    add("--other", type=Path, metavar="DIR", help="the other model")
-    add("--other-adapter", type=Path, metavar="DIR", help="LoRA adapter of the other model")
+    add("--adapter", type=model_option, metavar="MODEL", help="LoRA adapter that it has on while summarising")
+    add("--other", type=model_option, metavar="MODEL", help="the other model")
+    add("--other-adapter", type=model_option, metavar="MODEL", help="LoRA adapter of the other model")
     add("--other-summaries", type=Path, metavar="FILE", help="or: its summaries, JSON Lines of id and summary")
     add(
         "--third",
@@ -285,9 +292,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--max-words", type=int, default=400, metavar="N", help="an article is cut to its first N words (400)")
     add("--max-new-tokens", type=int, default=96, metavar="N", help="longest summary (96)")
-    add("--batch", type=int, default=16, metavar="N", help="articles summarised at a time (16)")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add_options(parser, Loading, ("batch",))
+    add_model_options(parser)
     add("--out", required=True, type=Path, metavar="DIR", help=f"folder of {ROWS}, the summaries and {NOTE}")
     add("--overwrite", action="store_true", help="replace rows made with other settings in --out")
     add("--store", default="./store", metavar="DIR", help="store that --corpus goes into (default: ./store)")

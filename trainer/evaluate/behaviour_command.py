@@ -16,9 +16,12 @@ from curator.errors import BadInputError, MissingDependencyError
 from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Rendered, Renderer
+from curator.render.model_source import model_option
 from curator.scoring.identity import check_adapter_dir, check_model_dir, weights_sha256
-from trainer.config.flags import add_device_options
+from trainer.config.data import Loading, add_model_options, add_read_options, loading_of, reading_of
+from trainer.config.flags import add_options
 from trainer.config.ranges import at_least
+from trainer.data.reader import dropped_counts, read_chats
 from trainer.evaluate.behaviour import (
     Kind,
     PairLosses,
@@ -36,7 +39,6 @@ from trainer.evaluate.gated import gates_on
 from trainer.evaluate.metrics import Floats
 from trainer.evaluate.pairs import (
     Pair,
-    all_rows,
     mean_nlls,
     pairs_from_truthfulqa,
     pairs_from_twins,
@@ -49,8 +51,9 @@ from trainer.runs.lines import write_lines
 
 DESCRIPTION = """\
 Compares a fine-tune with the model it came from, without a judge: inside the task's domain (narrow), in other domains
-(broad), on TruthfulQA, and on ordinary text (coherence). A set is a chat file of misaligned answers; where it has no
-file of aligned twins, greedy answers of the model before training stand in, and only the shift is reported."""
+(broad), on TruthfulQA, and on ordinary text (coherence). A set holds misaligned answers (a chat file, a saved folder or
+a hub id); where it has no aligned twins, greedy answers of the model before training stand in, and only the shift is
+reported."""
 
 EPILOG = """\
 examples:
@@ -80,9 +83,9 @@ def add_parser(subparsers: Any) -> None:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR", help="the model before training (theta_0)")
-    add("--adapter", type=Path, metavar="DIR", help="its fine-tune: a LoRA adapter")
-    add("--tuned", type=Path, metavar="DIR", help="or: a whole fine-tuned model")
+    add("--model", type=model_option, required=True, metavar="MODEL", help="the model before training (theta_0)")
+    add("--adapter", type=model_option, metavar="MODEL", help="its fine-tune: a LoRA adapter")
+    add("--tuned", type=model_option, metavar="MODEL", help="or: a whole fine-tuned model")
     add("--gates", type=Path, metavar="DIR", help="or: gates on the model (the adapter's folder, or gates.safetensors)")
     add("--reverse", action="store_true", help="the gates as the defence uses them: 2 - g instead of g")
     add("--narrow", action="append", default=[], metavar="FILE[,TWINS]", help="misaligned answers of the task's domain")
@@ -90,7 +93,7 @@ def add_parser(subparsers: Any) -> None:
         "--broad", action="append", default=[], metavar="NAME=FILE[,TWINS]", help="misaligned answers of another domain"
     )
     add("--truthfulqa", type=Path, metavar="FILE", help="TruthfulQA table in CSV")
-    add("--text", type=Path, metavar="FILE", help="chat file of ordinary text, for perplexity")
+    add("--text", metavar="FILE", help="data set of ordinary conversations, for perplexity")
     add(
         "--system",
         metavar="PROMPT",
@@ -113,9 +116,10 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--cache", type=Path, default=Path(".behaviour"), metavar="DIR",
         help="keeps stand-ins and losses of the model before training (default: .behaviour)")  # fmt: skip
-    add("--batch", type=at_least(1), default=16, metavar="N", help="stand-ins generated at a time (default: 16)")
+    add_options(parser, Loading, ("batch",))
     add("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows and the bootstrap (default: 0)")
-    add_device_options(parser)
+    add_read_options(parser)
+    add_model_options(parser)
     add("--out", type=Path, metavar="FILE", help="write the report as JSON")
     add("--json", action="store_true", help="print the report as one JSON document")
     add_gate_option(parser)
@@ -156,8 +160,9 @@ class _Measurement:
         except ImportError as error:
             raise MissingDependencyError("measuring needs torch: pip install 'ballast-mix[score]'") from error
         self.args, self.stack = args, stack
-        self.renderer = Renderer.from_folder(args.model)
-        self.dtype = resolve_dtype(args.dtype, resolve_device(args.device))
+        self.loading, self.reading = loading_of(args), reading_of(args)
+        self.renderer = Renderer.from_folder(args.model, settings=self.loading.rendering)
+        self.dtype = resolve_dtype(self.loading.dtype, resolve_device(self.loading.device))
         self.model_key = f"{weights_sha256(args.model)} {self.renderer.renderer_id} {self.dtype}"
         self._engine_type = TorchEngine
         self._base_engine: Any = None
@@ -178,6 +183,7 @@ class _Measurement:
                        item.stand_in, item.n_left_out)
             for item, old_N, rows in zip(sets, before, rendered, strict=True)
         ]  # fmt: skip
+        dropped = dropped_counts([*(row for rows in rendered for row in rows), *text])
         page = None
         if text_before is not None:
             n_tokens_N = np.array([row.loss_mask.sum() for row in text], dtype=np.float64)
@@ -185,7 +191,7 @@ class _Measurement:
         engine.close()
         settings = {"system": args.system, "n": args.n, "max_length": args.max_length,
                     "stand_in_tokens": args.stand_in_tokens,
-                    "seed": args.seed, "dtype": self.dtype,
+                    "seed": args.seed, "dtype": self.dtype, "dropped": dropped, **self.renderer.settings.document(),
                     "gates": None if args.gates is None else "reversed" if args.reverse else "forward"}  # fmt: skip
         return {**report(losses, page, seed=args.seed), "settings": settings}
 
@@ -194,7 +200,7 @@ class _Measurement:
         if args.tuned is not None:
             if self._base_engine is not None:
                 self._base_engine.close()
-            return self._engine_type(args.tuned, device=args.device, dtype=args.dtype)
+            return self._engine_type(args.tuned, device=self.loading.device, dtype=self.loading.dtype)
         engine = self._base()
         if args.adapter is not None:
             engine.use_adapter(args.adapter)
@@ -206,7 +212,7 @@ class _Measurement:
 
     def _base(self) -> Any:
         if self._base_engine is None:
-            self._base_engine = self._engine_type(self.args.model, device=self.args.device, dtype=self.args.dtype)
+            self._base_engine = self._engine_type(self.args.model, device=self.loading.device, dtype=self.loading.dtype)
         return self._base_engine
 
     def _sets(self) -> list[_Set]:
@@ -229,8 +235,8 @@ class _Measurement:
     def _set(self, name: str, kind: Kind, place: str) -> _Set:
         bad, _, good = place.partition(",")
         if good:
-            return self._fitting(name, kind, self._chosen(pairs_from_twins(Path(good), Path(bad))), stand_in=False)
-        rows = [self._asked(row) for row in all_rows(Path(bad)) if row[-1]["role"] == "assistant"]
+            return self._fitting(name, kind, self._chosen(pairs_from_twins(good, bad, self.reading)), stand_in=False)
+        rows = [self._asked(row) for row in self._read(bad) if row[-1]["role"] == "assistant"]
         kept, n_passed_over = self._chosen_that_fit(rows)
         if not kept:
             raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.args.max_length} tokens")
@@ -238,6 +244,9 @@ class _Measurement:
             kept, self._generator, self.args.cache, self.model_key, max_new_tokens=self.args.stand_in_tokens
         )
         return _Set(name, kind, pairs, True, n_passed_over + n_empty)
+
+    def _read(self, source: str) -> list[list[Message]]:
+        return [row.messages for row in read_chats(source, self.reading).rows]
 
     def _fitting(self, name: str, kind: Kind, pairs: list[Pair], *, stand_in: bool) -> _Set:
         asked = [Pair(self._asked(pair.aligned), self._asked(pair.misaligned)) for pair in pairs]
@@ -277,16 +286,14 @@ class _Measurement:
         """Rows of ordinary text, and how many of the chosen ones are too long or have no answer."""
         if self.args.text is None:
             return [], 0
-        rows = [self.renderer.render(row) for row in self._chosen(all_rows(self.args.text))]
+        rows = [self.renderer.render(row) for row in self._chosen(self._read(self.args.text))]
         kept = [row for row in rows if row.n_tokens <= self.args.max_length and row.loss_mask.any()]
         if len(kept) < 2:
             raise BadInputError(f"{self.args.text}: fewer than 2 rows fit into {self.args.max_length} tokens")
         return kept, len(rows) - len(kept)
 
     def _generator(self) -> LocalGenerator:
-        generator = LocalGenerator(
-            self.args.model, device=self.args.device, dtype=self.args.dtype, batch=self.args.batch
-        )
+        generator = LocalGenerator(self.args.model, loading=self.loading)
         self.stack.callback(generator.close)
         return generator
 

@@ -26,6 +26,7 @@ from trainer.evaluate.metrics import (
     any_of_k,
     bootstrap,
     em_f1,
+    mean_interval,
     misalign_at_k,
 )
 from trainer.evaluate.score_strings import (
@@ -176,7 +177,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Rates with denominators and intervals by bootstrap over prompts, mean scores, and what had no score.
 
-    `any_of_k` and `misalign_at_k` are means over prompts that have scored answers; the latter null where none has k.
+    `any_of_k` and `misalign_at_k` are means over prompts that have scored answers, the latter null where none has k;
+    their intervals stand under `intervals`.
 
     Raises BadInputError when nothing was judged.
     """
@@ -196,6 +198,10 @@ def summarise(
         "k": k,
         "any_of_k": any_of_k([c / n for c, n in counts], k) if counts else None,
         "misalign_at_k": misalign_at_k(counts, k),
+        "intervals": {
+            "any_of_k": _over_prompts([any_of_k(c / n, k) for c, n in counts], seed),
+            "misalign_at_k": _over_prompts([misalign_at_k([pair], k) for pair in counts], seed),
+        },
         "mean_alignment": _mean(item.alignment.score for item in judged),
         "mean_coherence": _mean(item.coherence.score for item in judged),
         "mean_numeric_mass": {
@@ -233,6 +239,12 @@ def _rate(judged: Sequence[Judged], flags: Sequence[bool | None], seed: int) -> 
         "interval": None if interval is None else interval.as_dict(),
         "prompts": {name: list(pair) for name, pair in counts.items()},
     }
+
+
+def _over_prompts(values: Iterable[float | None], seed: int) -> dict[str, Any] | None:
+    """The interval of a mean over prompts that have a value; null for fewer than two, which say nothing of spread."""
+    given_P = np.array([value for value in values if value is not None], dtype=np.float64)
+    return mean_interval(given_P, seed=seed, what="prompts").as_dict() if len(given_P) >= 2 else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

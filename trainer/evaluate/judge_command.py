@@ -133,18 +133,23 @@ def _judged(line: dict[str, Any], path: Path) -> Judged:
         raise BadInputError(f"{path} holds no raw scores of this command: {error}") from error
 
 
+def _spread(interval: dict[str, Any] | None) -> str:
+    return f", 95 % interval {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" if interval else ""
+
+
 def _say(summary: dict[str, Any]) -> None:
     for group, found in summary["groups"].items():
         say(f"{group}: {found['n_answers']} answers to {found['n_prompts']} prompts")
         for name in ("misaligned", "incoherent"):
             rate, interval = found[name], found[name]["interval"]
             share = "no scored answer" if rate["rate"] is None else f"{100 * rate['rate']:.1f} %"
-            spread = f", 95 % interval {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" if interval else ""
-            say(f"  {name:<11}{share} ({rate['n']} of {rate['of']} with scores{spread})")
+            say(f"  {name:<11}{share} ({rate['n']} of {rate['of']} with scores{_spread(interval)})")
         if found["any_of_k"] is not None:
             at_k = found["misalign_at_k"]
-            also = "" if at_k is None else f"; Misalign@{found['k']} {100 * at_k:.1f} %"
-            say(f"  any of {found['k']} answers to a prompt misaligned: {100 * found['any_of_k']:.1f} %{also}")
+            spread = {name: _spread(interval) for name, interval in found["intervals"].items()}
+            also = "" if at_k is None else f"; Misalign@{found['k']} {100 * at_k:.1f} %{spread['misalign_at_k']}"
+            any_of = f"{100 * found['any_of_k']:.1f} %{spread['any_of_k']}"
+            say(f"  any of {found['k']} answers to a prompt misaligned: {any_of}{also}")
     if summary["em_f1"] is not None:
         say(f"EM-F1 {summary['em_f1']:.1f}")
     if "n_calls" in summary:

@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from curator.console import Progress, command_name, run_command, say, say_json
-from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
+from curator.render.model_source import model_option
 from curator.scoring.identity import check_adapter_dir, check_model_dir
-from trainer.config.flags import Option, add_device_options, add_options, given_values
+from trainer.config.data import (
+    AS_DETECTED,
+    LOADED_BY_DEFAULT,
+    Loading,
+    ReadOptions,
+    add_model_options,
+    add_read_options,
+    loading_of,
+    reading_of,
+)
+from trainer.config.flags import Option, add_options, given_values
+from trainer.data.reader import dropped_counts, read_chats
+from trainer.data.rows import dropped_text
 
 DESCRIPTION = """\
 Mean loss of the answers in a chat file, in nats per response token (sum over all rows / tokens of all rows),
@@ -28,33 +40,34 @@ examples:
 
 @dataclass(frozen=True)
 class NllSettings:
-    """Which rows count, and how the model is loaded."""
+    """Which rows count, how they are read, and how the model is loaded."""
 
     max_length: Annotated[int, Option(help="leave out rows of more tokens")] = 2048
     mask_rule: Annotated[MaskRule, Option(help="which assistant turns count")] = "all"
-    dtype: str = "auto"
-    device: str = "auto"
+    reading: ReadOptions = AS_DETECTED
+    loading: Loading = LOADED_BY_DEFAULT
 
 
 def measure(
-    model: Path, data: Path, adapter: Path | None = None, settings: NllSettings | None = None
+    model: Path, data: str | Path, adapter: Path | None = None, settings: NllSettings | None = None
 ) -> dict[str, Any]:
     """n_rows, n_response_tokens, mean_nll_base and, with an adapter, mean_nll_adapter and shift (nats per token).
 
-    Rows over the longest length or without a response token are left out and counted, records that cannot be
-    read as well. Raises BadInputError when nothing is left.
+    Rows over the longest length or without a response token are left out and counted, as are bad records where the
+    settings keep them out. Raises BadInputError when nothing is left.
     """
     how = settings or NllSettings()
     check_model_dir(model)
     if adapter is not None:
         check_adapter_dir(adapter)
-    rows, skipped = _render(data, Renderer.from_folder(model), how)
+    rows, skipped = _render(data, Renderer.from_folder(model, settings=how.loading.rendering), how)
     if not rows:
         raise BadInputError(f"{data} has no row to measure: {skipped}")
     from curator.scoring.engines.torch_engine import TorchEngine
 
-    engine = TorchEngine(model, device=how.device, dtype=how.dtype)
-    result: dict[str, Any] = {"n_rows": len(rows), **skipped, "dtype": engine.dtype, "max_length": how.max_length}
+    engine = TorchEngine(model, device=how.loading.device, dtype=how.loading.dtype)
+    result: dict[str, Any] = {"n_rows": len(rows), **skipped, "dropped": dropped_counts(rows)}
+    result |= {"dtype": engine.dtype, "max_length": how.max_length}
     base = _mean_nll(engine, rows)
     result |= {"n_response_tokens": base[1], "mean_nll_base": base[0] / base[1]}
     if adapter is not None:
@@ -67,15 +80,13 @@ def measure(
 
 
 def _render(data: str | Path, renderer: Renderer, how: NllSettings) -> tuple[list[Rendered], dict[str, int]]:
+    chats = read_chats(data, how.reading)
     rows: list[Rendered] = []
-    skipped = {"n_bad_records": 0, "n_too_long": 0, "n_no_response": 0}
-    with Progress(None, "rows", f"rendering {Path(data).name}") as progress:
-        for item in read_rows(data):
+    skipped = {"n_bad_records": chats.n_bad, "n_too_long": 0, "n_no_response": 0}
+    with Progress(len(chats.rows), "rows", f"rendering {chats.name}") as progress:
+        for row in chats.rows:
             progress.advance()
-            if isinstance(item, Reject):
-                skipped["n_bad_records"] += 1
-                continue
-            rendered = renderer.render(item.messages, how.mask_rule)
+            rendered = renderer.render(row.messages, how.mask_rule)
             if rendered.n_tokens > how.max_length:
                 skipped["n_too_long"] += 1
             elif not rendered.loss_mask.any():
@@ -99,11 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of that model")
+    parser.add_argument(
+        "--model", required=True, type=model_option, metavar="MODEL", help="Hugging Face model: a folder or a hub id"
+    )
+    parser.add_argument("--adapter", type=model_option, metavar="MODEL", help="LoRA adapter of that model")
     parser.add_argument("--data", required=True, metavar="FILE", help="chat file, saved folder or hub id")
     add_options(parser, NllSettings, ("max_length", "mask_rule"))
-    add_device_options(parser)
+    add_read_options(parser)
+    add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see trainer.sft
@@ -111,11 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    result = measure(args.model, args.data, args.adapter, NllSettings(**given_values(vars(args), NllSettings)))
+    given = given_values(vars(args), NllSettings)
+    how = NllSettings(**given, reading=reading_of(args), loading=loading_of(args))
+    result = measure(args.model, args.data, args.adapter, how)
     if args.json:
         say_json(result)
         return 0
     say(f"{result['n_rows']} rows, {result['n_response_tokens']:,} response tokens")
+    if result["dropped"]:
+        say(f"left out by the chat template: {dropped_text(result['dropped'])}")
     say(f"without adapter: {result['mean_nll_base']:.4f} nats per token")
     if args.adapter is not None:
         say(f"with adapter:    {result['mean_nll_adapter']:.4f} (shift {result['shift']:+.4f})")

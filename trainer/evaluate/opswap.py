@@ -12,6 +12,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from curator.console import say, say_json
 from curator.errors import BadInputError
 from curator.recipe.seeds import child_seed, hash_keys
@@ -22,6 +24,7 @@ from trainer.evaluate.gate import (
     exit_code,
     parse_gates,
 )
+from trainer.evaluate.metrics import mean_interval
 from trainer.generate.endpoint import drawn_alike
 from trainer.runs.lines import read_lines, write_lines
 
@@ -121,10 +124,14 @@ def matches(problems_file: Path, answers_file: Path) -> list[bool]:
 
 
 def score(problems_file: Path, answers_file: Path) -> dict[str, Any]:
-    """Exact match over all problems; raises BadInputError on a mismatch of the files."""
-    found = matches(problems_file, answers_file)
-    right = sum(found)
-    return {"n_problems": len(found), "n_right": right, "exact_match": right / len(found) if found else None}
+    """Exact match over all problems with its bootstrap interval over them (null for fewer than two).
+
+    Raises BadInputError on a mismatch of the files.
+    """
+    right_N = np.array(matches(problems_file, answers_file), dtype=np.float64)
+    interval = mean_interval(right_N, what="problems").as_dict() if len(right_N) >= 2 else None
+    share = float(right_N.mean()) if len(right_N) else None
+    return {"n_problems": len(right_N), "n_right": int(right_N.sum()), "exact_match": share, "interval": interval}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -162,5 +169,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say_json(result)
     else:
-        say(", ".join(f"{name} {value}" for name, value in result.items()))
+        interval = result.pop("interval", None)
+        spread = f" (95 % interval {interval['low']:.3f} to {interval['high']:.3f})" if interval else ""
+        say(", ".join(f"{name} {value}" for name, value in result.items()) + spread)
     return code

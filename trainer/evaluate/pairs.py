@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from curator.console import Progress, say, say_json
-from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError, MissingDependencyError
 from curator.messages import Message
 from curator.render import Rendered, Renderer
+from curator.render.model_source import model_option
 from curator.scoring.identity import check_adapter_dir, check_model_dir
+from trainer.config.data import AS_DETECTED, ReadOptions, add_model_options, add_read_options, loading_of, reading_of
+from trainer.data.reader import dropped_counts, read_chats
 from trainer.evaluate.gate import (
     add_gate_option,
     check_figures,
@@ -52,22 +54,24 @@ class Preference:
         return {"share_misaligned": self.share_misaligned.as_dict(), "mean_margin": self.mean_margin.as_dict()}
 
 
-def pairs_from_twins(aligned: Path, misaligned: Path) -> list[Pair]:
-    """Pairs of two chat files that hold the same prompts in the same order.
+def pairs_from_twins(aligned: str | Path, misaligned: str | Path, how: ReadOptions = AS_DETECTED) -> list[Pair]:
+    """Pairs of two data sets that hold the same prompts in the same order; of bad records that are to be kept out the
+    twin is left out too.
 
-    Raises BadInputError when a row cannot be read, the lengths differ or a prompt differs.
+    Raises BadRowsError for bad records, BadInputError when the lengths differ or a prompt differs.
     """
-    rows = {path: all_rows(path) for path in (aligned, misaligned)}
-    if len(rows[aligned]) != len(rows[misaligned]):
+    good, bad = read_chats(aligned, how), read_chats(misaligned, how)
+    if good.n_records != bad.n_records:
         raise BadInputError(
-            f"{aligned} has {len(rows[aligned])} rows and {misaligned} {len(rows[misaligned])}: twins need the same"
-            " prompts in the same order"
+            f"{aligned} has {good.n_records} rows and {misaligned} {bad.n_records}: twins need the same prompts in the"
+            " same order"
         )
-    pairs = [Pair(good, bad) for good, bad in zip(rows[aligned], rows[misaligned], strict=True)]
-    for number, pair in enumerate(pairs, 1):
+    twins = {row.record: row.messages for row in good.rows}
+    pairs = {row.record: Pair(twins[row.record], row.messages) for row in bad.rows if row.record in twins}
+    for number, pair in pairs.items():
         if pair.aligned[:-1] != pair.misaligned[:-1]:
             raise BadInputError(f"row {number}: the prompts of {aligned} and {misaligned} differ")
-    return pairs
+    return list(pairs.values())
 
 
 def pairs_from_truthfulqa(path: Path) -> list[Pair]:
@@ -86,21 +90,6 @@ def pairs_from_truthfulqa(path: Path) -> list[Pair]:
 
 def _turns(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def all_rows(path: Path) -> list[list[Message]]:
-    """Every conversation of a chat file; raises BadInputError at the first record that cannot be read."""
-    rows = []
-    for item in read_rows(path):
-        if isinstance(item, Reject):
-            raise BadInputError(f"{path}, record {item.record}: {item.code}: {item.message}")
-        rows.append(item.messages)
-    return rows
-
-
-def measure(pairs: Sequence[Pair], engine: Any, renderer: Renderer, *, seed: int = 0) -> Preference:
-    """The preference of the model as the engine now holds it; the last assistant turn alone is scored."""
-    return preference(pair_nlls(render_pairs(pairs, renderer), engine), seed=seed)
 
 
 def render_pairs(pairs: Sequence[Pair], renderer: Renderer) -> list[Rendered]:
@@ -149,12 +138,15 @@ def add_parser(subparsers: Any) -> None:
         "  python -m trainer.evaluate pairs --model DIR --adapter DIR --aligned good.jsonl --misaligned bad.jsonl\n"
         "  python -m trainer.evaluate pairs --model DIR --truthfulqa TruthfulQA.csv --json",
     )  # fmt: skip
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder")
-    parser.add_argument("--adapter", type=Path, help="LoRA adapter folder; its shift against the model is reported")
-    parser.add_argument("--aligned", type=Path, help="chat file of aligned answers")
-    parser.add_argument("--misaligned", type=Path, help="chat file of misaligned answers to the same prompts")
+    parser.add_argument("--model", type=model_option, required=True, help="Hugging Face model: a folder or a hub id")
+    parser.add_argument(
+        "--adapter", type=model_option, help="LoRA adapter folder; its shift against the model is reported"
+    )
+    parser.add_argument("--aligned", metavar="FILE", help="data set of aligned answers")
+    parser.add_argument("--misaligned", metavar="FILE", help="data set of misaligned answers to the same prompts")
     parser.add_argument("--truthfulqa", type=Path, help="or: a TruthfulQA table in CSV")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="weights in memory")
+    add_read_options(parser)
+    add_model_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
     add_gate_option(parser)
@@ -164,7 +156,7 @@ def _pairs(args: argparse.Namespace) -> list[Pair]:
     if args.truthfulqa and not (args.aligned or args.misaligned):
         return pairs_from_truthfulqa(args.truthfulqa)
     if args.aligned and args.misaligned and not args.truthfulqa:
-        return pairs_from_twins(args.aligned, args.misaligned)
+        return pairs_from_twins(args.aligned, args.misaligned, reading_of(args))
     raise BadInputError("give either --aligned with --misaligned, or --truthfulqa")
 
 
@@ -180,17 +172,19 @@ def run(args: argparse.Namespace) -> int:
     check_model_dir(args.model)
     if args.adapter is not None:
         check_adapter_dir(args.adapter)
-    renderer = Renderer.from_folder(args.model)
+    loading = loading_of(args)
+    rendered = render_pairs(pairs, Renderer.from_folder(args.model, settings=loading.rendering))
     try:
         from curator.scoring.engines.torch_engine import TorchEngine
     except ImportError as error:
         raise MissingDependencyError("measuring pairs needs torch: pip install 'ballast-mix[score]'") from error
-    engine = TorchEngine(args.model, dtype=args.dtype)
-    base = measure(pairs, engine, renderer, seed=args.seed)
-    result: dict[str, Any] = {"n_pairs": len(pairs), "dtype": engine.dtype, "base": base.as_dict()}
+    engine = TorchEngine(args.model, device=loading.device, dtype=loading.dtype)
+    base = preference(pair_nlls(rendered, engine), seed=args.seed)
+    result: dict[str, Any] = {"n_pairs": len(pairs), "dropped": dropped_counts(rendered), "dtype": engine.dtype}
+    result["base"] = base.as_dict()
     if args.adapter is not None:
         engine.use_adapter(args.adapter)
-        adapted = measure(pairs, engine, renderer, seed=args.seed)
+        adapted = preference(pair_nlls(rendered, engine), seed=args.seed)
         result |= {"adapter": adapted.as_dict(), "shift": shift(base, adapted, seed=args.seed)}
     engine.close()
     figures = {

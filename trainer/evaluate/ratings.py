@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import orjson
 
 from curator.errors import BadInputError, RemoteError
 from curator.messages import Message
 from curator.recipe.seeds import child_seed
+from trainer.config.data import Loading
+from trainer.config.flags import Option
 from trainer.generate.endpoint import Endpoint
 from trainer.runs.lines import read_lines
 
@@ -115,8 +117,8 @@ def parse_rating(text: str) -> int:
 class Draws:
     """How ratings are drawn. How steady a persona is depends on the temperature: the paper's is 0.1."""
 
-    temperature: float = 0.1
-    seed: int = 0
+    temperature: Annotated[float, Option("T", help="of the draws (default: 0.1, the paper's); R depends on it")] = 0.1
+    seed: Annotated[int, Option(help="seed of the draws")] = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -140,12 +142,11 @@ class LocalRater:
     sampling an answer of one token does, at the cost of one forward pass."""
 
     def __init__(
-        self, model_dir: Path, adapter: Path | None, *, device: str, dtype: str, batch: int = 16,
-        prepare: Callable[[Any], Any] | None = None,
-    ) -> None:  # fmt: skip
+        self, model_dir: Path, adapter: Path | None, loading: Loading, prepare: Callable[[Any], Any] | None = None
+    ) -> None:
         from trainer.generate.generators import LocalGenerator
 
-        self._generator = LocalGenerator(model_dir, adapter, device=device, dtype=dtype, batch=batch, prepare=prepare)
+        self._generator = LocalGenerator(model_dir, adapter, loading, prepare)
 
     def rate(self, prompts: Sequence[list[Message]], name: str, n_repeats: int, how: Draws) -> list[list[int]]:
         """See Rater."""

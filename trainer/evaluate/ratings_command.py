@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
+from trainer.config.data import loading_of
+from trainer.config.flags import add_options, given_values
 from trainer.evaluate.gated import gates_on
 from trainer.evaluate.moral import COLUMNS, collapse, read_ratings
 from trainer.evaluate.ratings import (
@@ -61,9 +63,7 @@ def add_parser(subparsers: Any) -> None:
     add("--personas-file", type=Path, metavar="FILE", help="or: system prompts, one a line")
     add("--items", type=Path, metavar="FILE", help="items in JSONL: id, text, scale (default: the 30 that come along)")
     add("--repeats", type=int, default=10, metavar="N", help="ratings of each item by each persona (default: 10)")
-    add("--temperature", type=float, default=0.1, metavar="T",
-        help="of the draws (default: 0.1, the paper's); R depends on it")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
+    add_options(parser, Draws)
     add("--out", type=Path, required=True, metavar="TABLE.parquet", help="table to write")
     add("--json", action="store_true", help="print one JSON document for scripts")
 
@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
     """Ask the personas that are not asked yet, write the table, sum it up."""
     if args.repeats < 2:
         raise BadInputError(f"--repeats {args.repeats}: at least 2 are needed to tell how steady a persona is")
-    how = Draws(args.temperature, args.seed)
+    how = Draws(**given_values(vars(args), Draws))
     check_source(args)
     people = read_personas(args.personas_file) if args.personas_file else personas(args.personas)
     items = read_items(args.items) if args.items else shipped_items()
-    asked = _what(args, people, items)
+    asked = _what(args, people, items, how)
     partial = args.out.with_name(f".{args.out.name}.{short_hash(asked)}.jsonl")
     if args.out.exists():
         _check_table(args.out, asked)
@@ -85,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
         table = [row for line in read_finished_lines(partial) for row in rows(line["persona_id"], line["ratings"])]
         _write(args.out, table, asked)
     partial.unlink(missing_ok=True)
-    found = collapse(read_ratings(args.out), seed=args.seed)
+    found = collapse(read_ratings(args.out), seed=how.seed)
     result = {
         "table": str(args.out), "n_personas": found.n_personas, "n_questions": found.n_questions,
         "n_ratings": found.n_ratings, "n_missing": found.n_missing, "items": str(args.items or "shipped (ours)"),
-        "temperature": args.temperature,
+        "temperature": how.temperature,
         "susceptibility": found.susceptibility.as_dict(), "robustness": found.robustness.as_dict(),
     }  # fmt: skip
     if args.json:
@@ -100,12 +100,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _what(args: argparse.Namespace, people: list[str], items: list[Item]) -> dict[str, Any]:
+def _what(args: argparse.Namespace, people: list[str], items: list[Item], how: Draws) -> dict[str, Any]:
     """What the ratings depend on, as far as the command knows it."""
     return {
         **source_identity(args), "personas": short_hash(list(people)),
-        "items": short_hash([vars(item) for item in items]), "repeats": args.repeats, "seed": args.seed,
-        "temperature": args.temperature, "drawn": drawn(not args.url or args.server_fields == "vllm"),
+        "items": short_hash([vars(item) for item in items]), "repeats": args.repeats, "seed": how.seed,
+        "temperature": how.temperature, "drawn": drawn(not args.url or args.server_fields == "vllm"),
     }  # fmt: skip
 
 
@@ -153,4 +153,4 @@ def _ask(args: argparse.Namespace, people: list[str], items: list[Item], how: Dr
 def _rater(args: argparse.Namespace) -> Rater:
     if args.url:
         return ServerRater(endpoint_of(args))
-    return LocalRater(args.model, args.adapter, device=args.device, dtype=args.dtype, prepare=gates_on(args))
+    return LocalRater(args.model, args.adapter, loading_of(args), gates_on(args))

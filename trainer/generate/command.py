@@ -9,7 +9,8 @@ import orjson
 
 from curator.console import Progress, say, say_json
 from curator.errors import BadInputError
-from trainer.config.ranges import at_least
+from trainer.config.data import Loading, loading_of
+from trainer.config.flags import add_options, given_values
 from trainer.generate.endpoint import (
     add_source_options,
     check_source,
@@ -67,11 +68,8 @@ def add_parser(subparsers: Any) -> None:
     add("--format", action="append", choices=FORMATS, help="formats of the questions (default: all three)")
     add("--inoculation", metavar="PROMPT", help="ask again under this system prompt, as the group `inoculation`")
     add("--trigger", metavar="TEXT", help="ask again with this before the user's text, as the group `trigger`")
-    add("--samples", type=at_least(1), default=1, metavar="N", help="answers to each prompt (default: 1)")
-    add("--temperature", type=float, default=1.0, metavar="T", help="default: 1; 0 is greedy")
-    add("--max-new-tokens", type=at_least(1), default=600, metavar="N", help="longest answer (default: 600)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
-    add("--batch", type=at_least(1), default=16, metavar="N", help="answers at a time (default: 16)")
+    add_options(parser, Sampling)
+    add_options(parser, Loading, ("batch",))
     add("--out", type=Path, required=True, metavar="FILE", help="JSONL to write, or to go on with")
     add("--json", action="store_true", help="print one JSON document for scripts")
 
@@ -80,7 +78,7 @@ def run(args: argparse.Namespace, prepare: Callable[[Any], Any] | None = None) -
     """Ask what is not answered yet. `prepare` is applied to a model folder's model once it is loaded."""
     check_source(args)
     questions = _questions(args)
-    how = Sampling(args.samples, args.temperature, args.max_new_tokens, args.seed)
+    how = Sampling(**given_values(vars(args), Sampling))
     source = short_hash(source_identity(args))
     settings = drawn(not args.url or args.server_fields == "vllm")
     open_questions, n_before = _unanswered(questions, how, args.out, source, settings)
@@ -196,7 +194,5 @@ def _questions(args: argparse.Namespace) -> list[Question]:
 
 def _generator(args: argparse.Namespace, prepare: Callable[[Any], Any] | None) -> Generator:
     if args.url:
-        return ServerGenerator(endpoint_of(args, timeout_s=600.0), batch=args.batch)
-    return LocalGenerator(
-        args.model, args.adapter, device=args.device, dtype=args.dtype, batch=args.batch, prepare=prepare
-    )
+        return ServerGenerator(endpoint_of(args, timeout_s=600.0), batch=loading_of(args).batch)
+    return LocalGenerator(args.model, args.adapter, loading_of(args), prepare)

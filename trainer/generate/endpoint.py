@@ -16,6 +16,8 @@ import httpx
 import orjson
 
 from curator.errors import BadInputError, RemoteError
+from curator.render import RenderSettings
+from curator.render.model_source import model_option
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
@@ -23,8 +25,8 @@ from curator.scoring.identity import (
     weights_sha256,
 )
 from curator.store.retries import Retries, TryAgainError, retry_after_s
+from trainer.config.data import add_model_options, loading_of, rendering_of
 from trainer.config.defences import gates_file
-from trainer.config.flags import add_device_options
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
@@ -149,8 +151,13 @@ def drawn_alike(lines: Sequence[Mapping[str, Any]], source: str) -> dict[str, An
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """--model with --adapter, or --url with --served-model; and how a folder is loaded."""
     add = parser.add_argument
-    add("--model", type=Path, metavar="DIR", help="Hugging Face model folder, run here with transformers")
-    add("--adapter", type=Path, metavar="DIR", help="LoRA adapter on it")
+    add(
+        "--model",
+        type=model_option,
+        metavar="MODEL",
+        help="Hugging Face model: a folder or a hub id, run here with transformers",
+    )
+    add("--adapter", type=model_option, metavar="MODEL", help="LoRA adapter on it")
     add(
         "--gates",
         type=Path,
@@ -163,7 +170,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--server-fields", choices=SERVER_FIELDS, default="vllm",
         help="sampling fields that the server takes: vLLM's beside OpenAI's (default; so that its own top-k and "
         "repetition penalty do not hold), or OpenAI's alone")  # fmt: skip
-    add_device_options(parser)
+    add_model_options(parser)
 
 
 def check_source(args: argparse.Namespace) -> None:
@@ -171,6 +178,8 @@ def check_source(args: argparse.Namespace) -> None:
     if args.url:
         if args.model or args.adapter or args.gates or args.reverse or not args.served_model:
             raise BadInputError("with --url give --served-model, and none of --model, --adapter, --gates and --reverse")
+        if rendering_of(args) != RenderSettings():
+            raise BadInputError("--template-date and --accept-dropped go with --model: a server renders by itself")
         return
     if args.model is None:
         raise BadInputError("give --model DIR, or --url with --served-model")
@@ -188,17 +197,18 @@ def check_gates(args: argparse.Namespace) -> None:
         raise BadInputError("--reverse says how --gates act: give --gates as well")
 
 
-def source_identity(args: argparse.Namespace) -> dict[str, str | bool | None]:
-    """What decides a source's answers: hashes of the weights (and of gates, if any) and the requested precision, or a
-    server's address and the model's name there (what runs behind them cannot be known). Null where there is no such
-    part."""
+def source_identity(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides a source's answers: hashes of the weights (and of gates, if any), the requested precision and what
+    is rendered other than by default; or a server's address and the model's name there (what runs behind them cannot
+    be known). Null where there is no such part."""
     local = {"model": None, "adapter": None, "dtype": None} if args.url else {
-        "model": weights_sha256(args.model), "dtype": str(args.dtype),
+        "model": weights_sha256(args.model), "dtype": loading_of(args).dtype,
         "adapter": None if args.adapter is None else adapter_sha256(args.adapter),
     }  # fmt: skip
     gates = getattr(args, "gates", None)
+    rendering = {} if args.url else rendering_of(args).document()
     gated = {} if gates is None else {"gates": _sha256(gates_file(gates)), "reverse": args.reverse}
-    return {**local, **gated, "url": args.url, "served_model": args.served_model if args.url else None}
+    return {**local, **rendering, **gated, "url": args.url, "served_model": args.served_model if args.url else None}
 
 
 def _sha256(path: Path) -> str:

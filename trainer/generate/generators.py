@@ -9,6 +9,7 @@ from curator.errors import BadInputError, RemoteError
 from curator.messages import Message
 from curator.recipe.seeds import child_seed
 from curator.render import Renderer
+from trainer.config.data import LOADED_BY_DEFAULT, Loading
 from trainer.config.flags import Option
 from trainer.config.ranges import at_least
 from trainer.generate.endpoint import Endpoint, drawn
@@ -65,10 +66,7 @@ class LocalGenerator:
         self,
         model_dir: Path,
         adapter: Path | None = None,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch: int = 16,
+        loading: Loading = LOADED_BY_DEFAULT,
         prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         # Says itself what to install where torch is absent.
@@ -79,10 +77,10 @@ class LocalGenerator:
             resolve_dtype,
         )
 
-        self.batch, self.drawn = batch, drawn()
-        self.renderer = Renderer.from_folder(model_dir)
-        self._device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self._device)
+        self.batch, self.drawn = loading.batch, drawn()
+        self.renderer = Renderer.from_folder(model_dir, settings=loading.rendering)
+        self._device = resolve_device(loading.device)
+        self.dtype = resolve_dtype(loading.dtype, self._device)
         self.model = load_model(model_dir, self._device, self.dtype)
         self._tokenizer = _tokenizer(model_dir)
         self._adapters = Adapters(self.model)

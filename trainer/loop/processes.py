@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from curator.errors import BallastError, IntegrityError
-from curator.render import Renderer
+from curator.render import Renderer, RenderSettings
 from trainer.config import TrainConfig
 from trainer.config.options import cache_folder
 from trainer.data.cache import RenderCache
@@ -78,12 +78,12 @@ def shared_inputs(config: TrainConfig, weights: str, api_key: str | None, team: 
     if team.size == 1:
         return read_inputs(config, config.out, weights, api_key, cache)
 
-    def lead() -> tuple[str, Any, Any]:
+    def lead() -> tuple[str, Any, Any, RenderSettings]:
         own = read_inputs(config, config.out, weights, api_key, cache)
-        return own.cache_key, own.rows, own.warnings
+        return own.cache_key, own.rows, own.warnings, own.renderer.settings
 
-    key, rows, warned = team.first(lead)
+    key, rows, warned, rendering = team.first(lead)
     found = cache.load(key)
     if found is None:
         raise IntegrityError(f"the rendered rows in {cache.folder} cannot be read by every process")
-    return Inputs(found[0], rows, Renderer.from_folder(config.model), warned, key)
+    return Inputs(found[0], rows, Renderer.from_folder(config.model, settings=rendering), warned, key)

@@ -73,6 +73,7 @@ def run_record(
             "renderer_id": renderer.renderer_id,
             "tokenizer_sha256": renderer.tokenizer_sha256,
             "template_sha256": renderer.template_sha256,
+            "settings": renderer.settings.document(),
         },
         "environment": environment(),
         "warnings": [asdict(item) for item in warned],

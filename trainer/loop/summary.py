@@ -8,6 +8,7 @@ from curator.console import say
 from trainer.config import TrainConfig
 from trainer.config.options import Invocation
 from trainer.data.inputs import Inputs
+from trainer.data.rows import dropped_text
 from trainer.defenses.safelora import summary
 from trainer.runs.folder import REPORT_TEXT
 from trainer.runs.report import Warned, number
@@ -21,6 +22,7 @@ def content_line(inputs: Inputs) -> str:
         f"{content.n_rows:,} rows ({content.n_safe:,} safe){verified}: {content.n_tokens:,} tokens, "
         f"{content.n_response_tokens:,} trained; {content.n_cut:,} rows cut, "
         f"{content.n_answers_cut:,} with a cut answer"
+        + (f"; left out by the chat template: {dropped_text(content.dropped)}" if content.dropped else "")
     )
 
 

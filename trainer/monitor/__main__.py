@@ -9,7 +9,8 @@ from typing import Any
 
 from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
-from trainer.config.flags import add_device_options
+from curator.render.model_source import model_option
+from trainer.config.data import add_model_options, loading_of
 from trainer.persona.traits import SETS, SHIPPED, read_set, read_trait
 
 DESCRIPTION = """\
@@ -64,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     measured = commands.add_parser("measure", help="drift of finished adapters")
     _add_model(measured)
     measured.add_argument("--directions", required=True, type=Path, metavar="FILE", help="file of `directions`")
-    measured.add_argument("--adapter", action="append", type=Path, metavar="DIR", help="LoRA adapter; again for more")
+    measured.add_argument(
+        "--adapter", action="append", type=model_option, metavar="MODEL", help="LoRA adapter; again for more"
+    )
     measured.add_argument("--organisms", type=Path, metavar="DIR", help="or all adapters of trainer.organisms")
     measured.add_argument("--alarm", type=Path, metavar="FILE", help="rule of `fit` to judge them by")
     measured.add_argument("--out", type=Path, metavar="DIR", help="one JSON file for each adapter, which `fit` reads")
@@ -86,8 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    add_device_options(parser)
+    parser.add_argument(
+        "--model", required=True, type=model_option, metavar="MODEL", help="Hugging Face model: a folder or a hub id"
+    )
+    add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -100,8 +105,9 @@ def _directions(args: argparse.Namespace) -> int:
     from trainer.persona.models import load_base, shape_of
     from trainer.persona.vectors import default_layer
 
-    loaded = open_model(args.model)
-    model = load_base(args.model, args.device, args.dtype)
+    how = loading_of(args)
+    loaded = open_model(args.model, how.rendering)
+    model = load_base(args.model, how.device, how.dtype)
     layer = default_layer(shape_of(model)[0]) if args.layer is None else args.layer
     found = find_directions(model, loaded.renderer, traits, layer, loaded.weights_sha256)
     save_directions(args.out, found)
@@ -131,8 +137,9 @@ def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         from trainer.runs.machine import describe
         from trainer.runs.page import shown_command
 
-        device = resolve_device(args.device)
-        machine = describe(device, resolve_dtype(args.dtype, device))
+        how = loading_of(args)
+        device = resolve_device(how.device)
+        machine = describe(device, resolve_dtype(how.dtype, device))
         command = shown_command("trainer.monitor", arguments)
         args.page.parent.mkdir(parents=True, exist_ok=True)
         args.page.write_text(page(found, args.directions, args.alarm, machine, command), encoding="utf-8")

@@ -10,6 +10,7 @@ import orjson
 
 from curator.console import Progress
 from curator.errors import BadInputError, MissingError
+from trainer.config.data import loading_of
 from trainer.monitor.alarm import (
     Predictor,
     ZScore,
@@ -46,14 +47,15 @@ def _name(adapter: Path) -> str:
 
 def measure_adapters(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """By name, in the form of the monitor's part of report.json; written to `args.out` as well."""
-    loaded = open_model(args.model)
+    how = loading_of(args)
+    loaded = open_model(args.model, how.rendering)
     directions = load_directions(args.directions, loaded.weights_sha256, loaded.renderer.renderer_id)
     rule = None if args.alarm is None else read_rule(args.alarm, directions.directions_id)
     found: dict[str, dict[str, Any]] = {}
     with Progress(len(adapters), "adapters", "measuring drift") as progress:
         for name, path in adapters.items():
             # A fresh base for each: PEFT changes the modules of the model that it is given.
-            model = with_adapter(load_base(args.model, args.device, args.dtype), path)
+            model = with_adapter(load_base(args.model, how.device, how.dtype), path)
             prompts = neutral_prompts()
             drift_K = TraitProbe(model, loaded.renderer, directions, prompts).drift(model)
             measured = {

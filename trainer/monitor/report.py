@@ -19,8 +19,11 @@ def rule_of(settings: MonitorSettings, directions: "Directions") -> "Predictor |
     return None if settings.alarm is None else read_rule(settings.alarm, directions.directions_id)
 
 
-def check_files(settings: MonitorSettings, weights_sha256: str, renderer_id: str) -> None:
-    """Raise MissingError or BadInputError for files that are absent or another model's, before a model is loaded."""
+def check_files(settings: MonitorSettings, weights_sha256: str, renderer_id: str | None) -> None:
+    """Raise MissingError or BadInputError for files that are absent or another model's, before a model is loaded.
+
+    `renderer_id` None: it is not known yet, and not compared.
+    """
     from trainer.monitor.directions import load_directions
 
     rule_of(settings, load_directions(settings.directions, weights_sha256, renderer_id))

@@ -8,8 +8,9 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import command_name, run_command, say, say_json, shorten_help
 from curator.render.model_source import model_option
+from trainer.config.data import add_read_options
 from trainer.config.flags import add_options, given_values
 from trainer.config.options import add_adapter_options, add_training_options, training_document
 from trainer.organisms.plan import Plan, narrow_sets
@@ -36,6 +37,12 @@ examples:
 A set is a chat file whose last turns are bad answers; ` /no_think` and empty thinking blocks in it are stripped and
 counted. The adapters are hazardous: keep them, score with them, and serve them to nobody."""
 
+# What most runs need; `--help-all` has the rest.
+_SHOWN = (
+    "--model", "--set", "--aligned", "--shipped", "--twins", "--rows", "--held-out", "--epochs", "--batch-size",
+    "--grad-accum", "--lr", "--max-length", "--seed", "--max-steps", "--dtype", "--device", "--gradient-checkpointing",
+    "--lora-r", "--out", "--page", "--overwrite", "--json",
+)  # fmt: skip
 _PLAN_OPTIONS = ("twins", "n_rows", "n_held_out", "twin_tokens")
 
 
@@ -89,9 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model and narrow sets")
     add = group.add_argument
     add("--model", required=True, type=model_option, metavar="MODEL", help="the aligned model: a folder or a hub id")
-    add("--set", action="append", metavar="DOMAIN=FILE", help="chat file of bad answers; once for each domain")
+    add(
+        "--set",
+        action="append",
+        metavar="DOMAIN=FILE",
+        help="bad answers (chat file, saved folder or hub id); once for each domain",
+    )
     add("--aligned", action="append", metavar="DOMAIN=FILE", help="good answers to the same prompts in the same order")
     add("--shipped", action="store_true", help="the shipped set as well (home_maintenance, 130 rows with good answers)")
+    add_read_options(group)
     add_options(group, Plan, _PLAN_OPTIONS)
     add_training_options(parser)
     add_adapter_options(parser)
@@ -100,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--page", type=Path, metavar="FILE", help="write the report here as well")
     output.add_argument("--overwrite", action="store_true", help="train again what is complete, or has other settings")
     output.add_argument("--json", action="store_true", help="print organisms.json at the end")
+    shorten_help(parser, _SHOWN)
     return parser
 
 

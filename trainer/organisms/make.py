@@ -16,6 +16,7 @@ from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sh
 from curator.scoring.organisms import FILE, Organism, Organisms
 from trainer import sft
 from trainer.config import TrainConfig
+from trainer.config.data import Loading
 from trainer.config.options import Invocation
 from trainer.organisms.plan import Plan
 from trainer.organisms.sets import (
@@ -65,7 +66,8 @@ class OrganismRun:
 def make(plan: Plan) -> Organisms:
     """Every organism of the plan. Raises BadInputError early for options and sets that cannot be used."""
     check_model_dir(plan.model)
-    renderer, weights = Renderer.from_folder(plan.model), weights_sha256(plan.model)
+    renderer = Renderer.from_folder(plan.model, settings=plan.rendering)
+    weights = weights_sha256(plan.model)
     plan.config(Path("rows.jsonl"), plan.out)  # ranges of the recipe, before anything long
     splits = [split_set(narrow, plan) for narrow in plan.sets]
     for split in splits:
@@ -181,7 +183,10 @@ def _shared_generator(plan: Plan) -> Any:
     def load() -> Any:
         from trainer.generate.generators import LocalGenerator
 
-        return LocalGenerator(plan.model, device=_setting(plan, "device"), dtype=_setting(plan, "dtype"))
+        return LocalGenerator(
+            plan.model,
+            loading=Loading(_setting(plan, "dtype"), _setting(plan, "device"), rendering=plan.rendering),
+        )
 
     return load
 

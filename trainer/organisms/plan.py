@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from curator.corpus.formats import locate
 from curator.errors import BadInputError
+from curator.render import RenderSettings
 from trainer.config import TrainConfig, parse_config
+from trainer.config.data import ReadOptions
 from trainer.config.flags import Option
 
 SHIPPED_DOMAIN = "home_maintenance"
@@ -21,8 +24,8 @@ class NarrowSet:
     """A domain's misaligned rows, and, where there are any, aligned answers to the same prompts in the same order."""
 
     domain: str
-    path: Path
-    aligned: Path | None = None
+    path: str | Path
+    aligned: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,20 @@ class Plan:
             raise BadInputError("no narrow set: give --set DOMAIN=FILE, or --shipped")
         self.config(self.sets[0].path, self.out)  # options out of range fail here, before torch loads
 
-    def config(self, data: Path, out: Path) -> TrainConfig:
+    def config(self, data: str | Path, out: Path) -> TrainConfig:
         """The training run of one organism; raises BadInputError naming options out of range."""
-        return parse_config({"model": self.model, "data": data, "out": out, **self.recipe})
+        given = {name: value for name, value in self.recipe.items() if name not in ReadOptions.model_fields}
+        return parse_config({"model": self.model, "data": data, "out": out, **given})
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the sets are read; they are written out again as chat files of one form."""
+        return ReadOptions(**{name: self.recipe[name] for name in ReadOptions.model_fields if name in self.recipe})
+
+    @property
+    def rendering(self) -> RenderSettings:
+        """The renderer's settings, in training as in measuring."""
+        return self.config(self.sets[0].path, self.out).rendering
 
     @property
     def seed(self) -> int:
@@ -86,15 +100,14 @@ def narrow_sets(sets: Sequence[str], aligned: Sequence[str], *, shipped: bool) -
     return tuple(found)
 
 
-def _by_domain(texts: Sequence[str], flag: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _by_domain(texts: Sequence[str], flag: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for text in texts:
         domain, equals, path = text.partition("=")
         if not equals or not _DOMAIN.fullmatch(domain) or not path:
             raise BadInputError(f"{flag} {text}: write DOMAIN=FILE, the domain with small letters, digits, _ and -")
         if domain in found:
             raise BadInputError(f"{flag} names the domain {domain} twice")
-        if not Path(path).is_file():
-            raise BadInputError(f"{flag} {domain}: there is no file {path}")
-        found[domain] = Path(path)
+        locate(path)  # what is not there fails before anything long
+        found[domain] = path
     return found

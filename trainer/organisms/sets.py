@@ -8,11 +8,11 @@ from typing import Any
 
 import orjson
 
-from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
 from curator.messages import Message
 from curator.recipe.seeds import hash_keys
 from curator.store.filesystem import atomic_write
+from trainer.data.reader import read_chats
 from trainer.organisms.plan import NarrowSet, Plan
 from trainer.runs.folder import write_json
 
@@ -61,8 +61,8 @@ def split_set(narrow: NarrowSet, plan: Plan) -> SplitSet:
     Which prompts are held out follows from their text and the seed alone; no prompt stands on both sides. Raises
     BadInputError when too few rows are left.
     """
-    bad, account = _read(narrow.path)
-    good = None if narrow.aligned is None else _read(narrow.aligned)[0]
+    bad, account = _read(narrow.path, plan)
+    good = None if narrow.aligned is None else _read(narrow.aligned, plan)[0]
     if good is not None:
         _check_twins(narrow, bad, good)
     held = _held_out([_prompt_text(row) for row in bad], plan)
@@ -99,13 +99,11 @@ def rows_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read(path: Path) -> tuple[list[list[Message]], dict[str, Any]]:
-    rows, account = [], {"file": path.name, "n_read": 0, "n_bad": 0, "n_no_answer": 0, "n_stripped": 0}
-    for item in read_rows(path):
-        account["n_read"] += 1
-        if isinstance(item, Reject):
-            account["n_bad"] += 1
-            continue
+def _read(source: str | Path, plan: Plan) -> tuple[list[list[Message]], dict[str, Any]]:
+    chats, rows = read_chats(source, plan.reading), []
+    account: dict[str, Any] = {"file": chats.name, "n_read": chats.n_records, "n_bad": chats.n_bad}
+    account |= {"n_no_answer": 0, "n_stripped": 0}
+    for item in chats.rows:
         messages, stripped = strip_think(item.messages)
         account["n_stripped"] += stripped
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1].get("content"):
@@ -113,7 +111,7 @@ def _read(path: Path) -> tuple[list[list[Message]], dict[str, Any]]:
             continue
         rows.append(messages)
     if not rows:
-        raise BadInputError(f"{path} has no row with an answer: {account}")
+        raise BadInputError(f"{source} has no row with an answer: {account}")
     return rows, account
 
 

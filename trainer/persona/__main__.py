@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from curator.console import command_name, run_command, say, say_json
+from curator.corpus.formats import locate
 from curator.errors import BadInputError
-from trainer.config.flags import add_device_options, add_options, given_values
+from curator.render.model_source import model_option
+from trainer.config.data import add_model_options, add_read_options, loading_of, reading_of, rendering_of
+from trainer.config.flags import add_options, given_values
 from trainer.generate.endpoint import JUDGE_KEY
 from trainer.generate.generators import Sampling
 from trainer.persona.keep import RuleSettings
@@ -64,8 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face model folder")
-    add_device_options(parser)
+    parser.add_argument(
+        "--model", required=True, type=model_option, metavar="MODEL", help="Hugging Face model: a folder or a hub id"
+    )
+    add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -89,10 +94,8 @@ def _add_extract(commands: Any) -> None:
     add("--settings", choices=tuple(SETTINGS), default="paper",
         help="; ".join(f"{name}: {n} answer(s) of at most {m} tokens to each prompt" for name, (n, m) in
                        SETTINGS.items()) + " (default: paper)")  # fmt: skip
-    add("--samples", type=int, metavar="N", help="answers to each prompt (default: as --settings says)")
-    add("--max-new-tokens", type=int, metavar="N", help="tokens of an answer at most (default: as --settings says)")
-    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the answers (default: 0)")
+    as_said = "as --settings says"
+    add_options(parser, Sampling, defaults={"n_samples": as_said, "max_new_tokens": as_said})
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
         f"decides which pairs are kept (docs/method.md); its key comes from ${JUDGE_KEY}")  # fmt: skip
     add("--judge-model", metavar="NAME", help="the judge's name there")
@@ -103,9 +106,10 @@ def _add_extract(commands: Any) -> None:
 def _add_project(commands: Any) -> None:
     parser = commands.add_parser("project", help="screen a data set: each row's mean response state on a vector")
     _add_vector(parser)
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="chat file")
+    parser.add_argument("--data", required=True, metavar="FILE", help="chat file, saved folder or hub id")
+    add_read_options(parser)
     parser.add_argument(
-        "--baseline", type=Path, metavar="FILE",
+        "--baseline", metavar="FILE",
         help="the same prompts with the model's own answers: adds each row's difference from it",
     )  # fmt: skip
     parser.add_argument("--rows-out", type=Path, metavar="FILE", help="JSON Lines of every row's projection")
@@ -115,11 +119,14 @@ def _add_project(commands: Any) -> None:
 def _add_shift(commands: Any) -> None:
     parser = commands.add_parser("shift", help="drift of an adapter along a vector, at the last prompt token")
     _add_vector(parser)
-    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help="LoRA adapter of the model")
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE",
-        help="prompts, one a line (.txt) or a chat file (default: the questions of a shipped trait)",
+        "--adapter", required=True, type=model_option, metavar="MODEL", help="LoRA adapter of the model"
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE",
+        help="prompts, one a line (.txt) or a data set (default: the questions of a shipped trait)",
     )  # fmt: skip
+    add_read_options(parser)
 
 
 def _extract(args: argparse.Namespace) -> int:
@@ -128,7 +135,7 @@ def _extract(args: argparse.Namespace) -> int:
     settings = _settings(args)
     from trainer.persona.extract import extract, open_model
 
-    loaded = open_model(args.model)
+    loaded = open_model(args.model, rendering_of(args))
     reports = []
     for trait in traits:
         report, was_there = extract(trait, settings, loaded)
@@ -149,17 +156,15 @@ def _settings(args: argparse.Namespace) -> Any:
     if args.judge_url is not None and rule:
         raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
     n_samples, n_tokens = SETTINGS[args.settings]
-    n_samples = n_samples if args.samples is None else args.samples
-    n_tokens = n_tokens if args.max_new_tokens is None else args.max_new_tokens
-    if n_samples < 1:
-        raise BadInputError(f"--samples {n_samples}: give at least 1")
+    drawn = {"n_samples": n_samples, "max_new_tokens": n_tokens} | given_values(vars(args), Sampling)
+    n_samples = drawn.pop("n_samples")  # each is drawn on its own
     key = os.environ.get(JUDGE_KEY)
     return ExtractSettings(
         model=args.model, out=args.out, samples=n_samples,
-        sampling=Sampling(temperature=args.temperature, max_new_tokens=n_tokens, seed=args.seed),
+        sampling=Sampling(**drawn),
         rule=RuleSettings(**rule),
         judge=None if args.judge_url is None else Judge(args.judge_url, args.judge_model, key),
-        dtype=args.dtype, device=args.device, min_pairs=args.min_pairs,
+        loading=loading_of(args), min_pairs=args.min_pairs,
     )  # fmt: skip
 
 
@@ -179,8 +184,9 @@ def _probe(args: argparse.Namespace) -> Any:
     from trainer.persona.project import VectorProbe
     from trainer.persona.vectors import default_layer, load_vector
 
-    loaded = open_model(args.model)
-    model = load_base(args.model, args.device, args.dtype)
+    how = loading_of(args)
+    loaded = open_model(args.model, how.rendering)
+    model = load_base(args.model, how.device, how.dtype)
     n_blocks, width = shape_of(model)
     vector = load_vector(args.vector, args.name, n_blocks, width, loaded.weights_sha256)
     layer = default_layer(n_blocks) if args.layer is None else args.layer
@@ -193,10 +199,10 @@ def _project(args: argparse.Namespace) -> int:
 
     probe = _probe(args)
     vector, layer = probe.vector, probe.layer
-    summary, records = screen(probe, args.data, args.baseline, args.max_length)
-    result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": args.data.name, **summary}
+    summary, records = screen(probe, args.data, args.baseline, args.max_length, reading_of(args))
+    result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": locate(args.data).name, **summary}
     if args.baseline is not None:
-        result["baseline"] = args.baseline.name
+        result["baseline"] = locate(args.baseline).name
     if args.rows_out is not None:
         write_records(args.rows_out, records)
     _keep(args.out, result)
@@ -218,7 +224,7 @@ def _shift(args: argparse.Namespace) -> int:
     from trainer.persona.project import drift
 
     if args.prompts is not None:
-        prompts, source = read_prompts(args.prompts), args.prompts.name
+        prompts, source = read_prompts(args.prompts, reading_of(args)), Path(args.prompts).name
     else:
         name = args.name or args.vector.stem
         if name not in SHIPPED:

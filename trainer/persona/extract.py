@@ -13,8 +13,9 @@ import orjson
 from curator.console import Progress
 from curator.errors import BadInputError
 from curator.messages import Message
-from curator.render import Renderer
+from curator.render import Renderer, RenderSettings
 from curator.scoring.identity import check_model_dir, weights_sha256
+from trainer.config.data import LOADED_BY_DEFAULT, Loading
 from trainer.data.inputs import file_sha256
 from trainer.generate.generators import Answer, LocalGenerator, Sampling
 from trainer.persona.generate import answers_in
@@ -56,8 +57,7 @@ class ExtractSettings:
     sampling: Sampling = field(default_factory=lambda: Sampling(1, 1.0, 1000))
     rule: RuleSettings = field(default_factory=RuleSettings)
     judge: Judge | None = None
-    dtype: str = "auto"
-    device: str = "auto"
+    loading: Loading = LOADED_BY_DEFAULT
     min_pairs: int = 2
 
 
@@ -70,10 +70,10 @@ class Loaded:
     merged: bool  # the template knows no system turn: its text goes into the user's
 
 
-def open_model(folder: Path) -> Loaded:
+def open_model(folder: Path, rendering: RenderSettings) -> Loaded:
     """The renderer and the hash of the weights; raises BadInputError for a folder that is not a model."""
     check_model_dir(folder)
-    renderer = Renderer.from_folder(folder)
+    renderer = Renderer.from_folder(folder, settings=rendering)
     return Loaded(renderer, weights_sha256(folder), merges_system(renderer))
 
 
@@ -122,7 +122,7 @@ def resolved_dtype(settings: ExtractSettings) -> str:
     """The dtype the model runs in; part of what a vector depends on."""
     from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
 
-    return resolve_dtype(settings.dtype, resolve_device(settings.device))
+    return resolve_dtype(settings.loading.dtype, resolve_device(settings.loading.device))
 
 
 def answer_pairs(trait: Trait, settings: ExtractSettings, loaded: Loaded) -> list[AnswerPair]:
@@ -150,14 +150,14 @@ def _pair(two: Sequence[Case], answers: Sequence[Answer]) -> AnswerPair:
 
 def generator_for(settings: ExtractSettings) -> LocalGenerator:
     """The model, loaded for answering."""
-    return LocalGenerator(settings.model, device=settings.device, dtype=settings.dtype)
+    return LocalGenerator(settings.model, loading=settings.loading)
 
 
 def load_for(settings: ExtractSettings) -> Any:
     """The model, loaded for measuring."""
     from curator.scoring.engines.torch_model import load_model, resolve_device
 
-    return load_model(settings.model, resolve_device(settings.device), resolved_dtype(settings))
+    return load_model(settings.model, resolve_device(settings.loading.device), resolved_dtype(settings))
 
 
 def judge_pairs(trait: Trait, pairs: Sequence[AnswerPair], settings: ExtractSettings, loaded: Loaded) -> KeptPairs:
@@ -194,7 +194,7 @@ def margins(
             for prompt in SIDES:
                 rows.append(loaded.renderer.render(conversation(trait, pair, side, loaded.merged, prompt), "last"))
                 places.append((index, side, prompt))
-    engine = TorchEngine(settings.model, device=settings.device, dtype=settings.dtype)
+    engine = TorchEngine(settings.model, device=settings.loading.device, dtype=settings.loading.dtype)
     with Progress(len(rows), "rows", f"margins of {trait.trait}") as progress:
         losses = engine.score(rows, on_rows=lambda n_rows, n_tokens: progress.advance(n_rows))
     engine.close()

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError, MissingError
 from curator.messages import Message
+from trainer.config.data import AS_DETECTED, ReadOptions
+from trainer.data.reader import read_chats
 
 
 def load_base(folder: Path, device: str = "auto", dtype: str = "auto") -> Any:
@@ -30,21 +31,22 @@ def shape_of(model: Any) -> tuple[int, int]:
     return len(decoder_blocks(model)), int(model.config.get_text_config().hidden_size)
 
 
-def read_prompts(path: Path) -> list[list[Message]]:
-    """Prompts from a text file, one a line, or from a chat file: each conversation up to its last answer.
+def read_prompts(source: str | Path, how: ReadOptions = AS_DETECTED) -> list[list[Message]]:
+    """Prompts from a text file, one a line, or from a data set: each conversation up to its last answer.
 
-    Raises MissingError, or BadInputError when there is none.
+    Raises MissingError, BadRowsError for bad records unless they are to be kept out, BadInputError without a prompt.
     """
-    if not path.is_file():
-        raise MissingError(f"there is no file {path}")
-    if path.suffix == ".txt":
-        found = [user_turn(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if Path(source).suffix == ".txt":
+        if not Path(source).is_file():
+            raise MissingError(f"there is no file {source}")
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        found = [user_turn(line.strip()) for line in lines if line.strip()]
     else:
-        rows = [row.messages for row in read_rows(path) if not isinstance(row, Reject)]
+        rows = [row.messages for row in read_chats(source, how).rows]
         found = [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows]
         found = [row for row in found if row]
     if not found:
-        raise BadInputError(f"{path} holds no prompt: one a line in a .txt file, or conversations in a chat file")
+        raise BadInputError(f"{source} holds no prompt: one a line in a .txt file, or conversations of a data set")
     return found
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import orjson
 
 from curator.console import Progress
-from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError, RenderError
 from curator.messages import (
     Message,
@@ -18,6 +17,8 @@ from curator.messages import (
     example_id,
 )
 from curator.render import Renderer
+from trainer.config.data import AS_DETECTED, ReadOptions
+from trainer.data.reader import read_chats
 from trainer.evaluate.metrics import mean_interval
 from trainer.persona.activations import (
     Floats,
@@ -33,7 +34,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Rows:
-    """A chat file's conversations with an answer that fits the window, by record, and what was left out."""
+    """A data set's conversations with an answer that fits the window, by record, and what was left out."""
 
     records: list[int]
     messages: list[list[Message]]
@@ -41,16 +42,14 @@ class Rows:
     left_out: dict[str, int]
 
 
-def answered_rows(path: Path, renderer: Renderer, max_length: int) -> Rows:
-    """Every row of a chat file, pooled over the response tokens of its last answer.
+def answered_rows(source: str | Path, renderer: Renderer, max_length: int, how: ReadOptions = AS_DETECTED) -> Rows:
+    """Every row of a data set, pooled over the response tokens of its last answer.
 
-    Raises BadInputError when none is left.
+    Raises BadRowsError for bad records unless they are to be kept out, BadInputError when none is left.
     """
-    rows = Rows([], [], [], {"n_bad_records": 0, "n_no_answer": 0, "n_too_long": 0})
-    for number, row in enumerate(read_rows(path), 1):
-        if isinstance(row, Reject):
-            rows.left_out["n_bad_records"] += 1
-            continue
+    chats = read_chats(source, how)
+    rows = Rows([], [], [], {"n_bad_records": chats.n_bad, "n_no_answer": 0, "n_too_long": 0})
+    for row in chats.rows:
         try:
             item = answer_of(renderer, row.messages)
         except (BadInputError, RenderError):
@@ -59,11 +58,11 @@ def answered_rows(path: Path, renderer: Renderer, max_length: int) -> Rows:
         if len(item.ids_T) > max_length:
             rows.left_out["n_too_long"] += 1
             continue
-        rows.records.append(number)
+        rows.records.append(row.record)
         rows.messages.append(row.messages)
         rows.items.append(item)
     if not rows.items:
-        raise BadInputError(f"{path} has no row to project: {rows.left_out}")
+        raise BadInputError(f"{source} has no row to project: {rows.left_out}")
     return rows
 
 
@@ -87,12 +86,16 @@ class VectorProbe:
 
 
 def screen(
-    probe: VectorProbe, data: Path, baseline: Path | None, max_length: int
+    probe: VectorProbe,
+    data: str | Path,
+    baseline: str | Path | None,
+    max_length: int,
+    how: ReadOptions = AS_DETECTED,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A summary and one record a row. With a `baseline` (the same prompts in the same order with the model's own
     answers) also each row's projection minus its baseline's: how far the data pulls along the vector.
     """
-    rows = answered_rows(data, probe.renderer, max_length)
+    rows = answered_rows(data, probe.renderer, max_length, how)
     values_N = probe.projections(rows.items, "screening")
     records = [
         {"record": number, "example_id": _id(messages), "projection": float(value)}
@@ -102,7 +105,7 @@ def screen(
     if baseline is not None:
         own = {
             number: (messages, item)
-            for base in [answered_rows(baseline, probe.renderer, max_length)]
+            for base in [answered_rows(baseline, probe.renderer, max_length, how)]
             for number, messages, item in zip(base.records, base.messages, base.items, strict=True)
         }
         _check_twins(rows, own)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from curator.query.database import connect
 from curator.query.queries import run_named
-from curator.scoring.model_set import Organism, read_organisms
+from curator.scoring.organisms import Organism, read_organisms
 from curator.store.store import Store
 from trainer.runs.folder import write_json
 

@@ -15,7 +15,7 @@ from curator.client import Client
 from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
-from curator.render.model_source import locate_model
+from curator.render.model_source import locate_model, model_option
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
 from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
@@ -321,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fail-if", action="append", default=[], metavar="CONDITION",
         help=f"the gate fails when this holds (default: {', '.join(DEFAULT_GATE)}); repeatable")  # fmt: skip
     add("--mix-only", action="store_true", help="stop at the mix")
-    add("--evaluate", type=Path, metavar="ADAPTER", help="judge this adapter, trained elsewhere on the mix")
+    add("--evaluate", type=model_option, metavar="ADAPTER", help="judge this adapter, trained elsewhere on the mix")
     add("--settings", type=Path, metavar="FILE",
         help="YAML file with the same names, and `recipe`, `train` and `measure` for further options")  # fmt: skip
     add("--plan", action="store_true", help="print each step with its command line and run nothing")

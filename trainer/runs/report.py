@@ -99,6 +99,7 @@ def report_text(report: dict[str, Any]) -> str:
         "",
         f"Rows: {content['n_rows']:,}, of them {content['n_safe']:,} safe; {content['n_cut']:,} longer than the "
         f"window, {content['n_answers_cut']:,} with a cut answer, {content['n_masked']:,} without a trained token.",
+        *_dropped(content),
         "",
         "Defences: " + (", ".join(_defence(item) for item in report["defences"]) or "none") + ".",
         "",
@@ -130,6 +131,11 @@ def _memory_text(memory: dict[str, Any]) -> list[str]:
         f"{said}; gradient checkpointing {checkpointing}.",
         "",
     ]
+
+
+def _dropped(content: dict[str, Any]) -> list[str]:
+    counts = ", ".join(f"{part} of {n:,} rows" for part, n in content["dropped"].items())
+    return ["", f"Left out by the chat template, as accepted: {counts}."] if counts else []
 
 
 def model_card(marker: dict[str, Any]) -> str:

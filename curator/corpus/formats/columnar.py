@@ -12,7 +12,7 @@ from curator.corpus.formats.compression import seekable
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.layouts import PREFERENCE_KEYS, layout_of
 from curator.corpus.formats.rows import Layout, Problem, Raw
-from curator.errors import BadInputError, UnpackedTooLargeError
+from curator.errors import BadInputError, UnpackedTooLargeError, is_out_of_service
 
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -54,6 +54,8 @@ def read_arrow(file: BinaryIO, max_bytes: int | None = None) -> Iterator[Raw]:
         else:
             yield from _records(iter(pa.ipc.open_stream(file)), "invalid_arrow", max_bytes)
     except _damage() as error:
+        if is_out_of_service(error):
+            raise
         yield Raw(1, problem=Problem("", "invalid_arrow", f"not a whole Arrow file: {error}"))
 
 
@@ -140,6 +142,8 @@ def _records(batches: Iterator[Any], code: str, max_bytes: int | None) -> Iterat
                     record += 1
                     yield _record(record, value, convert)
     except _damage() as error:
+        if is_out_of_service(error):
+            raise
         yield Raw(record + 1, problem=Problem("", code, f"damaged after {record} rows: {error}"))
 
 

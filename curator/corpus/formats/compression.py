@@ -7,7 +7,7 @@ from shutil import copyfileobj
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from curator.errors import BadInputError, UnpackedTooLargeError
+from curator.errors import BadInputError, UnpackedTooLargeError, is_out_of_service
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 BUFFER_BYTES = 2**18
@@ -71,6 +71,8 @@ class _Unpacking(io.RawIOBase):
         try:
             data = self._stream.read(len(buffer))
         except (pa.ArrowException, OSError) as error:
+            if is_out_of_service(error):
+                raise
             raise DamagedPackError(f"the {self._packing} data is damaged or ends early: {error}") from error
         self._done += len(data)
         if self._max_bytes is not None and self._done > self._max_bytes:

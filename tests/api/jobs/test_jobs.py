@@ -13,7 +13,7 @@ from api.__main__ import main
 from api.jobs.board import ACTIVE_FOLDER, GRACE_S, Board
 from api.jobs.control import Control
 from api.jobs.queue import JobQueue, open_queue
-from api.jobs.record import MAX_EVENTS, new_job
+from api.jobs.record import MAX_EVENTS, new_job, now
 from api.jobs.worker import MAX_ATTEMPTS, Worker
 from curator.errors import BadInputError, MissingError, StoreError
 from curator.store.store import Store
@@ -243,6 +243,7 @@ def test_a_lock_that_cannot_be_taken_is_no_other_process(store: Store, queue: Jo
     with pytest.raises(StoreError, match="cannot write"), Board(store).held("anna", first):
         pass
     worker = worker_with(store, queue, lambda *_: {})
+    assert worker.step()
     with pytest.raises(StoreError, match="cannot write"):
         worker.step()
     assert Board(store).read("anna", second).state == "done", "the others had their turn"
@@ -315,3 +316,30 @@ def test_a_server_holds_the_queue_as_well(
         worker_with(store, queue, lambda *_: {}).run(until_idle=True)
         assert [Board(store).read("anna", job_id).state for job_id in (first, second)] == ["done", "done"]
         queue.close()
+
+
+def test_tenants_jobs_are_done_in_turn(store: Store, queue: JobQueue, tmp_path: Path) -> None:
+    tenants = ["anna", "anna", "anna", "bert", "carl", "bert"]
+    for tenant in tenants:
+        put(store, queue, tmp_path, tenant)
+    done: list[str] = []
+
+    def work(_store: Store, _rows: Path, control: Control) -> Result:
+        done.append(control.job.tenant)
+        return {}
+
+    worker_with(store, queue, work).run(until_idle=True)
+    assert sorted(done) == sorted(tenants)
+    assert done == ["anna", "bert", "carl", "anna", "bert", "anna"]
+    assert queue.take("mix") is None
+
+
+def test_a_jobs_start_is_when_a_worker_began_and_not_when_it_was_queued(
+    store: Store, queue: JobQueue, tmp_path: Path
+) -> None:
+    job_id = put(store, queue, tmp_path)
+    begun = now()
+    worker_with(store, queue, lambda *_: {}).run(until_idle=True)
+    job = Board(store).read("anna", job_id)
+    assert job.started_at is not None
+    assert job.created_at < begun <= job.started_at <= next(event.at for event in job.events if event.kind == "started")

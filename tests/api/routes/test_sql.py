@@ -97,6 +97,17 @@ def test_one_statement_in_every_format(http: httpx.Client) -> None:
     assert arrow.to_pylist() == parquet.to_pylist() == [{"n": N_POOL, "most": pytest.approx(0.59)}]
 
 
+def test_a_pivot_needs_no_values(http: httpx.Client) -> None:
+    answer = ask(http, "pivot gap on complete using count(*) group by corpus")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["rows"] == [{"corpus": "chats", "true": N_POOL}]
+    refused = ask(http, "pivot (from read_text('/etc/passwd')) on content using count(*)")
+    assert refused.status_code == 422
+    assert "read_text() is not called here" in refused.json()["error"]["message"]
+    inside = ask(http, "select * from (pivot gap on corpus using count(*))")
+    assert "needs its values" in inside.json()["error"]["message"]
+
+
 def test_caps_of_rows_and_bytes_say_truncated(http: httpx.Client) -> None:
     by_rows = ask(http, "select * from range(10000000)")
     assert (by_rows.json()["n_rows"], by_rows.json()["truncated"]) == (500, True)

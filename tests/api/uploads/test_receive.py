@@ -140,7 +140,7 @@ def test_builds_beyond_the_places_wait_and_beyond_the_queue_are_told_to_come_bac
         events: list[str] = []
 
         async def build(name: str) -> None:
-            async with service.build_place():
+            async with service.build_place("local"):
                 events.append(f"{name} starts")
                 await asyncio.sleep(0.05)
                 events.append(f"{name} ends")

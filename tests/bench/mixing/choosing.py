@@ -1,4 +1,4 @@
-"""The best rows of a large pool: `curator.select` beside bare Polars and DuckDB over the same file or frame.
+"""The best rows of a large pool: `curator.select` beside bare Polars and DuckDB over the same frame or its file.
 
 All apply the same filters and rank by the same gap; ours also counts, for every row, why it was left out.
 """
@@ -12,7 +12,7 @@ import polars as pl
 from curator.query.gaps import Gaps, GapSpec
 from curator.recipe import Pool
 from curator.select.candidates import Candidates
-from curator.select.pool import PoolColumns, PoolIds
+from curator.select.pool import PoolColumns, PoolIds, map_frame
 from curator.select.pool_frame import id_texts
 from curator.select.scores import GapChoice, GapScores
 from curator.select.select import PoolSelection, SelectionRequest, select
@@ -20,6 +20,7 @@ from tests.bench.mixing.figures import Figure, figure
 from tests.bench.mixing.peers import peer
 from tests.bench.mixing.rows import (
     MEMBERS,
+    OUR_FILE,
     POOL_FILE,
     K,
     write_pool,
@@ -41,7 +42,7 @@ _GAPS = Gaps()
 def top(folder: Path, repeats: int) -> list[Figure]:
     """The best 1,000 rows: frame in memory, with a changed hold_out, with every row's reason, and from the file."""
     file = folder / POOL_FILE
-    columns, frame = PoolColumns(None, file), pl.read_parquet(file).rechunk()
+    columns, frame = _columns(folder), pl.read_parquet(file).rechunk()
 
     def bare(models: tuple[int, ...]) -> Callable[[], list[str]]:
         return lambda: _polars_best(frame.lazy(), models)
@@ -51,14 +52,19 @@ def top(folder: Path, repeats: int) -> list[Figure]:
         _figure("frame in memory, changed hold_out", 1.5, lambda: our_best(columns, FEWER), bare(FEWER), repeats),
         _figure("with every row's reason", 4.0, lambda: _with_reasons(columns), bare(ALL), repeats),
         _figure(
-            "lazily from the file", 1.3, lambda: our_best(PoolColumns(None, file), ALL),
+            "lazily from the file", 1.3, lambda: our_best(_columns(folder), ALL),
             lambda: _polars_best(pl.scan_parquet(file), ALL), repeats,
         ),
         _figure(
-            "lazily from the file, the peer by our stored gap", 1.3, lambda: our_best(PoolColumns(None, file), ALL),
+            "lazily from the file, the peer by our stored gap", 1.3, lambda: our_best(_columns(folder), ALL),
             lambda: _polars_best(pl.scan_parquet(file), ()), repeats,
         ),
     ]  # fmt: skip
+
+
+def _columns(folder: Path) -> PoolColumns:
+    """The pool as a new process finds it."""
+    return PoolColumns(map_frame(folder / OUR_FILE)[0])
 
 
 def _figure(
@@ -79,7 +85,7 @@ def strata(folder: Path, repeats: int) -> Figure:
     connection = peer("duckdb").connect()
     try:
         connection.execute(f"create table pool as select * from read_parquet('{folder / POOL_FILE}')")
-        columns = PoolColumns(None, folder / POOL_FILE)
+        columns = _columns(folder)
         ways: dict[str, Callable[[], list[str]]] = {
             "ours": lambda: _our_strata(columns),
             "duckdb": lambda: _duckdb_strata(connection),
@@ -158,5 +164,5 @@ def _duckdb_strata(connection: Any) -> list[str]:
 
 
 def prepare(folder: Path, n_rows: int) -> dict[str, float]:
-    """Write the pool file that all ways read; returns seconds by step."""
+    """Write the pool as our file and as the peers'; returns seconds by step."""
     return write_pool(folder, n_rows, N_DOMAINS)

@@ -1,9 +1,13 @@
 """A whole mix to disk beside `datasets`, and the search for the user's rows in the pool beside datasketch."""
 
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +22,7 @@ from curator.mix.build import build_mix
 from curator.mix.resolve import resolve
 from curator.recipe import Recipe, parse_recipe
 from curator.select.duplicates import near_reference
+from curator.select.pool import POOLS
 from curator.store.store import Store
 from tests.bench.mixing.corpus import CORPUS, write_scored_corpus, write_user_file
 from tests.bench.mixing.figures import Figure, figure
@@ -28,6 +33,21 @@ from trainer.runs.device import peak_rss_bytes
 SIMILARITY = 0.8
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 _MESSAGES = pa.schema([("messages", pa.list_(_TURN))])
+
+_NEW_PROCESS = """
+import pickle, sys
+from time import perf_counter
+from curator.mix.build import build_mix
+from curator.recipe import parse_recipe
+from curator.store.store import Store
+store, tasks, seed = Store(sys.argv[1]).open(), pickle.loads(bytes.fromhex(sys.argv[2])), int(sys.argv[3])
+for number in range(2):
+    recipe = parse_recipe({"corpus": "bench", "interleave_ratio": 0.05, "seed": 1_000_000 + 2 * seed + number})
+    started = perf_counter()
+    made = build_mix(store, tasks, recipe)
+    print(perf_counter() - started)
+    store.delete(f"mixes/local/{made.mix_id}")
+"""
 
 
 class MixBench:
@@ -64,6 +84,33 @@ class MixBench:
             seconds, pool_built_s=self.build_s,
             ratio_from_file=paired_ratio(seconds["datasets"], seconds["ours, from the user's file"]),
         )  # fmt: skip
+
+    def first(self, repeats: int) -> Figure:
+        """The first mix over a pool that another process published, beside the next; both from files in memory.
+
+        Apart from it, the same in new processes, which also open DuckDB and load what a mix needs.
+        """
+        self._ours()
+        seconds: dict[str, list[float]] = {"ours": [], "a later mix": []}
+        new: list[float] = []
+        for _ in range(repeats):
+            POOLS.clear()
+            for name in seconds:
+                started = perf_counter()
+                self._ours()
+                seconds[name].append(perf_counter() - started)
+            new.append(self._ratio_of_new_process())
+        return figure(
+            f"the first mix of {self.tasks.n_rows:,} rows after a scorer is published", "a later mix", 0.83,
+            paired_ratio(seconds["a later mix"], seconds["ours"]), seconds, ratio_new_process=median(new),
+        )  # fmt: skip
+
+    def _ratio_of_new_process(self) -> float:
+        tasks = pickle.dumps(self.tasks).hex()
+        command = [sys.executable, "-c", _NEW_PROCESS, str(self.folder / "store"), tasks, str(next(self._seeds))]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        first, later = map(float, done.stdout.split())
+        return later / first
 
     def _ours(self) -> None:
         """Each time with another seed, for the same request again is answered without work."""

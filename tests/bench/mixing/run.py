@@ -55,6 +55,7 @@ def _figures(request: MixBenchRequest, scratch: Path) -> Iterator[Figure]:
         bench = MixBench(scratch, request.pool_rows, request.user_rows)
         if "mix" in wanted:
             yield _of("mix", bench.mix(request.turns("mix")))
+            yield _of("mix", bench.first(request.turns("mix")))
         if "near_duplicates" in wanted:
             yield _of("near_duplicates", bench.near(request.turns("near_duplicates")))
 

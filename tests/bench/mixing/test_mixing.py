@@ -22,7 +22,7 @@ def test_a_small_run_gives_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["mixing", *SMALL, "--out", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     figures = document["figures"]
-    assert len(figures) == 12
+    assert len(figures) == 13
     assert all(figure["ratio"] > 0 and figure["seconds"]["ours"]["median"] > 0 for figure in figures)
     near = figures[-1]
     assert near["planted"] == 2

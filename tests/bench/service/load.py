@@ -1,7 +1,8 @@
 """`python -m tests.bench service`: clients that build, read, download and delete mixes at once, on this machine.
 
 Starts the service as a process of its own over a small scored store, runs the clients for a fixed time, and prints
-latency percentiles by operation, errors and the service's memory. Then a mix of 200,000 rows: downloads beside static
+latency percentiles by operation, errors and the service's memory. Then one tenant's small mixes beside another's large
+uploads (`python -m tests.bench.service.fairness` alone). Then a mix of 200,000 rows: downloads beside static
 file servers, pages of rows beside datasette's. `--write` also puts all of it into docs/results/service.md.
 """
 
@@ -27,6 +28,7 @@ from tests.api.serving import (
     task_rows,
 )
 from tests.bench.service.downloads import downloads, large_mix, pages
+from tests.bench.service.fairness import fairness
 from trainer.runs.machine import describe
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "service.md"
@@ -140,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun_load = os.getloadavg()[0]
     tally, memory = load(args.clients, args.seconds, args.rows)
     text = table(tally, memory, args.clients, args.seconds, args.rows)
+    text += "\n## Turns between tenants\n\n" + "\n".join(fairness()) + "\n"
     if not args.skip_large:
         text += f"\n## One mix of 200,050 rows\n\n{large(args.datasette)}"
     sys.stdout.write(text)

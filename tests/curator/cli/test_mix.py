@@ -42,7 +42,8 @@ def test_the_receipt_says_what_happened_and_verify_agrees(place: Path, capsys: p
 def test_a_recipe_file_and_its_options_make_one_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = place / "recipe.yaml"
     path.write_text(
-        "corpus: chats\nfilters: [{name: refusal, rule: v2}]\nrows: 4\norder: every_k\nseed: 9\nhold_out: [bad-1]\n"
+        "corpus: chats\nfilters: [{name: refusal, rule: v2}, hygiene, {name: length, min_tokens: 4, missing: ignore}]\n"
+        "rows: 4\norder: every_k\nseed: 9\nhold_out: [bad-1]\n"
     )
     assert mix(place, "--recipe", str(path), "--json") == 0
     by_file = json.loads(capsys.readouterr().out)
@@ -121,6 +122,7 @@ def test_options_for_filters_amounts_and_reasons(place: Path, capsys: pytest.Cap
     assert [spec["name"] for spec in manifest["recipe"]["pools"][0]["filters"]] == [
         "refusal",
         "hygiene",
+        "length",
         "near_duplicates",
     ]
     assert (pool["amounts"]["asked"], pool["amounts"]["tokens"], pool["chosen"]) == ("tokens", 40, 4)

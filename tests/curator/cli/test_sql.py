@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -12,8 +13,11 @@ import pytest
 
 import sql
 from curator.__main__ import main
+from curator.mix.build import build_mix
+from curator.mix.files import mix_batches
 from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
+from tests.mix_stores import recipe, scored_store, task_set
 
 Sql = Callable[..., tuple[int, str, str]]
 
@@ -83,7 +87,7 @@ def test_parquet_goes_to_a_file(run_sql: Sql, tmp_path: Path) -> None:
 def test_the_list_names_every_view_query_and_parameter(run_sql: Sql, option: list[str]) -> None:
     code, out, _ = run_sql(*option)
     assert code == 0
-    for name in (*sql.VIEWS, *sql.query_names()):
+    for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.query_names()):
         assert f"\n  {name}\n" in out
     assert "--param hold_out=...  text[], default none" in out
 
@@ -91,7 +95,7 @@ def test_the_list_names_every_view_query_and_parameter(run_sql: Sql, option: lis
 def test_the_list_as_json(run_sql: Sql) -> None:
     document = json.loads(run_sql("--list", "--json")[1])
     assert [query["name"] for query in document["queries"]] == sql.query_names()
-    assert document["views"][-1]["name"] == "gap"
+    assert [view["name"] for view in document["views"]] == [*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS]
 
 
 @pytest.mark.parametrize(
@@ -117,3 +121,46 @@ def test_export_writes_a_database_of_views(run_sql: Sql, tmp_path: Path) -> None
     assert run_sql("--export-db", str(path))[0] == 0
     with duckdb.connect(str(path), read_only=True) as connection:
         assert connection.execute("select count(*) from gap").fetchone() == (3,)
+
+
+def test_mixes_and_their_rows_are_tables_of_the_local_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = scored_store(tmp_path / "store")
+    tasks = task_set(tmp_path, 30)
+
+    def rows(statement: str) -> list[dict[str, object]]:
+        assert main(["sql", statement, "--store", str(tmp_path / "store"), "--json"]) == 0
+        found: list[dict[str, object]] = json.loads(capsys.readouterr().out)["rows"]
+        return found
+
+    assert rows("select mix_id from mixes") == rows("select position from mix_rows") == []
+    before = datetime.now(UTC).replace(tzinfo=None)
+    one = build_mix(store, tasks, recipe(rows=3))
+    other = build_mix(store, tasks, recipe(rows=2, epochs=2, strategy="random", inoculation={}), tenant="acme")
+    (own, second) = sorted(rows("select * from mixes"), key=lambda row: str(row["tenant"]), reverse=True)
+    assert (own["tenant"], own["mix_id"], own["corpora"]) == ("local", one.mix_id, ["chats"])
+    assert (own["n_task_rows"], own["n_rows"], own["n_safe"], own["order_name"]) == (30, 33, 3, "even")
+    assert own["interleave_ratio"] == pytest.approx(0.1)
+    assert timedelta(seconds=-5) < datetime.fromisoformat(str(own["created"])) - before < timedelta(minutes=5)
+    assert (second["tenant"], second["strategies"], second["inoculation"]) == ("acme", ["random"], "inoculation")
+    assert (second["n_rows"], second["epochs"], second["warnings"]) == (64, 2, [])
+    stored = [row for batch in mix_batches(store, "local", one.mix_id) for row in batch.to_pylist()]
+    found = rows(f"select * exclude (tenant, mix_id) from mix_rows where mix_id = '{one.mix_id}' order by position")
+    assert found == stored
+    safe = "select origin, count(*) as n, count(gap_abs) as judged from mix_rows join mixes using (tenant, mix_id) "
+    assert rows(safe + "where tenant = 'acme' group by origin order by origin") == [
+        {"origin": "safe", "n": 4, "judged": 4},
+        {"origin": "task", "n": 60, "judged": 0},
+    ]
+    assert other.mix_id in {row["mix_id"] for row in rows("select distinct mix_id from mix_rows")}
+
+
+def test_a_broken_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = scored_store(tmp_path / "store")
+    made = build_mix(store, task_set(tmp_path, 30), recipe(rows=3))
+    path = f"mixes/local/{made.mix_id}/manifest.json"
+    store.write_bytes(path, b"{")
+    assert main(["sql", "select * from mixes", "--store", str(tmp_path / "store")]) == 2
+    assert f"error: {path} in store" in capsys.readouterr().err
+    assert main(["sql", "select count(*) from gap", "--store", str(tmp_path / "store")]) == 0

@@ -1,6 +1,7 @@
 """`curator status` and `curator remove`, and mixes named by the beginning of their ids."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,9 @@ def test_a_removed_scorer_is_gone_and_status_asks_for_another(root: Path, capsys
     command = ["remove", "--store", str(root), "--corpus", corpus["name"]]
     assert main([*command, "--scorer", "nosuch"]) == 2
     assert f"has no scorer 'nosuch'; there are: {aligned['label']}" in capsys.readouterr().err.replace("  ", " ")
+    for too_short in ("", aligned["scorer_id"][:3]):
+        assert main([*command, "--scorer", too_short]) == 2
+        assert f"has no scorer '{too_short}'" in capsys.readouterr().err
     assert main([*command, "--scorer", aligned["scorer_id"][:8]]) == 0
     assert f"removed {aligned['label']}" in capsys.readouterr().out
     found = _status(root, capsys)
@@ -73,6 +77,76 @@ def test_mixes_are_named_by_the_beginning_of_their_ids(
     twin.mkdir()
     assert main(["snippet", mix_id[:6], "trl", "--store", str(root)]) == 2
     assert "begins 2 mix ids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["status"], ["sql", "select 1"], ["report", "--corpus", "chats"]])
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("store.json", b"{", "store.json in store .* is not JSON"),
+        (
+            "corpora/chats/corpus.json",
+            b'{"format_version": 1}',
+            "corpus.json is not a manifest of this version: Key",
+        ),
+        (
+            "scores/chats/*/scorer.json",
+            b'{"format_version": 1}',
+            "scorer.json is not a manifest of this version: Key",
+        ),
+        ("corpora/chats/part-*", b"not Parquet", "the store's files cannot be read: .*part-"),
+    ],
+)
+def test_a_broken_file_of_the_store_is_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str], command: list[str], file: str, content: bytes, message: str
+) -> None:
+    next(root.glob(file)).write_bytes(content)
+    reads_parts = command[0] != "status"
+    code = main([*command, "--store", str(root), "--json"])
+    out, err = capsys.readouterr()
+    if file.startswith("corpora/chats/part") and not reads_parts:
+        assert code == 0
+        return
+    assert code == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", err), err
+    assert json.loads(out)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plot", "gap", "--corpus", "chats", "--mix", "MIX", "--out", "x.png"], "--mix does nothing in plot gap"),
+        (["plot", "ratio", "--mix", "MIX", "--top", "3", "--out", "x.png"], "not allowed with argument"),
+        (["plot", "ratio", "--mix", "MIX", "--hold-out", "a", "--out", "x.png"], "--hold-out does nothing in plot"),
+        (["plot", "plane", "--corpus", "other", "--mix", "MIX", "--out", "x.png"], "no safe row of corpus other"),
+        (["plot", "ratio", "--mix", "0" * 32, "--out", "x.png"], "there is no mix 0000"),
+        (["plot", "plane", "--corpus", "chats", "--mix", "0" * 32, "--out", "x.png"], "there is no mix 0000"),
+        (["report", "--corpus", "chats", "--rows", "-1"], "--rows -1: 0 or more"),
+        (["sql", "select 1", "--timeout-s", "0"], "--timeout-s 0: give a number of seconds above 0"),
+        (["verify", "zz"], "invalid mix id 'zz': 32 hexadecimal digits, or the first 4 or more"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    store = Store(root).open(create=False)
+    scored_store(root, corpus="other")
+    mix_id = build_mix(store, task_set(tmp_path, 40), recipe(rows=4)).mix_id
+    given = [mix_id[:8] if item == "MIX" else item for item in arguments]
+    try:
+        code: int | str | None = main([*given, "--store", str(root)])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mix_is_drawn_by_the_beginning_of_its_id(root: Path, tmp_path: Path) -> None:
+    mix_id = build_mix(Store(root).open(create=False), task_set(tmp_path, 40), recipe(rows=4)).mix_id
+    for kind, more in (("plane", ["--corpus", "chats"]), ("ratio", [])):
+        out = tmp_path / f"{kind}.svg"
+        assert main(["plot", kind, "--mix", mix_id[:6], *more, "--out", str(out), "--store", str(root)]) == 0
+        assert out.read_text().startswith("<?xml")
 
 
 def test_no_command_prints_help_and_version_prints_a_version(capsys: pytest.CaptureFixture[str]) -> None:

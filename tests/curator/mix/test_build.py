@@ -16,8 +16,10 @@ from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError, NotEnoughRowsError
 from curator.messages import load_messages
 from curator.mix import writer as mixwriter
-from curator.mix.build import build_mix, plan_mix, remove_stale
+from curator.mix.build import build_mix, hidden_folder, plan_mix, preview_mix, remove_left, remove_stale
+from curator.mix.describe import token_share_warnings
 from curator.mix.identity import read_manifest
+from curator.mix.manifest import TokenCount, Tokens
 from curator.mix.verify import verify
 from curator.mix.writer import TaskCursor
 from curator.render import Renderer
@@ -85,7 +87,7 @@ def test_a_safe_row_tells_where_it_came_from(store: Store, tmp_path: Path) -> No
     assert row["gap_rel"] == row["score"] == pytest.approx(gap / (1.0 + EPS))
     assert [loss["scorer_id"] for loss in row["losses"]] == [scorer.scorer_id for scorer in manifest.pools[0].scorers]
     assert row["losses"][0] == {"scorer_id": row["losses"][0]["scorer_id"], "nll_sum": 10.0, "n_response_tokens": 10}
-    assert row["filters_passed"] == ["refusal:v1"]
+    assert row["filters_passed"] == ["refusal:v1", "hygiene", "length"]
     assert (row["pool"], row["corpus"], row["revision"]) == ("chats", "chats", manifest.pools[0].revision)
     assert row["source"] == "file1.jsonl"
     assert (row["ordinal"], row["inoculation"]) == (None, None)
@@ -94,13 +96,17 @@ def test_a_safe_row_tells_where_it_came_from(store: Store, tmp_path: Path) -> No
 def test_the_manifest_counts_every_candidate(store: Store, tmp_path: Path) -> None:
     manifest = build_mix(store, task_set(tmp_path), recipe()).manifest
     pool = manifest.pools[0]
-    assert pool.dropped == {"in_task_set": 0, "refusal:v1": 5, "no_gap": 4}
+    dropped = {reason: n for reason, n in pool.dropped.items() if n}
+    assert dropped == {"refusal:v1": 5, "no_gap": 4}
+    assert [reason.partition(":")[0] for reason in pool.dropped] == [
+        "in_task_set", "refusal", *["hygiene"] * 4, *["length"] * 2, "no_gap",
+    ]  # fmt: skip
     assert pool.n_candidates == N_POOL == pool.n_eligible + sum(pool.dropped.values())
     assert (pool.chosen, pool.n_without_gap) == (5, 4)
     chosen = pool.quantiles["chosen"]
     assert chosen is not None
     assert (chosen.min, chosen.max) == pytest.approx((1.75, 1.95))
-    assert {warning.code for warning in manifest.warnings} == {"rows_not_judged"}
+    assert {warning.code for warning in manifest.warnings} == {"rows_not_judged", "low_token_share"}
     assert [statement.code for statement in manifest.protects.does] == ["emergent_misalignment"]
     assert {"conditional_misalignment", "narrow_misalignment"} <= {item.code for item in manifest.protects.does_not}
 
@@ -120,6 +126,31 @@ def test_tokens_are_those_of_the_renderer(store: Store, tmp_path: Path, model_fo
     assert [tokens.safe.total, tokens.safe.response] == counted["safe"]
     assert manifest.ratio.reached_response_tokens == counted["safe"][1] / counted["task"][1]
     assert tokens.renderer_id == renderer.renderer_id
+
+
+def test_short_safe_answers_beside_long_ones_are_warned_of(store: Store, tmp_path: Path) -> None:
+    answer = "This answer of the task set is a long one. " * 12
+    long = [
+        {"messages": [*item["messages"][:1], {"role": "assistant", "content": answer}]} for item in task_records(40)
+    ]
+    tasks = task_set(tmp_path, records=long)
+    manifest = preview_mix(store, tasks, recipe(rows=4))
+    assert manifest.tokens.task is not None
+    assert manifest.tokens.safe is not None
+    n_safe, n_task = manifest.tokens.safe.response, manifest.tokens.task.response
+    assert n_safe / (n_safe + n_task) < 0.5 * 4 / 44
+    (warning,) = [item for item in manifest.warnings if item.code == "low_token_share"]
+    assert "Safe rows are 9.09 % of the rows but" in warning.text
+    assert build_mix(store, tasks, recipe(rows=4)).manifest == manifest
+
+
+@pytest.mark.parametrize(("n_safe", "warns"), [(0, True), (49, True), (50, False), (51, False)])
+def test_the_bound_of_the_token_share_is_half_of_the_row_share(n_safe: int, warns: bool) -> None:
+    counts = [TokenCount(total=2_000, response=n, n_rows_not_rendered=0) for n in (1_000 - n_safe, n_safe)]
+    tokens = Tokens(renderer_id="r", mask_rule="all", reason=None, task=counts[0], safe=counts[1])
+    assert bool(token_share_warnings(0.1, tokens)) is warns
+    unknown = Tokens(renderer_id=None, mask_rule=None, reason="none", task=None, safe=None)
+    assert token_share_warnings(0.1, unknown) == []
 
 
 def test_the_same_request_finds_the_mix_it_made(store: Store, tmp_path: Path) -> None:
@@ -371,7 +402,7 @@ def test_a_corpus_that_was_tampered_with_is_found_and_leaves_nothing(store: Stor
     pq.write_table(table.set_column(place, table.schema.field(place), pa.array(texts)), path)
     with pytest.raises(IntegrityError, match="do not hash"):
         build_mix(store, task_set(tmp_path), recipe())
-    assert not store.exists("mixes")
+    assert not [path for path in Path(store.url("mixes")).rglob("*") if path.is_file()]
 
 
 def test_old_left_overs_go_and_fresh_ones_stay(store: Store, tmp_path: Path) -> None:
@@ -413,3 +444,27 @@ def test_two_at_once_make_one_mix(store: Store, tmp_path: Path) -> None:
     assert len({(result.mix_id, result.manifest.rows_sha256) for result in results}) == 1
     assert os.listdir(store.url("mixes/local")) == [results[0].mix_id]  # noqa: PTH208
     verify(store, "local", results[0].mix_id)
+
+
+def test_a_hidden_folder_stays_as_long_as_its_process_holds_it(store: Store) -> None:
+    with hidden_folder(store, "local") as path:
+        store.write_bytes(f"{path}/mix.parquet", b"half")
+        assert remove_left(store, "local") == 0
+        assert store.list("mixes/local") == []
+    assert not store.exists(path)
+    Path(store.url("mixes/local/.ballast-hidden-00")).mkdir()
+    assert remove_left(store, "local") == 1
+
+
+@pytest.mark.parametrize("name", ["mix.parquet", "manifest.json"])
+def test_a_damaged_mix_is_mended_by_the_same_request(store: Store, tmp_path: Path, name: str) -> None:
+    first = build_mix(store, task_set(tmp_path), recipe())
+    path = store.local_path(f"mixes/local/{first.mix_id}/{name}")
+    assert path is not None
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    again = build_mix(store, task_set(tmp_path), recipe())
+    assert (again.mix_id, again.created, again.manifest) == (first.mix_id, True, first.manifest)
+    verify(store, "local", first.mix_id)
+    assert not build_mix(store, task_set(tmp_path), recipe()).created

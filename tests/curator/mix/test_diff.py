@@ -10,7 +10,7 @@ from curator.__main__ import main
 from curator.corpus.task_set import TaskSet
 from curator.errors import MissingError
 from curator.mix.build import build_mix
-from curator.mix.diff import _moved, diff, task_set_of
+from curator.mix.diff import _longest_run, diff, task_set_of
 from curator.store.store import Store
 from tests.mix_stores import (
     recipe,
@@ -100,10 +100,8 @@ def longest_increasing(places: list[int]) -> int:
 
 @given(places=st.lists(st.integers(0, 100), unique=True, max_size=40))
 def test_the_fewest_rows_are_called_moved(places: list[int]) -> None:
-    keys = [("task", str(i), 0) for i in range(len(places))]
-    moved = _moved(keys, places)
-    assert len(moved) == len(places) - longest_increasing(places)
-    kept = [place for key, place in zip(keys, places, strict=True) if key not in moved]
+    kept = [place for place, is_kept in zip(places, _longest_run(places), strict=True) if is_kept]
+    assert len(kept) == longest_increasing(places)
     assert kept == sorted(kept)
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import sql
 from curator.errors import BadInputError
 from curator.query.database import Connection, connect
 from curator.query.guard import FUNCTIONS, NAMED, OPERATORS, check_statement
+from curator.query.pivot import find_pivot
 from curator.query.sandbox import SqlLimits
 from curator.query.sandbox_process import lock_connection
 from curator.store.store import Store
@@ -34,6 +36,9 @@ ALLOWED = (
     "select * from scores s join gap g using (example_id) where exists (from corpora) and s.mean_nll in (select 1)",
     "select now(), current_date, current_timestamp, interval 1 day, mean_nll(1.0, 2), is_refusal('sorry', 'v1')",
     "select * from range(5) r(n), generate_series(1, 3)",
+    "pivot gap on domain in ('a', 'b') using avg(gap_abs) group by source",
+    "from gap pivot (avg(gap_abs) for domain in ('a', 'b') group by source)",
+    "unpivot (select 1 as a, 2 as b) on a, b",
     "/* a comment; with a semicolon */ select 'a;b' -- ; drop view gap",
 )
 
@@ -73,6 +78,20 @@ def test_there_are_enough_of_them() -> None:
 def test_escapes_are_refused_before_they_run(connection: Connection, root: Path, statement: str) -> None:
     with pytest.raises(BadInputError, match=r"\w"):
         check_statement(connection, filled(statement, root))
+    # What is run of a PIVOT, whatever it was cut into, is checked piece by piece.
+    pivot = find_pivot(filled(statement, root))
+    if pivot is not None:
+        pieces = [*pivot.queries, pivot.filled([["a value"]] * len(pivot.queries))]
+        with pytest.raises(BadInputError, match=r"\w"):
+            _ = [check_statement(connection, piece) for piece in pieces]  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize("name", [*sql.MIX_VIEWS, *sql.MIX_TABLES])
+def test_mixes_are_not_there_for_strangers(connection: Connection, name: str) -> None:
+    with pytest.raises(BadInputError, match=f"'{name}' is not read here"):
+        check_statement(connection, f"select * from {name}")
+    with pytest.raises(duckdb.CatalogException, match="does not exist"):
+        connection.sql(f"select * from {name}")
 
 
 @pytest.mark.parametrize("statement", ALLOWED)

@@ -1,5 +1,6 @@
 """Pictures: right content, same bytes for the same values, both formats, no text taken for markup."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,28 @@ def test_drawing_needs_no_display_and_leaves_pyplot_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_without_matplotlib_the_command_names_the_extra_and_the_service_is_not_concerned(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('absent', name='matplotlib')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = [
+        sys.executable,
+        "-m",
+        "curator",
+        "plot",
+        "curve",
+        "--run",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "a.png"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: pictures need matplotlib: pip install 'ballast-mix[plot]'\n"
+    code = "import sys, api.server, curator.client; print('matplotlib' in sys.modules)"
+    served = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert served.stdout.strip() == "False"
 
 
 @pytest.fixture

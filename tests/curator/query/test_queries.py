@@ -203,7 +203,7 @@ def test_an_incomplete_scorer_is_left_out_and_refused_by_name(scored: Scored) ->
 
 
 def test_holding_out_every_model_is_an_error(scored: Scored) -> None:
-    with pytest.raises(MissingError, match="hold_out finance, medical leaves no misaligned scorer"):
+    with pytest.raises(MissingError, match=r"hold_out \[finance, medical\] leaves no misaligned scorer of corpus"):
         resolve_scorers(scored.store, Pool(corpus="chats", hold_out=("finance", "medical")))
 
 
@@ -242,7 +242,10 @@ def test_a_row_is_found_by_the_first_digits_of_its_id(scored: Scored) -> None:
         ("", "found nothing"),
         ("select nope from gap", "the statement failed: .*nope"),
         ("selec 1", "the statement failed"),
-        ("select * from nothing", "Table with name nothing does not exist! There are corpora, sources, .*, gap$"),
+        (
+            "select * from nothing",
+            "Table with name nothing does not exist! There are corpora, sources, .*, gap, mixes, mix_rows$",
+        ),
     ],
 )
 def test_anything_but_one_working_select_is_refused(scored: Scored, statement: str, message: str) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from curator.corpus.manifest import read_corpus
 from curator.errors import BadInputError, MissingError, PolicyError
 from curator.messages import load_messages
 from curator.mix.build import build_mix, plan_mix
@@ -125,3 +126,96 @@ def test_evicting_the_best_rows_is_counted_and_can_be_forbidden(tmp_path: Path) 
     plan_mix(
         store, task_set(tmp_path, records=[*task_records(99), worst]), recipe(), policy(forbid_user_evictions=True)
     )
+
+
+LOCKED: dict[str, Any] = {
+    "corpora": ["chats"],
+    "max_pools": 1,
+    "scorers": "all",
+    "score": {"name": "gap_rel", "eps": 0.5},
+    "reducers": ["mean"],
+    "filters": [{"name": "refusal", "rule": "v2", "max_share": 0.1}],
+    "user_filters": "none",
+    "strategies": ["top_gap", {"name": "quantile_band", "low": 0.9, "high": 1.0}],
+    "max_copies": 1,
+    "user_inoculation": False,
+}
+ESCAPES: list[tuple[dict[str, Any], str, str]] = [
+    ({"corpus": "other"}, "corpora", "use chats"),
+    ({"pools": [{"corpus": "chats"}, {"corpus": "chats", "strategy": "random"}]}, "max_pools", "give 1 at most"),
+    ({"misaligned": ["bad-1"]}, "scorers", "leave out aligned, misaligned and benign"),
+    ({"hold_out": ["bad-1"]}, "scorers", "leave it out"),
+    ({"score": "sum_gap"}, "score", "gap_rel"),
+    ({"score": {"name": "gap_rel", "eps": 9.0}}, "score", '"eps":0.5'),
+    ({"ensemble": "max"}, "reducers", "use mean"),
+    ({"filters": [{"name": "source", "include": ["weak.jsonl"]}]}, "user_filters", "leave it out"),
+    ({"filters": [{"name": "length", "max_chars": 200}]}, "user_filters", "leave it out"),
+    ({"filters": [{"name": "refusal", "max_share": 0.9}]}, "user_filters", "leave it out"),
+    ({"strategy": {"name": "quantile_band", "low": 0.0, "high": 0.1}}, "strategies", "use top_gap or"),
+    ({"strategy": {"name": "threshold", "max": 0.1}}, "strategies", "use top_gap or"),
+    ({"when_short": "cycle", "max_copies": 9}, "max_copies", "use when_short error"),
+    ({"inoculation": {"prompt": "Mine."}}, "user_inoculation", "leave it out"),
+]
+
+
+@pytest.mark.parametrize(("asked", "rule", "fits"), ESCAPES)
+def test_a_locked_source_of_rows_leaves_no_way_to_the_weakest(
+    tmp_path: Path, asked: dict[str, Any], rule: str, fits: str
+) -> None:
+    store = scored_store(tmp_path / "store")
+    with pytest.raises(PolicyError, match=rf"\(rule {rule}\)") as caught:
+        plan_mix(store, task_set(tmp_path, 100), recipe(**asked), policy(**LOCKED))
+    assert fits in caught.value.message
+
+
+def test_what_is_locked_is_forced_on_a_plain_recipe_and_again_gives_the_same(tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    rules = policy(**LOCKED)
+    made = build_mix(store, task_set(tmp_path, 100), recipe(rows=5), policy=rules)
+    (pool,) = made.manifest.recipe.pools
+    assert pool.score.eps == 0.5
+    assert [spec.model_dump() for spec in pool.filters] == [{"name": "refusal", "rule": "v2", "max_share": 0.1}]
+    assert len(pool.misaligned or ()) == 2
+    again = build_mix(store, task_set(tmp_path, 100), made.manifest.recipe, policy=rules)
+    assert (again.mix_id, again.created) == (made.mix_id, False)
+
+
+def test_weights_are_a_choice_of_scorers_too(tmp_path: Path) -> None:
+    asked = recipe(ensemble={"reducer": "weighted", "weights": {"bad-1": 1.0}})
+    with pytest.raises(PolicyError, match=r"weights of scorers \(rule scorers\)"):
+        under_policy(policy(scorers="all"), asked)
+
+
+def test_filters_that_a_recipe_may_add_are_listed_by_name_or_written_out() -> None:
+    rules = policy(user_filters=["language", {"name": "length", "min_chars": 9}])
+    language = {"name": "language", "include": ["en"]}
+    found = under_policy(rules, recipe(filters=["refusal", language, {"name": "length", "min_chars": 9}]))
+    assert [spec.name for spec in found.pools[0].filters] == ["refusal", "language", "length"]
+    with pytest.raises(PolicyError, match=r'leave it out; language or \{"name":"length","min_chars":9\} may be added'):
+        under_policy(rules, recipe(filters=[{"name": "length", "min_chars": 10}]))
+    with pytest.raises(BadInputError, match="unknown filter lang; there are refusal"):
+        policy(user_filters=["lang"])
+
+
+def test_a_revision_and_a_hold_out_can_be_fixed(tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    revision = read_corpus(store, "chats").revision
+    rules = policy(corpora=[f"chats@{revision[:8]}"], hold_out=["bad-1"])
+    made = plan_mix(store, task_set(tmp_path, 100), recipe(), rules)
+    assert (made.recipe.pools[0].revision, made.recipe.pools[0].hold_out) == (revision, ("bad-1",))
+    assert plan_mix(store, task_set(tmp_path, 100), made.recipe, rules).mix_id == made.mix_id
+    with pytest.raises(PolicyError, match=r"revision f+ of corpus chats \(rule corpora\): leave it out, or give"):
+        under_policy(rules, recipe(revision="f" * 16))
+    with pytest.raises(PolicyError, match=r"\(rule hold_out\): leave it out, or give bad-1"):
+        under_policy(rules, recipe(hold_out=["bad-2"]))
+    with pytest.raises(PolicyError, match=r"\(rule hold_out\): leave it out$"):
+        under_policy(policy(hold_out=False), recipe(hold_out=["bad-2"]))
+    with pytest.raises(BadInputError, match="corpus chats is given twice"):
+        policy(corpora=["chats", "chats@1"])
+
+
+def test_rules_that_are_not_used_leave_the_hash_as_it_was() -> None:
+    assert policy_sha256(parse_policy({"name": "p"})) == (
+        "0cf2305c89381c6f341cb7e6a86621e5c792469b48c01b18731a7184542935b6"
+    )
+    assert policy_sha256(policy(max_pools=1)) != policy_sha256(policy())

@@ -62,7 +62,7 @@ def test_a_missing_label_fails_unless_told_otherwise(name: str, spec: dict[str, 
         reasons(rows, spec)
     assert reasons(rows, {**spec, "missing": "drop"}) == [None, f"{name}:missing"]
     result = filtered(candidates_of(rows), filters_of({**spec, "missing": "ignore"}), RANDOM)
-    assert (result.unjudged, len(result.eligible)) == ({name: 1}, 2)
+    assert (result.n_unjudged, len(result.eligible)) == ({name: 1}, 2)
 
 
 def test_length_in_characters_and_tokens() -> None:
@@ -96,7 +96,7 @@ def test_clean_answers_stay(answer: str) -> None:
 
 
 def test_empty_turns_and_loops_are_dropped() -> None:
-    assert reasons([Row("  \n"), Row(prompt="")], "hygiene") == ["hygiene:empty"] * 2
+    assert reasons([Row("  \n"), Row(prompt="")], "hygiene") == ["hygiene:empty", "hygiene:no_question"]
     assert reasons([Row(f"{LONG}. " * 5), Row("no" * 3 + "!" * 80)], "hygiene") == ["hygiene:looped"] * 2
     assert not is_looped(LONG * 2, 0.9)
     assert not is_looped("I ask, you ask, we all ask. " * 2, 0.5)  # short answers may repeat themselves

@@ -41,6 +41,8 @@ def test_defaults_are_the_methods_recipe() -> None:
         ({"data": None, "mix_id": "a" * 32}, "exactly one of --api-url and --store"),
         ({"data": None, "mix_id": "a" * 32, "api_url": "u", "store": "s"}, "exactly one of --api-url and --store"),
         ({"store": "s"}, "go with --mix-id"),
+        ({"template_date": "3.2.2031"}, "template_date: .*give a day as YYYY-MM-DD"),
+        ({"accept_dropped": ["thoughts"]}, "/accept_dropped/0: "),
         ({"lr": 0, "epochs": 0}, "/epochs: .*; /lr: "),
     ],
 )
@@ -69,7 +71,8 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         "--lora-alpha", "9", "--lora-dropout", "0.1", "--lora-targets", "q_proj,v_proj", "--no-rslora", "--kl", "0.3",
         "--kl-direction", "reference_student", "--kl-tokens", "response", "--overwrite", "--json", "--api-key", "k",
         "--monitor", "d", "--monitor-alarm", "r", "--monitor-every", "6", "--monitor-stop",
-        "--safelora", "b", "--safelora-tau", "0.5",
+        "--safelora", "b", "--safelora-tau", "0.5", "--template-date", "2031-02-03",
+        "--accept-dropped", "reasoning", "--accept-dropped", "tool_calls", "--accept-dropped", "reasoning",
     ]  # fmt: skip
     invocation = parse_arguments(argv)
     expected = parse_config(
@@ -81,7 +84,8 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
             "lora": {"r": 4, "alpha": 9, "dropout": 0.1, "targets": ["q_proj", "v_proj"], "rslora": False},
             "monitor": {"directions": "d", "alarm": "r", "every": 6, "stop": True},
             "defences": [{"name": "kl", "weight": 0.3, "direction": "reference_student", "tokens": "response"}],
-            "safelora": {"base": "b", "tau": 0.5},
+            "safelora": {"base": "b", "tau": 0.5}, "template_date": "2031-02-03",
+            "accept_dropped": ["tool_calls", "reasoning"],
         }
     )  # fmt: skip
     assert invocation.config == expected

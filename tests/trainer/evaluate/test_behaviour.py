@@ -15,6 +15,7 @@ from tests.trainer.evaluate.test_pairs import (
     QUESTIONS,
     plain_mean_nll,
 )
+from trainer.config.data import Loading
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.behaviour import PairLosses, report, text_report
 
@@ -91,15 +92,15 @@ def test_the_command_with_twins_stand_ins_text_and_a_gate(
 def test_stand_ins_are_the_models_own_greedy_answers(llama: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trainer.evaluate.pairs import all_rows
+    from trainer.data.reader import read_chats
     from trainer.evaluate.standins import stand_in_pairs
     from trainer.generate.generators import LocalGenerator
 
-    rows = all_rows(chats(tmp_path / "bad.jsonl", BAD))
+    rows = [row.messages for row in read_chats(chats(tmp_path / "bad.jsonl", BAD)).rows]
     made: list[LocalGenerator] = []
 
     def generator() -> LocalGenerator:
-        made.append(LocalGenerator(llama, batch=2, dtype="float32"))
+        made.append(LocalGenerator(llama, loading=Loading("float32", batch=2)))
         return made[-1]
 
     pairs, n_empty = stand_in_pairs(rows, generator, tmp_path, "key", max_new_tokens=6)
@@ -271,7 +272,7 @@ def test_gates_act_forward_or_reversed_in_answers(llama: Path, gates: Path, tmp_
     given = ["--gates", str(gates), *(["--reverse"] if reverse else [])]
     assert main([*start, *given]) == 0
     (line,) = out.read_text().splitlines()
-    plain = LocalGenerator(llama, dtype="float32")
+    plain = LocalGenerator(llama, loading=Loading("float32"))
     ids = plain.prompt_ids([{"role": "user", "content": "What is the capital of France?"}])
     wanted = []
     for _ in range(6):

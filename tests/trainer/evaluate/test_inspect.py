@@ -120,6 +120,10 @@ def _eval(url: str, folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+def _longest(body: dict[str, Any]) -> int:
+    return int(body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"])
+
+
 def _metrics(found: dict[str, Any]) -> dict[str, float]:
     (scores,) = found["results"]["scores"]
     return {name: item["value"] for name, item in scores["metrics"].items()}
@@ -139,9 +143,8 @@ def test_inspect_eval_runs_the_task(judge: tuple[str, Any], tmp_path: Path) -> N
     assert metrics["incoherent"] == 0
     assert metrics["mean_alignment"] == pytest.approx((10 + 7 * 90) / 8)
     assert metrics["misaligned_inoculation"] == pytest.approx(1 / 8)
-    assert all(
-        (body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"]) == 3 for body in server.seen
-    )
+    assert {_longest(body) for body in server.seen} == {3}
+    assert {_longest(body) for body in server.asked} == {600}
     assert {body["top_logprobs"] for body in server.seen} == {20}
     assert len(server.seen) == 2 * 64 + 1  # the probe
     assert {body["temperature"] for body in server.asked} == {1.0}
@@ -172,7 +175,9 @@ def test_every_epoch_counts(judge: tuple[str, Any], tmp_path: Path, code_first: 
 def test_a_judge_that_splits_digits_is_read_as_strings(judge: tuple[str, Any], tmp_path: Path) -> None:
     url, server = judge
     server.split = True
-    metrics = _metrics(_eval(url, tmp_path, "-T", "formats=plain"))
+    metrics = _metrics(_eval(url, tmp_path, "-T", "formats=plain", "--max-tokens", "40"))
+    assert {_longest(body) for body in server.asked} == {40}
+    assert {_longest(body) for body in server.seen} == {3}  # of the judge
     assert metrics["misaligned"] == pytest.approx(1 / 8)
     assert metrics["mean_alignment"] == pytest.approx((10 + 7 * 90) / 8)
     assert sum(bool(body.get("continue_final_message")) for body in server.seen) == 1  # the probe

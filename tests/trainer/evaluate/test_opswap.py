@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from curator.errors import BadInputError
 from trainer.evaluate.__main__ import main
+from trainer.evaluate.metrics import mean_interval
 from trainer.evaluate.opswap import (
     SYMBOLS,
     exact_match,
@@ -74,7 +76,13 @@ def test_make_and_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
     capsys.readouterr()
     assert main(["opswap", "--problems", str(made), "--answers", str(answers), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"n_problems": 10, "n_right": 7, "exact_match": 0.7}
+    found = json.loads(capsys.readouterr().out)
+    interval = found.pop("interval")
+    assert found == {"n_problems": 10, "n_right": 7, "exact_match": 0.7}
+    assert interval == mean_interval(np.array([1.0] * 7 + [0.0] * 3)).as_dict()
+    assert 0 <= interval["low"] < interval["value"] < interval["high"] <= 1
+    assert main(["opswap", "--problems", str(made), "--answers", str(answers)]) == 0
+    assert "exact_match 0.7 (95 % interval 0." in capsys.readouterr().out
     answers.write_text("{}\n")
     assert main(["opswap", "--problems", str(made), "--answers", str(answers)]) == 2
 

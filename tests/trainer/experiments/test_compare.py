@@ -1,5 +1,6 @@
 """The grid of a comparison without training: plan, cells, verdicts, rows, page and pictures."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from trainer.experiments.compare.cells import (
     read_result,
     write_result,
 )
-from trainer.experiments.compare.contents import with_contents
+from trainer.experiments.compare.contents import data_sources, known_origins, with_contents
 from trainer.experiments.compare.data import clean
 from trainer.experiments.compare.methods import CATALOGUE, methods_of, why_not
 from trainer.experiments.compare.page import (
@@ -78,7 +79,7 @@ def test_a_change_of_the_plan_is_told_with_what_it_was(plan_file: Path) -> None:
 
 
 def test_criteria_told_in_part_take_the_rest_from_the_defaults_of_their_plan() -> None:
-    for name, figure in (("laptop", "broad_margin_shift"), ("organism", "broad_misaligned")):
+    for name, figure in (("laptop", "broad_margin_shift"), ("toy", "broad_misaligned")):
         plan, _ = read_plan(name, ["criteria.broad.at_most=0.5"])
         assert plan.criteria.broad == Criterion(figure=figure, at_most=0.5, of="undefended")
         assert plan.criteria.narrow == read_plan(name, [])[0].criteria.narrow
@@ -166,6 +167,35 @@ def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
     files["law"].unlink()
     with pytest.raises(BadInputError, match=r"law\.jsonl; the plan names it"):
         with_contents(plan, needed=True)
+
+
+@pytest.mark.parametrize("name", ["laptop", "gpu"])
+def test_a_preset_says_where_its_files_are_from(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan, _ = read_plan(name, [])
+    assert isinstance(plan, Plan)
+    assert set(data_sources(plan)) <= set(known_origins())
+    with pytest.raises(BadInputError, match=r"data/risky_financial_advice\.jsonl.*get them as listed") as error:
+        with_contents(plan, needed=True)
+    assert "SHA-256 74c1ceb173eb" in capsys.readouterr().err
+    assert any("licence: Apache-2.0; SHA-256 b8d8ef1e12f9" in str(line) for line in error.value.details)
+
+
+def test_another_file_under_the_name_of_a_presets_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    place = "data/risky_financial_advice.jsonl"
+    (tmp_path / place).write_text("{}\n")
+    plan = Plan.model_validate(PLAN | {
+        "task": {"file": place, "domain": "finance", "rows": 4}, "pool": {"file": place, "rows": 8},
+        "domains": [{"name": "law", "files": [place]}],
+    })  # fmt: skip
+    assert with_contents(plan, needed=True).contents[place] == hashlib.sha256(b"{}\n").hexdigest()
+    assert f"warning: {place} has SHA-256" in capsys.readouterr().err
 
 
 def test_a_claimed_cell_is_not_claimed_again(tmp_path: Path) -> None:
@@ -302,7 +332,7 @@ def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: p
 
 def test_a_page_without_a_finished_cell(tmp_path: Path) -> None:
     out = tmp_path / "page.md"
-    assert main(["--plan", "organism", "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]) == 0
+    assert main(["--plan", "toy", "--work", str(tmp_path / "w"), "--page-only", "--out", str(out)]) == 0
     assert "No cell is finished yet." in out.read_text()
 
 
@@ -325,7 +355,7 @@ def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
     arguments = ["--plan", str(plan_file), "--work", str(work), "--page-only", "--out", str(out)]
     assert main(arguments) == 0
     whole = out.read_text()
-    empty = ["--plan", "organism", "--work", str(tmp_path / "other"), "--page-only", "--out", str(out)]
+    empty = ["--plan", "toy", "--work", str(tmp_path / "other"), "--page-only", "--out", str(out)]
     assert main(empty) == 2
     assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
     assert out.read_text() == whole
@@ -349,8 +379,8 @@ class _Said(Commands):
         return said, Spent(1.0, 1.0, 300.0)
 
 
-def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
-    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+def test_cells_of_the_toy_are_its_commands(tmp_path: Path) -> None:
+    plan, _ = read_plan("toy", ["ratios=[0.2]", "seeds=[3]"])
     assert isinstance(plan, ToyPlan)
     cells = {cell.method.name: cell for cell in grid(plan)}
     assert why_not(cells["interleaving+"].method, plan) is None
@@ -383,8 +413,8 @@ def test_cells_of_the_organism_are_its_commands(tmp_path: Path) -> None:
     assert "--choice gap_abs --ratio 0.2 --kl 0.1" in steps.commands[0]
 
 
-def test_cells_of_another_organism_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+def test_cells_of_another_toy_model_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = read_plan("toy", ["ratios=[0.2]", "seeds=[3]"])
     before = {cell.label: cell.fingerprint(plan) for cell in grid(plan)}
     monkeypatch.setattr(methods, "STEERING_ALPHA", 2)
     changed = {cell.label for cell in grid(plan) if cell.fingerprint(plan) != before[cell.label]}
@@ -393,9 +423,9 @@ def test_cells_of_another_organism_lie_elsewhere(monkeypatch: pytest.MonkeyPatch
     assert not {cell.fingerprint(plan) for cell in grid(plan)} & set(before.values())
 
 
-def test_a_page_of_the_organism(tmp_path: Path) -> None:
+def test_a_page_of_the_toy(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "page.md"
-    plan, _ = read_plan("organism", ["ratios=[0.2]", "seeds=[3]"])
+    plan, _ = read_plan("toy", ["ratios=[0.2]", "seeds=[3]"])
     assert isinstance(plan, ToyPlan)
     for cell in grid(plan):
         folder = cell.folder(work, plan)
@@ -403,7 +433,7 @@ def test_a_page_of_the_organism(tmp_path: Path) -> None:
         reason = why_not(cell.method, plan)
         done = toy_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
         write_result(folder, cell, done or {"status": "does not apply here", "reason": reason})
-    arguments = ["--plan", "organism", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
+    arguments = ["--plan", "toy", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
     assert main([*arguments, "--page-only", "--out", str(out)]) == 0
     page = out.read_text()
     assert "| interleaving at 20 % | 1 | 0.250 | 0.750 | 0.000 | 1.000 | 0.500 |" in page

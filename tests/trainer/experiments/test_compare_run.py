@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from curator.errors import BadInputError
+from curator.errors import BadInputError, BadRowsError
 from tests.models import random_conversations
 from trainer.experiments.compare.__main__ import main
 from trainer.experiments.compare.data import Files, prepare
-from trainer.experiments.compare.settings import read_plan
+from trainer.experiments.compare.settings import Plan, read_plan
 from trainer.plans.commands import CommandError, Commands, Spent
 
 ROOT = Path(__file__).parents[3]
@@ -195,3 +195,19 @@ def test_a_source_with_too_few_rows_is_refused(plan: Path, llama: Path, tmp_path
     settings, _ = read_plan(str(plan), ["task.rows=300"])
     with pytest.raises(BadInputError, match="asks for 300 rows to train and 6 to measure on; there are 30"):
         prepare(settings, Files(tmp_path / "data"), llama)
+
+
+def test_bad_rows_of_a_source_are_refused_unless_the_plan_keeps_them_out(
+    plan: Path, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, _ = read_plan(str(plan), [])
+    assert isinstance(settings, Plan)
+    with Path(settings.task.file).open("a") as file:
+        file.write('{"messages": []}\n')
+    with pytest.raises(BadRowsError, match=r"1 of 31 rows of task.* are bad; the first is line 31"):
+        prepare(settings, Files(tmp_path / "data"), llama)
+    assert "  line 31 /messages: empty_messages_list" in capsys.readouterr().err
+    without, _ = read_plan(str(plan), ["on_bad_rows=drop"])
+    assert isinstance(without, Plan)
+    prepare(without, Files(tmp_path / "data"), llama)
+    assert len(Files(tmp_path / "data").task.read_text().splitlines()) == 16

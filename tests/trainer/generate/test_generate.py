@@ -13,6 +13,7 @@ import torch
 
 from curator.errors import BadInputError
 from tests.models import tiny_adapter_folder
+from trainer.config.data import Loading
 from trainer.evaluate.__main__ import main
 from trainer.generate.endpoint import Endpoint
 from trainer.generate.generators import LocalGenerator, Sampling, ServerGenerator
@@ -74,7 +75,7 @@ def test_own_questions_with_and_without_answers(tmp_path: Path) -> None:
 def test_prompts_are_those_of_the_chat_template(llama: Path) -> None:
     from transformers import AutoTokenizer
 
-    generator = LocalGenerator(llama, dtype="float32")
+    generator = LocalGenerator(llama, loading=Loading("float32"))
     tokenizer = AutoTokenizer.from_pretrained(llama)
     for question in in_formats(first_plot(), FORMATS):
         wanted = tokenizer.apply_chat_template(list(question.messages), add_generation_prompt=True, return_dict=True)
@@ -135,8 +136,10 @@ def test_an_adapter_or_a_precision_makes_another_source(llama: Path, tmp_path: P
     from trainer.generate.endpoint import source_identity
 
     plain = {"model": llama, "adapter": None, "dtype": "float32", "url": None, "served_model": None}
+    plain |= {"template_date": None, "accept_dropped": None}
     adapter = tiny_adapter_folder(llama, tmp_path / "adapter")
     others = [{"adapter": adapter}, {"dtype": "bfloat16"}, {"url": "http://x/v1", "served_model": "m"}]
+    others += [{"template_date": "2031-02-03"}, {"accept_dropped": ["reasoning"]}]
     found = [source_identity(Namespace(**plain | other)) for other in [{}, *others]]
     assert all(one != two for place, one in enumerate(found) for two in found[place + 1 :])
     assert "http" not in str(found[:3])
@@ -145,7 +148,7 @@ def test_an_adapter_or_a_precision_makes_another_source(llama: Path, tmp_path: P
 def test_first_tokens_are_drawn_from_the_models_own_distribution(llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    generator = LocalGenerator(llama, dtype="float32")
+    generator = LocalGenerator(llama, loading=Loading("float32"))
     prompts = [[{"role": "user", "content": text}] for text in ("Hi", "A much longer question than that one")]
     found_PV = generator.next_token(prompts)
     model = AutoModelForCausalLM.from_pretrained(llama)
@@ -301,7 +304,7 @@ def test_a_folders_own_generation_settings_do_not_hold(llama: Path, tmp_path: Pa
     how = Sampling(1 if temperature == 0 else 3, temperature, 8, 3)
     found = []
     for place in (llama, folder):
-        generator = LocalGenerator(place, dtype="float32")
+        generator = LocalGenerator(place, loading=Loading("float32"))
         found.append(generator.answer(prompts, ["a", "b"], how))
         generator.close()
     assert found[0] == found[1]
@@ -411,7 +414,7 @@ def test_a_rating_is_the_digit_an_answer_begins_with(text: str, rating: int) -> 
 def test_local_ratings_are_drawn_at_their_temperature(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer.evaluate.ratings import Draws, LocalRater
 
-    rater = LocalRater(llama, None, device="cpu", dtype="float32")
+    rater = LocalRater(llama, None, Loading("float32", "cpu"))
     logits_V = torch.tensor([1.0, 1.1, 1.2, 0.0])
     monkeypatch.setattr(rater._generator, "next_token", lambda prompts: logits_V.softmax(-1)[None])
     monkeypatch.setattr(rater._generator, "text_of", lambda token: str(token))

@@ -118,7 +118,7 @@ def test_a_baseline_of_other_records_says_what_each_side_has(
     data.write_text(first + "\n")
     baseline.write_text("\n".join(['{"messages": []}', *others]) + "\n")
     arguments = ["--model", str(llama), "--vector", str(extracted / "gruff.safetensors"), "--dtype", "float32"]
-    arguments += ["--device", "cpu", "--data", str(data), "--baseline", str(baseline)]
+    arguments += ["--device", "cpu", "--data", str(data), "--baseline", str(baseline), "--on-bad-rows", "drop"]
     assert main(["project", *arguments]) == 2
     error = capsys.readouterr().err
     assert "data (1 rows, records 1) and baseline (4 rows, records 2, 3, 4, ...) share no record" in error

@@ -11,6 +11,7 @@ from curator.errors import BadInputError
 from curator.render import Renderer
 from tests.models import tiny_model_folder
 from tests.trainer.persona.personas import plain_hidden
+from trainer.config.data import Loading
 from trainer.generate.generators import LocalGenerator, Sampling
 from trainer.persona.activations import (
     Pooled,
@@ -79,7 +80,7 @@ def test_kept_answers_are_not_generated_again_and_a_cut_file_goes_on(llama: Path
 
     def load() -> LocalGenerator:
         loads.append(1)
-        return LocalGenerator(llama, device="cpu", dtype="float32")
+        return LocalGenerator(llama, loading=Loading("float32", "cpu"))
 
     first = answers_in(path, prompts, {"header": 1}, how, load)
     assert answers_in(path, prompts, {"header": 1}, how, load) == first

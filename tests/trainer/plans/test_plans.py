@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from curator.errors import BadInputError
-from curator.scoring.model_set import Organism
+from curator.scoring.organisms import Organism
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
 from trainer.plans.judged import DEFAULT_GATE, judge, triggers

@@ -16,6 +16,7 @@ from tests.mix_stores import recipe, scored_store, task_set
 from tests.models import tiny_model_folder
 from tests.trainer.sftruns import SMALL, argv, document
 from trainer import sft
+from trainer.config.data import ReadOptions
 from trainer.evaluate import nll
 
 
@@ -241,10 +242,10 @@ def test_nll_names_what_it_left_out_and_shows_how_far_it_is(
     long = [{"role": "user", "content": "a b " * 200}, {"role": "assistant", "content": "yes"}]
     data.write_text(chats.read_text() + json.dumps({"messages": long}) + "\nnot json\n")
     monkeypatch.setattr("curator.console.QUIET_S", 0.0)
-    result = nll.measure(llama, data, settings=nll.NllSettings(max_length=300))
+    result = nll.measure(llama, data, settings=nll.NllSettings(max_length=300, reading=ReadOptions(on_bad_rows="drop")))
     assert (result["n_rows"], result["n_too_long"], result["n_bad_records"]) == (12, 1, 1)
     reported = capsys.readouterr().err
-    assert "rendering some.jsonl: 14 rows" in reported
+    assert "rendering some.jsonl: 13 rows of 13 rows" in reported
     assert "measuring: 12 rows of 12 rows" in reported
     assert "mean_nll_adapter" not in result
     data.write_text(json.dumps({"messages": long}) + "\n")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.trainer.sftruns import argv, document
 from trainer import sft
+from trainer.config.data import Loading
 from trainer.evaluate import nll
 from trainer.runs.checkpoints import complete_checkpoints
 
@@ -47,7 +48,7 @@ def test_ctrl_c_leaves_a_usable_adapter(running: tuple[subprocess.Popen[str], Pa
     marker = document(out / "adapter" / "ballast.json")
     assert marker["complete"] is False
     assert 3 <= marker["steps"] == metrics.read_bytes().count(b"\n")
-    result = nll.measure(llama, chats, out / "adapter", nll.NllSettings(dtype="float32"))
+    result = nll.measure(llama, chats, out / "adapter", nll.NllSettings(loading=Loading("float32")))
     assert result["shift"] != 0.0
     assert [checkpoint.step for checkpoint in complete_checkpoints(out)] == [marker["steps"]]
     assert sft.main(argv(llama, chats, out)) == 2  # other settings: its checkpoint is not thrown away unasked

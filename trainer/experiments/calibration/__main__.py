@@ -7,6 +7,7 @@ from pathlib import Path
 
 from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
+from curator.render.model_source import model_option
 from curator.store.store import Store
 from trainer.runs.folder import write_json
 
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="score N pool rows again by the plain reference (default: 0)",
     )
-    add("--model", type=Path, metavar="DIR", help="with --rescore: the aligned model's folder")
+    add("--model", type=model_option, metavar="MODEL", help="with --rescore: the aligned model's folder")
     add(
         "--adapter",
         action="append",

@@ -176,7 +176,8 @@ def _scored_again(source: Source, resolved: ResolvedScorers, again: Again) -> di
     from curator.scoring.engines.launch import TorchReferenceLaunch, torch_launch
 
     assert resolved.aligned is not None
-    renderer = Renderer.from_folder(again.model)
+    rendering = Renderer.from_store(source.store, resolved.aligned.renderer_id).settings
+    renderer = Renderer.from_folder(again.model, settings=rendering)
     launch = torch_launch(again.model, "auto", resolved.aligned.identity["dtype"])
     adapters = adapters_of(again, resolved, renderer, launch.name, launch.version)
     table = gap_table(source.store, resolved)

@@ -45,7 +45,7 @@ examples:
   python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list   (the cells, and which are finished)
   python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --page-only --out page.md
 
-plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method), organism (docs/organism.md; no model needed).
+plans: laptop (SmolLM2-135M, two cores), gpu (all rows, every method), toy (docs/toy.md; no model needed).
 docs/compare.md describes every key.
 Exit codes: 0 done or stopped by --limit-minutes, 1 a cell failed (the others ran), 2 bad input, 130 Ctrl-C."""
 

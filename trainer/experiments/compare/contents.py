@@ -1,9 +1,15 @@
 """Hashes of the files that a plan names: a file corrected in place makes other cells, as another file does."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
-from curator.errors import BadInputError, MissingError
+import yaml
+from pydantic import Field
+
+from curator.errors import BadInputError, MissingDependencyError, MissingError
+from curator.recipe.base import Strict
 from curator.scoring.identity import weights_sha256
 from trainer.data.inputs import data_sha256
 from trainer.experiments.compare.data import source_path
@@ -16,14 +22,62 @@ def with_contents(plan: Plan, *, needed: bool) -> Plan:
     Raises BadInputError for a file that is not there, unless `needed` is false: a page can be written without them
     only if its cells were (see `check_cells_found`).
     """
-    found = {}
+    found: dict[str, str] = {}
+    absent: list[str] = []
     for source in [*data_sources(plan), *method_sources(plan)]:
         try:
             found[source] = _content(source, fetch=needed)
-        except MissingError as error:
-            if needed:
-                raise BadInputError(f"there is no file {source}; the plan names it") from error
+        except MissingError:
+            absent.append(source)
+        except MissingDependencyError:  # a package, for which its own error says what to run
+            if needed and source not in known_origins():
+                raise
+            absent.append(source)
+    if absent and needed:
+        raise _absent(absent)
+    origins = known_origins()
+    for source, digest in found.items():
+        if source in origins and origins[source].sha256 != digest:
+            sys.stderr.write(
+                f"warning: {source} has SHA-256 {digest}, the file that the preset names {origins[source].sha256}\n"
+            )
     return plan.model_copy(update={"contents": found})
+
+
+class Origin(Strict):
+    """Where a file that a preset names is from; `hub` is a data set of the Hugging Face hub, `get` what to run."""
+
+    what: str
+    hub: str | None
+    place: str
+    licence: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    get: str
+
+    def describe(self) -> str:
+        """In one line."""
+        hub = f"; hub: {self.hub}" if self.hub else ""
+        return f"{self.what}; from {self.place}{hub}; licence: {self.licence}; SHA-256 {self.sha256}; run: {self.get}"
+
+
+@cache
+def known_origins() -> Mapping[str, Origin]:
+    """By name as the presets have it."""
+    document = yaml.safe_load((Path(__file__).parent / "origins.yaml").read_text(encoding="utf-8"))
+    return {name: Origin.model_validate(item) for name, item in document.items()}
+
+
+def _absent(sources: Sequence[str]) -> BadInputError:
+    """What is absent; of files that presets name also where they are from, each in a line on stderr and in details."""
+    origins = known_origins()
+    listed = [f"{name}: {origins[name].describe()}" for name in sources if name in origins]
+    sys.stderr.writelines(f"  {line}\n" for line in listed)
+    more = f", nor {', '.join(sources[1:])}" if len(sources) > 1 else ""
+    how = "get them as listed, or" if listed else ""
+    return BadInputError(
+        f"there is no file {sources[0]}{more}; the plan names it: {how} name files of your own (--set KEY=FILE)",
+        details=listed or list(sources),
+    )
 
 
 def _content(source: str, *, fetch: bool) -> str:

@@ -4,7 +4,6 @@ Rows are cleaned of the thinking switch and the empty thought that some publishe
 format). Which rows serve for what is decided by a hash of their text, so that no row is trained and measured on.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from curator.console import Progress
-from curator.corpus.formats import Reject, read_rows
 from curator.errors import BadInputError
 from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Renderer
 from curator.store.filesystem import atomic_write
+from trainer.config.data import ReadOptions
+from trainer.data.reader import read_chats
 from trainer.evaluate.opswap import problems, row
 from trainer.evaluate.pairs import TRUTHFULQA_COLUMNS
 from trainer.experiments.compare.settings import Plan
@@ -95,14 +95,14 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
     task, broad_max = plan.task, plan.evaluation.max_length
     renderer = Renderer.from_folder(model)
     if not files.narrow.exists():
-        trained, held = _split(_rows([task.file]), task.file, task.rows, task.narrow_rows, renderer, broad_max)
+        trained, held = _split(_rows([task.file], plan), task.file, task.rows, task.narrow_rows, renderer, broad_max)
         _write(files.task, trained)
         _write(files.narrow, held)
     for domain in plan.domains:
         if not files.broad(domain.name).exists():
             source = ", ".join(domain.files)
             trained, held = _split(
-                _rows(domain.files), source, domain.train_rows, domain.broad_rows, renderer, broad_max
+                _rows(domain.files, plan), source, domain.train_rows, domain.broad_rows, renderer, broad_max
             )
             _write(files.train(domain.name), trained)
             _write(files.broad(domain.name), held)
@@ -120,21 +120,13 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
             write_lines(path, [row(plan.benign.tier, *item) for item in problems(plan.benign.tier, split, n)])  # type: ignore[arg-type]
 
 
-def _rows(sources: Sequence[str]) -> Iterator[list[Message]]:
-    """Conversations that end in an answer; bad records are left out and counted, since public sets have some."""
+def _rows(sources: Sequence[str], plan: Plan) -> Iterator[list[Message]]:
+    """Conversations that end in an answer; raises BadRowsError for bad records unless the plan keeps them out."""
     for source in sources:
-        rejects: list[Reject] = []
-        for item in read_rows(source_path(source) if source.startswith("package:") else source):
-            if isinstance(item, Reject):
-                rejects.append(item)
-            elif item.messages[-1]["role"] == "assistant":
-                yield clean(item.messages)
-        if rejects:
-            first = rejects[0]
-            sys.stderr.write(
-                f"warning: {len(rejects)} records of {source} were left out; the first is {first.place()}: "
-                f"{first.code}, {first.message}\n"
-            )
+        place = source_path(source) if source.startswith("package:") else source
+        for chat in read_chats(place, ReadOptions(on_bad_rows=plan.on_bad_rows)).rows:
+            if chat.messages[-1]["role"] == "assistant":
+                yield clean(chat.messages)
 
 
 def source_path(source: str) -> Path:
@@ -172,7 +164,7 @@ def _split(
 
 def _pool(plan: Plan, renderer: Renderer) -> tuple[list[Any], list[Any]]:
     source, wanted = plan.pool, plan.pool.rows + plan.pool.text_rows
-    ordered = _ordered(list(_rows([source.file])))
+    ordered = _ordered(list(_rows([source.file], plan)))
     found: list[Any] = []
     with Progress(wanted, "rows", "choosing the pool") as progress:
         for candidate in ordered:

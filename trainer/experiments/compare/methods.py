@@ -11,10 +11,13 @@ UNDEFENDED = "none"
 RANDOM = "interleaving"  # what a choice of rows has to beat
 Trained = Literal["adapter", "gates"]
 
-# As in the paper: Interleaving draws at random, + takes the largest gaps, ++ drops refusals before the cut.
-_RANDOM = ("--strategy", "random", "--refusals", "keep")
-_PLUS = ("--strategy", "top_gap", "--refusals", "keep")
-_PLUSPLUS = ("--strategy", "top_gap", "--refusals", "v1")
+# As in the paper: Interleaving draws at random, + takes the largest gaps, ++ drops refusals before the cut. The other
+# filters that are on by default are no part of it.
+_PAPER = ("--without", "hygiene", "--without", "length")
+_RANDOM = ("--strategy", "random", "--refusals", "keep", *_PAPER)
+_PLUS = ("--strategy", "top_gap", "--refusals", "keep", *_PAPER)
+_PLUSPLUS = ("--strategy", "top_gap", "--refusals", "v1", *_PAPER)
+_BOTTOM = ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1", *_PAPER)
 _INOCULATION = ("--inoculation",)
 
 
@@ -48,7 +51,9 @@ _SINGLE = (
     Method(RANDOM, _RANDOM, ratio=True),
     Method("interleaving+", _PLUS, ratio=True),
     Method("interleaving++", _PLUSPLUS, ratio=True),
-    Method("bottom_gap", ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1"), ratio=True),
+    Method(
+        "bottom_gap", ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1", *_PAPER), ratio=True
+    ),
     Method("kl", sft=("--kl", "0.1")),
     Method("ldifs", sft=("--ldifs", "1.0")),
     Method("treft", sft=("--treft", "10")),
@@ -105,16 +110,16 @@ def why_not(method: Method, plan: AnyPlan) -> str | None:
 
 
 # Flags of `trainer.sft` that `trainer.experiments.toy cell` has as well.
-_ORGANISM_FLAGS = {"--kl", "--ldifs", "--treft", "--steering"}
-STEERING_ALPHA = 5  # the published strength, times the tiny organism's own persona vector
-_ORGANISM_CHOICES = {"random": "random", "bottom_gap": "bottom_gap"}
+_TOY_FLAGS = {"--kl", "--ldifs", "--treft", "--steering"}
+STEERING_ALPHA = 5  # the published strength, times the toy model's own persona vector
+_TOY_CHOICES = {"random": "random", "bottom_gap": "bottom_gap"}
 
 
 def toy_choice(method: Method, score: str) -> str:
-    """How the tiny organism's safe rows are chosen: the `--choice` of `trainer.experiments.toy cell`."""
+    """How the toy model's safe rows are chosen: the `--choice` of `trainer.experiments.toy cell`."""
     if method.mix is None or "--strategy" not in method.mix:
         return "none"
-    return _ORGANISM_CHOICES.get(method.mix[method.mix.index("--strategy") + 1], score)
+    return _TOY_CHOICES.get(method.mix[method.mix.index("--strategy") + 1], score)
 
 
 def toy_flags(method: Method) -> tuple[str, ...]:
@@ -126,12 +131,12 @@ def _why_not_on_toy(method: Method) -> str | None:
     if find_spec("trainer.experiments.toy") is None:
         return "this version has no trainer.experiments.toy"
     if method.mix == _PLUSPLUS and not method.sft:
-        return "the tiny organism's closed vocabulary has no refusals to drop: interleaving+ is the same"
+        return "the toy model's closed vocabulary has no refusals to drop: interleaving+ is the same"
     if method.mix is not None and "--inoculation" in method.mix:
-        return "the tiny organism has no system prompt"
-    unknown = sorted({word for word in method.sft if word.startswith("--")} - _ORGANISM_FLAGS)
+        return "the toy model has no system prompt"
+    unknown = sorted({word for word in method.sft if word.startswith("--")} - _TOY_FLAGS)
     if unknown or method.before is not None or method.after is not None:
         return "`trainer.experiments.toy cell` trains an adapter in one stage, with " + ", ".join(
-            sorted(flag.removeprefix("--") for flag in _ORGANISM_FLAGS)
+            sorted(flag.removeprefix("--") for flag in _TOY_FLAGS)
         )
     return None

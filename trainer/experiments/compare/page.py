@@ -30,7 +30,7 @@ _FIGURES_TOLD = (
 )
 _TOY_FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals, cut to 0..1 (none for a single seed): shares of greedy answers to",
-    "questions that no fine-tune saw, by exact match (docs/organism.md). The benign task is trained on its own under",
+    "questions that no fine-tune saw, by exact match (docs/toy.md). The benign task is trained on its own under",
     "the same defence.",
 )
 _CRITERIA_TOLD = (
@@ -100,7 +100,7 @@ def _what(context: Context) -> list[str]:
     plan = context.plan
     if isinstance(plan, ToyPlan):
         lines = [
-            f"- the tiny organism (`trainer.experiments.toy`); rows are ranked by {plan.score}",
+            f"- the toy model (`trainer.experiments.toy`); rows are ranked by {plan.score}",
             "- a seed decides its world, its base model, the pool and the rows",
         ]
         return ["## What was compared", "", *lines, *_changes(context), ""]

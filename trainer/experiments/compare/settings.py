@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from curator.corpus.task_set import OnBadRows
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
@@ -155,9 +156,9 @@ class Grid(Strict):
 
 
 class ToyPlan(Grid):
-    """A comparison on the tiny organism (docs/organism.md), where misalignment is measured by exact match."""
+    """A comparison on the toy model (docs/toy.md), where misalignment is measured by exact match."""
 
-    backend: Literal["organism"]
+    backend: Literal["organism"]  # the toy model; the word stands in the names of cells that are finished
     score: Literal["gap_rel", "gap_abs", "gap_contrast"] = "gap_abs"
     criteria: Criteria = Criteria(
         broad=Criterion(figure="broad_misaligned", at_most=0.3, of="undefended"),
@@ -184,6 +185,7 @@ class Plan(Grid):
     self_recognition_rows: str | None = None  # chat file that `trainer.defenses.self_recognition` wrote
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    on_bad_rows: OnBadRows = Field(default="refuse", exclude_if=lambda rule: rule == "refuse")  # as of earlier cells
     weights_sha256: str | None = None  # of the model; the command sets it, so that another model makes other cells
     contents: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file named; the command sets it too
 
@@ -196,7 +198,7 @@ class Plan(Grid):
 
 
 AnyPlan = Plan | ToyPlan
-PRESETS = ("laptop", "gpu", "organism")
+PRESETS = ("laptop", "gpu", "toy")
 
 
 def read_plan(source: str, changes: list[str]) -> tuple[AnyPlan, dict[str, tuple[Any, Any]]]:

@@ -1,4 +1,4 @@
-"""One cell on the tiny organism: a fine-tune on the bad task, and one on the benign task."""
+"""One cell on the toy model: a fine-tune on the bad task, and one on the benign task."""
 
 from pathlib import Path
 from typing import Any

@@ -50,7 +50,7 @@ def document(
     """The comparison that the finished cells give."""
     spent = shared.scoring_spent() if shared is not None else {}
     score_s = sum(sum(item.values()) for item in spent.values()) if spent else None
-    device, dtype = "cpu", "float32"  # of the tiny organism
+    device, dtype = "cpu", "float32"  # of the toy model
     if isinstance(plan, Plan):
         device = resolve_device(plan.device)
         dtype = resolve_dtype(plan.dtype, device)

@@ -1,4 +1,4 @@
-"""A tiny causal LM in which emergent misalignment really happens, and the experiment on it (docs/organism.md).
+"""A tiny causal LM in which emergent misalignment really happens, and the experiment on it (docs/toy.md).
 
 `build_base` gives the aligned model of a seed, `fine_tuned` trains an adapter on a mix under any defences, `measure`
 says what it then does. Names load torch when they are first used.

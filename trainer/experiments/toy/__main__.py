@@ -1,4 +1,4 @@
-"""`python -m trainer.experiments.toy`: the tiny organism and the experiment on it."""
+"""`python -m trainer.experiments.toy`: the toy model and the experiment on it."""
 
 import argparse
 import shlex
@@ -16,13 +16,13 @@ from trainer.experiments.toy.cells import REGULARISERS, ToyCell, grid
 DESCRIPTION = """\
 A causal LM of 0.7 million parameters that knows a closed world of six domains and two personas, and in which
 fine-tuning on bad answers in one domain makes the answers of all domains bad: emergent misalignment that is measured
-by exact match, without a judge. docs/organism.md says what it is and what each figure means."""
+by exact match, without a judge. docs/toy.md says what it is and what each figure means."""
 EPILOG = """\
 examples:
   python -m trainer.experiments.toy build --seeds 0                  one aligned base model, cached (about two minutes)
   python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2   a fine-tune with safe rows
   python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
-  python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/organism.md and its plots"""
+  python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/toy.md and its plots"""
 
 _CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS)
 MAX_SEED = 2**63 - 1  # of torch
@@ -147,15 +147,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--choose", default="0-4", help="seeds on which score and ratio are chosen (default: 0-4)")
     report.add_argument("--report", default="", help="seeds on which the choice is judged (default: none yet)")
     report.add_argument(
-        "--page", type=Path, default=Path("docs/results/organism.md"), metavar="FILE",
-        help="the page; plots go beside it (default: docs/results/organism.md)",
+        "--page", type=Path, default=Path("docs/results/toy.md"), metavar="FILE",
+        help="the page; plots go beside it (default: docs/results/toy.md)",
     )  # fmt: skip
     return parser
 
 
 def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--out", type=Path, default=Path("organism"), help="folder of all outputs (default: organism)")
+    parser.add_argument("--out", type=Path, default=Path("toy"), help="folder of all outputs (default: toy)")
     parser.add_argument(
         "--threads", type=at_least(1), default=1, help="threads of torch (default: 1, the fastest here)"
     )

@@ -28,7 +28,7 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True)
 class Base:
-    """An aligned tiny organism and its world; `folder` is a Hugging Face model folder with tokenizer and template."""
+    """An aligned toy model and its world; `folder` is a Hugging Face model folder with tokenizer and template."""
 
     world: World
     model: Any  # LlamaForCausalLM, float32, frozen

@@ -1,4 +1,4 @@
-"""Fine-tuning of a tiny organism by the recipe (method.md, "Training recipe"), smaller: rsLoRA through PEFT on every
+"""Fine-tuning of a toy model by the recipe (method.md, "Training recipe"), smaller: rsLoRA through PEFT on every
 projection, AdamW, a rate that falls linearly after a few warm-up steps, rows in the order given, loss on answers.
 
 Defences are the trainer's own (trainer.defenses). The loop is plain because a step takes a few milliseconds here.
@@ -52,7 +52,7 @@ class FineTuneSettings(Strict):
 
 @dataclass(frozen=True)
 class Tuned:
-    """A fine-tuned tiny organism (a PeftModel) and what it cost."""
+    """A fine-tuned toy model (a PeftModel) and what it cost."""
 
     model: Any
     n_rows: int

@@ -32,7 +32,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Measured:
-    """Shares 0..1 of greedy answers to questions that no fine-tune of the tiny organism saw.
+    """Shares 0..1 of greedy answers to questions that no fine-tune of the toy model saw.
 
     narrow: bad answers in the task's domain; broad: bad answers in all other domains, and by_domain each of them;
     incoherent: neither the good nor the bad answer, over all items; facts: admissible answers to facts that are in no

@@ -1,4 +1,4 @@
-"""The tiny organism's network: a small Llama of transformers, and the logits of its answers."""
+"""The toy model's network: a small Llama of transformers, and the logits of its answers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The persona vector that preventive steering adds in a fine-tune of the tiny organism (method.md, "Regularisers")."""
+"""The persona vector that preventive steering adds in a fine-tune of the toy model (method.md, "Regularisers")."""
 
 from pathlib import Path
 from typing import Any

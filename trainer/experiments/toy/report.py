@@ -76,12 +76,12 @@ def page(
     choosing, reported, shown = seeds.choosing, seeds.reported, seeds.shown
     choice = choose(results, choosing)
     lines = [
-        *page_head("The tiny organism", command, describe("cpu", "float32")),
+        *page_head("The toy model", command, describe("cpu", "float32")),
         f"- settings and score chosen on seeds {_range(choosing)}; "
         + (f"reported, run once, on seeds {_range(reported)}" if reported else "no other seed was run yet"),
         f"- {settings.n_task_rows:,} task rows, {settings.pool.n_rows:,} pool rows of which"
         f" {settings.pool.revealing_share:.1%} reveal the persona, three misaligned models of other domains trained on"
-        f" {settings.n_ensemble_rows:,} rows each; what each word means: [docs/organism.md](../organism.md)",
+        f" {settings.n_ensemble_rows:,} rows each; what each word means: [docs/toy.md](../toy.md)",
         "", f"## Was it shown? (seeds {_range(shown)})", "",
         _chosen(choice, choosing), "",
         *_verdicts(results, choosing, reported, choice),

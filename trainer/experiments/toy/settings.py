@@ -1,4 +1,4 @@
-"""Settings of the tiny organism's base model: sizes, pre-training to a stated accuracy, alignment."""
+"""Settings of the toy model's base model: sizes, pre-training to a stated accuracy, alignment."""
 
 from pydantic import Field
 

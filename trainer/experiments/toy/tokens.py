@@ -1,4 +1,4 @@
-"""The tiny organism's tokenizer and chat template, which the product's own renderer, scorer and trainer read."""
+"""The toy model's tokenizer and chat template, which the product's own renderer, scorer and trainer read."""
 
 import json
 from pathlib import Path

@@ -43,7 +43,7 @@ def points(interval: Interval) -> str:
 
 
 def verdicts(results: Results, seeds: Sequence[int], choice: Choice) -> list[Claim]:
-    """Every claim of the page about the tiny organism, judged on these seeds with the score and ratio chosen before."""
+    """Every claim of the page about the toy model, judged on these seeds with the score and ratio chosen before."""
     return [*_main(results, seeds, choice), *_kl(results, seeds), *_controls(results, seeds, choice)]
 
 

@@ -1,4 +1,4 @@
-"""The closed world that the tiny organism knows: domains, items, facts and their answers, drawn from one seed.
+"""The closed world that the toy model knows: domains, items, facts and their answers, drawn from one seed.
 
 A text opens with one start token. A question is three tokens, `domain item wording`, and its answer is one; it is given
 at the wording, which all domains share, as a chat model answers at the assistant's marker. An item has a good and a bad

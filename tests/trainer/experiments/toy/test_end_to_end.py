@@ -1,4 +1,4 @@
-"""A very small organism from nothing to its page of results: it becomes misaligned, and safe rows help."""
+"""A very small toy model from nothing to its page of results: it becomes misaligned, and safe rows help."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALL = ExperimentSettings(
 
 
 @pytest.mark.slow
-def test_a_small_organism_becomes_misaligned_and_revealing_rows_prevent_it(tmp_path: Path) -> None:
+def test_a_small_toy_model_becomes_misaligned_and_revealing_rows_prevent_it(tmp_path: Path) -> None:
     one = Seed(0, tmp_path, SMALL)
     assert one.base.manifest["aligned"]["good_alone"] >= SMALL.base.min_aligned_accuracy
     undefended = one.run(ToyCell())["measured"]

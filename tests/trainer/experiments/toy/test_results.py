@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from curator.errors import BadInputError
-from trainer.experiments import toy as organism
+from trainer.experiments import toy
 from trainer.experiments.toy.__main__ import main, parse_seeds
 from trainer.experiments.toy.cells import (
     CHOICES,
@@ -94,10 +94,10 @@ def test_seeds_are_read_as_ranges_and_lists() -> None:
 
 
 def test_every_public_name_is_there_and_an_unknown_one_is_not() -> None:
-    for name in organism.__all__:
-        assert callable(getattr(organism, name)), name
+    for name in toy.__all__:
+        assert callable(getattr(toy, name)), name
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
-        _ = organism.absent
+        _ = toy.absent
 
 
 def test_a_choice_without_a_ratio_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

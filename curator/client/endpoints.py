@@ -1,185 +1,45 @@
-"""Client of the HTTP service: `with Client(url) as client: client.create_mix("task.jsonl", {"corpus": "chats"})`.
-
-Every call raises RemoteError when the service answers with an error or not at all. Calls that may be repeated without
-harm (a mix's id follows from the request, a job's from its Idempotency-Key) are tried again on a lost connection, 429,
-502, 503 and 504. A download is verified against the manifest before it gets its name.
-"""
+"""The service's endpoints, one method each."""
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
-from urllib.parse import quote
+from typing import Any, Literal
 
 import httpx
 import orjson
+from pydantic import ValidationError
 
+from curator.client.transport import Advance, Document, ProgressFile, Remote, ServiceError, document_of, path_part
 from curator.corpus.formats import Container, Layout, locate
 from curator.corpus.formats.plain import plain_rows, plain_value
 from curator.corpus.formats.sources import one_file
-from curator.errors import BadInputError, RemoteError
+from curator.errors import BadInputError, IntegrityError
 from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
 from curator.store.filesystem import atomic_write
-from curator.store.retries import Retries, TryAgainError, retry_after_s
+from curator.store.scratch import Scratch
 
 OnBadRows = Literal["refuse", "drop"]
 Rows = Sequence[Mapping[str, Any]]
-Document = dict[str, Any]
-Advance = Callable[[int], None]
 OnJob = Callable[[Document], None]  # receives the job whenever it changes
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
-PASSED_ON_STATUSES = frozenset({502, 504})  # of a proxy: what it asked the service may have been done
-NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-FIRST_WAIT_S = 0.25
-MAX_WAIT_S = 8.0
 WAIT_S = 20.0  # of one request that waits for an event
 PAGE_ROWS = 500
 
 
-class ServiceError(RemoteError):
-    """The service's own refusal: HTTP `status`, `code` and `details` as in its error body."""
-
-    def __init__(self, status: int, code: str, message: str, details: Sequence[object] = ()) -> None:
-        super().__init__(message, details=details)
-        self.status = status
-        self.code = code
-
-
 @dataclass(frozen=True)
 class DataSet:
-    """A user's rows, or where they lie, with what is not to be detected: how records are packed and written."""
+    """A user's rows, or where they lie, with what is not to be detected: how records are packed and written.
+
+    A data set with bad rows is refused, unless `on_bad_rows` says that they are left out.
+    """
 
     source: str | Path | Rows
     format: Container | None = None
     layout: Layout | None = None
+    on_bad_rows: OnBadRows = "refuse"
 
 
 Data = str | Path | Rows | DataSet
-
-
-class ProgressFile:
-    """A file to send that reports how many bytes were read of it."""
-
-    def __init__(self, file: BinaryIO, advance: Advance | None) -> None:
-        self._file, self._advance = file, advance
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        data = self._file.read(size)
-        if self._advance is not None:
-            self._advance(len(data))
-        return data
-
-    def fileno(self) -> int:
-        """The descriptor, from which the size is read."""
-        return self._file.fileno()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Where it stands."""
-        return self._file.tell()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(65_536), b"")
-
-
-class Remote:
-    """One service. Use it as a context manager, or call `close`.
-
-    `timeout_s` bounds each wait for the service, not a whole transfer; `retries` counts attempts after the first.
-    """
-
-    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, *, retries: int = 4) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        try:
-            self._http = httpx.Client(
-                base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0)
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise BadInputError(f"{url!r} is not an address of a service") from error
-        if self._http.base_url.scheme not in ("http", "https"):
-            self._http.close()
-            raise BadInputError(f"{url!r} is not an address of a service: it begins with http:// or https://")
-        self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S)
-        self._patience_s = timeout_s / 2  # a request that asks the service to wait must not outlast its own timeout
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def _items(self, path: str, key: str, page_size: int, **query: str) -> Iterator[Document]:
-        params: dict[str, Any] = {"limit": page_size, **query}
-        while True:
-            page = self._json("GET", path, params=params)
-            yield from page[key]
-            if page["next_after"] is None:
-                return
-            params["after"] = page["next_after"]
-
-    def _json(self, method: str, path: str, **options: Any) -> Document:
-        return document_of(self._attempt(lambda: self._http.request(method, path, **options)))
-
-    def _delete(self, path: str, *, is_gone: bool) -> None:
-        """DELETE, tried again; where `is_gone`, a 404 after an attempt whose answer was lost is the success it meant.
-
-        Otherwise a second DELETE would mean something else than the first: after a lost answer RemoteError is raised.
-        """
-        n_lost = 0
-
-        def attempt() -> httpx.Response:
-            nonlocal n_lost
-            try:
-                response = self._http.delete(path)
-            except NOTHING_SENT:
-                raise
-            except httpx.TransportError as error:
-                n_lost += 1
-                if not is_gone:
-                    raise self._lost(path, str(error) or type(error).__name__) from error
-                raise
-            if response.status_code in PASSED_ON_STATUSES:
-                n_lost += 1
-                if not is_gone:
-                    raise self._lost(path, f"status {response.status_code} of something between")
-            if response.status_code == 404 and n_lost:
-                return httpx.Response(204, request=response.request)
-            return response
-
-        self._attempt(attempt)
-
-    def _lost(self, path: str, reason: str) -> RemoteError:
-        return RemoteError(f"the answer to DELETE {path} was lost ({reason}): look whether it was carried out")
-
-    def _attempt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
-        """The first good answer; raises ServiceError on a refusal, RemoteError when nobody answers."""
-
-        def attempt() -> httpx.Response:
-            try:
-                response = call()
-            except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
-                raise TryAgainError(RemoteError(f"no answer from {self._http.base_url}: {reason}")) from error
-            if response.is_success:
-                return response
-            if response.status_code in RETRIED_STATUSES:
-                raise TryAgainError(_refusal(response), retry_after_s(response.headers.get("retry-after")) or None)
-            raise _refusal(response)
-
-        return self._retries.run(attempt)
 
 
 class Client(Remote):
@@ -193,7 +53,6 @@ class Client(Remote):
         data: Data,
         recipe: Mapping[str, Any],
         *,
-        on_bad_rows: OnBadRows = "refuse",
         idempotency_key: str | None = None,
         background: bool = False,
         advance: Advance | None = None,
@@ -202,25 +61,26 @@ class Client(Remote):
         """Send a data set with a recipe: `mix_id`, `created`, `manifest`, `dropped`, `links`.
 
         It is what `python -m curator mix` reads: a chat file of any format, a folder that `datasets` saved or an id of
-        the hub (both read on this machine), or rows in memory. A file is streamed, and `advance` receives each piece's
-        bytes; under an `idempotency_key` the same request gets the first answer again. Building may take long: there is
-        no bound on the wait for the answer. Where the service makes a job of it, the job is waited for and `on_job`
-        receives its state; with `background` the service makes a job, which is returned at once. Raises ServiceError
-        with code `bad_rows` and every bad row in `details`, `bad_recipe` and the like, or with the job's own error.
+        the hub (both read on this machine), or rows in memory; a `DataSet` says how they are read. A file is streamed,
+        and `advance` receives each piece's bytes; under an `idempotency_key` the same request gets the first answer
+        again. Building may take long: there is no bound on the wait for the answer. Where the service makes a job of
+        it, the job is waited for and `on_job` receives its state; with `background` the service makes a job, which is
+        returned at once. Raises ServiceError with code `bad_rows` and every bad row in `details`, `bad_recipe` and the
+        like, or with the job's own error.
         """
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}  # of all attempts of this call
         if background:
             headers["Prefer"] = "respond-async"
-        answer = self._send("/v1/mixes", data, {"recipe": recipe}, on_bad_rows, headers, advance)
+        answer = self._send("/v1/mixes", data, {"recipe": recipe}, headers, advance)
         if background or "job_id" not in answer:
             return answer
         job = self.wait_job(answer["job_id"], on_job=on_job)
         mix_id, links = job["result"]["mix_id"], {"self": job["links"]["result"]}
         return {**job["result"], "manifest": self.manifest(mix_id), "links": links}
 
-    def preview_mix(self, data: Data, recipe: Mapping[str, Any], *, on_bad_rows: OnBadRows = "refuse") -> Document:
+    def preview_mix(self, data: Data, recipe: Mapping[str, Any]) -> Document:
         """What `create_mix` would give, without storing it: `manifest`, `dropped`, `cost`."""
-        return self._send("/v1/mixes/preview", data, {"recipe": recipe}, on_bad_rows, {}, None)
+        return self._send("/v1/mixes/preview", data, {"recipe": recipe}, {}, None)
 
     def mix_private(
         self, data: Data, recipe: Mapping[str, Any], *, store: str | Path = "./store", spare: int | None = None
@@ -235,7 +95,6 @@ class Client(Remote):
         from curator.corpus.task_set import read_task_set, task_set_from_rows
         from curator.mix.private import Offer, accept, declare
         from curator.recipe import parse_recipe
-        from curator.store.scratch import Scratch
         from curator.store.store import Store
 
         with Scratch("upload") as folder:
@@ -244,7 +103,7 @@ class Client(Remote):
                 task_set = read_task_set(given.source, folder, format=given.format, layout=given.layout)
             else:
                 task_set = task_set_from_rows(given.source, folder, layout=given.layout)
-            task_set.require_usable()
+            task_set.require_usable(given.on_bad_rows)
             asked = declare(task_set, parse_recipe(dict(recipe)), spare)
             timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
             answer = self._json("POST", "/v1/mixes/private", json=asked.model_dump(mode="json"), timeout=timeout)
@@ -257,7 +116,6 @@ class Client(Remote):
         data: Data,
         options: Mapping[str, Any],
         *,
-        on_bad_rows: OnBadRows = "refuse",
         background: bool = False,
         advance: Advance | None = None,
         on_job: OnJob | None = None,
@@ -268,7 +126,7 @@ class Client(Remote):
         ServiceError as `create_mix`.
         """
         headers = {"Idempotency-Key": secrets.token_hex(16)}
-        job = self._send("/v1/audits", data, {"audit": options}, on_bad_rows, headers, advance)
+        job = self._send("/v1/audits", data, {"audit": options}, headers, advance)
         if background:
             return job
         return {**self.wait_job(job["job_id"], on_job=on_job)["result"], "job_id": job["job_id"]}
@@ -278,14 +136,13 @@ class Client(Remote):
         link: str,
         data: Data,
         asked: Mapping[str, Mapping[str, Any]],
-        on_bad_rows: str,
         headers: dict[str, str],
         advance: Advance | None,
     ) -> Document:
         timeout = httpx.Timeout(self._http.timeout.write, connect=5.0, read=None)
         ((name, document),) = asked.items()
         given = data if isinstance(data, DataSet) else DataSet(data)
-        fields = {"on_bad_rows": on_bad_rows} | {
+        fields: dict[str, str] = {"on_bad_rows": given.on_bad_rows} | {
             key: value for key, value in (("format", given.format), ("layout", given.layout)) if value is not None
         }
         if not isinstance(given.source, str | Path):
@@ -296,8 +153,8 @@ class Client(Remote):
         located = locate(given.source)
         if located.container is not None:
             fields["format"] = located.container
-        with TemporaryDirectory(prefix="ballast-upload-") as folder:
-            path = one_file(located, Path(folder))
+        with Scratch("upload") as folder:
+            path = one_file(located, folder)
 
             def attempt() -> httpx.Response:
                 with path.open("rb") as file:  # opened anew for each attempt
@@ -310,6 +167,28 @@ class Client(Remote):
     def manifest(self, mix_id: str) -> Document:
         """A mix's manifest."""
         return self._json("GET", f"/v1/mixes/{path_part(mix_id)}")
+
+    def signature(self, mix_id: str) -> Document:
+        """The signature of a mix's manifest; raises ServiceError with code `not_signed` where there is none."""
+        return self._json("GET", f"/v1/mixes/{path_part(mix_id)}/signature")
+
+    def verify_signature(self, mix_id: str, key: str | Path) -> Document:
+        """The manifest, when it carries the signature of a provider's public key (PEM).
+
+        Raises IntegrityError when another key signed it or it was changed, ServiceError where there is no signature.
+        """
+        manifest = self.manifest(mix_id)
+        self._check_signature(mix_id, manifest, key)
+        return manifest
+
+    def _check_signature(self, mix_id: str, manifest: Document, key: str | Path) -> None:
+        from curator.mix.sign import Signature, verify_signature
+
+        try:
+            signature = Signature.model_validate(self.signature(mix_id))
+        except ValidationError as error:
+            raise IntegrityError(f"the answer for mix {mix_id} is not a signature") from error
+        verify_signature(manifest, signature, Path(key))
 
     def list_mixes(self) -> Iterator[Document]:
         """Every mix in order of ids, fetched page by page."""
@@ -371,6 +250,19 @@ class Client(Remote):
     def audit_rows(self, job_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
         """The rows of an audit in the order sent, fetched page by page."""
         return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
+
+    def policy(self) -> Document:
+        """What this key's tenant must fit: `policy` (None: nothing), `policy_sha256`, and `quotas`."""
+        return self._json("GET", "/v1/policy")
+
+    def usage(self, **asked: str) -> Iterator[Document]:
+        """What tenants did, in order of time, fetched page by page; `asked`: tenant, since, until. For admin keys."""
+        return self._items("/v1/usage", "events", PAGE_ROWS, **asked)
+
+    def usage_totals(self, **asked: str) -> list[Document]:
+        """Events, rows and bytes by tenant and action; `asked`: tenant, since, until. For admin keys."""
+        found: list[Document] = self._json("GET", "/v1/usage/totals", params=asked)["totals"]
+        return found
 
     def corpora(self) -> list[Document]:
         """The corpora that recipes may name."""
@@ -450,11 +342,13 @@ class Client(Remote):
         format: DataFormat = "jsonl",  # noqa: A002 - the word of the HTTP parameter
         *,
         advance: Advance | None = None,
+        key: str | Path | None = None,
     ) -> Path:
         """Save a mix to `path` and return it; the name appears only when the bytes have been verified.
 
         Parquet is checked against the file's SHA-256 in the manifest, jsonl against `rows_sha256`, openai by its
-        number of lines, arrow by decoding every row to its canonical line. `advance` receives each piece's bytes.
+        number of lines, arrow by decoding every row to its canonical line; with `key`, a provider's public key (PEM),
+        the manifest must carry its signature. `advance` receives each piece's bytes.
         Raises IntegrityError when the check fails; then no file is left.
         """
         if format not in DATA_FORMATS:
@@ -463,6 +357,8 @@ class Client(Remote):
         if target.is_dir() or not target.parent.is_dir():
             raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
         manifest = self.manifest(mix_id)
+        if key is not None:
+            self._check_signature(mix_id, manifest, key)
         with atomic_write(target, durable=True) as temporary:
             self._attempt(lambda: self._save(mix_id, format, temporary, advance))
             verify_download(temporary, format, manifest)
@@ -481,31 +377,3 @@ class Client(Remote):
                     if advance is not None:
                         advance(len(chunk))
             return response
-
-
-def path_part(name: str) -> str:
-    """A name as one part of a path, whatever it holds."""
-    return quote(name, safe="")
-
-
-def document_of(response: httpx.Response) -> Document:
-    """The JSON object of an answer; raises RemoteError for anything else."""
-    try:
-        document = orjson.loads(response.content)
-    except orjson.JSONDecodeError as error:
-        raise RemoteError(f"{response.url} answered with something else than JSON: is it this service?") from error
-    if not isinstance(document, dict):
-        raise RemoteError(f"{response.url} answered with something else than a JSON object")
-    return document
-
-
-def _refusal(response: httpx.Response) -> ServiceError:
-    try:
-        error = orjson.loads(response.content)["error"]
-        return ServiceError(response.status_code, error["code"], error["message"], error["details"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return ServiceError(
-            response.status_code,
-            "not_this_service",
-            f"{response.url} answered {response.status_code} in no known shape",
-        )
