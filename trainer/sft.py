@@ -14,6 +14,7 @@ from trainer.config import TrainConfig
 from trainer.config.options import Invocation, parse_arguments
 from trainer.defenses.model_fit import check_fit, check_vectors
 from trainer.defenses.safelora import check_shapes
+from trainer.loop.forecast import OutOfMemoryError, naming_memory
 from trainer.loop.processes import Team, shared_inputs
 from trainer.loop.record import fingerprint, finish, run_record, trained_folder
 from trainer.loop.summary import content_line, model_line, run_warnings, say_result, stopped_line
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(parse_arguments(arguments), team)
     except BallastError as error:
-        if team.leads:
+        if team.leads or isinstance(error, OutOfMemoryError):  # the others' devices may be smaller
             report_error(error, as_json="--json" in arguments)
         return 2
     except KeyboardInterrupt:
@@ -70,23 +71,26 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     tell(content_line(inputs))
 
     # torch, transformers and TRL load here: bad options and bad rows have failed already.
-    from trainer.loop.fit import fit, load, planned
+    from trainer.loop.fit import fit, foresee, load, planned
 
-    ready = load(config)
-    if config.monitor is not None:
-        from trainer.monitor.callback import watcher
+    ahead = team.first(lambda: foresee(config, inputs.prepared))
+    tell(ahead.line())
+    with naming_memory(ahead):
+        ready = load(config)
+        if config.monitor is not None:
+            from trainer.monitor.callback import watcher
 
-        ready = replace(ready, watch=watcher(config, ready.model, inputs.renderer))
-    resolved = ready.resolved | planned(config, len(inputs.prepared.input_ids), team.size)
-    warned = inputs.warnings + run_warnings(config, resolved["steps"], inputs, team.size, unnamed_vectors)
-    record = run_record(config, mark, inputs, resolved, warned)
-    if team.leads:
-        for item in warned:
-            sys.stderr.write(f"warning: {item.text}\n")
-        folder.write_json(CONFIG, record)
-    tell(model_line(config, resolved))
-
-    fitted = fit(ready, inputs.prepared, inputs.renderer, config, folder.path / METRICS, claim.checkpoint)
+            ready = replace(ready, watch=watcher(config, ready.model, inputs.renderer))
+        steps = planned(config, len(inputs.prepared.input_ids), team.size)
+        resolved = ready.resolved | steps | {"memory": ahead.as_dict()}
+        warned = inputs.warnings + run_warnings(config, resolved["steps"], inputs, team.size, unnamed_vectors)
+        record = run_record(config, mark, inputs, resolved, [*warned, *ahead.warnings()])
+        if team.leads:
+            for item in record["warnings"]:
+                sys.stderr.write(f"warning: {item['text']}\n")
+            folder.write_json(CONFIG, record)
+        tell(model_line(config, resolved))
+        fitted = fit(ready, inputs.prepared, inputs.renderer, ahead.config, folder.path / METRICS, claim.checkpoint)
     if not fitted.lines:
         raise KeyboardInterrupt
     report = team.first(lambda: finish(config, record, fitted, monitor_section))

@@ -26,8 +26,8 @@ SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 ALL_LINEAR = "all-linear"
 NO_CACHE = "none"  # in the place of a folder of rendered rows
 
-# Where things lie, and what is said about them: none of it changes what is trained. Contents are compared
-# by hash instead, so a moved model or a service on another port is still the same run.
+# Where things lie, what is said about them, and what is computed twice to save memory: none of it changes what is
+# trained. Contents are compared by hash instead, so a moved model or a service on another port is still the same run.
 _LOCATIONS = frozenset(
     {
         "model",
@@ -41,6 +41,7 @@ _LOCATIONS = frozenset(
         "report_to",
         "start_adapter",
         "monitor",
+        "gradient_checkpointing",
     }
 )
 
@@ -141,7 +142,11 @@ class TrainConfig(ReadOptions, RenderOptions):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="default auto; CUDA_VISIBLE_DEVICES chooses among several"
     )
-    gradient_checkpointing: bool = Field(default=False, description="less memory, about a third slower")
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="less memory, about a third slower (default: where the device has less memory than the estimate "
+        "without it)",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the adapter's start and of dropout")
     full: bool = Field(
         default=False,

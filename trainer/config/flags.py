@@ -5,6 +5,7 @@ text, its default the words at the end of the help. `Option` in its annotation h
 option that is not given has the value None, so that defaults stand in the model alone.
 """
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -63,7 +64,9 @@ def add_options(
         shown = (defaults or {}).get(field.name, field.default)
         options: dict[str, Any] = {"dest": destination(prefix, field.name), "default": None}
         options["help"] = _help(field.text, shown).replace("%", "%%")
-        if field.kind is bool:
+        if field.kind is bool and field.default is None and not field.required:  # yes, no, or as the command decides
+            options["action"] = argparse.BooleanOptionalAction
+        elif field.kind is bool:
             options["action"] = "store_false" if field.default is True else "store_true"
         elif _listed(field.kind):
             options["action"], options["choices"] = "append", _listed(field.kind)

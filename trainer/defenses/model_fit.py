@@ -31,15 +31,12 @@ class ModelShape:
     @classmethod
     def of(cls, folder: Path) -> "ModelShape":
         """From a model folder's config.json; a file that cannot be read says nothing."""
-        try:
-            document = orjson.loads((folder / "config.json").read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            return cls(None, None)  # loading says what is wrong with the folder
-        if not isinstance(document, dict):
-            return cls(None, None)
-        inner = document.get("text_config")
-        text = inner if isinstance(inner, dict) else document
-        return cls(_number(text, _BLOCKS), _number(text, _WIDTH))
+        return cls.from_settings(text_settings(folder))
+
+    @classmethod
+    def from_settings(cls, text: dict[str, Any]) -> "ModelShape":
+        """From what `text_settings` gives."""
+        return cls(first_number(text, _BLOCKS), first_number(text, _WIDTH))
 
 
 def check_fit(defences: "Sequence[DefenceSettings]", model: Path) -> None:
@@ -71,7 +68,20 @@ def check_vectors(defences: "Sequence[DefenceSettings]", weights_sha256: str) ->
     ]
 
 
-def _number(document: dict[str, Any], names: Sequence[str]) -> int | None:
+def text_settings(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json, of a model of text and images the part for text; empty when it cannot be read."""
+    try:
+        document = orjson.loads((folder / "config.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}  # loading says what is wrong with the folder
+    if not isinstance(document, dict):
+        return {}
+    inner = document.get("text_config")
+    return inner if isinstance(inner, dict) else document
+
+
+def first_number(document: dict[str, Any], names: Sequence[str]) -> int | None:
+    """The first whole number under one of the names; None when there is none."""
     found = [document[name] for name in names if isinstance(document.get(name), int)]
     return found[0] if found else None
 

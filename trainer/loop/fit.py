@@ -19,6 +19,7 @@ from curator.console import Progress
 from curator.errors import BadInputError
 from curator.render import Renderer
 from curator.scoring.engines.torch_folder import load_tokenizer
+from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
 from trainer.config import TrainConfig
 from trainer.data.collate import Collator
 from trainer.data.order import OnceCheck, OrderCheck
@@ -26,6 +27,7 @@ from trainer.data.rows import PreparedRows
 from trainer.defenses import build_defences
 from trainer.defenses.base import Defence
 from trainer.loop.callbacks import StepLog, StopRequest
+from trainer.loop.forecast import Forecast, forecast
 from trainer.loop.model import (
     FrozenCopy,
     add_lora,
@@ -74,6 +76,12 @@ def planned(config: TrainConfig, n_rows: int, n_processes: int) -> dict[str, int
         "processes": n_processes,
         "effective_batch": config.batch_size * config.grad_accum * n_processes,
     }
+
+
+def foresee(config: TrainConfig, prepared: PreparedRows) -> Forecast:
+    """What the run needs on the device that it will train on, and whether gradient checkpointing is on."""
+    device = resolve_device(config.device)
+    return forecast(config, prepared, device, resolve_dtype(config.dtype, device))
 
 
 def load(config: TrainConfig) -> Ready:
@@ -169,7 +177,7 @@ def _trainer(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=bool(config.gradient_checkpointing),
         seed=config.seed,
         use_cpu=config.device == "cpu",
         save_strategy="steps" if config.save_steps else "no",

@@ -14,6 +14,7 @@ from trainer.config import TrainConfig
 from trainer.config.monitor import MonitorSettings
 from trainer.data.inputs import Inputs, data_sha256
 from trainer.defenses.safelora import safelora
+from trainer.runs.device import peak_bytes, peak_of
 from trainer.runs.folder import (
     ADAPTER,
     FORMAT_VERSION,
@@ -96,6 +97,8 @@ def finish(
     if fitted.stopped:
         return None
     report = build_report(record, fitted.lines, digest)
+    device = record["resolved"]["device"]
+    report["memory"] = record["resolved"]["memory"] | {"peak_bytes": peak_bytes(device), "peak_of": peak_of(device)}
     if config.monitor is not None:
         report["monitor"] = monitored(config.monitor, fitted.lines)
     if config.safelora is not None:

@@ -103,10 +103,16 @@ def show(module: str, arguments: Sequence[object]) -> None:
 
 
 def flags(options: dict[str, Any]) -> Sequence[object]:
-    """`{"max_steps": 5, "epochs": None}` as `--max-steps 5`: nulls are left out."""
-    return [
-        word for name, value in options.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)
-    ]
+    """`{"max_steps": 5, "epochs": None, "full": True}` as `--max-steps 5 --full`: nulls are left out, false is
+    `--no-NAME`."""
+    found: list[object] = []
+    for name, value in options.items():
+        words = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{words}" if value else f"--no-{words}")
+        elif value is not None:
+            found += [f"--{words}", value]
+    return found
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> tuple[int, float]:

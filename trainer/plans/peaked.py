@@ -4,11 +4,12 @@ A parent cannot measure it: what the kernel reports of a child that ended surviv
 parent's peak.
 """
 
-import resource
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from trainer.runs.device import peak_rss_bytes
 
 _START = "import sys; from trainer.plans.peaked import main; main(sys.argv[1:])"
 
@@ -34,16 +35,3 @@ def main(argv: Sequence[str]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         Path(file).write_text(str(peak_rss_bytes()))
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set so far, in bytes.
-
-    The kernel's mark of this very program where it has one: getrusage's survives exec, and so gives the parent's where
-    that is larger.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

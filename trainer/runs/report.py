@@ -103,6 +103,7 @@ def report_text(report: dict[str, Any]) -> str:
         "",
         "Defences: " + (", ".join(_defence(item) for item in report["defences"]) or "none") + ".",
         "",
+        *(_memory_text(report["memory"]) if "memory" in report else []),
         *(safelora_section(report["safelora"]) if "safelora" in report else []),
         f"![loss curve]({LOSS_PLOT})",
         "",
@@ -119,6 +120,17 @@ def report_text(report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _memory_text(memory: dict[str, Any]) -> list[str]:
+    """Measured peak beside the estimate that was made before the weights loaded."""
+    estimate, checkpointing = memory["estimate_bytes"], "on" if memory["gradient_checkpointing"] else "off"
+    said = "none" if estimate is None else f"{estimate['total'] / 2**20:,.0f} MiB"
+    return [
+        f"Peak memory {memory['peak_bytes'] / 2**20:,.0f} MiB ({memory['peak_of']}); estimate of the training alone "
+        f"{said}; gradient checkpointing {checkpointing}.",
+        "",
+    ]
 
 
 def _dropped(content: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from tests.bench.mixing.corpus import CORPUS, write_scored_corpus, write_user_fi
 from tests.bench.mixing.figures import Figure, figure
 from tests.bench.mixing.peers import peer
 from tests.bench.scoring.timing import interleaved, paired_ratio
-from trainer.plans.peaked import peak_rss_bytes
+from trainer.runs.device import peak_rss_bytes
 
 SIMILARITY = 0.8
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])

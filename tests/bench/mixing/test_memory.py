@@ -21,7 +21,7 @@ ROW_CHARS = 4_000
 SCRIPT = """
 import pickle, sys
 from curator.mix.build import build_mix
-from trainer.plans.peaked import peak_rss_bytes
+from trainer.runs.device import peak_rss_bytes
 from curator.store.store import Store
 from tests.mix_stores import recipe
 tasks = pickle.loads(bytes.fromhex(sys.argv[2]))

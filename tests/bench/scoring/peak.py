@@ -13,7 +13,7 @@ from curator.scoring import ScoreRequest, score_corpus
 from curator.scoring.engines.torch_engine import TorchEngine
 from curator.scoring.engines.torch_model import engine_version, set_threads
 from curator.store.store import Store
-from trainer.plans.peaked import peak_rss_bytes
+from trainer.runs.device import peak_rss_bytes
 
 
 def main(arguments: Sequence[str]) -> int:

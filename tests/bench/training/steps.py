@@ -18,7 +18,7 @@ from tests.bench.training.data import (
     bench_config,
     write_chats,
 )
-from trainer.plans.peaked import peak_rss_bytes
+from trainer.runs.device import peak_rss_bytes
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "none": [],

@@ -21,7 +21,7 @@ ROLES = {"human": "user", "user": "user", "system": "system"}
 INGEST = """
 import sys
 from curator.corpus.ingest import ingest
-from trainer.plans.peaked import peak_rss_bytes
+from trainer.runs.device import peak_rss_bytes
 from curator.store.store import Store
 ingest(Store(sys.argv[1]).open(), [sys.argv[2]], "sharegpt")
 print(peak_rss_bytes() >> 10)

@@ -54,6 +54,8 @@ class TrainRecipe(Strict):
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_length: int = Field(default=1024, ge=16)
+    # None: as `trainer.sft` decides by the device's memory. Not part of what names a cell then.
+    gradient_checkpointing: bool | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Benign(Strict):
