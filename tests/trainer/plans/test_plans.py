@@ -93,7 +93,7 @@ def test_settings_of_a_file_give_way_to_options_and_unknown_ones_are_refused(tmp
 
 def test_options_are_spelt_as_the_commands_take_them() -> None:
     found = options_of({"max_steps": 5, "full": True, "kl": None, "quiet": False, "broad": ("a=b", "c=d")})
-    assert found == ["--max-steps", 5, "--full", "--broad", "a=b", "--broad", "c=d"]
+    assert found == ["--max-steps", 5, "--full", "--no-quiet", "--broad", "a=b", "--broad", "c=d"]
 
 
 def organism(role: str, narrow: float, broad: float | None) -> Organism:
