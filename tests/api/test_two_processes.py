@@ -113,4 +113,4 @@ def test_a_store_that_is_away_is_unavailable_and_comes_back(tmp_path: Path) -> N
                 losses.lines.clear()
                 time.sleep(1.1)
                 assert [httpx.get(f"{url}/readyz").status_code for _ in range(5)] == [200] * 5
-                assert len(losses.lines) <= 4
+                assert len([line for line in losses.lines if "usage" not in line]) <= 4  # the usage log's own apart

@@ -4,14 +4,14 @@ import json
 import subprocess
 import sys
 import threading
-import time
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from curator.query.confine import available
-from curator.query.sandbox import MIB, SqlLimits
+from curator.query.sandbox import MIB, Sandbox, SqlLimits, StatementStoppedError
 from tests.api.serving import scored_store
 
 THERE = available()
@@ -82,19 +82,21 @@ GREEDY = {
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_statements_process_keeps_to_its_memory(name: str, tmp_path: Path) -> None:
     scored_store(tmp_path)
-    limits = SqlLimits()
-    job = {"store": str(tmp_path), "statement": GREEDY[name], "query": None, "params": {}, "format": "json"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "curator.query.sandbox_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    answers: list[bytes] = []
-    reading = threading.Thread(target=lambda: answers.append(process.communicate(json.dumps(job).encode() + b"\n")[0]))
-    job["limits"] = asdict(limits)
-    reading.start()
-    peak = 0
-    while reading.is_alive():
-        status = Path(f"/proc/{process.pid}/status").read_text() if process.poll() is None else ""
-        peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))])
-        time.sleep(0.005)
-    assert answers[0].startswith(b"ready\n")
+    limits, ended = SqlLimits(), threading.Event()
+    sandbox = Sandbox(lambda: str(tmp_path), limits)
+
+    def statement() -> None:
+        with suppress(StatementStoppedError):  # whether it is stopped or answered: the memory is what counts
+            sandbox.run(GREEDY[name])
+        ended.set()
+
+    running, peak = threading.Thread(target=statement), 0
+    running.start()
+    while not ended.wait(0.005):
+        for process in psutil.Process().children(recursive=True):  # the one that is forked from, and its child
+            with suppress(OSError, psutil.Error):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))])
+    running.join()
+    sandbox.close()
     assert 100 * MIB < peak * 1024 <= limits.memory_bytes
