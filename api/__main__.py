@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_keys(arguments[1:])
         if arguments[:1] == ["worker"]:
             from api.jobs.command import run_worker
+            from api.processes.mix_jobs import BoundedMix
 
-            return run_worker(arguments[1:])
+            return run_worker(arguments[1:], BoundedMix())
         return _serve_store(arguments)
     except BallastError as error:
         sys.stderr.write(f"error: {error.message}\n")

@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     build_timeout_s: float = Field(
         default=600.0,
         gt=0,
-        description="seconds of reading one data set, and of building one mix that is waited for",
+        description="seconds of reading one data set, and of building one mix or private offer",
     )
     build_memory_bytes: int = Field(
         default=2048 * MIB, ge=256 * MIB, description="memory of reading one data set or building one mix, in bytes"

@@ -32,9 +32,9 @@ EXAMPLES = """\
   python -m api worker --store ./store --until-idle  (ends when nothing is left to do)"""
 
 
-def run_worker(argv: Sequence[str]) -> int:
-    """Work until a signal; returns the exit code."""
-    return _run(_parser().parse_args(argv))
+def run_worker(argv: Sequence[str], mixes: Handler) -> int:
+    """Work until a signal, `mixes` on queued mixes; returns the exit code."""
+    return _run(_parser().parse_args(argv), mixes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, mixes: Handler) -> int:
     store = open_store(args)
     queue = open_queue(store, args.job_queue)
-    worker = Worker(store, queue, _handlers(args))
+    worker = Worker(store, queue, _handlers(args, mixes))
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # jobs tell their progress themselves
 
     def stop(number: int, frame: object) -> None:
@@ -122,10 +122,8 @@ def _say_what_waits(worker: Worker) -> None:
         say(f"{n_audits} audit{'s wait' if n_audits > 1 else ' waits'} for a worker with --model")
 
 
-def _handlers(args: argparse.Namespace) -> dict[JobKind, Handler]:
-    from api.jobs.handlers import run_mix
-
-    handlers: dict[JobKind, Handler] = {"mix": run_mix}
+def _handlers(args: argparse.Namespace, mixes: Handler) -> dict[JobKind, Handler]:
+    handlers: dict[JobKind, Handler] = {"mix": mixes}
     if args.model is None:
         if args.adapter:
             raise BadInputError("--adapter needs --model: the base model that the adapters belong to")

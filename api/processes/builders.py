@@ -2,7 +2,8 @@
 
 A worker does one piece of work at a time, keeps what it has loaded for the next, and is replaced when it overran a
 limit or has done many. Work is a function of a module with arguments and results that can be pickled. Errors of the
-product come back as they were raised.
+product come back as they were raised. Only the process that started a worker ends it, and the worker ends with that
+process: a signal to all processes at once, as a service manager sends it, does not break off the work.
 """
 
 import contextlib
@@ -10,10 +11,13 @@ import errno
 import logging
 import math
 import multiprocessing
+import os
 import resource
+import select
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -24,7 +28,10 @@ from api.telemetry import log_event
 from curator.errors import BadInputError, BallastError
 
 R = TypeVar("R")
+Watch = Callable[[Any], None]
 MAX_PIECES = 1_000  # of work of one process
+EXIT_S = 1.0  # for the exit code of a process that has closed its end
+WATCH_S = 1.0  # between two calls of `watch` while the work reports nothing
 _PRELOADED = ["curator.corpus.task_set", "curator.mix.build"]
 
 
@@ -48,6 +55,24 @@ class _Worker:
     connection: Connection
     n_pieces: int = 0
 
+    def send(self, work: tuple[Any, ...]) -> None:
+        with self._alive():
+            self.connection.send(work)
+
+    def receive(self, timeout_s: float) -> tuple[bool, Any] | None:
+        """Whether it is a report, and what it is; None when nothing came in time."""
+        with self._alive():
+            return self.connection.recv() if self.connection.poll(timeout_s) else None
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):
+            self.process.join(EXIT_S)
+            log_event(logging.WARNING, "a worker process ended", exit_code=self.process.exitcode)
+            raise _stopped("needs more memory or processor time than it gets") from None
+
     def end(self) -> None:
         self.connection.close()
         self.process.kill()
@@ -62,23 +87,17 @@ class Builders:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
 
-    def run(self, limits: WorkLimits, function: Callable[..., R], *arguments: Any) -> R:
+    def run(self, limits: WorkLimits, function: Callable[..., R], *arguments: Any, watch: Watch | None = None) -> R:
         """What the function returns; blocks.
 
-        Raises what it raises of the product's own errors, and WorkStoppedError past a limit.
+        With `watch` the function gets one argument more, a callable that sends a value to `watch` here; `watch` is
+        also called with None once a second, and what it raises ends the work. Raises what the function raises of the
+        product's own errors, and WorkStoppedError past a limit.
         """
         worker = self._take()
         try:
-            worker.connection.send((limits, function, arguments))
-            if not worker.connection.poll(limits.timeout_s):
-                raise _stopped(f"took more than {limits.timeout_s:g} seconds")
-            answer, error, number = worker.connection.recv()
-        except (EOFError, OSError, WorkStoppedError) as failure:
-            worker.end()
-            if isinstance(failure, WorkStoppedError):
-                raise
-            log_event(logging.WARNING, "a worker process ended", exit_code=worker.process.exitcode)
-            raise _stopped("needs more memory or processor time than it gets") from None
+            worker.send((limits, function, arguments, watch is not None))
+            answer, error, number = _answer(worker, limits, watch)
         except BaseException:
             worker.end()
             raise
@@ -118,6 +137,20 @@ class Builders:
         worker.end()
 
 
+def _answer(worker: _Worker, limits: WorkLimits, watch: Watch | None) -> Any:
+    """What the worker sends at its end; its reports on the way go to `watch`."""
+    ends_s = time.monotonic() + limits.timeout_s
+    while True:
+        left_s = ends_s - time.monotonic()
+        received = worker.receive(max(0.0, left_s if watch is None else min(left_s, WATCH_S)))
+        if received is not None and not received[0]:
+            return received[1]
+        if left_s <= 0:
+            raise _stopped(f"took more than {limits.timeout_s:g} seconds")
+        if watch is not None:
+            watch(None if received is None else received[1])
+
+
 def _stopped(reason: str) -> WorkStoppedError:
     return WorkStoppedError(f"the data set {reason}: split it, or ask for less")
 
@@ -134,25 +167,35 @@ def _start() -> _Worker:
 
 def _serve(connection: Connection) -> None:
     """Do work until the service ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the service, which ends its workers itself
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_peer, args=(connection.fileno(),), daemon=True).start()
     while True:
         try:
-            limits, function, arguments = connection.recv()
+            limits, function, arguments, reports = connection.recv()
         except (EOFError, OSError):
             return
         _limit(limits)
+        report = (lambda value: connection.send((True, value)),) if reports else ()
         answer: Any = None
         failure: BaseException | None = None
         try:
-            answer = function(*arguments)
+            answer = function(*arguments, *report)
         except MemoryError:
             return  # the process is not to be used again
         except Exception as error:
             if _is_memory(error):
                 return
             failure = error
-        connection.send((answer, _sendable(failure), _number_of(failure)))
+        connection.send((False, (answer, _sendable(failure), _number_of(failure))))
+
+
+def _end_with_peer(descriptor: int) -> None:
+    """End this process, whatever it is doing, once the one that asked for the work has ended."""
+    peer = select.poll()
+    peer.register(descriptor, select.POLLRDHUP)
+    peer.poll()
+    os._exit(1)
 
 
 def _limit(limits: WorkLimits) -> None:
