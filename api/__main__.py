@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from api.jobs.command import run_worker
             from api.processes.mix_jobs import BoundedMix
 
-            return run_worker(arguments[1:], BoundedMix())
+            mixes = BoundedMix()
+            try:
+                return run_worker(arguments[1:], mixes)
+            finally:
+                mixes.builders.close()
         return _serve_store(arguments)
     except BallastError as error:
         sys.stderr.write(f"error: {error.message}\n")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import orjson
+
 from api.jobs.queue import open_queue
 from api.jobs.record import JobKind
 from api.jobs.worker import Handler, Worker
@@ -58,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics-port", type=int, metavar="PORT",
         help="offer /metrics (Prometheus) and /healthz there; 0 takes a free port (default: none)")  # fmt: skip
     add("--metrics-host", default="127.0.0.1", metavar="HOST", help="address of --metrics-port (default: 127.0.0.1)")
-    add("--parent", metavar="PID", type=int, help=argparse.SUPPRESS)  # of the service, with which it ends
+    add(
+        "--parent", metavar="PID", type=int, help=argparse.SUPPRESS
+    )  # of the service, with which it ends, and that reads which jobs have ended
     add("--linger", metavar="S", type=float, help=argparse.SUPPRESS)  # ends after so many seconds without work
     add("--until-idle", action="store_true", help="end when no job waits or runs any more")
     return parser
@@ -74,6 +78,7 @@ def _run(args: argparse.Namespace, mixes: Handler) -> int:
         worker.stopping = True
 
     if args.parent is not None:
+        worker.on_end = lambda job: say(orjson.dumps({"tenant": job.tenant, "job_id": job.job_id}).decode())
         threading.Thread(target=_stop_without, args=(args.parent, worker), daemon=True).start()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -6,6 +6,7 @@ product come back as they were raised. Only the process that started a worker en
 process: a signal to all processes at once, as a service manager sends it, does not break off the work.
 """
 
+import atexit
 import contextlib
 import errno
 import logging
@@ -49,15 +50,18 @@ class WorkLimits:
     memory_bytes: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     process: ForkServerProcess
     connection: Connection
     n_pieces: int = 0
 
-    def send(self, work: tuple[Any, ...]) -> None:
-        with self._alive():
+    def accepts(self, work: tuple[Any, ...]) -> bool:
+        """Send it work; False where it died while it waited for some."""
+        with self._alive() if self.n_pieces == 0 else contextlib.suppress(OSError):
             self.connection.send(work)
+            return True
+        return False
 
     def receive(self, timeout_s: float) -> tuple[bool, Any] | None:
         """Whether it is a report, and what it is; None when nothing came in time."""
@@ -84,8 +88,12 @@ class Builders:
     """Runs work in processes, as many as are asked for at once; thread-safe. Close it to end them."""
 
     _idle: list[_Worker] = field(default_factory=list)
+    _all: set[_Worker] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
+
+    def __post_init__(self) -> None:
+        atexit.register(self.close)  # before multiprocessing waits for its processes
 
     def run(self, limits: WorkLimits, function: Callable[..., R], *arguments: Any, watch: Watch | None = None) -> R:
         """What the function returns; blocks.
@@ -96,10 +104,12 @@ class Builders:
         """
         worker = self._take()
         try:
-            worker.send((limits, function, arguments, watch is not None))
+            while not worker.accepts((limits, function, arguments, watch is not None)):
+                self._end(worker)
+                worker = self._take()
             answer, error, number = _answer(worker, limits, watch)
         except BaseException:
-            worker.end()
+            self._end(worker)
             raise
         self._put(worker)
         if error is not None:
@@ -112,21 +122,29 @@ class Builders:
         self._put(self._take())
 
     def close(self) -> None:
-        """End the processes that wait."""
+        """End all processes; work that is not done ends with WorkStoppedError."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
+            for worker in self._all:
+                worker.process.kill()
             idle, self._idle = self._idle, []
         for worker in idle:
-            worker.end()
+            self._end(worker)
 
     def _take(self) -> _Worker:
-        with self._lock:
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.process.is_alive():
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise _stopped("came when the service was ending")
+                if not self._idle:
+                    worker = _start()
+                    self._all.add(worker)
                     return worker
-                worker.end()
-        return _start()
+                worker = self._idle.pop()
+            if worker.process.is_alive():
+                return worker
+            self._end(worker)
 
     def _put(self, worker: _Worker) -> None:
         worker.n_pieces += 1
@@ -134,7 +152,12 @@ class Builders:
             if not self._closed and worker.n_pieces < MAX_PIECES:
                 self._idle.append(worker)
                 return
+        self._end(worker)
+
+    def _end(self, worker: _Worker) -> None:
         worker.end()
+        with self._lock:
+            self._all.discard(worker)
 
 
 def _answer(worker: _Worker, limits: WorkLimits, watch: Watch | None) -> Any:

@@ -35,7 +35,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
     service: Service = app.state.service
     if settings.workers and service.queue is not None:
-        service.workers = OwnWorkers(settings, service.board)
+        service.workers = OwnWorkers(settings, service.board, service.metrics.job_times.observe)
         service.workers.wake()  # for what was queued before
     config = uvicorn.Config(
         app,

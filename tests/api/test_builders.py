@@ -163,3 +163,18 @@ builders.run(LIMITS, time.sleep, 600)
         asking.kill()
         psutil.wait_procs([worker], timeout=20)
         assert not psutil.pid_exists(worker.pid)
+
+
+def test_a_process_at_work_delays_no_exit() -> None:
+    """As multiprocessing would, which ends its processes by SIGTERM and waits for them."""
+    program = """
+import threading, time
+from api.processes.builders import Builders
+from tests.api.test_builders import LIMITS, pid
+builders = Builders()
+builders.run(LIMITS, pid)
+threading.Thread(target=builders.run, args=(LIMITS, time.sleep, 600), daemon=True).start()
+time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
