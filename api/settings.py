@@ -78,7 +78,12 @@ class Settings(BaseSettings):
         description="connections of one client address at once; half of max_connections by default. Behind a proxy, "
         "which is one address, give it the value of max_connections",
     )
-    head_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds for the head of a request")
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="seconds for the head of a request, and before it for the handshake of TLS",
+    )
     body_timeout_s: float = Field(
         default=30.0,
         gt=0,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from api.telemetry import log_event
-from curator.errors import BadInputError, BallastError
+from curator.errors import BadInputError, BallastError, is_out_of_service
 
 R = TypeVar("R")
 Watch = Callable[[Any], None]
@@ -252,10 +252,11 @@ def _sendable(error: BaseException | None) -> BaseException | None:
     return OSError(error.errno, "in the worker") if isinstance(error, OSError) else RuntimeError(type(error).__name__)
 
 
-def _number_of(error: BaseException | None) -> int | None:
+def _number_of(failure: BaseException | None) -> int | None:
     """The system's number of an error's cause, such as a full disk, which is not pickled with it."""
+    error = failure
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
         error = error.__cause__ or error.__context__
-    return None
+    return errno.EMFILE if is_out_of_service(failure) else None  # told by a library's text, which stays here

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from api.errors import is_full
+from api.errors import is_full, system_failure
 from api.processes.builders import Builders, WorkLimits, WorkStoppedError
 from curator.errors import BadRowsError, StoreError
 from curator.store.filesystem import in_our_words
@@ -43,6 +43,10 @@ def fill() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def lack_descriptors() -> None:
+    raise RuntimeError(f"IO Error: cannot open file: {os.strerror(errno.EMFILE)}")  # as DuckDB's and Polars's
+
+
 def fail() -> None:
     raise KeyError("a user's row")
 
@@ -62,6 +66,14 @@ def test_a_full_disk_is_still_known_as_one(builders: Builders) -> None:
     with pytest.raises(StoreError) as failed:
         builders.run(LIMITS, fill)
     assert is_full(failed.value)
+
+
+def test_a_missing_descriptor_that_only_a_text_tells_is_still_known_as_one(builders: Builders) -> None:
+    with pytest.raises(RuntimeError, match=r"^RuntimeError$") as failed:
+        builders.run(LIMITS, lack_descriptors)
+    answer = system_failure(failed.value)
+    assert answer is not None
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
 
 
 def test_another_error_brings_no_text(builders: Builders) -> None:
