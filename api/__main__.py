@@ -57,8 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_keys(arguments[1:])
         if arguments[:1] == ["worker"]:
             from api.jobs.command import run_worker
+            from api.processes.mix_jobs import BoundedMix
 
-            return run_worker(arguments[1:])
+            mixes = BoundedMix()
+            try:
+                return run_worker(arguments[1:], mixes)
+            finally:
+                mixes.builders.close()
         return _serve_store(arguments)
     except BallastError as error:
         sys.stderr.write(f"error: {error.message}\n")

@@ -9,7 +9,6 @@ of a store in a bucket.
 import hashlib
 import io
 import re
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator.errors import IntegrityError, MissingError
+from curator.mix.build import hidden_folder
 from curator.mix.files import (
     MANIFEST_FILE,
     MIX_FILE,
@@ -28,7 +28,6 @@ from curator.mix.files import (
     mix_batches,
     mix_path,
     row_lines,
-    tenant_path,
 )
 from curator.mix.identity import Manifest
 from curator.mix.manifest import FileReceipt
@@ -149,22 +148,19 @@ class MixFile:
         """
         path = self.store.local_path(self._file_path(data_format))
         assert path is not None
-        # A folder of the kind that builds use, so that a sweep removes what a killed process leaves.
-        temporary = f"{tenant_path(self.tenant)}/.tmp-{secrets.token_hex(8)}"
         digest = hashlib.sha256()
         try:
-            with self.store.fill(f"{temporary}/{path.name}") as written, written.open("wb") as file:
-                for chunk in self.chunks(data_format):
-                    file.write(chunk)
-                    if data_format == "jsonl":
-                        digest.update(chunk)
-            if data_format == "jsonl" and digest.hexdigest() != self.manifest.rows_sha256:
-                raise IntegrityError(f"the rows of {self.path} are not those of its manifest")
-            written.replace(path)
+            with hidden_folder(self.store, self.tenant) as temporary:
+                with self.store.fill(f"{temporary}/{path.name}") as written, written.open("wb") as file:
+                    for chunk in self.chunks(data_format):
+                        file.write(chunk)
+                        if data_format == "jsonl":
+                            digest.update(chunk)
+                if data_format == "jsonl" and digest.hexdigest() != self.manifest.rows_sha256:
+                    raise IntegrityError(f"the rows of {self.path} are not those of its manifest")
+                written.replace(path)
         except FileNotFoundError as error:
             raise MissingError("the mix was deleted") from error
-        finally:
-            self.store.delete(temporary)
         folder = mix_path(self.tenant, self.manifest.mix_id)
         if not self.store.exists(f"{folder}/{MANIFEST_FILE}"):  # deleted in this moment: leave no rows behind
             self.store.delete(folder)

@@ -140,8 +140,12 @@ class Service:
 
     def run_work(self, function: Callable[..., R], *arguments: Any) -> R:
         """Read data or build in a process of its own; blocks, and raises what `Builders.run` raises."""
-        limits = WorkLimits(self.settings.build_timeout_s, self.settings.build_memory_bytes)
-        return self.builders.run(limits, function, *arguments)
+        return self.builders.run(self.work_limits, function, *arguments)
+
+    @property
+    def work_limits(self) -> WorkLimits:
+        """Bounds of reading one data set, and of building one mix, whether its sender waits or not."""
+        return WorkLimits(self.settings.build_timeout_s, self.settings.build_memory_bytes)
 
     @contextmanager
     def upload_place(self, tenant: str) -> Iterator[None]:

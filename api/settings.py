@@ -78,7 +78,12 @@ class Settings(BaseSettings):
         description="connections of one client address at once; half of max_connections by default. Behind a proxy, "
         "which is one address, give it the value of max_connections",
     )
-    head_timeout_s: float = Field(default=10.0, gt=0, le=600, description="seconds for the head of a request")
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="seconds for the head of a request, and before it for the handshake of TLS",
+    )
     body_timeout_s: float = Field(
         default=30.0,
         gt=0,
@@ -100,7 +105,7 @@ class Settings(BaseSettings):
     build_timeout_s: float = Field(
         default=600.0,
         gt=0,
-        description="seconds of reading one data set, and of building one mix that is waited for",
+        description="seconds of reading one data set, and of building one mix or private offer",
     )
     build_memory_bytes: int = Field(
         default=2048 * MIB, ge=256 * MIB, description="memory of reading one data set or building one mix, in bytes"

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from api.jobs.metrics import JobTimes
 from api.settings import Settings
 from curator.errors import StoreError
 
@@ -53,6 +54,7 @@ class Metrics:
         self.mixes = Counter("ballast_mixes", "mixes requested", ("outcome",), registry=self.registry)
         self.statements = Counter("ballast_sql_statements", "SQL statements", ("outcome",), registry=self.registry)
         self.jobs = Counter("ballast_jobs", "jobs made", ("kind",), registry=self.registry)
+        self.job_times = JobTimes(self.registry)  # of the service's own workers
         timed = {"builds": "mix or check of an upload", "statements": "SQL statement"}
         self.waits, self.works = (
             {

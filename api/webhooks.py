@@ -26,7 +26,7 @@ from api.jobs.board import ACTIVE_FOLDER, Board, job_path
 from api.jobs.record import JOB_ID, Job
 from api.telemetry import log_event
 from api.tenancy.tenants import Tenants, Webhook
-from curator.errors import BadInputError, BallastError, MissingError
+from curator.errors import BadInputError, BallastError, MissingError, StoreError
 from curator.mix.files import is_tenant
 from curator.recipe.base import Strict
 from curator.store.store import Store
@@ -37,6 +37,7 @@ RECORD_FILE = "webhook.json"  # in the folder of a job: what was tried
 POLL_S = 2.0  # between two looks at what is pending
 TIMEOUT_S = 15.0
 GRACE_S = 60.0  # between the pending file of a job and its record
+STORE_PAUSE_S = 300.0  # before a report whose delivery could not be recorded is sent again
 N_TENANTS = 8  # served side by side
 # Between attempts, as Standard Webhooks advises: about 28 hours in all.
 DELAYS_S = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 36_000.0)
@@ -105,6 +106,7 @@ class Webhooks:
     poll_s: float = POLL_S
     grace_s: float = GRACE_S
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _paused_s: dict[str, float] = field(default_factory=dict)  # by job id
     _thread: threading.Thread | None = None
 
     def check(self) -> None:
@@ -164,7 +166,10 @@ class Webhooks:
         for job_id in job_ids:
             if self._stopping.is_set():
                 return
+            if time.monotonic() < self._paused_s.get(job_id, 0.0):
+                continue
             try:
+                self._paused_s.pop(job_id, None)
                 self._try(tenant, job_id)
             except BallastError as error:
                 log_event(logging.WARNING, "webhook failed", error, job_id=job_id)
@@ -182,7 +187,13 @@ class Webhooks:
             delivery = self._read(tenant, job_id)  # again: another process may have been faster
             if job is None or job.active or delivery is None or delivery.not_before_s > time.time():
                 return
-            self._keep(self._attempt(hook, delivery, job))
+            delivery = self._attempt(hook, delivery, job)
+            try:
+                self._keep(delivery)
+                self.usage.add(tenant, "webhook", job_id=job_id, status=delivery.attempts[-1].status)
+            except StoreError:  # a full disk: the receiver has heard it, and is not to hear it at every look
+                self._paused_s[job_id] = time.monotonic() + STORE_PAUSE_S
+                raise
 
     def _attempt(self, hook: Webhook, delivery: Delivery, job: Job) -> Delivery:
         body = orjson.dumps(self._report(job))
@@ -203,7 +214,6 @@ class Webhooks:
                 attempt = attempt.model_copy(update={"status": answer.status_code})
         except httpx.HTTPError as error:
             attempt = attempt.model_copy(update={"error": type(error).__name__})
-        self.usage.add(delivery.tenant, "webhook", job_id=delivery.job_id, status=attempt.status)
         attempts = (*delivery.attempts, attempt)
         if attempt.status is not None and 200 <= attempt.status < 300:
             return delivery.model_copy(update={"attempts": attempts, "state": "delivered"})

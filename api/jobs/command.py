@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import orjson
+
 from api.jobs.queue import open_queue
 from api.jobs.record import JobKind
 from api.jobs.worker import Handler, Worker
@@ -32,9 +34,9 @@ EXAMPLES = """\
   python -m api worker --store ./store --until-idle  (ends when nothing is left to do)"""
 
 
-def run_worker(argv: Sequence[str]) -> int:
-    """Work until a signal; returns the exit code."""
-    return _run(_parser().parse_args(argv))
+def run_worker(argv: Sequence[str], mixes: Handler) -> int:
+    """Work until a signal, `mixes` on queued mixes; returns the exit code."""
+    return _run(_parser().parse_args(argv), mixes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,22 +60,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics-port", type=int, metavar="PORT",
         help="offer /metrics (Prometheus) and /healthz there; 0 takes a free port (default: none)")  # fmt: skip
     add("--metrics-host", default="127.0.0.1", metavar="HOST", help="address of --metrics-port (default: 127.0.0.1)")
-    add("--parent", metavar="PID", type=int, help=argparse.SUPPRESS)  # of the service, with which it ends
+    add(
+        "--parent", metavar="PID", type=int, help=argparse.SUPPRESS
+    )  # of the service, with which it ends, and that reads which jobs have ended
     add("--linger", metavar="S", type=float, help=argparse.SUPPRESS)  # ends after so many seconds without work
     add("--until-idle", action="store_true", help="end when no job waits or runs any more")
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, mixes: Handler) -> int:
     store = open_store(args)
     queue = open_queue(store, args.job_queue)
-    worker = Worker(store, queue, _handlers(args))
+    worker = Worker(store, queue, _handlers(args, mixes))
     os.environ.setdefault("BALLAST_PROGRESS", "0")  # jobs tell their progress themselves
 
     def stop(number: int, frame: object) -> None:
         worker.stopping = True
 
     if args.parent is not None:
+        worker.on_end = lambda job: say(orjson.dumps({"tenant": job.tenant, "job_id": job.job_id}).decode())
         threading.Thread(target=_stop_without, args=(args.parent, worker), daemon=True).start()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -122,10 +127,8 @@ def _say_what_waits(worker: Worker) -> None:
         say(f"{n_audits} audit{'s wait' if n_audits > 1 else ' waits'} for a worker with --model")
 
 
-def _handlers(args: argparse.Namespace) -> dict[JobKind, Handler]:
-    from api.jobs.handlers import run_mix
-
-    handlers: dict[JobKind, Handler] = {"mix": run_mix}
+def _handlers(args: argparse.Namespace, mixes: Handler) -> dict[JobKind, Handler]:
+    handlers: dict[JobKind, Handler] = {"mix": mixes}
     if args.model is None:
         if args.adapter:
             raise BadInputError("--adapter needs --model: the base model that the adapters belong to")

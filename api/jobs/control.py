@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -21,6 +22,18 @@ class CancelledError(BaseException):
 
 class StoppedError(BaseException):
     """The worker is to stop; the job goes back to the queue."""
+
+
+class Reporter(Protocol):
+    """What a build needs of a running job: what it asks for, and whom to tell how far it is (see Control)."""
+
+    job: Job
+
+    def stage(self, name: str, total: int | None, unit: str) -> None:
+        """Begin a stage of the work."""
+
+    def advance(self, done: int) -> None:
+        """Say how far the stage is."""
 
 
 @dataclass
@@ -49,18 +62,24 @@ class Control:
         if time.monotonic() - self._told_s < TELL_EVERY_S:
             return
         self._told_s = time.monotonic()
-        if self.board.cancel_asked(self.job):
-            raise CancelledError
+        self.check()
         if self.job.progress is not None:
             self.job = self.job.model_copy(update={"progress": self.job.progress.model_copy(update={"done": done})})
         self.board.write(self.job)
+
+    def check(self) -> None:
+        """Raise CancelledError or StoppedError when the work is to end here."""
+        if self.stopping():
+            raise StoppedError
+        if self.board.cancel_asked(self.job):
+            raise CancelledError
 
 
 @dataclass(frozen=True)
 class WatchedTaskSet(TaskSet):
     """A task set that tells a control of each batch that is read from it."""
 
-    control: Control | None = None
+    control: Reporter | None = None
 
     def batches(self, rows: int = GROUP_ROWS, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """As TaskSet.batches; raises what `Control.advance` raises."""
@@ -83,6 +102,6 @@ def task_document(task_set: TaskSet) -> dict[str, object]:
     }
 
 
-def watched(document: dict[str, object], path: Path, control: Control) -> WatchedTaskSet:
+def watched(document: dict[str, object], path: Path, control: Reporter) -> WatchedTaskSet:
     """The task set again, over its rows at `path`."""
     return WatchedTaskSet(path=path, rejects=(), control=control, **document)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """What a worker does for each kind of job.
 
-A `mix` job runs the same build that the service runs while a caller waits. An `audit` job scores a user's rows with the
+A `mix` job runs the same build that the service runs while a caller waits (`api.processes.mix_jobs` puts it into a
+process with limits). An `audit` job scores a user's rows with the
 worker's models and compares them with a pool.
 """
 
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from api.jobs.board import ROWS_FILE, WORK_FOLDER, job_path
-from api.jobs.control import Control, watched
+from api.jobs.control import Control, Reporter, watched
 from curator.audit.models import AuditModels
 from curator.audit.options import AUDIT_ROWS, parse_options
 from curator.audit.run import AuditProgress, audit
@@ -47,7 +48,7 @@ class AuditHandler:
         return found.document
 
 
-def run_mix(store: Store, rows: Path, control: Control) -> dict[str, Any]:
+def run_mix(store: Store, rows: Path, control: Reporter) -> dict[str, Any]:
     """Build the mix that a job's request asks for; returns its id and whether it is new.
 
     A mix that is over the service's `mix_ttl_s` and not yet swept is built again. Raises what `build_mix`

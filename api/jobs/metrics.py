@@ -81,31 +81,25 @@ class JobCollector(Collector):
                 yield job.kind, job.state, job.created_at
 
 
-class WorkerMetrics:
-    """What one worker counts."""
+class JobTimes:
+    """Counts of jobs that have ended and their seconds, in the registry of a worker, or of a service that runs one."""
 
-    def __init__(self, board: Board) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self.registry.register(JobCollector(board))
-        self.ended = Counter("ballast_jobs_ended", "jobs that ended", ("kind", "state"), registry=self.registry)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.ended = Counter("ballast_jobs_ended", "jobs that ended", ("kind", "state"), registry=registry)
         self.seconds = Histogram(
             "ballast_job_seconds",
             "seconds of work on a job, from its last start to its end",
             ("kind", "tier"),
             buckets=SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
         self.wait = Histogram(
             "ballast_job_wait_seconds",
             "seconds from a job's making to its first start",
             ("kind", "tier"),
             buckets=SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
-        self.running = Gauge("ballast_job_running", "1 while the worker does a job", registry=self.registry)
-        info = Gauge("ballast_info", "version of the worker", ("version",), registry=self.registry)
-        info.labels(product_version()).set(1)
 
     def observe(self, job: Job) -> None:
         """Count a job that has ended."""
@@ -117,6 +111,19 @@ class WorkerMetrics:
         self.seconds.labels(job.kind, tier).observe((job.ended_at - started[-1]).total_seconds())
         if job.started_at is not None:
             self.wait.labels(job.kind, tier).observe(max(0.0, (job.started_at - job.created_at).total_seconds()))
+
+
+class WorkerMetrics:
+    """What one worker counts."""
+
+    def __init__(self, board: Board) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(JobCollector(board))
+        self.times = JobTimes(self.registry)
+        self.running = Gauge("ballast_job_running", "1 while the worker does a job", registry=self.registry)
+        info = Gauge("ballast_info", "version of the worker", ("version",), registry=self.registry)
+        info.labels(product_version()).set(1)
 
 
 @contextmanager

@@ -40,7 +40,10 @@ _INTERNAL = "the service failed; quote the job's id when you report it"
 
 @dataclass
 class Worker:
-    """Does jobs of the kinds that it has handlers for; `stopping` becomes true when it is to end."""
+    """Does jobs of the kinds that it has handlers for, and calls `on_end` with each that has ended.
+
+    `stopping` becomes true when it is to end.
+    """
 
     store: Store
     queue: JobQueue
@@ -48,6 +51,7 @@ class Worker:
     stopping: bool = False
     n_done: int = 0
     metrics: "WorkerMetrics | None" = None
+    on_end: Callable[[Job], None] | None = None
     usage: UsageLog = field(init=False)
     _not_before_s: dict[str, float] = field(default_factory=dict)
     _scan_at_s: float = 0.0
@@ -213,7 +217,9 @@ class Worker:
         self.board.end(job)
         self._log_usage(job)
         if self.metrics is not None:
-            self.metrics.observe(job)
+            self.metrics.times.observe(job)
+        if self.on_end is not None:
+            self.on_end(job)
         self.n_done += 1
         seconds = (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else 0.0
         say(f"{job.kind} {job.job_id}: {job.state} after {seconds:.1f} s")

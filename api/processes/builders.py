@@ -2,18 +2,23 @@
 
 A worker does one piece of work at a time, keeps what it has loaded for the next, and is replaced when it overran a
 limit or has done many. Work is a function of a module with arguments and results that can be pickled. Errors of the
-product come back as they were raised.
+product come back as they were raised. Only the process that started a worker ends it, and the worker ends with that
+process: a signal to all processes at once, as a service manager sends it, does not break off the work.
 """
 
+import atexit
 import contextlib
 import errno
 import logging
 import math
 import multiprocessing
+import os
 import resource
+import select
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -21,10 +26,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from api.telemetry import log_event
-from curator.errors import BadInputError, BallastError
+from curator.errors import BadInputError, BallastError, is_out_of_service
 
 R = TypeVar("R")
+Watch = Callable[[Any], None]
 MAX_PIECES = 1_000  # of work of one process
+EXIT_S = 1.0  # for the exit code of a process that has closed its end
+WATCH_S = 1.0  # between two calls of `watch` while the work reports nothing
 _PRELOADED = ["curator.corpus.task_set", "curator.mix.build"]
 
 
@@ -42,11 +50,32 @@ class WorkLimits:
     memory_bytes: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     process: ForkServerProcess
     connection: Connection
     n_pieces: int = 0
+
+    def accepts(self, work: tuple[Any, ...]) -> bool:
+        """Send it work; False where it died while it waited for some."""
+        with self._alive() if self.n_pieces == 0 else contextlib.suppress(OSError):
+            self.connection.send(work)
+            return True
+        return False
+
+    def receive(self, timeout_s: float) -> tuple[bool, Any] | None:
+        """Whether it is a report, and what it is; None when nothing came in time."""
+        with self._alive():
+            return self.connection.recv() if self.connection.poll(timeout_s) else None
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):
+            self.process.join(EXIT_S)
+            log_event(logging.WARNING, "a worker process ended", exit_code=self.process.exitcode)
+            raise _stopped("needs more memory or processor time than it gets") from None
 
     def end(self) -> None:
         self.connection.close()
@@ -59,28 +88,28 @@ class Builders:
     """Runs work in processes, as many as are asked for at once; thread-safe. Close it to end them."""
 
     _idle: list[_Worker] = field(default_factory=list)
+    _all: set[_Worker] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
 
-    def run(self, limits: WorkLimits, function: Callable[..., R], *arguments: Any) -> R:
+    def __post_init__(self) -> None:
+        atexit.register(self.close)  # before multiprocessing waits for its processes
+
+    def run(self, limits: WorkLimits, function: Callable[..., R], *arguments: Any, watch: Watch | None = None) -> R:
         """What the function returns; blocks.
 
-        Raises what it raises of the product's own errors, and WorkStoppedError past a limit.
+        With `watch` the function gets one argument more, a callable that sends a value to `watch` here; `watch` is
+        also called with None once a second, and what it raises ends the work. Raises what the function raises of the
+        product's own errors, and WorkStoppedError past a limit.
         """
         worker = self._take()
         try:
-            worker.connection.send((limits, function, arguments))
-            if not worker.connection.poll(limits.timeout_s):
-                raise _stopped(f"took more than {limits.timeout_s:g} seconds")
-            answer, error, number = worker.connection.recv()
-        except (EOFError, OSError, WorkStoppedError) as failure:
-            worker.end()
-            if isinstance(failure, WorkStoppedError):
-                raise
-            log_event(logging.WARNING, "a worker process ended", exit_code=worker.process.exitcode)
-            raise _stopped("needs more memory or processor time than it gets") from None
+            while not worker.accepts((limits, function, arguments, watch is not None)):
+                self._end(worker)
+                worker = self._take()
+            answer, error, number = _answer(worker, limits, watch)
         except BaseException:
-            worker.end()
+            self._end(worker)
             raise
         self._put(worker)
         if error is not None:
@@ -93,21 +122,29 @@ class Builders:
         self._put(self._take())
 
     def close(self) -> None:
-        """End the processes that wait."""
+        """End all processes; work that is not done ends with WorkStoppedError."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
+            for worker in self._all:
+                worker.process.kill()
             idle, self._idle = self._idle, []
         for worker in idle:
-            worker.end()
+            self._end(worker)
 
     def _take(self) -> _Worker:
-        with self._lock:
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.process.is_alive():
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise _stopped("came when the service was ending")
+                if not self._idle:
+                    worker = _start()
+                    self._all.add(worker)
                     return worker
-                worker.end()
-        return _start()
+                worker = self._idle.pop()
+            if worker.process.is_alive():
+                return worker
+            self._end(worker)
 
     def _put(self, worker: _Worker) -> None:
         worker.n_pieces += 1
@@ -115,7 +152,26 @@ class Builders:
             if not self._closed and worker.n_pieces < MAX_PIECES:
                 self._idle.append(worker)
                 return
+        self._end(worker)
+
+    def _end(self, worker: _Worker) -> None:
         worker.end()
+        with self._lock:
+            self._all.discard(worker)
+
+
+def _answer(worker: _Worker, limits: WorkLimits, watch: Watch | None) -> Any:
+    """What the worker sends at its end; its reports on the way go to `watch`."""
+    ends_s = time.monotonic() + limits.timeout_s
+    while True:
+        left_s = ends_s - time.monotonic()
+        received = worker.receive(max(0.0, left_s if watch is None else min(left_s, WATCH_S)))
+        if received is not None and not received[0]:
+            return received[1]
+        if left_s <= 0:
+            raise _stopped(f"took more than {limits.timeout_s:g} seconds")
+        if watch is not None:
+            watch(None if received is None else received[1])
 
 
 def _stopped(reason: str) -> WorkStoppedError:
@@ -134,25 +190,35 @@ def _start() -> _Worker:
 
 def _serve(connection: Connection) -> None:
     """Do work until the service ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the service, which ends its workers itself
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_peer, args=(connection.fileno(),), daemon=True).start()
     while True:
         try:
-            limits, function, arguments = connection.recv()
+            limits, function, arguments, reports = connection.recv()
         except (EOFError, OSError):
             return
         _limit(limits)
+        report = (lambda value: connection.send((True, value)),) if reports else ()
         answer: Any = None
         failure: BaseException | None = None
         try:
-            answer = function(*arguments)
+            answer = function(*arguments, *report)
         except MemoryError:
             return  # the process is not to be used again
         except Exception as error:
             if _is_memory(error):
                 return
             failure = error
-        connection.send((answer, _sendable(failure), _number_of(failure)))
+        connection.send((False, (answer, _sendable(failure), _number_of(failure))))
+
+
+def _end_with_peer(descriptor: int) -> None:
+    """End this process, whatever it is doing, once the one that asked for the work has ended."""
+    peer = select.poll()
+    peer.register(descriptor, select.POLLRDHUP)
+    peer.poll()
+    os._exit(1)
 
 
 def _limit(limits: WorkLimits) -> None:
@@ -186,10 +252,11 @@ def _sendable(error: BaseException | None) -> BaseException | None:
     return OSError(error.errno, "in the worker") if isinstance(error, OSError) else RuntimeError(type(error).__name__)
 
 
-def _number_of(error: BaseException | None) -> int | None:
+def _number_of(failure: BaseException | None) -> int | None:
     """The system's number of an error's cause, such as a full disk, which is not pickled with it."""
+    error = failure
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
         error = error.__cause__ or error.__context__
-    return None
+    return errno.EMFILE if is_out_of_service(failure) else None  # told by a library's text, which stays here

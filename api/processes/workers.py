@@ -10,12 +10,17 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import IO
+
+import orjson
 
 from api.jobs.board import Board
+from api.jobs.record import Job
 from api.settings import Settings
 from api.telemetry import log_event
-from curator.errors import StoreError
+from curator.errors import BallastError, StoreError
 
 AGAIN_S = 1.0  # before a worker is started again for jobs that came while the last one ended
 FAILED_S = 30.0  # the same after one that failed
@@ -27,10 +32,11 @@ MAX_LINE = 500
 
 @dataclass
 class OwnWorkers:
-    """At most `settings.workers` processes, started when a job is queued."""
+    """At most `settings.workers` processes, started when a job is queued; `observe` is called with each ended job."""
 
     settings: Settings
     board: Board
+    observe: Callable[[Job], None]
     _processes: "dict[int, subprocess.Popen[str] | None]" = field(default_factory=dict)  # by place
     _ending: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,6 +81,8 @@ class OwnWorkers:
                 return 0
             self._processes[place] = process = self._start()
         assert process.stderr is not None
+        assert process.stdout is not None
+        threading.Thread(target=self._follow, args=(process.stdout,), daemon=True).start()
         with process.stderr as lines:
             for line in lines:
                 log_event(logging.WARNING, "worker", text=line.strip()[:MAX_LINE])
@@ -83,6 +91,13 @@ class OwnWorkers:
             log_event(logging.ERROR, "worker ended", code=code)
         return code
 
+    def _follow(self, lines: IO[str]) -> None:
+        """Observe the jobs that a worker names on its stdout; its other lines are for a terminal."""
+        with lines:
+            for line in lines:
+                with contextlib.suppress(orjson.JSONDecodeError, BallastError):  # or the job was removed meanwhile
+                    self.observe(self.board.read(**orjson.loads(line)))
+
     def _start(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "api", "worker", "--store", self.settings.store, "--linger", str(LINGER_S)]
         if self.settings.job_queue is not None:
@@ -90,7 +105,7 @@ class OwnWorkers:
         process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C on the service ends it when the service says so

@@ -3,6 +3,7 @@
 import re
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from itertools import islice
 from typing import Annotated, Any
@@ -233,6 +234,7 @@ def _job_request(service: Service, recipe: Recipe, task_set: TaskSet, tenant: st
         "mix_ttl_s": service.settings.mix_ttl_s,
         "task": task_document(task_set),
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
+        "limits": asdict(service.work_limits),
     }
 
 
@@ -260,6 +262,10 @@ def _build_mix(root: str, *asked: Any) -> MixResult:
 
 def _preview_mix(root: str, *asked: Any) -> Manifest:
     return preview_mix(_store(root), *asked)
+
+
+def _offer_rows(root: str, *asked: Any) -> bytes:
+    return offer_json(offer(_store(root), *asked))
 
 
 @cache
@@ -295,7 +301,8 @@ def _offer(service: Service, asked: PrivateMixRequest, tenant: str) -> bytes:
         raise TooManyRowsError(f"{asked.n_rows:,} rows are declared, the bound is {service.settings.max_task_rows:,}")
     service.quotas.count_rows(tenant, asked.n_rows)
     try:
-        return offer_json(offer(service.store, declaration, service.tenants.policy(tenant), MAX_OFFERED_ROWS))
+        policy = service.tenants.policy(tenant)
+        return service.run_work(_offer_rows, service.settings.store, declaration, policy, MAX_OFFERED_ROWS)
     except MissingError as error:  # a name in the recipe, not in the path: 422 and not 404
         raise ApiError(422, error.code, error.message, details=error.details) from error
 

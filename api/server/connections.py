@@ -2,7 +2,8 @@
 
 `BoundedProtocol` is uvicorn's protocol for HTTP/1.1 with four more rules. A connection beyond the bounds is answered
 503 at once. A request's head must arrive within `head_timeout_s`. While a body or an answer is on its way, it must make
-progress in each `body_timeout_s`. A descriptor that is missing is answered and logged, never fatal.
+progress in each `body_timeout_s`. A descriptor that is missing is answered and logged, never fatal. `TlsListener`
+counts connections that have not spoken TLS yet.
 """
 
 import asyncio
@@ -11,10 +12,14 @@ import fcntl
 import logging
 import os
 import resource
+import socket
 import struct
 import termios
+import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +105,48 @@ def connection_bounds(settings: Settings, n_descriptors: int) -> Connections:
     n_most = min(settings.max_connections, n_room)
     of_address = settings.max_address_connections or max(LEAST_CONNECTIONS, n_most // 2)
     return Connections(n_most, min(of_address, n_most), settings.head_timeout_s, settings.body_timeout_s)
+
+
+class TlsListener(socket.socket):
+    """A listening socket that counts connections before their TLS handshake, which may never end.
+
+    Beyond `bounds` one is closed at once. They are somewhat wider than those of requests, so that a client past those
+    is still answered.
+    """
+
+    def __init__(self, listener: socket.socket, bounds: Connections) -> None:
+        super().__init__(listener.family, listener.type, listener.proto, fileno=listener.detach())
+        more = max(bounds.n_most // LINGERING_SHARE, LINGERING_SHARE)
+        self._bounds = replace(
+            bounds,
+            n_most=bounds.n_most + more,
+            n_most_of_address=bounds.n_most_of_address + more,
+            by_address=Counter(),
+        )
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection; raises ConnectionAbortedError, which event loops pass over, for one too many."""
+        accepted, address = super().accept()
+        if not self._bounds.take(address[0]):
+            accepted.close()
+            self._bounds.report_refused(time.monotonic())
+            raise ConnectionAbortedError
+        return _Counted(accepted, partial(self._bounds.give_back, address[0])), address
+
+
+class _Counted(socket.socket):
+    """An accepted connection that calls `give_back` when it is closed."""
+
+    def __init__(self, accepted: socket.socket, give_back: Callable[[], None]) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        self._give_back: Callable[[], None] | None = give_back
+
+    def close(self) -> None:
+        """Close it; again it does nothing."""
+        super().close()
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
 
 
 def bounded_protocol(connections: Connections) -> type["BoundedProtocol"]:

@@ -4,19 +4,21 @@ uvicorn ends the application's lifespan only after the last request has been ans
 which has to answer 503 at once, and for requests that wait for an event.
 """
 
+import asyncio
 import os
 import signal
 import socket
 import ssl
 import tempfile
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from api.app import create_app
 from api.processes.workers import OwnWorkers
-from api.server.connections import bounded_protocol, connection_bounds, raise_descriptor_limit
+from api.server.connections import TlsListener, bounded_protocol, connection_bounds, raise_descriptor_limit
 from api.service import Service
 from api.settings import Settings
 from api.telemetry import set_up_logging
@@ -35,11 +37,13 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
     service: Service = app.state.service
     if settings.workers and service.queue is not None:
-        service.workers = OwnWorkers(settings, service.board)
+        service.workers = OwnWorkers(settings, service.board, service.metrics.job_times.observe)
         service.workers.wake()  # for what was queued before
+    bounds = connection_bounds(settings, raise_descriptor_limit())
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(connection_bounds(settings, raise_descriptor_limit())),
+        loop="asyncio",  # others accept connections past TlsListener
+        http=bounded_protocol(bounds),
         backlog=1,  # connections accepted in one turn of the loop, so that those beyond the bounds are gone in the next
         ws="none",
         ssl_certfile=settings.tls_cert,
@@ -55,7 +59,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     say(f"serving {settings.store} at {scheme}://{address}:{port} (Ctrl-C stops)")
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the signal once the running requests are done
         signal.signal(number, lambda *_: None)
-    Server(config, service).run(sockets=[listener])
+    Server(config, service).run(sockets=[listener if settings.tls_cert is None else TlsListener(listener, bounds)])
     say("stopped")
 
 
@@ -91,6 +95,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; the kernel's own line of connections is longer than what is accepted in one turn."""
+        if self.config.ssl is not None:  # uvicorn has no setting for it; asyncio's own is a minute
+            loop = asyncio.get_running_loop()
+            timeout_s = self._service.settings.head_timeout_s
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=timeout_s)  # type: ignore[method-assign]
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(LISTEN_BACKLOG)

@@ -26,6 +26,7 @@ from curator.recipe import (
 )
 from curator.recipe.base import OrderName, Strict
 from curator.recipe.document import parse_document, read_document
+from curator.recipe.filters import default_filters
 from curator.recipe.fractions import exact
 from curator.recipe.inoculation import Inoculation
 from curator.recipe.strategies import StrategySpec
@@ -276,7 +277,7 @@ def _with_filters(policy: Policy, pool: Pool) -> tuple[FilterSpec, ...]:
 def _own_filters(policy: Policy, pool: Pool) -> list[FilterSpec]:
     """The filters that a pool may add; raises PolicyError for another.
 
-    The one that recipes have by default is always allowed, but gives way to a forced filter of its kind.
+    Those that recipes have by default are always allowed; of two refusal filters, the forced one takes the place of it.
     """
     if policy.user_filters == "any":
         return list(pool.filters)
@@ -286,10 +287,10 @@ def _own_filters(policy: Policy, pool: Pool) -> list[FilterSpec]:
     for spec in pool.filters:
         if spec in policy.filters or _is_allowed(spec, entries):
             kept.append(spec)
-        elif spec != RefusalFilter():
+        elif spec not in default_filters():
             others = f"; {' or '.join(map(_written, entries))} may be added" if entries else ""
             raise _refusal(policy, "user_filters", f"filter {_written(spec)}", f"leave it out{others}")
-        elif not forces_refusal:
+        elif not (forces_refusal and isinstance(spec, RefusalFilter)):
             kept.append(spec)
     return kept
 

@@ -2,14 +2,19 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from api.errors import is_full
+from api.errors import is_full, system_failure
 from api.processes.builders import Builders, WorkLimits, WorkStoppedError
 from curator.errors import BadRowsError, StoreError
 from curator.store.filesystem import in_our_words
@@ -38,6 +43,10 @@ def fill() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def lack_descriptors() -> None:
+    raise RuntimeError(f"IO Error: cannot open file: {os.strerror(errno.EMFILE)}")  # as DuckDB's and Polars's
+
+
 def fail() -> None:
     raise KeyError("a user's row")
 
@@ -57,6 +66,14 @@ def test_a_full_disk_is_still_known_as_one(builders: Builders) -> None:
     with pytest.raises(StoreError) as failed:
         builders.run(LIMITS, fill)
     assert is_full(failed.value)
+
+
+def test_a_missing_descriptor_that_only_a_text_tells_is_still_known_as_one(builders: Builders) -> None:
+    with pytest.raises(RuntimeError, match=r"^RuntimeError$") as failed:
+        builders.run(LIMITS, lack_descriptors)
+    answer = system_failure(failed.value)
+    assert answer is not None
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
 
 
 def test_another_error_brings_no_text(builders: Builders) -> None:
@@ -103,3 +120,73 @@ def test_a_process_writes_no_core(builders: Builders, tmp_path: Path) -> None:
     import resource
 
     assert builders.run(LIMITS, resource.getrlimit, resource.RLIMIT_CORE)[0] == 0
+
+
+def count_to(n: int, report: Callable[[Any], None]) -> int:
+    for number in range(n):
+        report(number)
+    return n
+
+
+def sleep_and_report(_report: Callable[[Any], None]) -> None:
+    time.sleep(600)
+
+
+def test_reports_of_the_work_come_in_their_order(builders: Builders) -> None:
+    seen: list[Any] = []
+    assert builders.run(LIMITS, count_to, 50, watch=seen.append) == 50
+    assert [number for number in seen if number is not None] == list(range(50))
+
+
+def test_what_the_watch_raises_ends_work_that_reports_nothing(builders: Builders) -> None:
+    before = builders.run(LIMITS, pid)
+
+    def stop(report: object) -> None:
+        assert report is None
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        builders.run(LIMITS, sleep_and_report, watch=stop)
+    assert not psutil.pid_exists(before)
+
+
+def test_a_service_manager_s_signal_to_all_processes_breaks_off_no_work(builders: Builders) -> None:
+    process = builders.run(LIMITS, pid)
+    threading.Timer(0.2, os.kill, (process, signal.SIGTERM)).start()
+    builders.run(LIMITS, time.sleep, 0.5)
+    assert builders.run(LIMITS, pid) == process
+
+
+def test_a_process_at_work_ends_with_the_one_that_asked_for_it() -> None:
+    """Even a killed service leaves none that goes on building."""
+    program = """
+import os, sys, time
+from api.processes.builders import Builders, WorkLimits
+from tests.api.test_builders import LIMITS, pid
+builders = Builders()
+print(builders.run(LIMITS, pid), flush=True)
+builders.run(LIMITS, time.sleep, 600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        worker = psutil.Process(int(asking.stdout.readline()))
+        time.sleep(0.2)
+        assert worker.is_running()
+        asking.kill()
+        psutil.wait_procs([worker], timeout=20)
+        assert not psutil.pid_exists(worker.pid)
+
+
+def test_a_process_at_work_delays_no_exit() -> None:
+    """As multiprocessing would, which ends its processes by SIGTERM and waits for them."""
+    program = """
+import threading, time
+from api.processes.builders import Builders
+from tests.api.test_builders import LIMITS, pid
+builders = Builders()
+builders.run(LIMITS, pid)
+threading.Thread(target=builders.run, args=(LIMITS, time.sleep, 600), daemon=True).start()
+time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 from api.server.connections import LEAST_BODY_BYTES, connection_bounds, n_open_descriptors
 from api.settings import Settings
 from curator.errors import BadInputError, StoreError, is_out_of_service
-from tests.api.serving import RECIPE, form, running, scored_store, started, task_rows
+from tests.api.serving import RECIPE, form, scored_store, started, task_rows
 
 HALF_HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 LIMIT_S = 60
@@ -223,16 +222,3 @@ raise ValueError("SECRET")
     assert len(lines) == 24
     assert "SECRET" not in run.stderr
     assert (run.stdout, run.returncode) == ("", 1)
-
-
-def test_a_missing_descriptor_that_only_a_text_tells_is_unavailable_too(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object) -> None:
-        raise RuntimeError(f"IO Error: cannot open file: {os.strerror(errno.EMFILE)}")  # as DuckDB's and Polars's
-
-    monkeypatch.setattr("api.routes.mixes.build_lasting", fails)
-    with running(Settings(store=str(root))) as url:
-        answer = httpx.post(f"{url}/v1/mixes", **form(task_rows(5)), timeout=LIMIT_S)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
-    assert answer.headers["Retry-After"] == "5"

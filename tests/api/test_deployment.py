@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from configparser import ConfigParser
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from api.settings import Settings, load_settings
@@ -23,6 +24,7 @@ from tests.api.serving import RECIPE, form, running, scored_store, started, task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+LIMIT_S = 60
 UNITS = ["ballast.service", "ballast-worker.service"]
 
 
@@ -42,12 +44,14 @@ def test_links_stand_behind_the_prefix_whether_a_proxy_takes_it_off_or_not(tmp_p
     store = scored_store(tmp_path)
     before = "/ballast" if passed_on else ""
     with running(Settings(store=store.base, root_path="/ballast")) as url:
-        made = httpx.post(f"{url}{before}/v1/mixes", **form(task_rows(4)))
+        made = httpx.post(f"{url}{before}/v1/mixes", **form(task_rows(4)), timeout=LIMIT_S)
         assert made.headers["location"] == f"/ballast/v1/mixes/{made.json()['mix_id']}"
         assert all(link.startswith("/ballast/v1/mixes/") for link in made.json()["links"].values())
         listed = httpx.get(f"{url}{before}/v1/mixes").json()["mixes"]
         assert listed[0]["links"] == made.json()["links"]
-        job = httpx.post(f"{url}{before}/v1/mixes", headers={"Prefer": "respond-async"}, **form(task_rows(5)))
+        job = httpx.post(
+            f"{url}{before}/v1/mixes", headers={"Prefer": "respond-async"}, **form(task_rows(5)), timeout=LIMIT_S
+        )
         assert job.headers["location"] == job.json()["links"]["self"] == f"/ballast/v1/jobs/{job.json()['job_id']}"
         data = httpx.head(f"{url}{before}/v1/mixes/{made.json()['mix_id']}/data?format=parquet")
         assert (data.status_code, data.headers["accept-ranges"]) == (200, "bytes")
@@ -70,10 +74,34 @@ def test_the_service_speaks_https_by_file(tmp_path: Path, certificate: tuple[Pat
     with started(Path(store.base), "--tls-cert", str(cert), "--tls-key", str(key)) as (_, url):
         assert url.startswith("https://")
         context = ssl.create_default_context(cafile=str(cert))
-        with httpx.Client(base_url=url, verify=context) as http:
+        with httpx.Client(base_url=url, verify=context, timeout=LIMIT_S) as http:
             assert http.post("/v1/mixes", **form(task_rows(4))).status_code == 201
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx.get(f"{url}/healthz")
+
+
+def test_silent_handshakes_hold_up_nobody_and_end(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """Before their handshake ends they are no connections of the protocol, yet take descriptors."""
+    cert, key = certificate
+    store = scored_store(tmp_path)
+    options = ("--tls-cert", str(cert), "--tls-key", str(key), "--head-timeout-s", "5")
+    context = ssl.create_default_context(cafile=str(cert))
+    with started(Path(store.base), *options, n_descriptors=128) as (process, url), ExitStack() as crowd:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        silent = [crowd.enter_context(socket.create_connection(address, LIMIT_S, ("127.0.0.2", 0))) for _ in range(300)]
+        with httpx.Client(base_url=url, verify=context, timeout=LIMIT_S) as http:
+            assert http.get("/healthz").status_code == 200
+            assert http.post("/v1/mixes", **form(task_rows(4))).status_code == 201
+        assert psutil.Process(process.pid).num_fds() < 128
+        assert all(_is_closed(connection) for connection in silent)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Waits for it."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_files_that_are_no_pair_end_the_start(tmp_path: Path, certificate: tuple[Path, Path]) -> None:

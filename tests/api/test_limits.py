@@ -61,9 +61,9 @@ def test_places_are_given_back_whatever_happens(settings: Settings) -> None:
 def test_rows_bytes_and_requests_over_http(settings: Settings) -> None:
     small = settings.model_copy(update={"tenant_rows_per_hour": 8, "tenant_bytes_per_hour": 3_500})
     with running(small) as url:
-        statuses = [httpx.post(f"{url}/v1/mixes", **form(task_rows(n))).status_code for n in (9, 5, 5)]
+        statuses = [httpx.post(f"{url}/v1/mixes", **form(task_rows(n)), timeout=60).status_code for n in (9, 5, 5)]
         assert statuses == [413, 201, 429]
-        answer = httpx.post(f"{url}/v1/mixes", **form(b"x" * 3_501))
+        answer = httpx.post(f"{url}/v1/mixes", **form(b"x" * 3_501), timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "over_quota")
     with running(settings.model_copy(update={"tenant_requests_per_minute": 3})) as url:
         answers = [httpx.get(f"{url}/v1/corpora") for _ in range(4)]

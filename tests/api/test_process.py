@@ -239,9 +239,23 @@ def test_queued_mixes_are_built_without_another_command_and_their_worker_ends_wi
             ).json()
             assert finished(address, made["links"]["self"]) == "done"
             (child,) = children_of(process.pid)
+        until_counted(address, 'ballast_jobs_ended_total{kind="mix",state="done"} 2.0')
+        until_counted(address, 'ballast_job_seconds_count{kind="mix",tier="default"} 2.0')
+        builders = child.children(recursive=True)
+        assert builders
         process.send_signal(number)
         process.communicate(timeout=60)
         child.wait(60)
+        _, left = psutil.wait_procs(builders, timeout=60)
+        assert left == []
+
+
+def until_counted(address: str, sample: str) -> None:
+    """The worker tells of a job's end after its record."""
+    deadline = time.monotonic() + 60
+    while sample not in httpx.get(f"{address}/metrics", timeout=30).text.splitlines():
+        assert time.monotonic() < deadline, f"never {sample}"
+        time.sleep(0.1)
 
 
 def test_what_it_writes_is_its_own_users_alone(tmp_path: Path) -> None:

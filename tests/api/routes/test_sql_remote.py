@@ -12,7 +12,7 @@ from curator.errors import IntegrityError
 from curator.query import local_copy as localcopy
 from curator.query.local_copy import LocalCopy
 from curator.store.store import Store
-from tests.api.serving import form, running, task_rows
+from tests.api.serving import running
 from tests.gap_stores import write_corpus, write_scorer
 
 
@@ -23,7 +23,8 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     ids = write_corpus(found, "chats", [f"kind answer {number}" for number in range(60)])
     write_scorer(found, "chats", "base", "aligned", dict.fromkeys(ids, (10.0, 10)))
     write_scorer(found, "chats", "bad", "misaligned", dict.fromkeys(ids, (12.0, 10)), domain="finance")
-    found.write_bytes("jobs/anna/input.parquet", b"private")
+    for name in ("jobs/anna/input.parquet", "mixes/anna/mix.parquet"):
+        found.write_bytes(name, b"private")
     yield found
     fsspec.filesystem("memory").rm(f"/{request.node.name}", recursive=True)
 
@@ -40,7 +41,6 @@ def test_statements_read_the_copy_and_it_follows_the_bucket(
             assert answer.status_code == 200, answer.text
             return int(answer.json()["rows"][0]["n"])
 
-        assert http.post("/v1/mixes", **form(task_rows(20))).status_code == 201
         assert count() == 60
         (copy,) = tmp_path.glob("ballast-sql-*")
         assert sorted(item.name for item in copy.iterdir()) == ["corpora", "scores", "store.json"]

@@ -8,6 +8,8 @@ from curator.errors import BadInputError, MissingError, PolicyError
 from curator.messages import load_messages
 from curator.mix.build import build_mix, plan_mix
 from curator.mix.verify import verify
+from curator.recipe import parse_recipe
+from curator.recipe.filters import default_filters
 from curator.recipe.policy import (
     load_policy,
     parse_policy,
@@ -174,7 +176,8 @@ def test_what_is_locked_is_forced_on_a_plain_recipe_and_again_gives_the_same(tmp
     made = build_mix(store, task_set(tmp_path, 100), recipe(rows=5), policy=rules)
     (pool,) = made.manifest.recipe.pools
     assert pool.score.eps == 0.5
-    assert [spec.model_dump() for spec in pool.filters] == [{"name": "refusal", "rule": "v2", "max_share": 0.1}]
+    assert [spec.name for spec in pool.filters] == ["hygiene", "length", "refusal"]
+    assert pool.filters[2].model_dump() == {"name": "refusal", "rule": "v2", "max_share": 0.1}
     assert len(pool.misaligned or ()) == 2
     again = build_mix(store, task_set(tmp_path, 100), made.manifest.recipe, policy=rules)
     assert (again.mix_id, again.created) == (made.mix_id, False)
@@ -195,6 +198,14 @@ def test_filters_that_a_recipe_may_add_are_listed_by_name_or_written_out() -> No
         under_policy(rules, recipe(filters=[{"name": "length", "min_chars": 10}]))
     with pytest.raises(BadInputError, match="unknown filter lang; there are refusal"):
         policy(user_filters=["lang"])
+
+
+def test_the_filters_of_a_recipe_that_names_none_are_always_allowed() -> None:
+    plain = parse_recipe({"corpus": "chats"})
+    assert under_policy(policy(user_filters="none"), plain).pools[0].filters == default_filters()
+    forced = policy(user_filters="none", filters=[{"name": "refusal", "rule": "v2"}])
+    kept = under_policy(forced, plain).pools[0].filters
+    assert [spec.name for spec in kept] == ["hygiene", "length", "refusal"]
 
 
 def test_a_revision_and_a_hold_out_can_be_fixed(tmp_path: Path) -> None:
