@@ -13,6 +13,7 @@ import tomllib
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -127,6 +128,7 @@ def command_name(module_form: str) -> str:
     return started if started.partition(" ")[0] == CONSOLE_COMMAND else module_form
 
 
+@cache
 def product_version() -> str:
     """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
     try:

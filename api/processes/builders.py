@@ -7,6 +7,7 @@ product come back as they were raised.
 
 import contextlib
 import errno
+import gc
 import logging
 import math
 import multiprocessing
@@ -25,6 +26,7 @@ from curator.errors import BadInputError, BallastError
 
 R = TypeVar("R")
 MAX_PIECES = 1_000  # of work of one process
+GC_OBJECTS = 50_000  # between collections: rows are many objects without cycles
 _PRELOADED = ["curator.corpus.task_set", "curator.mix.build"]
 
 
@@ -136,6 +138,8 @@ def _serve(connection: Connection) -> None:
     """Do work until the service ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what is loaded stays: no collection walks it again, nor copies its pages
+    gc.set_threshold(GC_OBJECTS)
     while True:
         try:
             limits, function, arguments = connection.recv()

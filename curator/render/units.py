@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -151,8 +151,9 @@ def _cuts(data: bytes, row_starts: NDArray[np.int64], broken: Sequence[bytes]) -
     np.not_equal(before_N[:-1] & after_N[1:], 0, out=is_cut_N[1:-1])
     if not data.isascii():
         is_cut_N[_spaces_after_wide_ones(np.frombuffer(data, np.uint8))] = False
-        for at in _places_of(_SENTINEL_BYTES, data):
-            is_cut_N[[at, min(len(data), at + len(_SENTINEL_BYTES) + _DIGIT_BYTES)]] = True
+        controls = np.fromiter(_places_of(_SENTINEL_BYTES, data), np.int64)
+        is_cut_N[controls] = True
+        is_cut_N[controls + len(_SENTINEL_BYTES) + _DIGIT_BYTES] = True
     for token in broken:
         for at in _places_of(token, data):
             is_cut_N[at + 1 : at + len(token)] = False
@@ -203,9 +204,10 @@ class UnitEncoder:
         if _NO_TOKEN_PACKED in packed:
             return None
         table_M3 = np.frombuffer(b"".join(packed), np.int32).reshape(-1, 3)
-        starts_U = np.cumsum([0, *(len(item) // _PACKED_BYTES for item in packed)])
+        counts_U = np.fromiter(map(len, packed), np.int64) // _PACKED_BYTES
+        starts_U = np.cumsum(counts_U) - counts_U
         places_P = units.indices.to_numpy()
-        counts_P = np.diff(starts_U)[places_P]
+        counts_P = counts_U[places_P]
         after_P = np.concatenate(([0], np.cumsum(counts_P)))
         # Token t of a unit's occurrence is token t of the unit in the table.
         found_N3 = table_M3[np.arange(after_P[-1]) + np.repeat(starts_U[places_P] - after_P[:-1], counts_P)]
@@ -216,14 +218,18 @@ class UnitEncoder:
 
     def _packed(self, units: Sequence[bytes]) -> list[bytes]:
         """For each unit three numbers a token: id, characters from the last token's end to its own, and its length."""
-        kept = self._kept
-        if missing := [unit for unit in units if unit not in kept]:
-            new = dict(zip(missing, self._encode_new([unit.decode() for unit in missing]), strict=True))
-            if len(kept) + len(new) > MAX_UNITS:
+        found = list(map(self._kept.get, units))
+        places = [place for place, item in enumerate(found) if item is None] if None in found else []
+        if places:
+            missing = [units[place] for place in places]
+            new = self._encode_new([unit.decode() for unit in missing])
+            if len(self._kept) + len(new) > MAX_UNITS:
                 self._kept = {}  # another thread may read the old one
-            self._kept.update([item for item in new.items() if len(item[0]) <= _LONGEST])
-            return [kept.get(unit) or new[unit] for unit in units]
-        return [kept[unit] for unit in units]
+            for place, unit, packed in zip(places, missing, new, strict=True):
+                found[place] = packed
+                if len(unit) <= _LONGEST:
+                    self._kept[unit] = packed
+        return cast(list[bytes], found)
 
     def _encode_new(self, units: Sequence[str]) -> list[bytes]:
         """Most of them as one text: a text costs as much as five tokens."""
