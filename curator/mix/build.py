@@ -198,7 +198,7 @@ def remove_mix(store: Store, tenant: str, mix_id: str) -> None:
 
 
 def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl: BinaryIO | None = None) -> Manifest:
-    """Write data file and manifest into a temporary folder."""
+    """Write data file and manifest into a temporary folder, which `publish` makes durable."""
     order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
     safe = safe_rows(plan.drawn, plan.recipe.seed)
     prompts = row_prompts(plan.recipe, plan.allocation)
@@ -206,11 +206,11 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl
     rows = MixRows(order, task_set, safe, shuffled, plan.recipe.epochs, prompts)
     counter, why_not = _token_counter(store, plan, len(order))
     with counter or nullcontext():
-        with store.fill(f"{temporary}/{MIX_FILE}") as path:
+        with store.fill(f"{temporary}/{MIX_FILE}", durable=False) as path:
             written = write_rows(path, rows, counter, jsonl)
         tokens = _tokens(plan, counter, why_not)
     manifest = describe(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
-    store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
+    store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"), durable=False)
     return manifest
 
 
