@@ -25,7 +25,7 @@ from api.telemetry import log_event
 from curator.errors import BadInputError, BallastError
 
 R = TypeVar("R")
-MAX_PIECES = 1_000  # of work of one process
+MAX_PIECES = 5_000  # of work of one process
 GC_OBJECTS = 50_000  # between collections: rows are many objects without cycles
 _PRELOADED = ["curator.corpus.task_set", "curator.mix.build"]
 

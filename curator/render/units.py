@@ -36,9 +36,7 @@ _WORD_ENDS, _TEXT_ENDS = 1, 2
 
 
 def _byte_table(is_word_side: Callable[[str], bool], is_text_side: Callable[[str], bool], others: int) -> bytes:
-    ascii_part = [
-        _WORD_ENDS * is_word_side(char) + _TEXT_ENDS * is_text_side(char) for char in map(chr, range(128))
-    ]
+    ascii_part = [_WORD_ENDS * is_word_side(char) + _TEXT_ENDS * is_text_side(char) for char in map(chr, range(128))]
     return bytes([*ascii_part, *[others] * 128])
 
 

@@ -213,8 +213,8 @@ class Store:
     def rename_dir(self, temporary: str, final: str) -> bool:
         """Put a finished folder in its place; False (and the folder removed) when one stands there already.
 
-        Locally one rename, after all of it is on the disk. On object storage the files are copied, JSON manifests last, over what a copy that was
-        cut off before its manifest may have left; a folder with a manifest stands.
+        Locally one rename, after all of it is on the disk. On object storage the files are copied, JSON manifests last,
+        over what a copy that was cut off before its manifest may have left; a folder with a manifest stands.
         """
         if self.exists(final) if self._local else self.list(final, "*.json"):
             self.delete(temporary)
