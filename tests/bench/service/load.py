@@ -129,8 +129,8 @@ def table(seen: tuple[Tally, list[int], float], n_clients: int, seconds: float, 
     lines += [
         "",
         f"Mixes a second: {n_mixes / seconds:.1f} (before: 2.8 to 3.4; at least 30). With its five other requests",
-        f"a mix took {1000 * used_s / n_mixes:.0f} ms of processor time of the service and the processes beside it, their",
-        f"start included; they got {used_s / seconds:.2f} of {psutil.cpu_count()} cores.",
+        f"a mix took {1000 * used_s / n_mixes:.0f} ms of processor time of the service and the processes beside it,",
+        f"their start included; they got {used_s / seconds:.2f} of {psutil.cpu_count()} cores.",
         f"Errors: {len(tally.faults)}. Resident memory after a tenth of the time {early // MIB} MiB, at the end "
         f"{end // MIB} MiB.",
         "",
@@ -156,7 +156,8 @@ def single_requests(store: Store, tokenizer: Path) -> str:
         "Processor time of the service and the processes beside it for one request, and of bare tools for the same",
         "work: parse and write the rows (orjson), count tokens (`tokenizers.encode_batch`), take the best of the pool",
         "(Polars), write the file (pyarrow), hash the lines. Means after two requests that warm both; rows are 1.2 KB",
-        "of real text, all new. `Before` is commit 950b297 on two idle cores; `at most` is what was aimed at on idle cores.",
+        "of real text, all new. `Before` is commit 950b297 on two idle cores; `at most` is what was aimed at on idle",
+        "cores.",
         "Ratios hold on a busy machine too, processor times grow there: cores share their caches.",
         "",
         *request_costs(store, tokenizer, OPTIONS),
@@ -210,8 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         head = (
             f"# The service under load\n\nWritten by `python -m tests.bench service --write` on {machine['date']}. "
             f"Machine: {machine['device']}, {machine['cores']} cores; load average {begun_load:.1f} before and "
-            f"{os.getloadavg()[0]:.1f} at the end. One second of processor time of one thread took {begun_share:.1f} s by the\n"
-            f"clock before and {clock_of_a_processor_second():.1f} s at the end, which the times below have to be seen with.\n\n"
+            f"{os.getloadavg()[0]:.1f} at the end. One second of processor time of one thread took "
+            f"{begun_share:.1f} s by the clock before and {clock_of_a_processor_second():.1f} s at the end: times by "
+            "the clock are to be read with that.\n\n"
         )
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(head + text)
