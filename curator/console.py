@@ -12,6 +12,7 @@ import time
 import tomllib
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -127,6 +128,7 @@ def command_name(module_form: str) -> str:
     return started if started.partition(" ")[0] == CONSOLE_COMMAND else module_form
 
 
+@cache
 def product_version() -> str:
     """The installed version; in a bare checkout, which nobody installed, the one that its pyproject.toml names."""
     try:

@@ -9,6 +9,7 @@ process: a signal to all processes at once, as a service manager sends it, does 
 import atexit
 import contextlib
 import errno
+import gc
 import logging
 import math
 import multiprocessing
@@ -30,7 +31,8 @@ from curator.errors import BadInputError, BallastError, is_out_of_service
 
 R = TypeVar("R")
 Watch = Callable[[Any], None]
-MAX_PIECES = 1_000  # of work of one process
+MAX_PIECES = 5_000  # of work of one process
+GC_OBJECTS = 50_000  # between collections: rows are many objects without cycles
 EXIT_S = 1.0  # for the exit code of a process that has closed its end
 WATCH_S = 1.0  # between two calls of `watch` while the work reports nothing
 _PRELOADED = ["curator.corpus.task_set", "curator.mix.build"]
@@ -193,6 +195,8 @@ def _serve(connection: Connection) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the service, which ends its workers itself
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_peer, args=(connection.fileno(),), daemon=True).start()
+    gc.freeze()  # what is loaded stays: no collection walks it again, nor copies its pages
+    gc.set_threshold(GC_OBJECTS)
     while True:
         try:
             limits, function, arguments, reports = connection.recv()

@@ -7,7 +7,7 @@ process holds a lock of the hidden folder, so that what a killed one leaves is k
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -198,23 +198,22 @@ def remove_mix(store: Store, tenant: str, mix_id: str) -> None:
 
 
 def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl: BinaryIO | None = None) -> Manifest:
-    """Write data file and manifest into a temporary folder."""
+    """Write data file and manifest into a temporary folder, which `publish` makes durable."""
     order = schedule(plan.allocation, plan.recipe.order, plan.recipe.seed)
     safe = safe_rows(plan.drawn, plan.recipe.seed)
     prompts = row_prompts(plan.recipe, plan.allocation)
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
     rows = MixRows(order, task_set, safe, shuffled, plan.recipe.epochs, prompts)
-    counter, why_not = _token_counter(store, plan, len(order))
-    with counter or nullcontext():
-        with store.fill(f"{temporary}/{MIX_FILE}") as path:
-            written = write_rows(path, rows, counter, jsonl)
-        tokens = _tokens(plan, counter, why_not)
+    counter, why_not = _token_counter(store, plan)
+    with store.fill(f"{temporary}/{MIX_FILE}", durable=False) as path:
+        written = write_rows(path, rows, counter, jsonl)
+    tokens = _tokens(plan, counter, why_not)
     manifest = describe(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
-    store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"))
+    store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"), durable=False)
     return manifest
 
 
-def _token_counter(store: Store, plan: MixPlan, n_rows: int) -> tuple[TokenCounter | None, str | None]:
+def _token_counter(store: Store, plan: MixPlan) -> tuple[TokenCounter | None, str | None]:
     """A counter under the aligned scorer's renderer, or the reason why there is none."""
     if plan.aligned is None:
         return None, "no pool has an aligned scorer, whose chat template and tokenizer would count tokens"
@@ -223,7 +222,7 @@ def _token_counter(store: Store, plan: MixPlan, n_rows: int) -> tuple[TokenCount
         renderer = RENDERERS.get(store, renderer_id)
     except MissingError:
         return None, f"renderer {renderer_id} of the aligned scorer is not in the store"
-    return TokenCounter(renderer, plan.aligned.identity["mask_rule"], n_rows), None
+    return TokenCounter(renderer, plan.aligned.identity["mask_rule"]), None
 
 
 def _tokens(plan: MixPlan, counter: TokenCounter | None, why_not: str | None) -> Tokens:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from curator.corpus.manifest import (
@@ -65,8 +66,14 @@ def resolve_scorers(store: Store, pool: Pool) -> ResolvedScorers:
     """
     if not pool.hold_out:
         return _resolve(store, pool, None)
-    with connect(None) as rules:
+    with _rules().cursor() as rules:
         return _resolve(store, pool, rules)
+
+
+@cache
+def _rules() -> Connection:
+    """This process's connection with the macros of `sql/`: to open one takes longer than all the rest."""
+    return connect(None)
 
 
 def _resolve(store: Store, pool: Pool, rules: Connection | None) -> ResolvedScorers:

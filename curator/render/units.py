@@ -9,30 +9,43 @@ document; all others encode whole texts.
 
 import re
 from array import array
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from curator.render.marks import N_DIGITS, ROW, SENTINEL
+from curator.render.marks import SENTINEL, encode_number
 
 MAX_UNITS = 1 << 18  # kept, about 220 bytes each; then all are forgotten, and the frequent ones soon back
-_LONGEST = 40  # characters of a unit that is kept: longer ones hardly come again
+_LONGEST = 48  # bytes of a unit that is kept: longer ones hardly come again
 
-_OWN = SENTINEL + ROW
-_TEXT = rf"[^\s{_OWN}]"
 _ALNUM = "A-Za-z0-9"
-_ROW_START, _NO_TOKEN = -1, -2  # in the place of an id
+_NO_TOKEN = -2  # in the place of an id
 _PACKED_BYTES = 12  # of a token
-_ROW_PACKED = array("i", (_ROW_START, 1, 1)).tobytes()
 _NO_TOKEN_PACKED = array("i", (_NO_TOKEN, 0, 0)).tobytes()
+_SENTINEL_BYTES, _DIGIT_BYTES = SENTINEL.encode(), len(encode_number(0).encode())
 _SPACE_AFTER_TEXT = re.compile(r"\S ")
 _END_OF_WORD = re.compile(rf"[{_ALNUM}](?=[\x00-\x7f])[^{_ALNUM}]")
+# Bytes by what may stand on the two sides of a cut: where both share a bit there is one.
+_WORD_ENDS, _TEXT_ENDS = 1, 2
+
+
+def _byte_table(is_word_side: Callable[[str], bool], is_text_side: Callable[[str], bool], others: int) -> bytes:
+    ascii_part = [_WORD_ENDS * is_word_side(char) + _TEXT_ENDS * is_text_side(char) for char in map(chr, range(128))]
+    return bytes([*ascii_part, *[others] * 128])
+
+
+_BEFORE = _byte_table(str.isalnum, lambda char: not char.isspace(), _TEXT_ENDS)
+_AFTER = _byte_table(lambda char: not char.isalnum(), lambda char: char == " ", 0)
+# White space of several bytes, by its last three: a space after it is no cut.
+_WIDE_SPACES = np.array(
+    [int.from_bytes(char.encode()[-3:]) for char in map(chr, range(128, 0x10000)) if char.isspace()], np.int64
+)
 # Units that may be encoded as one text, for there is a cut between any two of them.
 _JOINABLE = re.compile(rf"(?=[\x00-\x7f])[^{_ALNUM}].*[{_ALNUM}]", re.DOTALL)
 
@@ -127,19 +140,40 @@ def _broken_tokens(document: Mapping[str, Any]) -> list[str]:
     return [item["content"] for item in document["added_tokens"] if _END_OF_WORD.search(item["content"])]
 
 
-def _unit_pattern(broken: Sequence[str]) -> re.Pattern[str]:
-    r"""What a unit is; none ends inside one of the `broken` tokens.
+def _cuts(data: bytes, row_starts: NDArray[np.int64], broken: Sequence[bytes]) -> NDArray[np.int64]:
+    """Where units begin in UTF-8 text, and its length; rows begin one each, and no `broken` token is cut inside."""
+    if not data:
+        return np.zeros(1, dtype=np.int64)
+    before_N, after_N = (np.frombuffer(data.translate(table), np.uint8) for table in (_BEFORE, _AFTER))
+    is_cut_N = np.zeros(len(data) + 1, dtype=np.bool_)
+    np.not_equal(before_N[:-1] & after_N[1:], 0, out=is_cut_N[1:-1])
+    if not data.isascii():
+        is_cut_N[_spaces_after_wide_ones(np.frombuffer(data, np.uint8))] = False
+        controls = np.fromiter(_places_of(_SENTINEL_BYTES, data), np.int64)
+        is_cut_N[controls] = True
+        is_cut_N[controls + len(_SENTINEL_BYTES) + _DIGIT_BYTES] = True
+    for token in broken:
+        for at in _places_of(token, data):
+            is_cut_N[at + 1 : at + len(token)] = False
+    is_cut_N[row_starts] = True
+    is_cut_N[[0, -1]] = True
+    return np.flatnonzero(is_cut_N)
 
-    Usually white space, further characters, then ASCII letters and digits up to an ASCII character that is none. Else
-    text up to a space that follows text: white space inside it begins with another character, [^\S ]. What Python takes
-    for white space and the tokenizer does not makes units longer, no more.
-    """
-    starters = "".join(sorted({text[0] for text in broken}))
-    other = rf"[^\s{_ALNUM}{_OWN}{re.escape(starters)}]"
-    first = rf"(?:(?!{'|'.join(map(re.escape, broken))})[{re.escape(starters)}])?" if broken else ""
-    word = rf"\s*{first}{other}*[{_ALNUM}]++(?![^\x00-\x7f{_OWN}])"
-    text = rf"\s*{_TEXT}+(?:[^\S ]\s*{_TEXT}*)*"
-    return re.compile(rf"{ROW}|{SENTINEL}.{{{N_DIGITS}}}|{word}|{text}|\s+", re.DOTALL)
+
+def _spaces_after_wide_ones(data_N: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Places of spaces that follow white space of several bytes."""
+    spaces = np.flatnonzero((data_N[1:] == ord(" ")) & (data_N[:-1] > 127)) + 1
+    last, second, third = (data_N[np.maximum(spaces - back, 0)].astype(np.int64) for back in (1, 2, 3))
+    of_two = second >= 0xC0  # the character has two bytes
+    codes = np.where(of_two, 0, third << 16) + (second << 8) + last
+    return spaces[np.isin(codes, _WIDE_SPACES)]
+
+
+def _places_of(wanted: bytes, data: bytes) -> Iterator[int]:
+    at = data.find(wanted)
+    while at >= 0:
+        yield at
+        at = data.find(wanted, at + 1)
 
 
 class UnitEncoder:
@@ -148,47 +182,62 @@ class UnitEncoder:
     def __init__(self, tokenizer: Tokenizer, document: Mapping[str, Any]) -> None:
         broken = _broken_tokens(document)
         self._tokenizer = tokenizer
-        self._pattern = _unit_pattern(broken)
+        self._broken = [text.encode() for text in broken]
         self._starters = {text[0] for text in broken}
-        self._kept = {ROW: _ROW_PACKED}
+        self._kept: dict[bytes, bytes] = {}
 
     def encode(self, texts: Sequence[str]) -> Tokens | None:
         """The tokens of the texts; None where one has characters without a token, whose places units do not keep.
 
-        Raises what the tokenizer raises on text that is not valid Unicode.
+        Raises UnicodeError for text that is not valid Unicode.
         """
-        units = self._pattern.findall("".join([ROW + text for text in texts]))
-        packed_N3 = np.frombuffer(b"".join(self._packed(units)), np.int32).reshape(-1, 3)
-        ids_N = packed_N3[:, 0]
-        if ids_N.min(initial=0) == _NO_TOKEN:
+        encoded = [text.encode() for text in texts]
+        data = b"".join(encoded)
+        row_starts = np.cumsum([0, *map(len, encoded)])
+        cuts = _cuts(data, row_starts, self._broken)
+        units = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(cuts) - 1, [None, pa.py_buffer(cuts), pa.py_buffer(data)]
+        ).dictionary_encode()
+        packed = self._packed(units.dictionary.to_pylist())
+        if _NO_TOKEN_PACKED in packed:
             return None
-        ends_N = np.cumsum(packed_N3[:, 1], dtype=np.int64)
-        starts_N = ends_N - packed_N3[:, 2]
-        rows_R = np.flatnonzero(ids_N == _ROW_START)
-        is_token_N = ids_N != _ROW_START
-        bounds = np.append(rows_R, len(ids_N)) - np.arange(len(rows_R) + 1)
-        return Tokens(ids_N[is_token_N], starts_N[is_token_N], ends_N[is_token_N], bounds, ends_N[rows_R])
+        table_M3 = np.frombuffer(b"".join(packed), np.int32).reshape(-1, 3)
+        counts_U = np.fromiter(map(len, packed), np.int64) // _PACKED_BYTES
+        starts_U = np.cumsum(counts_U) - counts_U
+        places_P = units.indices.to_numpy()
+        counts_P = counts_U[places_P]
+        after_P = np.concatenate(([0], np.cumsum(counts_P)))
+        # Token t of a unit's occurrence is token t of the unit in the table.
+        found_N3 = table_M3[np.arange(after_P[-1]) + np.repeat(starts_U[places_P] - after_P[:-1], counts_P)]
+        ends_N = np.cumsum(found_N3[:, 1], dtype=np.int64)
+        bounds = after_P[np.searchsorted(cuts, row_starts)]
+        origins = np.cumsum([0, *map(len, texts)], dtype=np.int64)[:-1]
+        return Tokens(found_N3[:, 0].copy(), ends_N - found_N3[:, 2], ends_N, bounds, origins)
 
-    def _packed(self, units: Sequence[str]) -> list[bytes]:
+    def _packed(self, units: Sequence[bytes]) -> list[bytes]:
         """For each unit three numbers a token: id, characters from the last token's end to its own, and its length."""
         found = list(map(self._kept.get, units))
-        if missing := _places_of_none(found):
-            new = self._encode_new(list(dict.fromkeys([units[place] for place in missing])))
+        places = [place for place, item in enumerate(found) if item is None] if None in found else []
+        if places:
+            missing = [units[place] for place in places]
+            new = self._encode_new([unit.decode() for unit in missing])
             if len(self._kept) + len(new) > MAX_UNITS:
-                self._kept = {ROW: _ROW_PACKED}  # another thread may read the old one
-            self._kept.update([item for item in new.items() if len(item[0]) <= _LONGEST])
-            for place in missing:
-                found[place] = new[units[place]]
+                self._kept = {}  # another thread may read the old one
+            for place, unit, packed in zip(places, missing, new, strict=True):
+                found[place] = packed
+                if len(unit) <= _LONGEST:
+                    self._kept[unit] = packed
         return cast(list[bytes], found)
 
-    def _encode_new(self, units: Sequence[str]) -> dict[str, bytes]:
+    def _encode_new(self, units: Sequence[str]) -> list[bytes]:
         """Most of them as one text: a text costs as much as five tokens."""
         joinable = [unit for unit in units if _JOINABLE.fullmatch(unit) and self._starters.isdisjoint(unit)]
         packed = self._encode_joined(joinable) if len(joinable) > 1 else None
         found = {} if packed is None else dict(zip(joinable, packed, strict=True))
         others = [unit for unit in units if unit not in found]
         encodings = self._tokenizer.encode_batch(others, add_special_tokens=False)
-        return found | {unit: _pack(unit, encoding) for unit, encoding in zip(others, encodings, strict=True)}
+        found |= {unit: _pack(unit, encoding) for unit, encoding in zip(others, encodings, strict=True)}
+        return [found[unit] for unit in units]
 
     def _encode_joined(self, units: Sequence[str]) -> list[bytes] | None:
         """None unless a token ends at the end of every unit, as it does when every character has one."""
@@ -210,13 +259,3 @@ def _pack(unit: str, encoding: Encoding) -> bytes:
         numbers.extend((token_id, end - at, end - start))
         at = end
     return numbers.tobytes() if at == len(unit) else _NO_TOKEN_PACKED
-
-
-def _places_of_none(items: Sequence[object]) -> list[int]:
-    """Without a step in Python for each item: few are None."""
-    found, place = [], -1
-    with suppress(ValueError):
-        while True:
-            place = items.index(None, place + 1)
-            found.append(place)
-    return found

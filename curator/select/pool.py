@@ -100,7 +100,8 @@ class PoolColumns:
 
     def at(self, rows: Rows, *names: str) -> pl.DataFrame:
         """Some rows, in their order."""
-        return self(*names).select(pl.all().gather(pl.Series(rows)))
+        # By index: an expression is planned first, which takes longer than to gather some rows.
+        return self(*names)[rows]
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,21 @@ class PoolTable:
 
     def rows(self, at: Rows, choice: GapChoice) -> pa.Table:
         """Some rows for a mix: id, labels, every loss that the gap used, and all four gaps (sql/wide/gap.sql)."""
+        if self.n_rows >= KEEP_FROM_ROWS:
+            return self._rows(at, choice)
+        # All rows of a small pool once: to ask DuckDB for a few of them takes as long.
+        whole = self._whole.get(choice)
+        if whole is None:
+            self._whole.clear()
+            whole = self._whole[choice] = self._rows(np.arange(self.n_rows), choice)
+        return whole.take(pa.array(at))
+
+    @cached_property
+    def _whole(self) -> dict[GapChoice, pa.Table]:
+        """All rows for the gap that was asked for last."""
+        return {}
+
+    def _rows(self, at: Rows, choice: GapChoice) -> pa.Table:
         places = [0, *choice.misaligned, *choice.benign] if self.members else []
         losses = [f"{name}_{place}" for place in places for name in ("mean_nll", "nll_sum", "n_tokens")]
         found = self.columns.at(at, "id_hi", "id_lo", *LABELS, "n_response_tokens", *losses)
@@ -221,13 +237,13 @@ class PoolIds:
     def find(self, wanted: Collection[str]) -> Rows:
         """Rows whose id is among `wanted`, ascending."""
         halves = id_halves(list(wanted))
-        high, low = self.columns("id_hi", "id_lo").get_columns()
-        first, last = (high.search_sorted(halves[:, 0], side).to_numpy() for side in ("left", "right"))
+        high, low = (column.to_numpy() for column in self.columns("id_hi", "id_lo"))
+        first, last = (np.searchsorted(high, halves[:, 0], side) for side in ("left", "right"))
         found = []
         for step in range(int((last - first).max(initial=0))):  # more than one where first halves are equal
             some = np.flatnonzero(first + step < last)
-            rows = first[some].astype(np.int64) + step
-            found.append(rows[low.gather(rows).to_numpy() == halves[some, 1]])
+            rows = first[some] + step
+            found.append(rows[low[rows] == halves[some, 1]])
         return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
 
 

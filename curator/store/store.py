@@ -27,6 +27,7 @@ from curator.store.filesystem import (
     age_s,
     atomic_write,
     flush_to_disk,
+    flush_together,
     in_our_words,
     is_no_name,
     reach,
@@ -155,18 +156,20 @@ class Store:
             temporary.write_bytes(data)
 
     @contextmanager
-    def fill(self, path: str) -> Iterator[Path]:
+    def fill(self, path: str, *, durable: bool = True) -> Iterator[Path]:
         """A local path of the file's own name, to be written in the block; for folders that `rename_dir` publishes.
 
-        Locally it is the file itself, made durable at the end. On object storage it is uploaded in pieces at the
-        end, a few pieces in memory at once. Raises StoreError when it cannot be written.
+        Locally it is the file itself, made durable at the end unless `durable` is false: `rename_dir` does it then. On
+        object storage it is uploaded in pieces at the end, a few pieces in memory at once. Raises StoreError when it
+        cannot be written.
         """
         full = self._full(path)
         with in_our_words("write", path, self._base):
             if self._local:
                 Path(full).parent.mkdir(parents=True, exist_ok=True)
                 yield Path(full)
-                flush_to_disk(Path(full))
+                if durable:
+                    flush_to_disk(Path(full))
                 return
             with Scratch("write") as scratch:
                 local = scratch / PurePosixPath(path).name
@@ -177,9 +180,9 @@ class Store:
         """Write or replace a JSON object in one step, indented, keys in the order given."""
         self.write_bytes(path, orjson.dumps(document, option=_INDENTED))
 
-    def fill_json(self, path: str, document: dict[str, Any]) -> None:
+    def fill_json(self, path: str, document: dict[str, Any], *, durable: bool = True) -> None:
         """The same bytes by the way of `fill`."""
-        with self.fill(path) as local:
+        with self.fill(path, durable=durable) as local:
             local.write_bytes(orjson.dumps(document, option=_INDENTED))
 
     def write_table(self, path: str, data: pa.Table, table: Table) -> str:
@@ -210,8 +213,8 @@ class Store:
     def rename_dir(self, temporary: str, final: str) -> bool:
         """Put a finished folder in its place; False (and the folder removed) when one stands there already.
 
-        Locally one rename. On object storage the files are copied, JSON manifests last, over what a copy that was
-        cut off before its manifest may have left; a folder with a manifest stands.
+        Locally one rename, after all of it is on the disk. On object storage the files are copied, JSON manifests last,
+        over what a copy that was cut off before its manifest may have left; a folder with a manifest stands.
         """
         if self.exists(final) if self._local else self.list(final, "*.json"):
             self.delete(temporary)
@@ -219,7 +222,8 @@ class Store:
         if self._local:
             source, target = Path(self._full(temporary)), Path(self._full(final))
             target.parent.mkdir(parents=True, exist_ok=True)
-            flush_to_disk(source)  # the names in it, before its own
+            with in_our_words("write", final, self._base):
+                flush_together([*source.iterdir(), source])  # the names in it, before its own
             try:
                 source.replace(target)
             except OSError:  # another process put the same folder there first

@@ -89,6 +89,7 @@ def test_a_bare_checkout_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> N
 
     installed = product_version()
     monkeypatch.setattr(console, "version", absent)
+    product_version.cache_clear()
     assert product_version() == installed
 
 

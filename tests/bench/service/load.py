@@ -25,7 +25,14 @@ import psutil
 
 from curator.store.store import Store
 from tests.api.serving import started
-from tests.bench.service.costs import RECIPE, large_request, mix_beside_readers, request_costs, statement_times
+from tests.bench.service.costs import (
+    RECIPE,
+    large_request,
+    mix_beside_readers,
+    processor_s,
+    request_costs,
+    statement_times,
+)
 from tests.bench.service.downloads import downloads, large_mix, pages
 from tests.bench.service.fairness import fairness
 from tests.bench.service.stores import demo_store, user_rows
@@ -80,9 +87,12 @@ def client(url: str, number: int, deadline_s: float, tally: Tally, rows: bytes) 
                 tally.faults.append(f"no answer: {error!r}")
 
 
-def load(store: Store, n_clients: int, seconds: float, n_rows: int) -> tuple[Tally, list[int]]:
-    """Run the clients; returns what they saw and the service's resident bytes through the run, each half second."""
-    tally, memory = Tally(), list[int]()
+def load(store: Store, n_clients: int, seconds: float, n_rows: int) -> tuple[Tally, list[int], float]:
+    """Run the clients; returns what they saw, the service's resident bytes each half second, and its processor seconds.
+
+    Memory is that of the service's own process; processor time that of the processes beside it too.
+    """
+    tally, memory, used_s = Tally(), list[int](), 0.0
     bodies = [user_rows(store, n_rows, seed, MARKER.decode()) for seed in range(n_clients)]
     with started(Path(store.base), *OPTIONS) as (process, url):
         deadline_s = time.monotonic() + seconds
@@ -95,12 +105,15 @@ def load(store: Store, n_clients: int, seconds: float, n_rows: int) -> tuple[Tal
         service = psutil.Process(process.pid)
         while any(thread.is_alive() for thread in threads):
             memory.append(service.memory_info().rss)
+            used_s = processor_s(service)
             time.sleep(0.5)
-    return tally, memory
+    return tally, memory, used_s
 
 
-def table(tally: Tally, memory: list[int], n_clients: int, seconds: float, n_rows: int) -> str:
-    """The figures as Markdown."""
+def table(seen: tuple[Tally, list[int], float], n_clients: int, seconds: float, n_rows: int) -> str:
+    """The figures of `load` as Markdown."""
+    tally, memory, used_s = seen
+    n_mixes = max(1, len(tally.seconds["build"]))
     lines = [
         f"{n_clients} clients for {seconds:g} s, data sets of {n_rows} rows,",
         f"{psutil.cpu_count()} cores shared with the clients (and whatever else ran on the machine).",
@@ -115,7 +128,9 @@ def table(tally: Tally, memory: list[int], n_clients: int, seconds: float, n_row
     early, end = memory[len(memory) // 10], memory[-1]
     lines += [
         "",
-        f"Mixes a second: {len(tally.seconds['build']) / seconds:.1f} (before: 2.8 to 3.4; at least 30).",
+        f"Mixes a second: {n_mixes / seconds:.1f} (before: 2.8 to 3.4; at least 30). With its five other requests",
+        f"a mix took {1000 * used_s / n_mixes:.0f} ms of processor time of the service and the processes beside it,",
+        f"their start included; they got {used_s / seconds:.2f} of {psutil.cpu_count()} cores.",
         f"Errors: {len(tally.faults)}. Resident memory after a tenth of the time {early // MIB} MiB, at the end "
         f"{end // MIB} MiB.",
         "",
@@ -125,15 +140,24 @@ def table(tally: Tally, memory: list[int], n_clients: int, seconds: float, n_row
     return "\n".join(lines) + "\n"
 
 
+def clock_of_a_processor_second() -> float:
+    """Seconds by the clock that one thread needs for a second of processor time: 1 on an idle machine."""
+    begun, clock = time.process_time(), time.perf_counter()
+    while time.process_time() - begun < 1:
+        pass
+    return time.perf_counter() - clock
+
+
 def single_requests(store: Store, tokenizer: Path) -> str:
     """What single requests cost, as Markdown."""
     lines = [
         "## Single requests",
         "",
-        "Processor time of the service's process for one request, and of bare tools for the same work: parse and write",
-        "the rows (orjson), count tokens (`tokenizers.encode_batch`), take the best of the pool (Polars), write the",
-        "file (pyarrow), hash the lines. Means after two requests that warm both; rows are 1.2 KB of real text, all",
-        "new. `Before` is commit 950b297 on two idle cores; `at most` is what was aimed at on idle cores.",
+        "Processor time of the service and the processes beside it for one request, and of bare tools for the same",
+        "work: parse and write the rows (orjson), count tokens (`tokenizers.encode_batch`), take the best of the pool",
+        "(Polars), write the file (pyarrow), hash the lines. Means after two requests that warm both; rows are 1.2 KB",
+        "of real text, all new. `Before` is commit 950b297 on two idle cores; `at most` is what was aimed at on idle",
+        "cores.",
         "Ratios hold on a busy machine too, processor times grow there: cores share their caches.",
         "",
         *request_costs(store, tokenizer, OPTIONS),
@@ -167,12 +191,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip-large", action="store_true", help="leave out the mix of 200,000 rows")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name} under docs/results")
     args = parser.parse_args(argv)
-    begun_load = os.getloadavg()[0]
+    begun_load, begun_share = os.getloadavg()[0], clock_of_a_processor_second()
     with tempfile.TemporaryDirectory() as name:
         store = demo_store(Path(name))
         text = single_requests(store, Path(name) / "tokenizer")
-        tally, memory = load(store, args.clients, args.seconds, args.rows)
-    text += f"\n## Under load\n\n{table(tally, memory, args.clients, args.seconds, args.rows)}"
+        seen = load(store, args.clients, args.seconds, args.rows)
+    tally = seen[0]
+    text += f"\n## Under load\n\n{table(seen, args.clients, args.seconds, args.rows)}"
     text += "\n## Turns between tenants\n\n" + "\n".join(fairness()) + "\n"
     if not args.skip_large:
         text += f"\n{LARGE_TITLE} on {time.strftime('%Y-%m-%d')}\n\n{large(args.datasette)}"
@@ -186,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         head = (
             f"# The service under load\n\nWritten by `python -m tests.bench service --write` on {machine['date']}. "
             f"Machine: {machine['device']}, {machine['cores']} cores; load average {begun_load:.1f} before and "
-            f"{os.getloadavg()[0]:.1f} at the end.\n\n"
+            f"{os.getloadavg()[0]:.1f} at the end. One second of processor time of one thread took "
+            f"{begun_share:.1f} s by the clock before and {clock_of_a_processor_second():.1f} s at the end: times by "
+            "the clock are to be read with that.\n\n"
         )
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(head + text)

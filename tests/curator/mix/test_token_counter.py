@@ -78,39 +78,3 @@ def test_counts_of_batches_are_those_of_rows(
         counter.add([origin for origin, _ in items], [text for _, text in items])
     for origin in ("task", "safe"):
         assert counter.count(origin).model_dump() == one_by_one(items, origin, mask_rule)
-
-
-def plain_rows(n_rows: int) -> tuple[list[str], list[str]]:
-    """Origins and texts of rows of a few words."""
-    texts = [
-        dump_messages([{"role": "user", "content": f"question {n}?"}, {"role": "assistant", "content": f"the fox {n}"}])
-        for n in range(n_rows)
-    ]
-    return ["safe" if n % 3 == 0 else "task" for n in range(n_rows)], texts
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_second_process_counts_the_same_and_its_end_loses_nothing(
-    monkeypatch: pytest.MonkeyPatch, killed: bool
-) -> None:
-    monkeypatch.setattr(token_counter, "BATCH_ROWS", 20)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    origins, texts = plain_rows(600)
-    alone = TokenCounter(renderer(), "all")
-    alone.add(origins, texts)
-    with TokenCounter(renderer(), "all", token_counter.HELP_FROM_ROWS) as helped:
-        assert helped._helper is not None
-        process = helped._helper._process
-        if killed:
-            process.kill()
-        for start in range(0, len(texts), 100):
-            helped.add(origins[start : start + 100], texts[start : start + 100])
-        for origin in ("task", "safe"):
-            assert helped.count(origin) == alone.count(origin)
-        assert killed or process.poll() is None
-    assert process.poll() is not None, "closing ends the second process"
-
-
-def test_small_mixes_are_counted_by_one_process() -> None:
-    with TokenCounter(renderer(), "all", token_counter.HELP_FROM_ROWS - 1) as counter:
-        assert counter._helper is None

@@ -271,7 +271,7 @@ def test_units_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyP
         assert found is not None
         assert found.ids_N.tolist() == [i for text in texts for i in tokenizer.encode(text).ids]
         assert len(encoder._kept) <= 9
-        assert "x" * 100 not in encoder._kept
+        assert b"x" * 100 not in encoder._kept
 
 
 @settings(deadline=None, max_examples=200)

@@ -124,6 +124,29 @@ def test_the_second_of_two_equal_folders_is_dropped(store: Store) -> None:
     assert store.list("t") == []
 
 
+def test_a_folder_gets_its_name_once_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, flushed, named = Store(tmp_path).open(), set[int](), list[set[int]]()
+    with store.fill("t/one/rows", durable=False) as path:
+        path.write_bytes(b"1")
+    store.fill_json("t/one/m.json", {"a": 1}, durable=False)
+    flush, rename = os.fsync, Path.replace
+
+    def note(descriptor: int) -> None:
+        flush(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def note_name(self: Path, target: Path) -> Path:
+        named.append(set(flushed))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "replace", note_name)
+    assert store.rename_dir("t/one", "mixes/m")
+    final = tmp_path / "mixes" / "m"
+    assert named == [{path.stat().st_ino for path in (final, final / "rows", final / "m.json")}]
+    assert final.parent.stat().st_ino in flushed
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write_table("t.parquet", _sources("old"), SOURCES)
