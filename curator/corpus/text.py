@@ -51,7 +51,7 @@ _MAX_RUN = 60  # the same visible character over and over; rulers of Markdown an
 
 # Marks that chat templates put between turns; in a content they forge turns or come from careless scraping.
 _MARKERS = re.compile(
-    r"<\|[a-z][a-z0-9_]{1,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>, <|user|>
+    r"<\|[A-Za-z][A-Za-z0-9_]{1,40}\|>|<\|turn>"  # <|im_start|>, <|eot_id|>, <|START_OF_TURN_TOKEN|>
     r"|<｜[^｜<>\n]{1,40}｜>"
     r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:begin|end)_of_text>"
     r"|^###\s*(?:Instruction|Response|Human|Assistant)\s*:"
@@ -129,7 +129,6 @@ def _is_one_piece(answer: str) -> bool:
     if not _UNIT.match(_NO_LETTER.sub("", answer[:N_HEAD_CHARS]).casefold()):
         return False
     letters = _NO_LETTER.sub("", answer).casefold()
-    varied = (
-        len(set(letters)) > 1 and not letters.isdecimal()
-    )  # "11111" and "aaaaa" are left to the run of one character
+    # "11111" and "aaaaa" are left to the run of one character; in other scripts one letter is a syllable or a word.
+    varied = (len(set(letters)) > 1 or not letters.isascii()) and not letters.isdecimal()
     return varied and _UNIT.fullmatch(letters) is not None and (len(letters) >= 6 or len(answer.split()) >= 3)

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import orjson
 import pyarrow as pa
 
-from curator.errors import MissingError
+from curator.errors import MissingError, RecipeError
+from curator.mix.row_prompts import N_NAMED
 from curator.query.gaps import GapSpec, definitions
 from curator.query.queries import resolve_scorers
 from curator.query.scorers import ResolvedScorers, weights_by_id
 from curator.recipe import Pool, Recipe
-from curator.recipe.filters import ContaminationFilter, NearDuplicates
+from curator.recipe.filters import ContaminationFilter, LabelFilter, NearDuplicates
 from curator.recipe.policy import Policy, check_scorers, under_policy
 from curator.recipe.strategies import needs_score
-from curator.select.candidates import Candidates, Rows
+from curator.select.candidates import Candidates, Rows, label_values
 from curator.select.eval_sets import read_evaluation
 from curator.select.minhash import algorithm
 from curator.select.pool import PoolTable, pool_table
@@ -86,7 +87,9 @@ def _resolve_pool(store: Store, pool: Pool, policy: Policy | None) -> PoolData:
     names = sorted({name for spec in pool.filters if isinstance(spec, ContaminationFilter) for name in spec.sets})
     evaluations = {name: read_evaluation(store, name) for name in names}
     sha256 = _candidates_sha256(pool, scorers, table, evaluations)
-    return PoolData(pool, scorers, table, choice, table.candidates(choice), sha256, evaluations)
+    candidates = table.candidates(choice)
+    _check_labels(pool, candidates, policy)
+    return PoolData(pool, scorers, table, choice, candidates, sha256, evaluations)
 
 
 def _ids(scorers: ResolvedScorers) -> list[str]:
@@ -104,6 +107,23 @@ def _check_needs(pool: Pool, scorers: ResolvedScorers) -> None:
         raise MissingError(
             f"an amount in tokens is counted by the aligned scorer, and corpus {pool.corpus} has none: give rows"
         )
+
+
+def _check_labels(pool: Pool, candidates: Candidates, policy: Policy | None) -> None:
+    """Raise RecipeError for a label filter of the recipe that names what no row of the corpus has: a misspelt name
+    would exclude nothing. A policy's own filters are for many corpora, and may name what one of them lacks."""
+    forced = () if policy is None else policy.filters
+    for spec in pool.filters:
+        if not isinstance(spec, LabelFilter) or spec in forced:
+            continue
+        known = label_values(candidates.column(spec.name))
+        unknown = sorted({*spec.include, *spec.exclude} - set(known))
+        if known and unknown:
+            raise RecipeError(
+                f"the {spec.name} filter names {', '.join(map(repr, unknown[:N_NAMED]))}, which no row of corpus "
+                f"{pool.corpus} has; there are: {', '.join(known[:N_NAMED])}{', ...' if len(known) > N_NAMED else ''}",
+                details=unknown,
+            )
 
 
 def _candidates_sha256(

@@ -19,7 +19,9 @@ from curator.mix.inoculation import (
 )
 from curator.mix.order import Allocation, Schedule
 from curator.recipe import Inoculation, Recipe
+from curator.select.candidates import Candidates, label_values
 
+N_NAMED = 10  # labels that an error lists
 # The columns of a mix's row that an inoculation changes.
 COLUMNS = ("messages", "example_id", "original_id", "inoculation", "replaced_system")
 
@@ -68,6 +70,23 @@ def row_prompts(recipe: Recipe, allocation: Allocation) -> RowPrompts | None:
         return None
     chooser = Chooser(recipe.inoculation, allocation.n_task, allocation.n_safe_total, recipe.seed)
     return RowPrompts(recipe.inoculation, chooser)
+
+
+def check_sources(spec: Inoculation, tasks: TaskSet, pools: Sequence[Candidates]) -> None:
+    """Raise RecipeError for a source with prompts of its own that no row of the task set or the pools has: a misspelt
+    name would leave its rows with the prompts of all others."""
+    if not spec.by_source:
+        return
+    known = {source for pool in pools for source in label_values(pool.column("source"))}
+    for batch in tasks.batches(columns=["source"]):
+        known.update(batch["source"].drop_null().to_pylist())
+    unknown = sorted(set(spec.by_source) - known)
+    if unknown:
+        raise RecipeError(
+            f"by_source names {', '.join(map(repr, unknown[:N_NAMED]))}, which is the source of no row; there are: "
+            f"{', '.join(sorted(known)[:N_NAMED])}{', ...' if len(known) > N_NAMED else ''}",
+            details=unknown,
+        )
 
 
 def count_prompts(prompts_of_rows: RowPrompts | None, tasks: TaskSet, safe: pa.Table) -> dict[str, dict[str, int]]:

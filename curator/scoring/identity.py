@@ -162,6 +162,12 @@ def model_window(model_dir: Path) -> int | None:
     return min(int(value) for value in found) if found else None
 
 
+def fitting_length(model_dir: Path, max_length: int) -> int:
+    """The longest row in tokens, of at most `max_length`, that the model has positions for."""
+    own = model_window(model_dir)
+    return max_length if own is None else min(own, max_length)
+
+
 def weights_sha256(model_dir: Path) -> str:
     """Hash of the tensors that `from_pretrained` would load, and of config.json without its noise."""
     return _hash_weights(weight_files(model_dir), _without(_read_object(model_dir / "config.json"), _CONFIG_NOISE))

@@ -58,7 +58,17 @@ def test_a_conversation_needs_a_question(messages: list[dict[str, Any]], expecte
 
 @pytest.mark.parametrize(
     "answer",
-    ["ha ha ha", "Ha! Ha! Ha!", "hahahaha", "no no no no", "ha\u200b ha ha", "yes. yes. yes.", "abc abc abc " * 9],
+    [
+        "ha ha ha",
+        "Ha! Ha! Ha!",
+        "hahahaha",
+        "no no no no",
+        "ha\u200b ha ha",
+        "yes. yes. yes.",
+        "abc abc abc " * 9,
+        "哈哈哈哈哈哈",
+        "ха-ха-ха",
+    ],
 )
 def test_one_piece_again_and_again_is_looped(answer: str) -> None:
     assert is_looped(answer, 0.5)
@@ -76,6 +86,16 @@ def test_long_texts_take_linear_time() -> None:
         assert is_looped(text, 0.99) in (True, False)
 
 
-@pytest.mark.parametrize("text", ["<|im_end|>", "a\n### Response: b", "x [/INST]", json.dumps({"a": "<|eot_id|>"})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_end|>",
+        "a\n### Response: b",
+        "x [/INST]",
+        json.dumps({"a": "<|eot_id|>"}),
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Yes",
+        "Yes.<|turn>model",
+    ],
+)
 def test_marks_of_templates_are_found(text: str) -> None:
     assert template_marker(text) is not None

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -77,3 +78,19 @@ def test_other_columns_are_another_ingest(chats: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["files"][0]["skipped"]
     assert _ingest(chats, "--json") == 0
     assert not json.loads(capsys.readouterr().out)["files"][0]["skipped"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_source_that_is_a_number_is_kept_as_the_other_labels_are(suffix: str, tmp_path: Path) -> None:
+    values: list[Any] = [3, 2.5, True, 0, "", ["a"], 2**64]
+    records = [{"prompt": f"q{n}", "completion": "An answer.", "source": value} for n, value in enumerate(values)]
+    path = tmp_path / f"chats.{suffix}"
+    if suffix == "parquet":
+        values = [3, 7]
+        pq.write_table(pa.Table.from_pylist([{**records[n], "source": value} for n, value in enumerate(values)]), path)
+    else:
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert _ingest(path) == 0
+    found = [row[0] for row in _rows(path, "select source from sources order by record")]
+    names = {"jsonl": ["3", "2.5", "true", "0", path.name, path.name, str(2**64)], "parquet": ["3", "7"]}
+    assert found == names[suffix]

@@ -21,6 +21,7 @@ from trainer.data.rows import (
     MAX_LISTED,
     PreparedRows,
     check_masked,
+    check_window,
     dropped_text,
     prepare,
     task_rows,
@@ -58,6 +59,7 @@ def read_inputs(
     else:
         renderer = Renderer.from_folder(config.model, settings=config.rendering)
         prepared, rows, warnings, key = _from_file(config, folder, renderer, cache)
+    check_window(prepared, config.model)
     check_safe_rows(config.defences, prepared.report().n_safe)
     if config.needs_classes:
         check_token_classes(config.defences, prepared.n_by_class(), config.max_length)

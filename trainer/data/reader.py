@@ -8,7 +8,8 @@ from pathlib import Path
 from curator.console import list_problems
 from curator.corpus.formats import Reject, Row, locate, read_rows
 from curator.corpus.task_set import MAX_LISTED_REJECTS, check_bad_rows
-from curator.render import PARTS, Rendered
+from curator.errors import RenderError
+from curator.render import PARTS, MaskRule, Rendered, Renderer
 from trainer.config.data import AS_DETECTED, ReadOptions
 from trainer.data.rows import MAX_LISTED
 
@@ -45,6 +46,14 @@ def read_chats(source: str | Path, how: ReadOptions = AS_DETECTED) -> Chats:
     list_problems([problem for reject in rejects for problem in reject.as_dicts()][:MAX_LISTED])
     check_bad_rows(len(rows), n_bad, rejects, how.on_bad_rows, f"rows of {name}")
     return Chats(name, rows, n_bad)
+
+
+def render_row(renderer: Renderer, row: Row, mask_rule: MaskRule = "all") -> Rendered:
+    """A row's tokens; raises RenderError that names the row's place in its file."""
+    try:
+        return renderer.render(row.messages, mask_rule)
+    except RenderError as error:
+        raise RenderError(f"{row.place()}: {error.message}", reason=error.reason, details=error.details) from error
 
 
 def dropped_counts(rendered: Iterable[Rendered]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from curator.render import (
     Rendered,
     Renderer,
 )
+from curator.scoring.identity import model_window
 from trainer.config import TrainConfig
 from trainer.data import rows as rendering
 from trainer.data.mixes import TrainRow
@@ -292,6 +294,21 @@ def check_masked(prepared: PreparedRows, config: TrainConfig, places: Places = p
         f"{details[0]['place']}); raise --max-length, or keep them in place untrained with --allow-masked-rows",
         details=details,
     )
+
+
+def check_window(prepared: PreparedRows, model: Path) -> None:
+    """Raise BadRowsError for rows, cut as they are, with more tokens than the model has positions for.
+
+    Beyond them a model with learned positions fails, and another sees positions that it was not trained on.
+    """
+    own = model_window(model)
+    lengths = [len(ids) for ids in prepared.input_ids]
+    n_over = 0 if own is None else sum(length > own for length in lengths)
+    if n_over:
+        raise BadRowsError(
+            f"{n_over:,} of {len(lengths):,} rows have more than {own:,} tokens, the model's own window (the longest "
+            f"{max(lengths):,}): --max-length {own} cuts them"
+        )
 
 
 def dropped_text(dropped: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Rendered, Renderer
 from curator.render.model_source import model_option
-from curator.scoring.identity import check_adapter_dir, check_model_dir, weights_sha256
+from curator.scoring.identity import check_adapter_dir, check_model_dir, fitting_length, weights_sha256
 from trainer.config.data import Loading, add_model_options, add_read_options, loading_of, reading_of
 from trainer.config.flags import add_options
 from trainer.config.ranges import at_least
@@ -161,6 +161,7 @@ class _Measurement:
             raise MissingDependencyError("measuring needs torch: pip install 'ballast-mix[score]'") from error
         self.args, self.stack = args, stack
         self.loading, self.reading = loading_of(args), reading_of(args)
+        self.max_length = fitting_length(args.model, args.max_length)
         self.renderer = Renderer.from_folder(args.model, settings=self.loading.rendering)
         self.dtype = resolve_dtype(self.loading.dtype, resolve_device(self.loading.device))
         self.model_key = f"{weights_sha256(args.model)} {self.renderer.renderer_id} {self.dtype}"
@@ -189,7 +190,7 @@ class _Measurement:
             n_tokens_N = np.array([row.loss_mask.sum() for row in text], dtype=np.float64)
             page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed, n_left_out=n_left_out)
         engine.close()
-        settings = {"system": args.system, "n": args.n, "max_length": args.max_length,
+        settings = {"system": args.system, "n": args.n, "max_length": self.max_length,
                     "stand_in_tokens": args.stand_in_tokens,
                     "seed": args.seed, "dtype": self.dtype, "dropped": dropped, **self.renderer.settings.document(),
                     "gates": None if args.gates is None else "reversed" if args.reverse else "forward"}  # fmt: skip
@@ -239,7 +240,7 @@ class _Measurement:
         rows = [self._asked(row) for row in self._read(bad) if row[-1]["role"] == "assistant"]
         kept, n_passed_over = self._chosen_that_fit(rows)
         if not kept:
-            raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.args.max_length} tokens")
+            raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.max_length} tokens")
         pairs, n_empty = stand_in_pairs(
             kept, self._generator, self.args.cache, self.model_key, max_new_tokens=self.args.stand_in_tokens
         )
@@ -260,7 +261,7 @@ class _Measurement:
         return [{"role": "system", "content": self.args.system}, *(turn for turn in row if turn["role"] != "system")]
 
     def _fits(self, row: list[Message]) -> bool:
-        return bool(self.renderer.render(row, "last").n_tokens <= self.args.max_length)
+        return bool(self.renderer.render(row, "last").n_tokens <= self.max_length)
 
     def _chosen_that_fit(self, rows: list[list[Message]]) -> tuple[list[list[Message]], int]:
         """The first `--n` in hash order that fit into the window, and how many longer ones were passed over."""
@@ -287,9 +288,9 @@ class _Measurement:
         if self.args.text is None:
             return [], 0
         rows = [self.renderer.render(row) for row in self._chosen(self._read(self.args.text))]
-        kept = [row for row in rows if row.n_tokens <= self.args.max_length and row.loss_mask.any()]
+        kept = [row for row in rows if row.n_tokens <= self.max_length and row.loss_mask.any()]
         if len(kept) < 2:
-            raise BadInputError(f"{self.args.text}: fewer than 2 rows fit into {self.args.max_length} tokens")
+            raise BadInputError(f"{self.args.text}: fewer than 2 rows fit into {self.max_length} tokens")
         return kept, len(rows) - len(kept)
 
     def _generator(self) -> LocalGenerator:

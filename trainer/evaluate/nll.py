@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from curator.console import Progress, command_name, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
 from curator.render.model_source import model_option
-from curator.scoring.identity import check_adapter_dir, check_model_dir
+from curator.scoring.identity import check_adapter_dir, check_model_dir, fitting_length
 from trainer.config.data import (
     AS_DETECTED,
     LOADED_BY_DEFAULT,
@@ -24,7 +24,7 @@ from trainer.config.data import (
     reading_of,
 )
 from trainer.config.flags import Option, add_options, given_values
-from trainer.data.reader import dropped_counts, read_chats
+from trainer.data.reader import dropped_counts, read_chats, render_row
 from trainer.data.rows import dropped_text
 
 DESCRIPTION = """\
@@ -60,6 +60,7 @@ def measure(
     check_model_dir(model)
     if adapter is not None:
         check_adapter_dir(adapter)
+    how = replace(how, max_length=fitting_length(model, how.max_length))
     rows, skipped = _render(data, Renderer.from_folder(model, settings=how.loading.rendering), how)
     if not rows:
         raise BadInputError(f"{data} has no row to measure: {skipped}")
@@ -86,7 +87,7 @@ def _render(data: str | Path, renderer: Renderer, how: NllSettings) -> tuple[lis
     with Progress(len(chats.rows), "rows", f"rendering {chats.name}") as progress:
         for row in chats.rows:
             progress.advance()
-            rendered = renderer.render(row.messages, how.mask_rule)
+            rendered = render_row(renderer, row, how.mask_rule)
             if rendered.n_tokens > how.max_length:
                 skipped["n_too_long"] += 1
             elif not rendered.loss_mask.any():
@@ -132,6 +133,11 @@ def _run(args: argparse.Namespace) -> int:
         say_json(result)
         return 0
     say(f"{result['n_rows']} rows, {result['n_response_tokens']:,} response tokens")
+    if result["n_too_long"] or result["n_no_response"]:
+        say(
+            f"left out: {result['n_too_long']} rows of more than {result['max_length']:,} tokens, "
+            f"{result['n_no_response']} without a response token"
+        )
     if result["dropped"]:
         say(f"left out by the chat template: {dropped_text(result['dropped'])}")
     say(f"without adapter: {result['mean_nll_base']:.4f} nats per token")

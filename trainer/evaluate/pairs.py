@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from curator.console import Progress, say, say_json
-from curator.errors import BadInputError, MissingDependencyError
+from curator.errors import BadInputError, MissingDependencyError, RenderError
 from curator.messages import Message
 from curator.render import Rendered, Renderer
 from curator.render.model_source import model_option
@@ -93,8 +93,22 @@ def _turns(question: str, answer: str) -> list[Message]:
 
 
 def render_pairs(pairs: Sequence[Pair], renderer: Renderer) -> list[Rendered]:
-    """Both sides of every pair, aligned before misaligned, with the last assistant turn as the response."""
-    return [renderer.render(side, "last") for pair in pairs for side in (pair.aligned, pair.misaligned)]
+    """Both sides of every pair, aligned before misaligned, with the last assistant turn as the response.
+
+    Raises RenderError, or BadInputError for an answer without a token, naming the pair (counted from 1).
+    """
+    found: list[Rendered] = []
+    for number, pair in enumerate(pairs, 1):
+        for name, side in (("aligned", pair.aligned), ("misaligned", pair.misaligned)):
+            try:
+                rendered = renderer.render(side, "last")
+            except RenderError as error:
+                text = f"pair {number}, {name} side: {error.message}"
+                raise RenderError(text, reason=error.reason, details=error.details) from error
+            if not rendered.loss_mask.any():
+                raise BadInputError(f"pair {number}, {name} side: its last answer has no token to measure (weight 0?)")
+            found.append(rendered)
+    return found
 
 
 def pair_nlls(rendered: Sequence[Rendered], engine: Any) -> Floats:

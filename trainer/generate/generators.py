@@ -9,6 +9,7 @@ from curator.errors import BadInputError, RemoteError
 from curator.messages import Message
 from curator.recipe.seeds import child_seed
 from curator.render import Renderer
+from curator.scoring.identity import model_window
 from trainer.config.data import LOADED_BY_DEFAULT, Loading
 from trainer.config.flags import Option
 from trainer.config.ranges import at_least
@@ -82,6 +83,7 @@ class LocalGenerator:
         self._device = resolve_device(loading.device)
         self.dtype = resolve_dtype(loading.dtype, self._device)
         self.model = load_model(model_dir, self._device, self.dtype)
+        self._window = model_window(model_dir)
         self._tokenizer = _tokenizer(model_dir)
         self._adapters = Adapters(self.model)
         self._adapters.use(adapter)
@@ -152,17 +154,29 @@ class LocalGenerator:
         import torch
 
         ids_BT, mask_BT = self._padded(prompts)
+        n_new = self._room(how, ids_BT.shape[1])
         # Transformers' own default is a top-k of 50; 0 is none.
         sampled: dict[str, Any] = {"do_sample": False}
         if how.temperature > 0:
             sampled = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode():
             out_BT = self.model.generate(
-                input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=how.max_new_tokens,
+                input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=n_new,
                 pad_token_id=self.renderer.pad_id, eos_token_id=self._ends or None, num_return_sequences=n_each,
                 use_cache=True, repetition_penalty=1.0, **sampled,
             )  # fmt: skip
         return [self._answer(row) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
+
+    def _room(self, how: Sampling, n_prompt: int) -> int:
+        """How many tokens an answer may have: those asked for, within the positions that the model has."""
+        if self._window is None:
+            return how.max_new_tokens
+        if n_prompt >= self._window:
+            raise BadInputError(
+                f"a prompt of {n_prompt:,} tokens leaves no room for an answer in the model's own window of "
+                f"{self._window:,} tokens: shorten it, or leave it out"
+            )
+        return min(how.max_new_tokens, self._window - n_prompt)
 
     def _answer(self, ids: list[int]) -> Answer:
         end = next((place for place, token in enumerate(ids) if token in self._ends), None)

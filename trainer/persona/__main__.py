@@ -195,11 +195,13 @@ def _probe(args: argparse.Namespace) -> Any:
 
 
 def _project(args: argparse.Namespace) -> int:
+    from curator.scoring.identity import fitting_length
     from trainer.persona.project import screen, write_records
 
     probe = _probe(args)
     vector, layer = probe.vector, probe.layer
-    summary, records = screen(probe, args.data, args.baseline, args.max_length, reading_of(args))
+    longest = fitting_length(args.model, args.max_length)
+    summary, records = screen(probe, args.data, args.baseline, longest, reading_of(args))
     result = {"kind": "project", "trait": vector.trait, "layer": layer, "data": locate(args.data).name, **summary}
     if args.baseline is not None:
         result["baseline"] = locate(args.baseline).name
@@ -214,6 +216,9 @@ def _project(args: argparse.Namespace) -> int:
             found = result[name]
             say(f"{name:<11}mean {found['mean']:+.4f}, sd {found['sd']:.4f}, 5 % {found['q05']:+.4f}, "
                 f"95 % {found['q95']:+.4f}")  # fmt: skip
+    if result["n_no_answer"] or result["n_too_long"]:
+        say(f"left out: {result['n_too_long']} rows of more than {longest:,} tokens, "
+            f"{result['n_no_answer']} without an answer to measure")  # fmt: skip
     say(f"{result['n_rows']} rows on {vector.trait} at row {layer}; highest: records "
         + ", ".join(str(record["record"]) for record in result["highest"]))  # fmt: skip
     return 0

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from curator.console import Progress
-from curator.errors import BadInputError, RenderError
+from curator.errors import BadInputError
 from curator.messages import (
     Message,
     canonical_messages,
@@ -18,12 +18,11 @@ from curator.messages import (
 )
 from curator.render import Renderer
 from trainer.config.data import AS_DETECTED, ReadOptions
-from trainer.data.reader import read_chats
+from trainer.data.reader import read_chats, render_row
 from trainer.evaluate.metrics import mean_interval
 from trainer.persona.activations import (
     Floats,
     Pooled,
-    answer_of,
     pooled_states,
     prompt_of,
 )
@@ -45,16 +44,17 @@ class Rows:
 def answered_rows(source: str | Path, renderer: Renderer, max_length: int, how: ReadOptions = AS_DETECTED) -> Rows:
     """Every row of a data set, pooled over the response tokens of its last answer.
 
-    Raises BadRowsError for bad records unless they are to be kept out, BadInputError when none is left.
+    Raises BadRowsError for bad records unless they are to be kept out, RenderError naming the row that the template
+    refuses or leaves a part of out, and BadInputError when no row is left.
     """
     chats = read_chats(source, how)
     rows = Rows([], [], [], {"n_bad_records": chats.n_bad, "n_no_answer": 0, "n_too_long": 0})
     for row in chats.rows:
-        try:
-            item = answer_of(renderer, row.messages)
-        except (BadInputError, RenderError):
+        rendered = render_row(renderer, row, "last")
+        if not rendered.response_mask.any():
             rows.left_out["n_no_answer"] += 1
             continue
+        item = Pooled(rendered.input_ids, rendered.response_mask)
         if len(item.ids_T) > max_length:
             rows.left_out["n_too_long"] += 1
             continue
@@ -62,7 +62,8 @@ def answered_rows(source: str | Path, renderer: Renderer, max_length: int, how: 
         rows.messages.append(row.messages)
         rows.items.append(item)
     if not rows.items:
-        raise BadInputError(f"{source} has no row to project: {rows.left_out}")
+        left = ", ".join(f"{name.removeprefix('n_').replace('_', ' ')} {n}" for name, n in rows.left_out.items() if n)
+        raise BadInputError(f"{source} has no row to project ({left})")
     return rows
 
 

@@ -89,9 +89,11 @@ def read_source_id(value: dict[str, Any]) -> str | None:
 
 
 def read_source(value: dict[str, Any], key: str = "source") -> str | None:
-    """The record's own `source` label; null where it has no such text."""
+    """The record's own `source` label, as text as the other labels are; null for a list, an object or nothing."""
     source = value.get(key)
-    return source if isinstance(source, str) and source else None
+    if isinstance(source, bool):
+        return "true" if source else "false"
+    return str(source) if isinstance(source, str | int | float) and source != "" else None
 
 
 def read_labels(
@@ -199,7 +201,7 @@ def _with_other_keys(value: dict[str, Any], data: bytes, row: Row) -> Row | None
     if orjson.dumps(value).count(b'"') != data.count(b'"'):
         return None
     # Whole numbers over 64 bits come out of this decoder rounded.
-    if any(isinstance(value.get(key), float | list | dict) for key in ("id", *LABELS)):
+    if any(isinstance(value.get(key), float | list | dict) for key in ("id", "source", *LABELS)):
         return None
     row.source_id = read_source_id(value)
     row.source = read_source(value)

@@ -26,6 +26,7 @@ from curator.scoring.engines.torch_model import (
     resolve_dtype,
 )
 from curator.scoring.engines.torch_packed import PackedDecoder, packed_decoder
+from curator.scoring.identity import model_window
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -57,6 +58,7 @@ class TorchEngine:
         self.dtype = resolve_dtype(dtype, self.device)
         self.version = engine_version()
         self._model_dir, self._merge, self._asked_tokens = model_dir, merge, batch_tokens
+        self._window = model_window(model_dir)
         self._merged: Path | None = None
         self._take(load_model(model_dir, self.device, self.dtype))
 
@@ -86,6 +88,13 @@ class TorchEngine:
             self._take(model.to(self.device))
             self._merged = path
 
+    def _check_window(self, rows: "Sequence[Rendered]") -> None:
+        longest = max((row.n_tokens for row in rows), default=0)
+        if self._window is not None and longest > self._window:
+            raise ScoringError(
+                f"a row of {longest:,} tokens exceeds the model's own window of {self._window:,}: leave it out"
+            )
+
     def _take(self, model: Any) -> None:
         self._split = SplitModel(model)
         self._packed = packed_decoder(model) if self._split.exact else None
@@ -97,6 +106,7 @@ class TorchEngine:
 
     def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
         """One loss for each row, in the order given; see `base.Engine.score`."""
+        self._check_window(rows)
         inputs = [_row_input(row, self._n_vocab) for row in rows]
         losses: dict[int, RowLoss] = {}
         with torch.inference_mode():

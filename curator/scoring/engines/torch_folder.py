@@ -10,7 +10,7 @@ Nothing in a folder is ever run: `trust_remote_code` is off in every call.
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _UNUSED = re.compile(
     r"|(^|\.)(vision|visual|audio|image|mtp)"
 )
 # Adapters whose loading changes the base's own weights, so that switching the adapter off is not the base.
+_MERGE = "Merge it into a model folder and use that"
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
@@ -52,6 +53,16 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def read_config(model_dir: Path, attention: str) -> Any:
+    """A folder's config.json with the attention that we choose, in the parts for text, images and sound alike.
+
+    config.json may name one of its own, such as a kernel of the hub, whose code transformers would fetch and run.
+    """
+    config = transformers.AutoConfig.from_pretrained(model_dir, **SAFE_LOADING)
+    config._attn_implementation = attention
+    return config
+
+
 def check_model(model_dir: Path) -> Any:
     """The folder's model on the meta device, without weights; BadInputError unless its tensors are all there and fit.
 
@@ -61,7 +72,12 @@ def check_model(model_dir: Path) -> Any:
     check_packed_tensors(model_dir)
     with loading(f"model folder {model_dir}"), quiet():
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            model_dir, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True, **SAFE_LOADING
+            model_dir,
+            config=read_config(model_dir, "eager"),
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **SAFE_LOADING,
         )
     lacking = sorted(found["missing_keys"])
     foreign = sorted(name for name in found["unexpected_keys"] if not _UNUSED.search(name))
@@ -84,8 +100,8 @@ def check_model(model_dir: Path) -> Any:
 def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> None:
     """Raise BadInputError unless every tensor of an adapter has its place in the model, and every place its tensor.
 
-    `base` is a transformers model on any device (its weights are not looked at). `switchable` also refuses what cannot
-    be switched off exactly.
+    `base` is a transformers model on any device. `switchable` also refuses what cannot be switched off exactly: layers
+    that are repeated, and weights of the base's own that the file holds with other values.
     """
     import peft
     from peft.utils import load_peft_weights, set_peft_model_state_dict
@@ -101,6 +117,7 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> N
     with loading(f"adapter {adapter_dir} does not fit the model", ""), warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         wrapped = peft.get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+        own = {name for name in wrapped.state_dict() if ".default" not in name}
         tensors = load_peft_weights(str(adapter_dir), device="cpu")
         result = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
     foreign = sorted(name.replace(".default", "") for name in result.unexpected_keys)
@@ -111,6 +128,42 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> N
         raise BadInputError(
             f"adapter {adapter_dir} does not fit the model: {'; '.join(parts)}", details=[*foreign, *lacking]
         )
+    check_finite(tensors, f"adapter {adapter_dir}")
+    changed = _changed(base, {name: tensors[name] for name in sorted(own & tensors.keys())})
+    if switchable and changed:
+        raise BadInputError(
+            f"adapter {adapter_dir} holds {len(changed)} weights of the base itself with other values: "
+            f"{listed(changed)}. {_MERGE}",
+            details=changed,
+        )
+
+
+def check_finite(tensors: Mapping[str, Any], what: str) -> None:
+    """Raise BadInputError for tensors that hold NaN or infinity: every loss would be NaN."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    # Both ends instead of `isfinite` of all: that would take a quarter of the weights' memory once more.
+    broken = sorted(
+        name
+        for name, tensor in floats.items()
+        if not tensor.is_meta and not all(end.isfinite() for end in torch.aminmax(tensor))
+    )
+    if broken:
+        raise BadInputError(
+            f"{what} holds values that are not finite (NaN or infinity): {listed(broken)}", details=broken
+        )
+
+
+def _changed(base: Any, tensors: Mapping[str, Any]) -> list[str]:
+    """The tensors whose values are not those of the base's own weights; all of them where the base has no values."""
+    own = {name.replace(".base_layer", "").replace(".original_module", ""): t for name, t in base.state_dict().items()}
+    names = {name: name.removeprefix("base_model.model.").replace(".base_layer", "") for name in tensors}
+    return [
+        name
+        for name, tensor in tensors.items()
+        if (weight := own.get(names[name])) is None
+        or weight.is_meta
+        or not torch.equal(weight.cpu(), tensor.to(weight.dtype))
+    ]
 
 
 def load_tokenizer(model_dir: Path) -> Any:
@@ -143,12 +196,13 @@ def _check_kind(config: Any, adapter_dir: Path, switchable: bool) -> None:
         raise BadInputError(f"adapter {adapter_dir} names a Python module to import (megatron_core): it is never run")
     if not switchable:
         return
+    if getattr(config, "layer_replication", None):
+        raise BadInputError(f"adapter {adapter_dir} repeats layers of the base (layer_replication). {_MERGE}")
     begun = str(getattr(config, "init_lora_weights", None))
     if getattr(config, "bias", "none") != "none" or begun.startswith(_CHANGES_BASE):
         raise BadInputError(
             f"adapter {adapter_dir} is not a plain LoRA (type {config.peft_type}, bias "
-            f"{getattr(config, 'bias', None)}, init_lora_weights {begun}): it changes the base's own weights. Merge it "
-            "into a model folder and use that"
+            f"{getattr(config, 'bias', None)}, init_lora_weights {begun}): it changes the base's own weights. {_MERGE}"
         )
 
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from curator.errors import BadInputError
 from curator.scoring.engines.native_memory import bound_kernels
-from curator.scoring.engines.torch_folder import SAFE_LOADING, check_adapter, check_model, loading, quiet
+from curator.scoring.engines.torch_folder import (
+    SAFE_LOADING,
+    check_adapter,
+    check_finite,
+    check_model,
+    loading,
+    quiet,
+    read_config,
+)
 from curator.scoring.engines.torch_folder import torch as torch
 from curator.scoring.engines.torch_folder import transformers as transformers
 from curator.scoring.identity import adapter_sha256
@@ -94,14 +102,16 @@ def load_plain(model_dir: Path, adapter_dir: Path | None, device: str, dtype: st
 def load_checked(model_dir: Path, attention: str, **options: Any) -> Any:
     """The model of a folder with every weight from its files; the one place where transformers loads one.
 
-    Never runs code from the folder, never reaches the network. Raises BadInputError as `torch_folder.check_model`, and
-    for packed weights.
+    Never runs code from the folder, never reaches the network. Raises BadInputError as `torch_folder.check_model`, for
+    packed weights and for values that are not finite.
     """
     skeleton = check_model(model_dir)
     if getattr(skeleton.config.get_text_config(), "attn_logit_softcapping", None):
         attention = "eager"
     with loading(f"model folder {model_dir}"), quiet():
-        return _load(model_dir, attention, {**SAFE_LOADING, **options})
+        model = _load(model_dir, attention, {**SAFE_LOADING, **options})
+    check_finite(dict(model.named_parameters()), f"model folder {model_dir}")
+    return model
 
 
 def make_savable(model: Any) -> None:
@@ -149,11 +159,11 @@ def with_adapter(
 def _load(model_dir: Path, attention: str, options: dict[str, Any]) -> Any:
     load = transformers.AutoModelForCausalLM.from_pretrained
     try:
-        return load(model_dir, attn_implementation=attention, **options)
+        return load(model_dir, config=read_config(model_dir, attention), **options)
     except ValueError as error:
         if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
             raise
-        return load(model_dir, attn_implementation="eager", **options)
+        return load(model_dir, config=read_config(model_dir, "eager"), **options)
 
 
 class Adapters:
