@@ -14,6 +14,8 @@ from pydantic import Field
 from curator.client import Client
 from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
+from curator.mix.cards import write_cards
+from curator.mix.manifest import Manifest
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model, model_option
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
@@ -214,6 +216,7 @@ class Safeguard:
     def _keep_mix(self) -> None:
         assert self.manifest is not None
         write_json(self.out / "manifest.json", self.manifest)
+        write_cards(self.out / "mix.jsonl", Manifest.model_validate(self.manifest))
         if not self.quiet:
             n_safe = self.manifest["n_safe"]
             say(f"  mix {self.mix_id}: {self.manifest['n_rows']:,} rows, {n_safe:,} of them safe")
