@@ -202,6 +202,7 @@ def test_the_whole_way_goes_on_after_kills_and_ends_as_one_without(place: Path) 
     assert run("trainer.plans.safeguard", task, "--settings", way) == 0
     killed = json.loads((place / "run/report.json").read_text())
     assert set(killed["behaviour"]) == {"plain", "trigger-1"}
+    assert "## Measured: gate passed" in (place / "run/train/adapter/README.md").read_text()
     assert run("trainer.plans.safeguard", task, "--settings", way, "--out", str(place / "run2")) == 0
     whole = json.loads((place / "run2/report.json").read_text())
     assert killed == whole
