@@ -20,8 +20,8 @@ import yaml
 
 from curator.console import escape_markdown
 from curator.errors import IntegrityError
-from curator.messages import MESSAGE_KEYS
 from curator.mix.manifest import LabelShare, Manifest, PoolReceipt, ScorerRef
+from curator.mix.structs import message_keys, messages_type
 from curator.store.filesystem import atomic_write
 from curator.store.schema import MIX_ROWS, arrow_schema
 
@@ -31,14 +31,10 @@ LICENCE_UNKNOWN = "unknown"
 
 _ROW_SCHEMA = arrow_schema(MIX_ROWS)
 
-_FUNCTION = [{"name": "name", "dtype": "string"}, {"name": "arguments", "dtype": "json"}]
-_CALL = [
-    {"name": "type", "dtype": "string"},
-    {"name": "id", "dtype": "string"},
-    {"name": "function", "struct": _FUNCTION},
-]
 # Of a column whose Arrow type this is: the types that `datasets` and Croissant have for it.
-_CARD_TYPES = {pa.string(): "string", pa.int32(): "int32", pa.int64(): "int64", pa.float64(): "float64"}
+_CARD_TYPES = {
+    pa.string(): "string", pa.int32(): "int32", pa.int64(): "int64", pa.float64(): "float64", pa.json_(): "json",
+}  # fmt: skip
 _CROISSANT_TYPES = {
     pa.string(): "sc:Text", pa.int32(): "cr:Int32", pa.int64(): "cr:Int64", pa.float64(): "cr:Float64",
 }  # fmt: skip
@@ -82,7 +78,7 @@ def read_data_file(path: Path) -> DataFile:
             try:
                 row = orjson.loads(line)
                 columns.update(row)
-                keys.update(*row["messages"])
+                keys.update(message_keys([row["messages"]]))
             except (orjson.JSONDecodeError, TypeError, KeyError) as error:
                 raise IntegrityError(f"{path} line {n_rows} is not a row of a mix: write the file again") from error
     return DataFile(
@@ -91,7 +87,7 @@ def read_data_file(path: Path) -> DataFile:
         n_bytes=path.stat().st_size,
         n_rows=n_rows,
         columns=tuple(name for name in MIX_ROWS.names if name in columns),
-        message_keys=tuple(name for name in MESSAGE_KEYS if name in keys),
+        message_keys=message_keys([[dict.fromkeys(keys)]]),
     )
 
 
@@ -168,24 +164,18 @@ def dataset_card(manifest: Manifest, file: DataFile) -> str:
 
 
 def _feature(column: str, file: DataFile) -> dict[str, Any]:
-    if column == "messages":
-        return {"name": column, "list": [_message_feature(key) for key in file.message_keys]}
-    return {"name": column, **_card_type(_ROW_SCHEMA.field(column).type)}
+    arrow = messages_type(file.message_keys, pa.json_()) if column == "messages" else _ROW_SCHEMA.field(column).type
+    return {"name": column, **_card_type(arrow)}
 
 
 def _card_type(arrow: pa.DataType) -> dict[str, Any]:
-    if not pa.types.is_list(arrow):
-        return {"dtype": _CARD_TYPES[arrow]}
-    element = arrow.value_type
-    if not pa.types.is_struct(element):
-        return {"list": _CARD_TYPES[element]}
-    return {"list": [{"name": field.name, **_card_type(field.type)} for field in element]}
-
-
-def _message_feature(key: str) -> dict[str, Any]:
-    if key == "tool_calls":
-        return {"name": key, "list": _CALL}
-    return {"name": key, "dtype": "int64" if key == "weight" else "string"}
+    """An Arrow type as a card's `features` write it."""
+    if pa.types.is_list(arrow):
+        element = _card_type(arrow.value_type)
+        return {"list": element.get("struct") or element["dtype"]}
+    if pa.types.is_struct(arrow):
+        return {"struct": [{"name": field.name, **_card_type(field.type)} for field in arrow]}
+    return {"dtype": _CARD_TYPES[arrow]}
 
 
 def _description(manifest: Manifest) -> str:

@@ -184,8 +184,8 @@ def _measured(report: Mapping[str, Any]) -> list[str]:
     return [
         f"## Measured: gate {'passed' if report['passed'] else 'failed'}",
         "",
-        f"Adapter against model (shifts and ratios), with 95 % intervals over prompts; loss of the data set's own answers "
-        f"{learnt['shift']:+.4f} nats per token.",
+        "Adapter against model (shifts and ratios), with 95 % intervals over prompts; loss of the data set's own "
+        f"answers {learnt['shift']:+.4f} nats per token.",
         "",
         *table(["figure", *forms], [[name, *(shown.get((name, form), "") for form in forms)] for name in names]),
         "",
