@@ -56,12 +56,12 @@ def all_verbs() -> list[tuple[str, ...]]:
     return [*((name,) for name in (*FIRST_PAGE, *SECOND_PAGE)), *(("lab", name) for name in LAB_PAGE)]
 
 
-def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
-    """Every long option of a parser and of its subcommands, with its action."""
+def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.Action]]:
+    """Every long option of a parser and of its subcommands: the command that has it, its name and its action."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():
                 yield from options_of(child)
         for name in action.option_strings:
             if name.startswith("--") and name not in ("--help", "--help-all", "--version"):
-                yield name, action
+                yield parser.prog.removeprefix("ballast "), name, action
