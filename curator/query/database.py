@@ -112,7 +112,7 @@ def connect(
         }
     )
     try:
-        connection.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
+        _without_progress_bar(connection)
         if store is None:
             for name in sql.MACROS:
                 connection.execute(sql.view_text(name))
@@ -128,6 +128,13 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+def _without_progress_bar(connection: Connection) -> None:
+    """It draws on stdout, where --json prints. In a notebook without ipywidgets it is off, and DuckDB refuses the SET."""
+    ((shown,),) = connection.execute("select current_setting('enable_progress_bar')").fetchall()
+    if shown:
+        connection.execute("set enable_progress_bar = false")
 
 
 def export_database(store: Store, path: Path, mixes: Sequence[MixFiles] | None = None) -> None:
