@@ -131,7 +131,7 @@ def connect(
 
 
 def _without_progress_bar(connection: Connection) -> None:
-    """It draws on stdout, where --json prints. In a notebook without ipywidgets it is off, and DuckDB refuses the SET."""
+    """It draws on stdout, where --json prints. Off in a notebook without ipywidgets, where DuckDB refuses the SET."""
     ((shown,),) = connection.execute("select current_setting('enable_progress_bar')").fetchall()
     if shown:
         connection.execute("set enable_progress_bar = false")
