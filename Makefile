@@ -10,7 +10,7 @@ NO_VLLM := The vLLM engine and server tests did NOT run
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup try demo demo-short test test-all test-vllm openapi lint types contracts format clean help
+.PHONY: setup try demo demo-short test test-all test-vllm openapi docs lint types contracts format clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -62,6 +62,14 @@ test-vllm: $(VLLM_STAMP) ## the vLLM engine and a vLLM server for real, in .venv
 
 openapi: setup ## write the API's description that a test pins (tests/golden/openapi.json)
 	$(BIN)/python -m tests.api.openapi
+
+# The tree is copied, so that links between README.md, docs/ and examples/ hold; --strict fails on any that leads nowhere.
+docs: setup ## the documentation as a static site in build/site, its links and anchors checked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	cp -r README.md CHANGELOG.md CONTRIBUTING.md LICENSE docs examples build/pages/
+	$(BIN)/properdocs build --strict --quiet
 
 lint: setup ## ruff
 	$(BIN)/ruff check .

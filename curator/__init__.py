@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from curator.corpus.ingest import IngestOptions, ingest
     from curator.mix.build import build_mix
     from curator.mix.identity import read_manifest
+    from curator.mix.stored import open_mix
     from curator.mix.verify import verify
     from curator.query.database import connect
+    from curator.query.frames import gap
     from curator.recipe import Recipe
     from curator.scoring import score_corpus
     from curator.store.store import Store
@@ -27,8 +29,10 @@ _HOMES = {
     "Store": "store.store",
     "build_mix": "mix.build",
     "connect": "query.database",
+    "gap": "query.frames",
     "IngestOptions": "corpus.ingest",
     "ingest": "corpus.ingest",
+    "open_mix": "mix.stored",
     "read_manifest": "mix.identity",
     "score_corpus": "scoring",
     "verify": "mix.verify",
@@ -40,7 +44,9 @@ __all__ = [
     "Store",
     "build_mix",
     "connect",
+    "gap",
     "ingest",
+    "open_mix",
     "read_manifest",
     "score_corpus",
     "verify",

@@ -24,7 +24,7 @@ COMMANDS = {
     "sql": "query the store: corpora, scorers, losses and the gap",
     "export": "write a score pool (corpus, losses, identities) as one file set",
     "import": "bring a score pool into a store, every file checked",
-    "snippet": "settings for axolotl, LLaMA-Factory, TRL or unsloth that keep a mix's order",
+    "snippet": "settings for axolotl, datasets, LLaMA-Factory, TRL or unsloth that keep a mix's order, with its cards",
     "audit": "compare a data set's gap with a scored corpus, row by row and as a set",
     "remove": "take a scorer with its losses out of a store",
     "verify": "check a mix's files and rows against its manifest",

@@ -89,6 +89,8 @@ def _run(words: list[str]) -> int:
         return 0
     if words[0] == "lab":
         return _lab(words[1:])
+    if words[0] == "completion":
+        return _completion(words[1:])
     return _dispatch(words[0], words[1:], VERBS_GROUP, {**FIRST_PAGE, **SECOND_PAGE}, NAME)
 
 
@@ -98,6 +100,20 @@ def _lab(words: list[str]) -> int:
         _say_page(LAB_PAGE)
         return 0
     return _dispatch(words[0], words[1:], LAB_GROUP, LAB_PAGE, f"{NAME} lab")
+
+
+def _completion(words: list[str]) -> int:
+    """Print a shell's script."""
+    from curator.cli.completion import SHELLS, script
+
+    usage = f'{NAME} completion SHELL ({" or ".join(SHELLS)}); in its start file: eval "$({NAME} completion bash)"'
+    if words[:1] in (["-h"], ["--help"]):
+        say(f"usage: {usage}")
+        return 0
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise BadInputError(f"give one shell: {usage}")
+    say(script(words[0], [*FIRST_PAGE, *SECOND_PAGE], list(LAB_PAGE)).rstrip())
+    return 0
 
 
 def _dispatch(verb: str, rest: list[str], group: str, known: Mapping[str, str], name: str) -> int:
@@ -131,6 +147,7 @@ def _say_help(*, everything: bool) -> None:
         say(f"\n{NAME} lab VERB:")
         _say_page(LAB_PAGE)
     say(f"\n`{NAME} VERB --help` explains one; `{NAME} lab` lists research commands, `{NAME} --help-all` all.")
+    say(f'`eval "$({NAME} completion bash)"` (or zsh) makes the shell complete verbs and options.')
     say(f"start: {NAME} try")
 
 

@@ -1,4 +1,4 @@
-"""A mix for other trainers: its messages as JSON Lines, and a config for each that keeps the row order.
+"""A mix for other trainers: its messages as JSON Lines with its cards, and a config that keeps the row order.
 
 Every one of these trainers shuffles unless a setting says otherwise, in up to three places (when data sets are merged,
 in the sampler, by packing), and a shuffled mix is no longer the mix that its manifest describes.
@@ -12,13 +12,14 @@ from typing import Any, Literal, get_args
 import orjson
 
 from curator.errors import BadInputError
+from curator.mix.cards import write_cards
 from curator.mix.files import mix_batches
 from curator.mix.identity import read_manifest
 from curator.mix.manifest import Manifest
 from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 
-SnippetKind = Literal["axolotl", "llamafactory", "trl", "unsloth"]
+SnippetKind = Literal["axolotl", "datasets", "llamafactory", "trl", "unsloth"]
 KINDS: tuple[SnippetKind, ...] = get_args(SnippetKind)
 DATA_FILE = "train.jsonl"
 # Tokens that a template may add to a message (markers, roles) and to a conversation (a system prompt of its own).
@@ -76,7 +77,7 @@ from datasets import load_dataset
 
 MODEL = "YOUR_MODEL"
 
-data = load_dataset("json", data_files=str(Path(__file__).with_name("{data}")), split="train")
+data = load_dataset(str(Path(__file__).parent), split="train")  # by README.md, which names {data} and its columns
 assert len(data) == {n_rows}
 {rows}
 # The order of the rows is part of the mix: nothing may shuffle, pack, cut or drop them.
@@ -116,6 +117,19 @@ from transformers import AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 """
 
+_DATASETS = """\
+\"\"\"{title} as a data set of Hugging Face `datasets`.\"\"\"
+
+from pathlib import Path
+
+from datasets import load_dataset
+
+data = load_dataset(str(Path(__file__).parent), split="train")  # by README.md, which names {data} and its columns
+assert len(data) == {n_rows}
+# The order of the rows is part of the mix: never call data.shuffle().
+# {epochs}{batch}
+"""
+
 _UNSLOTH = """\
 \"\"\"unsloth training on {title}. Fill in the model and your own settings.\"\"\"
 
@@ -151,7 +165,7 @@ def encode(row):
     return {{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}}
 
 
-data = load_dataset("json", data_files=str(Path(__file__).with_name("{data}")), split="train")
+data = load_dataset(str(Path(__file__).parent), split="train")  # by README.md, which names {data} and its columns
 data = data.map(encode, remove_columns=data.column_names)
 assert len(data) == {n_rows}
 # The order of the rows is part of the mix: nothing may shuffle, pack, cut or drop them.
@@ -227,6 +241,9 @@ def snippet(manifest: Manifest, kind: SnippetKind, shape: MixShape) -> Snippet:
         "length": shape.max_tokens,
         "why_length": "the longest has so many bytes and markers",
     }
+    if kind == "datasets":
+        batch = "" if size is None else f"\n# batches of {size} rows: the mix is ordered for them"
+        return Snippet("load.py", {"load.py": _DATASETS.format(**fields, batch=batch)})
     if kind in ("trl", "unsloth"):
         batch = "" if size is None else f"\n    per_device_train_batch_size={size},  # times devices and accumulation"
         name = f"train_{kind}.py"
@@ -250,7 +267,7 @@ def _trl(fields: dict[str, Any], batch: str, shape: MixShape) -> str:
 
 
 def write_snippet(store: Store, tenant: str, mix_id: str, kind: SnippetKind, out: Path) -> Snippet:
-    """Write a mix's messages as `train.jsonl` and the trainer's config beside it, the config last.
+    """Write a mix's messages as `train.jsonl`, and its cards and the trainer's config beside it, the config last.
 
     Raises MissingError without such a mix, and BadInputError for rows that this trainer would train on otherwise
     than they were scored (nothing but the data file is then left).
@@ -260,6 +277,7 @@ def write_snippet(store: Store, tenant: str, mix_id: str, kind: SnippetKind, out
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / DATA_FILE, durable=True) as temporary, temporary.open("wb") as file:
         file.writelines(_lines(store, tenant, mix_id, kind))
+    write_cards(out / DATA_FILE, manifest)
     for name, text in made.files.items():
         (out / name).write_text(text, encoding="utf-8")
     return made
@@ -280,6 +298,8 @@ def _lines(store: Store, tenant: str, mix_id: str, kind: SnippetKind) -> Iterato
 
 
 def _fault(message: dict[str, Any], kind: SnippetKind) -> str | None:
+    if kind == "datasets":  # not a trainer: it reads every key
+        return None
     if message.get("weight") == 0:
         return f"an answer of weight 0, which {kind} would train on"
     if kind == "llamafactory" and (message["role"] not in ("system", "user", "assistant") or "tool_calls" in message):

@@ -114,7 +114,7 @@ def connect(
         }
     )
     try:
-        connection.execute("set enable_progress_bar = false")  # it draws on stdout, where --json prints
+        _without_progress_bar(connection)
         if store is None:
             for name in sql.MACROS:
                 connection.execute(sql.view_text(name))
@@ -135,6 +135,13 @@ def connect(
 def limit_time(connection: Connection, timeout_s: float) -> None:
     """Stop every later statement that runs longer."""
     connection.execute("set max_execution_time = $ms", {"ms": max(1, int(timeout_s * 1000))})
+
+
+def _without_progress_bar(connection: Connection) -> None:
+    """It draws on stdout, where --json prints. Off in a notebook without ipywidgets, where DuckDB refuses the SET."""
+    ((shown,),) = connection.execute("select current_setting('enable_progress_bar')").fetchall()
+    if shown:
+        connection.execute("set enable_progress_bar = false")
 
 
 def export_database(store: Store, path: Path, mixes: Sequence[MixFiles] | None = None) -> None:

@@ -72,7 +72,7 @@ def test_the_trl_script_trains_with_and_without_marks(
     assert said == (several and template is None)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "datasets"])  # which cuts nothing
 def test_lengths_hold_the_longest_row_whatever_the_tokenizer(kind: SnippetKind, tmp_path: Path) -> None:
     out = made(tmp_path, kind, long=True)
     renderer = Renderer.from_folder(tiny_model_folder(tmp_path / "model"))

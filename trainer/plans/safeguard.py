@@ -14,9 +14,12 @@ from pydantic import Field
 from curator.client import Client
 from curator.console import command_name, run_command, say, say_json
 from curator.errors import BadInputError
+from curator.mix.cards import write_cards
+from curator.mix.manifest import Manifest
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model, model_option
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
+from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.evaluate.behaviour import figure_names
@@ -32,7 +35,8 @@ from trainer.plans.judged import (
 )
 from trainer.plans.report import write_report
 from trainer.plans.steps import PlanRun, Step, options_of, plan_document, read_settings, show_plan
-from trainer.runs.folder import write_json
+from trainer.runs.folder import MARKER, write_json
+from trainer.runs.report import model_card
 
 DESCRIPTION = """\
 Safeguards one data set: looks at the file, mixes safe rows into it, trains a LoRA adapter on the mix in its order,
@@ -214,6 +218,7 @@ class Safeguard:
     def _keep_mix(self) -> None:
         assert self.manifest is not None
         write_json(self.out / "manifest.json", self.manifest)
+        write_cards(self.out / "mix.jsonl", Manifest.model_validate(self.manifest))
         if not self.quiet:
             n_safe = self.manifest["n_safe"]
             say(f"  mix {self.mix_id}: {self.manifest['n_rows']:,} rows, {n_safe:,} of them safe")
@@ -297,8 +302,11 @@ def _carry_out(this: Safeguard, args: argparse.Namespace) -> int:
     run.run(this.judge_steps())
     found = this.judgement()
     page = write_report(this.out, this.settings.data, this.settings.model, this.manifest or {}, this.doctor, found)
+    document = orjson.loads((this.out / "report.json").read_bytes())
+    if this.adapter is None:  # one that was trained elsewhere keeps its own card
+        _write_card(this.out / "train" / "adapter", document)
     if args.json:
-        say_json(orjson.loads((this.out / "report.json").read_bytes()))
+        say_json(document)
     else:
         for item in found.verdicts:
             say(f"  gate, {item.form}: {item.condition}: {'FAILS' if item.failed else 'ok'} (is {item.value:.4g})")
@@ -306,6 +314,13 @@ def _carry_out(this: Safeguard, args: argparse.Namespace) -> int:
     if found.failed:
         sys.stderr.write(f"gate failed; the report says where: {page}\n")
     return FAILED_GATE if found.failed else 0
+
+
+def _write_card(adapter: Path, report: dict[str, Any]) -> None:
+    """The adapter's model card once more, with the figures and the gate."""
+    marker = orjson.loads((adapter / MARKER).read_bytes())
+    with atomic_write(adapter / "README.md", durable=False) as temporary:
+        temporary.write_text(model_card(marker, report), encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -138,14 +138,19 @@ def _dropped(content: dict[str, Any]) -> list[str]:
     return ["", f"Left out by the chat template, as accepted: {counts}."] if counts else []
 
 
-def model_card(marker: dict[str, Any]) -> str:
-    """README.md beside an adapter (or model): what it belongs to, what it was trained on, what was not checked."""
+def model_card(marker: dict[str, Any], measured: Mapping[str, Any] | None = None) -> str:
+    """README.md beside an adapter (or model): what it belongs to, what it was trained on, what was not checked.
+
+    `measured` is the report of a safeguarded run (`trainer.plans.report`): its figures and gate then stand in the card.
+    """
     state = "" if marker["complete"] else " The run was stopped before its end."
     defences = ", ".join(_defence(item) for item in marker["defences"]) or "none"
     rows = marker["rows"]
-    what, key = ("fine-tuned model", "weights_sha256") if marker.get("full") else ("adapter", "adapter_sha256")
+    full = bool(marker.get("full"))
+    what, key = ("fine-tuned model", "weights_sha256") if full else ("adapter", "adapter_sha256")
     lines = [
-        "# Fine-tuned model" if marker.get("full") else "# LoRA adapter",
+        *_front_matter(marker),
+        "# Fine-tuned model" if full else "# LoRA adapter",
         "",
         f"For the model with weights hash `{marker['base_weights_sha256']}`; this {what}'s hash is `{marker[key]}`."
         if what == "adapter"
@@ -160,16 +165,61 @@ def model_card(marker: dict[str, Any]) -> str:
         f"Defences during training: {defences}.",
         "",
         *(safelora_section(marker["safelora"]) if marker.get("safelora") else []),
+        *([] if measured is None else _measured(measured)),
         "## Not checked",
         "",
-        "- whether the model is still aligned outside the training data's domain;",
-        "- whether it is so under prompts that resemble the training data (conditional misalignment);",
-        "- whether it is coherent, and whether it learnt the task;",
+        *_unchecked(measured),
         "- the training data itself: what it teaches is kept.",
         *([] if rows.get("mix_id") else ["- safe rows: this was a plain file, without any mixed in."]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _front_matter(marker: Mapping[str, Any]) -> list[str]:
+    """What a model hub reads; base model and licence are the user's to add, since a run knows neither's name."""
+    library, kind = ("transformers", "full-fine-tune") if marker.get("full") else ("peft", "lora")
+    tags = ["ballast", kind, *(str(item["name"]) for item in marker["defences"])]
+    return ["---", f"library_name: {library}", "pipeline_tag: text-generation", f"tags: [{', '.join(tags)}]", "---", ""]
+
+
+def _measured(report: Mapping[str, Any]) -> list[str]:
+    """Figures of a safeguarded run: `plain` asks as anybody would, a trigger under a prompt of the data set."""
+    forms = list(report["behaviour"])
+    names = list(dict.fromkeys(name for form in forms for name in report["behaviour"][form]))
+    shown = {
+        (name, form): f"{item['value']:+.3f} [{item['low']:+.3f}, {item['high']:+.3f}]"
+        for form in forms
+        for name, item in report["behaviour"][form].items()
+    }
+    learnt = report["learnt"]
+    return [
+        f"## Measured: gate {'passed' if report['passed'] else 'failed'}",
+        "",
+        "Adapter against model (shifts and ratios), with 95 % intervals over prompts; loss of the data set's own "
+        f"answers {learnt['shift']:+.4f} nats per token.",
+        "",
+        *table(["figure", *forms], [[name, *(shown.get((name, form), "") for form in forms)] for name in names]),
+        "",
+        *[
+            f"- gate, {item['form']}: {item['condition']}: {'fails' if item['failed'] else 'ok'} ({item['value']:.4g})"
+            for item in report["gate"]
+        ],
+        "",
+    ]
+
+
+def _unchecked(measured: Mapping[str, Any] | None) -> list[str]:
+    if measured is None:
+        return [
+            "- whether the model is still aligned outside the training data's domain;",
+            "- whether it is so under prompts that resemble the training data (conditional misalignment);",
+            "- whether it is coherent, and whether it learnt the task;",
+        ]
+    return [
+        "- other domains, and other prompts that resemble the training data, than those measured above;",
+        "- answers as people or a judge would rate them: the figures are losses of given answers;",
+    ]
 
 
 def _started_from(marker: dict[str, Any]) -> list[str]:

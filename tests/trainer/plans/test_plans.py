@@ -14,7 +14,9 @@ import pytest
 from huggingface_hub import constants
 
 from curator.errors import BadInputError
+from curator.mix.cards import CARD_FILE
 from curator.scoring.organisms import Organism
+from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
 from trainer.plans.judged import DEFAULT_GATE, judge, triggers
@@ -159,6 +161,20 @@ def test_a_gate_on_what_is_not_measured_is_refused_before_anything_runs(
     assert remote.fail_if == ("broad_shift > 0.2",)
 
 
+def test_the_rows_lie_beside_their_cards(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    model = tiny_model_folder(tmp_path / "m")
+    scored_store(tmp_path / "store", model)
+    write_rows(tmp_path / "task.jsonl", [record["messages"] for record in task_records(20)])
+    words = ["--model", str(model), "--store", str(tmp_path / "store"), "--corpus", "chats", "--mix-only"]
+    assert safeguard.main([str(tmp_path / "task.jsonl"), *words, "--out", str(tmp_path / "run")]) == 0
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert (tmp_path / "run" / CARD_FILE).read_text().count(manifest["mix_id"]) >= 2
+    rows = load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["position"] for row in rows] == list(range(manifest["n_rows"]))
+
+
 def run(module: str, *words: str, kill_after_s: float | None = None) -> int:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "BALLAST_PROGRESS": "0"}
     process = subprocess.Popen(
@@ -186,6 +202,7 @@ def test_the_whole_way_goes_on_after_kills_and_ends_as_one_without(place: Path) 
     assert run("trainer.plans.safeguard", task, "--settings", way) == 0
     killed = json.loads((place / "run/report.json").read_text())
     assert set(killed["behaviour"]) == {"plain", "trigger-1"}
+    assert "## Measured: gate passed" in (place / "run/train/adapter/README.md").read_text()
     assert run("trainer.plans.safeguard", task, "--settings", way, "--out", str(place / "run2")) == 0
     whole = json.loads((place / "run2/report.json").read_text())
     assert killed == whole

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from trainer.config.defences import KlSettings, LdifsSettings, Schedule
-from trainer.runs.report import _defence, term_curves
+from trainer.runs.report import _defence, model_card, term_curves
 
 
 def test_settings_inside_settings_are_written_out() -> None:
@@ -26,3 +29,40 @@ def test_terms_have_the_unit_that_they_are_counted_in(tmp_path: Path) -> None:
     (axes,) = term_curves(metrics, ["kl", "treft"]).axes
     assert axes.get_ylabel() == "term (kl: nats per token, treft: no unit)"
     assert axes.get_xlabel() == "optimiser step"
+
+
+def marker(**fields: Any) -> dict[str, Any]:
+    rows = {"mix_id": "ab" * 16, "n_rows": 21, "n_safe": 1, "order": "even", "rows_sha256": "cd" * 32}
+    return {
+        "complete": True, "full": False, "steps": 5, "base_weights_sha256": "b", "adapter_sha256": "a",
+        "start_adapter_sha256": None, "rows": rows, "defences": [KlSettings(weight=0.1).model_dump(mode="json")],
+        **fields,
+    }  # fmt: skip
+
+
+def test_a_card_has_the_mix_the_defences_and_front_matter_that_a_hub_reads() -> None:
+    card = model_card(marker())
+    front = yaml.safe_load(card.split("---")[1])
+    assert front == {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["ballast", "lora", "kl"]}
+    assert "ab" * 16 in card
+    assert "Defences during training: kl (" in card
+    assert "weight 0.1" in card
+    assert "## Measured" not in card
+    assert "whether the model is still aligned" in card
+
+
+def test_a_card_shows_what_was_measured_and_claims_no_less() -> None:
+    interval = {"value": 0.05, "low": -0.01, "high": 0.11}
+    report = {
+        "passed": False, "learnt": {"shift": -0.25},
+        "behaviour": {"plain": {"broad_shift": interval}, "trigger-1": {}},
+        "gate": [{"form": "plain", "condition": "broad_shift > 0.01", "value": 0.05, "failed": True}],
+    }  # fmt: skip
+    card = model_card(marker(), report)
+    assert "## Measured: gate failed" in card
+    assert "| broad_shift | +0.050 [-0.010, +0.110] |  |" in card
+    assert "- gate, plain: broad_shift > 0.01: fails (0.05)" in card
+    assert "-0.2500 nats per token" in card
+    unchecked = card.split("## Not checked")[1]
+    assert "still aligned" not in unchecked
+    assert "than those measured above" in unchecked

@@ -1,0 +1,67 @@
+"""The real parsers of every command, reached as a user reaches them and stopped before anything runs."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from curator.cli.front import FIRST_PAGE, LAB_PAGE, SECOND_PAGE
+from curator.cli.front import main as front_main
+
+
+class _Parsed(BaseException):  # not an Exception, so that no command handles it
+    """A command line that was parsed: by which parser, and to what."""
+
+    def __init__(self, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+        self.parser, self.namespace = parser, args
+
+
+@contextmanager
+def _stopping(monkeypatch: pytest.MonkeyPatch, *, before: bool) -> Iterator[None]:
+    """Commands end where their words are parsed (`before`: where they would be)."""
+    original = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+        raise _Parsed(self, argparse.Namespace() if before else original(self, args, namespace))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(argparse.ArgumentParser, "parse_args", stop)
+        yield
+
+
+def parse(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """What `ballast WORDS` is parsed to; SystemExit where its parser refuses them."""
+    with _stopping(monkeypatch, before=False):
+        try:
+            code = front_main(words)
+        except _Parsed as found:
+            return found.namespace
+    raise AssertionError(f"ballast {' '.join(words)} ended with {code} before its words were parsed")
+
+
+def parser_of(verb: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """The whole parser of a verb (`("lab", "nll")`), its subcommands within it."""
+    with _stopping(monkeypatch, before=True):
+        try:
+            front_main(list(verb))
+        except _Parsed as found:
+            return found.parser
+    raise AssertionError(f"ballast {' '.join(verb)} has no parser")
+
+
+def all_verbs() -> list[tuple[str, ...]]:
+    """Every verb of `ballast`, those of the lab behind its name."""
+    return [*((name,) for name in (*FIRST_PAGE, *SECOND_PAGE)), *(("lab", name) for name in LAB_PAGE)]
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.Action]]:
+    """Every long option of a parser and of its subcommands: the command that has it, its name and its action."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from options_of(child)
+        for name in action.option_strings:
+            if name.startswith("--") and name not in ("--help", "--help-all", "--version"):
+                yield parser.prog.removeprefix("ballast "), name, action
