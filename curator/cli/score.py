@@ -37,6 +37,7 @@ from curator.scoring.organisms import read_organisms
 from curator.scoring.ray_workers import RayWorkers
 from curator.scoring.request import BLOCK_TOKENS
 from curator.scoring.run import ScoreRun, WorkersFactory
+from curator.scoring.shards import Shard
 
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
@@ -74,8 +75,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
     reports = _run_organisms(args) if args.organisms is not None else [_run_one(args)]
-    if reports[-1] is not None:
-        _publish(args, reports[-1])
+    published = [report for report in reports if report is not None and report.published]
+    if published:
+        _publish(args, published[-1])
     return 0
 
 
@@ -116,7 +118,7 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
         mask_rule=args.mask_rule, max_length=plan.max_length, sample=sample,
         block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,
         price_per_hour=args.price_per_hour, declared=plan.declared, merge_adapter=args.merge_adapter,
-        rendering=rendering,
+        rendering=rendering, shard=Shard.parse(args.shard) if args.shard is not None else None,
     )  # fmt: skip
     if args.dry_run:
         _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
@@ -214,7 +216,13 @@ def _say(report: ScoreReport) -> None:
         f"  now: {report.n_rows_now:,} rows, {report.n_tokens_now:,} tokens in {report.seconds_now:.1f} s "
         f"({rate:,.0f} tokens/s, loading and checks included)"
     )
-    say(f"  {_check_line(report.check or {})}")
+    if report.check is not None:
+        say(f"  {_check_line(report.check)}")
+    if not report.published:
+        say(
+            f"shard {report.shard} is done; {report.n_missing:,} rows are missing, and the scorer is not published "
+            f"before these shards are done: {', '.join(report.missing_shards)}"
+        )
 
 
 def _check_line(check: dict[str, Any]) -> str:

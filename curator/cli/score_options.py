@@ -188,6 +188,9 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("rows").add_argument
     add("--sample", type=int, metavar="N", help="score N rows only; a larger N with one seed contains a smaller")
     add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
+    add("--shard", metavar="I/N",
+        help="score the I-th of N like shares of the rows (first 1/N), for jobs without Ray; the shard that ends "
+        "last publishes the scorer, and a run without this option scores what is left")  # fmt: skip
     add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
     add("--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="T",
         help=f"window in tokens; longer rows are marked, not scored (default: {DEFAULT_MAX_LENGTH})")  # fmt: skip
