@@ -30,7 +30,6 @@ from curator.scoring.parts import (
     PATTERN,
     Finished,
     ScoreRow,
-    part_name,
     read_finished,
     sweep_temporary,
 )
@@ -82,14 +81,26 @@ def score_corpus(
 
 
 class _Alone:
-    """This process as the only worker; progress counts rows as the engine finishes them."""
+    """This process as the only worker; progress counts rows as the engine finishes them.
+
+    A block that another command is scoring is left for the end, so that two share the work.
+    """
 
     def __init__(self, worker: BlockScorer) -> None:
         self._worker = worker
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
+        taken: list[Block] = []
         for block in blocks:
-            yield self._worker.score(block)
+            done = self._worker.score_unless_taken(block)
+            if done is None:
+                taken.append(block)
+            else:
+                yield done
+        for block in taken:
+            # Its part is there by now, or its scorer may have died elsewhere: waiting for it could be for ever.
+            if not self._worker.has_part(block):
+                yield self._worker.score(block)
 
     def close(self) -> None:
         """The engine stays for the check."""
@@ -227,8 +238,7 @@ class ScoreRun:
     def _missing_blocks(self, wanted: frozenset[str], finished: Finished) -> Iterator[Block]:
         for whole in blocks(self.store, self.corpus, wanted, self.request.block_tokens, self.window):
             block = without(whole, finished.ids)
-            # Where the part is there already, a worker beside us wrote it.
-            if block.ids and not self.store.exists(f"{self.folder}/{part_name(block.ids)}"):
+            if block.ids and not self.worker.has_part(block):  # one beside us may have written it
                 yield block
 
     def _note_failures(self) -> None:

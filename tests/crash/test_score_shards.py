@@ -99,3 +99,25 @@ def test_shards_killed_at_random_and_started_again_give_the_same_parts(tmp_path:
     scorer = reports[0]["scorer_id"]
     assert losses(killed, str(scorer)) == losses(peace, str(scorer))
     assert losses(killed, str(scorer)).keys() == corpus_ids(killed)
+
+
+def test_plain_processes_on_one_corpus_share_its_blocks(tmp_path: Path, model: Path) -> None:
+    store, alone = new_store(tmp_path, "store"), new_store(tmp_path, "alone")
+    (expected,) = [finish(start(alone, model, "", 0.0))]
+    n_blocks, n_rows = len(parts(alone)), len(corpus_ids(alone))
+    reports = [finish(process) for process in [start(store, model, "", 0.3) for _ in range(2)]]
+    assert parts(store) == parts(alone)
+    assert losses(store, str(expected["scorer_id"])) == losses(alone, str(expected["scorer_id"]))
+    # Without the notes each of them would score every row; a block or two at the end may be done by both.
+    n_now = [int(str(report["n_rows_now"])) for report in reports]
+    assert n_rows <= sum(n_now) <= n_rows + 4 * n_rows // n_blocks + 10
+    assert min(n_now) > n_rows // 5
+
+
+def test_a_block_whose_process_was_killed_goes_to_the_other(tmp_path: Path, model: Path) -> None:
+    store, rng = new_store(tmp_path, "store"), random.Random(3)
+    victim, other = start(store, model, "", 0.3), start(store, model, "", 0.3)
+    kill_after_some_parts(store, [victim], rng)
+    report = finish(other)
+    assert losses(store, str(report["scorer_id"])).keys() == corpus_ids(store)
+    assert not store.list(f"scores/chats/{report['scorer_id']}/attempts")
