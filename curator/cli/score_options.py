@@ -16,7 +16,8 @@ from curator.render.model_source import model_option
 from curator.render.settings import DEFAULT_DATE, PARTS, RenderSettings
 from curator.scoring.engines.base import Launch
 from curator.scoring.engines.launch import TorchReferenceLaunch, torch_launch
-from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
+from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch
+from curator.scoring.engines.server_pool import ServerPoolLaunch, find_servers
 from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter, vllm_on_gpu
 from curator.scoring.identity import (
     adapter_sha256,
@@ -121,27 +122,39 @@ def vllm_plan(args: argparse.Namespace) -> EnginePlan:
 
 
 def server_plan(args: argparse.Namespace) -> EnginePlan:
-    """A server that answers; one position of its window stays free for the token it must generate.
+    """The servers that answer; one position of the window stays free for the token that they must generate.
 
     Where the model folder holds weights they serve as the reference, and their hash as the declared one.
     """
-    found, window = find_version(args.server_url, args.server_model)
-    version = args.server_version or found
-    if version == "unknown":
-        raise BadInputError("the server does not tell its version: give --server-version")
+    found = find_servers(args.server_url, args.server_model)
+    version = args.server_version or _one_version({url: version for url, (version, _) in found.items()})
+    windows = [window for _, window in found.values() if window is not None]
     local = has_weights(args.model)
     weights = args.declare_weights_sha256 or (weights_sha256(args.model) if local else None)
     if weights is None:
         raise BadInputError(f"{args.model} holds no weights: give --declare-weights-sha256 of those the server runs")
     adapter = args.declare_adapter_sha256 or (adapter_sha256(args.adapter) if args.adapter else None)
-    launch = ServerLaunch(
-        args.server_url, args.server_model, args.dtype, version, concurrency=args.concurrency or DEFAULT_CONCURRENCY
-    )
+    concurrency = args.concurrency or DEFAULT_CONCURRENCY
+    servers = [ServerLaunch(url, args.server_model, args.dtype, version, concurrency) for url in found]
+    launch = servers[0] if len(servers) == 1 else ServerPoolLaunch(tuple(servers))
     # Without the adapter's weights the local model is not a reference for it.
     comparable = local and (args.adapter is not None or adapter is None)
     reference = _reference(args) if comparable else None
-    max_length = args.max_length if window is None else min(args.max_length, window - 1)
+    max_length = min([args.max_length, *(window - 1 for window in windows)])
     return EnginePlan(launch, reference, args.label or args.server_model, max_length, Declared(weights, adapter))
+
+
+def _one_version(versions: Mapping[str, str]) -> str:
+    """The version that all servers report; it is part of the scorer's identity."""
+    if len(set(versions.values())) > 1:
+        shown = ", ".join(f"{url} {version}" for url, version in versions.items())
+        raise BadInputError(
+            f"the servers report different versions: {shown}. Run one, or give --server-version for all"
+        )
+    version = next(iter(versions.values()))
+    if version == "unknown":
+        raise BadInputError("the server does not tell its version: give --server-version")
+    return version
 
 
 def _reference(args: argparse.Namespace) -> TorchReferenceLaunch | None:
@@ -239,13 +252,15 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """A vLLM server that runs already."""
+    """vLLM servers that run already."""
     add = parser.add_argument_group("with --engine server").add_argument
-    add("--server-url", metavar="URL", help="where it listens, such as http://localhost:8000")
+    add("--server-url", action="append", metavar="URL",
+        help="where it listens, such as http://localhost:8000; repeated for several servers of one model, which share "
+        "the rows once they agree on the first; one that dies is left out")  # fmt: skip
     add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter "
         "(with --organisms: leave it out, each is requested by its own name)")  # fmt: skip
     add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
-    add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
+    add("--concurrency", type=int, metavar="N", help="requests to each server at a time (default: 16)")
     add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")
     add("--declare-adapter-sha256", metavar="HEX", help="hash of the adapter behind --server-model, if it is one")
 
