@@ -179,8 +179,9 @@ def test_the_command_takes_several_servers(
     file.write_text("\n".join(json.dumps({"messages": item}) for item in random_conversations(40, seed=4)) + "\n")
     ingest(store, [file], "chats")
     servers = [stack.enter_context(running(Mortal(folder))) for _ in range(2)]
-    common = ["score", "--store", str(tmp_path / "store"), "--corpus", "chats", "--role", "aligned",
-              "--model", str(folder), "--engine", "server", "--server-model", "tiny", "--dtype", "float32", "--device", "cpu", "--json"]  # fmt: skip
+    common = ["score", "--store", str(tmp_path / "store"), "--corpus", "chats", "--role", "aligned", "--json",
+              "--model", str(folder), "--device", "cpu", "--dtype", "float32",
+              "--engine", "server", "--server-model", "tiny"]  # fmt: skip
     urls = [option for url in (servers[0].url, GONE, servers[1].url) for option in ("--server-url", url)]
     assert main([*common, *urls]) == 0
     out, err = capsys.readouterr()
