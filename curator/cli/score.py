@@ -16,6 +16,7 @@ from curator.cli.score_options import (
     check_options,
     engine_of,
     engine_plan,
+    parallel,
     ray_plan,
     render_settings,
     worker_launch,
@@ -119,6 +120,7 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
         block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,
         price_per_hour=args.price_per_hour, declared=plan.declared, merge_adapter=args.merge_adapter,
         rendering=rendering, shard=Shard.parse(args.shard) if args.shard is not None else None,
+        parallel=parallel(args),
     )  # fmt: skip
     if args.dry_run:
         _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
@@ -161,10 +163,12 @@ def _run_organisms(args: argparse.Namespace) -> list[ScoreReport | None]:
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.role is None:
         raise BadInputError("--role is needed: aligned, misaligned or benign (or --organisms DIR)")
-    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency", "workers"):
+    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency", "workers", "tensor_parallel"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
+        raise BadInputError(f"--gpus-per-worker {args.gpus_per_worker}: give 0 for none")
     if args.check_rows is not None and args.check_rows < 0:
         raise BadInputError(f"--check-rows {args.check_rows}: give 0 for none")
     if args.price_per_hour is not None and not 0 <= args.price_per_hour < float("inf"):

@@ -29,7 +29,7 @@ from curator.scoring.ray_workers import RayPlan
 from curator.scoring.request import DEFAULT_MAX_LENGTH, Declared
 
 DEFAULT_WORKERS = 2
-_RAY_ONLY = ("workers", "worker_engine", "ray_address")
+_RAY_ONLY = ("workers", "worker_engine", "ray_address", "gpus_per_worker")
 _SERVER_ONLY = (
     "server_url", "server_model", "server_version", "concurrency", "declare_weights_sha256", "declare_adapter_sha256",
 )  # fmt: skip
@@ -68,6 +68,8 @@ def check_options(args: argparse.Namespace) -> None:
         given = [name for name in _RAY_ONLY if getattr(args, name) is not None]
         if given:
             raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine ray")
+    if args.tensor_parallel is not None and engine_of(args) != "vllm":
+        raise BadInputError("--tensor-parallel needs --engine vllm (or --worker-engine vllm)")
     if engine_of(args) != "server":
         given = [name for name in _SERVER_ONLY if getattr(args, name) is not None]
         if given:
@@ -83,9 +85,21 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def ray_plan(args: argparse.Namespace, plan: EnginePlan) -> RayPlan:
-    """Workers with a core for each of their threads, and a GPU each where the engine runs on one here."""
+    """Workers with a core for each of their threads, and the GPUs that each engine runs on here."""
     local_gpu = plan.launch.device.startswith("cuda") and plan.launch.name != "server"
-    return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, int(local_gpu), args.ray_address)
+    needed = (args.tensor_parallel or 1) * int(local_gpu)
+    gpus = needed if args.gpus_per_worker is None else args.gpus_per_worker
+    if gpus < needed and args.tensor_parallel is not None:
+        raise BadInputError(
+            f"--gpus-per-worker {gpus}: --tensor-parallel {args.tensor_parallel} needs as many for each"
+        )
+    return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, gpus, args.ray_address)
+
+
+def parallel(args: argparse.Namespace) -> dict[str, int]:
+    """On how many devices and processes the run computes, where that was chosen: recorded with its check."""
+    names = ("tensor_parallel", "workers", "gpus_per_worker")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def worker_launch(plan: EnginePlan, workers: RayPlan) -> Launch:
@@ -115,7 +129,7 @@ def vllm_plan(args: argparse.Namespace) -> EnginePlan:
     launch = VllmLaunch(
         args.model.absolute(), device, here.dtype, engine_version(), max_length,
         args.adapter and args.adapter.absolute(), args.merge_adapter,
-        args.batch_tokens, args.threads,
+        args.batch_tokens, args.threads, args.tensor_parallel or 1,
     )  # fmt: skip
     reference = TorchReferenceLaunch(args.model, args.adapter, device, here.dtype)
     return EnginePlan(launch, reference, args.label, max_length)
@@ -245,9 +259,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+    add("--tensor-parallel", type=int, metavar="N",
+        help="with vLLM: split each layer over N GPUs of this machine (default: 1)")  # fmt: skip
     add("--workers", type=int, metavar="N", help="with --engine ray: engines at work (default: 2)")
     add("--worker-engine", choices=list(ENGINES),
         help="with --engine ray: what each runs (default: torch)")  # fmt: skip
+    add("--gpus-per-worker", type=int, metavar="N",
+        help="with --engine ray: GPUs that Ray reserves for each (default: as many as --tensor-parallel where they "
+        "compute on GPUs, else 0)")  # fmt: skip
     add("--ray-address", metavar="A", help="with --engine ray: a running cluster (default: RAY_ADDRESS, else Ray here)")
 
 

@@ -6,7 +6,7 @@ What a request comes to for the model at hand: its identity and its window.
 """
 
 import heapq
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -107,7 +107,9 @@ class ScoreRequest:
     With `declared` the folder need only hold the tokenizer and template. `price_per_hour` only shows a cost
     while the run goes on. `merge_adapter`: adapters are merged into the weights, which is another measure; the check
     then measures what that changes, so it cannot be left out. `rendering` is what the renderer was made with, for
-    workers that make their own. `shard` scores one share of the rows and publishes only what all shards did.
+    workers that make their own. `shard` scores one share of the rows and publishes only what all shards did. `parallel`
+    is on how many devices and processes it runs, by option; it is kept with the check, for sums over devices round in
+    another order.
     """
 
     corpus: str
@@ -129,6 +131,7 @@ class ScoreRequest:
     merge_adapter: bool = False
     rendering: "RenderSettings | None" = None
     shard: Shard | None = None
+    parallel: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.role != "aligned" and not self.domain:

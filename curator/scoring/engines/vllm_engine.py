@@ -94,7 +94,8 @@ _ENVIRONMENT = {
 @dataclass(frozen=True)
 class VllmLaunch:
     """vLLM over a model folder. `max_length` is the longest row; `adapter_dir` is the adapter that will be used, for
-    vLLM sizes itself by it; `merge` runs it merged into the weights."""
+    vLLM sizes itself by it; `merge` runs it merged into the weights; `tensor_parallel` GPUs of one machine share each
+    layer."""
 
     model_dir: Path
     device: str
@@ -105,6 +106,7 @@ class VllmLaunch:
     merge: bool = False
     batch_tokens: int | None = None
     threads: int | None = None
+    tensor_parallel: int = 1
     name: str = NAME
 
     def __call__(self) -> "VllmEngine":
@@ -265,6 +267,9 @@ def _options(launch: VllmLaunch) -> dict[str, Any]:
         "generation_config": "vllm",
         "seed": 0,
     }
+    if launch.tensor_parallel > 1:
+        # Processes of vLLM's own on this machine, also inside of a Ray worker.
+        options |= {"tensor_parallel_size": launch.tensor_parallel, "distributed_executor_backend": "mp"}
     if launch.adapter_dir is not None and not launch.merge:
         shape = vllm_adapter(launch.adapter_dir)
         options |= {
