@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from curator.errors import BadInputError, ScoringError
 from curator.render import Rendered, Renderer
 from curator.scoring import ScoreRequest, score_corpus
 from curator.scoring.engines import vllm_engine
-from curator.scoring.engines.vllm_engine import VllmLaunch, _options, row_loss, vllm_adapter
+from curator.scoring.engines.vllm_engine import VllmEngine, VllmLaunch, _options, row_loss, vllm_adapter
 from curator.store.store import Store
 from tests.toy_scoring import ToyEngine, chat_file, toy_model_folder
 
@@ -170,3 +172,76 @@ def test_vllm_is_told_of_its_gpus_only_where_there_are_several() -> None:
     assert "tensor_parallel_size" not in _options(launch)
     options = _options(replace(launch, tensor_parallel=2))
     assert (options["tensor_parallel_size"], options["distributed_executor_backend"]) == (2, "mp")
+
+
+class FakeLLM:
+    """Stands in for `vllm.LLM` where there is none: only its queue, which answers some rows a step, last ones first."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options, self.calls, self.aborted = options, 0, list[str]()
+        self.waiting: dict[str, list[int]] = {}
+        self.n_added = 0
+        self.llm_engine = self
+        self.vllm_config = SimpleNamespace(use_v2_model_runner=False)
+        self.engine_core = SimpleNamespace(shutdown=lambda: None)
+
+    def enqueue(
+        self, prompts: list[dict[str, list[int]]], params: list[Any], lora_request: Any, use_tqdm: bool
+    ) -> list[str]:
+        assert len(prompts) == len(params)
+        self.calls += 1
+        ids = [f"{self.n_added + index}-cafe" for index in range(len(prompts))]
+        self.n_added += len(prompts)
+        self.waiting |= {key: prompt["prompt_token_ids"] for key, prompt in zip(ids, prompts, strict=True)}
+        return ids
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.waiting)
+
+    def step(self) -> list[Any]:
+        answers = []
+        for key in list(self.waiting)[-3:]:
+            ids = self.waiting.pop(key)
+            flat = Flat(ids[1:], [-float(token) for token in ids[1:]])
+            answers.append(SimpleNamespace(request_id=key.partition("-")[0], finished=True, prompt_logprobs=flat))
+        return answers
+
+    def abort_request(self, ids: list[str], internal: bool) -> None:
+        assert internal
+        self.aborted += [key for key in ids if self.waiting.pop(key, None) is not None]
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
+    fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=lambda **options: options)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    monkeypatch.setattr(vllm_engine, "_check_folders", lambda launch: None)
+    monkeypatch.setattr(vllm_engine, "_set_environment", lambda launch: None)
+    return VllmLaunch(Path("/models/x"), "cuda", "bfloat16", "1", 100, tensor_parallel=2)()
+
+
+def queue_rows(n: int) -> list[Rendered]:
+    mask = np.array([False, False, True, True])
+    return [Rendered(np.array([1, 2, 3, row], dtype=np.int32), mask) for row in range(n)]
+
+
+def test_all_rows_wait_in_one_queue_and_answers_in_any_order_find_their_rows(fake_engine: VllmEngine) -> None:
+    rows, seen = queue_rows(400), list[tuple[int, int]]()
+    found = fake_engine.score(rows, lambda n_rows, n_tokens: seen.append((n_rows, n_tokens)))
+    assert [loss.nll_sum for loss in found] == [3.0 + row for row in range(400)]
+    assert seen == [(1, 4)] * 400
+    assert fake_engine._llm.calls == 1
+    assert [loss.nll_sum for loss in fake_engine.score(rows[5:7])] == [8.0, 9.0]
+    assert fake_engine.score([]) == []
+    assert fake_engine._llm.options["tensor_parallel_size"] == 2
+    fake_engine.close()
+
+
+def test_after_a_failure_nothing_of_a_call_is_left_in_the_queue(fake_engine: VllmEngine) -> None:
+    def stop(n_rows: int, n_tokens: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fake_engine.score(queue_rows(10), stop)
+    assert len(fake_engine._llm.aborted) == 7
+    assert [loss.nll_sum for loss in fake_engine.score(queue_rows(2))] == [3.0, 4.0]
