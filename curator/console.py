@@ -144,6 +144,12 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def warn(text: str) -> None:
+    """One line on stderr, at once: a command that runs for hours goes on, and its answer on stdout stays as it is."""
+    sys.stderr.write(f"warning: {' '.join(text.split())}\n")
+    sys.stderr.flush()
+
+
 def say_json(document: object) -> None:
     """Print one indented JSON document."""
     say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from curator.corpus.ingest import ingest
 from curator.render import Rendered, Renderer
@@ -40,9 +41,9 @@ def _count(row: Rendered) -> int:
     return int(row.response_mask[1:].sum())
 
 
-def toy_model_folder(path: Path, name: str = "toy") -> Path:
+def toy_model_folder(path: Path, name: str = "toy", **tokenizer_options: Any) -> Path:
     """A tokenizer with a template, and an empty safetensors file; `name` decides the identity."""
-    tiny_tokenizer_folder(path)
+    tiny_tokenizer_folder(path, **tokenizer_options)
     (path / "config.json").write_text(json.dumps({"model_type": "toy", "is": name}))
     header = b"{}      "
     (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -1,15 +1,20 @@
-"""The models that an audit can run: which folder is which scorer of the pool, identified by content, not by name."""
+"""The models that an audit can run: which folder is which scorer of the pool, identified by content, not by name.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+An audit scores as the pool was scored: with its engine (torch or vLLM here), its dtype, its renderer's settings, and
+merged adapters where those of the pool were.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curator.corpus.manifest import Scorer
-from curator.errors import BadInputError, MissingError
-from curator.render import Renderer
-from curator.scoring.engines.base import Engine, OnRows, RowLoss
+from curator.errors import BadInputError, MissingDependencyError, MissingError
+from curator.render import Renderer, RenderSettings
+from curator.scoring.engines.base import Engine, Launch, OnRows, RowLoss
 from curator.scoring.engines.launch import TorchLaunch, torch_launch
+from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
 from curator.scoring.identity import (
     Measure,
     check_adapter_dir,
@@ -26,16 +31,18 @@ Launcher = Callable[[Path, str], TorchLaunch]  # (model folder, dtype) -> engine
 
 @dataclass
 class AuditModels:
-    """One base model and the adapters on it; the engine stays loaded between audits.
+    """One base model and the adapters on it; an engine stays loaded between audits.
 
-    `launcher` makes the engine of a folder in a dtype, by default torch here.
+    `launcher` makes the engine of a folder in a dtype, by default torch here; pools that vLLM scored get vLLM.
     """
 
     model_dir: Path
     adapter_dirs: Sequence[Path] = ()
     launcher: Launcher | None = None
-    _engines: dict[str, Engine] = field(default_factory=dict)
-    _renderer: Renderer | None = None
+    batch_tokens: int | None = None
+    threads: int | None = None
+    _engines: dict[Launch, Engine] = field(default_factory=dict)
+    _renderers: dict[RenderSettings | None, Renderer] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise BadInputError for folders that hold no model or adapter."""
@@ -43,29 +50,58 @@ class AuditModels:
         for adapter in self.adapter_dirs:
             check_adapter_dir(adapter)
 
-    @property
-    def renderer(self) -> Renderer:
-        """The renderer of the model folder."""
-        if self._renderer is None:
-            self._renderer = Renderer.from_folder(self.model_dir)
-        return self._renderer
+    def renderer(self, settings: RenderSettings | None = None) -> Renderer:
+        """The renderer of the model folder with these settings, such as the pool's."""
+        if settings not in self._renderers:
+            self._renderers[settings] = Renderer.from_folder(self.model_dir, settings=settings)
+        return self._renderers[settings]
 
-    def launch(self, dtype: str) -> TorchLaunch:
-        """The engine in a dtype, not yet loaded."""
-        return (self.launcher or _torch)(self.model_dir, dtype)
+    def launch(self, identity: Mapping[str, Any], adapter: Path | None = None) -> Launch:
+        """The engine that a scorer's identity names, not yet loaded; vLLM sizes itself by the adapter.
 
-    def adapter_of(self, scorer: Scorer) -> Path | None:
+        Raises BadInputError for a pool that a server scored, MissingDependencyError where vLLM is not installed.
+        """
+        merge = is_merged(identity)
+        if identity["engine"] == "vllm":
+            return self._vllm(identity, adapter, merge)
+        if identity["engine"] == "server":
+            raise BadInputError(
+                "the pool was scored by a vLLM server, whose losses no other engine gives and whose address is not "
+                "recorded: an audit needs the pool scored here, under every model, with `python -m curator score "
+                f"--corpus NAME --model {self.model_dir} --engine vllm` or `--engine torch`"
+            )
+        launch = (self.launcher or _torch)(self.model_dir, str(identity["dtype"]))
+        return replace(launch, merge=True) if merge else launch
+
+    def _vllm(self, identity: Mapping[str, Any], adapter: Path | None, merge: bool) -> VllmLaunch:
+        try:
+            _, device = installed_vllm()
+            if adapter is not None and not merge:
+                vllm_adapter(adapter)
+            return VllmLaunch(
+                self.model_dir.absolute(), device, str(identity["dtype"]), engine_version(), identity["max_length"],
+                adapter and adapter.absolute(), merge, self.batch_tokens, self.threads,
+            )  # fmt: skip
+        except MissingDependencyError as error:
+            raise MissingDependencyError(
+                f"the pool was scored by vLLM, which its audits need: {error.message}"
+            ) from error
+
+    def adapter_of(self, scorer: Scorer, renderer: Renderer) -> Path | None:
         """The adapter folder of a scorer, None for the base model alone.
 
-        Raises MissingError when no folder here gives the scorer's id, naming a setting that differs for all of them.
+        Raises MissingError when no folder here gives the scorer's id, naming a setting that differs for all of them;
+        and as `launch`.
         """
         said = scorer.identity
-        launch = self.launch(str(said["dtype"]))
+        launch = self.launch(said)
         how = (said["mask_rule"], said["max_length"], said["dtype"], launch.name, launch.version)
-        measure = Measure(self.renderer, *how)
+        measure = Measure(renderer, *how)
         found = {}
         for adapter in (None, *self.adapter_dirs):
             identity = model_identity(self.model_dir, adapter, measure)
+            if is_merged(said):
+                identity["adapter_mode"] = said["adapter_mode"]
             if scorer_id(identity) == scorer.scorer_id:
                 return adapter
             found = identity
@@ -75,17 +111,27 @@ class AuditModels:
             why = f"{fixed[0]} is {found.get(fixed[0])!r} here and {said[fixed[0]]!r} for the pool"
         raise MissingError(f"scorer {scorer.shown} cannot run on this worker: {why}")
 
-    def engine(self, dtype: str, on_rows: OnRows) -> Engine:
-        """The loaded engine, which tells `on_rows` of its progress and outlives its close."""
-        if dtype not in self._engines:
-            self._engines[dtype] = self.launch(dtype)()
-        return _Kept(self._engines[dtype], on_rows)
+    def engine(self, launch: Launch, on_rows: OnRows) -> Engine:
+        """The loaded engine, which tells `on_rows` of its progress and outlives its close.
+
+        vLLM takes the memory that there is: any other engine is closed for it, and it for any other.
+        """
+        if launch not in self._engines:
+            if any("vllm" in (item.name, launch.name) for item in self._engines):
+                self.close()
+            self._engines[launch] = launch()
+        return _Kept(self._engines[launch], on_rows)
 
     def close(self) -> None:
         """Free the models' memory."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+
+
+def is_merged(identity: Mapping[str, Any]) -> bool:
+    """Whether the scorer's adapters were merged into the weights."""
+    return identity.get("adapter_mode") == "merged"
 
 
 class _Kept:
@@ -134,6 +180,6 @@ def audit_models(
     def launcher(folder: Path, dtype: str) -> TorchLaunch:
         return _torch(folder, dtype, device, batch_tokens, threads)
 
-    models = AuditModels(model_dir, tuple(adapter_dirs), launcher)
+    models = AuditModels(model_dir, tuple(adapter_dirs), launcher, batch_tokens, threads)
     models.check()
     return models

@@ -7,6 +7,7 @@ over a kill, rows that an engine cannot take, exact identities) and the gap's on
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator.audit.models import AuditModels
+from curator.audit.models import AuditModels, is_merged
 from curator.audit.options import AUDIT_ROWS, AuditOptions
 from curator.audit.risk import Floats, Risks, Verdict, judge, percentiles
 from curator.audit.texts import RowText, answers, pool_languages, read_text
@@ -25,6 +26,7 @@ from curator.errors import BadInputError
 from curator.query.queries import fetch_messages, gap_table
 from curator.query.scorers import ResolvedScorers, resolve_scorers
 from curator.recipe.seeds import permutation
+from curator.render import Renderer
 from curator.scoring.request import ScoreRequest
 from curator.scoring.run import score_corpus
 from curator.store.schema import arrow_schema
@@ -82,13 +84,14 @@ def audit(
     resolved = resolve_scorers(store, options.pool())
     if resolved.aligned is None:
         raise BadInputError(f"corpus {options.corpus} has no scores: an audit compares with them")
-    adapters = {scorer.scorer_id: models.adapter_of(scorer) for scorer in resolved.all}
+    renderer = models.renderer(Renderer.from_store(store, resolved.aligned.renderer_id).settings)
+    adapters = {scorer.scorer_id: models.adapter_of(scorer, renderer) for scorer in resolved.all}
     pool = _read_pool(store, resolved, options)
     on_stage("reading rows", task_set.n_rows)
-    texts = _read_rows(work, task_set, models, on_done)
+    texts = _read_rows(work, task_set, renderer, on_done)
     for scorer in resolved.all:
         on_stage(f"scoring under {scorer.label}", len({row.example_id for row in texts}))
-        _score(work, scorer, adapters[scorer.scorer_id], models, on_done)
+        _score(work, scorer, adapters[scorer.scorer_id], (models, renderer), on_done)
     on_stage("comparing", task_set.n_rows)
     gaps = _gaps(work, resolved, options)
     rows = _rows(texts, gaps, pool, on_done)
@@ -112,9 +115,9 @@ def _read_pool(store: Store, resolved: ResolvedScorers, options: AuditOptions) -
     return _Pool(Risks(-_floats(known[options.score]), _floats(known["n_response_tokens"])), languages)
 
 
-def _read_rows(work: Store, task_set: TaskSet, models: AuditModels, on_done: OnDone) -> list[RowText]:
+def _read_rows(work: Store, task_set: TaskSet, renderer: Renderer, on_done: OnDone) -> list[RowText]:
     """Each row's text as it shows, in order; the rows are ingested into the work store on the way."""
-    control_tokens = models.renderer.control_texts
+    control_tokens = renderer.control_texts
     found: list[RowText] = []
     work.open()
     with work.fill("rows.jsonl") as path, path.open("wb") as file:
@@ -127,9 +130,11 @@ def _read_rows(work: Store, task_set: TaskSet, models: AuditModels, on_done: OnD
     return found
 
 
-def _score(work: Store, scorer: Scorer, adapter: Any, models: AuditModels, on_done: OnDone) -> None:
-    said = scorer.identity
-    launch = models.launch(str(said["dtype"]))
+def _score(
+    work: Store, scorer: Scorer, adapter: Path | None, here: tuple[AuditModels, Renderer], on_done: OnDone
+) -> None:
+    said, (models, renderer) = scorer.identity, here
+    launch = models.launch(said, adapter)
     n_done = 0
 
     def on_rows(n_rows: int, n_tokens: int) -> None:
@@ -149,9 +154,11 @@ def _score(work: Store, scorer: Scorer, adapter: Any, models: AuditModels, on_do
         dtype=launch.dtype,
         mask_rule=said["mask_rule"],
         max_length=said["max_length"],
-        check_rows=0,  # the pool's own runs were checked
+        check_rows=1 if is_merged(said) else 0,  # the pool's own runs were checked; a merged one may not go without
+        merge_adapter=is_merged(said),
+        rendering=renderer.settings,
     )
-    score_corpus(work, request, models.renderer, lambda: models.engine(launch.dtype, on_rows))
+    score_corpus(work, request, renderer, lambda: models.engine(launch, on_rows))
 
 
 def _gaps(work: Store, resolved: ResolvedScorers, options: AuditOptions) -> dict[str, dict[str, Any]]:

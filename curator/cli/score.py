@@ -16,6 +16,7 @@ from curator.cli.score_options import (
     check_options,
     engine_of,
     engine_plan,
+    parallel,
     ray_plan,
     render_settings,
     worker_launch,
@@ -37,6 +38,7 @@ from curator.scoring.organisms import read_organisms
 from curator.scoring.ray_workers import RayWorkers
 from curator.scoring.request import BLOCK_TOKENS
 from curator.scoring.run import ScoreRun, WorkersFactory
+from curator.scoring.shards import Shard
 
 DESCRIPTION = """\
 Computes the loss (nats, over response tokens) of every conversation of a corpus under one model, and stores sums
@@ -74,8 +76,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score and say what became of every row. The model is loaded only when everything cheap is in order."""
     reports = _run_organisms(args) if args.organisms is not None else [_run_one(args)]
-    if reports[-1] is not None:
-        _publish(args, reports[-1])
+    published = [report for report in reports if report is not None and report.published]
+    if published:
+        _publish(args, published[-1])
     return 0
 
 
@@ -116,7 +119,8 @@ def _run_one(args: argparse.Namespace) -> ScoreReport | None:
         mask_rule=args.mask_rule, max_length=plan.max_length, sample=sample,
         block_tokens=BLOCK_TOKENS[launch.device.partition(":")[0]], check_rows=args.check_rows,
         price_per_hour=args.price_per_hour, declared=plan.declared, merge_adapter=args.merge_adapter,
-        rendering=rendering,
+        rendering=rendering, shard=Shard.parse(args.shard) if args.shard is not None else None,
+        parallel=parallel(args),
     )  # fmt: skip
     if args.dry_run:
         _dry_run(args, ScoreRun(store, request, renderer, launch, reference))
@@ -159,10 +163,12 @@ def _run_organisms(args: argparse.Namespace) -> list[ScoreReport | None]:
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.role is None:
         raise BadInputError("--role is needed: aligned, misaligned or benign (or --organisms DIR)")
-    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency", "workers"):
+    for name in ("sample", "batch_tokens", "threads", "passes", "concurrency", "workers", "tensor_parallel"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise BadInputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
+        raise BadInputError(f"--gpus-per-worker {args.gpus_per_worker}: give 0 for none")
     if args.check_rows is not None and args.check_rows < 0:
         raise BadInputError(f"--check-rows {args.check_rows}: give 0 for none")
     if args.price_per_hour is not None and not 0 <= args.price_per_hour < float("inf"):
@@ -214,7 +220,13 @@ def _say(report: ScoreReport) -> None:
         f"  now: {report.n_rows_now:,} rows, {report.n_tokens_now:,} tokens in {report.seconds_now:.1f} s "
         f"({rate:,.0f} tokens/s, loading and checks included)"
     )
-    say(f"  {_check_line(report.check or {})}")
+    if report.check is not None:
+        say(f"  {_check_line(report.check)}")
+    if not report.published:
+        say(
+            f"shard {report.shard} is done; {report.n_missing:,} rows are missing, and the scorer is not published "
+            f"before these shards are done: {', '.join(report.missing_shards)}"
+        )
 
 
 def _check_line(check: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from curator.render.model_source import model_option
 from curator.render.settings import DEFAULT_DATE, PARTS, RenderSettings
 from curator.scoring.engines.base import Launch
 from curator.scoring.engines.launch import TorchReferenceLaunch, torch_launch
-from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch, find_version
+from curator.scoring.engines.server_engine import DEFAULT_CONCURRENCY, ServerLaunch
+from curator.scoring.engines.server_pool import ServerPoolLaunch, find_servers
 from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter, vllm_on_gpu
 from curator.scoring.identity import (
     adapter_sha256,
@@ -28,7 +29,7 @@ from curator.scoring.ray_workers import RayPlan
 from curator.scoring.request import DEFAULT_MAX_LENGTH, Declared
 
 DEFAULT_WORKERS = 2
-_RAY_ONLY = ("workers", "worker_engine", "ray_address")
+_RAY_ONLY = ("workers", "worker_engine", "ray_address", "gpus_per_worker")
 _SERVER_ONLY = (
     "server_url", "server_model", "server_version", "concurrency", "declare_weights_sha256", "declare_adapter_sha256",
 )  # fmt: skip
@@ -67,6 +68,8 @@ def check_options(args: argparse.Namespace) -> None:
         given = [name for name in _RAY_ONLY if getattr(args, name) is not None]
         if given:
             raise BadInputError(f"--{given[0].replace('_', '-')} needs --engine ray")
+    if args.tensor_parallel is not None and engine_of(args) != "vllm":
+        raise BadInputError("--tensor-parallel needs --engine vllm (or --worker-engine vllm)")
     if engine_of(args) != "server":
         given = [name for name in _SERVER_ONLY if getattr(args, name) is not None]
         if given:
@@ -82,9 +85,21 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def ray_plan(args: argparse.Namespace, plan: EnginePlan) -> RayPlan:
-    """Workers with a core for each of their threads, and a GPU each where the engine runs on one here."""
+    """Workers with a core for each of their threads, and the GPUs that each engine runs on here."""
     local_gpu = plan.launch.device.startswith("cuda") and plan.launch.name != "server"
-    return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, int(local_gpu), args.ray_address)
+    needed = (args.tensor_parallel or 1) * int(local_gpu)
+    gpus = needed if args.gpus_per_worker is None else args.gpus_per_worker
+    if gpus < needed and args.tensor_parallel is not None:
+        raise BadInputError(
+            f"--gpus-per-worker {gpus}: --tensor-parallel {args.tensor_parallel} needs as many for each"
+        )
+    return RayPlan(args.workers or DEFAULT_WORKERS, args.threads or 1, gpus, args.ray_address)
+
+
+def parallel(args: argparse.Namespace) -> dict[str, int]:
+    """On how many devices and processes the run computes, where that was chosen: recorded with its check."""
+    names = ("tensor_parallel", "workers", "gpus_per_worker")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def worker_launch(plan: EnginePlan, workers: RayPlan) -> Launch:
@@ -114,34 +129,46 @@ def vllm_plan(args: argparse.Namespace) -> EnginePlan:
     launch = VllmLaunch(
         args.model.absolute(), device, here.dtype, engine_version(), max_length,
         args.adapter and args.adapter.absolute(), args.merge_adapter,
-        args.batch_tokens, args.threads,
+        args.batch_tokens, args.threads, args.tensor_parallel or 1,
     )  # fmt: skip
     reference = TorchReferenceLaunch(args.model, args.adapter, device, here.dtype)
     return EnginePlan(launch, reference, args.label, max_length)
 
 
 def server_plan(args: argparse.Namespace) -> EnginePlan:
-    """A server that answers; one position of its window stays free for the token it must generate.
+    """The servers that answer; one position of the window stays free for the token that they must generate.
 
     Where the model folder holds weights they serve as the reference, and their hash as the declared one.
     """
-    found, window = find_version(args.server_url, args.server_model)
-    version = args.server_version or found
-    if version == "unknown":
-        raise BadInputError("the server does not tell its version: give --server-version")
+    found = find_servers(args.server_url, args.server_model)
+    version = args.server_version or _one_version({url: version for url, (version, _) in found.items()})
+    windows = [window for _, window in found.values() if window is not None]
     local = has_weights(args.model)
     weights = args.declare_weights_sha256 or (weights_sha256(args.model) if local else None)
     if weights is None:
         raise BadInputError(f"{args.model} holds no weights: give --declare-weights-sha256 of those the server runs")
     adapter = args.declare_adapter_sha256 or (adapter_sha256(args.adapter) if args.adapter else None)
-    launch = ServerLaunch(
-        args.server_url, args.server_model, args.dtype, version, concurrency=args.concurrency or DEFAULT_CONCURRENCY
-    )
+    concurrency = args.concurrency or DEFAULT_CONCURRENCY
+    servers = [ServerLaunch(url, args.server_model, args.dtype, version, concurrency) for url in found]
+    launch = servers[0] if len(servers) == 1 else ServerPoolLaunch(tuple(servers))
     # Without the adapter's weights the local model is not a reference for it.
     comparable = local and (args.adapter is not None or adapter is None)
     reference = _reference(args) if comparable else None
-    max_length = args.max_length if window is None else min(args.max_length, window - 1)
+    max_length = min([args.max_length, *(window - 1 for window in windows)])
     return EnginePlan(launch, reference, args.label or args.server_model, max_length, Declared(weights, adapter))
+
+
+def _one_version(versions: Mapping[str, str]) -> str:
+    """The version that all servers report; it is part of the scorer's identity."""
+    if len(set(versions.values())) > 1:
+        shown = ", ".join(f"{url} {version}" for url, version in versions.items())
+        raise BadInputError(
+            f"the servers report different versions: {shown}. Run one, or give --server-version for all"
+        )
+    version = next(iter(versions.values()))
+    if version == "unknown":
+        raise BadInputError("the server does not tell its version: give --server-version")
+    return version
 
 
 def _reference(args: argparse.Namespace) -> TorchReferenceLaunch | None:
@@ -188,6 +215,9 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("rows").add_argument
     add("--sample", type=int, metavar="N", help="score N rows only; a larger N with one seed contains a smaller")
     add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
+    add("--shard", metavar="I/N",
+        help="score the I-th of N like shares of the rows (first 1/N), for jobs without Ray; the shard that ends "
+        "last publishes the scorer, and a run without this option scores what is left")  # fmt: skip
     add("--sample-fit", action="store_true", help="sample only rows that can be scored: in the window, with a response")
     add("--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="T",
         help=f"window in tokens; longer rows are marked, not scored (default: {DEFAULT_MAX_LENGTH})")  # fmt: skip
@@ -229,20 +259,27 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
+    add("--tensor-parallel", type=int, metavar="N",
+        help="with vLLM: split each layer over N GPUs of this machine (default: 1)")  # fmt: skip
     add("--workers", type=int, metavar="N", help="with --engine ray: engines at work (default: 2)")
     add("--worker-engine", choices=list(ENGINES),
         help="with --engine ray: what each runs (default: torch)")  # fmt: skip
+    add("--gpus-per-worker", type=int, metavar="N",
+        help="with --engine ray: GPUs that Ray reserves for each (default: as many as --tensor-parallel where they "
+        "compute on GPUs, else 0)")  # fmt: skip
     add("--ray-address", metavar="A", help="with --engine ray: a running cluster (default: RAY_ADDRESS, else Ray here)")
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """A vLLM server that runs already."""
+    """vLLM servers that run already."""
     add = parser.add_argument_group("with --engine server").add_argument
-    add("--server-url", metavar="URL", help="where it listens, such as http://localhost:8000")
+    add("--server-url", action="append", metavar="URL",
+        help="where it listens, such as http://localhost:8000; repeated for several servers of one model, which share "
+        "the rows once they agree on the first; one that dies is left out")  # fmt: skip
     add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter "
         "(with --organisms: leave it out, each is requested by its own name)")  # fmt: skip
     add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
-    add("--concurrency", type=int, metavar="N", help="requests to the server at a time (default: 16)")
+    add("--concurrency", type=int, metavar="N", help="requests to each server at a time (default: 16)")
     add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")
     add("--declare-adapter-sha256", metavar="HEX", help="hash of the adapter behind --server-model, if it is one")
 

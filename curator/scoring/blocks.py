@@ -39,6 +39,11 @@ def corpus_rows(store: Store, corpus: Corpus, wanted: Collection[str]) -> Iterat
                 yield example_id, messages[index].as_py()
 
 
+def estimated_tokens(n_chars: int, window: int) -> int:
+    """Tokens of a row from its characters, without rendering it."""
+    return int(min(n_chars // CHARS_PER_TOKEN + _ROW_TOKENS, window))
+
+
 def blocks(store: Store, corpus: Corpus, wanted: Collection[str], block_tokens: int, window: int) -> Iterator[Block]:
     """The wanted rows in blocks of about `block_tokens` tokens at most, none across corpus parts."""
     for path in corpus.parts:
@@ -49,7 +54,7 @@ def blocks(store: Store, corpus: Corpus, wanted: Collection[str], block_tokens: 
         for index, example_id in enumerate(ids):
             if example_id not in wanted:
                 continue
-            n_row = min(n_chars[index] // CHARS_PER_TOKEN + _ROW_TOKENS, window)
+            n_row = estimated_tokens(n_chars[index], window)
             if chosen and n_tokens + n_row > block_tokens:
                 yield _block(table, chosen)
                 chosen, n_tokens = [], 0

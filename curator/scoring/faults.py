@@ -8,8 +8,12 @@ block (`Attempt`), which outlive the process: that it was at work here, and on w
 
 The block is first scored as a whole. When a process dies in it, the next one goes row by row and notes each; a row
 that kills `MAX_DEATHS` processes while it stands alone is marked. A run that is stopped from outside leaves the
-same trace, so it takes that many deaths on one row, not one. Each process has a note of its own: those of processes
-that may be alive count for nothing, since several may work on one folder.
+same trace, so it takes that many deaths on one row, not one. Each process has a note of its own, and those of processes
+that may be alive blame no row.
+
+The notes of the living are how processes on one folder share its blocks: whoever meets a block that another began
+before leaves it for the end. They are no lock: a block that two score all the same (at the end) gives one part, whose
+first copy stays.
 """
 
 import os
@@ -40,15 +44,19 @@ _PLACE_FILES = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")
 
 
 class Attempt:
-    """The notes of one block. `careful`: an earlier process died in it, so go row by row."""
+    """The notes of one block. `careful`: an earlier process died in it, so go row by row. `taken`: another that may be
+    alive is at it."""
 
     def __init__(self, store: Store, folder: str, ids: Sequence[str], worker: str | None = None) -> None:
         self._store, self._worker = store, worker
-        stem = _stem(ids)
-        self._path = f"{folder}/{FOLDER}/{stem}-{secrets.token_hex(8)}.json"
+        self._folder, self._stem = f"{folder}/{FOLDER}", _stem(ids)
+        stem, self._name = self._stem, f"{self._stem}-{secrets.token_hex(8)}.json"
+        self._path = f"{self._folder}/{self._name}"
         self._row: str | None = None
         self._deaths: Counter[str | None] = Counter()
         self._dead: list[str] = []
+        self._began: float | None = None
+        self.taken = False
         for name in store.list(f"{folder}/{FOLDER}", f"{stem}-*.json"):
             try:
                 note = store.read_json(f"{folder}/{FOLDER}/{name}")
@@ -57,12 +65,28 @@ class Attempt:
             if is_gone(note["by"], note["at"]):
                 self._dead.append(f"{folder}/{FOLDER}/{name}")
                 self._deaths[note["row"]] += 1
+            else:
+                self.taken = True
         self.careful = bool(self._dead)
 
     def begin(self, row: str | None = None) -> None:
         """Note that work starts: on the whole block, or on one row."""
         self._row = row
+        if self._began is None:
+            self._began = time.time()
         self._note(this_process() | {"worker": self._worker})
+
+    def late(self) -> bool:
+        """Whether another that may be alive began this block before we did; of two in one moment, one is late."""
+        ours = (self._began or 0.0, self._name)
+        for name in self._store.list(self._folder, f"{self._stem}-*.json"):
+            try:
+                note = self._store.read_json(f"{self._folder}/{name}")
+            except MissingError:
+                continue
+            if not is_gone(note["by"], note["at"]) and (note.get("began", note["at"]), name) < ours:
+                return True
+        return False
 
     def deadly(self, row: str) -> str | None:
         """Why a row is not tried again, or None."""
@@ -84,7 +108,7 @@ class Attempt:
             self._store.delete(path)
 
     def _note(self, by: dict[str, Any] | None) -> None:
-        self._store.write_json(self._path, {"row": self._row, "by": by, "at": time.time()})
+        self._store.write_json(self._path, {"row": self._row, "by": by, "at": time.time(), "began": self._began})
 
 
 def declare_dead(store: Store, folder: str, ids: Sequence[str], worker: str) -> None:

@@ -9,13 +9,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from curator.errors import IntegrityError, RenderError, StoreError
+from curator.errors import IntegrityError, MissingError, RenderError, StoreError
 from curator.messages import load_messages
 from curator.scoring.engines.base import RowLoss
 from curator.store.schema import SCORES
@@ -84,6 +85,7 @@ class Finished:
     status_counts: Counter[str] = field(default_factory=Counter)
     n_tokens: int = 0
     set_aside: list[str] = field(default_factory=list)
+    first_ids: dict[str, str] = field(default_factory=dict)  # a part's first row
 
 
 def part_name(ids: Sequence[str]) -> str:
@@ -113,11 +115,16 @@ def read_finished(store: Store, folder: str, named: dict[str, str]) -> Finished:
         path = f"{folder}/{name}"
         try:
             sha256, table = _checked(store, path, named.get(name), finished.ids)
+        except MissingError:  # a process beside us has just set it aside
+            continue
         except IntegrityError as error:
             _set_aside(store, path)
             finished.set_aside.append(f"{name}: {error.message}")
             continue
-        finished.ids.update(table.column("example_id").to_pylist())
+        ids = table.column("example_id").to_pylist()
+        finished.ids.update(ids)
+        if ids:
+            finished.first_ids[name] = ids[0]
         finished.status_counts.update(table.column("status").to_pylist())
         n_tokens, status = table.column("n_tokens").to_pylist(), table.column("status").to_pylist()
         finished.n_tokens += sum(n for n, kind in zip(n_tokens, status, strict=True) if kind == "scored")
@@ -170,5 +177,6 @@ def _checked(store: Store, path: str, recorded: str | None, seen: set[str]) -> t
 
 
 def _set_aside(store: Store, path: str) -> None:
-    store.write_bytes(path + _SET_ASIDE, store.read_bytes(path))
+    with suppress(MissingError):  # a process beside us did it
+        store.write_bytes(path + _SET_ASIDE, store.read_bytes(path))
     store.delete(path)

@@ -36,6 +36,8 @@ def recheck(
     stored = _stored(worker, parts)
     n = n_check_rows(request.check_rows, len(stored))
     record: dict[str, Any] = {"revision": corpus.revision, "n_new_rows": len(stored), "n_rows": n, "seed": 0}
+    if request.parallel:
+        record["parallel"] = dict(request.parallel)
     if not n:
         return {**record, "permuted": None, "reference": None, "reason": _why_none(request.check_rows)}
     rows = _rendered(worker, corpus, _sample(stored, n))

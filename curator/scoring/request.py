@@ -6,7 +6,7 @@ What a request comes to for the model at hand: its identity and its window.
 """
 
 import heapq
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from curator.scoring.identity import (
     model_window,
 )
 from curator.scoring.parts import MaskRule
+from curator.scoring.shards import Shard
 
 if TYPE_CHECKING:
     from curator.render import Renderer, RenderSettings
@@ -106,7 +107,9 @@ class ScoreRequest:
     With `declared` the folder need only hold the tokenizer and template. `price_per_hour` only shows a cost
     while the run goes on. `merge_adapter`: adapters are merged into the weights, which is another measure; the check
     then measures what that changes, so it cannot be left out. `rendering` is what the renderer was made with, for
-    workers that make their own.
+    workers that make their own. `shard` scores one share of the rows and publishes only what all shards did. `parallel`
+    is on how many devices and processes it runs, by option; it is kept with the check, for sums over devices round in
+    another order.
     """
 
     corpus: str
@@ -127,6 +130,8 @@ class ScoreRequest:
     declared: Declared | None = None
     merge_adapter: bool = False
     rendering: "RenderSettings | None" = None
+    shard: Shard | None = None
+    parallel: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.role != "aligned" and not self.domain:
@@ -145,7 +150,11 @@ class ScoreRequest:
 
 @dataclass
 class ScoreReport:
-    """What a run found and did; `n_scored_now` and the token counts leave out rows that were there already."""
+    """What a run found and did; `n_rows_now` and the token counts leave out rows that were there already.
+
+    `published` is False for a shard that found others at work: `n_missing` rows have no outcome yet, and
+    `missing_shards` (of the same number of shards) have rows to score or to check.
+    """
 
     scorer_id: str
     measure_id: str
@@ -164,6 +173,10 @@ class ScoreReport:
     seconds_now: float = 0.0
     skipped: bool = False
     check: dict[str, Any] | None = None
+    shard: str | None = None
+    published: bool = True
+    n_missing: int = 0
+    missing_shards: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:

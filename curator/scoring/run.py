@@ -7,13 +7,15 @@ row is there. So a run may be killed at any moment: what is finished stays finis
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from curator.console import Progress
 from curator.corpus.manifest import read_corpus
-from curator.errors import BadInputError, ScoringError
+from curator.errors import BadInputError, LockedError, ScoringError
 from curator.render.model_source import hub_spec, model_name
 from curator.scoring import faults as attempts
+from curator.scoring import shards
 from curator.scoring.blocks import (
     Block,
     blocks,
@@ -28,12 +30,12 @@ from curator.scoring.parts import (
     PATTERN,
     Finished,
     ScoreRow,
-    part_name,
     read_finished,
     sweep_temporary,
 )
 from curator.scoring.recheck import recheck
 from curator.scoring.request import Sample, ScoreReport, ScoreRequest, choose, covers, effective_window, identity_of
+from curator.scoring.shards import Shard
 from curator.scoring.worker import BlockDone, BlockScorer, LazyEngine, Meter
 from curator.store.store import Store
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _MAX_ROUNDS = 4
 _MAX_SHOWN = 3
+_LOCK_WAIT_S, _LOCK_POLL_S = 300.0, 0.5  # longer than a lease that a dead process left in a bucket
 
 
 class Workers(Protocol):
@@ -78,14 +81,26 @@ def score_corpus(
 
 
 class _Alone:
-    """This process as the only worker; progress counts rows as the engine finishes them."""
+    """This process as the only worker; progress counts rows as the engine finishes them.
+
+    A block that another command is scoring is left for the end, so that two share the work.
+    """
 
     def __init__(self, worker: BlockScorer) -> None:
         self._worker = worker
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
+        taken: list[Block] = []
         for block in blocks:
-            yield self._worker.score(block)
+            done = self._worker.score_unless_taken(block)
+            if done is None:
+                taken.append(block)
+            else:
+                yield done
+        for block in taken:
+            # Its part is there by now, or its scorer may have died elsewhere: waiting for it could be for ever.
+            if not self._worker.has_part(block):
+                yield self._worker.score(block)
 
     def close(self) -> None:
         """The engine stays for the check."""
@@ -107,18 +122,19 @@ class ScoreRun:
         self._reference_factory, self._workers_factory = reference_factory, workers_factory
         self._failures: list[str] = []
         self._dropped: Counter[str] = Counter()
+        self._replaced: set[str] = set()  # parts set aside by this run: what was recorded of them no longer holds
         self.n_check_passes = 2 if reference_factory else 1
         self.corpus = read_corpus(store, request.corpus)
         self.window, notes = effective_window(request)
         self.identity = identity_of(request, renderer, self.window)
         self.id = scorer_id(self.identity)
         self.folder = f"scores/{request.corpus}/{self.id}"
-        path = f"{self.folder}/scorer.json"
-        self.manifest = store.read_json(path) if store.exists(path) else None
+        self.manifest = self._read_manifest()
         self._check_role()
         self.report = ScoreReport(
             self.id, measure_id(self.identity), self._label(), request.role, request.domain, request.corpus,
             self.corpus.revision, request.dtype, self.window, warnings=notes,
+            shard=str(request.shard) if request.shard else None,
         )  # fmt: skip
         self.engine = LazyEngine(engine_factory, request)
         self._meter = Meter(request.price_per_hour)
@@ -127,16 +143,27 @@ class ScoreRun:
     def skip(self) -> ScoreReport | None:
         """The finished report when nothing is to do: the manifest says so, its parts have the bytes it recorded."""
         manifest = self.manifest
-        if manifest is None or not manifest["complete"] or manifest["revision"] != self.corpus.revision:
-            return None
-        if not covers(manifest["sample"], self.request.sample) or not self._whole(manifest["parts"]):
+        if not self._covered(manifest) or not self._whole(manifest["parts"]):
             return None
         if manifest["label"] != self.report.label:
             self.store.write_json(f"{self.folder}/scorer.json", {**manifest, "label": self.report.label})
         self.report.skipped = True
+        self._report_rows(manifest)
+        return self.report
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        path = f"{self.folder}/scorer.json"
+        return self.store.read_json(path) if self.store.exists(path) else None
+
+    def _covered(self, manifest: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+        """Whether scorer.json holds every row of the request."""
+        if manifest is None or not manifest["complete"] or manifest["revision"] != self.corpus.revision:
+            return False
+        return covers(manifest["sample"], self.request.sample)
+
+    def _report_rows(self, manifest: Mapping[str, Any]) -> None:
         self.report.n_rows, self.report.status_counts = manifest["n_rows"], manifest["status_counts"]
         self.report.dropped = manifest.get("dropped", {})
-        return self.report
 
     def _whole(self, parts: Iterable[Mapping[str, str]]) -> bool:
         there = set(self.store.list(self.folder))
@@ -146,32 +173,42 @@ class ScoreRun:
         )
 
     def go(self) -> ScoreReport:
-        """Score until every wanted row has a part, then check the new ones and list them."""
+        """Score until every row of the request has a part, then check the new ones and list them.
+
+        A shard lists nothing before the other shards' rows are scored and checked as well.
+        """
         renderer_id = self.renderer.save(self.store)
         started = time.monotonic()
         sweep_temporary(self.store, self.folder)
         wanted = self._wanted()
+        own = self._own(wanted)
         finished = self._read_finished()
-        n_missing = len(wanted - finished.ids)
+        n_missing = len(own - finished.ids)
+        if self.request.shard is None:
+            self._note_left_over(wanted, finished)
         n_again = n_check_rows(self.request.check_rows, n_missing) * self.n_check_passes
         try:
             with Progress(n_missing + n_again, "rows", f"scoring {self.report.label}") as bar:
                 self._meter.show(bar)
-                finished = self._score_all(wanted, finished)
+                finished = self._score_all(own, finished)
                 self._note_failures()
-                self._check_usable(finished)
+                self._check_usable(finished, wanted)
                 self.report.n_tokens_now = self._meter.n_tokens
-                self.report.check = self._recheck(finished)
+                new = self._unchecked(finished, own if self.request.shard else None)
+                if new or self.request.shard is None:
+                    self.report.check = recheck(self.worker, self.corpus, new, self._reference_factory)
         finally:
             self.engine.close()
         self.report.seconds_now = time.monotonic() - started
-        self._publish(finished, renderer_id)
-        attempts.sweep(self.store, self.folder)
+        if self.request.shard is not None and new:
+            self._record_shard(self.request.shard, finished, new)
+        with self._publishing():
+            self._publish(wanted, finished, renderer_id)
         return self.report
 
     def missing(self) -> frozenset[str]:
-        """Ids that have no row yet; for estimates: stores nothing."""
-        wanted = self._wanted(keep=False)
+        """Ids of the request that have no row yet; for estimates: stores nothing."""
+        wanted = self._own(self._wanted(keep=False))
         names = self.store.list(self.folder, PATTERN)
         done = {
             key
@@ -201,8 +238,7 @@ class ScoreRun:
     def _missing_blocks(self, wanted: frozenset[str], finished: Finished) -> Iterator[Block]:
         for whole in blocks(self.store, self.corpus, wanted, self.request.block_tokens, self.window):
             block = without(whole, finished.ids)
-            # Where the part is there already, a worker beside us wrote it.
-            if block.ids and not self.store.exists(f"{self.folder}/{part_name(block.ids)}"):
+            if block.ids and not self.worker.has_part(block):  # one beside us may have written it
                 yield block
 
     def _note_failures(self) -> None:
@@ -211,10 +247,10 @@ class ScoreRun:
             shown = "; ".join(failures[:_MAX_SHOWN])
             self.report.warnings.append(f"{len(failures)} rows have no loss and are marked failed: {shown}")
 
-    def _check_usable(self, finished: Finished) -> None:
-        """Raises BadInputError where rows are there and not one of them has a loss: such a scorer is of no use."""
+    def _check_usable(self, finished: Finished, wanted: frozenset[str]) -> None:
+        """Raises BadInputError where all rows are there and not one has a loss: such a scorer is of no use."""
         counts = finished.status_counts
-        if not counts or counts["scored"]:
+        if not counts or counts["scored"] or not wanted <= finished.ids:
             return
         stated = ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))
         raise BadInputError(
@@ -233,10 +269,59 @@ class ScoreRun:
                     return f"{row['example_id']}: {row['reason']}"
         return found
 
-    def _recheck(self, finished: Finished) -> dict[str, Any]:
-        listed = {part["name"] for part in (self.manifest or {"parts": []})["parts"]}
-        new = [part["name"] for part in finished.parts if part["name"] not in listed]
-        return recheck(self.worker, self.corpus, new, self._reference_factory)
+    def _unchecked(self, finished: Finished, own: Collection[str] | None = None) -> list[str]:
+        """Parts that neither scorer.json nor a shard's record names; only those that begin with an `own` row."""
+        known = self._recorded()
+        names = [part["name"] for part in finished.parts if part["name"] not in known]
+        return [name for name in names if own is None or finished.first_ids.get(name) in own]
+
+    def _recorded(self) -> dict[str, str]:
+        """SHA-256 of the parts that scorer.json or the record of a shard names."""
+        documents = [*([self.manifest] if self.manifest else []), *self._records()]
+        found = {part["name"]: part["sha256"] for document in documents for part in document["parts"]}
+        return {name: sha256 for name, sha256 in found.items() if name not in self._replaced}
+
+    def _records(self) -> list[dict[str, Any]]:
+        return shards.read_records(self.store, self.folder, (self.manifest or {"parts": []})["parts"])
+
+    def _own(self, wanted: frozenset[str]) -> frozenset[str]:
+        """The rows that this run scores: all that are wanted, or those of its shard."""
+        shard = self.request.shard
+        return shards.shard_ids(self.store, self.corpus, wanted, self.window, shard) if shard else wanted
+
+    def _note_left_over(self, wanted: frozenset[str], finished: Finished) -> None:
+        """Say, to whoever runs without a shard after shards, what these left undone."""
+        for count in sorted({record["count"] for record in self._records()}):
+            dealt = shards.deal(self.store, self.corpus, wanted, self.window, count)
+            left = Counter(index for example_id, index in dealt if example_id not in finished.ids)
+            if left:
+                shown = ", ".join(f"{index}/{count} ({n:,} rows)" for index, n in sorted(left.items()))
+                self.report.warnings.append(f"scored now, since these shards left rows undone: {shown}")
+
+    def _record_shard(self, shard: Shard, finished: Finished, new: Collection[str]) -> None:
+        record = {
+            "revision": self.corpus.revision,
+            "parts": [part for part in finished.parts if part["name"] in new],
+            "check": {**(self.report.check or {}), "shard": str(shard)},
+            "seconds": round(self.report.seconds_now, 3),
+            "dropped": dict(self._dropped),
+        }
+        shards.write_record(self.store, self.folder, shard, record)
+
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
+        """The only process that lists parts; each holds the lock for seconds, so the others wait."""
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self.store.lock(self.folder))
+                    break
+                except LockedError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_LOCK_POLL_S)
+            yield
 
     def _wanted(self, keep: bool = True) -> frozenset[str]:
         sample = self.request.sample
@@ -275,16 +360,53 @@ class ScoreRun:
         return fit
 
     def _read_finished(self) -> Finished:
-        recorded = {part["name"]: part["sha256"] for part in (self.manifest or {"parts": []})["parts"]}
-        finished = read_finished(self.store, self.folder, recorded)
+        finished = read_finished(self.store, self.folder, self._recorded())
         self.report.warnings += [f"set aside and scored again: {item}" for item in finished.set_aside]
+        self._replaced.update(item.partition(":")[0] for item in finished.set_aside)
         return finished
 
-    def _publish(self, finished: Finished, renderer_id: str) -> None:
+    def _publish(self, wanted: frozenset[str], finished: Finished, renderer_id: str) -> None:
+        """List all parts in scorer.json, unless rows or checks of other shards are missing, or another run did."""
+        before, self.manifest = self.manifest, self._read_manifest()
+        if self.manifest != before and self._covered(self.manifest) and self._whole(self.manifest["parts"]):
+            self._report_rows(self.manifest)
+            return
+        if self.request.shard is not None:
+            finished = self._read_finished()
+            self._check_usable(finished, wanted)
+            if self._wait_for_others(self.request.shard, wanted, finished):
+                return
+        self.store.write_json(f"{self.folder}/scorer.json", self._document(finished, renderer_id))
+        attempts.sweep(self.store, self.folder)
+        shards.sweep(self.store, self.folder)
+
+    def _wait_for_others(self, shard: Shard, wanted: frozenset[str], finished: Finished) -> bool:
+        """Whether rows are missing or unchecked, which the report then says, with the shards that they belong to."""
+        missing, unchecked = wanted - finished.ids, self._unchecked(finished)
+        undone = missing.union(finished.first_ids[name] for name in unchecked if name in finished.first_ids)
+        if not undone:
+            return False
+        dealt = shards.deal(self.store, self.corpus, wanted, self.window, shard.count)
+        others = sorted({index for example_id, index in dealt if example_id in undone})
+        report = self.report
+        report.published, report.n_missing = False, len(missing)
+        report.missing_shards = [str(Shard(index, shard.count)) for index in others]
+        report.n_rows, report.status_counts = len(finished.ids), dict(finished.status_counts)
+        report.dropped = dict(sorted(self._dropped.items()))
+        return True
+
+    def _document(self, finished: Finished, renderer_id: str) -> dict[str, Any]:
+        """scorer.json of these parts: with what it said before, what shards recorded, and what this run did."""
         self.report.n_rows, self.report.status_counts = len(finished.ids), dict(finished.status_counts)
-        sample, before = self.request.sample, self.manifest or {"seconds": 0.0}
-        self.report.dropped = dict(sorted((Counter(before.get("dropped", {})) + self._dropped).items()))
-        document = {
+        sample, before, records = self.request.sample, self.manifest or {"seconds": 0.0}, self._records()
+        if self.request.shard is None:
+            own = {"check": self.report.check, "seconds": self.report.seconds_now, "dropped": self._dropped}
+            records = [*records, own]
+        dropped = Counter(before.get("dropped", {}))
+        for record in records:
+            dropped.update(record["dropped"])
+        self.report.dropped = dict(sorted(dropped.items()))
+        return {
             "format_version": FORMAT_VERSION,
             "scorer_id": self.id,
             "measure_id": self.report.measure_id,
@@ -303,10 +425,9 @@ class ScoreRun:
             "status_counts": dict(sorted(finished.status_counts.items())),
             "dropped": self.report.dropped,
             "n_tokens": finished.n_tokens,
-            "seconds": round(before["seconds"] + self.report.seconds_now, 3),
-            "checks": [*before.get("checks", []), self.report.check],
+            "seconds": round(before["seconds"] + sum(record["seconds"] for record in records), 3),
+            "checks": [*before.get("checks", []), *(record["check"] for record in records)],
         }
-        self.store.write_json(f"{self.folder}/scorer.json", document)
 
     def _label(self) -> str:
         recorded = self.manifest["label"] if self.manifest else None

@@ -14,7 +14,7 @@ from curator.errors import ScoringError
 from curator.scoring.blocks import Block
 from curator.scoring.engines.base import Engine, RowLoss
 from curator.scoring.faults import Attempt, EngineDiedError, FaultTolerantEngine
-from curator.scoring.parts import ScoreRow, render_row, scored_row, write_part
+from curator.scoring.parts import ScoreRow, part_name, render_row, scored_row, write_part
 from curator.scoring.request import ScoreRequest
 from curator.store.store import Store
 
@@ -125,19 +125,40 @@ class BlockScorer:
     def score(self, block: Block) -> BlockDone:
         """Write the block's part.
 
-        A row that the engine cannot score gets its reason; see `poison` and `attempts` for the rest.
+        A row that the engine cannot score gets its reason; see `faults` for the rest.
         """
+        done = self._score(block, Attempt(self.store, self.folder, block.ids, self.name), give_way=False)
+        assert done is not None
+        return done
+
+    def score_unless_taken(self, block: Block) -> BlockDone | None:
+        """The same, or None where another process is at work on the block."""
+        attempt = Attempt(self.store, self.folder, block.ids, self.name)
+        return None if attempt.taken else self._score(block, attempt, give_way=True)
+
+    def has_part(self, block: Block) -> bool:
+        """Whether the block's part is there."""
+        return self.store.exists(f"{self.folder}/{part_name(block.ids)}")
+
+    def _score(self, block: Block, attempt: Attempt, give_way: bool) -> BlockDone | None:
         pairs = zip(block.ids, block.messages, strict=True)
         outcomes = {example_id: self.render(example_id, messages) for example_id, messages in pairs}
         rendered = {key: row for key, row in outcomes.items() if not isinstance(row, ScoreRow)}
+        if rendered:
+            if self._tolerant is None:
+                self._tolerant = FaultTolerantEngine(self.engine.get(), self.meter.rows)
+            attempt.begin()  # after loading: what dies there is no row's fault
+            if give_way and attempt.late():
+                attempt.settle()
+                return None
         n_before = self.meter.n_tokens
         self.meter.rows(len(outcomes) - len(rendered), 0)
-        attempt = Attempt(self.store, self.folder, block.ids, self.name)
-        losses = self._losses(attempt, rendered) if rendered else {}
+        losses = self._losses(attempt, self._tolerant, rendered) if self._tolerant and rendered else {}
         rows = [
             row if isinstance(row, ScoreRow) else scored_row(key, row, losses[key]) for key, row in outcomes.items()
         ]
-        write_part(self.store, self.folder, rows)
+        if not self.has_part(block):  # the first copy stays: what was recorded of it must hold
+            write_part(self.store, self.folder, rows)
         if rendered:
             attempt.done()
         failures = tuple(f"{row.example_id}: {row.reason}" for row in rows if row.status == "failed")
@@ -145,11 +166,9 @@ class BlockScorer:
         dropped = tuple(part for row in rendered.values() for part in row.dropped)
         return BlockDone(len(rows), n_scored, self.meter.n_tokens - n_before, failures, dropped)
 
-    def _losses(self, attempt: Attempt, rows: "dict[str, Rendered]") -> dict[str, RowLoss | str]:
-        if self._tolerant is None:
-            self._tolerant = FaultTolerantEngine(self.engine.get(), self.meter.rows)
-        tolerant = self._tolerant
-        attempt.begin()
+    def _losses(
+        self, attempt: Attempt, tolerant: FaultTolerantEngine, rows: "dict[str, Rendered]"
+    ) -> dict[str, RowLoss | str]:
         try:
             if not attempt.careful:
                 return dict(zip(rows, tolerant.score(list(rows.values())), strict=True))

@@ -7,7 +7,7 @@ as token ids, so that the server's own template and tokenizer have no part in it
 import math
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ class ServerEngine:
 
     def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
         """One loss for each row, in the order given, `concurrency` requests at a time; see `base.Engine.score`."""
-        waiting = [self._pool.submit(self._one, row) for row in rows]
+        waiting = [self.submit(row) for row in rows]
         losses = []
         try:
             for row, answer in zip(rows, waiting, strict=True):
@@ -87,17 +87,32 @@ class ServerEngine:
                 answer.cancel()
         return losses
 
+    def submit(self, row: "Rendered") -> Future[RowLoss]:
+        """One row's loss to come, or its error: ConnectionError when the server did not answer."""
+        return self._pool.submit(self._one, row)
+
+    def answers(self, row: "Rendered") -> bool:
+        """Whether the server scores this row now, at the first try."""
+        try:
+            self._post_once(self._body(row))
+        except TryAgainError:
+            return False
+        return True
+
     def close(self) -> None:
         """End the connections."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._http.close()
 
     def _one(self, row: "Rendered") -> RowLoss:
+        body = self._body(row)
+        return row_loss(row, body["prompt"], self._post(body))
+
+    def _body(self, row: "Rendered") -> dict[str, Any]:
         ids = [int(token) for token in row.input_ids]
-        body = {
+        return {
             "model": self._launch.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0,
         }  # fmt: skip
-        return row_loss(row, ids, self._post(body))
 
     def _post(self, body: dict[str, Any]) -> Any:
         launch = self._launch

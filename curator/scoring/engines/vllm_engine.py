@@ -78,7 +78,6 @@ def vllm_adapter(adapter_dir: Path) -> AdapterShape:
 
 NAME = "vllm"
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 4_096}  # tokens of one step; their logits are held in float32
-_CALL_ROWS = 128  # rows of one call, so that progress shows
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -94,7 +93,8 @@ _ENVIRONMENT = {
 @dataclass(frozen=True)
 class VllmLaunch:
     """vLLM over a model folder. `max_length` is the longest row; `adapter_dir` is the adapter that will be used, for
-    vLLM sizes itself by it; `merge` runs it merged into the weights."""
+    vLLM sizes itself by it; `merge` runs it merged into the weights; `tensor_parallel` GPUs of one machine share each
+    layer."""
 
     model_dir: Path
     device: str
@@ -105,6 +105,7 @@ class VllmLaunch:
     merge: bool = False
     batch_tokens: int | None = None
     threads: int | None = None
+    tensor_parallel: int = 1
     name: str = NAME
 
     def __call__(self) -> "VllmEngine":
@@ -155,17 +156,31 @@ class VllmEngine:
 
     def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
         """One loss for each row, in the order given; see `base.Engine.score`."""
-        losses: list[RowLoss] = []
-        for start in range(0, len(rows), _CALL_ROWS):
-            part = rows[start : start + _CALL_ROWS]
-            prompts = [{"prompt_token_ids": row.input_ids.tolist()} for row in part]
-            answers = self._llm.generate(
-                prompts, [self._parameters(row) for row in part], lora_request=self._adapter, use_tqdm=False
-            )
-            losses += [row_loss(row, answer) for row, answer in zip(part, answers, strict=True)]
-            if on_rows is not None:
-                on_rows(len(part), sum(row.n_tokens for row in part))
-        return losses
+        if not rows:
+            return []
+        losses: list[RowLoss | None] = [None] * len(rows)
+        prompts = [{"prompt_token_ids": row.input_ids.tolist()} for row in rows]
+        # All at once, and no barrier before the last: vLLM fills each step from what waits.
+        ids = self._llm.enqueue(
+            prompts, [self._parameters(row) for row in rows], lora_request=self._adapter, use_tqdm=False
+        )
+        place = {_number(request_id): index for index, request_id in enumerate(ids)}
+        engine = self._llm.llm_engine
+        try:
+            while engine.has_unfinished_requests():
+                for answer in engine.step():
+                    if answer.finished:
+                        index = place[_number(answer.request_id)]
+                        losses[index] = row_loss(rows[index], answer)
+                        if on_rows is not None:
+                            on_rows(1, rows[index].n_tokens)
+        except BaseException:
+            engine.abort_request(ids, internal=True)  # else the next call would get their answers
+            raise
+        found = [loss for loss in losses if loss is not None]
+        if len(found) < len(rows):
+            raise ScoringError(f"vLLM answered {len(found)} of {len(rows)} rows")
+        return found
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -197,6 +212,11 @@ class VllmEngine:
 
         self._merged = TemporaryDirectory(prefix="ballast-merged-")
         return write_merged(launch.model_dir, launch.adapter_dir, launch.dtype, Path(self._merged.name))
+
+
+def _number(request_id: str) -> int:
+    """vLLM counts requests, and adds a random part for its own use."""
+    return int(request_id.partition("-")[0])
 
 
 def _check_folders(launch: VllmLaunch) -> None:
@@ -265,6 +285,9 @@ def _options(launch: VllmLaunch) -> dict[str, Any]:
         "generation_config": "vllm",
         "seed": 0,
     }
+    if launch.tensor_parallel > 1:
+        # Processes of vLLM's own on this machine, also inside of a Ray worker.
+        options |= {"tensor_parallel_size": launch.tensor_parallel, "distributed_executor_backend": "mp"}
     if launch.adapter_dir is not None and not launch.merge:
         shape = vllm_adapter(launch.adapter_dir)
         options |= {

@@ -4,7 +4,8 @@ import json
 import random
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,17 @@ from curator.audit.run import MIN_POOL_ROWS, Audit, AuditProgress, audit
 from curator.audit.texts import language_of, pool_languages, read_text
 from curator.corpus.ingest import ingest
 from curator.corpus.task_set import task_set_from_rows
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError, MissingDependencyError, MissingError
 from curator.messages import canonical_messages, dump_messages
 from curator.query.queries import fetch_messages, gap_table
 from curator.query.scorers import resolve_scorers
 from curator.recipe.seeds import child_seed
-from curator.render import Rendered, Renderer
+from curator.render import Rendered, Renderer, RenderSettings
 from curator.scoring import RowLoss, ScoreRequest, score_corpus
+from curator.scoring.engines import vllm_engine
+from curator.scoring.request import Declared
 from curator.store.store import Store
+from tests.field.fields import template
 from tests.toy_scoring import toy_model_folder
 
 WINDOW = 400
@@ -192,13 +196,14 @@ def test_a_marker_inside_a_turn_is_found(text: str, marker: str | None) -> None:
     assert read_text(dump_messages(canonical_messages(turns)), ("<turn>",)).forged == marker
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class ToyLaunch:
     """Loss: thousandths of the token ids' sum; under an adapter 1.5 times as much for every third row's length."""
 
     dtype: str
     name: str = "toy"
     version: str = "1"
+    merge: bool = False
 
     def __call__(self) -> "ToyLaunch":
         self.adapter: Path | None = None
@@ -241,26 +246,72 @@ class Place:
         return audit(self.store, work, task_set, AuditOptions(corpus="chats", **options), self.models)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    root, rng = tmp_path_factory.mktemp("audit"), random.Random(3)
+def scored_pool(root: Path, model: Path, **settings: Any) -> Place:
+    """A pool of English answers, scored under the model and an adapter on it with these settings of the request."""
+    rng = random.Random(3)
     rows = [chat(rng, rng.randint(20, 60)) for _ in range(150)]
     path = root / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     store = Store(root / "store").open()
     ingest(store, [path], "chats")
-    model, adapter = toy_model_folder(root / "model"), root / "adapter"
+    adapter = root / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     (adapter / "adapter_model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     models = AuditModels(model, (adapter,), lambda folder, dtype: ToyLaunch(dtype))  # type: ignore[arg-type,return-value]
+    engine = settings.pop("engine", "toy")
     for role, folder in (("aligned", None), ("misaligned", adapter)):
+        if folder and "declared" in settings:
+            settings["declared"] = replace(settings["declared"], adapter_sha256="cd" * 32)
         request = ScoreRequest(
             "chats", model, role, domain="finance" if folder else None, adapter_dir=folder, label=role,  # type: ignore[arg-type]
-            engine="toy", engine_version="1", max_length=WINDOW, check_rows=0,
+            engine=engine, engine_version="1", max_length=WINDOW, **{"check_rows": 0, **settings},
         )  # fmt: skip
-        score_corpus(store, request, Renderer.from_folder(model), ToyLaunch("float32"))  # type: ignore[arg-type]
+        renderer = Renderer.from_folder(model, settings=request.rendering)
+        score_corpus(store, request, renderer, ToyLaunch("float32", engine))  # type: ignore[arg-type]
     return Place(store, models, rows, root)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root = tmp_path_factory.mktemp("audit")
+    return scored_pool(root, toy_model_folder(root / "model"))
+
+
+def pool_gaps(place: Place) -> dict[str, float]:
+    pool = gap_table(place.store, resolve_scorers(place.store, AuditOptions(corpus="chats").pool()))
+    return dict(zip(pool["example_id"].to_pylist(), pool["gap_abs"].to_pylist(), strict=True))
+
+
+def test_a_pool_with_settings_of_its_own_is_audited_with_them(tmp_path: Path) -> None:
+    """A template that asks for the date, set to a day, and merged adapters: both are part of a scorer's identity."""
+    model = toy_model_folder(tmp_path / "model", template=template("date_unguarded"))
+    settings = RenderSettings.parse("2031-02-03", ["reasoning"])
+    place = scored_pool(tmp_path, model, rendering=settings, merge_adapter=True, check_rows=1)
+    gaps = pool_gaps(place)
+    assert all(row["gap"] == gaps[row["example_id"]] for row in place.audit(place.rows[:60], "own").rows.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"engine": "server", "declared": Declared("ab" * 32)}, BadInputError,
+            r"scored by a vLLM server, .* `python -m curator score .* --engine vllm` or `--engine torch`",
+        ),
+        ({"engine": "vllm"}, MissingDependencyError, "scored by vLLM, which its audits need: --engine vllm needs vLLM"),
+    ],
+)  # fmt: skip
+def test_a_pool_of_an_engine_that_is_not_here_says_what_would_do(
+    tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(vllm_engine, "version", absent)
+    place = scored_pool(tmp_path, toy_model_folder(tmp_path / "model"), **settings)
+    with pytest.raises(error, match=message):
+        place.audit(place.rows[:3], "refused")
 
 
 def test_a_pools_own_rows_have_its_own_gaps_and_an_ordinary_verdict(place: Place) -> None:

@@ -221,6 +221,25 @@ def test_staggered_workers_that_live_blame_no_row(store: Store) -> None:
         worker.begin("a")
 
 
+def test_of_two_that_begin_one_block_the_later_leaves_it(store: Store) -> None:
+    ids = ["a", "b"]
+    first, second = (Attempt(store, "scores/x/y", ids) for _ in range(2))
+    assert not first.taken
+    assert not second.taken  # both looked before either began
+    first.begin()
+    second.begin()
+    assert (first.late(), second.late()) == (False, True)
+    first.begin("b")  # renewed, and still the earlier
+    assert (first.late(), second.late()) == (False, True)
+    second.settle()
+    assert Attempt(store, "scores/x/y", ids).taken
+    assert not Attempt(store, "scores/x/y", ["c"]).taken
+    first.done()
+    assert not Attempt(store, "scores/x/y", ids).taken
+    begin_and_die(store, ids, None)
+    assert not Attempt(store, "scores/x/y", ids).taken
+
+
 def test_one_workers_end_leaves_anothers_note(store: Store) -> None:
     ids = ["a"]
     first, second = (Attempt(store, "scores/x/y", ids) for _ in range(2))

@@ -100,6 +100,23 @@ def test_base_and_adapter_passes_agree_with_plain_torch(folders: dict[str, Path]
             assert_close(means(loaded.score(make_rows())), expected, dtype)
 
 
+def test_rows_wait_in_one_queue_and_a_failure_leaves_nothing_in_it(folders: dict[str, Path]) -> None:
+    expected, seen = reference(folders, "base", "float32"), []
+
+    def stop_at_the_fifth(n_rows: int, n_tokens: int) -> None:
+        seen.append(n_rows)
+        if len(seen) == 5:
+            raise RuntimeError("stopped")
+
+    with engine(folders, "base", "float32") as loaded:
+        rows = make_rows()
+        found = means(loaded.score(rows * 20))
+        assert all(abs(one - other) < BOUND["float32"] for one, other in zip(found, expected * 20, strict=True))
+        with pytest.raises(RuntimeError, match="stopped"):
+            loaded.score(rows * 5, stop_at_the_fifth)
+        assert_close(means(loaded.score(rows)), expected, "float32")
+
+
 def test_a_merged_adapter_agrees_with_the_unmerged_reference(folders: dict[str, Path]) -> None:
     with engine(folders, "some", "float32", merge=True) as loaded:
         loaded.use_adapter(folders["some"])

@@ -230,18 +230,34 @@ def test_folders_are_matched_to_scorers_by_content(resolved: tuple[ResolvedScore
         scorers.misaligned[0].scorer_id: one,
         scorers.misaligned[1].scorer_id: two,
     }
-    assert adapters_of(asked, scorers, renderer, "torch", "1") == wanted
+    assert adapters_of(asked, scorers, renderer) == wanted
     by_id = Again(3, llama, [(scorers.misaligned[0].scorer_id[:8], one), (scorers.misaligned[1].scorer_id, two)])
-    assert adapters_of(by_id, scorers, renderer, "torch", "1") == wanted
+    assert adapters_of(by_id, scorers, renderer) == wanted
     first = scorers.misaligned[0].scorer_id
-    for adapters, version, message in [
-        ([(first, two), ("law", one)], "1", "adapter_sha256 is"),
-        ([("law", one)], "1", r"needs --adapter NAME=DIR for law \("),
-        ([("tax", one)], "1", "no misaligned scorer has that label or id"),
-        ([("law", one), ("law", two)], "2", "--model is not what scored .* engine_version is 2 here and 1 there"),
+    for adapters, message in [
+        ([(first, two), ("law", one)], "adapter_sha256 is"),
+        ([("law", one)], r"needs --adapter NAME=DIR for law \("),
+        ([("tax", one)], "no misaligned scorer has that label or id"),
     ]:
         with pytest.raises(BadInputError, match=message):
-            adapters_of(Again(3, llama, adapters), scorers, renderer, "torch", version)
+            adapters_of(Again(3, llama, adapters), scorers, renderer)
+
+
+@pytest.mark.parametrize(
+    ("engine", "recorded"),
+    [("vllm", {}), ("server", {"declared": ["weights_sha256", "dtype"]}), ("vllm", {"adapter_mode": "merged"})],
+)
+def test_a_pool_of_any_engine_is_scored_again_by_the_reference(
+    resolved: tuple[ResolvedScorers, list[Path]], llama: Path, engine: str, recorded: dict[str, Any]
+) -> None:
+    scorers, (one, two) = resolved
+    as_recorded = [
+        _scorer({**item.identity, "engine": engine, "engine_version": "0.32", **recorded}, item.label, item.role)
+        for item in scorers.all
+    ]
+    pool = ResolvedScorers("pool", "r", as_recorded[0], tuple(as_recorded[1:]))
+    found = adapters_of(Again(3, llama, [("law", two), ("law", one)]), pool, Renderer.from_folder(llama))
+    assert found == {item.scorer_id: folder for item, folder in zip(as_recorded, (None, one, two), strict=True)}
 
 
 def test_another_model_is_refused(resolved: tuple[ResolvedScorers, list[Path]], llama: Path, tmp_path: Path) -> None:
@@ -251,4 +267,4 @@ def test_another_model_is_refused(resolved: tuple[ResolvedScorers, list[Path]], 
     weights = (other / "model.safetensors").read_bytes()
     (other / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     with pytest.raises(BadInputError, match=r"--model is not what scored the corpus as base .*: weights_sha256 is"):
-        adapters_of(Again(3, other, [("law", one), ("law", two)]), scorers, Renderer.from_folder(other), "torch", "1")
+        adapters_of(Again(3, other, [("law", one), ("law", two)]), scorers, Renderer.from_folder(other))

@@ -23,17 +23,23 @@ class Again:
     adapters: Sequence[Named] = ()
 
 
-def adapters_of(again: Again, resolved: ResolvedScorers, renderer: Renderer, engine: str, version: str
-                ) -> dict[str, Path | None]:  # fmt: skip
-    """Scorer id -> adapter folder (None: the model alone), the aligned scorer first; `engine` is what runs here.
+# What an identity says beside weights and measure: that the engine's operator declared them, that adapters were merged.
+_AS_RECORDED = ("declared", "adapter_mode")
 
+
+def adapters_of(again: Again, resolved: ResolvedScorers, renderer: Renderer) -> dict[str, Path | None]:
+    """Scorer id -> adapter folder (None: the model alone), the aligned scorer first.
+
+    The engine may be any: the plain reference scores again, and what must be the same is what both run.
     Told by content: raises BadInputError, naming what differs, for a folder that is not the scorer it is given for,
     and for a misaligned scorer without a folder. Two scorers of one label are distinguished by their ids.
     """
     assert resolved.aligned is not None
     said = resolved.aligned.identity
-    measure = Measure(renderer, said["mask_rule"], said["max_length"], said["dtype"], engine, version)
-    here = model_identity(again.model, None, measure)
+    settings = ("mask_rule", "max_length", "dtype", "engine", "engine_version")
+    measure = Measure(renderer, *(said[name] for name in settings))
+    recorded = {name: said[name] for name in _AS_RECORDED if name in said}
+    here = model_identity(again.model, None, measure) | recorded
     _refuse("--model", [resolved.aligned], here)
     found: dict[str, Path | None] = {resolved.aligned.scorer_id: None}
     for name, folder in again.adapters:

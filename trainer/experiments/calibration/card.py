@@ -179,7 +179,7 @@ def _scored_again(source: Source, resolved: ResolvedScorers, again: Again) -> di
     rendering = Renderer.from_store(source.store, resolved.aligned.renderer_id).settings
     renderer = Renderer.from_folder(again.model, settings=rendering)
     launch = torch_launch(again.model, "auto", resolved.aligned.identity["dtype"])
-    adapters = adapters_of(again, resolved, renderer, launch.name, launch.version)
+    adapters = adapters_of(again, resolved, renderer)
     table = gap_table(source.store, resolved)
     complete = [row for row in table.select(["example_id", "losses", "complete"]).to_pylist() if row["complete"]]
     keys = hash_keys([row["example_id"] for row in complete], 0, "calibration")
@@ -197,7 +197,7 @@ def _scored_again(source: Source, resolved: ResolvedScorers, again: Again) -> di
             other.close()
             found_again[name] = np.array([loss.nll_sum / loss.n_response_tokens for loss in losses])
             stored[name] = np.array([_stored(row["losses"], scorer.scorer_id) for row in chosen])
-    return noise(stored, found_again, f"the stored losses ({launch.name}) against {path}")
+    return noise(stored, found_again, f"the stored losses ({resolved.aligned.identity['engine']}) against {path}")
 
 
 def _stored(losses: Sequence[Mapping[str, Any]], scorer_id: str) -> float:
