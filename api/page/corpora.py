@@ -102,7 +102,7 @@ async def _gap(request: Request, corpus: str, score: ScoreName, held: list[str])
     bars = plots.first_scorer(histogram)
     n_rows = sum(row["n_rows"] for row in bars)
     return {
-        "bins": plots.histogram(bars, SCORE_LABELS[score], link),
+        "bins": plots.histogram(bars, SCORE_LABELS[score], link, height=plots.WIDTH),
         "plane": plots.plane(plots.first_scorer(cells), link),
         "best": plots.first_scorer(best),
         "worst": plots.first_scorer(worst),

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from api.errors import handle_http_error, handle_product_error, handle_validation_error
 from api.page import text
-from api.page.session import SignInError, Visit, keep_form_cookie, visit_of
+from api.page.session import SignInError, keep_form_cookie, visit_of
 from api.service import service_of
 from curator.errors import BallastError
 

@@ -1,4 +1,4 @@
-"""Building a mix: a file checked, a recipe chosen, the outcome previewed, built and downloaded; and the mixes there are."""
+"""Building a mix: a file checked, a recipe chosen, the outcome previewed and built; and the mixes that there are."""
 
 import re
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.errors import ApiError
 from api.jobs.record import Job
-from api.page import recipes
+from api.page import recipes, text
 from api.page.frame import PageRoute, page, redirect, root_of
 from api.page.session import FORM_FIELD, MixVisit, check_form, read_form, tenant_of
 from api.page.work import check_file
@@ -81,7 +81,9 @@ async def preview(request: Request, visit: MixVisit) -> Response:
             shown = await run_in_threadpool(_look, request, upload, recipe, tenant)
     base = str(request.base_url).rstrip("/").removesuffix(root_of(request)) + root_of(request)
     code = recipes.as_code(recipe, upload.name or "task.jsonl", upload.fields.get("on_bad_rows", "refuse"), base)
-    return page(request, "mix_result.html", recipe=recipe, code=code, name=upload.name, twin="/v1/mixes/preview", **shown)
+    return page(
+        request, "mix_result.html", recipe=recipe, code=code, name=upload.name, twin="/v1/mixes/preview", **shown
+    )
 
 
 def _look(request: Request, upload: Upload, recipe: dict[str, Any], tenant: str) -> dict[str, Any]:
@@ -98,11 +100,12 @@ def _look(request: Request, upload: Upload, recipe: dict[str, Any], tenant: str)
         upload.fields["recipe"] = recipe
         found["preview"] = preview_upload(service, upload, tenant)
     except BadInputError as error:
-        found |= {"problem": error.message.replace(service.store.url(""), "(store)"), "details": list(error.details)}
+        words = error.message.replace(service.store.url(""), "(store)")
+        found |= {"problem": words, "details": [text.detail(item) for item in error.details]}
     except ApiError as error:
         if error.status not in (413, 422):
             raise
-        found |= {"problem": error.message, "details": list(error.details)}
+        found |= {"problem": error.message, "details": [text.detail(item) for item in error.details]}
     finally:
         path.unlink()
     return found
@@ -135,9 +138,7 @@ def _asked(request: Request, upload: Upload) -> dict[str, str]:
 
 
 @router.get("/mixes")
-async def show_mixes(
-    request: Request, visit: MixVisit, after: Annotated[str, Query(max_length=32)] = ""
-) -> Response:
+async def show_mixes(request: Request, visit: MixVisit, after: Annotated[str, Query(max_length=32)] = "") -> Response:
     """The tenant's mixes."""
     found = await run_in_threadpool(list_mixes, request, tenant_of(request), PAGE_MIXES, after)
     return page(request, "mixes.html", twin="/v1/mixes", after=after, **found)

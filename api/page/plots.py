@@ -42,7 +42,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing: shapes within axes. `marked` is the stretch of the x axis that is chosen; `diagonal` joins its corners."""
+    """A drawing: shapes within axes. `marked` is the chosen part of the x axis; `diagonal` joins the corners."""
 
     height: float
     shapes: tuple[Shape, ...]
@@ -71,12 +71,15 @@ class Plot:
 
 
 def histogram(
-    rows: Sequence[dict[str, Any]], label: str, link: Link, chosen: tuple[float | None, float | None] = (None, None)
+    rows: Sequence[dict[str, Any]],
+    label: str,
+    link: Link,
+    chosen: tuple[float | None, float | None] = (None, None),
+    height: float = 300.0,
 ) -> Plot | None:
     """The gap by source, from `gap_histogram_by_source` under one scorer; None without rows."""
     if not rows:
         return None
-    height = 300.0
     by_source: dict[str, int] = defaultdict(int)
     bins: dict[int, dict[str, Any]] = {}
     for row in rows:
@@ -143,8 +146,8 @@ def plane(rows: Sequence[dict[str, Any]], link: Link) -> Plot | None:
             for end, outer in (("low", place == 0), ("high", place == n_cells - 1))
         }
         title = (
-            f"{count(row['n_rows'])} rows: aligned {figure(row['aligned_low'], 2)} to {figure(row['aligned_high'], 2)}, "
-            f"misaligned {figure(row['misaligned_low'], 2)} to {figure(row['misaligned_high'], 2)} nats per token"
+            f"{count(row['n_rows'])} rows: aligned {figure(row['aligned_low'], 2)} to {figure(row['aligned_high'], 2)}"
+            f", misaligned {figure(row['misaligned_low'], 2)} to {figure(row['misaligned_high'], 2)} nats per token"
         )
         upper = y_of(row["misaligned_high"])
         width, tall = x_of(row["aligned_high"]) - x_of(row["aligned_low"]), y_of(row["misaligned_low"]) - upper

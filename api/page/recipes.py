@@ -42,7 +42,8 @@ ORDERS = {
     "shuffle": "shuffled",
 }
 REFUSALS = {"drop": "leave them out", "cap": "at most a share", "keep": "keep them"}
-INOCULATIONS = {"": "none", **{kind: f"{kind}: “{text}”" for kind, text in DEFAULT_PROMPTS.items()}}
+INOCULATIONS: dict[str, str] = {"": "none"}
+INOCULATIONS |= {str(kind): f"{kind}: “{text}”" for kind, text in DEFAULT_PROMPTS.items()}
 
 
 def recipe_of(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -121,9 +122,8 @@ def as_code(recipe: Mapping[str, Any], file_name: str, on_bad_rows: str, base: s
     write = f"cat > recipe.json <<'END'\n{text}\nEND\n"
     command = f"ballast mix {file} --recipe recipe.json" + (" --on-bad-rows drop" if drop else "")
     curl = (
-        f"curl {shlex.quote(base + '/v1/mixes')} \\\n  -H \"Authorization: Bearer $BALLAST_API_KEY\" \\\n"
-        f"  -F {part} -F 'recipe=<recipe.json'"
-        + (" -F on_bad_rows=drop" if drop else "")
+        f'curl {shlex.quote(base + "/v1/mixes")} \\\n  -H "Authorization: Bearer $BALLAST_API_KEY" \\\n'
+        f"  -F {part} -F 'recipe=<recipe.json'" + (" -F on_bad_rows=drop" if drop else "")
     )
     data = f"DataSet({file_name!r}, on_bad_rows='drop')" if drop else repr(file_name)
     names = "Client, DataSet" if drop else "Client"

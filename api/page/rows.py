@@ -76,7 +76,9 @@ async def show_rows(
         corpus=corpus,
         rows=shown,
         n_fitting=shown[0]["n_fitting"] if shown else 0,
-        bins=plots.histogram(plots.first_scorer(bars), SCORE_LABELS[score], link, (bounds["low"], bounds["high"])),
+        bins=plots.histogram(
+            plots.first_scorer(bars), SCORE_LABELS[score], link, (bounds["low"], bounds["high"]), height=220.0
+        ),
         asked=asked,
         scores=SCORE_LABELS,
         after=after,

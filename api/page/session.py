@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
-
 from urllib.parse import parse_qsl
 
 from fastapi import Depends, Request
@@ -95,15 +94,14 @@ def visiting(*scopes: Scope) -> Callable[..., Awaitable[Visit]]:
 
 def tenant_of(request: Request) -> str:
     """The tenant of a view behind `visiting`."""
-    visit = visit_of(request)
-    assert visit is not None and visit.principal is not None
-    return visit.principal.tenant
+    return principal_of(request).tenant
 
 
 def principal_of(request: Request) -> Principal:
     """The principal of a view behind `visiting`."""
     visit = visit_of(request)
-    assert visit is not None and visit.principal is not None
+    assert visit is not None
+    assert visit.principal is not None
     return visit.principal
 
 

@@ -44,7 +44,7 @@ async def run(request: Request, visit: SqlVisit) -> Response:
     except (BadInputError, MissingError) as error:
         return _page(request, name, given, statement, None, error.message)
     if wanted in FORMATS:
-        media = MEDIA_TYPES[wanted]  # type: ignore[index]
+        media = MEDIA_TYPES[wanted]
         headers = {**HEADERS, "Content-Disposition": f'attachment; filename="answer.{wanted}"'}
         return Response(answer.data, headers=headers, media_type=media)
     return _page(request, name, given, statement, orjson.loads(answer.data), None)

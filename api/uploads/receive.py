@@ -202,7 +202,11 @@ def _decoded(body: bytes, folder: Path, document: str) -> Upload:
 
 
 async def _receive_multipart(
-    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], folder: Path, settings: Settings, asked: Mapping[str, bool]
+    chunks: AsyncIterator[bytes],
+    options: dict[bytes, bytes],
+    folder: Path,
+    settings: Settings,
+    asked: Mapping[str, bool],
 ) -> Upload:
     parts = Parts(Upload(folder, {}).path, asked)
     try:
