@@ -17,6 +17,7 @@ from api.errors import (
     handle_validation_error,
 )
 from api.middleware import HeadAsGet, Observe, RefuseForeign
+from api.page import router as page_router
 from api.routes import audits, checks, corpora, downloads, health, jobs, mixes, policy, sql, usage
 from api.schemas import errors
 from api.service import Service
@@ -85,4 +86,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, handle_http_error)
     for module in (mixes, checks, downloads, jobs, audits, corpora, policy, sql, usage, health):
         app.include_router(module.router)
+    app.include_router(page_router)
     return app

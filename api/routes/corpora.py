@@ -46,10 +46,10 @@ def list_corpora(request: Request, tenant: MixTenant) -> dict[str, Any]:
 async def get_corpus(request: Request, tenant: MixTenant, corpus: str) -> dict[str, Any]:
     """One corpus with its scorers: role, coverage and mean loss."""
     service = service_of(request)
-    found, scored = await run_in_threadpool(_read, service.store, corpus)
+    found, scored = await run_in_threadpool(read_scored, service.store, corpus)
 
     def compute() -> dict[str, Any]:
-        with _connected(service, found) as connection:
+        with connected(service, found) as connection:
             scorers = run_named(connection, "scorer_summary", {"corpus": found.name}).table.to_pylist()
         return {**_summary(found), "scorers": scorers}
 
@@ -68,12 +68,12 @@ async def get_gap(
 ) -> dict[str, Any]:
     """How a corpus's gap is spread: quantiles and a histogram, one group per complete aligned scorer."""
     service = service_of(request)
-    found, scored = await run_in_threadpool(_read, service.store, corpus)
+    found, scored = await run_in_threadpool(read_scored, service.store, corpus)
     given: dict[str, Value] = {"corpus": found.name, "eps": eps, "hold_out": hold_out or []}
 
     def compute() -> dict[str, Any]:
         shown = {**given, "score": score, "bins": bins}
-        with _connected(service, found) as connection:
+        with connected(service, found) as connection:
             quantiles = run_named(connection, "gap_quantiles", given).table.to_pylist()
             histogram = run_named(connection, "gap_histogram", shown).table.to_pylist()
         return {
@@ -90,7 +90,7 @@ async def get_gap(
 
 
 @contextmanager
-def _connected(service: Service, corpus: Corpus) -> Iterator[Connection]:
+def connected(service: Service, corpus: Corpus) -> Iterator[Connection]:
     """A connection with the bounds of a statement: one thread, so much memory, nothing spilled to the disk."""
     settings = service.settings
     with connect(service.store, {corpus.name: corpus.revision}, timeout_s=QUERY_TIMEOUT_S) as connection:
@@ -100,7 +100,7 @@ def _connected(service: Service, corpus: Corpus) -> Iterator[Connection]:
         yield connection
 
 
-def _read(store: Store, name: str) -> tuple[Corpus, tuple[object, ...]]:
+def read_scored(store: Store, name: str) -> tuple[Corpus, tuple[object, ...]]:
     """The corpus and what its figures depend on; a name that could be none is answered like one that is absent."""
     try:
         corpus = read_corpus(store, name)

@@ -140,7 +140,7 @@ async def preview(request: Request, tenant: MixTenant) -> Response:
     """The manifest, counts, tokens and cost that a recipe would give for a data set; nothing is stored."""
     service = service_of(request)
     async with received(request, service, tenant) as upload, service.build_place(tenant):
-        answer = await run_in_threadpool(_preview, service, upload, tenant)
+        answer = await run_in_threadpool(preview_upload, service, upload, tenant)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -166,7 +166,7 @@ def _answer(
 ) -> tuple[CreatedMix | Job, bool]:
     """The answer and whether it is an earlier one again. Everything here blocks; it runs in a thread."""
     if key is None:
-        return _make(service, upload, tenant, prefer), False
+        return make_mix(service, upload, tenant, prefer), False
     with service.idempotency.holding(tenant, key):
         fingerprint = upload.fingerprint()
         earlier = service.idempotency.earlier(tenant, key, fingerprint)
@@ -174,7 +174,7 @@ def _answer(
             with suppress(MissingError):  # a mix or job that was deleted since, or is over its time, is made again
                 return _again(service, tenant, earlier), True
         with service.idempotency.announcing(tenant, key, fingerprint) as announce:
-            answer = _make(service, upload, tenant, prefer, announce)
+            answer = make_mix(service, upload, tenant, prefer, announce)
         if isinstance(answer, CreatedMix):
             kept = Remembered(
                 request_sha256=fingerprint,
@@ -204,9 +204,10 @@ def _again(service: Service, tenant: str, earlier: Remembered) -> CreatedMix | J
     )
 
 
-def _make(
+def make_mix(
     service: Service, upload: Upload, tenant: str, prefer: str | None, announce: Announce | None = None
 ) -> CreatedMix | Job:
+    """The mix of an upload, or a job where it is long. Everything here blocks."""
     recipe, task_set = _asked(service, upload, tenant)
     service.stored.check(tenant, upload.n_bytes)
     if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
@@ -273,7 +274,8 @@ def _store(root: str) -> Store:
     return Store(root)
 
 
-def _preview(service: Service, upload: Upload, tenant: str) -> MixPreview:
+def preview_upload(service: Service, upload: Upload, tenant: str) -> MixPreview:
+    """What an upload would give; nothing is stored. Everything here blocks."""
     recipe, task_set = _asked(service, upload, tenant)
     try:
         asked = (task_set, recipe, tenant, service.tenants.policy(tenant))

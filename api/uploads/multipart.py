@@ -1,5 +1,6 @@
 """Sorting multipart/form-data as it streams past: the file's bytes to disk, small text parts to memory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ from api.errors import ApiError
 from curator.recipe.document import MAX_DOCUMENT_BYTES
 
 FILE_PART = "file"
-TEXT_PARTS = ("on_bad_rows", "format", "layout")  # and the document that the route takes
+TEXT_PARTS = ("on_bad_rows", "format", "layout")  # and what the route takes
 MAX_TEXT_BYTES = MAX_DOCUMENT_BYTES  # YAML is read slowly
 
 
 @dataclass
 class Parts:
-    """Sorts multipart data: the file's bytes to `path`, the text parts to memory; `document` is one of these."""
+    """Sorts multipart data: the file's bytes to `path`, the text parts to memory.
+
+    `asked` names the parts that the route takes beside the file and TEXT_PARTS; true for those that may come several
+    times, as boxes of a form do: their texts are joined by line feeds, and have one bound.
+    """
 
     path: Path
-    document: str = "recipe"
+    asked: Mapping[str, bool]
     file_name: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
     ended: bool = False
@@ -65,12 +70,16 @@ class Parts:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
-        names = (FILE_PART, self.document, *TEXT_PARTS)
+        names = (FILE_PART, *self.asked, *TEXT_PARTS)
         if self._name not in names:
             known = ", ".join(names)
             raise ApiError(422, "unknown_part", f"unknown part {self._name!r}; there are: {known}")
-        if self._name in self.texts or (self._name == FILE_PART and self.file_name is not None):
+        if (self._name in self.texts and not self.asked.get(self._name)) or (
+            self._name == FILE_PART and self.file_name is not None
+        ):
             raise ApiError(422, "repeated_part", f"the part {self._name!r} came twice")
+        if self._name in self.texts:
+            self._text += self.texts[self._name].encode() + b"\n"
         if self._name == FILE_PART:
             self.file_name = options.get(b"filename", b"file").decode(errors="replace")
 

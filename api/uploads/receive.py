@@ -6,7 +6,7 @@ bound, and a JSON body has one of its own.
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.store.scratch import Scratch
 
 DOCUMENTS = ("recipe", "audit", "check")  # what is asked of the rows: each route knows one
+NO_FIELDS: Mapping[str, bool] = {}
 _OTHER_KEYS = ("on_bad_rows", "layout")
 REMEDY = "split the data set, or raise the bound"
 JSON_REMEDY = "send larger data sets as multipart/form-data"
@@ -101,10 +102,17 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, service: Service, tenant: str, document: str = "recipe") -> AsyncIterator[Upload]:
+async def received(
+    request: Request,
+    service: Service,
+    tenant: str,
+    document: str = "recipe",
+    fields: Mapping[str, bool] = NO_FIELDS,
+) -> AsyncIterator[Upload]:
     """The upload of a request, for the length of the block; its folder is removed at the end.
 
-    `document` (one of DOCUMENTS) is what comes beside the rows. The tenant's place and quota of bytes are looked at
+    `document` (one of DOCUMENTS) is what comes beside the rows, and `fields` what a form of the
+    page sends in its place (see `Parts.asked`). The tenant's place and quota of bytes are looked at
     before anything is read, and the bytes counted as they come: what is refused never lies on the disk first.
 
     Raises ApiError 400 for a malformed body, 413 for one over its bound or what the quota could ever give, 415 for
@@ -118,7 +126,8 @@ async def received(request: Request, service: Service, tenant: str, document: st
             folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
             try:
                 counted = _counted(chunks, service, tenant)
-                yield await _receive(request, counted, folder.path, settings, document)
+                asked = fields or {document: False}
+                yield await _receive(request, counted, folder.path, settings, asked)
             finally:
                 await run_in_threadpool(folder.close)
     except ApiError:
@@ -151,12 +160,13 @@ async def _counted(chunks: AsyncIterator[bytes], service: Service, tenant: str) 
 
 
 async def _receive(
-    request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str
+    request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings, asked: Mapping[str, bool]
 ) -> Upload:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        return await _receive_multipart(chunks, options, folder, settings, document)
-    if content_type == b"application/json":
+        return await _receive_multipart(chunks, options, folder, settings, asked)
+    document = next(iter(asked))
+    if content_type == b"application/json" and document in DOCUMENTS:
         return await _receive_json(chunks, folder, settings, document)
     raise ApiError(
         415,
@@ -192,9 +202,13 @@ def _decoded(body: bytes, folder: Path, document: str) -> Upload:
 
 
 async def _receive_multipart(
-    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], folder: Path, settings: Settings, document: str
+    chunks: AsyncIterator[bytes],
+    options: dict[bytes, bytes],
+    folder: Path,
+    settings: Settings,
+    asked: Mapping[str, bool],
 ) -> Upload:
-    parts = Parts(Upload(folder, {}).path, document)
+    parts = Parts(Upload(folder, {}).path, asked)
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
         async for chunk in bounded(chunks, settings.max_upload_bytes, REMEDY):

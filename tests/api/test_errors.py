@@ -129,7 +129,7 @@ def test_an_unfit_request_id_is_replaced(http: httpx.Client, given: bytes) -> No
     assert len(answer.headers["x-request-id"]) == 32
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/mixes/", "/v1/nothing", "/v1/mixes/x/y/z", "/redoc"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/mixes/", "/v1/nothing", "/v1/mixes/x/y/z", "/redoc"])
 def test_unknown_routes(http: httpx.Client, path: str) -> None:
     answer = http.get(path)
     assert (answer.status_code, check_shape(answer)["code"]) == (404, "unknown_route")

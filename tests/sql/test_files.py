@@ -18,6 +18,8 @@ NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
 # Arguments of the required parameters, for running everything.
 REQUIRED: dict[str, dict[str, sql.Value]] = {
     "gap_candidates": {"corpus": "chats"},
+    "row_losses": {"corpus": "chats", "id": ""},
+    "rows_by_gap": {"corpus": "chats"},
     "rows_by_id": {"corpus": "chats", "ids": []},
     "rows_by_prefix": {"prefix": ""},
 }

@@ -1,0 +1,57 @@
+"""Named queries for the views: in the places, and with the bounds, of the API's own figures."""
+
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from api.page.session import tenant_of
+from api.routes.corpora import connected, read_scored
+from api.service import service_of
+from api.tenancy.quotas import MAX_WAIT_S, in_time
+from curator.corpus.manifest import Scorer, read_scorers
+from curator.query.queries import run_named
+from sql import Value
+
+Row = dict[str, Any]
+
+
+async def figures(request: Request, corpus: str, query: str, **given: Value) -> list[Row]:
+    """Rows of a named query over one corpus, kept until its rows or losses change.
+
+    Raises ApiError 404 without such a corpus.
+    """
+    service = service_of(request)
+    found, scored = await run_in_threadpool(read_scored, service.store, corpus)
+
+    def compute() -> dict[str, Any]:
+        with connected(service, found) as connection:
+            return {"rows": run_named(connection, query, {"corpus": found.name, **given}).table.to_pylist()}
+
+    known = tuple(sorted((name, tuple(value) if isinstance(value, list) else value) for name, value in given.items()))
+    answer = await service.figures.of(tenant_of(request), ("query", query, *scored, known), compute)
+    rows: list[Row] = answer["rows"]
+    return rows
+
+
+async def texts(request: Request, corpus: str, *queries: tuple[str, dict[str, Value]]) -> list[list[Row]]:
+    """Rows of named queries that hold conversations, which are not kept. Raises as `figures`."""
+    service = service_of(request)
+    found, _ = await run_in_threadpool(read_scored, service.store, corpus)
+
+    def compute() -> list[list[Row]]:
+        with connected(service, found) as connection:
+            return [
+                run_named(connection, name, {"corpus": found.name, **given}).table.to_pylist()
+                for name, given in queries
+            ]
+
+    async with in_time(service.figures.turns, tenant_of(request), MAX_WAIT_S, "figures"):
+        return await run_in_threadpool(compute)
+
+
+async def scorers_of(request: Request, corpus: str) -> list[Scorer]:
+    """The scorers of a corpus; raises ApiError 404 without such a corpus."""
+    store = service_of(request).store
+    found, _ = await run_in_threadpool(read_scored, store, corpus)
+    return await run_in_threadpool(read_scorers, store, found)

@@ -1,0 +1,95 @@
+// The page works without this file, but for dropping a file, copying and brushing.
+"use strict";
+
+// Copy buttons: data-copy names the element whose text is taken.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const words = button.textContent;
+  try {
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Select it and press Ctrl-C";
+  }
+  setTimeout(() => { button.textContent = words; }, 1500);
+});
+
+// A file dropped on [data-drop] goes into its file input, which says so as if it had been chosen.
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    const area = event.target.closest?.("[data-drop]");
+    if (!area) return;
+    event.preventDefault();
+    area.classList.toggle("over", name === "dragover");
+    if (name !== "drop" || !event.dataTransfer.files.length) return;
+    const input = area.querySelector("input[type=file]");
+    const chosen = new DataTransfer();
+    chosen.items.add(event.dataTransfer.files[0]);
+    input.files = chosen.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+}
+
+// Another corpus has other domains and sources: the form is asked for again, without the file.
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-reload]")) {
+    const query = new URLSearchParams({ [event.target.name]: event.target.value });
+    location.assign(`${location.pathname}?${query}`);
+  }
+});
+
+// Brushing: dragging over a histogram fills the two fields that data-brush names and asks again.
+for (const box of document.querySelectorAll("[data-brush]")) {
+  const svg = box.querySelector("svg");
+  const axis = svg?.querySelector(".axis");
+  const ticks = [...(svg?.querySelectorAll("[data-value]") ?? [])];
+  if (!axis || ticks.length < 2) continue;
+  const [first, last] = [ticks[0], ticks[ticks.length - 1]].map((tick) => [Number(tick.getAttribute("x")), Number(tick.dataset.value)]);
+  const placeOf = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
+  const valueAt = (x) => first[1] + ((x - first[0]) / (last[0] - first[0])) * (last[1] - first[1]);
+  let start = null;
+  const stretch = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  stretch.setAttribute("class", "chosen");
+  svg.addEventListener("pointerdown", (event) => { start = placeOf(event); });
+  svg.addEventListener("dragstart", (event) => event.preventDefault());
+  svg.addEventListener("pointermove", (event) => {
+    if (start === null) return;
+    const now = placeOf(event);
+    stretch.setAttribute("x", Math.min(start, now));
+    stretch.setAttribute("width", Math.abs(now - start));
+    stretch.setAttribute("y", 12);
+    stretch.setAttribute("height", Number(axis.getAttribute("y1")) - 12);
+    if (!stretch.isConnected) svg.append(stretch);
+  });
+  window.addEventListener("pointerup", (event) => {
+    if (start === null) return;
+    const ends = [start, placeOf(event)].sort((a, b) => a - b);
+    start = null;
+    if (ends[1] - ends[0] < 6) { stretch.remove(); return; }
+    box.dataset.brush.split(",").forEach((name, place) => {
+      const field = document.querySelector(`form [name="${name}"]`);
+      field.value = valueAt(ends[place]).toPrecision(4);
+      if (place) field.form.requestSubmit();
+    });
+  });
+}
+
+// Buttons with data-plain (build, files) send their form as the browser does: the answer is another view, or a file.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-plain]");
+  if (!button || !button.form) return;
+  event.preventDefault();
+  event.stopPropagation();
+  if (!button.form.reportValidity()) return;
+  const form = button.form;
+  const [action, sent] = [form.action, document.createElement("input")];
+  sent.type = "hidden";
+  sent.name = button.name || "build";
+  sent.value = button.value;
+  if (button.name) form.append(sent);
+  form.action = button.getAttribute("formaction") || action;
+  form.submit();
+  form.action = action;
+  sent.remove();
+}, true);

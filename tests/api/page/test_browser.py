@@ -1,0 +1,211 @@
+"""The page in a real browser: each flow from click to file, both themes, two widths, the keyboard, and axe-core.
+
+axe-core comes from npm (`npm pack axe-core`); AXE_CORE names its axe.min.js, and without it that test is skipped.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.settings import Settings
+from api.tenancy.keys import create_key
+from curator.store.store import Store
+from tests.api.page.browser import browsing, missing
+from tests.api.page.conftest import hostile_store
+from tests.api.page.demo_store import demo_store
+from tests.api.page.images import task_file
+from tests.api.serving import running
+from tests.models import tiny_model_folder
+
+WHY = missing()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
+AXE = os.environ.get("AXE_CORE", "")
+VIEWS = [
+    "/",
+    "/corpora/chats",
+    "/corpora/chats/rows",
+    "/mix",
+    "/mixes",
+    "/sql",
+    "/sql?query=top_by_gap",
+    "/jobs",
+    "/nothing-here",
+]
+WIDE, NARROW = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("browser")
+    demo_store(folder / "store", tiny_model_folder(tmp_path_factory.mktemp("model")), n_rows=400)
+    with running(Settings(store=str(folder / "store"))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as found:
+        yield found
+
+
+class Watched:
+    """A page of the browser, with every complaint that it makes."""
+
+    def __init__(self, context: Any) -> None:
+        self.complaints: list[str] = []
+        self.page = context.new_page()
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _console(self, message: Any) -> None:
+        if message.type in ("error", "warning") and "status of 4" not in message.text:
+            self.complaints.append(message.text)
+
+
+@pytest.fixture(params=["light", "dark"])
+def theme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_no_view_overflows_or_breaks_the_policy(url: str, browser: Any, theme: str, size: dict[str, int]) -> None:
+    context = browser.new_context(viewport=size, color_scheme=theme)
+    watched = Watched(context)
+    row = ""
+    for path in VIEWS:
+        watched.page.goto(url + path)
+        assert watched.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+        row = row or watched.page.evaluate("document.querySelector('a.row')?.getAttribute('href') ?? ''")
+    watched.page.goto(f"{url}{row}&tokens=true")
+    assert watched.page.locator("mark").count() > 0
+    assert watched.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert watched.complaints == []
+    context.close()
+
+
+def test_a_dropped_file_becomes_a_mix_in_few_actions(url: str, browser: Any, tmp_path: Path) -> None:
+    context = browser.new_context(viewport=WIDE)
+    watched, page = (found := Watched(context)), found.page
+    text = task_file(tmp_path, 100).read_text()
+    page.goto(url)
+    page.get_by_role("link", name="Build a mix").first.click()
+    page.evaluate(
+        """text => {
+            const data = new DataTransfer();
+            data.items.add(new File([text], "medical.jsonl"));
+            const area = document.querySelector("[data-drop]");
+            area.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true}));
+        }""",
+        text,
+    )
+    page.get_by_role("button", name="Check and preview").click()
+    page.get_by_text("5 safe rows among 100 of yours").wait_for()
+    page.get_by_role("button", name="Build the mix").click()
+    page.get_by_role("heading", name="5 safe rows among 100 task rows").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="messages alone").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == 105
+    assert set(json.loads(lines[0])) == {"messages"}
+    assert watched.complaints == []
+    context.close()
+
+
+def test_the_same_by_keyboard_alone(url: str, browser: Any, tmp_path: Path) -> None:
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.goto(f"{url}/mix")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    _tab_to(page, "document.activeElement.type === 'file'")
+    page.set_input_files("input[type=file]", task_file(tmp_path, 60))  # the system's own dialogue is not the page's
+    _tab_to(page, "document.activeElement.textContent === 'Check and preview'")
+    page.keyboard.press("Enter")
+    page.get_by_text("3 safe rows among 60 of yours").wait_for()
+    _tab_to(page, "document.activeElement.textContent === 'Build the mix'")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="3 safe rows among 60 task rows").wait_for()
+    _tab_to(page, "document.activeElement.textContent.startsWith('Parquet')")
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename.endswith(".parquet")
+    context.close()
+
+
+def _tab_to(page: Any, condition: str) -> None:
+    for _ in range(60):
+        if page.evaluate(condition):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"the keyboard does not reach {condition}")
+
+
+def test_dragging_over_the_histogram_chooses_rows(url: str, browser: Any) -> None:
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.goto(f"{url}/corpora/chats/rows")
+    box = page.locator("[data-brush] svg").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.3, steps=4)
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.3, steps=4)
+    page.mouse.up()
+    page.wait_for_url("**low=*")
+    low, high = (float(page.locator(f"[name={name}]").input_value()) for name in ("low", "high"))
+    assert low < high
+    scores = [float(text.replace("\N{MINUS SIGN}", "-")) for text in page.locator(".nums b").all_text_contents()]
+    assert scores
+    assert all(low - 0.001 <= score <= high + 0.001 for score in scores)
+    context.close()
+
+
+def test_hostile_rows_run_nothing_and_two_tenants_stay_apart(tmp_path: Path, browser: Any) -> None:
+    store: Store = hostile_store(tmp_path / "store")
+    keys = [create_key(store, tenant, ["mix", "sql"])[1] for tenant in ("acme", "other")]
+    with running(Settings(store=str(tmp_path / "store"))) as url:
+        contexts = [browser.new_context() for _ in keys]
+        pages = [Watched(context) for context in contexts]
+        for watched, key in zip(pages, keys, strict=True):
+            watched.page.goto(f"{url}/mix")
+            watched.page.get_by_label("API key").fill(key)
+            watched.page.get_by_role("button", name="Sign in").click()
+            watched.page.get_by_role("heading", name="Build a mix").wait_for()
+        first, second = (watched.page for watched in pages)
+        first.on("dialog", lambda dialog: pages[0].complaints.append("a dialogue opened"))
+        first.set_input_files("input[type=file]", task_file(tmp_path, 40))
+        first.get_by_role("button", name="Build the mix").click()
+        first.get_by_role("heading", name="2 safe rows among 40 task rows").wait_for()
+        assert second.goto(first.url).status == 404
+        for search in ("script", "right to left", "wwwww", "nul ", "im_start", "7 * 7"):
+            first.goto(f"{url}/corpora/chats/rows?search={search}")
+            first.locator("a.row").first.click()
+            first.locator("article.turn").first.wait_for()
+            assert first.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            assert first.locator("main script, main img").count() == 0
+        assert [item["name"] for item in contexts[0].cookies() if not item["httpOnly"]] == []
+        assert first.evaluate("document.cookie") == ""
+        assert pages[0].complaints == []
+        for context in contexts:
+            context.close()
+
+
+@pytest.mark.skipif(not Path(AXE).is_file(), reason="AXE_CORE does not name axe.min.js (npm pack axe-core)")
+def test_axe_finds_no_violation(url: str, browser: Any, theme: str) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme, bypass_csp=True)
+    page = context.new_page()
+    found: dict[str, Any] = {}
+    page.goto(f"{url}/corpora/chats")
+    row = page.locator("a.row").first.get_attribute("href")
+    for path in [*VIEWS, f"{row}&tokens=true", "/sign-in"]:
+        page.goto(url + path)
+        page.add_script_tag(path=AXE)
+        result = page.evaluate("axe.run()")
+        for item in result["violations"]:
+            found[f"{path} {item['id']}"] = [node["html"][:160] for node in item["nodes"][:3]]
+    assert found == {}
+    context.close()
