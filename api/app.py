@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from api import openai
 from api.errors import (
     handle_http_error,
     handle_product_error,
@@ -85,4 +86,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, handle_http_error)
     for module in (mixes, downloads, jobs, audits, corpora, policy, sql, usage, health):
         app.include_router(module.router)
+    openai.mount(app)
     return app

@@ -20,6 +20,7 @@ class Parts:
 
     path: Path
     document: str = "recipe"
+    text_names: tuple[str, ...] = TEXT_PARTS
     file_name: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
     ended: bool = False
@@ -65,7 +66,7 @@ class Parts:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
-        names = (FILE_PART, self.document, *TEXT_PARTS)
+        names = (FILE_PART, self.document, *self.text_names)
         if self._name not in names:
             known = ", ".join(names)
             raise ApiError(422, "unknown_part", f"unknown part {self._name!r}; there are: {known}")

@@ -21,7 +21,7 @@ from api.errors import ApiError
 from api.service import Service
 from api.settings import Settings
 from api.uploads.bodies import bounded, check_encoding, drain, too_large
-from api.uploads.multipart import FILE_PART, Parts
+from api.uploads.multipart import FILE_PART, TEXT_PARTS, Parts
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.store.scratch import Scratch
 
@@ -101,11 +101,18 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, service: Service, tenant: str, document: str = "recipe") -> AsyncIterator[Upload]:
+async def received(
+    request: Request,
+    service: Service,
+    tenant: str,
+    document: str = "recipe",
+    text_names: tuple[str, ...] = TEXT_PARTS,
+) -> AsyncIterator[Upload]:
     """The upload of a request, for the length of the block; its folder is removed at the end.
 
-    `document` (one of DOCUMENTS) is what comes beside the rows. The tenant's place and quota of bytes are looked at
-    before anything is read, and the bytes counted as they come: what is refused never lies on the disk first.
+    `document` (one of DOCUMENTS) is what comes beside the rows, `text_names` the other parts of a multipart body. The
+    tenant's place and quota of bytes are looked at before anything is read, and the bytes counted as they come: what is
+    refused never lies on the disk first.
 
     Raises ApiError 400 for a malformed body, 413 for one over its bound or what the quota could ever give, 415 for
     another content type, 429 for now, 503 when too many wait.
@@ -118,7 +125,7 @@ async def received(request: Request, service: Service, tenant: str, document: st
             folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
             try:
                 counted = _counted(chunks, service, tenant)
-                yield await _receive(request, counted, folder.path, settings, document)
+                yield await _receive(request, counted, folder.path, settings, (document, text_names))
             finally:
                 await run_in_threadpool(folder.close)
     except ApiError:
@@ -151,11 +158,12 @@ async def _counted(chunks: AsyncIterator[bytes], service: Service, tenant: str) 
 
 
 async def _receive(
-    request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str
+    request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings, names: tuple[str, tuple[str, ...]]
 ) -> Upload:
     content_type, options = parse_options_header(request.headers.get("content-type"))
+    document = names[0]
     if content_type == b"multipart/form-data":
-        return await _receive_multipart(chunks, options, folder, settings, document)
+        return await _receive_multipart(chunks, options, folder, settings, names)
     if content_type == b"application/json":
         return await _receive_json(chunks, folder, settings, document)
     raise ApiError(
@@ -192,9 +200,13 @@ def _decoded(body: bytes, folder: Path, document: str) -> Upload:
 
 
 async def _receive_multipart(
-    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], folder: Path, settings: Settings, document: str
+    chunks: AsyncIterator[bytes],
+    options: dict[bytes, bytes],
+    folder: Path,
+    settings: Settings,
+    names: tuple[str, tuple[str, ...]],
 ) -> Upload:
-    parts = Parts(Upload(folder, {}).path, document)
+    parts = Parts(Upload(folder, {}).path, *names)
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
         async for chunk in bounded(chunks, settings.max_upload_bytes, REMEDY):
