@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.errors import ApiError
 
 _PATH = re.compile(r"/v1/(files|fine_tuning|models)(/|$)")
+_NAME = re.compile(r"[A-Za-z0-9_]+")
 _AS_400 = frozenset({415, 422})  # the client's BadRequestError, which scripts catch
 _CODES = {"unauthorized": "invalid_api_key", "bad_parameters": "invalid_value", "unknown_part": "unknown_parameter"}
 # The client repeats 408, 409, 429 and 5xx; of these the ones that no repetition changes.
@@ -84,7 +85,7 @@ def translated(status: int, error: dict[str, Any]) -> dict[str, Any]:
         if set(details[0]) == {"param"}:
             param, details = details[0]["param"], details[1:]
         elif "line" not in details[0] and str(details[0].get("pointer", "")).startswith("/"):
-            param = details[0]["pointer"][1:].replace("/", ".")
+            param = _param(details[0]["pointer"])
     rest = {"truncated": True} if error.get("truncated") else {}
     code = _CODES.get(error["code"], error["code"])
     return {
@@ -95,6 +96,15 @@ def translated(status: int, error: dict[str, Any]) -> dict[str, Any]:
         "details": details,
         **rest,
     }
+
+
+def _param(pointer: str) -> str | None:
+    """The parameter that a pointer means, such as hyperparameters.n_epochs; None for the request as a whole.
+
+    Its first part is where it stands (body, query, path); what is no name says which type was tried last.
+    """
+    names = [part for part in pointer.split("/")[2:] if _NAME.fullmatch(part)]
+    return ".".join(names) or None
 
 
 def _type(status: int) -> str:

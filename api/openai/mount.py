@@ -1,12 +1,29 @@
 """Adding the OpenAI form to the application."""
 
-from fastapi import FastAPI
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from api.openai import file_routes
+from fastapi import APIRouter, FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from api.openai import file_routes, job_routes, model_routes
 from api.openai.errors import OpenAIErrors
+from api.openai.keeper import Keeper
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    keeper: Keeper = app.state.openai
+    keeper.start()
+    yield
+    await run_in_threadpool(keeper.stop)
 
 
 def mount(app: FastAPI) -> None:
-    """Add the routes, and the middleware that puts their errors into OpenAI's shape."""
-    app.include_router(file_routes.router)
+    """Add the routes, the thread that looks after jobs, and the middleware that puts errors into OpenAI's shape."""
+    app.state.openai = Keeper(app.state.service)
+    router = APIRouter(lifespan=_lifespan)
+    for module in (file_routes, job_routes, model_routes):
+        router.include_router(module.router)
+    app.include_router(router)
     app.add_middleware(OpenAIErrors)

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +13,7 @@ from api.openai.files import Files
 from api.settings import Settings
 from api.tenancy.keys import create_key
 from curator.store.store import Store
+from tests.api.openai_api.steps import error_of
 from tests.api.serving import json_lines, running, scored_store, task_rows
 
 ABSENT = "file-" + "0" * 24
@@ -41,15 +41,6 @@ def http(url: str) -> Iterator[httpx.Client]:
 def upload(http: httpx.Client, content: bytes, name: str = "train.jsonl", **fields: str) -> httpx.Response:
     data = {"purpose": "fine-tune", **fields}
     return http.post("/files", files={"file": (name, content)}, data=data)
-
-
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["x-request-id"]
-    assert list(answer.json()) == ["error"]
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) - {"truncated"} == {"message", "type", "param", "code", "details"}
-    return error
 
 
 def test_a_file_comes_back_as_it_was_sent(http: httpx.Client) -> None:
