@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from api.errors import ApiError
 from api.openai.bodies import CreateJob
 from api.openai.errors import refused
-from api.openai.files import FileRecord, Files
+from api.openai.files import CONTENT_FILE, FileRecord, Files
+from api.openai.forward import keep_validation
 from api.openai.progress import advance
 from api.openai.recipes import asked_recipe, job_recipe, shown
 from api.openai.records import JobRecord, Records, job_id
@@ -100,6 +101,11 @@ def _has_work(service: Service, record: JobRecord) -> bool:
 def _make(service: Service, records: Records, record: JobRecord, asked: _Asked, task_set: TaskSet) -> JobRecord:
     """Submit the job that mixes; the record is kept first, with its id."""
     made = record
+
+    validation_id = record.asked["validation_file"]
+    if record.mode == "forward" and validation_id is not None:
+        folder = Files(service.store).folder(asked.tenant, validation_id)
+        keep_validation(service, record, f"{folder}/{CONTENT_FILE}")
 
     def announce(work_id: str) -> None:
         nonlocal made

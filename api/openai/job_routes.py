@@ -89,12 +89,8 @@ def _ask_to_cancel(service: Service, tenant: str, job_id: str) -> JobRecord:
     if not record.facts:
         with suppress(MissingError):  # removed in this moment, which ends the job as well
             service.board.ask_to_cancel(tenant, record.work_id)
-    records = Records(service.store)
-    with records.held(tenant, job_id) as is_ours:
-        if is_ours:
-            record = records.read(tenant, job_id)
-            if record.is_active and not record.cancel_asked:
-                records.write(record.model_copy(update={"cancel_asked": True}))
+    if record.mode == "forward":
+        Records(service.store).ask_to_cancel(tenant, job_id)
     return find_job(service, tenant, job_id)
 
 

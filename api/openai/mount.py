@@ -8,7 +8,10 @@ from starlette.concurrency import run_in_threadpool
 
 from api.openai import file_routes, job_routes, model_routes
 from api.openai.errors import OpenAIErrors
+from api.openai.forward import Forwarder
 from api.openai.keeper import Keeper
+from api.openai.upstream import UpstreamClient
+from api.service import Service
 
 
 @asynccontextmanager
@@ -20,8 +23,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def mount(app: FastAPI) -> None:
-    """Add the routes, the thread that looks after jobs, and the middleware that puts errors into OpenAI's shape."""
-    app.state.openai = Keeper(app.state.service)
+    """Add the routes, the thread that looks after jobs, and the middleware that puts errors into OpenAI's shape.
+
+    Raises BadInputError when the key of the upstream cannot be read.
+    """
+    service: Service = app.state.service
+    upstream = UpstreamClient.of(service.settings)
+    app.state.openai = Keeper(service, None if upstream is None else Forwarder(service, upstream))
     router = APIRouter(lifespan=_lifespan)
     for module in (file_routes, job_routes, model_routes):
         router.include_router(module.router)

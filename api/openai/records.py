@@ -21,7 +21,7 @@ from curator.recipe.base import Strict
 from curator.store.store import Store
 
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
-RECORD_FILE = "job.json"
+RECORD_FILE, CANCEL_FILE, VALIDATION_FILE = "job.json", "cancel", "validation.jsonl"
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 MAX_EVENTS = 10_000
@@ -49,7 +49,9 @@ class Upstream(Strict):
     not_before_s: float = 0.0
     n_failed: int = 0
     file_id: str | None = None
+    validation_id: str | None = None
     job_id: str | None = None
+    cancel_sent: bool = False
     last_event: str | None = None
     checkpoints: list[dict[str, Any]] = Field(default_factory=list)
 
@@ -77,7 +79,6 @@ class JobRecord(Strict):
     model: str | None = None
     model_deleted: bool = False
     trained_tokens: int | None = None
-    cancel_asked: bool = False
     events: list[JobEvent] = Field(default_factory=list)
     upstream: Upstream | None = None
 
@@ -96,7 +97,8 @@ class JobRecord(Strict):
         """The job at its end."""
         level: Level = "error" if status == "failed" else "info"
         changes = {"status": status, "finished_s": time.time(), "error": error}
-        return self.event(message, level).model_copy(update=changes)
+        is_told = bool(self.events) and self.events[-1].message == message  # by the upstream
+        return (self if is_told else self.event(message, level)).model_copy(update=changes)
 
     def view(self) -> dict[str, Any]:
         """The job as clients see it; what their types do not allow to be null never is."""
@@ -174,15 +176,31 @@ class Records:
         path = f"{self.path(record.tenant, record.id)}/{RECORD_FILE}"
         self.store.write_json(path, record.model_dump(mode="json"))
 
+    def ids(self, tenant: str) -> list[str]:
+        """Ids of a tenant's jobs, in no order that means anything."""
+        return [name for name in self.store.list(f"{FOLDER}/{tenant}/jobs") if JOB_ID.fullmatch(name)]
+
     def all(self, tenant: str) -> list[JobRecord]:
         """A tenant's jobs, newest first; what was removed meanwhile or is damaged is left out."""
         found = []
-        for name in self.store.list(f"{FOLDER}/{tenant}/jobs"):
+        for name in self.ids(tenant):
             try:
                 found.append(self.read(tenant, name))
             except (MissingError, IntegrityError):
                 continue
         return sorted(found, key=lambda record: (record.created_s, record.id), reverse=True)
+
+    def ask_to_cancel(self, tenant: str, ft_id: str) -> None:
+        """Leave word that a job is to end; needs no lock."""
+        self.store.write_bytes(f"{self.path(tenant, ft_id)}/{CANCEL_FILE}", b"")
+
+    def cancel_asked(self, tenant: str, ft_id: str) -> bool:
+        """Whether somebody wants a job to end."""
+        return self.store.exists(f"{self.path(tenant, ft_id)}/{CANCEL_FILE}")
+
+    def validation_path(self, tenant: str, ft_id: str) -> str:
+        """Where a forwarded job's own copy of its validation file lies."""
+        return f"{self.path(tenant, ft_id)}/{VALIDATION_FILE}"
 
     def tenants(self) -> list[str]:
         """Tenants that have files or jobs of this form."""
