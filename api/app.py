@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from api import openai
 from api.errors import (
     handle_http_error,
     handle_product_error,
@@ -87,4 +88,5 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (mixes, checks, downloads, jobs, audits, corpora, policy, sql, usage, health):
         app.include_router(module.router)
     app.include_router(page_router)
+    openai.mount(app)
     return app

@@ -143,10 +143,29 @@ class Settings(BaseSettings):
         description="names (host or host:port, by comma) that a service without keys answers to besides localhost, "
         "such as those of a reverse proxy before it",
     )
+    openai_mode: Literal["off", "mix", "forward", "train"] = Field(
+        default="mix",
+        description="what fine-tuning jobs of the OpenAI form do: off refuses them, mix gives the mix as a file, "
+        "forward starts the job at openai_upstream",
+    )
+    openai_recipe: str | None = Field(
+        default=None, description="file with the recipe of fine-tuning jobs, which callers may only tighten"
+    )
+    openai_upstream: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+(/\S*)?$",
+        description="base URL of the fine-tuning endpoint of openai_mode forward, such as https://host/v1",
+    )
+    openai_key_file: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="file with the operator's API key for openai_upstream, read when the service starts",
+    )
     policy: str | None = Field(default=None, description="file with the provider's policy, which recipes must fit")
     tenants: str | None = Field(
         default=None,
-        description="YAML or JSON file of what single tenants have of their own: policy, quotas, weight, tier, webhook",
+        description="YAML or JSON file of what single tenants have of their own: policy, recipe, quotas, weight, tier, "
+        "webhook",
     )
     sign_key: str | None = Field(
         default=None, description="PEM file with the Ed25519 private key that signs the manifests of mixes"
@@ -198,6 +217,21 @@ class Settings(BaseSettings):
     def _check_pair(cls, value: str | None, info: ValidationInfo) -> str | None:
         if (value is None) != (info.data.get("tls_cert") is None):
             raise ValueError("tls_cert and tls_key belong together: give both, or neither")
+        return value
+
+    @field_validator("openai_mode")
+    @classmethod
+    def _check_mode(cls, value: str) -> str:
+        if value == "train":
+            raise ValueError("no worker of this version trains fine-tuning jobs: take mix or forward")
+        return value
+
+    @field_validator("openai_key_file")
+    @classmethod
+    def _check_upstream(cls, value: str | None, info: ValidationInfo) -> str | None:
+        upstream = info.data.get("openai_upstream")
+        if info.data.get("openai_mode") == "forward" and (value is None or upstream is None):
+            raise ValueError("openai_mode forward needs openai_upstream and openai_key_file")
         return value
 
     @field_validator("temp_dir")

@@ -211,7 +211,7 @@ def make_mix(
     recipe, task_set = _asked(service, upload, tenant)
     service.stored.check(tenant, upload.n_bytes)
     if _applied(prefer) or is_long(service.settings, upload.n_bytes, task_set.n_rows):
-        asked = _job_request(service, recipe, task_set, tenant)
+        asked = mix_request(service, recipe, task_set, tenant)
         return submit(service, tenant, "mix", asked, task_set.path, announce)
     return _build(service, recipe, task_set, tenant)
 
@@ -227,7 +227,8 @@ def is_long(settings: Settings, n_bytes: int, n_rows: int) -> bool:
     return n_rows > settings.async_rows or n_bytes > settings.async_bytes
 
 
-def _job_request(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> dict[str, Any]:
+def mix_request(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> dict[str, Any]:
+    """What a job that builds a mix is given."""
     policy = service.tenants.policy(tenant)
     return {
         "recipe": recipe.model_dump(mode="json"),

@@ -31,7 +31,7 @@ MAX_BUCKETS = 10_000
 TENANT_LINE = 8  # figures of one tenant that are computed or wait
 MAX_WAIT_S = 60.0
 MAX_KEPT = 256
-STORED = ("mixes", "jobs")  # folders of the store in which each tenant has one
+STORED = ("mixes", "jobs", "openai")  # folders of the store in which each tenant has one
 RECORD_BYTES = 16 * 1024  # about what a mix's manifest or a job's record takes
 MEASURED_S = 10.0  # for how long a measured size is taken as it is
 

@@ -1,7 +1,7 @@
 """What single tenants have of their own, from the file of the setting `tenants`.
 
-A policy, quotas, a weight, a tier and a webhook. A tenant that the file does not name has the service's `policy` and
-`tenant_*` settings, weight 1, tier `default` and no webhook.
+A policy, a recipe of fine-tuning jobs, quotas, a weight, a tier and a webhook. A tenant that the file does not name
+has the service's `policy`, `openai_recipe` and `tenant_*` settings, weight 1, tier `default` and no webhook.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,11 @@ from pydantic import Field, ValidationError, create_model, field_validator
 
 from api.jobs.metrics import DEFAULT_TIER
 from api.settings import Settings
-from curator.errors import BadInputError
+from curator.errors import BadInputError, RecipeError
 from curator.mix.files import tenant_path
+from curator.recipe import parse_recipe
 from curator.recipe.base import Strict
+from curator.recipe.document import read_document
 from curator.recipe.policy import Policy, load_policy
 from curator.recipe.problems import problem_line, problems_of
 
@@ -35,6 +37,7 @@ class _Entry(Strict):
     """One tenant's entry; quotas are added below, declared as in Settings. Files are relative to the tenants' file."""
 
     policy: str | None = None
+    recipe: str | None = None
     tier: str = Field(default=DEFAULT_TIER, pattern=r"^[a-z0-9_-]{1,32}$")
     weight: int = Field(default=1, ge=1, le=MAX_WEIGHT)
     webhook: Webhook | None = None
@@ -60,10 +63,16 @@ class Tenants:
     entries: Mapping[str, _Entry] = field(default_factory=dict)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     folder: Path = Path()
+    default_recipe: dict[str, Any] | None = None
+    recipes: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def policy(self, tenant: str) -> Policy | None:
         """The policy that a tenant's recipes must fit: its own, or else the service's."""
         return self.policies.get(tenant, self.default_policy)
+
+    def recipe(self, tenant: str) -> dict[str, Any] | None:
+        """The recipe (a checked document) of a tenant's fine-tuning jobs: its own, or else `openai_recipe`."""
+        return self.recipes.get(tenant, self.default_recipe)
 
     def quota(self, tenant: str, name: str) -> Any:
         """A `tenant_*` setting as it holds for a tenant."""
@@ -102,12 +111,14 @@ def load_tenants(settings: Settings) -> Tenants:
     Raises BadInputError for a file that cannot be read or an entry that cannot be, MissingError for an absent policy.
     """
     default = load_policy(settings.policy) if settings.policy else None
+    default_recipe = _recipe(Path(settings.openai_recipe)) if settings.openai_recipe else None
     if settings.tenants is None:
-        return Tenants(settings, default)
+        return Tenants(settings, default, default_recipe=default_recipe)
     path = Path(settings.tenants)
     entries = {str(name): _entry(path, str(name), value) for name, value in _read(path).items()}
     policies = {name: load_policy(path.parent / entry.policy) for name, entry in entries.items() if entry.policy}
-    tenants = Tenants(settings, default, entries, policies, path.parent)
+    recipes = {name: _recipe(path.parent / entry.recipe) for name, entry in entries.items() if entry.recipe}
+    tenants = Tenants(settings, default, entries, policies, path.parent, default_recipe, recipes)
     if len(tenants.tiers()) > MAX_TIERS:
         raise BadInputError(f"{path} has {len(tenants.tiers())} tiers, {MAX_TIERS} at most: metrics count by tier")
     return tenants
@@ -123,6 +134,13 @@ def _read(path: Path) -> dict[Any, Any]:
         raise BadInputError(f"tenants file {path} cannot be read: {reason}") from error
     if not isinstance(document, dict):
         raise BadInputError(f"tenants file {path} must map names of tenants to what they have")
+    return document
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    document = read_document(path, "recipe", RecipeError)
+    parse_recipe(document)
+    assert isinstance(document, dict)  # or it was refused
     return document
 
 

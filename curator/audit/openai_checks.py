@@ -52,17 +52,21 @@ class CheckResult:
 def check_openai(path: Path) -> list[CheckResult]:
     """The checks that fail, in the order of CHECKS; none when the endpoint would take the file."""
     found = {code: CheckResult(code) for code in CHECKS}
+    for number, code, example in line_faults(path):
+        found[code].add(number, example)
+    return [result for result in found.values() if result.n_lines]
+
+
+def line_faults(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, code of CHECKS, example) of every fault, in the order of the file; too few examples come last."""
     n_examples = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            n_examples += 1
-            for code, example in _line_faults(line):
-                found[code].add(number, example)
+            if line.strip():
+                n_examples += 1
+                yield from ((number, code, example) for code, example in _line_faults(line))
     if n_examples < MIN_EXAMPLES:
-        found["invalid_n_examples"].add(1, f"{n_examples} examples")
-    return [result for result in found.values() if result.n_lines]
+        yield 1, "invalid_n_examples", f"{n_examples} examples"
 
 
 def _line_faults(line: bytes) -> Iterator[tuple[str, str]]:

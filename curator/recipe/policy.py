@@ -243,7 +243,7 @@ def _written(spec: Any) -> str:
 
 
 def _check_ratio(policy: Policy, floor: float, recipe: Recipe, n_task: int | None) -> None:
-    ratio = _least_ratio(recipe.pools, n_task)
+    ratio = least_ratio(recipe.pools, n_task)
     if ratio < exact(floor):
         asked = f"{float(ratio):g} safe rows per task row"
         raise _refusal(policy, "min_interleave_ratio", asked, f"ask for {floor:g} at least (amounts in tokens count 0)")
@@ -253,7 +253,7 @@ def _check_ratio(policy: Policy, floor: float, recipe: Recipe, n_task: int | Non
         raise _refusal(policy, "min_interleave_ratio", asked, "use when_short error")
 
 
-def _least_ratio(pools: tuple[Pool, ...], n_task: int | None) -> Fraction:
+def least_ratio(pools: tuple[Pool, ...], n_task: int | None) -> Fraction:
     """Safe rows per task row that the pools ask for; amounts in tokens are not known before the choice and count 0."""
     share = sum((exact(pool.mix_share) for pool in pools if pool.mix_share is not None), Fraction())
     own = sum((exact(pool.interleave_ratio) for pool in pools if pool.interleave_ratio is not None), Fraction())
