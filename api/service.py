@@ -24,6 +24,7 @@ from api.jobs.metrics import JobCollector
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
 from api.processes.builders import Builders, WorkLimits
+from api.processes.webhooks import Webhooks
 from api.processes.workers import OwnWorkers
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
@@ -31,7 +32,6 @@ from api.tenancy.auth import Keyring, is_loopback
 from api.tenancy.quotas import Briefly, Figures, Quotas, StoredBytes, in_time
 from api.tenancy.tenants import Tenants, load_tenants
 from api.tenancy.turns import Turns
-from api.webhooks import Webhooks
 from curator.console import product_version
 from curator.errors import MissingError
 from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale

@@ -1,1 +1,2 @@
-"""Processes beside the service: `builders` read data and build mixes under limits, `workers` do queued jobs."""
+"""What runs beside the requests: `builders` read data and build mixes under limits, `workers` do queued jobs, and
+`webhooks` tell tenants of jobs that ended."""

@@ -60,10 +60,15 @@ class _Worker:
 
     def accepts(self, work: tuple[Any, ...]) -> bool:
         """Send it work; False where it died while it waited for some."""
-        with self._alive() if self.n_pieces == 0 else contextlib.suppress(OSError):
-            self.connection.send(work)
+        if self.n_pieces == 0:
+            with self._alive():
+                self.connection.send(work)
             return True
-        return False
+        try:
+            self.connection.send(work)
+        except OSError:
+            return False
+        return True
 
     def receive(self, timeout_s: float) -> tuple[bool, Any] | None:
         """Whether it is a report, and what it is; None when nothing came in time."""

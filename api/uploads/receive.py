@@ -21,7 +21,7 @@ from api.errors import ApiError
 from api.service import Service
 from api.settings import Settings
 from api.uploads.bodies import bounded, check_encoding, drain, too_large
-from api.uploads.multipart import FILE_PART, TEXT_PARTS, Parts
+from api.uploads.multipart import FILE_PART, Parts
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.store.scratch import Scratch
 

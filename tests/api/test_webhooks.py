@@ -22,9 +22,9 @@ from api.jobs.board import Board
 from api.jobs.handlers import run_mix
 from api.jobs.queue import open_queue
 from api.jobs.worker import Worker
+from api.processes.webhooks import read_secrets, signature
 from api.settings import Settings
 from api.tenancy.keys import create_key
-from api.webhooks import read_secrets, signature
 from curator.client import Client
 from curator.errors import BadInputError
 from curator.store.store import Store
