@@ -13,11 +13,15 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from curator.__main__ import main
+from curator.audit.options import AuditOptions
 from curator.corpus.ingest import ingest
 from curator.errors import BadInputError
+from curator.query.queries import gap_table
+from curator.query.scorers import resolve_scorers
 from curator.render import Rendered
 from curator.scoring.check import row_bound
 from curator.scoring.engines.base import RowLoss
@@ -115,6 +119,35 @@ def test_rows_wait_in_one_queue_and_a_failure_leaves_nothing_in_it(folders: dict
         with pytest.raises(RuntimeError, match="stopped"):
             loaded.score(rows * 5, stop_at_the_fifth)
         assert_close(means(loaded.score(rows)), expected, "float32")
+
+
+def test_two_processes_that_share_the_layers_agree_with_plain_torch(folders: dict[str, Path]) -> None:
+    with engine(folders, "all", "float32", tensor_parallel=2) as loaded:
+        loaded.use_adapter(folders["all"])
+        assert_close(means(loaded.score(make_rows())), reference(folders, "all", "float32"), "float32")
+
+
+def test_a_pool_that_vllm_scored_is_audited_with_vllm(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "store").open()
+    file = chat_file(tmp_path / "chats.jsonl", 70)
+    ingest(store, [file], "chats")
+    common = ["--store", str(tmp_path / "store"), "--corpus", "chats", "--model", str(folders["base"]), "--json"]
+    adapter = ["--adapter", str(folders["all"])]
+    scored = ["--engine", "vllm", "--dtype", "float32", "--max-length", str(WINDOW), "--threads", "1"]
+    for options in (["--role", "aligned"], ["--role", "misaligned", "--domain", "x", *adapter]):
+        assert main(["score", *common, *scored, *options]) == 0
+    rows = tmp_path / "rows.parquet"
+    assert main(["audit", str(file), *common, *adapter, "--threads", "1", "--out", str(rows)]) == 0
+    capsys.readouterr()
+    pool = gap_table(store, resolve_scorers(store, AuditOptions(corpus="chats").pool()))
+    gaps = dict(zip(pool["example_id"].to_pylist(), pool["gap_abs"].to_pylist(), strict=True))
+    found = pq.read_table(rows).to_pylist()
+    assert len(found) >= 50
+    for row in found:
+        assert (row["gap"] is None) == (gaps[row["example_id"]] is None)
+        assert row["gap"] is None or row["gap"] == pytest.approx(gaps[row["example_id"]], abs=BOUND["float32"])
 
 
 def test_a_merged_adapter_agrees_with_the_unmerged_reference(folders: dict[str, Path]) -> None:
