@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import orjson
 from pydantic import ValidationError
@@ -78,13 +79,21 @@ def read_manifest(store: Store, tenant: str, mix: str) -> Manifest:
     """A mix's manifest; raises MissingError without one, IntegrityError when it is not of this version."""
     path = f"{mix_path(tenant, mix)}/{MANIFEST_FILE}"
     try:
-        return Manifest.model_validate(store.read_json(path))
+        return _manifest(store.read_bytes(path))
+    except orjson.JSONDecodeError as error:
+        raise IntegrityError(f"{path} in store {store.base} is not JSON: {error}") from error
     except MissingError as error:
         raise MissingError(f"there is no mix {mix} of tenant {tenant}") from error
     except ValidationError as error:
         problems = problems_of(error)
         text = f"{path} is not a manifest of this version: {problem_line(problems, most=3)}"
         raise IntegrityError(text, details=problems) from error
+
+
+@lru_cache(maxsize=128)
+def _manifest(text: bytes) -> Manifest:
+    """A manifest out of its file's bytes; each request for a mix reads it, and a list of mixes all of them."""
+    return Manifest.model_validate(orjson.loads(text))
 
 
 def pool_names(recipe: Recipe) -> list[str]:
