@@ -83,7 +83,7 @@ def _find_or_make(
     ft_id, attempt = named
     with records.held(asked.tenant, ft_id) as is_ours:
         if not is_ours:
-            raise _busy()
+            return _held_by_another(service, records, asked.tenant, ft_id)
         try:
             record = records.read(asked.tenant, ft_id)
         except MissingError:
@@ -92,6 +92,17 @@ def _find_or_make(
         if record.is_active and not record.facts and not _has_work(service, record):
             return _make(service, records, record, asked, task_set)
     return advance(service, record)
+
+
+def _held_by_another(service: Service, records: Records, tenant: str, ft_id: str) -> JobRecord:
+    """The job that another thread or process works on; raises ApiError 503 while it is being made."""
+    try:
+        record = records.read(tenant, ft_id)
+    except MissingError as error:
+        raise _busy() from error
+    if record.is_active and not record.facts and not _has_work(service, record):
+        raise _busy()
+    return record
 
 
 def _has_work(service: Service, record: JobRecord) -> bool:

@@ -221,17 +221,21 @@ class Records:
             lock.__exit__(None, None, None)
 
     def sweep(self, ttl_s: float, grace_s: float) -> None:
-        """Remove jobs that ended more than `ttl_s` seconds ago, and folders without a record that nobody touched."""
+        """Remove jobs that ended more than `ttl_s` seconds ago with their result files, and folders without a record
+        that nobody touched for `grace_s` seconds."""
         for tenant in self.tenants():
             for name in self.store.list(f"{FOLDER}/{tenant}/jobs"):
-                folder = f"{FOLDER}/{tenant}/jobs/{name}"
+                folder, results = f"{FOLDER}/{tenant}/jobs/{name}", list[str]()
                 try:
-                    finished_s = self.read(tenant, name).finished_s
-                    is_over = finished_s is not None and time.time() - finished_s > ttl_s
+                    record = self.read(tenant, name)
+                    is_over = record.finished_s is not None and time.time() - record.finished_s > ttl_s
+                    results = record.result_files
                 except MissingError:
                     is_over = self.store.age_s(folder) > grace_s
                 except IntegrityError:
                     is_over = self.store.age_s(folder) > ttl_s
                 if is_over:
+                    for file_id in results:
+                        self.store.delete(f"{FOLDER}/{tenant}/files/{file_id}")
                     self.store.delete(f"{folder}/{RECORD_FILE}")
                     self.store.delete(folder)

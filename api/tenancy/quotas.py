@@ -166,8 +166,8 @@ class StoredBytes:
                 measured_s, n_bytes = time.monotonic(), sum(self.store.n_bytes(f"{top}/{tenant}") for top in STORED)
             if n_bytes + n_more > bound:
                 message = (
-                    f"your mixes and jobs take {n_bytes:,} bytes, with these {n_more:,} they are over the bound of "
-                    f"{bound:,}: delete some (GET /v1/mixes and GET /v1/jobs list them)"
+                    f"your mixes, jobs and files take {n_bytes:,} bytes, with these {n_more:,} they are over the bound "
+                    f"of {bound:,}: delete some (GET /v1/mixes, /v1/jobs and /v1/files list them)"
                 )
                 raise ApiError(507, "tenant_storage_full", message)
             if len(self._found) > MAX_BUCKETS:

@@ -6,16 +6,20 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 
+from api.app import create_app
 from api.settings import Settings
 from api.tenancy.keys import create_key
 from tests.api.openai_api.steps import work
+from tests.api.openai_api.upstreams import KEY, upstream
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
 
 openai = pytest.importorskip("openai", reason="the official client is not installed (pip install 'openai>=3.57')")
@@ -170,6 +174,41 @@ def test_a_lost_answer_makes_no_second_file_or_job(url: str, root: Path) -> None
         assert [found.id for found in client.files.list(purpose="fine-tune")] == [made.id]
         assert [found.id for found in client.fine_tuning.jobs.list()] == [job.id]
     work(root / "store")
+
+
+def test_the_whole_flow_in_front_of_an_upstream(root: Path, tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    (tmp_path / "key").write_text(KEY)
+    with upstream() as found:
+        settings = Settings(
+            store=store.base,
+            openai_mode="forward",
+            openai_recipe=str(root / "recipe.yaml"),
+            openai_upstream=found.url,
+            openai_key_file=str(tmp_path / "key"),
+        )
+        app = create_app(settings)
+        app.state.openai.poll_s = 0.1
+        app.state.openai.forwarder = replace(app.state.openai.forwarder, follow_s=0.0)
+        with (
+            running(app) as url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key="none", _strict_response_validation=True) as client,
+        ):
+            training = client.files.create(file=train_file("forward"), purpose="fine-tune")
+            job = client.fine_tuning.jobs.create(training_file=training.id, model="base", suffix="kind")
+            work(store.base)
+            deadline_s = time.monotonic() + 60
+            while job.status not in ("succeeded", "failed"):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.1)
+                job = client.fine_tuning.jobs.retrieve(job.id)
+            assert (job.status, job.fine_tuned_model) == ("succeeded", "ft:base:ftjob-up0")
+            assert [model.id for model in client.models.list()] == [job.fine_tuned_model]
+            assert client.models.retrieve(job.fine_tuned_model).object == "model"
+            (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(job.id)
+            assert checkpoint.step_number == 1
+            assert client.models.delete(job.fine_tuned_model).deleted is True
+            assert list(client.models.list()) == []
 
 
 def test_the_script_of_the_documentation_runs(url: str, root: Path, tmp_path: Path) -> None:

@@ -332,8 +332,9 @@ def test_old_jobs_are_swept(root: Path, tmp_path: Path) -> None:
     with running(app) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
         job_id = create(http, uploaded(http, "old")).json()["id"]
         work(tmp_path)
-        ended(http, job_id)
+        results = ended(http, job_id)["result_files"]
         Records(store).sweep(ttl_s=3600, grace_s=3600)
         assert http.get(f"{JOBS}/{job_id}").status_code == 200
         Records(store).sweep(ttl_s=-1, grace_s=3600)
         assert error_of(http.get(f"{JOBS}/{job_id}"), 404)["code"] == "fine_tune_not_found"
+        assert {http.get(f"/files/{file_id}").status_code for file_id in results} == {404}
