@@ -190,5 +190,5 @@ def test_without_inspect_the_module_says_what_to_install() -> None:
         pytest.skip("inspect_ai is installed here")
     from curator.errors import MissingDependencyError
 
-    with pytest.raises(MissingDependencyError, match=r"ballast\[inspect\]"):
+    with pytest.raises(MissingDependencyError, match=r"ballast-mix\[inspect\]"):
         __import__("trainer.evaluate.inspect_task")
