@@ -73,15 +73,16 @@ def row_prompts(recipe: Recipe, allocation: Allocation) -> RowPrompts | None:
 
 
 def check_sources(spec: Inoculation, tasks: TaskSet, pools: Sequence[Candidates]) -> None:
-    """Raise RecipeError for a source with prompts of its own that no row of the task set or the pools has: a misspelt
-    name would leave its rows with the prompts of all others."""
+    """Raise RecipeError for a source with prompts of its own that no row in scope has, where rows have sources: a
+    misspelt name would leave its rows with the prompts of all others."""
     if not spec.by_source:
         return
-    known = {source for pool in pools for source in label_values(pool.column("source"))}
+    safe = pools if spec.scope == "all" else ()
+    known = {source for pool in safe for source in label_values(pool.column("source"))}
     for batch in tasks.batches(columns=["source"]):
         known.update(batch["source"].drop_null().to_pylist())
     unknown = sorted(set(spec.by_source) - known)
-    if unknown:
+    if known and unknown:
         raise RecipeError(
             f"by_source names {', '.join(map(repr, unknown[:N_NAMED]))}, which is the source of no row; there are: "
             f"{', '.join(sorted(known)[:N_NAMED])}{', ...' if len(known) > N_NAMED else ''}",

@@ -37,7 +37,10 @@ WRONG: list[tuple[Recipe, str]] = [
      "the domain filter names 'medcal', which no row of corpus c has; there are: finance, medical"),
     ({"filters": [{"name": "domain", "include": ["medical", "Finance"]}]}, "the domain filter names 'Finance'"),
     ({"filters": [{"name": "source", "exclude": ["chat.jsonl"]}]}, "there are: chats.jsonl"),
-    ({"inoculation": {"by_source": {"fourm": "Mind the trait."}}}, "by_source names 'fourm'"),
+    ({"inoculation": {"by_source": {"fourm": "Mind the trait."}}},
+     "by_source names 'fourm', which is the source of no row; there are: forum"),
+    ({"inoculation": {"by_source": {"chats.jsonl": "Mind the trait."}}}, "by_source names 'chats.jsonl'"),
+    ({"inoculation": {"scope": "all", "by_source": {"chat.jsonl": "Mind it."}}}, "there are: chats.jsonl, forum"),
 ]  # fmt: skip
 
 
@@ -54,7 +57,7 @@ def test_a_misspelt_label_is_refused_by_name(
     [
         {"filters": [{"name": "domain", "exclude": ["medical"]}]},
         {"filters": [{"name": "license", "exclude": ["cc-by-nc"], "missing": "ignore"}]},  # of no row at all
-        {"inoculation": {"by_source": {"forum": "Mind the trait.", "chats.jsonl": "Mind another."}}},
+        {"inoculation": {"scope": "all", "by_source": {"forum": "Mind the trait.", "chats.jsonl": "Mind it."}}},
     ],
 )
 def test_names_that_rows_have_are_taken(recipe: Recipe, root: Path) -> None:
