@@ -17,10 +17,12 @@ import os
 import resource
 import select
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -28,11 +30,13 @@ from typing import Any, TypeVar
 
 from api.telemetry import log_event
 from curator.errors import BadInputError, BallastError, is_out_of_service
+from curator.store.scratch import Scratch, sweep_folder
 
 R = TypeVar("R")
 Watch = Callable[[Any], None]
 MAX_PIECES = 5_000  # of work of one process
 GC_OBJECTS = 50_000  # between collections: rows are many objects without cycles
+SHORT_PLACES = ("/tmp", "/var/tmp")
 EXIT_S = 1.0  # for the exit code of a process that has closed its end
 WATCH_S = 1.0  # between two calls of `watch` while the work reports nothing
 _PRELOADED = ["curator.corpus.task_set", "curator.mix.build"]
@@ -60,29 +64,25 @@ class _Worker:
 
     def accepts(self, work: tuple[Any, ...]) -> bool:
         """Send it work; False where it died while it waited for some."""
-        if self.n_pieces == 0:
-            with self._alive():
-                self.connection.send(work)
-            return True
         try:
             self.connection.send(work)
         except OSError:
+            if self.n_pieces == 0:
+                raise self._died() from None
             return False
         return True
 
     def receive(self, timeout_s: float) -> tuple[bool, Any] | None:
         """Whether it is a report, and what it is; None when nothing came in time."""
-        with self._alive():
-            return self.connection.recv() if self.connection.poll(timeout_s) else None
-
-    @contextlib.contextmanager
-    def _alive(self) -> Iterator[None]:
         try:
-            yield
+            return self.connection.recv() if self.connection.poll(timeout_s) else None
         except (EOFError, OSError):
-            self.process.join(EXIT_S)
-            log_event(logging.WARNING, "a worker process ended", exit_code=self.process.exitcode)
-            raise _stopped("needs more memory or processor time than it gets") from None
+            raise self._died() from None
+
+    def _died(self) -> WorkStoppedError:
+        self.process.join(EXIT_S)
+        log_event(logging.WARNING, "a worker process ended", exit_code=self.process.exitcode)
+        return _stopped("needs more memory or processor time than it gets")
 
     def end(self) -> None:
         self.connection.close()
@@ -185,7 +185,23 @@ def _stopped(reason: str) -> WorkStoppedError:
     return WorkStoppedError(f"the data set {reason}: split it, or ask for less")
 
 
+@cache
+def _socket_folder() -> Scratch:
+    """Where the socket lies over which multiprocessing starts processes, until this process ends.
+
+    Its own folder would stay after a kill, and under a long `temp_dir` the path would be longer than one of a socket
+    may be (108 bytes).
+    """
+    place = next((place for place in SHORT_PLACES if os.access(place, os.W_OK | os.X_OK)), tempfile.gettempdir())
+    sweep_folder(Path(place))
+    folder = Scratch("job", place)
+    atexit.register(folder.close)
+    multiprocessing.current_process()._config["tempdir"] = str(folder.path)  # type: ignore[attr-defined]
+    return folder
+
+
 def _start() -> _Worker:
+    _socket_folder()
     context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     ours, theirs = context.Pipe()

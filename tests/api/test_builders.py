@@ -18,6 +18,7 @@ from api.errors import is_full, system_failure
 from api.processes.builders import Builders, WorkLimits, WorkStoppedError
 from curator.errors import BadRowsError, StoreError
 from curator.store.filesystem import in_our_words
+from curator.store.scratch import sweep_folder
 
 MIB = 2**20
 LIMITS = WorkLimits(timeout_s=60.0, memory_bytes=256 * MIB)
@@ -190,3 +191,25 @@ time.sleep(0.5)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_the_sockets_of_processes_outlive_no_killed_service_and_have_short_names(tmp_path: Path) -> None:
+    """Whatever the folder for uploads is called."""
+    long = tmp_path / ("long" * 40)
+    long.mkdir()
+    program = """
+import multiprocessing, os, signal
+from api.processes.builders import Builders
+from tests.api.test_builders import LIMITS, pid
+builders = Builders()
+builders.run(LIMITS, pid)
+print(multiprocessing.current_process()._config["tempdir"], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "TMPDIR": str(long)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    left = Path(done.stdout.strip())
+    assert left.is_dir(), done.stderr
+    assert list(long.iterdir()) == []
+    sweep_folder(left.parent)
+    assert not left.exists()

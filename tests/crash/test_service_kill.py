@@ -1,16 +1,21 @@
-"""The service killed at once (SIGKILL) during uploads, builds and downloads: nothing half-written is ever served."""
+"""The service killed at once (SIGKILL): nothing half-written is ever served, and nothing acknowledged is lost.
+
+A hundred instants over uploads, builds, downloads, jobs, deletions and sweeps at once, and some more over large uploads
+and over keys that are sent again. `test_service_worker_kill` kills workers, `test_scratch_kill` looks at folders.
+"""
 
 import contextlib
 import hashlib
 import random
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from api.jobs.board import Board
+from api.jobs.board import INPUT_FILE, Board
 from tests.api.serving import (
     form,
     scored_store,
@@ -26,7 +31,7 @@ SPARSE = {"corpus": "chats", "interleave_ratio": 0.01}  # 30 of the pool's 60 ro
 def whole_mixes(url: str) -> int:
     """Number of mixes, each checked from its manifest to its last byte."""
     with httpx.Client(base_url=url, timeout=60) as http:
-        mixes = http.get("/v1/mixes").json()["mixes"]
+        mixes = http.get("/v1/mixes", params={"limit": 1_000}).json()["mixes"]
         for item in mixes:
             assert item["status"] == "complete"
             manifest = http.get(item["links"]["self"]).json()
@@ -42,7 +47,7 @@ def until_gone(left: set[Path]) -> None:
     """The sweep of the start runs beside the first requests."""
     deadline = time.monotonic() + 60
     while any(path.exists() for path in left):
-        assert time.monotonic() < deadline, f"left behind: {sorted(left)}"
+        assert time.monotonic() < deadline, f"left behind: {sorted(filter(Path.exists, left))}"
         time.sleep(0.05)
 
 
@@ -115,3 +120,71 @@ def test_a_key_that_is_sent_again_after_a_kill_has_one_job(tmp_path: Path, seed:
         made = [send(name).json()["job_id"] for name in sent]
     board = Board(store)
     assert sorted(job for job in board.ids("local") if board.has_record("local", job)) == sorted(made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_ten_instants_of_a_hundred(tmp_path: Path, seed: int) -> None:
+    """Uploads, builds, downloads, jobs, deletions and the sweep of each start at once, on one store."""
+    root, uploads = tmp_path / "store", tmp_path / "uploads"
+    store = scored_store(root)
+    uploads.mkdir()
+    rng, kept = random.Random(f"instants {seed}"), set[str]()
+    for turn in range(10):
+        with started(root, "--temp-dir", str(uploads), "--tenant-jobs", "1000", "--job-ttl-s", "1") as (process, url):
+            assert kept <= complete_mixes(url), "every mix that was acknowledged is there, and nothing half"
+            ended = threading.Event()
+            work = [partial(act, url, f"{turn} {number}", kept, ended) for number in range(4)]
+            threads = [threading.Thread(target=one) for one in work]
+            for thread in threads:
+                thread.start()
+            time.sleep(rng.uniform(0.0, 3.0))
+            process.kill()
+            process.wait()
+            ended.set()
+            for thread in threads:
+                thread.join()
+    left = {*uploads.iterdir(), *(root / "mixes" / "local").glob(".*")}
+    with started(root, "--temp-dir", str(uploads), "--tenant-jobs", "1000") as (_, url):
+        until_gone(left)
+        assert whole_mixes(url) >= len(kept)
+        board, deadline = Board(store), time.monotonic() + 600
+        while board.active():
+            assert time.monotonic() < deadline, "a queued job is not done"
+            time.sleep(0.2)
+        for job_id in board.ids("local"):
+            assert board.read("local", job_id).state == "done"
+            assert not store.exists(f"jobs/local/{job_id}/{INPUT_FILE}"), "the user's rows went with its end"
+        assert whole_mixes(url) >= len(kept)
+
+
+def act(url: str, name: str, kept: set[str], ended: threading.Event) -> None:
+    """One client: a mix, its download, a job, and one mix in three deleted, until the service is gone."""
+    number = 0
+    with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=url, timeout=60) as http:
+        while not ended.is_set():
+            number += 1
+            rows = task_rows(200, f"{name} {number}")
+            mix_id = http.post("/v1/mixes", **form(rows, SPARSE)).raise_for_status().json()["mix_id"]
+            if number % 3 == 0:
+                http.delete(f"/v1/mixes/{mix_id}").raise_for_status()
+            else:
+                kept.add(mix_id)
+                http.get(f"/v1/mixes/{mix_id}/data", params={"format": "openai"}).raise_for_status()
+            key = f"{name} {number}"
+            headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
+            http.post("/v1/mixes", **form(task_rows(50, key)), headers=headers).raise_for_status()
+
+
+def complete_mixes(url: str) -> set[str]:
+    """Ids of all mixes, which are complete."""
+    found, after = set[str](), ""
+    with httpx.Client(base_url=url, timeout=60) as http:
+        while True:
+            page = http.get("/v1/mixes", params={"limit": 1_000, "after": after}).raise_for_status().json()
+            assert {item["status"] for item in page["mixes"]} <= {"complete"}
+            found |= {item["mix_id"] for item in page["mixes"]}
+            if page["next_after"] is None:
+                return found
+            after = page["next_after"]
