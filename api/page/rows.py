@@ -80,6 +80,7 @@ async def show_rows(
             plots.first_scorer(bars), SCORE_LABELS[score], link, (bounds["low"], bounds["high"]), height=220.0
         ),
         asked=asked,
+        bounded=any(value is not None for value in bounds.values()),
         scores=SCORE_LABELS,
         after=after,
         next_after=shown[-1]["place"] if len(shown) == PAGE_ROWS else None,

@@ -59,7 +59,9 @@ def main() -> None:
             dark.screenshot(path=OUT / "page-dark.png")
             small = browser.new_page(viewport=NARROW)
             small.goto(f"{url}/corpora/chats/rows?order=worst")
-            small.screenshot(path=OUT / "page-narrow.png")
+            small.locator("a.row").first.click()
+            small.get_by_text("Loss under every model").wait_for()
+            small.screenshot(path=OUT / "page-narrow.png", full_page=True)
 
 
 if __name__ == "__main__":
