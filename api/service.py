@@ -38,7 +38,7 @@ from curator.mix.build import is_expired, remove_expired, remove_left, remove_st
 from curator.mix.files import is_tenant, tenant_path
 from curator.mix.sign import Signature, Signer, read_signature
 from curator.query.local_copy import LocalCopy
-from curator.query.sandbox import Sandbox, SqlLimits
+from curator.query.sandbox_client import Sandbox, SqlLimits
 from curator.store.scratch import sweep_scratch
 from curator.store.store import Store
 from curator.store.usage import UsageLog

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from curator.corpus.ingest import IngestOptions, ingest
     from curator.mix.build import build_mix
     from curator.mix.identity import read_manifest
-    from curator.mix.stored import open_mix
+    from curator.mix.notebook_mix import open_mix
     from curator.mix.verify import verify
     from curator.query.database import connect
     from curator.query.frames import gap
@@ -32,7 +32,7 @@ _HOMES = {
     "gap": "query.frames",
     "IngestOptions": "corpus.ingest",
     "ingest": "corpus.ingest",
-    "open_mix": "mix.stored",
+    "open_mix": "mix.notebook_mix",
     "read_manifest": "mix.identity",
     "score_corpus": "scoring",
     "verify": "mix.verify",

@@ -15,7 +15,7 @@ from api.page.session import SqlVisit, read_form, tenant_of
 from api.routes.sql import MEDIA_TYPES
 from api.service import service_of
 from curator.errors import BadInputError, MissingError
-from curator.query.sandbox import ResultFormat, SqlAnswer
+from curator.query.sandbox_client import ResultFormat, SqlAnswer
 from sql import Value
 
 router = APIRouter(route_class=PageRoute)

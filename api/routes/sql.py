@@ -14,7 +14,7 @@ from api.service import Service, service_of
 from api.tenancy.auth import GUARDED, SqlTenant, holding
 from api.uploads.bodies import MAX_ASKED_BYTES, asked_body, read_asked
 from curator.errors import MissingError
-from curator.query.sandbox import ResultFormat, SqlAnswer
+from curator.query.sandbox_client import ResultFormat, SqlAnswer
 from curator.recipe.base import Strict
 
 router = APIRouter(prefix="/v1", tags=["sql"], responses=GUARDED)

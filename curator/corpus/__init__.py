@@ -2,5 +2,5 @@
 
 `ingest.ingest` reads files into a corpus and returns a report; `formats` are the readers; `manifest` names corpora,
 their revisions and their scorers; `task_set.read_task_set` reads a user's own rows in their order; `text` has the text
-of a conversation and the refusal rule; `export` and `archive` move a scored corpus to another store.
+of a conversation, `refusals` the refusal rule; `export` and `archive` move a scored corpus to another store.
 """

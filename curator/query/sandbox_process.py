@@ -1,4 +1,4 @@
-"""The processes behind curator.query.sandbox: a parent with the views, and its children, forked one per job.
+"""The processes behind curator.query.sandbox_client: a parent with the views, and its children, forked one per job.
 
 A child takes one job in on stdin, gives one answer out on stdout, and ends. The answer is a line of JSON (ok, n_rows,
 truncated, n_bytes; or ok, kind, message) and then the bytes.
@@ -31,7 +31,7 @@ from curator.query.fork_server import is_single_threaded, serve
 from curator.query.guard import check_statement
 from curator.query.pivot import MAX_VALUES, find_pivot
 from curator.query.queries import bound_query
-from curator.query.sandbox import MIB, SqlLimits, StatementStoppedError
+from curator.query.sandbox_client import MIB, SqlLimits, StatementStoppedError
 from curator.store.store import Store
 
 HEADROOM_BYTES = 512 * MIB  # address space beyond the process's memory: allocators reserve more than they use

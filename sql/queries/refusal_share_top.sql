@@ -1,6 +1,6 @@
 -- One row is one depth: the n examples with the largest score under one aligned scorer, and how many open like refusals.
 -- Units: n_rows and n_refusals count examples, refusal_share is a fraction (0 to 1); depth 'all' covers every row with the
--- score. The refusal rule is curator.corpus.text.is_refusal (docs/recipe.md, "refusal"). Key: corpus, aligned_id, depth.
+-- score. The refusal rule is curator.corpus.refusals.is_refusal (docs/recipe.md, "refusal"). Key: corpus, aligned_id, depth.
 -- param: n integer 100 rows at the top
 -- param: rule text v1 refusal rule, v1 or v2
 -- param: score text gap_rel gap_rel, gap_abs, gap_contrast or sum_gap

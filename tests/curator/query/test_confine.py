@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from curator.query.confine import available
-from curator.query.sandbox import MIB, Sandbox, SqlLimits, StatementStoppedError
+from curator.query.sandbox_client import MIB, Sandbox, SqlLimits, StatementStoppedError
 from tests.api.serving import scored_store
 
 THERE = available()

@@ -11,7 +11,7 @@ import pytest
 
 from curator.errors import IntegrityError, MissingError
 from curator.query.fork_server import ForkServer
-from curator.query.sandbox import Sandbox, SqlLimits, StatementStoppedError
+from curator.query.sandbox_client import Sandbox, SqlLimits, StatementStoppedError
 from curator.store.store import Store
 from tests.gap_stores import write_corpus
 

@@ -12,7 +12,7 @@ from curator.errors import BadInputError
 from curator.query.database import Connection, connect
 from curator.query.guard import FUNCTIONS, NAMED, OPERATORS, VALUE_NAMES, check_statement
 from curator.query.pivot import find_pivot
-from curator.query.sandbox import SqlLimits
+from curator.query.sandbox_client import SqlLimits
 from curator.query.sandbox_process import lock_connection
 from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
