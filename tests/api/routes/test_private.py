@@ -104,7 +104,7 @@ def test_no_text_of_a_row_reaches_the_service(
 def test_an_answer_to_other_hashes_is_refused(
     client: Client, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = httpx.post(f"{url}/v1/mixes/private", json=ASKED | {"n_rows": 20}).json()
+    other = httpx.post(f"{url}/v1/mixes/private", json=ASKED | {"n_rows": 20}, timeout=60).json()
     assert (other["n_rows"], other["sha256"]) == (20, SHA)
     monkeypatch.setattr(Client, "_json", lambda *_, **__: other)
     with pytest.raises(IntegrityError, match="not this task set"):
@@ -127,22 +127,22 @@ def test_an_answer_to_other_hashes_is_refused(
     ],
 )
 def test_refusals_are_those_of_mixes(url: str, changes: dict[str, Any], status: int, code: str) -> None:
-    answer = httpx.post(f"{url}/v1/mixes/private", json=ASKED | changes)
+    answer = httpx.post(f"{url}/v1/mixes/private", json=ASKED | changes, timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
 
 
 def test_bodies_are_bounded_json(url: str) -> None:
     link = f"{url}/v1/mixes/private"
-    assert httpx.post(link, content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
-    assert httpx.post(link, data={"n_rows": "1"}).status_code == 415
-    assert httpx.post(link, json=ASKED | {"recipe": {"corpus": "x" * 2**21}}).status_code == 413
+    assert httpx.post(link, content=b"{", headers={"Content-Type": "application/json"}, timeout=60).status_code == 400
+    assert httpx.post(link, data={"n_rows": "1"}, timeout=60).status_code == 415
+    assert httpx.post(link, json=ASKED | {"recipe": {"corpus": "x" * 2**21}}, timeout=60).status_code == 413
 
 
 def test_offered_rows_are_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixes, "MAX_OFFERED_ROWS", 20)
-    answer = httpx.post(f"{url}/v1/mixes/private", json=ASKED)  # 5 rows and 16 to spare
+    answer = httpx.post(f"{url}/v1/mixes/private", json=ASKED, timeout=60)  # 5 rows and 16 to spare
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_rows")
-    assert httpx.post(f"{url}/v1/mixes/private", json=ASKED | {"spare": 15}).status_code == 200
+    assert httpx.post(f"{url}/v1/mixes/private", json=ASKED | {"spare": 15}, timeout=60).status_code == 200
 
 
 def test_scope_and_quota_are_those_of_mixes(tmp_path: Path) -> None:
@@ -150,13 +150,13 @@ def test_scope_and_quota_are_those_of_mixes(tmp_path: Path) -> None:
     tokens = [create_key(store, "anna", [scope])[1] for scope in ("mix", "sql")]
     with running(Settings(store=str(tmp_path), tenant_rows_per_hour=60)) as url:
         link = f"{url}/v1/mixes/private"
-        assert httpx.post(link, json=ASKED).status_code == 401
+        assert httpx.post(link, json=ASKED, timeout=60).status_code == 401
         mix, sql = ({"Authorization": f"Bearer {token}"} for token in tokens)
-        assert httpx.post(link, json=ASKED, headers=sql).status_code == 403
-        assert httpx.post(link, json=ASKED, headers=mix).status_code == 200
-        again = httpx.post(link, json=ASKED, headers=mix)
+        assert httpx.post(link, json=ASKED, headers=sql, timeout=60).status_code == 403
+        assert httpx.post(link, json=ASKED, headers=mix, timeout=60).status_code == 200
+        again = httpx.post(link, json=ASKED, headers=mix, timeout=60)
         assert (again.status_code, again.json()["error"]["code"]) == (429, "quota_used_up")
-        assert httpx.post(link, json=ASKED | {"n_rows": 61}, headers=mix).status_code == 413
+        assert httpx.post(link, json=ASKED | {"n_rows": 61}, headers=mix, timeout=60).status_code == 413
 
 
 def test_data_that_cannot_be_mixed_is_refused_before_anything_is_sent(client: Client, tmp_path: Path) -> None:
