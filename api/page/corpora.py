@@ -8,13 +8,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.page import plots
-from api.page.asking import figures
+from api.page.asking import several_figures
 from api.page.frame import PageRoute, address, page
 from api.page.session import AnyVisit, SqlVisit, tenant_of
 from api.routes.corpora import get_corpus, get_gap
 from api.service import service_of
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
-from curator.recipe import ScoreName
+from curator.recipe import DEFAULT_EPS, ScoreName
 from curator.store.store import Store
 
 router = APIRouter(route_class=PageRoute)
@@ -88,12 +88,16 @@ async def _gap(request: Request, corpus: str, score: ScoreName, held: list[str])
     tenant = tenant_of(request)
     common: dict[str, Any] = {"hold_out": held}
     ends = {"score": score, "n": N_ENDS, **common}
-    gap, histogram, cells, best, worst = await asyncio.gather(
-        get_gap(request, tenant, corpus, score=score, hold_out=held, bins=20, eps=1.0),
-        figures(request, corpus, "gap_histogram_by_source", score=score, **common),
-        figures(request, corpus, "loss_plane_cells", **common),
-        figures(request, corpus, "rows_by_gap", direction=1, **ends),
-        figures(request, corpus, "rows_by_gap", direction=-1, **ends),
+    gap, (histogram, cells, best, worst) = await asyncio.gather(
+        get_gap(request, tenant, corpus, score=score, hold_out=held, bins=20, eps=DEFAULT_EPS),
+        several_figures(
+            request,
+            corpus,
+            ("gap_histogram_by_source", {"score": score, **common}),
+            ("loss_plane_cells", common),
+            ("rows_by_gap", {"direction": 1, **ends}),
+            ("rows_by_gap", {"direction": -1, **ends}),
+        ),
     )
 
     def link(**query: Any) -> str:

@@ -2,7 +2,7 @@
 -- Units: mean_nll_* and gap_abs in nats per token, score as the parameter says, percentile a fraction (0 to 1) of the rows
 -- with that score whose score is no higher; rank 1 is the largest score; place counts from 1 in the order asked for and is what
 -- `after` takes; n_fitting counts examples that fit, on all pages; opening is the first 240 characters of the first turn
--- that is not a system turn. Rows without the score are left out unless one id is asked for. Key: aligned_id, place.
+-- that is not a system turn, and response_head is cut there too. Rows without the score are left out unless one id is asked for. Key: aligned_id, place.
 -- param: corpus text required corpus name
 -- param: aligned text null id of the aligned scorer; null: every complete one
 -- param: id text null one whole example id, scored or not; null: all
@@ -93,7 +93,7 @@ select
         end,
         240
     ) as opening,
-    paged.response_head, paged.domain, paged.source, paged.corpus, paged.example_id, paged.n_fitting
+    left(paged.response_head, 240) as response_head, paged.domain, paged.source, paged.corpus, paged.example_id, paged.n_fitting
 from paged
 join examples on examples.corpus = paged.corpus and examples.example_id = paged.example_id
 order by paged.aligned_id, paged.place
