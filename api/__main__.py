@@ -72,6 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def keys(argv: Sequence[str]) -> int:
+    """`ballast keys`."""
+    return main(["keys", *argv])
+
+
+def worker(argv: Sequence[str]) -> int:
+    """`ballast worker`."""
+    return main(["worker", *argv])
+
+
 def _serve_store(arguments: list[str]) -> int:
     try:
         return _serve(_demo(_settings(arguments)))
