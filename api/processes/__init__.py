@@ -1,2 +1,5 @@
-"""What runs beside the requests: `builders` read data and build mixes under limits, `workers` do queued jobs, `mix_jobs`
-builds a queued mix under the same limits, and `webhooks` tell tenants of jobs that ended."""
+"""What runs beside the requests.
+
+`builders` read data and build mixes under limits, `workers` do queued jobs, `mix_jobs` builds a queued mix under the
+same limits, and `webhooks` tell tenants of jobs that ended.
+"""

@@ -33,7 +33,7 @@ VIEWS = [
     "/sql",
     "/sql?query=top_by_gap",
     "/jobs",
-    "/nothing-here",
+    "/corpora/nothing",
 ]
 WIDE, NARROW = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
 
