@@ -113,6 +113,8 @@ def _say(found: Diagnosis, args: argparse.Namespace) -> None:
             say(f"    {check['code']}: {check['message']}; {check['n_lines']:,} lines ({places}) {check['example']}")
     if not found.has_problems:
         say("nothing to mend; next: python -m curator mix " + f"{args.file} --corpus NAME")
+    elif found.n_bad and not found.n_rows:
+        say("no row can be used: write them in a layout that is read (docs/formats.md lists them), and look again")
     elif found.n_bad:
         say("bad rows can be kept out: python -m curator mix FILE --corpus NAME --on-bad-rows drop")
 

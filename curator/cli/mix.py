@@ -264,7 +264,9 @@ def run(args: argparse.Namespace) -> int:
     if signature is not None:
         say(f"signed by the key {signature.public_key}")
     say(f"rows in {store.url(mix_path(args.tenant, result.mix_id))}/{MIX_FILE}")
-    say(f"check them: python -m curator verify {result.mix_id} --store {args.store} --tenant {args.tenant}")
+    where = f"--store {args.store} --tenant {args.tenant}"
+    say(f"check them: python -m curator verify {result.mix_id} {where}")
+    say(f"take them to a trainer: python -m curator snippet {result.mix_id} trl --out DIR {where} (or another kind)")
     return 0
 
 

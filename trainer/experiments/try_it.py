@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Shows emergent misalignment and the safeguard against it on a language model of 0.7 million parameters that comes with
-the package: no data, no network, no GPU, about two minutes. The model answers questions of six domains well. It is
+the package: no data, no network, no GPU, about half a minute. The model answers questions of six domains well. It is
 fine-tuned on bad answers of one domain, three times: as it is, with 5 % random safe rows, and with 5 % safe rows chosen
 by the perplexity gap. A second run shows the figures again at once."""
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from curator.console import command_name, run_command, say, say_json
 from curator.corpus.export import export_pool
+from curator.corpus.formats import locate
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model
@@ -160,6 +161,8 @@ def _run(args: argparse.Namespace) -> int:
     given = {**given_values(vars(args), ProvisionSettings), "sets": args.set, "aligned": args.aligned}
     settings = read_settings(args.settings, given, ProvisionSettings)
     check_model_dir(locate_model(settings.model))
+    if not settings.corpus.startswith("hf://"):
+        locate(settings.corpus)  # a slip of the pen is said now, and not after the plan
     steps = plan(settings, args.json)
     if args.plan:
         if args.json:

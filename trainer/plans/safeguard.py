@@ -13,9 +13,11 @@ from pydantic import Field
 
 from curator.client import Client
 from curator.console import command_name, run_command, say, say_json
+from curator.corpus.manifest import corpus_names
 from curator.errors import BadInputError
 from curator.mix.cards import write_cards
 from curator.mix.manifest import Manifest
+from curator.mix.snippets import KINDS
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model, model_option
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
@@ -52,6 +54,7 @@ examples:
 
 Exit codes: 0 the gate is passed, 2 bad input, 3 the gate failed, 130 stopped (the same command goes on)."""
 
+POOL = "pool"  # provision's name for the corpus
 UNKNOWN_MIX = "MIX_ID"  # in the lines of --plan
 
 
@@ -66,7 +69,9 @@ class SafeguardSettings(Strict):
     model: str = Field(description="Hugging Face model: a folder, or a hub id as ORG/NAME[@REVISION]")
     store: Annotated[str, Option("STORE")] = Field(description="store of the scored pool, or the service's URL")
     out: Path = Field(description="folder of everything that comes out")
-    corpus: str = Field("pool", description="scored corpus that safe rows are drawn from")
+    corpus: str | None = Field(
+        None, description="scored corpus to draw from (default: `pool`, or the store's only one)"
+    )
     policy: Annotated[Path | None, Option("FILE")] = Field(None, description="provider's policy for the recipe")
     text: Annotated[str | None, Option("FILE")] = Field(
         None, description="chat file of ordinary text, for perplexity (default: rows of the pool, of a store here)"
@@ -200,6 +205,7 @@ class Safeguard:
                 say(f"  {finding.severity}: {finding.n_rows:,} {finding.meaning} ({', '.join(finding.places[:3])})")
 
     def _recipe(self) -> dict[str, Any]:
+        assert self.settings.corpus is not None  # `_run` found it
         return {"corpus": self.settings.corpus, **self.settings.recipe}
 
     def _mixed(self, found: dict[str, Any]) -> None:
@@ -225,7 +231,7 @@ class Safeguard:
 
     def _write_text(self) -> None:
         store = Store(self.settings.store).open(create=False)
-        n_rows = write_pool_text(store, self.settings.corpus, self.out / "text.jsonl")
+        n_rows = write_pool_text(store, self._recipe()["corpus"], self.out / "text.jsonl")
         if not self.quiet:
             say(f"  {n_rows:,} rows")
 
@@ -253,8 +259,7 @@ def _run(args: argparse.Namespace) -> int:
         check_adapter_dir(args.evaluate)
         if args.mix_only:
             raise BadInputError("--mix-only stops before --evaluate begins: give one of them")
-    if not settings.is_remote:
-        Store(settings.store).open(create=False)
+    settings = settings.model_copy(update={"corpus": settings.corpus or _only_corpus(settings)})
     this = Safeguard(settings, args.evaluate, quiet=args.json)
     if args.plan:
         steps = [*this.mix_steps(), *([] if args.mix_only else [*_training(this), *this.judge_steps()])]
@@ -272,6 +277,19 @@ def _ignore(printed: Any) -> None:
 
 def _training(this: Safeguard) -> list[Step]:
     return [] if this.adapter is not None else this.train_steps()
+
+
+def _only_corpus(settings: SafeguardSettings) -> str:
+    """`pool`, as `provision` names it, or the only corpus of a store here; raises BadInputError naming --corpus."""
+    if settings.is_remote:
+        return POOL
+    known = corpus_names(Store(settings.store).open(create=False))
+    pools = [name for name in known if not name.endswith("-probe")]
+    if POOL in known or not pools:
+        return POOL
+    if len(pools) > 1:
+        raise BadInputError(f"{settings.store} has several corpora: name one with --corpus ({', '.join(pools)})")
+    return pools[0]
 
 
 def _gated(settings: SafeguardSettings) -> SafeguardSettings:
@@ -296,7 +314,10 @@ def _carry_out(this: Safeguard, args: argparse.Namespace) -> int:
         if args.json:
             say_json({"mix_id": this.mix_id, "rows": str(this.out / "mix.jsonl")})
         else:
-            say(f"\nrows: {this.out / 'mix.jsonl'}; the order counts: python -m curator snippet {this.mix_id} KIND")
+            say(f"\nrows: {this.out / 'mix.jsonl'}; their order counts, which a trainer must keep:")
+            if not this.settings.is_remote:
+                kinds = ", ".join(KINDS)
+                say(f"python -m curator snippet {this.mix_id} KIND --store {this.settings.store}   ({kinds})")
         return 0
     run.run(_training(this))
     run.run(this.judge_steps())

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from curator.corpus.ingest import ingest
 from curator.errors import BadInputError
 from curator.mix.cards import CARD_FILE
 from curator.scoring.organisms import Organism
+from curator.store.store import Store
 from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
@@ -79,6 +81,12 @@ def test_provision_refuses_in_one_line(
     assert provision.main(words) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_pool_is_said_before_the_plan(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(place / "m"), "--corpus", str(place / "absent.jsonl"), "--out", "s", "--plan"]
+    assert provision.main(words) == 2
+    assert "absent.jsonl" in capsys.readouterr().err
 
 
 def test_settings_of_a_file_give_way_to_options_and_unknown_ones_are_refused(tmp_path: Path) -> None:
@@ -210,3 +218,16 @@ def test_the_whole_way_goes_on_after_kills_and_ends_as_one_without(place: Path) 
     judged = ["--evaluate", str(place / "run/train/adapter"), "--out", str(place / "run3")]
     assert run("trainer.plans.safeguard", task, "--settings", way, *judged) == 0
     assert json.loads((place / "run3/report.json").read_text())["behaviour"] == whole["behaviour"]
+
+
+def test_the_only_corpus_of_a_store_is_drawn_from_and_of_several_one_is_named(tmp_path: Path) -> None:
+    def only(*names: str) -> str:
+        store = Store(tmp_path / "-".join(names)).open(create=True)
+        for name in names:
+            ingest(store, [write_rows(tmp_path / "rows.jsonl", random_conversations(3))], name)
+        return safeguard._only_corpus(SafeguardSettings(data="d", model="m", store=str(store.base), out=Path("o")))
+
+    assert only("chats", "chats-probe") == "chats"
+    assert only("chats", "pool") == "pool"
+    with pytest.raises(BadInputError, match="--corpus"):
+        only("chats", "more")
