@@ -80,6 +80,7 @@ def test_every_endpoint_has_a_call(client: Client, root: Path, tmp_path: Path) -
     calls: list[Callable[[], object]] = [
         lambda: client.create_mix(task, RECIPE),
         lambda: client.preview_mix(task, RECIPE),
+        lambda: client.check(task),
         lambda: client.mix_private(task, RECIPE, store=tmp_path / "own"),
         lambda: client.audit(task, {"corpus": "chats"}, background=True),
         lambda: list(client.list_mixes()),

@@ -110,7 +110,7 @@ def test_filters_are_named_on_rows_and_counted(store: Store, tmp_path: Path) -> 
     filters = [
         "refusal", "harm", {"name": "language", "include": ["en"]},
         {"name": "license", "include": ["mit"], "missing": "ignore"},
-        {"name": "source", "exclude": ["file9.jsonl"]}, "hygiene", {"name": "length", "min_chars": 5, "min_tokens": 1},
+        "hygiene", {"name": "length", "min_chars": 5, "min_tokens": 1},
         "exact_duplicates", "near_duplicates", {"name": "contamination", "sets": ["probe"], "ngram": 4},
     ]  # fmt: skip
     result = build_mix(store, task_set(tmp_path), recipe(filters=filters, rows=3))
