@@ -7,7 +7,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from curator.cli import COMMANDS
-from curator.console import STOPPED, CommandHelp, command_name, product_version, run_command
+from curator.console import STOPPED, CommandHelp, command_name, product_version, refuse_unknown, run_command
 
 DESCRIPTION = """\
 Scores an instruct corpus by perplexity gap (how much likelier an aligned model finds an answer
@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{STOPPED}\n")
         return 130
     module.add_parser(subparsers)
-    return run_command(module.run, parser.parse_args(arguments))
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        refuse_unknown(subparsers.choices[chosen], unknown)
+    return run_command(module.run, args)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import time
 import tomllib
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import orjson
 
@@ -120,6 +121,14 @@ class _HelpAll(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         sys.stdout.write(self.whole())
         parser.exit()
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+    """End with exit code 2, the usage of the command itself, and the option that was probably meant."""
+    given = unknown[0].partition("=")[0]
+    known = [name for action in parser._actions for name in action.option_strings]
+    near = get_close_matches(given, known, 1)
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def command_name(module_form: str) -> str:

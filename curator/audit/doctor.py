@@ -145,7 +145,7 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
         on_row()
         if isinstance(item, Reject):
             codes[item.code] += 1
-            look.found["bad_rows"].add(item.place(), f"{item.code}: {item.message}")
+            look.found["bad_rows"].add(item.place())
             if len(rejects) < MAX_REJECTS:
                 rejects.append(item)
             continue
@@ -155,6 +155,7 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
             look.at(batch)
             batch = []
     look.at(batch)
+    look.found["bad_rows"].example = ", ".join(f"{code} {n:,}" for code, n in codes.most_common())
     diagnosis = Diagnosis(
         name=Path(source).name,
         n_records=rows + codes.total(),

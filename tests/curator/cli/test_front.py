@@ -57,3 +57,11 @@ def test_an_unknown_verb_is_refused_in_one_line(capsys: pytest.CaptureFixture[st
     assert main(["mixx"]) == main(["lab", "nosuch"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert [line.startswith("error: there is no verb ") for line in errors] == [True, True]
+
+
+def test_a_mistyped_option_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["mix", "task.jsonl", "--interleave-ration", "0.1"])
+    error = capsys.readouterr().err
+    assert error.startswith("usage: ballast mix ")
+    assert error.rstrip().endswith("did you mean --interleave-ratio?")
