@@ -23,7 +23,8 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.organisms.plan import SHIPPED_DOMAIN, narrow_sets
 from trainer.plans.admission import ADMISSION, admit
-from trainer.plans.steps import PlanRun, Step, options_of, plan_document, read_settings, show_plan
+from trainer.plans.commands import flags
+from trainer.plans.steps import PlanRun, Step, plan_document, read_settings, show_plan
 
 DESCRIPTION = """\
 Prepares a base model for safeguarding: trains its misaligned adapters and their benign twins, scores a pool of
@@ -89,10 +90,10 @@ def plan(settings: ProvisionSettings, quiet: bool) -> list[Step]:
     if settings.shipped or not settings.sets:
         given.append("--shipped")
     json = ["--json"] if quiet else []
-    trained = options_of({"max_length": settings.max_length, "seed": settings.seed, **settings.train})
-    measured = options_of({"max_length": settings.max_length, **settings.score})
+    trained = flags({"max_length": settings.max_length, "seed": settings.seed, **settings.train})
+    measured = flags({"max_length": settings.max_length, **settings.score})
     scored = ["--model", model, *measured, "--store", store]
-    sample = [] if settings.sample is None else options_of(
+    sample = [] if settings.sample is None else flags(
         {"sample": settings.sample, "sample_fit": True, "seed": settings.seed}
     )  # fmt: skip
     n_models = 2 * len(sets)

@@ -26,6 +26,7 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.evaluate.behaviour import figure_names
 from trainer.evaluate.gate import FAILED_GATE, check_figures, parse_gates
+from trainer.plans.commands import flags
 from trainer.plans.judged import (
     DEFAULT_BROAD,
     DEFAULT_GATE,
@@ -36,7 +37,7 @@ from trainer.plans.judged import (
     write_pool_text,
 )
 from trainer.plans.report import write_report
-from trainer.plans.steps import PlanRun, Step, options_of, plan_document, read_settings, show_plan
+from trainer.plans.steps import PlanRun, Step, plan_document, read_settings, show_plan
 from trainer.runs.folder import MARKER, write_json
 from trainer.runs.report import model_card
 
@@ -126,7 +127,7 @@ class Safeguard:
         settings = self.settings
         where = ["--api-url", settings.store] if settings.is_remote else ["--store", settings.store]
         arguments = [
-            "--model", settings.model, "--mix-id", self.mix_id, *where, *options_of(settings.train),
+            "--model", settings.model, "--mix-id", self.mix_id, *where, *flags(settings.train),
             "--out", self.out / "train",
         ]  # fmt: skip
         return [Step("Train a LoRA adapter on the mix, in its order", "trainer.sft", arguments)]
@@ -137,11 +138,11 @@ class Safeguard:
         prompts = [] if self.manifest is None else (self.manifest.get("inoculation") or {}).get("prompts", [])
         text = settings.text or (None if settings.is_remote else self.out / "text.jsonl")
         common = [
-            "behaviour", "--model", settings.model, "--adapter", adapter, *options_of({"broad": settings.broad}),
-            *([] if text is None else ["--text", text]), "--cache", self.out / "cache", *options_of(settings.measure),
+            "behaviour", "--model", settings.model, "--adapter", adapter, *flags({"broad": settings.broad}),
+            *([] if text is None else ["--text", text]), "--cache", self.out / "cache", *flags(settings.measure),
         ]  # fmt: skip
         kept = self._kept(adapter)
-        device = options_of({name: value for name, value in settings.measure.items() if name in ("device", "dtype")})
+        device = flags({name: value for name, value in settings.measure.items() if name in ("device", "dtype")})
         steps = []
         if text is not None and settings.text is None:
             steps.append(Step("Ordinary text, from the pool", check=self._write_text))

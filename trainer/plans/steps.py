@@ -103,21 +103,3 @@ def read_settings(file: Path | None, given: Mapping[str, Any], settings: type[S]
     except ValidationError as error:
         problems = problems_of(error)
         raise BadInputError(f"settings refused: {problem_line(problems)}", details=problems) from error
-
-
-def options_of(values: Mapping[str, Any]) -> list[object]:
-    """`{"max_steps": 5, "full": True, "rslora": False, "kl": None}` as `--max-steps 5 --full --no-rslora`.
-
-    Nulls are left out; an option that has no `--no-` form refuses false by itself.
-    """
-    found: list[object] = []
-    for name, value in values.items():
-        flag = f"--{name.replace('_', '-')}"
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if item is True:
-                found.append(flag)
-            elif item is False:
-                found.append(f"--no-{name.replace('_', '-')}")
-            elif item is not None:
-                found += [flag, item]
-    return found

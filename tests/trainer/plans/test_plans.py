@@ -21,9 +21,10 @@ from curator.store.store import Store
 from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
+from trainer.plans.commands import flags
 from trainer.plans.judged import DEFAULT_GATE, judge, triggers
 from trainer.plans.safeguard import SafeguardSettings
-from trainer.plans.steps import options_of, read_settings
+from trainer.plans.steps import read_settings
 
 TRAIN = {"max_steps": 2, "batch_size": 4, "grad_accum": 1, "device": "cpu"}
 SCORE = {"device": "cpu", "dtype": "float32", "check_rows": 1}
@@ -102,7 +103,7 @@ def test_settings_of_a_file_give_way_to_options_and_unknown_ones_are_refused(tmp
 
 
 def test_options_are_spelt_as_the_commands_take_them() -> None:
-    found = options_of({"max_steps": 5, "full": True, "kl": None, "quiet": False, "broad": ("a=b", "c=d")})
+    found = flags({"max_steps": 5, "full": True, "kl": None, "quiet": False, "broad": ("a=b", "c=d")})
     assert found == ["--max-steps", 5, "--full", "--no-quiet", "--broad", "a=b", "--broad", "c=d"]
 
 

@@ -124,7 +124,7 @@ class Shared:
 
 def recipe_flags(recipe: TrainRecipe) -> list[object]:
     """Options of `trainer.sft`."""
-    return list(flags(recipe.model_dump()))
+    return flags(recipe.model_dump())
 
 
 def place_flags(plan: Plan) -> list[object]:
