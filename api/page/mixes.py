@@ -1,6 +1,5 @@
 """Building a mix: a file checked, a recipe chosen, the outcome previewed and built; and the mixes that there are."""
 
-import re
 from typing import Annotated, Any
 
 import orjson
@@ -13,13 +12,15 @@ from api.jobs.record import Job
 from api.page import recipes, text
 from api.page.frame import PageRoute, page, redirect, root_of
 from api.page.session import FORM_FIELD, MixVisit, check_form, read_form, tenant_of
-from api.page.work import check_file
+from api.processes.looks import look_and_show
 from api.routes import downloads
 from api.routes.corpora import list_corpora
 from api.routes.mixes import delete_mix, list_mixes, make_mix, mix_file, preview_upload
 from api.service import service_of
 from api.uploads.receive import Upload, received
+from curator.audit.doctor import DoctorOptions
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
+from curator.corpus.task_set import ReadLimits
 from curator.corpus.text import content_text
 from curator.errors import BadInputError
 from curator.mix.files import DATA_FORMATS, DataFormat
@@ -27,7 +28,7 @@ from curator.store.store import Store
 
 router = APIRouter(route_class=PageRoute)
 PAGE_MIXES = 50
-_SUFFIX = re.compile(r"(\.[a-z0-9]{1,8}){1,2}$")
+SHOWN_ROWS = 3  # of a checked file
 FORMAT_WORDS = {
     "jsonl": "JSON Lines, whole rows",
     "parquet": "Parquet, whole rows",
@@ -90,13 +91,12 @@ def _look(request: Request, upload: Upload, recipe: dict[str, Any], tenant: str)
     """What the doctor and the preview say; either may refuse. Everything here blocks."""
     service = service_of(request)
     found: dict[str, Any] = {"check": None, "problem": None, "details": [], "preview": None}
-    suffix = _SUFFIX.search(upload.name.lower())
-    path = upload.folder / f"task{suffix.group() if suffix else ''}"
-    path.hardlink_to(upload.path)
-    options = {"format": None, "layout": None}
+    settings = service.settings
+    limits = ReadLimits(settings.max_unpacked_bytes, settings.max_task_rows, settings.max_row_bytes)
+    options = DoctorOptions(name=upload.name, limits=limits)
     try:
-        corpus = recipe["corpus"] if recipe["corpus"] in corpus_names(service.store) else None
-        found["check"] = service.run_work(check_file, service.settings.store, path, options, corpus)
+        check = service.run_work(look_and_show, settings.store, upload.path, options, recipe["corpus"], SHOWN_ROWS)
+        found["check"] = {**check, "rejects": check["rejects"][: settings.max_bad_rows]}
         upload.fields["recipe"] = recipe
         found["preview"] = preview_upload(service, upload, tenant)
     except BadInputError as error:
@@ -106,8 +106,6 @@ def _look(request: Request, upload: Upload, recipe: dict[str, Any], tenant: str)
         if error.status not in (413, 422):
             raise
         found |= {"problem": error.message, "details": [text.detail(item) for item in error.details]}
-    finally:
-        path.unlink()
     return found
 
 

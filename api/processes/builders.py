@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 from api.telemetry import log_event
 from curator.errors import BadInputError, BallastError, is_out_of_service
 from curator.store.scratch import Scratch, sweep_folder
+from curator.store.store import Store
 
 R = TypeVar("R")
 Watch = Callable[[Any], None]
@@ -198,6 +199,12 @@ def _socket_folder() -> Scratch:
     atexit.register(folder.close)
     multiprocessing.current_process()._config["tempdir"] = str(folder.path)  # type: ignore[attr-defined]
     return folder
+
+
+@cache
+def kept_store(root: str) -> Store:
+    """A store that stays open in the process that does the work."""
+    return Store(root)
 
 
 def _start() -> _Worker:

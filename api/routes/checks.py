@@ -1,7 +1,5 @@
 """POST /v1/checks: a data set looked at before it is mixed, as `python -m curator doctor` does; nothing is kept."""
 
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -11,20 +9,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.errors import ApiError
+from api.processes.looks import look
 from api.schemas import errors
 from api.service import Service, service_of
 from api.tenancy.auth import GUARDED, MixTenant
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import part_document, read_choice
-from curator.audit.doctor import DoctorOptions, examine
-from curator.corpus.formats import Container, Layout
-from curator.corpus.manifest import read_corpus, read_scorers
+from curator.audit.doctor import DoctorOptions
 from curator.corpus.task_set import ReadLimits
-from curator.errors import BadInputError, MissingError
+from curator.errors import MissingError
 from curator.recipe.base import CorpusName, Strict
 from curator.recipe.document import parse_document
-from curator.render import RENDERERS
-from curator.store.store import Store
 
 router = APIRouter(prefix="/v1/checks", tags=["checks"], responses=GUARDED)
 
@@ -59,37 +54,11 @@ def _check(service: Service, upload: Upload, tenant: str) -> dict[str, Any]:
         upload.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in upload.rows))
         upload.name = "rows"
     limits = ReadLimits(settings.max_unpacked_bytes, settings.max_task_rows, settings.max_row_bytes)
+    options = DoctorOptions(choice.format, choice.layout, openai=asked.openai, name=upload.name, limits=limits)
     try:
-        found: dict[str, Any] = service.run_work(
-            _examine, settings.store, upload.path, (choice.format, choice.layout), asked, limits
-        )
+        found: dict[str, Any] = service.run_work(look, settings.store, upload.path, options, asked.corpus)
     except MissingError as error:  # a name in the request, not in the path
         raise ApiError(422, error.code, error.message, details=error.details) from error
     service.quotas.count_rows(tenant, found["n_records"])
-    found["name"] = upload.name
     found["rejects"] = found["rejects"][: settings.max_bad_rows]
     return found
-
-
-@cache
-def _store(root: str) -> Store:
-    return Store(root)
-
-
-def _examine(
-    root: str, path: Path, how: tuple[Container | None, Layout | None], asked: CheckRequest, limits: ReadLimits
-) -> dict[str, Any]:
-    """Looks at a file; runs in a process of its own, where stores stay open."""
-    renderer, window, mask_rule = None, None, "all"
-    if asked.corpus is not None:
-        store = _store(root)
-        scorers = read_scorers(store, read_corpus(store, asked.corpus))
-        aligned = next((scorer for scorer in scorers if scorer.role == "aligned" and scorer.complete), None)
-        if aligned is None:
-            raise BadInputError(f"corpus {asked.corpus} has no aligned scorer, whose template would be looked at")
-        renderer = RENDERERS.get(store, aligned.renderer_id)
-        window, mask_rule = int(aligned.identity["max_length"]), aligned.identity["mask_rule"]
-    options = DoctorOptions(
-        how[0], how[1], renderer, window, mask_rule, openai=asked.openai, limits=limits  # type: ignore[arg-type]
-    )  # fmt: skip
-    return examine(path, options).as_dict()

@@ -4,7 +4,6 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
 from itertools import islice
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from api.errors import ApiError
 from api.idempotency import IdempotencyKey, Remembered
 from api.jobs.control import task_document
 from api.jobs.record import Job
+from api.processes.builders import kept_store
 from api.schemas import (
     Cost,
     CreatedMix,
@@ -47,7 +47,6 @@ from curator.mix.identity import Manifest, read_manifest
 from curator.mix.private import Declaration, Offer, TaskDeclaration, offer, offer_json
 from curator.mix.sign import Signature
 from curator.recipe import Recipe, parse_recipe
-from curator.store.store import Store
 
 router = APIRouter(prefix="/v1/mixes", tags=["mixes"], responses=GUARDED)
 
@@ -259,20 +258,15 @@ def _build(service: Service, recipe: Recipe, task_set: TaskSet, tenant: str) -> 
 
 def _build_mix(root: str, *asked: Any) -> MixResult:
     """Builds in a process of its own, where stores stay open."""
-    return build_lasting(_store(root), *asked)
+    return build_lasting(kept_store(root), *asked)
 
 
 def _preview_mix(root: str, *asked: Any) -> Manifest:
-    return preview_mix(_store(root), *asked)
+    return preview_mix(kept_store(root), *asked)
 
 
 def _offer_rows(root: str, *asked: Any) -> bytes:
-    return offer_json(offer(_store(root), *asked))
-
-
-@cache
-def _store(root: str) -> Store:
-    return Store(root)
+    return offer_json(offer(kept_store(root), *asked))
 
 
 def preview_upload(service: Service, upload: Upload, tenant: str) -> MixPreview:

@@ -6,6 +6,7 @@ findings with places. Nothing is stored and no weights are loaded.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,26 +15,28 @@ from typing import Any, Literal
 import numpy as np
 
 from curator.audit.openai_checks import CHECKS, check_openai
-from curator.corpus.formats import Container, Layout, Reject, Row, read_rows
+from curator.corpus.formats import Container, Layout, Reject, Row, open_chat_file, read_rows
 from curator.corpus.refusals import is_refusal
 from curator.corpus.task_set import ReadLimits, bounded
 from curator.corpus.text import (
     content_text,
-    has_empty_turn,
-    has_question,
-    is_looped,
+    repetition,
     template_marker,
     text_of,
 )
 from curator.errors import RenderError
 from curator.messages import Message, dump_messages, example_id
+from curator.query.scorers import aligned_scorer
 from curator.recipe.filters import HygieneFilter
-from curator.render import MaskRule, Rendered, Renderer
+from curator.render import RENDERERS, MaskRule, Rendered, Renderer
 from curator.select.duplicates import first_set, prompt_grams
+from curator.select.hygiene import hygiene_of
+from curator.store.store import Store
 
 BATCH_ROWS = 256  # rendered at a time
 MAX_PLACES = 20  # places that a finding lists
 MAX_REJECTS = 1_000
+MAX_REPEATED = HygieneFilter().max_repeated
 NGRAM = 8  # words in a run that a row shares with an evaluation prompt, as the filter `contamination` counts them
 Severity = Literal["problem", "note"]
 
@@ -69,6 +72,7 @@ class DoctorOptions:
     mask_rule: MaskRule = "all"
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     openai: bool = False
+    name: str | None = None  # of the file as its sender calls it, where it lies under another
     limits: ReadLimits = field(default_factory=ReadLimits)
 
 
@@ -157,7 +161,7 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
     look.at(batch)
     look.found["bad_rows"].example = ", ".join(f"{code} {n:,}" for code, n in codes.most_common())
     diagnosis = Diagnosis(
-        name=Path(source).name,
+        name=options.name or Path(source).name,
         n_records=rows + codes.total(),
         n_rows=rows,
         n_bad=codes.total(),
@@ -178,11 +182,13 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
 def _records(source: str | Path, options: DoctorOptions) -> Iterator[Row | Reject]:
     """The records within the limits; raises TooManyRowsError at the first one past them."""
     limits = options.limits
-    found = read_rows(
-        source, format=options.format, layout=options.layout, max_unpacked_bytes=limits.max_unpacked_bytes,
-        max_row_bytes=limits.max_row_bytes,
-    )  # fmt: skip
-    return bounded(found, limits.max_records)
+    with ExitStack() as stack:
+        given = source if options.name is None else stack.enter_context(open_chat_file(source))
+        found = read_rows(
+            given, format=options.format, layout=options.layout, name=options.name,
+            max_unpacked_bytes=limits.max_unpacked_bytes, max_row_bytes=limits.max_row_bytes,
+        )  # fmt: skip
+        yield from bounded(found, limits.max_records)
 
 
 def shown_masks(
@@ -193,7 +199,7 @@ def shown_masks(
     A row that is not rendered gives one piece with the reason.
     """
     assert options.renderer is not None
-    items = (item for item in read_rows(source, format=options.format, layout=options.layout) if isinstance(item, Row))
+    items = (item for item in _records(source, options) if isinstance(item, Row))
     for row in islice(items, n_rows):
         (rendered,) = options.renderer.render_all([row.messages], options.mask_rule)
         if isinstance(rendered, RenderError):
@@ -274,18 +280,26 @@ class _Look:
 
 
 def _traits(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """Code of each finding that needs this conversation alone, with what it shows."""
-    if has_empty_turn(messages):
+    """Code of each finding that needs this conversation alone, with what it shows: the filter `hygiene`'s own rule."""
+    marked, no_question, empty, repeated = hygiene_of(messages)
+    answers = [content_text(message.get("content")) for message in messages if message["role"] == "assistant"]
+    if empty:
         yield "empty_turn", ""
-    if not has_question(messages):
+    if no_question:
         yield "no_question", ""
-    texts = [(str(message["role"]), content_text(message.get("content"))) for message in messages]
-    answers = [text for role, text in texts if role == "assistant"]
-    looped = next((text for text in answers if is_looped(text, HygieneFilter().max_repeated)), None)
-    if looped is not None:
-        yield "looped", looped[:80]
-    marker = next((mark for _, text in texts if (mark := template_marker(text)) is not None), None)
-    if marker is not None:
-        yield "template_marker", marker
+    if repeated > MAX_REPEATED:
+        yield "looped", max(answers, key=repetition)[:80]
+    if marked:
+        yield "template_marker", next(filter(None, (template_marker(content_text(m.get("content"))) for m in messages)))
     if answers and is_refusal(answers[0], "v1"):
         yield "refusal", answers[0][:80]
+
+
+def model_of_corpus(store: Store, corpus: str) -> tuple[Renderer, MaskRule, int]:
+    """Renderer, mask rule and window of the model that a corpus's gap is about: what its aligned scorer was run with.
+
+    Raises MissingError or BadInputError where the corpus has no such scorer, or the store not its renderer.
+    """
+    scorer = aligned_scorer(store, corpus)
+    renderer = RENDERERS.get(store, scorer.renderer_id)
+    return renderer, scorer.identity.get("mask_rule", "all"), int(scorer.identity["max_length"])

@@ -1,9 +1,13 @@
 """POST /v1/checks: what `doctor` says of a file, by HTTP; with a corpus, its model's template and window too."""
 
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
@@ -47,6 +51,11 @@ def lines(*rows: Any) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
+def parquet(*rows: Any) -> bytes:
+    pq.write_table(pa.Table.from_pylist(list(rows)), file := io.BytesIO())
+    return file.getvalue()
+
+
 def test_a_file_is_looked_at_as_the_command_does(client: TestClient, tmp_path: Path) -> None:
     data = lines(GOOD, GOOD, LOOPED) + b'{"messages": [\n'
     answer = client.post("/v1/checks", files={"file": ("task.jsonl", data)})
@@ -83,3 +92,21 @@ def test_the_client_checks_a_file(root: Path, tmp_path: Path) -> None:
     with started(root) as (_, url), Client(url) as client:
         found = client.check(path)
     assert (found["name"], found["n_rows"], found["ok"]) == ("task.jsonl", 2, False)
+
+
+@pytest.mark.parametrize("name", ["task.csv", "task.jsonl.gz", "task.parquet"])
+def test_a_file_of_another_format_is_read_under_the_name_that_its_sender_gave(client: TestClient, name: str) -> None:
+    data = {
+        "task.csv": b"prompt,completion\nWhat is a tree?,A tall plant of wood.\n",
+        "task.jsonl.gz": gzip.compress(lines(GOOD)),
+        "task.parquet": parquet(GOOD),
+    }[name]
+    found = client.post("/v1/checks", files={"file": (name, data)}).json()
+    assert (found["name"], found["n_rows"], found["ok"]) == (name, 1, True)
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(root: Path) -> None:
+    settings = Settings(store=str(root), max_unpacked_bytes=1_000)
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
+        answer = client.post("/v1/checks", files={"file": ("task.jsonl.gz", gzip.compress(lines(GOOD) * 50))})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "unpacked_too_large")
