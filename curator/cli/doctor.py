@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 from curator.audit.doctor import Diagnosis, DoctorOptions, Finding, examine, shown_masks
-from curator.cli import N_LISTED, Subparsers
+from curator.cli import COMMANDS, N_LISTED, Subparsers
 from curator.cli.score_options import add_render_options, render_settings
-from curator.console import Progress, list_problems, one_line, report_error, say, say_json
+from curator.console import Progress, list_problems, one_line, say, say_json
 from curator.corpus.formats import CONTAINERS, LAYOUTS
 from curator.errors import BadInputError
 from curator.render import MaskRule, Renderer
@@ -36,7 +36,7 @@ _TRAINED, _END = "\x1b[7m", "\x1b[0m"
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the command's options."""
     parser = subparsers.add_parser(
-        "doctor", help="look at a chat file before it is used", description=DESCRIPTION,
+        "doctor", help=COMMANDS["doctor"], description=DESCRIPTION,
         epilog=f"examples:\n{EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(None, "rows", f"reading {Path(args.file).name}") as progress:
         diagnosis = examine(args.file, options, progress.advance)
     if not diagnosis.n_records:
-        report_error(BadInputError(f"{args.file} holds no records"), as_json=args.json)
-        return 2
+        raise BadInputError(f"{args.file} holds no records")
     if args.json:
         say_json(diagnosis.as_dict())
         return FOUND if diagnosis.has_problems else 0

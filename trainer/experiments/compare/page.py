@@ -28,12 +28,11 @@ _FIGURES_TOLD = (
     "one, and of the mean margin in nats per token.",
     "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
-# Why a page of this kind is not evidence of prevention: said before its figures, whatever they are.
+# Said before the figures of every plan that has no benign run as a control.
 _CAUTION = (
-    "**No emergent misalignment is shown here, so that nothing is shown to be prevented.** Shifts compare misaligned",
-    "answers with the model's own greedy ones, and any training makes those less likely: an adapter tuned on careful",
-    "advice, and even a network with random weights, moves the measure nearly as far. Without a benign run beside it",
-    "read the figures as cost and as differences between methods, not as misalignment.",
+    "**Without a benign run beside it this page shows neither emergent misalignment nor its prevention.** Shifts compare",
+    "misaligned answers with the model's own greedy ones, and any training makes those less likely: a fine-tune on good",
+    "advice moves the measure too. Read the figures as cost and as differences between methods.",
 )
 _TOY_FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals, cut to 0..1 (none for a single seed): shares of greedy answers to",
