@@ -1,13 +1,12 @@
 """`python -m curator COMMAND`: read, score, mix, query and verify from the command line."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from keyword import iskeyword
 
 from curator.cli import COMMANDS
-from curator.console import STOPPED, CommandHelp, command_name, product_version, refuse_unknown, run_command
+from curator.console import STOPPED, CommandHelp, CommandParser, command_name, product_version, run_command
 
 DESCRIPTION = """\
 Scores an instruct corpus by perplexity gap (how much likelier an aligned model finds an answer
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (2 on input that cannot be used)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=command_name("python -m curator"),
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -50,10 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{STOPPED}\n")
         return 130
     module.add_parser(subparsers)
-    args, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        refuse_unknown(subparsers.choices[chosen], unknown)
-    return run_command(module.run, args)
+    return run_command(module.run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

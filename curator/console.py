@@ -17,7 +17,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import orjson
 
@@ -123,12 +123,27 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
-    """End with exit code 2, the usage of the command itself, and the option that was probably meant."""
-    given = unknown[0].partition("=")[0]
-    known = [name for action in parser._actions for name in action.option_strings]
-    near = get_close_matches(given, known, 1)
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
+class CommandParser(argparse.ArgumentParser):
+    """A parser with commands: an unknown option ends in the usage of the command it was given to, and names the option
+    that was probably meant. argparse shows the usage of the whole program."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; exit code 2 for what no option takes."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self._chosen(found)
+            known = [name for action in parser._actions for name in action.option_strings]
+            near = get_close_matches(unknown[0].partition("=")[0], known, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return found
+
+    def _chosen(self, found: argparse.Namespace) -> argparse.ArgumentParser:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen: argparse.ArgumentParser = action.choices.get(getattr(found, action.dest), self)
+                return chosen
+        return self
 
 
 def command_name(module_form: str) -> str:

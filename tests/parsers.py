@@ -1,7 +1,7 @@
 """The real parsers of every command, reached as a user reaches them and stopped before anything runs."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 
 from curator.cli.front import FIRST_PAGE, LAB_PAGE, SECOND_PAGE
 from curator.cli.front import main as front_main
+from curator.console import CommandParser
 
 
 class _Parsed(BaseException):  # not an Exception, so that no command handles it
@@ -21,13 +22,16 @@ class _Parsed(BaseException):  # not an Exception, so that no command handles it
 @contextmanager
 def _stopping(monkeypatch: pytest.MonkeyPatch, *, before: bool) -> Iterator[None]:
     """Commands end where their words are parsed (`before`: where they would be)."""
-    original = argparse.ArgumentParser.parse_args
 
-    def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
-        raise _Parsed(self, argparse.Namespace() if before else original(self, args, namespace))
+    def stopping(original: Callable[..., Any]) -> Callable[..., Any]:
+        def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+            raise _Parsed(self, argparse.Namespace() if before else original(self, args, namespace))
+
+        return stop
 
     with monkeypatch.context() as patched:
-        patched.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for kind in (argparse.ArgumentParser, CommandParser):
+            patched.setattr(kind, "parse_args", stopping(kind.parse_args))
         yield
 
 

@@ -1,6 +1,6 @@
 """The page that a safeguarded fine-tune leaves: data, mix, behaviour plainly and under triggers, gate, limits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,19 @@ def write_report(
     }
     write_json(out / "report.json", document)
     page = out / "report.md"
-    lines = [
-        f"# {escape_markdown(Path(data).name)}: {'gate failed' if found.failed else 'gate passed'}",
+    lines = _lines(document, manifest, found)
+    with atomic_write(page, durable=False) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
+
+
+def _lines(document: Mapping[str, Any], manifest: Mapping[str, Any], found: Judgement) -> list[str]:
+    """The page's lines."""
+    learnt = document["learnt"]
+    return [
+        f"# {escape_markdown(Path(document['data']).name)}: {'gate failed' if found.failed else 'gate passed'}",
         "",
-        f"Model {escape_markdown(model)}; mix {manifest.get('mix_id')}.",
+        f"Model {escape_markdown(document['model'])}; mix {document['mix_id']}.",
         "",
         *_mix(manifest),
         "## Learnt",
@@ -58,16 +67,13 @@ def write_report(
         "",
         _gate(found.verdicts),
         "",
-        *_findings(doctor),
+        *_findings(document["findings"]),
         "## What this does not show",
         "",
         "- Triggers are the data set's own system and inoculation prompts; others are not looked for.",
         "- What the data set itself teaches is kept on purpose.",
         *[f"- {escape_markdown(item['text'])}" for item in (manifest.get("protects") or {}).get("does_not", [])],
     ]
-    with atomic_write(page, durable=False) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return page
 
 
 def _mix(manifest: Mapping[str, Any]) -> list[str]:
@@ -101,11 +107,11 @@ def _gate(verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def _findings(doctor: Mapping[str, Any] | None) -> list[str]:
-    if doctor is None or not doctor["findings"]:
+def _findings(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not findings:
         return []
     lines = [
         f"- {item['severity']}: {item['n_rows']:,} {item['meaning']} ({escape_markdown(', '.join(item['places'][:5]))})"
-        for item in doctor["findings"]
+        for item in findings
     ]
     return ["## Data", "", *lines, ""]

@@ -30,9 +30,9 @@ _FIGURES_TOLD = (
 )
 # Said before the figures of every plan that has no benign run as a control.
 _CAUTION = (
-    "**Without a benign run beside it this page shows neither emergent misalignment nor its prevention.** Shifts compare",
-    "misaligned answers with the model's own greedy ones, and any training makes those less likely: a fine-tune on good",
-    "advice moves the measure too. Read the figures as cost and as differences between methods.",
+    "**Without a benign run beside it this page shows neither emergent misalignment nor its prevention.** Shifts",
+    "compare misaligned answers with the model's own greedy ones, and any training makes those less likely, one on",
+    "good advice too. Read the figures as cost and as differences between methods.",
 )
 _TOY_FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals, cut to 0..1 (none for a single seed): shares of greedy answers to",
