@@ -154,7 +154,7 @@ def offered(metrics: WorkerMetrics, host: str, port: int, stopping: Callable[[],
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as http.server declares it
-            """Scrapes are not told on stderr."""
+            """Write nothing of scrapes to stderr."""
 
     try:
         server = ThreadingHTTPServer((host, port), Handler)

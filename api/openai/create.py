@@ -38,7 +38,7 @@ class _Asked:
 def create_job(service: Service, tenant: str, body: CreateJob, is_repeat: bool) -> JobRecord:
     """The job that a body asks for: made now, or found when the same was asked before.
 
-    A job that failed or was cancelled is found by `is_repeat` (the client did not get its answer) alone; asked for on
+    A job that failed or was cancelled is found by `is_repeat` (the client did not get its answer) alone; looked for on
     purpose it is made again. Everything here blocks. Raises ApiError.
     """
     mode = service.settings.openai_mode

@@ -99,7 +99,7 @@ class PageRoute(APIRoute):
     """A route whose errors are pages, with the status and the words that the API gives them."""
 
     def get_route_handler(self) -> Handler:
-        """The handler, and what becomes of what it raises."""
+        """The handler, and how its errors are answered."""
         handler = super().get_route_handler()
 
         async def shown(request: Request) -> Response:

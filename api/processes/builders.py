@@ -93,7 +93,7 @@ class _Worker:
 
 @dataclass
 class Builders:
-    """Runs work in processes, as many as are asked for at once; thread-safe. Close it to end them."""
+    """Runs work in processes, as many at once as callers need; thread-safe. Close it to end them."""
 
     _idle: list[_Worker] = field(default_factory=list)
     _all: set[_Worker] = field(default_factory=set)
@@ -246,7 +246,7 @@ def _serve(connection: Connection) -> None:
 
 
 def _end_with_peer(descriptor: int) -> None:
-    """End this process, whatever it is doing, once the one that asked for the work has ended."""
+    """End this process, whatever it is doing, once the process that gave the work has ended."""
     peer = select.poll()
     peer.register(descriptor, select.POLLRDHUP)
     peer.poll()

@@ -1,4 +1,4 @@
-"""Webhooks: the end of a job, told to its tenant's URL, signed as Standard Webhooks 1.0 describes.
+"""Webhooks: the end of a job is posted to its tenant's URL, signed as Standard Webhooks 1.0 describes.
 
 A pending file under `webhooks/` is written before the job's record, so that no end is missed, and goes when the report
 was taken or given up; what was tried then lies in the job's folder. Delivery is at least once: a
@@ -117,7 +117,7 @@ class Webhooks:
                 read_secrets(Path(hook.secret_file))
 
     def expect(self, tenant: str, job_id: str) -> None:
-        """Keep that the end of a job is to be told, where its tenant wants to hear; before its record is there."""
+        """Record, before the job is, that its end is to be posted, where its tenant has a URL."""
         if self.tenants.webhook(tenant) is not None:
             self._write(Delivery(webhook_id=f"msg_{job_id}", tenant=tenant, job_id=job_id))
 
@@ -179,7 +179,7 @@ class Webhooks:
         if delivery is None or delivery.not_before_s > time.time():
             return
         if hook is None or not board.has_record(tenant, job_id):
-            # Nobody wants to hear any more, or the job was removed before it was told; one that is being made has time.
+            # The URL is gone, or the job was removed before its end was posted; one that is being made has time.
             if hook is None or self.store.age_s(_path(tenant, job_id)) > self.grace_s:
                 self.forget(tenant, job_id)
             return
@@ -223,7 +223,7 @@ class Webhooks:
         return delivery.model_copy(update={"attempts": attempts, "not_before_s": not_before_s})
 
     def _report(self, job: Job) -> dict[str, Any]:
-        """What is told: ids, states, times and links, and no text of the user's."""
+        """The body: ids, states, times and links, and no text of the user's."""
         assert job.ended_at is not None
         mix_id = (job.result or {}).get("mix_id")
         return {

@@ -134,7 +134,7 @@ class Briefly:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, ask: Callable[[], bool]) -> bool:
-        """The answer, asked for again only when the last one is too old."""
+        """The answer, computed again only when the last one is too old."""
         with self._lock:
             if time.monotonic() - self._found[0] > self.kept_s:
                 answer = ask()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mix:
-    """A complete mix of a store. `manifest` is its receipt; rows are read when asked for."""
+    """A complete mix of a store. `manifest` is its receipt; rows are read on demand."""
 
     store: Store
     tenant: str

@@ -162,7 +162,7 @@ class PoolTable:
 
     @cached_property
     def _whole(self) -> dict[GapChoice, pa.Table]:
-        """All rows for the gap that was asked for last."""
+        """All rows for the gap requested last."""
         return {}
 
     def _rows(self, at: Rows, choice: GapChoice) -> pa.Table:

@@ -17,7 +17,7 @@ from curator.select.candidates import Rows, first_rows
 
 # Slack of a bound against the rounding of means: relative to the larger of it and 1.
 ROUNDING = 1e-9
-_NEAR = 8  # times as many rows as asked for are computed first, which is mostly enough
+_NEAR = 8  # times as many rows as requested are computed first, which is mostly enough
 
 
 class Columns(Protocol):

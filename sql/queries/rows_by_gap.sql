@@ -1,8 +1,8 @@
 -- One row is one example of a corpus under one aligned scorer, in order of the score, with its place and share of rows below.
 -- Units: mean_nll_* and gap_abs in nats per token, score as the parameter says, percentile a fraction (0 to 1) of the rows
--- with that score whose score is no higher; rank 1 is the largest score; place counts from 1 in the order asked for and is what
+-- with that score whose score is no higher; rank 1 is the largest score; place counts from 1 in the requested order and is what
 -- `after` takes; n_fitting counts examples that fit, on all pages; opening is the first 240 characters of the first turn
--- that is not a system turn, and response_head is cut there too. Rows without the score are left out unless one id is asked for. Key: aligned_id, place.
+-- that is not a system turn, and response_head is cut there too. Rows without the score are left out unless one id is given. Key: aligned_id, place.
 -- param: corpus text required corpus name
 -- param: aligned text null id of the aligned scorer; null: every complete one
 -- param: id text null one whole example id, scored or not; null: all

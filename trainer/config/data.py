@@ -20,7 +20,7 @@ from trainer.config.ranges import at_least
 
 
 class ReadOptions(Strict):
-    """How records are packed and conversations written (default: detected), and what becomes of bad records."""
+    """How records are packed and conversations written (default: detected), and how bad records are treated."""
 
     data_format: Annotated[Container | None, Option(flag="--format")] = Field(
         default=None, description="how records of a data set are packed (default: detected)"

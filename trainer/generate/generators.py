@@ -168,7 +168,7 @@ class LocalGenerator:
         return [self._answer(row) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
 
     def _room(self, how: Sampling, n_prompt: int) -> int:
-        """How many tokens an answer may have: those asked for, within the positions that the model has."""
+        """How many tokens an answer may have: the number requested, within the positions that the model has."""
         if self._window is None:
             return how.max_new_tokens
         if n_prompt >= self._window:

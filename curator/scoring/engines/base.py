@@ -24,8 +24,8 @@ class RowLoss:
     reason: str | None = None
 
 
-class Engine(Protocol):
-    """A loaded model that scores rows; `name`, `version` and `dtype` are part of a scorer's identity."""
+class Identified(Protocol):
+    """What an engine adds to a scorer's identity, known before it is loaded."""
 
     @property
     def name(self) -> str:
@@ -37,7 +37,11 @@ class Engine(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Dtype of weights and activations, as in torch: `float32`, `bfloat16`."""
+        """Dtype of weights and activations, as in torch and resolved: `float32`, `bfloat16`."""
+
+
+class Engine(Identified, Protocol):
+    """A loaded model that scores rows."""
 
     def score(self, rows: "Sequence[Rendered]", on_rows: OnRows | None = None) -> list[RowLoss]:
         """One loss for each row, in the order given.
@@ -53,20 +57,8 @@ class Engine(Protocol):
         """Free the model's memory; the engine cannot be used afterwards."""
 
 
-class Launch(Protocol):
-    """How to load an engine, and what its identity says before it runs. It can be pickled, for other processes."""
-
-    @property
-    def name(self) -> str:
-        """Engine name, as in `--engine`."""
-
-    @property
-    def version(self) -> str:
-        """Version of the engine, as the loaded one reports it."""
-
-    @property
-    def dtype(self) -> str:
-        """Dtype, resolved."""
+class Launch(Identified, Protocol):
+    """How to load an engine. It can be pickled, for other processes."""
 
     @property
     def device(self) -> str:
