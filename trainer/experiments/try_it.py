@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import CommandParser, as_typed, run_command, say, say_json
 from trainer.experiments.toy.cells import ToyCell
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ ARMS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the three fine-tunes that are missing and print their rates; exit code 2 for input that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.experiments.try_it"),
+    parser = CommandParser(
+        prog="python -m trainer.experiments.try_it",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -136,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
     say("The first line is emergent misalignment. The other two mix in equally many safe rows of one pool of")
     say(f"{found['n_pool_rows']:,}: only the choice differs. One seed of a toy world: it shows the idea.")
     say(f"\npicture: {picture}")
-    say(NEXT)
+    say(as_typed(NEXT))
     return 0
 
 

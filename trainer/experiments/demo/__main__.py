@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from curator.console import command_name, say
+from curator.console import CommandParser, say
 from curator.errors import BadInputError, BallastError
 from trainer.experiments.demo import checks, report, settings, steps
 
@@ -15,7 +15,7 @@ MIN_ROWS = 10
 
 def main(argv: list[str] | None = None) -> int:
     """Run every step in order; 0 when all did what they must, 1 with one line on what did not, 130 on Ctrl-C."""
-    parser = argparse.ArgumentParser(prog=command_name("python -m trainer.experiments.demo"), description=__doc__)
+    parser = CommandParser(prog="python -m trainer.experiments.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all outputs (default: demo)")
     parser.add_argument("--short", action="store_true", help="fewer rows and steps, under OUT/short")
     parser.add_argument("--rows", type=int, help="corpus rows to score (default: 300, fewer on slow machines)")
