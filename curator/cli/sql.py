@@ -13,7 +13,7 @@ import orjson
 
 import sql
 from curator.cli import Subparsers, new_parser, open_store
-from curator.console import say, say_json
+from curator.console import as_typed, one_line, say, say_json
 from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
 scorers, scores, gap, gap_rows(...), mixes, mix_rows, and usage: what tenants of the service did. Without either it
-lists them. Nothing in the store changes."""
+names them in a line each; --list has their columns, units and parameters. Nothing in the store changes."""
 
 EXAMPLES = """\
   python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"
@@ -41,6 +41,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT_S = 60.0
 _MIX_VIEW = re.compile(r"\bmix(es|_rows)\b", re.IGNORECASE)  # the others need not wait for every mix's manifest
+LIST_WIDTH = 118  # characters of a line of the short list
 PIPE_WIDTH = 160  # characters, where stdout is not a terminal
 
 
@@ -64,7 +65,10 @@ def run(args: argparse.Namespace) -> int:
     if args.export_db is not None:
         return _export(args)
     if args.list or (args.statement is None and args.query is None):
-        _list(as_json=args.json)
+        if args.list or args.json:
+            _list(as_json=args.json)
+        else:
+            _list_names()
         return 0
     kind = "json" if args.json else args.format
     if kind == "parquet" and args.out is None:
@@ -147,15 +151,27 @@ def _list(*, as_json: bool) -> None:
         ]
         say_json({"views": views, "queries": named})
         return
-    say('Views and functions, for `python -m curator sql "select ..."`')
+    say(as_typed('Views and functions, for `python -m curator sql "select ..."`'))
     for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS):
         say(f"\n  {name}\n{_indented(sql.describe_view(name))}")
-    say("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`")
+    say(as_typed("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`"))
     for query in queries:
         say(f"\n  {query.name}\n{_indented(query.doc)}")
         for param in query.params:
             default = "required" if param.required else f"default {_shown(param.default)}"
             say(f"      --param {param.name}=...  {param.type}, {default}: {param.meaning}")
+
+
+def _list_names() -> None:
+    """Each named query and table in one line."""
+    width = max(map(len, sql.query_names())) + 2
+    say(as_typed("Named queries, and what a row of each is: python -m curator sql --query NAME --param NAME=VALUE"))
+    for name in sql.query_names():
+        first = sql.load_query(name).doc.split(";")[0].removeprefix("One row is ")
+        say(f"  {name:<{width}}{one_line(first.split('.')[0], LIST_WIDTH - width)}")
+    tables = [name for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS) if name not in sql.MACROS]
+    say(as_typed(f'\nTables: python -m curator sql "select ... from TABLE limit 5"\n  {", ".join(tables)}'))
+    say(as_typed("\nColumns, units, parameters and functions: python -m curator sql --list"))
 
 
 def _shown(value: sql.Value) -> str:

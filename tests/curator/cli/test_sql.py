@@ -83,9 +83,22 @@ def test_parquet_goes_to_a_file(run_sql: Sql, tmp_path: Path) -> None:
     assert (code, "--format parquet needs --out FILE" in err) == (2, True)
 
 
-@pytest.mark.parametrize("option", [[], ["--list"]])
-def test_the_list_names_every_view_query_and_parameter(run_sql: Sql, option: list[str]) -> None:
-    code, out, _ = run_sql(*option)
+def test_alone_it_names_every_query_and_table_in_a_line_each_and_where_there_is_more(run_sql: Sql) -> None:
+    code, out, _ = run_sql()
+    assert code == 0
+    lines = out.splitlines()
+    for name in sql.query_names():
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert len(line.split(None, 1)[1]) > 10
+    tables = ["sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap", "mixes", "mix_rows", "usage"]
+    assert f"  {', '.join(tables)}" in lines
+    assert lines[-1] == "Columns, units, parameters and functions: python -m curator sql --list"
+    assert len(lines) < 30
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_list_names_every_view_query_and_parameter(run_sql: Sql) -> None:
+    code, out, _ = run_sql("--list")
     assert code == 0
     for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.query_names()):
         assert f"\n  {name}\n" in out
