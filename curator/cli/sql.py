@@ -13,7 +13,7 @@ import orjson
 
 import sql
 from curator.cli import Subparsers, new_parser, open_store
-from curator.console import as_typed, one_line, say, say_json
+from curator.console import add_renamed, as_typed, one_line, say, say_json
 from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
 
@@ -33,7 +33,7 @@ EXAMPLES = """\
   python -m curator sql "pivot gap on domain using avg(gap_abs) group by source"
   python -m curator sql "select mix_id, created, n_rows, n_safe, mix_share from mixes order by created"
   python -m curator sql --query top_by_gap --param n=10 --param score=gap_abs
-  python -m curator sql --query gap_by_source --format csv
+  python -m curator sql --query gap_by_source --output-format csv
   python -m curator sql "select tenant, action, count(*), sum(n_rows_in) from usage group by all order by all"
   python -m curator sql --export-db store/curator.duckdb"""
 
@@ -54,7 +54,14 @@ def add_parser(subparsers: Subparsers) -> None:
     what.add_argument("--list", action="store_true", help="list views and named queries, with their parameters")
     what.add_argument("--export-db", type=Path, metavar="PATH", help="write a DuckDB file holding the views")
     parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of --query")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="how to show rows (default: table)")
+    add_renamed(
+        parser,
+        "--output-format",
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="how to show rows (default: table)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there (needed for parquet)")
     parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most rows to show (default: 1000; 0: all)")
     parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="stop after this long (default: 60)")
@@ -70,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             _list_names()
         return 0
-    kind = "json" if args.json else args.format
+    kind = "json" if args.json else args.output_format
     if kind == "parquet" and args.out is None:
-        raise BadInputError("--format parquet needs --out FILE")
+        raise BadInputError("--output-format parquet needs --out FILE")
     if args.param and args.query is None:
         raise BadInputError("--param goes with --query")
     rows = _answer(args)
