@@ -119,9 +119,14 @@ class OldName(argparse.Action):
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, present: argparse.Action) -> None:
         super().__init__(
-            option_strings, dest, nargs=present.nargs, type=present.type, choices=present.choices,
-            default=argparse.SUPPRESS, help=argparse.SUPPRESS,
-        )  # fmt: skip
+            option_strings,
+            dest,
+            nargs=present.nargs,
+            type=present.type,  # type: ignore[arg-type]  # typeshed: a registered name too
+            choices=present.choices,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
         self.present = present
 
     def __call__(

@@ -250,7 +250,8 @@ def _named_rows(args: argparse.Namespace, query: str, **given: Any) -> list[dict
 
     corpus = _corpus(args)
     with connect(open_store(args), [corpus]) as connection:
-        return run_named(connection, query, {"corpus": corpus, **given}).table.to_pylist()
+        rows: list[dict[str, Any]] = run_named(connection, query, {"corpus": corpus, **given}).table.to_pylist()
+    return rows
 
 
 def _gap_rows(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from curator.console import say, say_json
+from curator.console import say, say_json, shorten_help
 from curator.errors import BadInputError, MissingDependencyError
 from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
@@ -76,6 +76,13 @@ class _Set:
     n_left_out: int
 
 
+# The options that --help lists; --help-all has the rest.
+_SHOWN = (
+    "--model", "--adapter", "--tuned", "--gates", "--reverse", "--narrow", "--broad", "--truthfulqa", "--text",
+    "--system", "--n", "--max-length", "--seed", "--device", "--dtype", "--out", "--json", "--fail-if",
+)  # fmt: skip
+
+
 def add_parser(subparsers: Any) -> None:
     """Options of the command."""
     parser = subparsers.add_parser(
@@ -123,6 +130,7 @@ def add_parser(subparsers: Any) -> None:
     add("--out", type=Path, metavar="FILE", help="write the report as JSON")
     add("--json", action="store_true", help="print the report as one JSON document")
     add_gate_option(parser)
+    shorten_help(parser, _SHOWN)
 
 
 def run(args: argparse.Namespace) -> int:
