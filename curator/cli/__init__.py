@@ -55,11 +55,16 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Declare --store and --json."""
     parser.add_argument(
         "--store",
-        default=os.environ.get("BALLAST_STORE", "./store"),
+        default=default_store(),
         metavar="DIR",
         help="folder or URL of the store (default: $BALLAST_STORE, else ./store)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+
+
+def default_store() -> str:
+    """The store that is meant where none is named."""
+    return os.environ.get("BALLAST_STORE", "./store")
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from curator.cli import Subparsers, new_parser, open_store
 from curator.cli.export import say_pool
+from curator.cli.status import say_next
 from curator.console import say, say_json
 from curator.corpus.export import import_pool
 from curator.errors import BallastError
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if problem is not None:
         say(f"note: the pool file is not made, so the first mix will make it: {problem}")
     say("it was here before" if not report.n_written else f"checked and imported; {report.n_written:,} files were new")
+    say_next(args, store, report.corpus)
     return 0
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from curator.cli import Subparsers, add_reading_options, new_parser, open_store, row_bytes
+from curator.cli.status import say_next
 from curator.console import as_typed, list_problems, say, say_json
 from curator.corpus.formats import LABELS
 from curator.corpus.ingest import IngestOptions, ingest
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     for file in report.files:
         _say_file(file)
     say(f"corpus {report.corpus}: {report.n_examples:,} examples, revision {report.revision}")
+    say_next(args, store, report.corpus)
     return 0
 
 

@@ -21,6 +21,7 @@ from curator.cli.score_options import (
     render_settings,
     worker_launch,
 )
+from curator.cli.status import say_next
 from curator.console import say, say_json, shorten_help
 from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError, BallastError
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     published = [report for report in reports if report is not None and report.published]
     if published:
         _publish(args, published[-1])
+    if not args.json and not args.dry_run:
+        say_next(args, open_store(args), args.corpus)
     return 0
 
 

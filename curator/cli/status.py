@@ -1,9 +1,10 @@
 """`python -m curator status`: what a store holds, and the next command."""
 
 import argparse
+import shlex
 from typing import Any
 
-from curator.cli import Subparsers, new_parser, open_store
+from curator.cli import Subparsers, default_store, new_parser, open_store
 from curator.console import as_typed, say, say_json, text_table
 from curator.corpus.manifest import Scorer, corpus_names, read_corpus, read_scorers
 from curator.mix.files import stored_mixes
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     store = open_store(args)
     corpora = [_corpus(store, name) for name in corpus_names(store)]
     mixes = stored_mixes(store)
-    document = {"store": args.store, "corpora": corpora, "mixes": mixes, "next": _next(corpora, mixes)}
+    document = {"store": args.store, "corpora": corpora, "mixes": mixes, "next": _next(corpora, mixes, args.store)}
     if args.json:
         say_json(document)
         return 0
@@ -57,17 +58,27 @@ def _scorer(item: Scorer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]]) -> str:
+def say_next(args: argparse.Namespace, store: Store, corpus: str) -> None:
+    """One line with the command that a corpus waits for after `ingest`, `score` or `import`."""
+    say(f"next: {_next([_corpus(store, corpus)], {}, args.store)}")
+
+
+def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]], address: str) -> str:
     """The first command that the store still waits for."""
+    where = "" if address == default_store() else f" --store {shlex.quote(address)}"
+    return as_typed(_waited_for(corpora, mixes) + where)
+
+
+def _waited_for(corpora: list[dict[str, Any]], mixes: dict[str, list[str]]) -> str:
     if not corpora:
-        return as_typed("python -m curator ingest FILES --corpus NAME")
+        return "python -m curator ingest FILES --corpus NAME"
     for corpus in corpora:
         name, found = corpus["name"], corpus["scorers"]
         for role, more in (("aligned", ""), ("misaligned", " --adapter DIR --domain NAME")):
             own = [item for item in found if item["role"] == role]
             if not own or not any(item["complete"] for item in own):
-                return as_typed(f"python -m curator score --corpus {name} --model DIR --role {role}{more}")
+                return f"python -m curator score --corpus {name} --model DIR --role {role}{more}"
     ids = [mix_id for found in mixes.values() for mix_id in found]
     if not ids:
-        return as_typed(f"python -m curator mix TASKFILE --corpus {corpora[0]['name']}")
-    return as_typed(f"python -m trainer.sft --mix-id {ids[0] if len(ids) == 1 else 'ID'} --model DIR --out DIR")
+        return f"python -m curator mix TASKFILE --corpus {corpora[0]['name']}"
+    return f"python -m trainer.sft --mix-id {ids[0] if len(ids) == 1 else 'ID'} --model DIR --out DIR"

@@ -9,7 +9,7 @@ import pytest
 from curator.__main__ import main
 from curator.mix.build import build_mix
 from curator.store.store import Store
-from tests.mix_stores import recipe, scored_store, task_set
+from tests.mix_stores import recipe, scored_store, task_records, task_set
 
 
 @pytest.fixture
@@ -30,6 +30,20 @@ def test_an_empty_store_is_told_to_ingest(tmp_path: Path, capsys: pytest.Capture
     assert "next: python -m curator ingest FILES --corpus NAME" in capsys.readouterr().out
 
 
+def test_a_command_ends_with_the_next_one_and_its_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps(task_records(1)[0]) + "\n")
+    asked = ["ingest", str(chats), "--corpus", "chats", "--store"]
+    next_line = "next: python -m curator score --corpus chats --model DIR --role aligned"
+    assert main([*asked, str(tmp_path / "a store")]) == 0
+    assert capsys.readouterr().out.endswith(f"{next_line} --store '{tmp_path / 'a store'}'\n")
+    monkeypatch.setenv("BALLAST_STORE", str(tmp_path / "other"))
+    assert main([*asked[:-1]]) == 0
+    assert capsys.readouterr().out.endswith(f"{next_line}\n")
+
+
 def test_a_store_lists_corpora_scorers_and_mixes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,7 +52,7 @@ def test_a_store_lists_corpora_scorers_and_mixes(
     (corpus,) = before["corpora"]  # type: ignore[misc]
     roles = {item["role"] for item in corpus["scorers"]}
     assert {"aligned", "misaligned"} <= roles
-    assert before["next"] == f"python -m curator mix TASKFILE --corpus {corpus['name']}"
+    assert before["next"] == f"python -m curator mix TASKFILE --corpus {corpus['name']} --store {root}"
     mix_id = build_mix(store, task_set(tmp_path, 40), recipe(rows=4)).mix_id
     after = _status(root, capsys)
     assert after["mixes"] == {"local": [mix_id]}
@@ -57,7 +71,9 @@ def test_a_removed_scorer_is_gone_and_status_asks_for_another(root: Path, capsys
         assert main([*command, "--scorer", too_short]) == 2
         assert f"has no scorer '{too_short}'" in capsys.readouterr().err
     assert main([*command, "--scorer", aligned["scorer_id"][:8]]) == 0
-    assert f"removed {aligned['label']}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"removed {aligned['label']}" in out
+    assert f"next: python -m curator score --corpus {corpus['name']} --model DIR --role aligned --store {root}" in out
     found = _status(root, capsys)
     assert "--role aligned" in str(found["next"])
     assert not (root / "scores" / corpus["name"] / aligned["scorer_id"]).exists()
