@@ -5,6 +5,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ for name in sql.MACROS:
 assert sql.load_query("top_by_gap").sql.strip()
 print(connection.execute("select round(gap_rel(1.8, 1.0, 1.0), 4)").fetchone()[0], len(sql.query_names()))
 """
+
+
+def test_no_package_is_pinned_twice() -> None:
+    """`make test-vllm` installs under both files, so a version in one may not contradict the other."""
+    pinned = [
+        line.partition("==")[0].lower().replace("_", "-")
+        for name in ("constraints.txt", "constraints-vllm.txt")
+        for line in (ROOT / name).read_text().splitlines()
+        if "==" in line
+    ]
+    assert [name for name, n_pins in Counter(pinned).items() if n_pins > 1] == []
 
 
 @pytest.mark.timeout(800)  # three steps that reach the package index
