@@ -81,8 +81,7 @@ def submit(
         queue.put(kind, tenant, job.job_id)
     except (StoreError, MissingDependencyError) as error:
         service.webhooks.forget(tenant, job.job_id)
-        service.board.end(job)
-        service.board.remove(tenant, job.job_id)
+        service.board.withdraw(job)
         raise ApiError(
             503, "queue_unreachable", "the job queue cannot be reached", headers={"Retry-After": str(RETRY_AFTER_S)}
         ) from error
