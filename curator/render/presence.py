@@ -3,13 +3,14 @@
 A template may have no place for a role or for tool calls, may write the first call alone, or cut what stands before
 `</think>`. Nothing of that shows in the ids, and a turn without its text would train its closing marker alone. So every
 part is looked for in the text: contents by the marks that the spans are found with, and what those do not settle by
-another rendering with marks around each piece. Where marks change what the template does, the text itself is searched.
+another rendering with marks around each piece. Where marks change what the template does, the text itself is searched,
+as often as the conversation holds it: a template may write the first of two equal turns alone.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -64,14 +65,9 @@ class PresenceCheck:
         if not self._settle(messages, pieces):
             for index, own in pieces.items():
                 self._settle(messages, {index: own})
-        found: list[Dropped] = []
-        for own in pieces.values():
-            for piece in own:
-                if piece.found is None:
-                    text = self._plain(piece.text)
-                    piece.found = any(form in assembled.text for form in (text, *_as_json(text)))
-            found += _dropped(own)
-        return found
+        if any(piece.found is None for own in pieces.values() for piece in own):
+            self._count(messages, pieces, assembled.text)
+        return [item for own in pieces.values() for item in _dropped(own)]
 
     def _is_marked(self, message: Message, index: int, assembled: Assembled) -> bool:
         """Whether the marks show the whole of a message that has nothing but a content."""
@@ -104,6 +100,38 @@ class PresenceCheck:
         for number, piece in enumerate(piece for own in pieces.values() for piece in own):
             piece.found = self._stands(piece.text, number, assembled)
         return True
+
+    def _count(self, messages: Sequence[Message], pieces: Mapping[int, Sequence[_Piece]], written: str) -> None:
+        """Settle the pieces that marks did not: of those with one text, the first ones are found, as many as the
+        rendering has beside what the template says itself and what is part of longer pieces."""
+        every = [
+            piece for index, message in enumerate(messages) for piece in pieces.get(index) or _found(message, index)
+        ]
+        own = self._own_text(messages)
+        open_pieces: dict[str, list[_Piece]] = {}
+        for piece in every:
+            if piece.found is None:
+                open_pieces.setdefault(piece.text, []).append(piece)
+        for text in sorted(open_pieces, key=len, reverse=True):
+            plain = self._plain(text)
+            forms = {plain, *_as_json(plain)}
+            n_left = sum(written.count(form) - own.count(form) for form in forms)
+            n_left -= sum(piece.text.count(text) for piece in every if piece.found)
+            for place, piece in enumerate(open_pieces[text]):
+                piece.found = place < n_left
+
+    def _own_text(self, messages: Sequence[Message]) -> str:
+        """What the template writes around pieces that say nothing; "" when it refuses them."""
+        numbers = count()
+
+        def blank(_part: Part, _text: str) -> str:
+            number = next(numbers) % _MAX_MARKS
+            return open_mark(number) + close_mark(number)
+
+        try:
+            return self._guard.assemble(self._template.render([_visited(item, blank) for item in messages])).text
+        except RenderError:
+            return ""
 
     def _stands(self, text: str, number: int, assembled: Assembled) -> bool:
         """Whether the text stands between its marks as it is, white space around it aside, or as JSON writes it."""
@@ -146,6 +174,11 @@ def _pieces(message: Message, index: int) -> list[_Piece]:
 
     _visited(message, collect)
     return found
+
+
+def _found(message: Message, index: int) -> list[_Piece]:
+    """The pieces of a message whose marks show all of them."""
+    return [replace(piece, found=True) for piece in _pieces(message, index)]
 
 
 def _visited(message: Message, visit: _Visit) -> Message:

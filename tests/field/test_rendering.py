@@ -34,6 +34,17 @@ FIRST_SYSTEM = """{%- if messages[0].role == 'system' %}
 # What DeepSeek's template does: the prompt opens reasoning, which the template cuts from answers.
 PREFILLED = template("reasoning_cut").replace("{{- '<｜Assistant｜>' }}", "{{- '<｜Assistant｜><think>\n' }}")
 UPPER = CHATML.replace("message['content']", "message['content'] | upper")
+# Templates that write the first of equal turns or calls alone.
+ONCE = """{%- for m in messages %}{%- if loop.first or m.content != loop.previtem.content%ROLE %}
+{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"""
+ONCE_A_ROLE = ONCE.replace("%ROLE", " or m.role != loop.previtem.role")
+ONCE_OF_ALL = CHATML.replace("in messages", "in messages | unique(attribute='content')")
+NOT_WITHIN = ONCE_A_ROLE.replace("m.content != loop", "m.content not in loop")
+CALLS_ONCE = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls or [] %}{%- if loop.first or call != loop.previtem %}
+{{- call.function | tojson }}{%- endif %}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"""
+SAID_BY_THE_TEMPLATE = """{{- 'Plan a Trip?' }}{%- for m in messages if m.content | length > 5 or m.role != 'user' %}
+{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"""
 
 
 def _folder(path: Path, source: str) -> Path:
@@ -70,6 +81,13 @@ DROPPED: list[tuple[str, Messages, int, str]] = [
     (template("reasoning_cut"), kept("think_literal_tag.jsonl")[0], 1, "reasoning"),
     (PREFILLED, kept("think_in_content.jsonl")[1], 1, "reasoning"),
     (UPPER, [QUESTION, ANSWER], 0, "content"),
+    (ONCE_A_ROLE, [QUESTION, QUESTION, ANSWER], 1, "content"),
+    (ONCE_A_ROLE, [QUESTION, ANSWER, ANSWER, QUESTION, ANSWER], 2, "content"),
+    (ONCE.replace("%ROLE", ""), [QUESTION, {**ANSWER, "content": "Trip?"}, QUESTION, ANSWER], 1, "content"),
+    (ONCE_OF_ALL, [QUESTION, ANSWER, QUESTION, ANSWER], 2, "content"),
+    (NOT_WITHIN, [{**QUESTION, "content": "A Trip? When?"}, QUESTION, ANSWER], 1, "content"),
+    (CALLS_ONCE, [QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}], 1, "tool_calls"),
+    (SAID_BY_THE_TEMPLATE, [QUESTION, ANSWER], 0, "content"),
 ]
 
 
@@ -129,6 +147,17 @@ def test_what_is_written_is_not_refused(tmp_path: Path) -> None:
         rendered = Renderer.from_folder(qwen3).render(messages)
         assert rendered.dropped == ()
         assert rendered.input_ids.tolist() == _ids(qwen3, messages)
+
+
+def test_equal_turns_that_are_all_written_are_not_refused(tmp_path: Path) -> None:
+    """Also where marks would change what the template does."""
+    marks_change_it = CHATML.replace("in messages", "in messages if message.content | length < 6")
+    for number, source in enumerate((CHATML, marks_change_it)):
+        folder = _folder(tmp_path / str(number), source)
+        for messages in ([QUESTION, QUESTION, ANSWER, ANSWER], [{**QUESTION, "content": "user"}, ANSWER, ANSWER]):
+            rendered = Renderer.from_folder(folder).render(messages)
+            assert rendered.dropped == ()
+            assert rendered.input_ids.tolist() == _ids(folder, messages)
 
 
 def test_an_empty_think_block_holds_nothing_to_lose(tmp_path: Path) -> None:
