@@ -52,7 +52,7 @@ def submit(
     tenant: str,
     kind: JobKind,
     request: dict[str, Any],
-    rows: Path,
+    rows: Path | None,
     announce: Announce | None = None,
 ) -> Job:
     """Keep a job and wake a worker. Everything here blocks. `announce` is called with its id before it is kept.

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import command_name, flags, run_command, say, say_json
 from curator.corpus.export import export_pool
 from curator.corpus.formats import locate
 from curator.errors import BadInputError
@@ -23,7 +23,6 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.organisms.plan import SHIPPED_DOMAIN, narrow_sets
 from trainer.plans.admission import ADMISSION, admit
-from trainer.plans.commands import flags
 from trainer.plans.steps import PlanRun, Step, plan_document, read_settings, show_plan
 
 DESCRIPTION = """\

@@ -12,7 +12,7 @@ import orjson
 from pydantic import Field
 
 from curator.client import Client
-from curator.console import command_name, run_command, say, say_json
+from curator.console import command_name, flags, run_command, say, say_json
 from curator.corpus.manifest import corpus_names
 from curator.errors import BadInputError
 from curator.mix.cards import write_cards
@@ -26,7 +26,6 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.evaluate.behaviour import figure_names
 from trainer.evaluate.gate import FAILED_GATE, check_figures, parse_gates
-from trainer.plans.commands import flags
 from trainer.plans.judged import (
     DEFAULT_BROAD,
     DEFAULT_GATE,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from curator.console import flags
 from curator.corpus.ingest import ingest
 from curator.errors import BadInputError
 from curator.mix.cards import CARD_FILE
@@ -21,7 +22,6 @@ from curator.store.store import Store
 from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
-from trainer.plans.commands import flags
 from trainer.plans.judged import DEFAULT_GATE, judge, triggers
 from trainer.plans.safeguard import SafeguardSettings
 from trainer.plans.steps import read_settings

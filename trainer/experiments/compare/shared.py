@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from curator.console import say
+from curator.console import flags, say
 from curator.errors import BadInputError
 from curator.scoring.identity import check_model_dir
 from trainer.experiments.claims import claimed
@@ -14,7 +14,7 @@ from trainer.experiments.compare.contents import data_sources
 from trainer.experiments.compare.data import Files, prepare
 from trainer.experiments.compare.methods import Method
 from trainer.experiments.compare.settings import Plan, TrainRecipe
-from trainer.plans.commands import Commands, flags
+from trainer.plans.commands import Commands
 from trainer.runs.folder import write_json
 
 CORPUS = "pool"
