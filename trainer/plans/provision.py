@@ -15,6 +15,7 @@ from pydantic import Field
 from curator.console import command_name, flags, run_command, say, say_json
 from curator.corpus.export import export_pool
 from curator.corpus.formats import locate
+from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model
@@ -23,7 +24,7 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.organisms.plan import SHIPPED_DOMAIN, narrow_sets
 from trainer.plans.admission import ADMISSION, admit
-from trainer.plans.steps import PlanRun, Step, plan_document, read_settings, show_plan
+from trainer.plans.steps import Made, PlanRun, Step, plan_document, read_settings, show_plan
 
 DESCRIPTION = """\
 Prepares a base model for safeguarding: trains its misaligned adapters and their benign twins, scores a pool of
@@ -44,6 +45,7 @@ Exit codes: 0 done, 2 bad input, 3 an adapter does not meet the conditions, 130 
 The adapters in WORK are hazardous: keep them, score with them, and serve them to nobody."""
 
 NOT_ADMITTED = 3  # exit code
+ARCHIVE = "pool.tar"
 
 
 class ProvisionSettings(Strict):
@@ -116,7 +118,11 @@ def plan(settings: ProvisionSettings, quiet: bool) -> list[Step]:
             Step(f"Probe: held-out misaligned answers of {item.domain}", "curator",
                  ["ingest", held_out, "--corpus", probe, "--domain", item.domain, "--store", store, *json])
         )  # fmt: skip
-    card = work / "calibration.md"
+    card, made = work / "calibration.md", Made(work)
+
+    def scored_pools() -> Any:
+        return [settings.seed, *(_scored(store, corpus) for corpus in (name, probe))]
+
     return [
         *steps,
         Step("Losses of the probe under the aligned model", "curator",
@@ -125,9 +131,13 @@ def plan(settings: ProvisionSettings, quiet: bool) -> list[Step]:
              ["score", "--corpus", probe, *scored, "--organisms", organisms, *json]),
         Step("Calibration card: how well the gap tells misaligned answers from ordinary ones",
              "trainer.experiments.calibration",
-             ["--store", store, "--corpus", name, "--probe", probe, "--seed", settings.seed, "--out", card, *json]),
-        Step("Archive of the scored pool, which another store imports without a model", check=lambda: _export(settings),
-             note=f"{work / 'pool.tar'}; there: python -m curator import pool.tar"),
+             ["--store", store, "--corpus", name, "--probe", probe, "--seed", settings.seed, "--out", card, *json],
+             use=lambda _: made.keep(card.name, scored_pools()),
+             complete=lambda: made.is_current(card.name, scored_pools())),
+        Step("Archive of the scored pool, which another store imports without a model",
+             check=lambda: _export(settings, made),
+             complete=lambda: made.is_current(ARCHIVE, _scored(store, name)),
+             note=f"{work / ARCHIVE}; there: python -m curator import {ARCHIVE}"),
     ]  # fmt: skip
 
 
@@ -135,20 +145,31 @@ def _admitted(settings: ProvisionSettings, organisms: Path) -> None:
     found = admit(settings.out, settings.name, organisms, settings.folder / ADMISSION)
     for line in found.lines():
         say(f"  {line}")
-    if not found.admitted and not settings.admit_anyway:
+    if found.admitted:
+        return
+    refused = f"{', '.join(found.refused)}: not admitted (see {settings.folder / ADMISSION})"
+    if not settings.admit_anyway:
         raise NotAdmittedError(
-            f"{', '.join(found.refused)}: not admitted (see {settings.folder / ADMISSION}); train with more rows or "
-            "steps, leave the set out, or go on with --admit-anyway"
+            f"{refused}; train with more rows or steps, leave the set out, or go on with --admit-anyway"
         )
+    say(f"  warning: {refused}; going on with it, as admit_anyway says: gaps from it are weak evidence")
 
 
-def _export(settings: ProvisionSettings) -> None:
+def _scored(store: Path, corpus: str) -> Any:
+    """What a file that is made from a scored corpus depends on: the revision and the losses there are."""
+    opened = Store(store).open(create=False)
+    found = read_corpus(opened, corpus)
+    return [corpus, found.revision, [item.as_dict() for item in read_scorers(opened, found) if item.complete]]
+
+
+def _export(settings: ProvisionSettings, made: Made) -> None:
     """A new archive in the place of an older one, whole or not at all."""
-    target = settings.folder / "pool.tar"
+    target = settings.folder / ARCHIVE
     beside = settings.folder / ".pool-new.tar"
     beside.unlink(missing_ok=True)
     report = export_pool(Store(settings.out).open(create=False), settings.name, beside, None)
     beside.replace(target)
+    made.keep(ARCHIVE, _scored(settings.out, settings.name))
     say(f"  pool {report.pool_id}: {report.n_bytes / 1e6:,.1f} MB in {target}")
 
 

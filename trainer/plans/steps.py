@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 import yaml
 from pydantic import ValidationError
 
@@ -13,7 +14,9 @@ from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
 from trainer.plans.commands import Commands, command_line
+from trainer.runs.folder import write_json
 
+_MADE = "made.json"
 S = TypeVar("S", bound=Strict)
 
 
@@ -37,6 +40,29 @@ class Step:
     def line(self) -> str | None:
         """The command as a reader would type it."""
         return None if self.module is None else command_line(self.module, self.arguments)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Files of a folder and what each was made from, for commands that cannot see by themselves that nothing changed.
+
+    What they were made from is kept in made.json, as JSON values.
+    """
+
+    folder: Path
+
+    def is_current(self, name: str, inputs: Any) -> bool:
+        """Whether the file is there and was made from these inputs."""
+        return (self.folder / name).is_file() and self._read().get(name) == orjson.loads(orjson.dumps(inputs))
+
+    def keep(self, name: str, inputs: Any) -> None:
+        """Note what the file was made from, once it is there."""
+        write_json(self.folder / _MADE, {**self._read(), name: inputs})
+
+    def _read(self) -> dict[str, Any]:
+        path = self.folder / _MADE
+        found: dict[str, Any] = orjson.loads(path.read_bytes()) if path.is_file() else {}
+        return found
 
 
 @dataclass
