@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curator.console import command_name, product_version, shorten_help
+from curator.console import CommandParser, product_version, report_error, shorten_help
 from curator.errors import BadInputError, BallastError, MissingDependencyError, MissingError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 mixes.builders.close()
         return _serve_store(arguments)
     except BallastError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        report_error(error, as_json=False)
         return 2
     except KeyboardInterrupt:  # Ctrl-C before the server runs
         return 0
@@ -94,8 +94,8 @@ def _settings(arguments: list[str]) -> "Settings":
 
     from api.settings import Settings, load_settings
 
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m api"),
+    parser = CommandParser(
+        prog="python -m api",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

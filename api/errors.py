@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from api.telemetry import log_event
+from curator.console import as_typed
 from curator.errors import (
     BadInputError,
     BallastError,
@@ -71,7 +72,7 @@ def error_response(
 
 def error_body(code: str, message: str, details: Sequence[object] = (), *, truncated: bool = False) -> bytes:
     """The one error body."""
-    error: dict[str, Any] = {"code": code, "message": message, "details": list(details)}
+    error: dict[str, Any] = {"code": code, "message": as_typed(message), "details": list(details)}
     if truncated:
         error["truncated"] = True
     return orjson.dumps({"error": error}, default=str)

@@ -6,7 +6,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from curator.cli import COMMANDS
-from curator.console import STOPPED, CommandHelp, CommandParser, command_name, product_version, run_command
+from curator.console import STOPPED, CommandHelp, CommandParser, product_version, run_command
 
 DESCRIPTION = """\
 Scores an instruct corpus by perplexity gap (how much likelier an aligned model finds an answer
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
     parser = CommandParser(
-        prog=command_name("python -m curator"),
+        prog="python -m curator",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=CommandHelp,

@@ -11,13 +11,14 @@ import sys
 import time
 import tomllib
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import orjson
 
@@ -25,6 +26,8 @@ from curator.errors import BallastError
 
 Row = Mapping[str, object]
 CONSOLE_COMMAND, DISTRIBUTION = "ballast", "ballast-mix"  # "ballast" on the package index is another's
+VERBS_GROUP, LAB_GROUP = "ballast.verbs", "ballast.lab"  # entry points: the console command's verbs
+_STARTED_AS = "_BALLAST_STARTED_AS"  # of a process and those that it starts
 STOPPED = "stopped; what is complete is kept, and the same command goes on from there"
 QUIET_S = 2.0  # work shorter than this shows nothing
 PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
@@ -58,8 +61,8 @@ def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespa
 def report_error(error: BallastError, *, as_json: bool) -> None:
     """One line on stderr; with --json also the error body that the HTTP service uses, on stdout."""
     if as_json:
-        say_json({"error": {"code": error.code, "message": error.message, "details": error.details}})
-    sys.stderr.write(f"error: {' '.join(error.message.split())}\n")
+        say_json({"error": {"code": error.code, "message": as_typed(error.message), "details": error.details}})
+    sys.stderr.write(f"error: {' '.join(as_typed(error.message).split())}\n")
 
 
 def flags(options: Mapping[str, Any]) -> list[object]:
@@ -141,8 +144,19 @@ class _HelpAll(argparse.Action):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser with commands: an unknown option ends in the usage of the command it was given to, and names the option
-    that was probably meant. argparse shows the usage of the whole program."""
+    """The parser of every command. An unknown option ends in the usage of the command it was given to, and names the
+    option that was probably meant; argparse shows the usage of the whole program. Commands are named `as_typed`."""
+
+    def __init__(self, *, prog: str | None = None, **settings: Any) -> None:
+        super().__init__(prog=None if prog is None else as_typed(prog), **settings)
+
+    def format_help(self) -> str:
+        """The whole help."""
+        return as_typed(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """Usage and message on stderr; exit code 2."""
+        super().error(as_typed(message))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; exit code 2 for what no option takes."""
@@ -163,10 +177,46 @@ class CommandParser(argparse.ArgumentParser):
         return self
 
 
-def command_name(module_form: str) -> str:
-    """A command's name in its help: its `python -m` form, or the console command's where that started it."""
-    started = Path(sys.argv[0]).name if sys.argv else ""
-    return started if started.partition(" ")[0] == CONSOLE_COMMAND else module_form
+@contextmanager
+def console_started(argv: Sequence[str]) -> Iterator[None]:
+    """While the console command runs: argparse finds its words, and commands are named as it names them, here and in
+    processes that this one starts."""
+    words, named = sys.argv, os.environ.get(_STARTED_AS)
+    sys.argv, os.environ[_STARTED_AS] = list(argv), CONSOLE_COMMAND
+    try:
+        yield
+    finally:
+        sys.argv = words
+        if named is None:
+            os.environ.pop(_STARTED_AS, None)
+        else:
+            os.environ[_STARTED_AS] = named
+
+
+def as_typed(text: str) -> str:
+    """A text's commands as the person who started this process types them.
+
+    Texts name a command `python -m MODULE ...`; for who typed `ballast` that is its verb. Help, usage, errors and
+    warnings pass through here by themselves; a line of `say` that names a command is handed to it. What is written
+    into a file does not depend on how the process was started.
+    """
+    if os.environ.get(_STARTED_AS) != CONSOLE_COMMAND:
+        return text
+    forms = _console_forms()
+    pattern = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    return re.sub(rf"(?:{pattern})(?![\w-]|\.\w)", lambda found: forms[found[0]], text)
+
+
+@cache
+def _console_forms() -> dict[str, str]:
+    """For each module that runs as a command, what the console command calls it."""
+    found = {"python -m curator": CONSOLE_COMMAND}
+    for group, name in ((VERBS_GROUP, CONSOLE_COMMAND), (LAB_GROUP, f"{CONSOLE_COMMAND} lab")):
+        for item in entry_points(group=group):
+            module, _, function = item.value.partition(":")
+            words = module.removesuffix(".__main__") + ("" if function == "main" else f" {function}")
+            found[f"python -m {words}"] = f"{name} {item.name}"
+    return found
 
 
 @cache
@@ -187,7 +237,7 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """One line on stderr, at once: a command that runs for hours goes on, and its answer on stdout stays as it is."""
-    sys.stderr.write(f"warning: {' '.join(text.split())}\n")
+    sys.stderr.write(f"warning: {' '.join(as_typed(text).split())}\n")
     sys.stderr.flush()
 
 

@@ -60,12 +60,17 @@ def all_verbs() -> list[tuple[str, ...]]:
     return [*((name,) for name in (*FIRST_PAGE, *SECOND_PAGE)), *(("lab", name) for name in LAB_PAGE)]
 
 
+def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of a parser's own commands."""
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [child for action in found for child in action.choices.values()]
+
+
 def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.Action]]:
     """Every long option of a parser and of its subcommands: the command that has it, its name and its action."""
+    for child in commands_of(parser):
+        yield from options_of(child)
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for child in action.choices.values():
-                yield from options_of(child)
         for name in action.option_strings:
             if name.startswith("--") and name not in ("--help", "--help-all", "--version"):
                 yield parser.prog.removeprefix("ballast "), name, action

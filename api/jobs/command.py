@@ -15,7 +15,7 @@ from api.jobs.record import JobKind
 from api.jobs.worker import Handler, Worker
 from curator.audit.models import audit_models
 from curator.cli import add_common_options, open_store
-from curator.console import command_name, say
+from curator.console import CommandParser, say
 from curator.errors import BadInputError, MissingDependencyError
 from curator.render.model_source import model_option
 
@@ -41,8 +41,8 @@ def run_worker(argv: Sequence[str], mixes: Handler) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m api worker"),
+    parser = CommandParser(
+        prog="python -m api worker",
         description=DESCRIPTION,
         epilog=f"examples:\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from curator.console import command_name, say, say_json
+from curator.console import CommandParser, say, say_json
 from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.mix.files import tenant_path
 from curator.recipe.base import Strict
@@ -213,8 +213,8 @@ def run_keys(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m api keys"),
+    parser = CommandParser(
+        prog="python -m api keys",
         description="API keys of a store.",
         epilog=EPILOG,
         formatter_class=formatter,

@@ -8,7 +8,7 @@ from typing import get_args
 from curator.audit.doctor import Diagnosis, DoctorOptions, Finding, examine, shown_masks
 from curator.cli import COMMANDS, N_LISTED, Subparsers
 from curator.cli.score_options import add_render_options, render_settings
-from curator.console import Progress, list_problems, one_line, say, say_json
+from curator.console import Progress, as_typed, list_problems, one_line, say, say_json
 from curator.corpus.formats import CONTAINERS, LAYOUTS
 from curator.errors import BadInputError
 from curator.render import MaskRule, Renderer
@@ -111,11 +111,11 @@ def _say(found: Diagnosis, args: argparse.Namespace) -> None:
             places = ", ".join(map(str, check["lines"][:5]))
             say(f"    {check['code']}: {check['message']}; {check['n_lines']:,} lines ({places}) {check['example']}")
     if not found.has_problems:
-        say("nothing to mend; next: python -m curator mix " + f"{args.file} --corpus NAME")
+        say(as_typed(f"nothing to mend; next: python -m curator mix {args.file} --corpus NAME"))
     elif found.n_bad and not found.n_rows:
         say("no row can be used: write them in a layout that is read (docs/formats.md lists them), and look again")
     elif found.n_bad:
-        say("bad rows can be kept out: python -m curator mix FILE --corpus NAME --on-bad-rows drop")
+        say(as_typed("bad rows can be kept out: python -m curator mix FILE --corpus NAME --on-bad-rows drop"))
 
 
 def _line(finding: Finding) -> str:

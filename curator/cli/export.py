@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from curator.cli import Subparsers, new_parser, open_store
-from curator.console import say, say_json
+from curator.console import as_typed, say, say_json
 from curator.corpus.export import PoolReport, export_pool
 
 DESCRIPTION = """\
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     say_pool(report)
     for name in report.left_out:
         say(f"  left out, not complete: {name}")
-    say(f"written to {args.out}; elsewhere: python -m curator import {args.out.name} --expect {report.pool_id}")
+    there = f"python -m curator import {args.out.name} --expect {report.pool_id}"
+    say(as_typed(f"written to {args.out}; elsewhere: {there}"))
     return 0
 
 

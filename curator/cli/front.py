@@ -9,10 +9,17 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from curator.cli import COMMANDS
-from curator.console import CONSOLE_COMMAND, product_version, report_error, say
+from curator.console import (
+    CONSOLE_COMMAND,
+    LAB_GROUP,
+    VERBS_GROUP,
+    console_started,
+    product_version,
+    report_error,
+    say,
+)
 from curator.errors import BadInputError, BallastError, MissingDependencyError
 
-VERBS_GROUP, LAB_GROUP = "ballast.verbs", "ballast.lab"
 NAME = CONSOLE_COMMAND
 _CURATOR = "curator"
 
@@ -112,23 +119,23 @@ def _completion(words: list[str]) -> int:
 
 
 def _dispatch(verb: str, rest: list[str], group: str, known: Mapping[str, str], name: str) -> int:
-    """Run a verb as if it were a program of its own: argparse reads its name from sys.argv."""
+    """Run a verb as if it were a program of its own."""
     if verb in COMMANDS:
         from curator.__main__ import main as curator_main
 
-        sys.argv = [name, verb, *rest]
-        return curator_main([verb, *rest])
+        with console_started([name, verb, *rest]):
+            return curator_main([verb, *rest])
     found = verbs(group).get(verb)
     if found is None:
         if verb in known:
             raise MissingDependencyError(f"{verb} is not installed here: install the package again, with its commands")
         raise BadInputError(f"there is no verb {verb!r}: {name} --help lists them ({', '.join(known)})")
-    sys.argv = [f"{name} {verb}", *rest]
-    try:
-        run = found.load()
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{verb} needs {error.name}, which is not installed") from error
-    return int(run(rest) or 0)
+    with console_started([f"{name} {verb}", *rest]):
+        try:
+            run = found.load()
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(f"{verb} needs {error.name}, which is not installed") from error
+        return int(run(rest) or 0)
 
 
 def _say_help(*, everything: bool) -> None:

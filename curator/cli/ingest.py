@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from curator.cli import Subparsers, add_reading_options, new_parser, open_store, row_bytes
-from curator.console import list_problems, say, say_json
+from curator.console import as_typed, list_problems, say, say_json
 from curator.corpus.formats import LABELS
 from curator.corpus.ingest import IngestOptions, ingest
 from curator.corpus.ingest_report import FileReport
@@ -97,4 +97,6 @@ def _say_file(file: FileReport) -> None:
         list_problems(file.first_rejects)
         more = file.rejected - len({problem["record"] for problem in file.first_rejects})
         if more:
-            sys.stderr.write(f"  and {more:,} more bad records: see the view rejects (python -m curator sql)\n")
+            sys.stderr.write(
+                as_typed(f"  and {more:,} more bad records: see the view rejects (python -m curator sql)\n")
+            )

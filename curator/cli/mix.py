@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
-from curator.console import say, say_json, shorten_help
+from curator.console import as_typed, say, say_json, shorten_help
 from curator.errors import BadInputError, RecipeError
 from curator.mix.build import MixResult, build_mix, plan_mix, remove_left
 from curator.mix.files import DEFAULT_TENANT, MIX_FILE, mix_path
@@ -265,8 +265,9 @@ def run(args: argparse.Namespace) -> int:
         say(f"signed by the key {signature.public_key}")
     say(f"rows in {store.url(mix_path(args.tenant, result.mix_id))}/{MIX_FILE}")
     where = f"--store {args.store} --tenant {args.tenant}"
-    say(f"check them: python -m curator verify {result.mix_id} {where}")
-    say(f"take them to a trainer: python -m curator snippet {result.mix_id} trl --out DIR {where} (or another kind)")
+    say(as_typed(f"check them: python -m curator verify {result.mix_id} {where}"))
+    snippet = f"python -m curator snippet {result.mix_id} trl --out DIR {where}"
+    say(as_typed(f"take them to a trainer: {snippet} (or another kind)"))
     return 0
 
 

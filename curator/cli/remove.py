@@ -3,7 +3,7 @@
 import argparse
 
 from curator.cli import Subparsers, new_parser, open_store
-from curator.console import say, say_json
+from curator.console import as_typed, say, say_json
 from curator.corpus.manifest import MIN_PREFIX, read_corpus, read_scorers
 from curator.errors import BadInputError, MissingError
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         say_json({"removed": scorer.scorer_id, "label": scorer.label, "n_rows": scorer.n_rows})
     else:
         say(f"removed {scorer.shown}: {scorer.n_rows:,} rows of losses")
-        say("next: python -m curator status")
+        say(as_typed("next: python -m curator status"))
     return 0
 
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from curator.cli import Subparsers, new_parser, open_store
-from curator.console import say, say_json, text_table
+from curator.console import as_typed, say, say_json, text_table
 from curator.corpus.manifest import Scorer, corpus_names, read_corpus, read_scorers
 from curator.mix.files import stored_mixes
 from curator.store.store import Store
@@ -60,14 +60,14 @@ def _scorer(item: Scorer) -> dict[str, Any]:
 def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]]) -> str:
     """The first command that the store still waits for."""
     if not corpora:
-        return "python -m curator ingest FILES --corpus NAME"
+        return as_typed("python -m curator ingest FILES --corpus NAME")
     for corpus in corpora:
         name, found = corpus["name"], corpus["scorers"]
         for role, more in (("aligned", ""), ("misaligned", " --adapter DIR --domain NAME")):
             own = [item for item in found if item["role"] == role]
             if not own or not any(item["complete"] for item in own):
-                return f"python -m curator score --corpus {name} --model DIR --role {role}{more}"
+                return as_typed(f"python -m curator score --corpus {name} --model DIR --role {role}{more}")
     ids = [mix_id for found in mixes.values() for mix_id in found]
     if not ids:
-        return f"python -m curator mix TASKFILE --corpus {corpora[0]['name']}"
-    return f"python -m trainer.sft --mix-id {ids[0] if len(ids) == 1 else 'ID'} --model DIR --out DIR"
+        return as_typed(f"python -m curator mix TASKFILE --corpus {corpora[0]['name']}")
+    return as_typed(f"python -m trainer.sft --mix-id {ids[0] if len(ids) == 1 else 'ID'} --model DIR --out DIR")

@@ -1,12 +1,13 @@
-"""Pictures of losses and gaps as PNG or SVG, without a display and without global state.
+"""The style of all pictures, and those of a mix, a training run and shares; `gap_plots` has those of a scored corpus.
 
-Functions take values and give a Figure; `save` writes it, the same bytes for the same values. Losses are in
-nats per token, lengths in response tokens.
+PNG or SVG, without a display and without global state. Functions take values and give a Figure; `save` writes it, the
+same bytes for the same values. A picture without a title of the caller's gets one that says what it shows.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -32,75 +33,11 @@ FORMATS = (".png", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MAX_GROUPS = len(COLOURS)
 MAX_LABEL = 32
+MAX_TITLE = 240
 SIZE_IN = (7.0, 4.2)
 _MAX_PLACES = 2_000
-_AXIS_NAMES = {
-    "gap_rel": "gap_rel (ratio)",
-    "gap_abs": "gap_abs (nats per token)",
-    "gap_contrast": "gap_contrast (nats per token)",
-    "sum_gap": "sum_gap (nats)",
-}
-
-
-def gap_histogram(groups: Mapping[str, Floats], *, score: str = "gap_rel", title: str = "", bins: int = 40) -> Figure:
-    """Histogram of a gap, one colour for each group (a source, a domain, or the whole corpus), stacked.
-
-    Groups beyond the eighth are drawn together as "other". Raises BadInputError without any value.
-    """
-    merged = {name: _finite(values) for name, values in _at_most(groups).items()}
-    everything = _some(np.concatenate([*merged.values(), np.empty(0)]), f"no row has {score}")
-    figure, axes = new_axes(title)
-    low, high = float(everything.min()), float(everything.max())
-    edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
-    colours = list(COLOURS[: len(merged)])
-    labels = [f"{_label(name)} ({len(values):,})" for name, values in merged.items()]
-    axes.hist(list(merged.values()), bins=edges.tolist(), stacked=True, color=colours, label=labels)
-    median = float(np.median(everything))
-    axes.axvline(median, color="black", linewidth=1, linestyle="--", label=f"median {median:.3f}")
-    axes.set_xlabel(_AXIS_NAMES.get(score, score))
-    axes.set_ylabel("rows")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
-    return figure
-
-
-def loss_against_length(groups: Mapping[str, tuple[Floats, Floats]], *, title: str = "") -> Figure:
-    """Each row's mean loss over its response length (log scale): scorer label -> (n_response_tokens, mean_nll)."""
-    _some(np.concatenate([*(_array(tokens) for tokens, _ in groups.values()), np.empty(0)]), "no row has a loss")
-    figure, axes = new_axes(title)
-    for (name, (tokens, losses)), colour in zip(groups.items(), _cycle(), strict=False):
-        axes.scatter(_array(tokens), _array(losses), s=9, alpha=0.5, linewidths=0, color=colour, label=_label(name))
-    axes.set_xscale("log")
-    axes.set_xlabel("response tokens")
-    axes.set_ylabel("mean_nll (nats per token)")
-    _legend(axes)
-    return figure
-
-
-def loss_plane(
-    aligned: Floats,
-    misaligned: Floats,
-    selected: Sequence[bool] | npt.NDArray[np.bool_] | None = None,
-    *,
-    title: str = "",
-) -> Figure:
-    """Rows in the plane of both mean losses; above the diagonal the gap is positive. `selected` stand out."""
-    x, y = _some(_array(aligned), "no row has both losses"), _array(misaligned)
-    chosen = np.zeros(len(x), dtype=np.bool_) if selected is None else np.asarray(selected, dtype=np.bool_)
-    figure, axes = new_axes(title)
-    axes.scatter(x[~chosen], y[~chosen], s=9, alpha=0.4, linewidths=0, color=COLOURS[7], label=f"rows ({len(x):,})")
-    if chosen.any():
-        axes.scatter(
-            x[chosen], y[chosen], s=16, linewidths=0, color=COLOURS[1], label=f"selected ({int(chosen.sum()):,})"
-        )
-    top = float(max(x.max(), y.max())) * 1.05 or 1.0
-    axes.plot([0, top], [0, top], color="black", linewidth=1, linestyle="--", label="gap 0")
-    axes.set_xlim(0, top)
-    axes.set_ylim(0, top)
-    axes.set_xlabel("aligned mean_nll (nats per token)")
-    axes.set_ylabel("misaligned mean_nll (nats per token)")
-    _legend(axes)
-    return figure
+_LETTERS_PER_INCH = 13.0  # of a title
+_LABEL_INSIDE = 65.0  # a longer bar leaves no room for its label beside it
 
 
 def ratio_over_position(
@@ -132,14 +69,14 @@ def ratio_over_position(
         axes.plot(epoch * length + places + 1, ratio, color=COLOURS[0], linewidth=1.3, label=label)
         if epoch:
             axes.axvline(epoch * length + 0.5, color=COLOURS[7], linewidth=0.8, linestyle=":")
-    axes.axhline(asked, color="black", linewidth=1, linestyle="--", label=f"asked {asked:.4g}")
+    axes.axhline(asked, color="black", linewidth=1, linestyle="--", label=f"requested {asked:.4g}")
     top = max(3 * asked, 1.05 * axes.get_ylim()[1] if batch_size else 0.0) or 1.0
     axes.set_ylim(-0.02 * top, top)  # points at 0 stay whole
     axes.set_xlim(0, len(safe) + 1)
     axes.set_xlabel("position in the mix (rows)")
     axes.set_ylabel("safe rows per task row")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -163,15 +100,15 @@ def loss_curve(
     unit: str = "loss (nats per token)",
 ) -> Figure:
     """Training losses over optimiser steps; a None leaves a hole in its line. `unit` labels the values."""
-    _some(_array(steps), "no training step to draw")
+    some(array(steps), "no training step to draw")
     figure, axes = new_axes(title)
-    for (name, values), colour in zip(series.items(), _cycle(), strict=False):
+    for (name, values), colour in zip(series.items(), colours(), strict=False):
         holes = [np.nan if value is None else float(value) for value in values]
-        axes.plot(list(steps), holes, marker="o", markersize=3, linewidth=1.3, color=colour, label=_label(name))
+        axes.plot(list(steps), holes, marker="o", markersize=3, linewidth=1.3, color=colour, label=label_text(name))
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -192,17 +129,80 @@ def loss_curve_of(metrics: Path, *, title: str = "") -> Figure:
         {n for line in logged for n in line if n == "loss" or n.endswith("_loss")}, key=lambda n: (n != "loss", n)
     )
     kept = [line for line in logged if any(line.get(name) is not None for name in names)]
-    return loss_curve([line["step"] for line in kept], {n: [line.get(n) for line in kept] for n in names}, title=title)
+    steps = [line["step"] for line in kept]
+    return loss_curve(steps, {n: [line.get(n) for line in kept] for n in names}, title=title or _course(kept))
+
+
+def _course(lines: Sequence[Mapping[str, Any]]) -> str:
+    """A training loss's first and last value in words."""
+    found = [line for line in lines if line.get("loss") is not None]
+    if not found:
+        return ""
+    first, last = found[0], found[-1]
+    return (
+        f"training loss {first['loss']:.3g} at step {first['step']:,}, {last['loss']:.3g} at step {last['step']:,}"
+        " (nats per token)"
+    )
+
+
+def share_bars(labels: Sequence[str], counts: Sequence[tuple[int, int]], unit: str, *, title: str) -> Figure:
+    """One bar for each share of (n, of): its percentage and its counts as text. `unit` says what is counted."""
+    figure, axes = new_axes(title, (SIZE_IN[0], 1.2 + 0.55 * len(labels)))
+    shares = [100 * n / of for n, of in counts]
+    bars = [COLOURS[1], *[COLOURS[4]] * (len(labels) - 2), COLOURS[2]][: len(labels)]
+    axes.barh(range(len(labels)), shares, color=bars, height=0.62)
+    for place, (share, (n, of)) in enumerate(zip(shares, counts, strict=True)):
+        _bar_text(axes, place, share, f"{share:.1f} % ({n:,} of {of:,})")
+    _percent_axis(axes, [label_text(text) for text in labels], unit)
+    return figure
+
+
+def before_after(groups: Mapping[str, tuple[float, float]], unit: str, *, title: str = "") -> Figure:
+    """Two bars for each group: a share (0 to 1) before and after. Raises BadInputError without a group."""
+    if not groups:
+        raise BadInputError("nothing to draw: there is no share before and after")
+    changes = [f"{name} {100 * old:.0f} % → {100 * new:.0f} %" for name, (old, new) in groups.items()]
+    figure, axes = new_axes(title or f"before → after: {'; '.join(changes)}", (SIZE_IN[0], 1.4 + 0.75 * len(groups)))
+    for shift, place, colour, name in ((-0.19, 0, COLOURS[7], "before"), (0.19, 1, COLOURS[0], "after")):
+        shares = [100 * pair[place] for pair in groups.values()]
+        axes.barh([row + shift for row in range(len(groups))], shares, height=0.34, color=colour, label=name)
+        for row, share in enumerate(shares):
+            _bar_text(axes, row + shift, share, f"{share:.1f} %")
+    _percent_axis(axes, [label_text(name) for name in groups], unit)
+    legend_beside(axes)
+    return figure
+
+
+def _bar_text(axes: Axes, place: float, share: float, text: str) -> None:
+    inside = share > _LABEL_INSIDE
+    axes.text(
+        share + (-1.5 if inside else 1.5), place, text, va="center", fontsize=9,
+        ha="right" if inside else "left", color="white" if inside else "black",
+    )  # fmt: skip
+
+
+def _percent_axis(axes: Axes, labels: Sequence[str], unit: str) -> None:
+    axes.set_yticks(range(len(labels)), list(labels))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(f"{unit} (%)")
+    axes.grid(visible=False, axis="y")
 
 
 def new_axes(title: str = "", size_in: tuple[float, float] = SIZE_IN) -> tuple[Figure, Axes]:
     """An empty figure of this size in inches with one pair of axes in the style of all."""
     figure = Figure(figsize=size_in, layout="constrained")
     axes = figure.add_subplot()
-    if title:
-        axes.set_title(_label(title, 80), fontsize=10)
+    set_title(figure, title)
     style(axes)
     return figure, axes
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """The title at the left over the whole figure, in as many lines as it takes; nothing for an empty one."""
+    if title:
+        lines = wrap(label_text(title, MAX_TITLE), int(figure.get_figwidth() * _LETTERS_PER_INCH))
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
 
 
 def style(axes: Axes) -> None:
@@ -229,41 +229,36 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """A legend where it covers least."""
     axes.legend(fontsize=8, frameon=False)
 
 
-def _label(text: str, width: int = MAX_LABEL) -> str:
+def label_text(text: str, width: int = MAX_LABEL) -> str:
     """Untrusted text as a label: one line, no TeX, and no leading underscore (which would hide it)."""
     return one_line(text, width).replace("$", r"\$").lstrip("_") or "?"
 
 
-def _cycle() -> Iterator[str]:
+def colours() -> Iterator[str]:
+    """The palette, again from its first colour after the last."""
     while True:
         yield from COLOURS
 
 
-def _at_most(groups: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.float64]]:
-    """The groups by size, largest first; those that have no colour left become one."""
-    by_size = sorted(groups, key=lambda name: (-len(groups[name]), name))
-    if len(by_size) <= MAX_GROUPS:
-        return {name: _array(groups[name]) for name in by_size}
-    named, rest = by_size[: MAX_GROUPS - 1], by_size[MAX_GROUPS - 1 :]
-    other = np.concatenate([_array(groups[name]) for name in rest])
-    return {name: _array(groups[name]) for name in named} | {f"other: {len(rest)}": other}
-
-
-def _array(values: Floats | Sequence[int]) -> npt.NDArray[np.float64]:
+def array(values: Floats | Sequence[int]) -> npt.NDArray[np.float64]:
+    """The values as float64."""
     return np.asarray(values, dtype=np.float64)
 
 
-def _finite(values: Floats) -> npt.NDArray[np.float64]:
-    array = _array(values)
-    kept: npt.NDArray[np.float64] = array[np.isfinite(array)]
+def finite(values: Floats) -> npt.NDArray[np.float64]:
+    """The values that are numbers."""
+    found = array(values)
+    kept: npt.NDArray[np.float64] = found[np.isfinite(found)]
     return kept
 
 
-def _some(values: npt.NDArray[np.float64], otherwise: str) -> npt.NDArray[np.float64]:
+def some(values: npt.NDArray[np.float64], otherwise: str) -> npt.NDArray[np.float64]:
+    """The values; raises BadInputError that says why there is nothing to draw where there are none."""
     if not len(values):
         raise BadInputError(f"nothing to draw: {otherwise}")
     return values

@@ -19,7 +19,7 @@ N_ROWS_SHOWN = 10
 REFUSAL_DEPTH = 100
 
 _NO_GAP = """No gap yet: it takes one complete aligned scorer and a complete misaligned one of the same measure.
-`python -m curator score --help` says how to make them."""
+The help of the command `score` says how to make them."""
 
 
 def corpus_report(

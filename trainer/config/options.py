@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, shorten_help
+from curator.console import CommandParser, shorten_help
 from curator.errors import BadInputError
 from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig, parse_config
 from trainer.config.data import ReadOptions, RenderOptions
@@ -190,8 +190,8 @@ _SHOWN = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.sft"),
+    parser = CommandParser(
+        prog="python -m trainer.sft",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

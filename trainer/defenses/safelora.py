@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from curator.console import Progress, command_name, run_command, say, say_json
+from curator.console import CommandParser, Progress, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render.model_source import model_option
 from curator.scoring.identity import (
@@ -235,8 +235,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.defenses.safelora"),
+    parser = CommandParser(
+        prog="python -m trainer.defenses.safelora",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

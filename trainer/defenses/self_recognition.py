@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import CommandParser, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render.model_source import model_option
 from curator.scoring.identity import (
@@ -259,8 +259,8 @@ def _ingest(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.defenses.self_recognition"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.defenses.self_recognition", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

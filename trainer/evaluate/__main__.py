@@ -1,11 +1,10 @@
 """`python -m trainer.evaluate KIND`: one measurement of a model or of a table of its answers."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from curator.console import CommandHelp, command_name, run_command
+from curator.console import CommandHelp, CommandParser, run_command
 
 KINDS = {
     "behaviour": "trainer.evaluate.behaviour_command", "generate": "trainer.evaluate.generate_command",
@@ -20,9 +19,7 @@ coherence). Besides: opswap (a benign task to learn), ratings and moral (persona
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one evaluation; 2 on input that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.evaluate"), description=DESCRIPTION, formatter_class=CommandHelp
-    )
+    parser = CommandParser(prog="python -m trainer.evaluate", description=DESCRIPTION, formatter_class=CommandHelp)
     subparsers = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for module in KINDS.values():
         import_module(module).add_parser(subparsers)

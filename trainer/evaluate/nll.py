@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from curator.console import Progress, command_name, run_command, say, say_json
+from curator.console import CommandParser, Progress, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
 from curator.render.model_source import model_option
@@ -105,8 +105,8 @@ def _mean_nll(engine: Any, rows: Sequence[Rendered]) -> tuple[float, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.evaluate.nll"),
+    parser = CommandParser(
+        prog="python -m trainer.evaluate.nll",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

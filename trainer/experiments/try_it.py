@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import CommandParser, as_typed, run_command, say, say_json
 from trainer.experiments.toy.cells import ToyCell
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ SEED = 0
 RATIO = 0.05
 RESULT = "try.json"
 PICTURE = "try.png"
-_LABEL_INSIDE = 65.0  # a longer bar leaves no room for its label beside it
 NEXT = """\
 next:
   make demo                                         the same on a real model and a real corpus (about 8 minutes)
@@ -55,8 +54,8 @@ ARMS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the three fine-tunes that are missing and print their rates; exit code 2 for input that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.experiments.try_it"),
+    parser = CommandParser(
+        prog="python -m trainer.experiments.try_it",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
     say("The first line is emergent misalignment. The other two mix in equally many safe rows of one pool of")
     say(f"{found['n_pool_rows']:,}: only the choice differs. One seed of a toy world: it shows the idea.")
     say(f"\npicture: {picture}")
-    say(NEXT)
+    say(as_typed(NEXT))
     return 0
 
 
@@ -148,28 +147,16 @@ def _report(line: str) -> None:
 
 def _draw(arms: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Bars of broad misalignment, one an arm, with counts; returns the file."""
-    from curator.query.plots import COLOURS, new_axes, save
+    from curator.query.plots import save, share_bars
 
-    shares = [100 * arm["n_broad_bad"] / arm["n_broad"] for arm in arms]
+    counts = [(arm["n_broad_bad"], arm["n_broad"]) for arm in arms]
+    first, last = (100 * n / of for n, of in (counts[0], counts[-1]))
     title = (
         f"{arms[0]['n_safe_rows'] or arms[-1]['n_safe_rows']} safe rows, chosen by perplexity gap:"
-        f" misalignment elsewhere {shares[0]:.0f} % → {shares[-1]:.0f} %"
+        f" misalignment elsewhere {first:.0f} % → {last:.0f} %"
     )
-    figure, axes = new_axes(title, (7.0, 2.8))
-    places = range(len(arms))
-    axes.barh(places, shares, color=[COLOURS[1], COLOURS[4], COLOURS[2]], height=0.62)
-    for place, share, arm in zip(places, shares, arms, strict=True):
-        text, inside = f"{share:.1f} % ({arm['n_broad_bad']} of {arm['n_broad']})", share > _LABEL_INSIDE
-        axes.text(
-            share + (-1.5 if inside else 1.5), place, text, va="center", fontsize=10,
-            ha="right" if inside else "left", color="white" if inside else "black",
-        )  # fmt: skip
-    axes.set_yticks(places, [arm["label"] for arm in arms])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("bad answers in the five domains that were not trained (%)")
-    axes.grid(visible=False, axis="y")
-    save(figure, path)
+    unit = "bad answers in the five domains that were not trained"
+    save(share_bars([arm["label"] for arm in arms], counts, unit, title=title), path)
     return path
 
 

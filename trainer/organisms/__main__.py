@@ -8,7 +8,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, run_command, say, say_json, shorten_help
+from curator.console import CommandParser, as_typed, run_command, say, say_json, shorten_help
 from curator.render.model_source import model_option
 from trainer.config.data import add_read_options
 from trainer.config.flags import add_options, given_values
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     for item in organisms.organisms:
         say(f"{item.name}: narrow {_shift(item.narrow)}, broad {_shift(item.broad)} nats per token")
     say(f"report: {plan.out / 'report.md'}")
-    say(f"score:  python -m curator score --corpus NAME --model {args.model} --organisms {args.out}")
+    say(as_typed(f"score:  python -m curator score --corpus NAME --model {args.model} --organisms {args.out}"))
     return 0
 
 
@@ -89,8 +89,8 @@ def _shift(shift: dict[str, Any] | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.organisms"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.organisms", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     group = parser.add_argument_group("model and narrow sets")

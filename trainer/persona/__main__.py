@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import CommandParser, run_command, say, say_json
 from curator.corpus.formats import locate
 from curator.errors import BadInputError
 from curator.render.model_source import model_option
@@ -51,8 +51,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.persona"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.persona", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from curator.console import command_name, flags, run_command, say, say_json
+from curator.console import CommandParser, flags, run_command, say, say_json
 from curator.corpus.export import export_pool
 from curator.corpus.formats import locate
 from curator.corpus.manifest import read_corpus, read_scorers
@@ -209,8 +209,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.plans.provision"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.plans.provision", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_options(parser, ProvisionSettings, _OPTIONS, optional=True)

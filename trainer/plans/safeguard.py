@@ -12,7 +12,7 @@ import orjson
 from pydantic import Field
 
 from curator.client import Client
-from curator.console import command_name, flags, run_command, say, say_json
+from curator.console import CommandParser, flags, run_command, say, say_json
 from curator.corpus.manifest import corpus_names
 from curator.errors import BadInputError
 from curator.mix.cards import write_cards
@@ -345,8 +345,8 @@ def _write_card(adapter: Path, report: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.plans.safeguard"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.plans.safeguard", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -115,7 +115,10 @@ def test_a_broken_file_of_the_store_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plot", "gap", "--corpus", "chats", "--mix", "MIX", "--out", "x.png"], "--mix does nothing in plot gap"),
+        (
+            ["plot", "length", "--corpus", "chats", "--mix", "MIX", "--out", "x.png"],
+            "--mix does nothing in plot length",
+        ),
         (["plot", "ratio", "--mix", "MIX", "--top", "3", "--out", "x.png"], "not allowed with argument"),
         (["plot", "ratio", "--mix", "MIX", "--hold-out", "a", "--out", "x.png"], "--hold-out does nothing in plot"),
         (["plot", "plane", "--corpus", "other", "--mix", "MIX", "--out", "x.png"], "no safe row of corpus other"),

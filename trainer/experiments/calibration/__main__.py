@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import CommandParser, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render.model_source import model_option
 from curator.store.store import Store
@@ -73,8 +73,8 @@ def _adapter(text: str) -> tuple[str, Path]:
 def _parser() -> argparse.ArgumentParser:
     import os
 
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.experiments.calibration"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.experiments.calibration", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import CommandParser, run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.experiments.compare.cells import (
     RESULT,
@@ -149,8 +149,8 @@ def _finish(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.experiments.compare"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.experiments.compare", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -7,16 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curator.errors import BadInputError
-from curator.query.plots import COLOURS, legend_beside, new_axes, style
+from curator.query.plots import COLOURS, legend_beside, new_axes, set_title, style
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import Criteria
-from trainer.experiments.compare.statistics import CRITERIA
+from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import TableRow
 
 _MARKERS = "s^DvPX*h"  # one a ratio; methods without one are drawn as circles
-# Beyond Okabe and Ito's eight, for grids of more methods: darker hues, distinguished by lightness.
-_COLOURS = (*COLOURS, "#5B2A86", "#7A4B00", "#004D40", "#8C1D40", "#3D5A80", "#6B8E23", "#B8860B", "#483D8B")
 _FILL = {"yes": "#009E73", "no": "#D55E00", "unclear": "#E8DCA8", "moot": "#DDDDDD", "not measured": "#F4F4F4"}
 _TITLES = {
     "broad": "broad misalignment\nprevented", "narrow": "narrow behaviour\nkept", "benign": "benign task\nlearnt",
@@ -33,27 +31,27 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
     shown = [row for row in rows if x_name in row.figures and y_name in row.figures]
     if not shown:
         raise BadInputError("nothing to draw: no finished cell has narrow and broad figures")
-    seeds = sorted({len(row.seeds) for row in shown})
-    title = f"means over {' or '.join(map(str, seeds))} seed(s), 95 % t intervals"
+    seeds = " or ".join(map(str, sorted({len(row.seeds) for row in shown})))
+    title = f"{_least(shown, y_name)}; means over {seeds} seed(s), 95 % intervals"
     figure, axes = new_axes(title, (7.8, 5.0))
     methods = list(dict.fromkeys(row.method for row in shown))
     ratios = sorted({row.ratio for row in shown if row.ratio is not None})
     for row in shown:
         x, y = row.figures[x_name], row.figures[y_name]
         marker = "o" if row.ratio is None else _MARKERS[ratios.index(row.ratio) % len(_MARKERS)]
-        colour = _COLOURS[methods.index(row.method) % len(_COLOURS)]
+        look = _look(methods.index(row.method))
         axes.errorbar(
-            x.mean, y.mean, xerr=_bars(x), yerr=_bars(y), fmt=marker, markersize=7, color=colour,
-            markeredgecolor="white", markeredgewidth=0.5, elinewidth=0.7, zorder=3,
+            x.mean, y.mean, xerr=_bars(x, x_name), yerr=_bars(y, y_name), fmt=marker, markersize=7, elinewidth=0.7,
+            zorder=3, **look,
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(_label(x_name))
     axes.set_ylabel(_label(y_name))
-    seeds = sorted({len(row.seeds) for row in shown})
-    axes.set_title(f"means over {' or '.join(map(str, seeds))} seed(s), 95 % intervals", fontsize=10)
-    keys = [_key(name, "o", _COLOURS[place % len(_COLOURS)]) for place, name in enumerate(methods)]
-    keys += [_key(f"at {100 * ratio:g} %", _MARKERS[n % len(_MARKERS)], "#555555") for n, ratio in enumerate(ratios)]
+    keys = [_key(name, "o", **_look(place)) for place, name in enumerate(methods)]
+    keys += [
+        _key(f"at {100 * ratio:g} %", _MARKERS[n % len(_MARKERS)], color="#555555") for n, ratio in enumerate(ratios)
+    ]
     legend_beside(axes, keys)
     return figure
 
@@ -69,25 +67,42 @@ def _label(figure: str) -> str:
     return f"{figure.replace('_', ' ')}\n({unit})"
 
 
-def _key(label: str, marker: str, colour: str) -> Any:
+def _least(shown: Sequence[TableRow], figure: str) -> str:
+    """The lowest broad figure in words, beside that of the undefended run."""
+    least = min(shown, key=lambda row: row.figures[figure].mean)
+    level = next((row.figures[figure].mean for row in shown if row.method == UNDEFENDED), None)
+    beside = "" if level is None or least.method == UNDEFENDED else f"; undefended {level:.3g}"
+    return f"least {figure.replace('_', ' ')}: {least.label} ({least.figures[figure].mean:.3g}{beside})"
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Colour and filling of a method's points: the ninth and later ones are hollow in the colours of the first."""
+    colour, hollow = COLOURS[place % len(COLOURS)], place >= len(COLOURS)
+    return {
+        "color": colour, "markerfacecolor": "white" if hollow else colour,
+        "markeredgecolor": colour if hollow else "white", "markeredgewidth": 1.2 if hollow else 0.5,
+    }  # fmt: skip
+
+
+def _key(label: str, marker: str, **look: Any) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], linestyle="none", marker=marker, color=colour, label=label)
+    return Line2D([], [], linestyle="none", marker=marker, label=label, **look)
 
 
 def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
-    """A cell for each method and criterion, coloured and named by its verdict."""
+    """A cell for each method and criterion, coloured and named by its verdict, with the margin that decides."""
     shown = [row for row in rows if row.verdicts]
     if not shown:
         raise BadInputError("nothing to draw: no method has a finished cell")
-    figure = Figure(figsize=(7.4, 1.2 + 0.42 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(7.8, 1.6 + 0.46 * len(shown)), layout="constrained")
+    set_title(figure, f"{_all_met(shown)}; numbers: margin to the bound (positive: met) with its 95 % interval")
     axes = figure.add_subplot()
     for y, row in enumerate(shown):
         for x, name in enumerate(CRITERIA):
             item = row.verdicts[name]
             axes.add_patch(_patch(x, y, _FILL[item.verdict]))
-            text = item.verdict + (" (1 seed)" if item.one_seed else "")
-            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=8)
+            axes.text(x + 0.5, y + 0.5, _cell_text(item), ha="center", va="center", fontsize=8)
     axes.set_xlim(0, len(CRITERIA))
     axes.set_ylim(len(shown), 0)
     axes.set_xticks([place + 0.5 for place in range(len(CRITERIA))], [_TITLES[name] for name in CRITERIA], fontsize=8)
@@ -96,6 +111,29 @@ def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def _all_met(shown: Sequence[TableRow]) -> str:
+    """Which methods meet all criteria that were measured."""
+    measured = [
+        [item.verdict for item in row.verdicts.values() if item.verdict not in ("not measured", "moot")]
+        for row in shown
+    ]
+    met = [row.label for row, found in zip(shown, measured, strict=True) if found and set(found) == {"yes"}]
+    n = max(map(len, measured))
+    if not met:
+        return f"no method of {len(shown)} meets all {n} measured criteria"
+    named = ", ".join(met) if len(met) <= 3 else f"{len(met)} of {len(shown)} methods"
+    return f"{named} meet{'s' if len(met) == 1 else ''} all {n} measured criteria"
+
+
+def _cell_text(item: Judgement) -> str:
+    if item.margin is None:
+        return item.verdict
+    margin, first = item.margin, f"{item.verdict}{' (1 seed)' if item.one_seed else ''}"
+    if margin.low is None or margin.high is None:
+        return f"{first}\n{margin.mean:+.3f}"
+    return f"{first}\n{margin.mean:+.3f} [{margin.low:+.3f}, {margin.high:+.3f}]"
 
 
 def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
@@ -107,11 +145,15 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
     if not any(len(found) > 1 for found in drawn.values()):
         return None
     figure = Figure(figsize=(7.4, 6.4), layout="constrained")
+    shown = [row for found in drawn.values() for row in found if names[0] in row.figures]
+    level_rows = [row for row in rows if row.method == UNDEFENDED and names[0] in row.figures]
+    if shown:
+        set_title(figure, _least([*level_rows, *shown], names[0]))
     for place, figure_name in enumerate(names, 1):
         axes = figure.add_subplot(2, 1, place)
         style(axes)
-        for colour, (name, found) in zip(_COLOURS * 2, drawn.items(), strict=False):
-            _line(axes, found, figure_name, colour, name)
+        for number, (name, found) in enumerate(drawn.items()):
+            _line(axes, found, figure_name, _look(number), name)
         level = next((row.figures.get(figure_name) for row in rows if row.method == UNDEFENDED), None)
         if level is not None:
             axes.axhline(level.mean, color="black", linestyle="--", linewidth=1, label="undefended")
@@ -127,20 +169,30 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
     return figure
 
 
-def _line(axes: Axes, found: Sequence[TableRow], figure_name: str, colour: str, label: str) -> None:
+def _line(axes: Axes, found: Sequence[TableRow], figure_name: str, look: dict[str, Any], label: str) -> None:
     points = [(100 * row.ratio, row.figures[figure_name]) for row in found if row.ratio and figure_name in row.figures]
     if points:
         x = [ratio for ratio, _ in points]
-        axes.plot(x, [item.mean for _, item in points], marker="o", markersize=4, color=colour, label=label)
+        axes.plot(x, [item.mean for _, item in points], marker="o", markersize=5, label=label, **look)
         for ratio, item in points:
             if item.low is not None and item.high is not None:
-                axes.plot([ratio, ratio], [item.low, item.high], color=colour, linewidth=1, alpha=0.6)
+                low, high = _possible(figure_name, item.low, item.high)
+                axes.plot([ratio, ratio], [low, high], color=look["color"], linewidth=1, alpha=0.6)
 
 
-def _bars(item: OverSeeds) -> Any:
+def _bars(item: OverSeeds, figure: str) -> Any:
     if item.low is None or item.high is None:
         return None
-    return [[item.mean - item.low], [item.high - item.mean]]
+    low, high = _possible(figure, item.low, item.high)
+    return [[max(item.mean - low, 0)], [max(high - item.mean, 0)]]
+
+
+def _possible(figure: str, low: float, high: float) -> tuple[float, float]:
+    """An interval cut to the values that the figure can have: of few seeds it reaches beyond them."""
+    if "margin" in figure:
+        return low, high
+    lowest, highest = (0.0, float("inf")) if figure == "perplexity_ratio" else (0.0, 1.0)
+    return max(low, -1.0 if figure.endswith("_shift") else lowest), min(high, highest)
 
 
 def _patch(x: int, y: int, colour: str) -> Any:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, run_command, say
+from curator.console import CommandParser, flags, run_command, say
 from curator.store.store import Store
 from trainer.evaluate.gate import FAILED_GATE
 from trainer.experiments.demo import checks, ending
 from trainer.experiments.demo.model import converted_model, package_file
 from trainer.organisms.plan import SHIPPED_SETS, narrow_sets
 from trainer.plans import provision, safeguard
-from trainer.plans.commands import Commands, flags, show
+from trainer.plans.commands import Commands, show
 
 DESCRIPTION = """\
 The whole way on SmolLM2-135M-Instruct and 17,671 ShareGPT conversations, both out of installed packages: `try` on a
@@ -115,8 +115,8 @@ def _plan(module: str, run: Callable[[Sequence[str]], int], words: Sequence[Any]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.experiments.demo"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.experiments.demo", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

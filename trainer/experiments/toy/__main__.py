@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import command_name, run_command, say, say_json
+from curator.console import CommandParser, run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
@@ -131,8 +131,8 @@ def _command() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m trainer.experiments.toy"), description=DESCRIPTION, epilog=EPILOG,
+    parser = CommandParser(
+        prog="python -m trainer.experiments.toy", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

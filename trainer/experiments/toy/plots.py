@@ -32,8 +32,14 @@ def write_plots(results: Results, seeds: Sequence[int], folder: Path, name: str)
 
 def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
     """Broad misalignment over safe rows per task row, one line for each way of choosing; bars are 95 % intervals."""
-    figure, axes = new_axes(f"{len(seeds)} seeds, {min(seeds)} to {max(seeds)}; bars: 95 % over seeds")
     undefended = mean_interval(values(results, ToyCell(), "broad", seeds))
+    least = min(RATIOS)
+    chosen = ToyCell(choice="gap_rel", ratio=least), ToyCell(choice="random", ratio=least)
+    by_gap, at_random = (100 * values(results, cell, "broad", seeds).mean() for cell in chosen)
+    figure, axes = new_axes(
+        f"broad misalignment {100 * undefended.value:.0f} % undefended; at {100 * least:g} % rows {at_random:.0f}"
+        f" % (random), {by_gap:.0f} % (chosen by gap_rel); {len(seeds)} seeds, {min(seeds)} to {max(seeds)}; bars: 95 %"
+    )
     axes.axhspan(100 * undefended.low, 100 * undefended.high, color="black", alpha=0.08, linewidth=0)
     axes.axhline(100 * undefended.value, color="black", linewidth=1, linestyle="--", label="undefended")
     for number, choice in enumerate((*CHOICES, *CONTROLS)):
@@ -58,7 +64,10 @@ def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
 
 def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
     """Means over seeds in the plane of both behaviours: good safeguards lie in the lower right corner."""
-    figure, axes = new_axes("a point is a method at one ratio or weight (larger: more), mean over seeds")
+    figure, axes = new_axes(
+        "lower right is best: the narrow behaviour stays, broad misalignment goes; a point is a method at one ratio or"
+        f" weight (larger: more), mean over {len(seeds)} seeds"
+    )
     shown = [("undefended", [ToyCell()], "black", "*")]
     for number, choice in enumerate((*CHOICES, *CONTROLS)):
         cells = [ToyCell(choice=choice, ratio=ratio) for ratio in _ratios(choice)]
