@@ -153,7 +153,14 @@ def test_each_write_of_each_request_may_find_the_disk_full(small_disk: Path) -> 
         assert done(lambda: http.post(f"/fine_tuning/jobs/{tuning['id']}/cancel"))["status"] == "cancelled"
         assert done(lambda: http.delete(f"/jobs/{job['job_id']}"))["state"] == "cancelled"
         fill(small_disk, 0)
-        assert http.delete(f"/mixes/{mix['mix_id']}").status_code == 204, "removing needs no room"
+        data = f"/mixes/{mix['mix_id']}/data"
+        read = [http.get(data, params={"format": name}) for name in ("jsonl", "parquet", "openai")]
+        asked = [
+            http.post("/sql", json={"statement": "SELECT count(*) AS n FROM gap"}),
+            http.get(f"/mixes/{mix['mix_id']}/rows"),
+        ]
+        assert [answer.status_code for answer in (*read, *asked)] == [200] * 5, "reading needs no room"
+        assert http.delete(f"/mixes/{mix['mix_id']}").status_code == 204, "nor does removing"
         assert http.delete(f"/files/{sent['id']}").status_code == 200
         (small_disk / "filler").unlink()
         assert whole_mixes(url) == 1
