@@ -225,7 +225,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
 
 def set_up_logging(level: str) -> None:
     """Send our log, and what libraries and the interpreter report, through the formatter, once a process."""
-    handler = StderrHandler()
+    handler = StderrHandler() if sys.stderr is not None else logging.NullHandler()  # `2>&-`
     handler.setFormatter(JsonFormatter())
     handler.addFilter(ForeignRate())
     root = logging.getLogger()

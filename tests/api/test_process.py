@@ -93,6 +93,17 @@ def test_a_reader_of_the_log_that_stands_still_stops_no_request_and_no_end(root:
         assert process.wait(timeout=60) == 0
 
 
+def test_it_serves_without_a_stderr(root: Path) -> None:
+    command = f"exec {sys.executable} -m api --store {root} --port 0 2>&-"
+    with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" at ")[1].split()[0]
+        assert httpx.get(f"{address}/v1/mixes", timeout=60).status_code == 200
+        assert httpx.get(f"{address}/v1/none", timeout=60).status_code == 404
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
 LOGGING = """
 import logging, sys
 from api.telemetry import log_event, set_up_logging
