@@ -189,6 +189,28 @@ def test_a_question_never_loses_its_context(layout: str, key: str, tmp_path: Pat
     ]  # fmt: skip
 
 
+BINARY = {
+    b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj": "a PDF document",
+    b"SQLite format 3\0" + b"\x10\0\1\1" * 50: "an SQLite database",
+    b"Obj\x01\x04\x14avro.codec": "an Avro file",
+    b"PARE" + b"\0" * 40 + b"PARE": "an encrypted Parquet file",
+    b"\x93NUMPY\x01\0v\0{'descr'": "a NumPy array",
+    b"\x04\x22\x4d\x18abc": "packed with LZ4",
+    b"a.jsonl" + b"\0" * 93 + b"0000644\0" + b"\0" * 149 + b"ustar  \0" + b"\0" * 300: "a tar archive",
+    b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94.": "a pickle",
+}
+
+
+@pytest.mark.parametrize("data", BINARY, ids=BINARY.values())
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ""])
+def test_a_binary_file_is_named_as_what_it_is(data: bytes, suffix: str, tmp_path: Path) -> None:
+    """And not as UTF-16, though many of its bytes are null."""
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(BadInputError, match=f"is {BINARY[data]}.*convert it to UTF-8"):
+        list(read_rows(path))
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 @pytest.mark.parametrize("order", ["le", "be"])
 def test_wide_text_is_named_as_what_it_is(encoding: str, order: str, tmp_path: Path) -> None:
