@@ -41,9 +41,9 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     return error
 
 
-def ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
+def ended(http: httpx.Client, job_id: str, within_s: float = 60.0) -> dict[str, Any]:
     """The job once it has ended."""
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + within_s
     while True:
         job: dict[str, Any] = http.get(f"/fine_tuning/jobs/{job_id}").json()
         if job["status"] in ("succeeded", "failed", "cancelled"):
