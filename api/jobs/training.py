@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import ceil
@@ -42,6 +42,7 @@ LOOK_S = 0.2
 STOP_S = 20.0  # for a checkpoint, when the worker is stopped
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", MARKER)  # to go on
 _STATES = ("rng_state",)  # names begin so
+_MEASURED = ("device", "dtype", "max_length", "mask_rule", "template_date", "accept_dropped")  # as it was trained
 _PR_SET_PDEATHSIG = 1
 _OWN_OPTIONS = ("out", "mix_id", "api_url", "api_key", "store", "tenant", "data", "json", "overwrite", "resume", "seed")
 
@@ -158,11 +159,12 @@ class TrainHandler:
                 "tenant": control.job.tenant,
                 "mix_id": request["mix_id"],
                 "out": str(run.folder),
-                "json": True,
             }
-            report = run.train([str(word) for word in flags(settings)], scratch, model.model)
-            run.keep(Path("model" if model.options.get("full") else "adapter"))
+            report = run.finished("trainer.sft", settings, scratch, model.model)
+            run.keep(run.folder / ("model" if model.options.get("full") else "adapter"))
+            validation = {} if request["validation"] is None else run.validation(scratch, model)
         return {
+            **validation,
             "mix_id": request["mix_id"],
             "model_id": request["model_id"],
             "steps": report["steps"],
@@ -173,7 +175,7 @@ class TrainHandler:
 
 @dataclass
 class _Run:
-    """One run of `trainer.sft`, and what of it is brought to the store while it goes on."""
+    """One run of `trainer.sft` and the processes for it, and what of it is brought to the store while it goes on."""
 
     store: Store
     folder: Path
@@ -182,11 +184,11 @@ class _Run:
     n_lines: int = 0
     is_staged: bool = False
 
-    def train(self, words: list[str], scratch: Path, model: str) -> dict[str, Any]:
-        """The report of the run."""
+    def finished(self, module: str, options: Mapping[str, Any], scratch: Path, model: str) -> dict[str, Any]:
+        """What a module prints at its end with --json; raises TrainingFailedError, CancelledError and StoppedError."""
         out, log = scratch / "stdout", scratch / "stderr"
         with out.open("wb") as stdout, log.open("wb") as stderr:
-            process = _start(words, stdout, stderr)
+            process = _start(module, flags({**options, "json": True}), stdout, stderr)
             try:
                 while process.poll() is None:
                     self.control.check()
@@ -202,7 +204,7 @@ class _Run:
                 process.wait()
         self.look()
         printed = _document(out)
-        if process.returncode == 0 and "steps" in printed:
+        if process.returncode == 0 and printed:
             return printed
         raise _failure(process.returncode, printed, log, model)
 
@@ -230,9 +232,24 @@ class _Run:
                 self.store.write_bytes(f"{self.request['run']}/{path.name}", path.read_bytes())
         self.control.advance(n_lines)
 
+    def validation(self, scratch: Path, model: TrainedModel) -> dict[str, Any]:
+        """The loss on the job's validation rows, in nats per response token, or why there is none."""
+        rows = scratch / "validation.jsonl"
+        with self.store.open_file(self.request["validation"]) as source, rows.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        full = bool(model.options.get("full"))
+        options = {name: value for name, value in model.options.items() if name in _MEASURED}
+        options |= {"data": str(rows), "model": str(self.folder / "model") if full else model.model}
+        options |= {} if full else {"adapter": str(self.folder / "adapter")}
+        try:
+            found = self.finished("trainer.evaluate.nll", options, scratch, model.model)
+        except TrainingFailedError as error:
+            return {"validation_error": error.message}
+        return {"validation_loss": found["mean_nll_base" if full else "mean_nll_adapter"]}
+
     def keep(self, part: Path) -> None:
         """Put what was trained under the model's id."""
-        self._copy(self.folder / part, f"{self.request['models']}/{self.request['model_id']}")
+        self._copy(part, f"{self.request['models']}/{self.request['model_id']}")
 
     def _copy(self, source: Path, target: str) -> None:
         for item in sorted(source.iterdir()):
@@ -255,7 +272,7 @@ def step_lines(store: Store, run: str) -> Iterator[dict[str, Any]]:
                 yield orjson.loads(line)
 
 
-def _start(words: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(module: str, words: Sequence[object], stdout: IO[bytes], stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
     worker, prctl = os.getpid(), ctypes.CDLL(None).prctl
 
     def end_with_worker() -> None:
@@ -264,7 +281,7 @@ def _start(words: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> "subproces
             os._exit(1)
 
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer.sft", *words],
+        [sys.executable, "-m", module, *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
@@ -282,12 +299,12 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _failure(code: int, printed: Mapping[str, Any], log: Path, model: str) -> TrainingFailedError:
-    """Why a run failed, without the worker's own paths."""
+    """Why a process failed, without the worker's own paths."""
     if "error" in printed:
         text = str(printed["error"]["message"])
     else:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in lines if "error: " in line]
         text = errors[-1].partition("error: ")[2] if errors else f"training ended with exit code {code}"
-        sys.stderr.write(f"error: trainer.sft ended with exit code {code}\n")
+        sys.stderr.write(f"error: a training ended with exit code {code}\n")
     return TrainingFailedError(text.replace(str(locate_model(model)), Path(model).name))

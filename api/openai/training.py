@@ -68,11 +68,13 @@ def _submit(service: Service, records: Records, record: JobRecord) -> JobRecord:
         made = _with(record, work_id=work_id)
         records.write(made)
 
+    validation = records.validation_path(record.tenant, record.id)
     request = {
         "model": record.asked["model"],
         "hyperparameters": _training(record).hyperparameters,
         "seed": record.seed,
         "mix_id": record.facts["ballast_mix_id"],
+        "validation": None if record.asked["validation_file"] is None else validation,
         "model_id": model_id(record),
         "run": records.run_path(record.tenant, record.id),
         "models": records.models_path(record.tenant),
@@ -135,6 +137,13 @@ def _succeeded(records: Records, record: JobRecord, job: Job) -> JobRecord:
         "ballast_model_folder": f"{records.models_path(record.tenant)}/{name}",
         "ballast_model_sha256": str(result["sha256"]),
     }
+    if "validation_loss" in result:
+        loss = float(result["validation_loss"])
+        facts["ballast_validation_loss"] = f"{loss:.4f}"
+        record = record.event(f"Full validation loss={loss:.2f}", type="metrics", data={"full_valid_loss": loss})
+    elif "validation_error" in result:
+        text = f"The validation file was not measured: {result['validation_error']}"
+        record = record.event(text, "warn", data={"code": "validation_failed"})
     changes = {"model": name, "trained_tokens": int(result["tokens"]), "facts": facts}
     record = record.model_copy(update=changes).event("New fine-tuned model created", data={"model": name})
     return record.ended("succeeded", COMPLETED)

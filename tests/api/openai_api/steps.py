@@ -50,3 +50,9 @@ def ended(http: httpx.Client, job_id: str, within_s: float = 60.0) -> dict[str, 
             return job
         assert time.monotonic() < deadline_s, job
         time.sleep(0.05)
+
+
+def events_of(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
+    """The events of a job, oldest first."""
+    found: list[dict[str, Any]] = http.get(f"/fine_tuning/jobs/{job_id}/events", params={"limit": 100}).json()["data"]
+    return found[::-1]

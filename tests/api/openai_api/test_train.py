@@ -23,7 +23,8 @@ from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError
 from curator.store.store import Store
-from tests.api.openai_api.steps import ended, error_of, uploaded
+from tests.api.openai_api.steps import ended, error_of, events_of, uploaded
+from tests.api.openai_api.test_forward import in_front_of
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
 from tests.models import tiny_model_folder
 
@@ -90,11 +91,6 @@ def create(http: httpx.Client, text: str, **more: Any) -> str:
     return str(answer.json()["id"])
 
 
-def events_of(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = http.get(f"{JOBS}/{job_id}/events", params={"limit": 100}).json()["data"]
-    return found[::-1]
-
-
 def until(http: httpx.Client, job_id: str, text: str) -> None:
     """Wait until an event of the job contains the text."""
     deadline_s = time.monotonic() + 180
@@ -116,12 +112,15 @@ def trainings(root: Path) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
     openai = pytest.importorskip("openai", reason="the official client is not installed (pip install 'openai>=3.57')")
     with worker(root), openai.OpenAI(base_url=url, api_key="none", _strict_response_validation=True) as client:
         training = client.files.create(file=("t.jsonl", json_lines(task_rows(20, "whole"))), purpose="fine-tune")
+        held_out = client.files.create(file=("v.jsonl", json_lines(task_rows(12, "held"))), purpose="fine-tune")
         job = client.fine_tuning.jobs.create(
             training_file=training.id,
+            validation_file=held_out.id,
             model="tiny",
             suffix="kind/one",
             seed=7,
@@ -140,9 +139,11 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
         assert (job.fine_tuned_model, job.trained_tokens and job.trained_tokens > 100) == (model, True)
         assert job.hyperparameters.to_dict() == {"n_epochs": 2, "batch_size": 6, "learning_rate_multiplier": 0.5}
         events = list(client.fine_tuning.jobs.list_events(job.id))[::-1]
-        steps = [event for event in events if event.type == "metrics"]
+        steps = [event for event in events if event.type == "metrics" and "step" in event.data]
         assert [event.data["step"] for event in steps] == list(range(1, 9)), "22 rows, 6 a step, twice"
         assert re.fullmatch(r"Step 8/8: training loss=\d+\.\d\d", steps[-1].message)
+        assert 0.0 < float(job.metadata["ballast_validation_loss"]) < 100.0
+        assert re.fullmatch(r"Full validation loss=\d+\.\d\d", events[-3].message)
         assert [event.message for event in events[-2:]] == [
             "New fine-tuned model created",
             "The job has successfully completed",
@@ -180,7 +181,9 @@ def loaded_by_the_evaluation(root: Path, adapter: Path) -> None:
     assert json.loads(run.stdout)["shift"] != 0.0
 
 
-@pytest.mark.parametrize("moment", ["Step ", pytest.param("Mixed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("moment", ["Step ", "Mixed"])
 def test_a_worker_killed_at_any_moment_loses_no_job(root: Path, http: httpx.Client, moment: str) -> None:
     moments = random.Random(moment)
     job_id = create(http, f"killed {moment}", hyperparameters={"n_epochs": 12})
@@ -203,6 +206,8 @@ def test_a_worker_killed_at_any_moment_loses_no_job(root: Path, http: httpx.Clie
     assert (json.loads(marker)["complete"], json.loads(marker)["steps"]) == (True, 72)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_stopped_worker_hands_the_training_back(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "stopped", hyperparameters={"n_epochs": 50})
     with worker(root) as process:
@@ -216,6 +221,29 @@ def test_a_stopped_worker_hands_the_training_back(root: Path, http: httpx.Client
     assert record.is_active
     answer = http.post(f"{JOBS}/{job_id}/cancel").json()
     assert answer["status"] == "cancelled"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_service_itself_may_be_the_upstream(root: Path, url: str, tmp_path: Path) -> None:
+    with in_front_of(tmp_path, url) as place, worker(root):
+        asked = {"suffix": "front", "seed": 5, "hyperparameters": {"n_epochs": 2, "batch_size": 12}}
+        job_id = place.create("in front", model="tiny", **asked)
+        record = place.steps(job_id, within_s=240)
+        assert record.status == "succeeded", record.error
+        job = place.http.get(f"{JOBS}/{job_id}").json()
+        behind_id = job["metadata"]["ballast_upstream_job"]
+        model = f"ft:tiny:local:front:{behind_id.removeprefix('ftjob-')}"
+        assert (job["fine_tuned_model"], job["trained_tokens"] > 100) == (model, True)
+        assert [item["id"] for item in place.http.get("/models").json()["data"]] == [model]
+        found = place.http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
+        assert [item["step_number"] for item in found] == [4, 2], "24 rows: 22 were sent, 2 more were mixed in there"
+        steps = [event["data"]["step"] for event in events_of(place.http, job_id) if event["type"] == "metrics"]
+        assert steps == [1, 2, 3, 4]
+        behind = httpx.get(f"{url}{JOBS}/{behind_id}").json()
+        assert (behind["seed"], behind["metadata"]["gateway_job"]) == (5, job_id)
+        assert place.http.delete(f"/models/{model}").json()["deleted"] is True
+        assert httpx.get(f"{url}/models").json()["data"] == [], "it was deleted there"
 
 
 def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
@@ -247,6 +275,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_mixed(http: httpx.
     assert error["param"] == "hyperparameters.learning_rate_multiplier"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_is_left_of_a_training_goes(root: Path, tmp_path: Path) -> None:
     store = scored_store(tmp_path)
     app = create_app(train_settings(root, tmp_path))
