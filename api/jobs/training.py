@@ -39,6 +39,7 @@ METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder, as traine
 MARKER = "complete.json"  # of a checkpoint
 KEPT_CHECKPOINTS = 3
 LOOK_S = 0.2
+_CHECKPOINT = "checkpoint-"  # a checkpoint's folder, before its step
 STOP_S = 20.0  # for a checkpoint, when the worker is stopped
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", MARKER)  # to go on
 _STATES = ("rng_state",)  # names begin so
@@ -220,17 +221,26 @@ class _Run:
         if n_lines == self.n_lines:
             return
         self.n_lines = n_lines
-        for path in sorted((self.folder / "checkpoints").glob("checkpoint-*")):
-            step = path.name.removeprefix("checkpoint-")
-            target = f"{self.request['models']}/{checkpoint_id(self.request['model_id'], int(step))}"
-            if (path / MARKER).exists() and not self.store.exists(f"{target}/{MARKER}"):
-                with contextlib.suppress(FileNotFoundError):  # an older one, removed in this moment
-                    self._copy(path, target)
-                    self.store.write_bytes(f"{target}/{MARKER}", (path / MARKER).read_bytes())
+        self._bring_checkpoints()
         if self.store.local_path("") is None:
             for path in (config, metrics):
                 self.store.write_bytes(f"{self.request['run']}/{path.name}", path.read_bytes())
         self.control.advance(n_lines)
+
+    def _bring_checkpoints(self) -> None:
+        """Copy those that are new, markers last, and remove those that the run keeps no longer, markers first."""
+        name, folder = self.request["model_id"], self.request["models"]
+        markers = (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*/{MARKER}")
+        found = {checkpoint_id(name, marker.parent.name.removeprefix(_CHECKPOINT)): marker for marker in markers}
+        for snapshot, marker in found.items():
+            if not self.store.exists(f"{folder}/{snapshot}/{MARKER}"):
+                with contextlib.suppress(FileNotFoundError):  # removed in this moment
+                    self._copy(marker.parent, f"{folder}/{snapshot}")
+                    self.store.write_bytes(f"{folder}/{snapshot}/{MARKER}", marker.read_bytes())
+        for snapshot in self.store.list(folder, checkpoint_id(name, "*")) if found else []:
+            if snapshot not in found:
+                self.store.delete(f"{folder}/{snapshot}/{MARKER}")
+                self.store.delete(f"{folder}/{snapshot}")
 
     def validation(self, scratch: Path, model: TrainedModel) -> dict[str, Any]:
         """The loss on the job's validation rows, in nats per response token, or why there is none."""
@@ -258,8 +268,8 @@ class _Run:
                     shutil.copyfile(item, path)
 
 
-def checkpoint_id(model_id: str, step: int) -> str:
-    """The name of a checkpoint, and of its folder among the models."""
+def checkpoint_id(model_id: str, step: int | str) -> str:
+    """The name of a checkpoint, and of its folder among the models; for a `step` of "*" the pattern of all."""
     return f"{model_id}:ckpt-step-{step}"
 
 

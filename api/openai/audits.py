@@ -60,11 +60,11 @@ def audited(service: Service, record: JobRecord) -> tuple[JobRecord, dict[str, s
     try:
         job = service.board.read(record.tenant, record.audit_id)
     except MissingError:
-        return _failed(record, "it was removed"), {}
+        return _not_done(record, "it was removed"), {}
     if job.active:
         return None
     if job.state != "done" or job.result is None:
-        return _failed(record, job.state if job.error is None else job.error.message), {}
+        return _not_done(record, job.state if job.error is None else job.error.message), {}
     facts = {"ballast_audit_verdict": str(job.result["verdict"])}
     mean: dict[str, Any] | None = job.result["mean_percentile"]
     if mean is not None:
@@ -73,7 +73,7 @@ def audited(service: Service, record: JobRecord) -> tuple[JobRecord, dict[str, s
     return record.event(text, data={"code": "audited", **facts}), facts
 
 
-def _failed(record: JobRecord, reason: str) -> JobRecord:
+def _not_done(record: JobRecord, reason: str) -> JobRecord:
     return record.event(f"The training rows were not audited: {reason}", "warn", data={"code": "audit_failed"})
 
 

@@ -106,14 +106,14 @@ def _told(service: Service, records: Records, record: JobRecord, job: Job) -> Jo
 def _with_checkpoints(
     service: Service, records: Records, record: JobRecord, lines: dict[int, dict[str, Any]]
 ) -> JobRecord:
-    """The job with the checkpoints that lie in the store."""
+    """The job with the checkpoints that lie in the store, in the order of their steps."""
     name, folder = model_id(record), records.models_path(record.tenant)
-    known = {item["step_number"] for item in _training(record).checkpoints}
-    found = list(_training(record).checkpoints)
-    for step in sorted(set(lines) - known):
-        snapshot = checkpoint_id(name, step)
-        marker = f"{folder}/{snapshot}/{MARKER}"
-        if not service.store.exists(marker):
+    known = {item["step_number"]: item for item in _training(record).checkpoints}
+    found = []
+    for snapshot in service.store.list(folder, checkpoint_id(name, "*")):
+        step, marker = int(snapshot.rpartition("-")[2]), f"{folder}/{snapshot}/{MARKER}"
+        if step in known or step not in lines or not service.store.exists(marker):
+            found += [known[step]] if step in known else []
             continue
         item = {
             "id": content_id("ftckpt", [record.id, step]),
@@ -126,7 +126,7 @@ def _with_checkpoints(
         }
         found.append(item)
         record = record.event(f"Checkpoint created at step {step}", data={"code": "checkpoint", "model": snapshot})
-    return _with(record, checkpoints=found)
+    return _with(record, checkpoints=sorted(found, key=lambda item: int(item["step_number"])))
 
 
 def _succeeded(records: Records, record: JobRecord, job: Job) -> JobRecord:
@@ -152,7 +152,7 @@ def _succeeded(records: Records, record: JobRecord, job: Job) -> JobRecord:
 def remove_models(records: Records, record: JobRecord) -> None:
     """Remove a job's model and its checkpoints; nothing there is no error."""
     folder, name = records.models_path(record.tenant), model_id(record)
-    for snapshot in (item["fine_tuned_model_checkpoint"] for item in _training(record).checkpoints):
+    for snapshot in records.store.list(folder, checkpoint_id(name, "*")):
         records.store.delete(f"{folder}/{snapshot}")
     records.store.delete(f"{folder}/{name}")
 

@@ -126,7 +126,7 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
             seed=7,
             method={
                 "type": "supervised",
-                "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 6, "learning_rate_multiplier": 0.5}},
+                "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}},
             },
         )
         deadline_s = time.monotonic() + 180
@@ -137,11 +137,11 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
         assert job.status == "succeeded", job.error
         model = f"ft:tiny:local:kind-one:{job.id.removeprefix('ftjob-')}"
         assert (job.fine_tuned_model, job.trained_tokens and job.trained_tokens > 100) == (model, True)
-        assert job.hyperparameters.to_dict() == {"n_epochs": 2, "batch_size": 6, "learning_rate_multiplier": 0.5}
+        assert job.hyperparameters.to_dict() == {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}
         events = list(client.fine_tuning.jobs.list_events(job.id))[::-1]
         steps = [event for event in events if event.type == "metrics" and "step" in event.data]
-        assert [event.data["step"] for event in steps] == list(range(1, 9)), "22 rows, 6 a step, twice"
-        assert re.fullmatch(r"Step 8/8: training loss=\d+\.\d\d", steps[-1].message)
+        assert [event.data["step"] for event in steps] == list(range(1, 17)), "22 rows, 6 a step, four times"
+        assert re.fullmatch(r"Step 16/16: training loss=\d+\.\d\d", steps[-1].message)
         assert 0.0 < float(job.metadata["ballast_validation_loss"]) < 100.0
         assert re.fullmatch(r"Full validation loss=\d+\.\d\d", events[-3].message)
         assert [event.message for event in events[-2:]] == [
@@ -149,21 +149,22 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
             "The job has successfully completed",
         ]
         checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
-        assert [item.step_number for item in checkpoints] == [8, 4], "one at the end of each epoch"
-        assert checkpoints[0].fine_tuned_model_checkpoint == f"{model}:ckpt-step-8"
+        assert [item.step_number for item in checkpoints] == [16, 12, 8], "the ends of the last three epochs"
+        assert checkpoints[0].fine_tuned_model_checkpoint == f"{model}:ckpt-step-16"
         assert [item.id for item in client.models.list()] == [model]
         assert client.models.retrieve(model).owned_by == "org-local"
         record = Records(Store(root / "store")).read("local", job.id)
         config = json.loads((root / "store/openai/local/jobs" / job.id / "run/config.json").read_text())["config"]
         chosen = {name: config[name] for name in ("seed", "epochs", "batch_size", "grad_accum", "lr", "mix_id")}
         assert chosen == {
-            "seed": 7, "epochs": 2, "batch_size": 3, "grad_accum": 2, "lr": 0.005,
+            "seed": 7, "epochs": 4, "batch_size": 3, "grad_accum": 2, "lr": 0.005,
             "mix_id": job.metadata["ballast_mix_id"],
         }  # fmt: skip
         folder = root / "store" / job.metadata["ballast_model_folder"]
         assert folder.name == model, "an id is the name of its folder"
         loaded_by_the_evaluation(root, folder)
-        loaded_by_the_evaluation(root, folder.with_name(f"{model}:ckpt-step-4"))
+        loaded_by_the_evaluation(root, folder.with_name(f"{model}:ckpt-step-12"))
+        assert not folder.with_name(f"{model}:ckpt-step-4").exists()
         assert client.models.delete(model).deleted is True
         assert list(client.models.list()) == []
         assert not list(folder.parent.glob(f"{model}*"))
