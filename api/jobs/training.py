@@ -13,9 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -38,7 +37,7 @@ from curator.store.store import Store
 METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder, as trainer.sft writes it
 MARKER = "complete.json"  # of a checkpoint
 KEPT_CHECKPOINTS = 3
-LOOK_S = 0.2
+LOOK_S = 0.5
 _CHECKPOINT = "checkpoint-"  # a checkpoint's folder, before its step
 STOP_S = 20.0  # for a checkpoint, when the worker is stopped
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", MARKER)  # to go on
@@ -183,6 +182,7 @@ class _Run:
     request: Mapping[str, Any]
     control: Control
     n_lines: int = 0
+    brought: set[str] = field(default_factory=set)
     is_staged: bool = False
 
     def finished(self, module: str, options: Mapping[str, Any], scratch: Path, model: str) -> dict[str, Any]:
@@ -191,10 +191,9 @@ class _Run:
         with out.open("wb") as stdout, log.open("wb") as stderr:
             process = _start(module, flags({**options, "json": True}), stdout, stderr)
             try:
-                while process.poll() is None:
+                while _runs(process):
                     self.control.check()
                     self.look()
-                    time.sleep(LOOK_S)
             except StoppedError:
                 process.send_signal(signal.SIGINT)  # it writes a checkpoint
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -217,11 +216,11 @@ class _Run:
         if not self.is_staged:
             self.is_staged = True
             self.control.stage("training", int(_document(config)["resolved"]["steps"]), "steps")
+        self._bring_checkpoints()  # each look: a checkpoint is whole a while after its step is told
         n_lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         if n_lines == self.n_lines:
             return
         self.n_lines = n_lines
-        self._bring_checkpoints()
         if self.store.local_path("") is None:
             for path in (config, metrics):
                 self.store.write_bytes(f"{self.request['run']}/{path.name}", path.read_bytes())
@@ -232,15 +231,17 @@ class _Run:
         name, folder = self.request["model_id"], self.request["models"]
         markers = (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*/{MARKER}")
         found = {checkpoint_id(name, marker.parent.name.removeprefix(_CHECKPOINT)): marker for marker in markers}
+        if found.keys() == self.brought:
+            return
         for snapshot, marker in found.items():
             if not self.store.exists(f"{folder}/{snapshot}/{MARKER}"):
                 with contextlib.suppress(FileNotFoundError):  # removed in this moment
                     self._copy(marker.parent, f"{folder}/{snapshot}")
                     self.store.write_bytes(f"{folder}/{snapshot}/{MARKER}", marker.read_bytes())
-        for snapshot in self.store.list(folder, checkpoint_id(name, "*")) if found else []:
-            if snapshot not in found:
-                self.store.delete(f"{folder}/{snapshot}/{MARKER}")
-                self.store.delete(f"{folder}/{snapshot}")
+        for snapshot in set(self.store.list(folder, checkpoint_id(name, "*"))) - found.keys():
+            self.store.delete(f"{folder}/{snapshot}/{MARKER}")
+            self.store.delete(f"{folder}/{snapshot}")
+        self.brought = set(found)
 
     def validation(self, scratch: Path, model: TrainedModel) -> dict[str, Any]:
         """The loss on the job's validation rows, in nats per response token, or why there is none."""
@@ -280,6 +281,13 @@ def step_lines(store: Store, run: str) -> Iterator[dict[str, Any]]:
         for line in store.read_bytes(path).splitlines(keepends=True):
             if line.endswith(b"\n"):
                 yield orjson.loads(line)
+
+
+def _runs(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether a process still runs in a while."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LOOK_S)
+    return process.returncode is None
 
 
 def _start(module: str, words: Sequence[object], stdout: IO[bytes], stderr: IO[bytes]) -> "subprocess.Popen[bytes]":

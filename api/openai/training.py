@@ -94,7 +94,10 @@ def _told(service: Service, records: Records, record: JobRecord, job: Job) -> Jo
     lines = {line["step"]: line for line in step_lines(service.store, run)}
     if not lines:
         return record
-    n_steps = int(service.store.read_json(f"{run}/{CONFIG}")["resolved"]["steps"])
+    try:
+        n_steps = int(service.store.read_json(f"{run}/{CONFIG}")["resolved"]["steps"])
+    except MissingError:  # a run that begins again removes it
+        return record
     for step in sorted(step for step in lines if step > training.last_step):
         loss = lines[step].get("loss")
         shown = "none" if loss is None else f"{loss:.2f}"

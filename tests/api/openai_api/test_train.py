@@ -201,6 +201,8 @@ def test_a_worker_killed_at_any_moment_loses_no_job(root: Path, http: httpx.Clie
     with worker(root):
         job = ended(http, job_id, 180)
     assert job["status"] == "succeeded", job["error"]
+    if moment == "Step ":
+        assert "retried" in {event["data"].get("code") for event in events_of(http, job_id)}
     steps = [event["data"]["step"] for event in events_of(http, job_id) if event["type"] == "metrics"]
     assert steps == list(range(1, 73)), "each step is told once: 22 rows, 4 a step, 12 times"
     marker = Path(root / "store" / job["metadata"]["ballast_model_folder"] / "ballast.json").read_text()
