@@ -151,6 +151,10 @@ class Settings(BaseSettings):
     openai_recipe: str | None = Field(
         default=None, description="file with the recipe of fine-tuning jobs, which callers may only tighten"
     )
+    openai_audit: bool = Field(
+        default=False,
+        description="audit the training rows of each fine-tuning job; a worker with --model must run, or jobs wait",
+    )
     openai_models: str | None = Field(
         default=None,
         validate_default=True,

@@ -13,9 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -38,10 +37,12 @@ from curator.store.store import Store
 METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder, as trainer.sft writes it
 MARKER = "complete.json"  # of a checkpoint
 KEPT_CHECKPOINTS = 3
-LOOK_S = 0.2
+LOOK_S = 0.5
+_CHECKPOINT = "checkpoint-"  # a checkpoint's folder, before its step
 STOP_S = 20.0  # for a checkpoint, when the worker is stopped
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", MARKER)  # to go on
 _STATES = ("rng_state",)  # names begin so
+_MEASURED = ("device", "dtype", "max_length", "mask_rule", "template_date", "accept_dropped")  # as it was trained
 _PR_SET_PDEATHSIG = 1
 _OWN_OPTIONS = ("out", "mix_id", "api_url", "api_key", "store", "tenant", "data", "json", "overwrite", "resume", "seed")
 
@@ -158,11 +159,12 @@ class TrainHandler:
                 "tenant": control.job.tenant,
                 "mix_id": request["mix_id"],
                 "out": str(run.folder),
-                "json": True,
             }
-            report = run.train([str(word) for word in flags(settings)], scratch, model.model)
-            run.keep(Path("model" if model.options.get("full") else "adapter"))
+            report = run.finished("trainer.sft", settings, scratch, model.model)
+            run.keep(run.folder / ("model" if model.options.get("full") else "adapter"))
+            validation = {} if request["validation"] is None else run.validation(scratch, model)
         return {
+            **validation,
             "mix_id": request["mix_id"],
             "model_id": request["model_id"],
             "steps": report["steps"],
@@ -173,25 +175,25 @@ class TrainHandler:
 
 @dataclass
 class _Run:
-    """One run of `trainer.sft`, and what of it is brought to the store while it goes on."""
+    """One run of `trainer.sft` and the processes for it, and what of it is brought to the store while it goes on."""
 
     store: Store
     folder: Path
     request: Mapping[str, Any]
     control: Control
     n_lines: int = 0
+    brought: set[str] = field(default_factory=set)
     is_staged: bool = False
 
-    def train(self, words: list[str], scratch: Path, model: str) -> dict[str, Any]:
-        """The report of the run."""
+    def finished(self, module: str, options: Mapping[str, Any], scratch: Path, model: str) -> dict[str, Any]:
+        """What a module prints at its end with --json; raises TrainingFailedError, CancelledError and StoppedError."""
         out, log = scratch / "stdout", scratch / "stderr"
         with out.open("wb") as stdout, log.open("wb") as stderr:
-            process = _start(words, stdout, stderr)
+            process = _start(module, flags({**options, "json": True}), stdout, stderr)
             try:
-                while process.poll() is None:
+                while _runs(process):
                     self.control.check()
                     self.look()
-                    time.sleep(LOOK_S)
             except StoppedError:
                 process.send_signal(signal.SIGINT)  # it writes a checkpoint
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -202,7 +204,7 @@ class _Run:
                 process.wait()
         self.look()
         printed = _document(out)
-        if process.returncode == 0 and "steps" in printed:
+        if process.returncode == 0 and printed:
             return printed
         raise _failure(process.returncode, printed, log, model)
 
@@ -214,25 +216,51 @@ class _Run:
         if not self.is_staged:
             self.is_staged = True
             self.control.stage("training", int(_document(config)["resolved"]["steps"]), "steps")
+        self._bring_checkpoints()  # each look: a checkpoint is whole a while after its step is told
         n_lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         if n_lines == self.n_lines:
             return
         self.n_lines = n_lines
-        for path in sorted((self.folder / "checkpoints").glob("checkpoint-*")):
-            step = path.name.removeprefix("checkpoint-")
-            target = f"{self.request['models']}/{checkpoint_id(self.request['model_id'], int(step))}"
-            if (path / MARKER).exists() and not self.store.exists(f"{target}/{MARKER}"):
-                with contextlib.suppress(FileNotFoundError):  # an older one, removed in this moment
-                    self._copy(path, target)
-                    self.store.write_bytes(f"{target}/{MARKER}", (path / MARKER).read_bytes())
         if self.store.local_path("") is None:
             for path in (config, metrics):
                 self.store.write_bytes(f"{self.request['run']}/{path.name}", path.read_bytes())
         self.control.advance(n_lines)
 
+    def _bring_checkpoints(self) -> None:
+        """Copy those that are new, markers last, and remove those that the run keeps no longer, markers first."""
+        name, folder = self.request["model_id"], self.request["models"]
+        markers = (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*/{MARKER}")
+        found = {checkpoint_id(name, marker.parent.name.removeprefix(_CHECKPOINT)): marker for marker in markers}
+        if found.keys() == self.brought:
+            return
+        for snapshot, marker in found.items():
+            if not self.store.exists(f"{folder}/{snapshot}/{MARKER}"):
+                with contextlib.suppress(FileNotFoundError):  # removed in this moment
+                    self._copy(marker.parent, f"{folder}/{snapshot}")
+                    self.store.write_bytes(f"{folder}/{snapshot}/{MARKER}", marker.read_bytes())
+        for snapshot in set(self.store.list(folder, checkpoint_id(name, "*"))) - found.keys():
+            self.store.delete(f"{folder}/{snapshot}/{MARKER}")
+            self.store.delete(f"{folder}/{snapshot}")
+        self.brought = set(found)
+
+    def validation(self, scratch: Path, model: TrainedModel) -> dict[str, Any]:
+        """The loss on the job's validation rows, in nats per response token, or why there is none."""
+        rows = scratch / "validation.jsonl"
+        with self.store.open_file(self.request["validation"]) as source, rows.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        full = bool(model.options.get("full"))
+        options = {name: value for name, value in model.options.items() if name in _MEASURED}
+        options |= {"data": str(rows), "model": str(self.folder / "model") if full else model.model}
+        options |= {} if full else {"adapter": str(self.folder / "adapter")}
+        try:
+            found = self.finished("trainer.evaluate.nll", options, scratch, model.model)
+        except TrainingFailedError as error:
+            return {"validation_error": error.message}
+        return {"validation_loss": found["mean_nll_base" if full else "mean_nll_adapter"]}
+
     def keep(self, part: Path) -> None:
         """Put what was trained under the model's id."""
-        self._copy(self.folder / part, f"{self.request['models']}/{self.request['model_id']}")
+        self._copy(part, f"{self.request['models']}/{self.request['model_id']}")
 
     def _copy(self, source: Path, target: str) -> None:
         for item in sorted(source.iterdir()):
@@ -241,8 +269,8 @@ class _Run:
                     shutil.copyfile(item, path)
 
 
-def checkpoint_id(model_id: str, step: int) -> str:
-    """The name of a checkpoint, and of its folder among the models."""
+def checkpoint_id(model_id: str, step: int | str) -> str:
+    """The name of a checkpoint, and of its folder among the models; for a `step` of "*" the pattern of all."""
     return f"{model_id}:ckpt-step-{step}"
 
 
@@ -255,7 +283,14 @@ def step_lines(store: Store, run: str) -> Iterator[dict[str, Any]]:
                 yield orjson.loads(line)
 
 
-def _start(words: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _runs(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether a process still runs in a while."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LOOK_S)
+    return process.returncode is None
+
+
+def _start(module: str, words: Sequence[object], stdout: IO[bytes], stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
     worker, prctl = os.getpid(), ctypes.CDLL(None).prctl
 
     def end_with_worker() -> None:
@@ -264,7 +299,7 @@ def _start(words: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> "subproces
             os._exit(1)
 
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer.sft", *words],
+        [sys.executable, "-m", module, *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
@@ -282,12 +317,12 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _failure(code: int, printed: Mapping[str, Any], log: Path, model: str) -> TrainingFailedError:
-    """Why a run failed, without the worker's own paths."""
+    """Why a process failed, without the worker's own paths."""
     if "error" in printed:
         text = str(printed["error"]["message"])
     else:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in lines if "error: " in line]
         text = errors[-1].partition("error: ")[2] if errors else f"training ended with exit code {code}"
-        sys.stderr.write(f"error: trainer.sft ended with exit code {code}\n")
+        sys.stderr.write(f"error: a training ended with exit code {code}\n")
     return TrainingFailedError(text.replace(str(locate_model(model)), Path(model).name))

@@ -1,19 +1,21 @@
 """Making a fine-tuning job: the recipe, the warnings, and the job that mixes."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 
 from api.errors import ApiError
+from api.openai.audits import with_audit
 from api.openai.bodies import CreateJob
 from api.openai.errors import refused
 from api.openai.files import CONTENT_FILE, FileRecord, Files
 from api.openai.forward import keep_validation
 from api.openai.progress import advance, is_made
 from api.openai.recipes import asked_recipe, job_recipe, shown
-from api.openai.records import JobRecord, Records, Training, job_id
+from api.openai.records import RECORD_FILE, JobRecord, Records, Training, job_id
 from api.routes.mixes import mix_request
 from api.service import RETRY_AFTER_S, Service
 from api.submit import submit
@@ -121,26 +123,30 @@ def _held_by_another(service: Service, records: Records, tenant: str, ft_id: str
 
 
 def _make(service: Service, records: Records, record: JobRecord, asked: _Asked, task_set: TaskSet) -> JobRecord:
-    """Submit the job that mixes; the record is kept first, with its id."""
+    """Submit the job that mixes, and the audit beside it; the record is kept first, with their ids."""
     made = record
-
     validation_id = record.asked["validation_file"]
-    if record.mode == "forward" and validation_id is not None:
+    if record.mode != "mix" and validation_id is not None:
         folder = Files(service.store).folder(asked.tenant, validation_id)
         keep_validation(service, record, f"{folder}/{CONTENT_FILE}")
 
-    def announce(work_id: str) -> None:
+    def keep(changed: JobRecord) -> None:
         nonlocal made
-        made = record.model_copy(update={"work_id": work_id})
+        made = changed
         records.write(made)
+
+    def announce(work_id: str) -> None:
+        keep(made.model_copy(update={"work_id": work_id}))
 
     request = mix_request(service, asked.recipe, task_set, asked.tenant)
     service.stored.check(asked.tenant, task_set.path.stat().st_size)
     try:
+        made = with_audit(service, made, asked.recipe, task_set, keep)
         submit(service, asked.tenant, "mix", request, task_set.path, announce)
     except BaseException:
-        if made.work_id:
-            service.store.delete(records.path(asked.tenant, made.id) + "/job.json")
+        with suppress(MissingError):
+            service.board.ask_to_cancel(asked.tenant, made.audit_id)
+        service.store.delete(f"{records.path(asked.tenant, made.id)}/{RECORD_FILE}")
         raise
     return made
 

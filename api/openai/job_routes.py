@@ -89,7 +89,10 @@ def _ask_to_cancel(service: Service, tenant: str, job_id: str) -> JobRecord:
     if not record.facts:
         with suppress(MissingError):  # removed in this moment, which ends the job as well
             service.board.ask_to_cancel(tenant, record.work_id)
-    if record.mode != "mix":
+        if record.audit_id:
+            with suppress(MissingError):
+                service.board.ask_to_cancel(tenant, record.audit_id)
+    if record.mode != "mix" or record.audit_id:
         Records(service.store).ask_to_cancel(tenant, job_id)
     return find_job(service, tenant, job_id)
 

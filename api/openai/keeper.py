@@ -11,6 +11,7 @@ from api.openai.forward import Forwarder
 from api.openai.progress import advance, is_made
 from api.openai.records import JobRecord, Records
 from api.openai.training import tidy
+from api.openai.uploads import Uploads
 from api.service import Service
 from api.telemetry import log_event
 from curator.errors import MissingError
@@ -53,6 +54,7 @@ class Keeper:
             return
         self._swept_s = time.monotonic()
         Files(self.service.store).sweep(GRACE_S)
+        Uploads(self.service.store).sweep()
         Records(self.service.store).sweep(self.service.settings.job_ttl_s, GRACE_S)
 
     def _advance(self) -> None:

@@ -8,6 +8,7 @@ import time
 
 from api.downloads import MixFile
 from api.jobs.record import Job
+from api.openai.audits import audited
 from api.openai.files import FileRecord, Files, ResultPart, content_id
 from api.openai.records import COMPLETED, JobRecord, Records, Upstream
 from api.openai.training import failed, trained
@@ -64,11 +65,16 @@ def _followed(service: Service, record: JobRecord) -> JobRecord:
         return record.ended("cancelled", "Fine-tuning job cancelled")
     if job.state == "failed":
         return failed(record, job)
-    return _mixed(service, record, job) if job.state == "done" else record
+    if job.state != "done":
+        return record
+    if record.audit_id and Records(service.store).cancel_asked(record.tenant, record.id):
+        return record.ended("cancelled", "Fine-tuning job cancelled")
+    found = audited(service, record)
+    return record if found is None else _mixed(service, found[0], job, found[1])
 
 
-def _mixed(service: Service, record: JobRecord, job: Job) -> JobRecord:
-    """The job whose mix is made: it has succeeded, or goes on at the upstream."""
+def _mixed(service: Service, record: JobRecord, job: Job, audit: dict[str, str]) -> JobRecord:
+    """The job whose mix is made, with the facts of its audit: it has succeeded, or goes on at the upstream."""
     mix_id = str((job.result or {}).get("mix_id"))
     try:
         manifest = read_manifest(service.store, record.tenant, mix_id)
@@ -84,6 +90,7 @@ def _mixed(service: Service, record: JobRecord, job: Job) -> JobRecord:
         "ballast_task_rows": str(manifest.task.n_rows),
         "ballast_safe_rows": str(manifest.n_safe),
         "ballast_rows_refused": str(manifest.task.n_rejected),
+        **audit,
     }
     text = (
         f"Mixed {manifest.n_safe:,} safe rows into {manifest.task.n_rows:,} training rows "

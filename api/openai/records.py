@@ -83,6 +83,7 @@ class JobRecord(Strict):
     recipe: dict[str, Any]
     seed: int
     work_id: str = ""
+    audit_id: str = ""
     status: Status = "queued"
     is_started: bool = False
     finished_s: float | None = None

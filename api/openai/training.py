@@ -68,11 +68,13 @@ def _submit(service: Service, records: Records, record: JobRecord) -> JobRecord:
         made = _with(record, work_id=work_id)
         records.write(made)
 
+    validation = records.validation_path(record.tenant, record.id)
     request = {
         "model": record.asked["model"],
         "hyperparameters": _training(record).hyperparameters,
         "seed": record.seed,
         "mix_id": record.facts["ballast_mix_id"],
+        "validation": None if record.asked["validation_file"] is None else validation,
         "model_id": model_id(record),
         "run": records.run_path(record.tenant, record.id),
         "models": records.models_path(record.tenant),
@@ -92,7 +94,10 @@ def _told(service: Service, records: Records, record: JobRecord, job: Job) -> Jo
     lines = {line["step"]: line for line in step_lines(service.store, run)}
     if not lines:
         return record
-    n_steps = int(service.store.read_json(f"{run}/{CONFIG}")["resolved"]["steps"])
+    try:
+        n_steps = int(service.store.read_json(f"{run}/{CONFIG}")["resolved"]["steps"])
+    except MissingError:  # a run that begins again removes it
+        return record
     for step in sorted(step for step in lines if step > training.last_step):
         loss = lines[step].get("loss")
         shown = "none" if loss is None else f"{loss:.2f}"
@@ -104,14 +109,14 @@ def _told(service: Service, records: Records, record: JobRecord, job: Job) -> Jo
 def _with_checkpoints(
     service: Service, records: Records, record: JobRecord, lines: dict[int, dict[str, Any]]
 ) -> JobRecord:
-    """The job with the checkpoints that lie in the store."""
+    """The job with the checkpoints that lie in the store, in the order of their steps."""
     name, folder = model_id(record), records.models_path(record.tenant)
-    known = {item["step_number"] for item in _training(record).checkpoints}
-    found = list(_training(record).checkpoints)
-    for step in sorted(set(lines) - known):
-        snapshot = checkpoint_id(name, step)
-        marker = f"{folder}/{snapshot}/{MARKER}"
-        if not service.store.exists(marker):
+    known = {item["step_number"]: item for item in _training(record).checkpoints}
+    found = []
+    for snapshot in service.store.list(folder, checkpoint_id(name, "*")):
+        step, marker = int(snapshot.rpartition("-")[2]), f"{folder}/{snapshot}/{MARKER}"
+        if step in known or step not in lines or not service.store.exists(marker):
+            found += [known[step]] if step in known else []
             continue
         item = {
             "id": content_id("ftckpt", [record.id, step]),
@@ -124,7 +129,7 @@ def _with_checkpoints(
         }
         found.append(item)
         record = record.event(f"Checkpoint created at step {step}", data={"code": "checkpoint", "model": snapshot})
-    return _with(record, checkpoints=found)
+    return _with(record, checkpoints=sorted(found, key=lambda item: int(item["step_number"])))
 
 
 def _succeeded(records: Records, record: JobRecord, job: Job) -> JobRecord:
@@ -135,6 +140,13 @@ def _succeeded(records: Records, record: JobRecord, job: Job) -> JobRecord:
         "ballast_model_folder": f"{records.models_path(record.tenant)}/{name}",
         "ballast_model_sha256": str(result["sha256"]),
     }
+    if "validation_loss" in result:
+        loss = float(result["validation_loss"])
+        facts["ballast_validation_loss"] = f"{loss:.4f}"
+        record = record.event(f"Full validation loss={loss:.2f}", type="metrics", data={"full_valid_loss": loss})
+    elif "validation_error" in result:
+        text = f"The validation file was not measured: {result['validation_error']}"
+        record = record.event(text, "warn", data={"code": "validation_failed"})
     changes = {"model": name, "trained_tokens": int(result["tokens"]), "facts": facts}
     record = record.model_copy(update=changes).event("New fine-tuned model created", data={"model": name})
     return record.ended("succeeded", COMPLETED)
@@ -143,7 +155,7 @@ def _succeeded(records: Records, record: JobRecord, job: Job) -> JobRecord:
 def remove_models(records: Records, record: JobRecord) -> None:
     """Remove a job's model and its checkpoints; nothing there is no error."""
     folder, name = records.models_path(record.tenant), model_id(record)
-    for snapshot in (item["fine_tuned_model_checkpoint"] for item in _training(record).checkpoints):
+    for snapshot in records.store.list(folder, checkpoint_id(name, "*")):
         records.store.delete(f"{folder}/{snapshot}")
     records.store.delete(f"{folder}/{name}")
 

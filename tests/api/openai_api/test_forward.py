@@ -54,9 +54,9 @@ class Place:
             assert time.monotonic() < deadline_s, record
             time.sleep(0.02)
 
-    def steps(self, job_id: str, forwarder: Forwarder | None = None) -> JobRecord:
+    def steps(self, job_id: str, forwarder: Forwarder | None = None, within_s: float = 60.0) -> JobRecord:
         """Take the job to its end."""
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + within_s
         while True:
             record = (forwarder or self.forwarder).step("local", job_id)
             if record is not None and not record.is_active:

@@ -23,7 +23,8 @@ from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError
 from curator.store.store import Store
-from tests.api.openai_api.steps import ended, error_of, uploaded
+from tests.api.openai_api.steps import ended, error_of, events_of, uploaded
+from tests.api.openai_api.test_forward import in_front_of
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
 from tests.models import tiny_model_folder
 
@@ -90,14 +91,9 @@ def create(http: httpx.Client, text: str, **more: Any) -> str:
     return str(answer.json()["id"])
 
 
-def events_of(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = http.get(f"{JOBS}/{job_id}/events", params={"limit": 100}).json()["data"]
-    return found[::-1]
-
-
 def until(http: httpx.Client, job_id: str, text: str) -> None:
     """Wait until an event of the job contains the text."""
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 180
     while not any(text in event["message"] for event in events_of(http, job_id)):
         assert time.monotonic() < deadline_s, events_of(http, job_id)
         time.sleep(0.1)
@@ -116,18 +112,21 @@ def trainings(root: Path) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
     openai = pytest.importorskip("openai", reason="the official client is not installed (pip install 'openai>=3.57')")
     with worker(root), openai.OpenAI(base_url=url, api_key="none", _strict_response_validation=True) as client:
         training = client.files.create(file=("t.jsonl", json_lines(task_rows(20, "whole"))), purpose="fine-tune")
+        held_out = client.files.create(file=("v.jsonl", json_lines(task_rows(12, "held"))), purpose="fine-tune")
         job = client.fine_tuning.jobs.create(
             training_file=training.id,
+            validation_file=held_out.id,
             model="tiny",
             suffix="kind/one",
             seed=7,
             method={
                 "type": "supervised",
-                "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 6, "learning_rate_multiplier": 0.5}},
+                "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}},
             },
         )
         deadline_s = time.monotonic() + 180
@@ -138,31 +137,34 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
         assert job.status == "succeeded", job.error
         model = f"ft:tiny:local:kind-one:{job.id.removeprefix('ftjob-')}"
         assert (job.fine_tuned_model, job.trained_tokens and job.trained_tokens > 100) == (model, True)
-        assert job.hyperparameters.to_dict() == {"n_epochs": 2, "batch_size": 6, "learning_rate_multiplier": 0.5}
+        assert job.hyperparameters.to_dict() == {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}
         events = list(client.fine_tuning.jobs.list_events(job.id))[::-1]
-        steps = [event for event in events if event.type == "metrics"]
-        assert [event.data["step"] for event in steps] == list(range(1, 9)), "22 rows, 6 a step, twice"
-        assert re.fullmatch(r"Step 8/8: training loss=\d+\.\d\d", steps[-1].message)
+        steps = [event for event in events if event.type == "metrics" and "step" in event.data]
+        assert [event.data["step"] for event in steps] == list(range(1, 17)), "22 rows, 6 a step, four times"
+        assert re.fullmatch(r"Step 16/16: training loss=\d+\.\d\d", steps[-1].message)
+        assert 0.0 < float(job.metadata["ballast_validation_loss"]) < 100.0
+        assert re.fullmatch(r"Full validation loss=\d+\.\d\d", events[-3].message)
         assert [event.message for event in events[-2:]] == [
             "New fine-tuned model created",
             "The job has successfully completed",
         ]
         checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
-        assert [item.step_number for item in checkpoints] == [8, 4], "one at the end of each epoch"
-        assert checkpoints[0].fine_tuned_model_checkpoint == f"{model}:ckpt-step-8"
+        assert [item.step_number for item in checkpoints] == [16, 12, 8], "the ends of the last three epochs"
+        assert checkpoints[0].fine_tuned_model_checkpoint == f"{model}:ckpt-step-16"
         assert [item.id for item in client.models.list()] == [model]
         assert client.models.retrieve(model).owned_by == "org-local"
         record = Records(Store(root / "store")).read("local", job.id)
         config = json.loads((root / "store/openai/local/jobs" / job.id / "run/config.json").read_text())["config"]
         chosen = {name: config[name] for name in ("seed", "epochs", "batch_size", "grad_accum", "lr", "mix_id")}
         assert chosen == {
-            "seed": 7, "epochs": 2, "batch_size": 3, "grad_accum": 2, "lr": 0.005,
+            "seed": 7, "epochs": 4, "batch_size": 3, "grad_accum": 2, "lr": 0.005,
             "mix_id": job.metadata["ballast_mix_id"],
         }  # fmt: skip
         folder = root / "store" / job.metadata["ballast_model_folder"]
         assert folder.name == model, "an id is the name of its folder"
         loaded_by_the_evaluation(root, folder)
-        loaded_by_the_evaluation(root, folder.with_name(f"{model}:ckpt-step-4"))
+        loaded_by_the_evaluation(root, folder.with_name(f"{model}:ckpt-step-12"))
+        assert not folder.with_name(f"{model}:ckpt-step-4").exists()
         assert client.models.delete(model).deleted is True
         assert list(client.models.list()) == []
         assert not list(folder.parent.glob(f"{model}*"))
@@ -180,29 +182,35 @@ def loaded_by_the_evaluation(root: Path, adapter: Path) -> None:
     assert json.loads(run.stdout)["shift"] != 0.0
 
 
-def test_a_worker_killed_at_any_moment_loses_no_job(root: Path, http: httpx.Client) -> None:
-    moments = random.Random(18)
-    for number in range(2):
-        job_id = create(http, f"killed {number}", hyperparameters={"n_epochs": 12})
-        for _ in range(2):  # the third death would be the last
-            with worker(root) as process:
-                until(http, job_id, ("Step ", "training job", "Mixed")[moments.randrange(3)] if number else "Step ")
-                time.sleep(moments.uniform(0.0, 1.5))
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            deadline_s = time.monotonic() + 10
-            while trainings(root):
-                assert time.monotonic() < deadline_s, "a training outlived its worker"
-                time.sleep(0.05)
-        with worker(root):
-            job = ended(http, job_id)
-        assert job["status"] == "succeeded", job["error"]
-        steps = [event["data"]["step"] for event in events_of(http, job_id) if event["type"] == "metrics"]
-        assert steps == list(range(1, 73)), "each step is told once: 22 rows, 4 a step, 12 times"
-        marker = Path(root / "store" / job["metadata"]["ballast_model_folder"] / "ballast.json").read_text()
-        assert (json.loads(marker)["complete"], json.loads(marker)["steps"]) == (True, 72)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("moment", ["Step ", "Mixed"])
+def test_a_worker_killed_at_any_moment_loses_no_job(root: Path, http: httpx.Client, moment: str) -> None:
+    moments = random.Random(moment)
+    job_id = create(http, f"killed {moment}", hyperparameters={"n_epochs": 12})
+    for latest_s in (1.5, 8.0):  # the third death would be the last
+        with worker(root) as process:
+            until(http, job_id, moment)
+            time.sleep(moments.uniform(0.0, latest_s))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        deadline_s = time.monotonic() + 10
+        while trainings(root):
+            assert time.monotonic() < deadline_s, "a training outlived its worker"
+            time.sleep(0.05)
+    with worker(root):
+        job = ended(http, job_id, 180)
+    assert job["status"] == "succeeded", job["error"]
+    if moment == "Step ":
+        assert "retried" in {event["data"].get("code") for event in events_of(http, job_id)}
+    steps = [event["data"]["step"] for event in events_of(http, job_id) if event["type"] == "metrics"]
+    assert steps == list(range(1, 73)), "each step is told once: 22 rows, 4 a step, 12 times"
+    marker = Path(root / "store" / job["metadata"]["ballast_model_folder"] / "ballast.json").read_text()
+    assert (json.loads(marker)["complete"], json.loads(marker)["steps"]) == (True, 72)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_stopped_worker_hands_the_training_back(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "stopped", hyperparameters={"n_epochs": 50})
     with worker(root) as process:
@@ -218,6 +226,29 @@ def test_a_stopped_worker_hands_the_training_back(root: Path, http: httpx.Client
     assert answer["status"] == "cancelled"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_service_itself_may_be_the_upstream(root: Path, url: str, tmp_path: Path) -> None:
+    with in_front_of(tmp_path, url) as place, worker(root):
+        asked = {"suffix": "front", "seed": 5, "hyperparameters": {"n_epochs": 2, "batch_size": 12}}
+        job_id = place.create("in front", model="tiny", **asked)
+        record = place.steps(job_id, within_s=240)
+        assert record.status == "succeeded", record.error
+        job = place.http.get(f"{JOBS}/{job_id}").json()
+        behind_id = job["metadata"]["ballast_upstream_job"]
+        model = f"ft:tiny:local:front:{behind_id.removeprefix('ftjob-')}"
+        assert (job["fine_tuned_model"], job["trained_tokens"] > 100) == (model, True)
+        assert [item["id"] for item in place.http.get("/models").json()["data"]] == [model]
+        found = place.http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
+        assert [item["step_number"] for item in found] == [4, 2], "24 rows: 22 were sent, 2 more were mixed in there"
+        steps = [event["data"]["step"] for event in events_of(place.http, job_id) if event["type"] == "metrics"]
+        assert steps == [1, 2, 3, 4]
+        behind = httpx.get(f"{url}{JOBS}/{behind_id}").json()
+        assert (behind["seed"], behind["metadata"]["gateway_job"]) == (5, job_id)
+        assert place.http.delete(f"/models/{model}").json()["deleted"] is True
+        assert httpx.get(f"{url}/models").json()["data"] == [], "it was deleted there"
+
+
 def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "cancelled", hyperparameters={"n_epochs": 50})
     with worker(root):
@@ -230,7 +261,7 @@ def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
 def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "failing", model="broken")
     with worker(root):
-        job = ended(http, job_id)
+        job = ended(http, job_id, 180)
     assert (job["status"], job["error"]["code"]) == ("failed", "training_failed")
     assert "nothing" in job["error"]["message"]
     assert str(root) not in json.dumps([job, events_of(http, job_id)])
@@ -247,6 +278,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_mixed(http: httpx.
     assert error["param"] == "hyperparameters.learning_rate_multiplier"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_is_left_of_a_training_goes(root: Path, tmp_path: Path) -> None:
     store = scored_store(tmp_path)
     app = create_app(train_settings(root, tmp_path))
