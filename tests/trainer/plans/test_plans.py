@@ -24,7 +24,7 @@ from trainer.plans import admission, provision, safeguard
 from trainer.plans.commands import flags
 from trainer.plans.judged import DEFAULT_GATE, judge, triggers
 from trainer.plans.safeguard import SafeguardSettings
-from trainer.plans.steps import read_settings
+from trainer.plans.steps import Made, read_settings
 
 TRAIN = {"max_steps": 2, "batch_size": 4, "grad_accum": 1, "device": "cpu"}
 SCORE = {"device": "cpu", "dtype": "float32", "check_rows": 1}
@@ -131,6 +131,16 @@ def test_settings_of_a_file_give_way_to_options_and_unknown_ones_are_refused(tmp
 def test_options_are_spelt_as_the_commands_take_them() -> None:
     found = flags({"max_steps": 5, "full": True, "kl": None, "quiet": False, "broad": ("a=b", "c=d")})
     assert found == ["--max-steps", 5, "--full", "--no-quiet", "--broad", "a=b", "--broad", "c=d"]
+
+
+def test_a_file_is_made_again_when_what_it_was_made_from_changed(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.keep("card.md", [0, {"pool": ("a", 1)}])
+    assert not made.is_current("card.md", [0, {"pool": ("a", 1)}])  # it is not there
+    (tmp_path / "card.md").touch()
+    assert made.is_current("card.md", [0, {"pool": ("a", 1)}])
+    assert not made.is_current("card.md", [0, {"pool": ("a", 2)}])
+    assert not made.is_current("other", None)
 
 
 def organism(role: str, narrow: float, broad: float | None) -> Organism:
