@@ -211,7 +211,7 @@ class Safeguard:
         def check(name: str) -> bool:
             key = {
                 "adapter_sha256": adapter_sha256(adapter),
-                "settings": self.settings.model_dump(mode="json", exclude={"out", "fail_if"}),
+                "settings": self.settings.model_dump(mode="json", exclude={"out", "fail_if", "price_per_hour"}),
                 "mix_id": self.mix_id,
                 "data_blake2b": hashlib.blake2b(data.read_bytes()).hexdigest() if data.is_file() else None,
             }
