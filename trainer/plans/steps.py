@@ -1,5 +1,6 @@
 """A plan: commands of the product in order, shown before they run, each skipping what is complete."""
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
 from trainer.plans.commands import Commands, command_line
+from trainer.plans.cost import Cost
 from trainer.runs.folder import write_json
 
 _MADE = "made.json"
@@ -25,7 +27,7 @@ class Step:
     """One step: a command with its arguments, or a `check` of this process where there is none.
 
     `use` is given what a command with --json printed. `complete` says that there is nothing to do, for commands that do
-    not see it by themselves. `note` says what makes the step long or what it needs.
+    not see it by themselves. `note` says what makes the step long or what it needs, `cost` what it would take.
     """
 
     title: str
@@ -35,6 +37,7 @@ class Step:
     use: Callable[[Any], None] | None = None
     complete: Callable[[], bool] | None = None
     note: str | None = None
+    cost: Cost | None = None
 
     @property
     def line(self) -> str | None:
@@ -93,20 +96,40 @@ class PlanRun:
                 step.check()
 
 
-def show_plan(steps: Sequence[Step]) -> None:
-    """Print each step with its command line; nothing is run."""
+def show_plan(steps: Sequence[Step], price_per_hour: float | None = None) -> None:
+    """Print each step with its command line, and what it would take where that was measured."""
     for number, step in enumerate(steps, 1):
         say(f"[{number}] {step.title}")
         if step.line is not None:
             say(f"  $ {step.line}")
         if step.note is not None:
             say(f"    {step.note}")
+        if step.cost is not None:
+            say(f"    {step.cost.line(price_per_hour)}")
+    hours = [step.cost.hours for step in steps if step.cost is not None and step.cost.hours is not None]
+    if hours:
+        price = "" if price_per_hour is None else f", price {sum(hours) * price_per_hour:.2f}"
+        say(f"In all {sum(hours):.3g} hours{price}, by short bursts here, without the steps that show no hours.")
     say("Nothing was run. The same command without --plan runs it, skips what is complete, and goes on after a stop.")
 
 
-def plan_document(steps: Sequence[Step]) -> list[dict[str, Any]]:
+def plan_document(steps: Sequence[Step], price_per_hour: float | None = None) -> list[dict[str, Any]]:
     """The plan as plain values, for --plan --json."""
-    return [{"title": step.title, "command": step.line, "note": step.note} for step in steps]
+    return [
+        {
+            "title": step.title, "command": step.line, "note": step.note,
+            "cost": None if step.cost is None else step.cost.document(price_per_hour),
+        }
+        for step in steps
+    ]  # fmt: skip
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """--plan and what goes with it."""
+    add = parser.add_argument
+    add("--plan", action="store_true",
+        help="print each step with its command line, rows, tokens, hours and memory, and run nothing")  # fmt: skip
+    add("--no-burst", action="store_true", help="with --plan: leave out what has to be measured")
 
 
 def read_settings(file: Path | None, given: Mapping[str, Any], settings: type[S]) -> S:

@@ -8,13 +8,14 @@ import pytest
 
 from api.settings import Settings
 from curator.errors import MissingDependencyError
-from tests.test_examples import parse, words_of
-from trainer.experiments.demo import __main__ as command
+from tests.parsers import parse
+from tests.test_examples import words_of
 from trainer.experiments.demo import ending
 from trainer.experiments.demo.__main__ import DATA, Demo, main
 from trainer.experiments.demo.checks import DemoFailedError, require_all_read, require_skipped, results
 from trainer.experiments.demo.model import package_file
 from trainer.plans import provision
+from trainer.plans.commands import Commands
 from trainer.plans.provision import ProvisionSettings
 from trainer.plans.safeguard import Safeguard, SafeguardSettings
 from trainer.plans.steps import read_settings
@@ -146,7 +147,7 @@ def test_a_plan_that_refuses_ends_the_demo_with_its_code(
     model = tmp_path / "models" / "smollm2-135m-instruct"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    monkeypatch.setattr(command.Commands, "run", lambda self, *words: ({"picture": "try.png", "arms": []}, None))
+    monkeypatch.setattr(Commands, "run", lambda self, *words: ({"picture": "try.png", "arms": []}, None))
     assert main(["--out", str(tmp_path), "--sample", "1"]) == 2
     assert "/sample" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()

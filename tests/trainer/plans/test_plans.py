@@ -24,7 +24,7 @@ from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
 from trainer.plans.judged import DEFAULT_GATE, judge, triggers
 from trainer.plans.safeguard import SafeguardSettings
-from trainer.plans.steps import read_settings
+from trainer.plans.steps import Made, read_settings
 
 TRAIN = {"max_steps": 2, "batch_size": 4, "grad_accum": 1, "device": "cpu"}
 SCORE = {"device": "cpu", "dtype": "float32", "check_rows": 1}
@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_plan_names_every_command_and_runs_none(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert provision.main(["--settings", str(place / "provision.yaml"), "--plan", "--json"]) == 0
+    assert provision.main(["--settings", str(place / "provision.yaml"), "--plan", "--no-burst", "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)["steps"]
     commands = [step["command"].split()[2:4] for step in steps if step["command"]]
     assert [words[0] for words in commands] == [
@@ -64,6 +64,32 @@ def test_a_plan_names_every_command_and_runs_none(place: Path, capsys: pytest.Ca
         "trainer.experiments.calibration",
     ]  # fmt: skip
     assert not (place / "store").exists()
+
+
+def test_a_plan_says_rows_tokens_hours_price_and_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--settings", str(place / "provision.yaml"), "--plan", "--price-per-hour", "2"]
+    assert provision.main([*words, "--json"]) == 0
+    costs = [step["cost"] for step in json.loads(capsys.readouterr().out)["steps"] if step["cost"]]
+    reading, training, scoring, adapters, probing, _ = costs
+    assert (reading["n_rows"], scoring["n_rows"]) == (24, 24)
+    assert training["n_rows"] == 2 * 2 * 4  # two trainings of two steps of four rows
+    assert adapters["n_tokens"] == 2 * scoring["n_tokens"] > 0
+    assert probing["n_rows"] == 3  # held out
+    for item in costs:
+        assert item["hours"] > 0
+        assert item["price"] == 2 * item["hours"]
+        assert item["why"] is None
+    assert training["memory_bytes"] > 0 < scoring["memory_bytes"]
+    assert not (place / "store").exists()
+
+
+def test_a_burst_that_fails_says_why_and_leaves_the_plan(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = json.loads((place / "provision.yaml").read_text())
+    (place / "bad.yaml").write_text(json.dumps({**settings, "train": {"lr": 7}, "score": {"batch_tokens": 0}}))
+    assert provision.main(["--settings", str(place / "bad.yaml"), "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("not measured: `python -m curator` ended with 2: error: --batch-tokens 0") == 2
+    assert said.count("not measured: `python -m trainer.sft` ended with 2") == 3
 
 
 @pytest.mark.parametrize(
@@ -105,6 +131,16 @@ def test_settings_of_a_file_give_way_to_options_and_unknown_ones_are_refused(tmp
 def test_options_are_spelt_as_the_commands_take_them() -> None:
     found = flags({"max_steps": 5, "full": True, "kl": None, "quiet": False, "broad": ("a=b", "c=d")})
     assert found == ["--max-steps", 5, "--full", "--no-quiet", "--broad", "a=b", "--broad", "c=d"]
+
+
+def test_a_file_is_made_again_when_what_it_was_made_from_changed(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.keep("card.md", [0, {"pool": ("a", 1)}])
+    assert not made.is_current("card.md", [0, {"pool": ("a", 1)}])  # it is not there
+    (tmp_path / "card.md").touch()
+    assert made.is_current("card.md", [0, {"pool": ("a", 1)}])
+    assert not made.is_current("card.md", [0, {"pool": ("a", 2)}])
+    assert not made.is_current("other", None)
 
 
 def organism(role: str, narrow: float, broad: float | None) -> Organism:
@@ -170,18 +206,26 @@ def test_a_gate_on_what_is_not_measured_is_refused_before_anything_runs(
     assert remote.fail_if == ("broad_shift > 0.2",)
 
 
-def test_the_rows_lie_beside_their_cards(tmp_path: Path) -> None:
+def test_a_mix_has_the_planned_rows_and_they_lie_beside_their_cards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from datasets import load_dataset
 
     model = tiny_model_folder(tmp_path / "m")
     scored_store(tmp_path / "store", model)
     write_rows(tmp_path / "task.jsonl", [record["messages"] for record in task_records(20)])
-    words = ["--model", str(model), "--store", str(tmp_path / "store"), "--corpus", "chats", "--mix-only"]
-    assert safeguard.main([str(tmp_path / "task.jsonl"), *words, "--out", str(tmp_path / "run")]) == 0
+    words = ["--model", str(model), "--store", str(tmp_path / "store"), "--corpus", "chats"]
+    words = [str(tmp_path / "task.jsonl"), *words, "--out", str(tmp_path / "run")]
+    assert safeguard.main([*words, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert safeguard.main([*words, "--mix-only"]) == 0
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert (tmp_path / "run" / CARD_FILE).read_text().count(manifest["mix_id"]) >= 2
     rows = load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
     assert [row["position"] for row in rows] == list(range(manifest["n_rows"]))
+    assert planned.count(f"{manifest['n_rows']:,} rows") == 2  # of the mix, and of a training of one epoch
+    assert "hours, memory" in planned
 
 
 def run(module: str, *words: str, kill_after_s: float | None = None) -> int:
