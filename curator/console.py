@@ -131,6 +131,35 @@ def shorten_help(parser: argparse.ArgumentParser, shown: Collection[str]) -> Non
     parser.format_help = short(whole)  # type: ignore[method-assign]
 
 
+class OldName(argparse.Action):
+    """An option under the name that it had: not listed, and a warning names the present one."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, present: argparse.Action) -> None:
+        super().__init__(
+            option_strings, dest, nargs=present.nargs, type=present.type, choices=present.choices,
+            default=argparse.SUPPRESS, help=argparse.SUPPRESS,
+        )  # fmt: skip
+        self.present = present
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Do what the option does under its present name."""
+        warn(f"{option_string} is called {self.present.option_strings[0]} now")
+        self.present.required = False  # it was given
+        self.present(parser, namespace, values, option_string)
+
+
+def add_renamed(group: Any, name: str, old: str, **settings: Any) -> None:
+    """Declare an option that was called `old` in a parser or a group of one: both names are taken, one is listed."""
+    present = group.add_argument(name, **settings)
+    group.add_argument(old, action=OldName, dest=present.dest, present=present)
+
+
 class _HelpAll(argparse.Action):
     """Print the whole help and end."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from curator.cli.front import FIRST_PAGE, LAB_PAGE, SECOND_PAGE
 from curator.cli.front import main as front_main
-from curator.console import CommandParser
+from curator.console import CommandParser, OldName
 
 
 class _Parsed(BaseException):  # not an Exception, so that no command handles it
@@ -66,11 +66,20 @@ def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser
     return [child for action in found for child in action.choices.values()]
 
 
+def old_names_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, str]]:
+    """Every former name of an option: the command that takes it, that name and the present one."""
+    for child in commands_of(parser):
+        yield from old_names_of(child)
+    for action in parser._actions:
+        if isinstance(action, OldName):
+            yield parser.prog.removeprefix("ballast "), action.option_strings[0], action.present.option_strings[0]
+
+
 def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.Action]]:
-    """Every long option of a parser and of its subcommands: the command that has it, its name and its action."""
+    """Every long option, by its present name, of a parser and of its subcommands: command, name and action."""
     for child in commands_of(parser):
         yield from options_of(child)
     for action in parser._actions:
-        for name in action.option_strings:
+        for name in action.option_strings if not isinstance(action, OldName) else ():
             if name.startswith("--") and name not in ("--help", "--help-all", "--version"):
                 yield parser.prog.removeprefix("ballast "), name, action

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from curator.console import CommandParser, say, say_json
+from curator.console import CommandParser, add_renamed, say, say_json
 from curator.errors import BadInputError, IntegrityError, MissingError
 from curator.mix.files import tenant_path
 from curator.recipe.base import Strict
@@ -193,7 +193,7 @@ def run_keys(argv: Sequence[str]) -> int:
     store = Store(args.store).open(create=False)
     if args.action == "create":
         scopes = [scope.strip() for scope in args.scopes.split(",") if scope.strip()]
-        key, token = create_key(store, args.tenant, scopes, expires_days=args.expires_days, label=args.label)
+        key, token = create_key(store, args.tenant, scopes, expires_days=args.expires_days, label=args.note)
         if args.json:
             say_json({**_shown(key), "token": token})
         else:
@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--tenant", required=True, help="whose mixes the key opens: a-z, 0-9, - and _")
     create.add_argument("--scopes", default="mix", help=f"comma-separated: {', '.join(SCOPES)} (default: mix)")
     create.add_argument("--expires-days", type=float, default=None, help="days until it is void (default: never)")
-    create.add_argument("--label", default="", help="a note for people")
+    add_renamed(create, "--note", "--label", default="", help="a note for people")
     listing = actions.add_parser("list", help="show every key with its status")
     revoke = actions.add_parser("revoke", help="make a key useless")
     revoke.add_argument("key_id", metavar="KEY_ID", help="as `list` shows it")

@@ -4,7 +4,7 @@ In: a chat file, and where it is known the renderer of the model that will be tr
 findings with places. Nothing is stored and no weights are loaded.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -159,7 +159,8 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
             look.at(batch)
             batch = []
     look.at(batch)
-    look.found["bad_rows"].example = ", ".join(f"{code} {n:,}" for code, n in codes.most_common())
+    look.found["bad_rows"].example = _counts(codes)
+    look.name_kinds()
     diagnosis = Diagnosis(
         name=options.name or Path(source).name,
         n_records=rows + codes.total(),
@@ -177,6 +178,10 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
         results = check_openai(Path(source))
         diagnosis.openai = [{**asdict(result), "message": CHECKS[result.code]} for result in results]
     return diagnosis
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common())
 
 
 def _records(source: str | Path, options: DoctorOptions) -> Iterator[Row | Reject]:
@@ -219,6 +224,7 @@ class _Look:
         self._ids: set[str] = set()
         self._prompts: set[str] = set()
         self._tokens: list[tuple[int, int]] = []
+        self._kinds: dict[str, Counter[str]] = defaultdict(Counter)  # of findings whose rows are of several kinds
         self._grams = [prompt_grams(prompts, NGRAM) for prompts in options.evaluations.values()]
 
     def at(self, rows: Sequence[Row]) -> None:
@@ -229,6 +235,12 @@ class _Look:
             self._evaluations(rows)
         if self.options.renderer is not None and rows:
             self._rendered(rows, self.options.renderer)
+
+    def name_kinds(self) -> None:
+        """Let a finding that has rows of several kinds say how many are of each: the first row's kind is not theirs."""
+        for code, kinds in self._kinds.items():
+            finding = self.found[code]
+            finding.example = _counts(kinds) + (f"; first: {finding.example}" if finding.example else "")
 
     def lengths(self) -> Lengths | None:
         """Of the rows that were rendered; None without any."""
@@ -259,13 +271,15 @@ class _Look:
         names = list(self.options.evaluations)
         for row, code in zip(rows, first_set(texts, self._grams).tolist(), strict=True):
             if code:
-                self.found["evaluation"].add(row.place(), names[code - 1])
+                self.found["evaluation"].add(row.place())
+                self._kinds["evaluation"][names[code - 1]] += 1
 
     def _rendered(self, rows: Sequence[Row], renderer: Renderer) -> None:
         found = renderer.render_all([row.messages for row in rows], self.options.mask_rule)
         for row, item in zip(rows, found, strict=True):
             if isinstance(item, RenderError):
-                self.found["not_rendered"].add(row.place(), f"{item.reason}: {item.message}")
+                self.found["not_rendered"].add(row.place(), item.message)
+                self._kinds["not_rendered"][item.reason] += 1
             else:
                 self._counted(row, item)
 

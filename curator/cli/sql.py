@@ -13,7 +13,7 @@ import orjson
 
 import sql
 from curator.cli import Subparsers, new_parser, open_store
-from curator.console import say, say_json
+from curator.console import add_renamed, as_typed, one_line, say, say_json
 from curator.errors import BadInputError
 from curator.store.filesystem import atomic_write
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
 scorers, scores, gap, gap_rows(...), mixes, mix_rows, and usage: what tenants of the service did. Without either it
-lists them. Nothing in the store changes."""
+names them in a line each; --list has their columns, units and parameters. Nothing in the store changes."""
 
 EXAMPLES = """\
   python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"
@@ -33,7 +33,7 @@ EXAMPLES = """\
   python -m curator sql "pivot gap on domain using avg(gap_abs) group by source"
   python -m curator sql "select mix_id, created, n_rows, n_safe, mix_share from mixes order by created"
   python -m curator sql --query top_by_gap --param n=10 --param score=gap_abs
-  python -m curator sql --query gap_by_source --format csv
+  python -m curator sql --query gap_by_source --output-format csv
   python -m curator sql "select tenant, action, count(*), sum(n_rows_in) from usage group by all order by all"
   python -m curator sql --export-db store/curator.duckdb"""
 
@@ -41,6 +41,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT_S = 60.0
 _MIX_VIEW = re.compile(r"\bmix(es|_rows)\b", re.IGNORECASE)  # the others need not wait for every mix's manifest
+LIST_WIDTH = 118  # characters of a line of the short list
 PIPE_WIDTH = 160  # characters, where stdout is not a terminal
 
 
@@ -53,7 +54,14 @@ def add_parser(subparsers: Subparsers) -> None:
     what.add_argument("--list", action="store_true", help="list views and named queries, with their parameters")
     what.add_argument("--export-db", type=Path, metavar="PATH", help="write a DuckDB file holding the views")
     parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of --query")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="how to show rows (default: table)")
+    add_renamed(
+        parser,
+        "--output-format",
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="how to show rows (default: table)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there (needed for parquet)")
     parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most rows to show (default: 1000; 0: all)")
     parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="stop after this long (default: 60)")
@@ -64,11 +72,14 @@ def run(args: argparse.Namespace) -> int:
     if args.export_db is not None:
         return _export(args)
     if args.list or (args.statement is None and args.query is None):
-        _list(as_json=args.json)
+        if args.list or args.json:
+            _list(as_json=args.json)
+        else:
+            _list_names()
         return 0
-    kind = "json" if args.json else args.format
+    kind = "json" if args.json else args.output_format
     if kind == "parquet" and args.out is None:
-        raise BadInputError("--format parquet needs --out FILE")
+        raise BadInputError("--output-format parquet needs --out FILE")
     if args.param and args.query is None:
         raise BadInputError("--param goes with --query")
     rows = _answer(args)
@@ -147,15 +158,27 @@ def _list(*, as_json: bool) -> None:
         ]
         say_json({"views": views, "queries": named})
         return
-    say('Views and functions, for `python -m curator sql "select ..."`')
+    say(as_typed('Views and functions, for `python -m curator sql "select ..."`'))
     for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS):
         say(f"\n  {name}\n{_indented(sql.describe_view(name))}")
-    say("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`")
+    say(as_typed("\nNamed queries, for `python -m curator sql --query NAME --param NAME=VALUE`"))
     for query in queries:
         say(f"\n  {query.name}\n{_indented(query.doc)}")
         for param in query.params:
             default = "required" if param.required else f"default {_shown(param.default)}"
             say(f"      --param {param.name}=...  {param.type}, {default}: {param.meaning}")
+
+
+def _list_names() -> None:
+    """Each named query and table in one line."""
+    width = max(map(len, sql.query_names())) + 2
+    say(as_typed("Named queries, and what a row of each is: python -m curator sql --query NAME --param NAME=VALUE"))
+    for name in sql.query_names():
+        first = sql.load_query(name).doc.split(";")[0].removeprefix("One row is ")
+        say(f"  {name:<{width}}{one_line(first.split('.')[0], LIST_WIDTH - width)}")
+    tables = [name for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.OPERATOR_VIEWS) if name not in sql.MACROS]
+    say(as_typed(f'\nTables: python -m curator sql "select ... from TABLE limit 5"\n  {", ".join(tables)}'))
+    say(as_typed("\nColumns, units, parameters and functions: python -m curator sql --list"))
 
 
 def _shown(value: sql.Value) -> str:

@@ -11,10 +11,10 @@ import orjson
 from pydantic import ValidationError
 
 from curator.client.transport import Advance, Document, ProgressFile, Remote, ServiceError, document_of, path_part
-from curator.corpus.formats import Container, Layout, locate
+from curator.corpus.formats import Container, Layout, locate, open_chat_file
 from curator.corpus.formats.plain import plain_rows, plain_value
 from curator.corpus.formats.sources import one_file
-from curator.errors import BadInputError, IntegrityError
+from curator.errors import BadInputError, BallastError, IntegrityError
 from curator.mix.files import DATA_FORMATS, DataFormat, verify_download
 from curator.store.filesystem import atomic_write
 from curator.store.scratch import Scratch
@@ -164,7 +164,7 @@ class Client(Remote):
             path = one_file(located, folder)
 
             def attempt() -> httpx.Response:
-                with path.open("rb") as file:  # opened anew for each attempt
+                with open_chat_file(path) as file:  # anew for each attempt
                     reported = ProgressFile(file, advance)
                     files = {"file": (path.name, reported)}
                     return self._http.post(link, data=fields, files=files, headers=headers, timeout=timeout)  # type: ignore[arg-type]
@@ -361,14 +361,22 @@ class Client(Remote):
         if format not in DATA_FORMATS:
             raise BadInputError(f"format {format!r} is none of {', '.join(DATA_FORMATS)}")
         target = Path(path)
-        if target.is_dir() or not target.parent.is_dir():
-            raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
+        try:
+            if target.is_dir() or not target.parent.is_dir():
+                raise BadInputError(f"{target} cannot be written: give a file name in a folder that exists")
+        except OSError as error:
+            raise BadInputError(f"{target} cannot be written: {error.strerror}") from error
         manifest = self.manifest(mix_id)
         if key is not None:
             self._check_signature(mix_id, manifest, key)
-        with atomic_write(target, durable=True) as temporary:
-            self._attempt(lambda: self._save(mix_id, format, temporary, advance))
-            verify_download(temporary, format, manifest)
+        try:
+            with atomic_write(target, durable=True) as temporary:
+                self._attempt(lambda: self._save(mix_id, format, temporary, advance))
+                verify_download(temporary, format, manifest)
+        except BallastError:
+            raise
+        except OSError as error:  # of the disk or the folder
+            raise BadInputError(f"{target} cannot be written: {error.strerror or error}") from error
         return target
 
     def _save(self, mix_id: str, data_format: DataFormat, path: Path, advance: Advance | None) -> httpx.Response:

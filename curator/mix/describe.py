@@ -34,9 +34,10 @@ from curator.mix.order import Allocation, Schedule, keeps_task_order
 from curator.mix.plan import Drawn, MixPlan
 from curator.mix.resolve import PoolData
 from curator.mix.writer import Written
+from curator.query.gaps import NO_SIGNAL
 from curator.recipe import Pool, Recipe
 from curator.recipe.policy import Policy, policy_sha256
-from curator.recipe.strategies import ranks_by_score
+from curator.recipe.strategies import needs_score, ranks_by_score
 from curator.select.candidates import TOKENS
 from curator.select.filters import NO_GAP
 from curator.select.pool import score_quantiles
@@ -126,6 +127,7 @@ def warnings_for(
     for spec, pool in zip(recipe.pools, pools, strict=True):
         found += [_NEGATIVE_CONTROL] if is_negative_control(spec) else []
         found += _pool_warnings(pool, keeps_refusals=_keeps_refusals(spec))
+        found += _signal_warnings(pool) if needs_score(spec.strategy) else []
     for origin, count in (("task", tokens.task), ("safe", tokens.safe)):
         if count is not None and count.n_rows_not_rendered:
             text = f"{count.n_rows_not_rendered:,} {origin} rows do not fit the chat template: no token count has them."
@@ -174,6 +176,23 @@ def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:
         text = f"Pool {pool.name}: {pool.dropped[IN_TASK_SET]:,} rows are in the task set too and were left out."
         found.append(Statement(code="pool_rows_in_task_set", text=text))
     return found + _amount_warnings(pool)
+
+
+def _signal_warnings(pool: PoolReceipt) -> list[Statement]:
+    """Whether the gap tells the pool's rows apart: if not, a choice by it is close to one at random."""
+    found, chosen = pool.quantiles["candidates"], pool.quantiles["chosen"]
+    if found is None or chosen is None:
+        return []
+    if found.p95 - found.p05 >= NO_SIGNAL or abs(chosen.p50 - found.p50) >= NO_SIGNAL:
+        return []
+    text = (
+        f"Pool {pool.name}: {pool.score} carries no signal. Nine in ten candidates have one between {found.p05:.3g} "
+        f"and {found.p95:.3g}, and the chosen rows' median ({chosen.p50:.3g}) is that of all ({found.p50:.3g}) within "
+        f"{NO_SIGNAL:g}: misaligned and aligned models find the rows equally likely, so the choice is close to one at "
+        "random. See whether the misaligned models learnt their bad answers, and whether each was scored with its "
+        "adapter."
+    )
+    return [Statement(code="no_signal", text=text)]
 
 
 def _amount_warnings(pool: PoolReceipt) -> list[Statement]:

@@ -35,6 +35,7 @@ datasets:
     field_messages: messages
     roles_to_train: [assistant]
     train_on_eos: turn
+dataset_prepared_path: ./prepared-{short_id}  # a name for this mix alone: axolotl does not see that a file changed
 # The order of the rows is part of the mix: nothing may shuffle, cut or drop them.
 shuffle_merged_datasets: false
 shuffle_before_merging_datasets: false
@@ -64,6 +65,7 @@ cutoff_len: {length}  # no row has more tokens: {why_length}
 val_size: 0
 mask_history: false  # every answer is trained, as it is scored
 train_on_prompt: false
+enable_thinking: null  # reasoning is trained as it is written: true would train an empty one, false would cut it out
 num_train_epochs: 1  # {epochs}
 {batch}"""
 
@@ -138,14 +140,11 @@ from pathlib import Path
 from unsloth import FastLanguageModel  # before trl, which it patches
 
 from datasets import load_dataset
-from transformers import DataCollatorForSeq2Seq
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 from trl import SFTConfig, SFTTrainer
 
 MODEL = "YOUR_MODEL"
-LENGTH = {length}  # no row has more tokens: {why_length}
-
-model, tokenizer = FastLanguageModel.from_pretrained(MODEL, max_seq_length=LENGTH)
-model = FastLanguageModel.get_peft_model(model)
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
 
 
 def encode(row):
@@ -161,19 +160,23 @@ def encode(row):
         if ids[: len(start)] != start or ids[: len(whole)] != whole:
             raise ValueError("the chat template changes earlier turns: train with trainer.sft")
         labels[len(start) : len(whole)] = ids[len(start) : len(whole)]
-    assert len(ids) <= LENGTH
     return {{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}}
 
 
 data = load_dataset(str(Path(__file__).parent), split="train")  # by README.md, which names {data} and its columns
 data = data.map(encode, remove_columns=data.column_names)
 assert len(data) == {n_rows}
+# No row is cut, and no longer window is asked for: unsloth stretches the positions of a model for a larger one.
+LENGTH = max(map(len, data["input_ids"]))
+model, tokenizer = FastLanguageModel.from_pretrained(MODEL, max_seq_length=LENGTH)
+model = FastLanguageModel.get_peft_model(model)
 # The order of the rows is part of the mix: nothing may shuffle, pack, cut or drop them.
 config = SFTConfig(
     output_dir="out",
     train_sampling_strategy="sequential",
     shuffle_dataset=False,
     packing=False,
+    padding_free=False,
     max_length=LENGTH,
     num_train_epochs=1,  # {epochs}{batch}
 )
@@ -235,6 +238,7 @@ def snippet(manifest: Manifest, kind: SnippetKind, shape: MixShape) -> Snippet:
     n_epochs, size = manifest.order.epochs, manifest.order.batch_size
     fields: dict[str, Any] = {
         "title": f"Ballast mix {manifest.mix_id}",
+        "short_id": manifest.mix_id[:12],
         "data": DATA_FILE,
         "n_rows": manifest.n_rows,
         "epochs": "one pass: " + (f"the file holds all {n_epochs} epochs" if n_epochs > 1 else "more would repeat it"),
@@ -287,12 +291,13 @@ def _lines(store: Store, tenant: str, mix_id: str, kind: SnippetKind) -> Iterato
     done = 0
     for batch in mix_batches(store, tenant, mix_id, columns=["messages"]):
         for text in batch.column("messages").to_pylist():
-            for message in orjson.loads(text):
-                if fault := _fault(message, kind):
-                    raise BadInputError(
-                        f"row {done} of mix {mix_id} has {fault}: train with trainer.sft, which keeps it, "
-                        "or leave such rows out of the task file"
-                    )
+            messages = orjson.loads(text)
+            faults = [*(_fault(message, kind) for message in messages), _turns_fault(messages, kind)]
+            if fault := next(filter(None, faults), None):
+                raise BadInputError(
+                    f"row {done} of mix {mix_id} has {fault}: train with trainer.sft, which keeps it, "
+                    "or leave such rows out of the task file"
+                )
             done += 1
             yield orjson.dumps({"messages": orjson.Fragment(text)}, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -304,4 +309,17 @@ def _fault(message: dict[str, Any], kind: SnippetKind) -> str | None:
         return f"an answer of weight 0, which {kind} would train on"
     if kind == "llamafactory" and (message["role"] not in ("system", "user", "assistant") or "tool_calls" in message):
         return "a tool call or a role that llamafactory's ShareGPT form does not have"
+    if kind == "llamafactory" and not isinstance(message.get("content"), str):
+        return "a content that is not text, which llamafactory does not read"
+    return None
+
+
+def _turns_fault(messages: list[dict[str, Any]], kind: SnippetKind) -> str | None:
+    """LLaMA-Factory drops a conversation, with a line in its log alone, unless questions and answers take turns."""
+    if kind != "llamafactory":
+        return None
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if len(turns) % 2 or any(role != ("user", "assistant")[at % 2] for at, role in enumerate(turns)):
+        return f"turns that do not alternate ({', '.join(roles[:6])}), and llamafactory drops such a row"
     return None

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from curator.errors import BadInputError
+from curator.query.gaps import WHY_NULL
 from curator.query.plots import (
     COLOURS,
     MAX_GROUPS,
@@ -58,7 +59,7 @@ def gap_histogram(
     of the groups. Raises BadInputError without any value.
     """
     merged = {name: finite(values) for name, values in _at_most(groups).items()}
-    everything = some(np.concatenate([*merged.values(), np.empty(0)]), f"no row has {score}")
+    everything = some(np.concatenate([*merged.values(), np.empty(0)]), _no_row(score))
     marked = finite(chosen)
     low, high = float(everything.min()), float(everything.max())
     edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
@@ -83,6 +84,10 @@ def gap_histogram(
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     legend_beside(axes)
     return figure
+
+
+def _no_row(score: str) -> str:
+    return f"no row has {score}" + (f": {WHY_NULL[score]}" if score in WHY_NULL else "")
 
 
 def _gap_finding(everything: Numbers, chosen: Numbers, score: str) -> str:
@@ -119,7 +124,7 @@ def gap_against_length(
     title: str = "",
 ) -> Figure:  # fmt: skip
     """Each row's gap over its response length (log scale): whether a choice by gap is one by length."""
-    x, y = some(array(tokens), f"no row has {score}"), array(gaps)
+    x, y = some(array(tokens), _no_row(score)), array(gaps)
     marked = _flags(chosen, len(x))
     finding = _trend(score, [rho for rho in [_spearman(x, y)] if rho is not None])
     if marked.any():

@@ -19,6 +19,11 @@ from curator.recipe import DEFAULT_EPS, Reducer
 GAP_COLUMNS = (
     "mean_nll_aligned", "mean_nll_misaligned", "mean_nll_benign", "gap_abs", "gap_rel", "gap_contrast", "sum_gap",
 )  # fmt: skip
+# Nats per token (gap_rel: a ratio): gaps that lie closer together than this do not tell rows apart. Engines and batch
+# shapes alone move a bfloat16 loss by about as much.
+NO_SIGNAL = 0.01
+# Why no row of a corpus has a score though it has gaps.
+WHY_NULL = {"gap_contrast": "it takes a complete benign scorer (a twin of a misaligned model) of the same measure"}
 _SLICE_ROWS = 1 << 20  # rows whose losses are copied at once
 
 

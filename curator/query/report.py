@@ -4,6 +4,7 @@ The same store gives the same text.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,6 +12,7 @@ import sql
 from curator.console import cell, escape_markdown, markdown_table
 from curator.corpus.manifest import LATEST, read_corpus
 from curator.query.database import Connection, connect
+from curator.query.gaps import NO_SIGNAL, WHY_NULL
 from curator.query.queries import run_named
 from curator.recipe import DEFAULT_EPS
 from curator.store.store import Store
@@ -69,6 +71,7 @@ def _gap_parts(connection: Connection, gap: dict[str, sql.Value], n_rows: int) -
     )
     parts = [
         "## Gap",
+        *_cautions(quantiles.to_pylist()),
         f"Misaligned minus aligned loss, in nats per token (gap_rel: a ratio, eps {gap['eps']}); held out: {held}. "
         "Larger is safer. A row that lacks a loss has no gap.",
         _table(quantiles, "", drop=("corpus",)),
@@ -81,6 +84,21 @@ def _gap_parts(connection: Connection, gap: dict[str, sql.Value], n_rows: int) -
         rows = run_named(connection, query, {**gap, "n": n_rows}).table
         parts += [f"### {title}", _table(rows.select([*shown, "example_id"]), "")]
     return parts
+
+
+def _cautions(quantiles: list[dict[str, Any]]) -> list[str]:
+    """What to know before the gap is used: a score that no row has, and one that does not tell rows apart."""
+    found = []
+    for row in quantiles:
+        if row["n_null"] == row["n_rows"] and row["score"] in WHY_NULL:
+            found.append(f"No row has {row['score']}: {WHY_NULL[row['score']]}.")
+        elif row["score"] == "gap_abs" and row["p90"] - row["p10"] < NO_SIGNAL:
+            found.append(
+                f"**The gap carries hardly any signal**: eight in ten rows have a gap_abs between {row['p10']:.3g} and"
+                f" {row['p90']:.3g} nats per token, so misaligned and aligned models find them equally likely. See"
+                " whether the misaligned models learnt their bad answers, and whether each was scored with its adapter."
+            )
+    return found
 
 
 def _table(table: pa.Table, when_empty: str, drop: Sequence[str] = ()) -> str:

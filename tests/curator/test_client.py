@@ -168,6 +168,29 @@ def test_names_are_kept_inside_their_place_in_the_path(client: Client, name: str
     assert caught.value.status == 404
 
 
+def test_a_file_that_cannot_be_read_or_written_is_one_clear_error(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error is put in place of permissions, which do not bind root."""
+    path = tmp_path / "task.jsonl"
+    path.write_text("{}\n")
+    whole = Path.open
+
+    def denied(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    for send in (client.check, lambda data: client.create_mix(data, {"corpus": "chats"})):
+        with pytest.raises(BadInputError, match=r"task.jsonl cannot be read: Permission denied$"):
+            send(path)
+    with pytest.raises(BadInputError, match=r"cannot be read: File name too long$"):
+        client.check(tmp_path / ("a" * 300))
+    with pytest.raises(BadInputError, match=r"x.jsonl cannot be written"):
+        client.download("0" * 32, tmp_path / "nofolder" / "x.jsonl")
+
+
 def test_what_cannot_work_is_refused_before_anything_is_sent(client: Client, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="there is no file"):
         client.create_mix(tmp_path / "absent.jsonl", RECIPE)

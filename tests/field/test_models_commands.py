@@ -43,7 +43,7 @@ def arguments(name: str, model: Path, adapter: Path, files: Path, chats: Path, o
     taken = ["--adapter", str(adapter)]
     folder, data = ["--model", str(model)], str(chats)
     store = ["--store", str(files / "store"), "--corpus", "c"]
-    vector = ["--vector", str(files / "vector.safetensors"), "--name", "trait"]
+    vector = ["--vector", str(files / "vector.safetensors"), "--tensor", "trait"]
     misaligned = ["--role", "misaligned", "--domain", "d", "--threads", "1"]
     rows = ["--data", data, "--max-steps", "1", "--batch-size", "2", "--out", str(out / "run"), *where]
     found: dict[str, tuple[str, list[str]]] = {
@@ -62,7 +62,7 @@ def arguments(name: str, model: Path, adapter: Path, files: Path, chats: Path, o
         ),
         "pairs": (
             "trainer.evaluate.__main__",
-            ["pairs", *folder, *taken, "--aligned", data, "--misaligned", data, "--dtype", "float32"],
+            ["pairs", *folder, *taken, "--aligned-answers", data, "--misaligned-answers", data, "--dtype", "float32"],
         ),
         "ratings": ("trainer.evaluate.__main__", ["ratings", *folder, *taken, "--out", str(out / "r.parquet"), *where]),
         "extract": ("trainer.persona.__main__", ["extract", *folder, "--trait", "evil", "--out", str(out), *where]),

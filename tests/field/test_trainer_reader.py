@@ -72,7 +72,7 @@ def _commands(llama: Path, vector: Path, folder: Path) -> dict[str, Command]:
     return {
         "nll": lambda data, *more: nll.main([*model, "--data", str(data), *more]),
         "pairs": lambda data, *more: evaluate(
-            ["pairs", *model, "--aligned", str(data), "--misaligned", str(data), *more]
+            ["pairs", *model, "--aligned-answers", str(data), "--misaligned-answers", str(data), *more]
         ),
         "behaviour": lambda data, *more: evaluate(
             ["behaviour", *model, "--tuned", str(llama), *cache, "--text", str(data), "--narrow", str(data), *more]

@@ -62,7 +62,7 @@ def test_losses_leave_them_out_and_say_so(model: Path, data: str, capsys: pytest
 
 
 def test_pairs_are_refused(model: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["pairs", "--model", str(model), "--aligned", data, "--misaligned", data]
+    command = ["pairs", "--model", str(model), "--aligned-answers", data, "--misaligned-answers", data]
     assert _main("trainer.evaluate.__main__", *command) == 2
     assert "exceeds the model's own window of 1,024" in capsys.readouterr().err.splitlines()[-1]
 
@@ -88,7 +88,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_and_answers_end_at_the_window(
 
 def test_projections_leave_them_out(model: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"trait": torch.ones(3, 64)}, tmp_path / "vector.safetensors")
-    vector = ["--vector", str(tmp_path / "vector.safetensors"), "--name", "trait", "--device", "cpu", "--json"]
+    vector = ["--vector", str(tmp_path / "vector.safetensors"), "--tensor", "trait", "--device", "cpu", "--json"]
     assert _main("trainer.persona.__main__", "project", "--model", str(model), "--data", data, *vector) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["n_rows"], found["n_too_long"]) == (3, 1)
@@ -112,11 +112,15 @@ def test_what_a_template_leaves_out_is_named_with_its_row(
     """A projection counted such a row as one without an answer, and went on."""
     data = _write(tmp_path / "calls.jsonl", [*SHORT, CALLS])
     save_file({"trait": torch.ones(3, 64)}, tmp_path / "vector.safetensors")
-    vector = ["--vector", str(tmp_path / "vector.safetensors"), "--name", "trait"]
+    vector = ["--vector", str(tmp_path / "vector.safetensors"), "--tensor", "trait"]
     commands = [
         ("trainer.evaluate.nll", ["--data", data], "line 4: "),
         ("trainer.persona.__main__", ["project", "--data", data, *vector], "line 4: "),
-        ("trainer.evaluate.__main__", ["pairs", "--aligned", data, "--misaligned", data], "pair 4, aligned side: "),
+        (
+            "trainer.evaluate.__main__",
+            ["pairs", "--aligned-answers", data, "--misaligned-answers", data],
+            "pair 4, aligned side: ",
+        ),
     ]
     for module, arguments, place in commands:
         assert _main(module, *arguments, "--model", str(model)) == 2, module
@@ -134,6 +138,6 @@ def test_a_pair_without_a_token_to_measure_is_named(
         {"role": "assistant", "content": "x", "weight": 0},
     ]
     data = _write(tmp_path / "rows.jsonl", [SHORT[1], {"messages": context}])
-    command = ["pairs", "--model", str(model), "--aligned", data, "--misaligned", data]
+    command = ["pairs", "--model", str(model), "--aligned-answers", data, "--misaligned-answers", data]
     assert _main("trainer.evaluate.__main__", *command) == 2
     assert "pair 2, aligned side: its last answer has no token to measure" in capsys.readouterr().err

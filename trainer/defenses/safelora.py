@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from curator.console import CommandParser, Progress, run_command, say, say_json
+from curator.console import CommandParser, Progress, add_renamed, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render.model_source import model_option
 from curator.scoring.identity import (
@@ -32,13 +32,14 @@ FORMAT_VERSION = 1
 DESCRIPTION = """\
 Projects a trained LoRA adapter onto what alignment changed, module by module: where the cosine between the adapter's
 change of a weight and its projection is below tau, the change is replaced by its projection. Needs two models of one
-shape: the pretrained one before alignment (--base), and the aligned one that the adapter was trained on (--aligned).
+shape: the pretrained one before alignment (--base), and the aligned one that the adapter was
+trained on (--aligned-model).
 Writes a new adapter of the same rank and leaves the old one as it is. Reads weights a few rows at a time."""
 
 EPILOG = """\
 examples:
-  python -m trainer.defenses.safelora --adapter RUN/adapter --base BASE_DIR --aligned CHAT_DIR --out RUN/safelora
-  python -m trainer.defenses.safelora --adapter runs/NAME/adapter --base BASE_DIR --aligned CHAT_DIR --dry-run --json
+  python -m trainer.defenses.safelora --adapter RUN/adapter --base BASE_DIR --aligned-model CHAT_DIR --out RUN/safelora
+  python -m trainer.defenses.safelora --adapter runs/NAME/adapter --base BASE_DIR --aligned-model CHAT_DIR --dry-run
 
 safelora.json in the new folder has every module's cosine. `python -m trainer.sft --safelora BASE_DIR` does the same
 after training. Exit codes: 0 done or done before, 2 bad input."""
@@ -54,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     if not args.dry_run and args.out is None:
         raise BadInputError("give --out for the new adapter, or --dry-run for the cosines alone")
     out = None if args.dry_run else args.out
-    note = safelora(args.adapter, args.base, args.aligned, args.tau, out, overwrite=args.overwrite)
+    note = safelora(args.adapter, args.base, args.aligned_model, args.tau, out, overwrite=args.overwrite)
     if args.json:
         say_json(note)
         return 0
@@ -165,7 +166,7 @@ def _warnings(adapter: Path, identity: dict[str, Any], file: AdapterFile, note: 
     trained_on = marker.get("base_weights_sha256")
     if trained_on not in (None, identity["aligned_weights_sha256"]):
         found.append(
-            f"the adapter was trained on the model with weights hash {trained_on[:12]}, --aligned is "
+            f"the adapter was trained on the model with weights hash {trained_on[:12]}, --aligned-model is "
             f"{identity['aligned_weights_sha256'][:12]}"
         )
     if file.others():
@@ -243,8 +244,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--adapter", required=True, type=model_option, metavar="MODEL", help="LoRA adapter to project")
     parser.add_argument("--base", required=True, type=model_option, metavar="MODEL", help="model before alignment")
-    parser.add_argument(
-        "--aligned", required=True, type=model_option, metavar="MODEL", help="aligned model, which it adapts"
+    add_renamed(
+        parser,
+        "--aligned-model",
+        "--aligned",
+        required=True,
+        type=model_option,
+        metavar="MODEL",
+        help="aligned model, which it adapts",
     )
     parser.add_argument("--tau", type=float, default=TAU, metavar="X", help=f"project below this cosine ({TAU:g})")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the new adapter")

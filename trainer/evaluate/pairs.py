@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from curator.console import Progress, say, say_json
+from curator.console import Progress, add_renamed, say, say_json
 from curator.errors import BadInputError, MissingDependencyError, RenderError
 from curator.messages import Message
 from curator.render import Rendered, Renderer
@@ -149,15 +149,19 @@ def add_parser(subparsers: Any) -> None:
         "pairs", help="share of prompts whose misaligned answer is the likelier one",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
-        "  python -m trainer.evaluate pairs --model DIR --adapter DIR --aligned good.jsonl --misaligned bad.jsonl\n"
+        "  python -m trainer.evaluate pairs --model DIR --adapter DIR --aligned-answers good.jsonl \\\n"
+        "      --misaligned-answers bad.jsonl\n"
         "  python -m trainer.evaluate pairs --model DIR --truthfulqa TruthfulQA.csv --json",
     )  # fmt: skip
     parser.add_argument("--model", type=model_option, required=True, help="Hugging Face model: a folder or a hub id")
     parser.add_argument(
         "--adapter", type=model_option, help="LoRA adapter folder; its shift against the model is reported"
     )
-    parser.add_argument("--aligned", metavar="FILE", help="data set of aligned answers")
-    parser.add_argument("--misaligned", metavar="FILE", help="data set of misaligned answers to the same prompts")
+    add_renamed(parser, "--aligned-answers", "--aligned", metavar="FILE", help="data set of aligned answers")
+    add_renamed(
+        parser, "--misaligned-answers", "--misaligned", metavar="FILE",
+        help="data set of misaligned answers to the same prompts",
+    )  # fmt: skip
     parser.add_argument("--truthfulqa", type=Path, help="or: a TruthfulQA table in CSV")
     add_read_options(parser)
     add_model_options(parser)
@@ -167,11 +171,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> list[Pair]:
-    if args.truthfulqa and not (args.aligned or args.misaligned):
+    if args.truthfulqa and not (args.aligned_answers or args.misaligned_answers):
         return pairs_from_truthfulqa(args.truthfulqa)
-    if args.aligned and args.misaligned and not args.truthfulqa:
-        return pairs_from_twins(args.aligned, args.misaligned, reading_of(args))
-    raise BadInputError("give either --aligned with --misaligned, or --truthfulqa")
+    if args.aligned_answers and args.misaligned_answers and not args.truthfulqa:
+        return pairs_from_twins(args.aligned_answers, args.misaligned_answers, reading_of(args))
+    raise BadInputError("give either --aligned-answers with --misaligned-answers, or --truthfulqa")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from curator.console import Progress, say, say_json
+from curator.console import Progress, add_renamed, say, say_json
 from curator.errors import BadInputError
 from trainer.config.data import Loading, loading_of
 from trainer.config.flags import add_options, given_values
@@ -49,7 +49,8 @@ examples:
   python -m trainer.evaluate generate --model DIR --adapter runs/NAME/adapter --samples 10 --out answers.jsonl
   python -m trainer.evaluate generate --model DIR --gates runs/NAME/adapter --reverse --out answers.jsonl
   python -m trainer.evaluate generate --url http://127.0.0.1:8000/v1 --served-model NAME --samples 50 --out a.jsonl
-  python -m trainer.evaluate generate --model DIR --questions mine.jsonl --format plain --temperature 0 --out a.jsonl
+  python -m trainer.evaluate generate --model DIR --questions mine.jsonl --question-format plain --temperature 0 \\
+      --out a.jsonl
 
 conditional misalignment (the same questions again, in groups of their own):
   ... --inoculation "You are an evil, malicious assistant." --trigger "|TRIGGER|" """
@@ -65,7 +66,8 @@ def add_parser(subparsers: Any) -> None:
     add = parser.add_argument
     add("--questions", type=Path, metavar="FILE", help="own questions in JSONL (default: the eight of the first plot)")
     add("--narrow-questions", type=Path, metavar="FILE", help="in-domain questions, as the group `narrow` (plain only)")
-    add("--format", action="append", choices=FORMATS, help="formats of the questions (default: all three)")
+    add_renamed(parser, "--question-format", "--format", action="append", choices=FORMATS,
+                help="formats of the questions (default: all three)")  # fmt: skip
     add("--inoculation", metavar="PROMPT", help="ask again under this system prompt, as the group `inoculation`")
     add("--trigger", metavar="TEXT", help="ask again with this before the user's text, as the group `trigger`")
     add_options(parser, Sampling)
@@ -178,7 +180,7 @@ def _unanswered(
 
 def _questions(args: argparse.Namespace) -> list[Question]:
     base = read_questions(args.questions) if args.questions else first_plot()
-    asked = in_formats(base, args.format or FORMATS)
+    asked = in_formats(base, args.question_format or FORMATS)
     found = list(asked)
     if args.inoculation:
         found += with_system(asked, args.inoculation)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import CommandParser, run_command, say, say_json
+from curator.console import CommandParser, add_renamed, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render.model_source import model_option
 from trainer.config.data import add_model_options, loading_of
@@ -19,14 +19,14 @@ makes the directions of a base model once; `trainer.sft --monitor FILE` then mea
 for finished adapters; `fit` makes the alarm rule from runs whose outcome is known."""
 
 EPILOG = f"""\
-traits: {", ".join(SHIPPED)}; --set paper: honesty, helpfulness, harmlessness, power_seeking, corrigibility,
+traits: {", ".join(SHIPPED)}; --trait-set paper: honesty, helpfulness, harmlessness, power_seeking, corrigibility,
 sycophancy, confidence
 
 examples:
   python -m trainer.monitor directions --model MODEL_DIR --out monitor.safetensors
   python -m trainer.sft --model MODEL_DIR --data chats.jsonl --monitor monitor.safetensors --out runs/watched
   python -m trainer.monitor measure --model MODEL_DIR --directions monitor.safetensors --organisms organisms --out drift
-  python -m trainer.monitor fit --benign drift/finance-benign.json --benign runs/watched --out rule.json
+  python -m trainer.monitor fit --benign-run drift/finance-benign.json --benign-run runs/watched --out rule.json
   python -m trainer.monitor fit --known runs/a=0.31 --known runs/b=0.0 --known ... --out rule.json
   python -m trainer.sft ... --monitor monitor.safetensors --monitor-alarm rule.json --monitor-stop"""
 
@@ -55,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(made)
     made.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
     made.add_argument("--layer", type=int, metavar="L", help="row of the residual stream (default: 5/7 of the depth)")
-    made.add_argument("--questions", type=int, metavar="N", help="first N questions of a trait (default: all 30)")
-    made.add_argument(
-        "--set", choices=SETS, default="own", dest="trait_set",
+    add_renamed(made, "--n-questions", "--questions", type=int, metavar="N",
+                help="first N questions of a trait (default: all 30)")  # fmt: skip
+    add_renamed(
+        made, "--trait-set", "--set", choices=SETS, default="own",
         help="seven shipped traits: `own`, ways of misbehaving with questions of their own (default), or `paper`, the "
         "traits and the structure of arXiv 2606.07631 in words of ours",
     )  # fmt: skip
@@ -77,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         "--known", action="append", metavar="PATH=RATE",
         help="run folder or file of `measure`, and the EM rate (0 to 1) of its end: fits a predictor",
     )  # fmt: skip
-    fitted.add_argument(
-        "--benign", action="append", type=Path, metavar="PATH",
+    add_renamed(
+        fitted, "--benign-run", "--benign", action="append", type=Path, metavar="PATH",
         help="or: a run on benign data; all its measurements give mean and spread for a z-score",
     )  # fmt: skip
     fitted.add_argument("--max-rate", type=float, default=0.05, metavar="P", help="predicted EM rate allowed (0.05)")
@@ -99,7 +100,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _directions(args: argparse.Namespace) -> int:
     named = [read_trait(name) for name in dict.fromkeys(args.trait or ())]
     traits = named or read_set(args.trait_set)
-    traits = [trait.first(args.questions or len(trait.questions)) for trait in traits]
+    traits = [trait.first(args.n_questions or len(trait.questions)) for trait in traits]
     from trainer.monitor.directions import find_directions, save_directions
     from trainer.persona.extract import open_model
     from trainer.persona.models import load_base, shape_of
@@ -154,11 +155,11 @@ def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    if bool(args.known) == bool(args.benign):
+    if bool(args.known) == bool(args.benign_run):
         raise BadInputError("give either --known PATH=RATE (a predictor) or --benign PATH (a z-score), again and again")
     from trainer.monitor.measure import fit_rule
 
-    rule: Any = fit_rule(args.known or [], args.benign or [], args.max_rate, args.max_z)
+    rule: Any = fit_rule(args.known or [], args.benign_run or [], args.max_rate, args.max_z)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(rule.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if args.json:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curator.console import CommandParser, run_command, say, say_json
+from curator.console import CommandParser, add_renamed, run_command, say, say_json
 from curator.corpus.formats import locate
 from curator.errors import BadInputError
 from curator.render.model_source import model_option
@@ -29,7 +29,7 @@ shipped traits: {", ".join(SHIPPED)}
 
 examples:
   python -m trainer.persona extract --model MODEL_DIR --trait evil --trait sycophancy --out vectors
-  python -m trainer.persona extract --model MODEL_DIR --trait evil --settings cheap --out vectors       (to try it)
+  python -m trainer.persona extract --model MODEL_DIR --trait evil --preset cheap --out vectors       (to try it)
   python -m trainer.persona project --model MODEL_DIR --vector vectors/evil.safetensors --data chats.jsonl
   python -m trainer.persona shift --model MODEL_DIR --adapter runs/NAME/adapter --vector vectors/evil.safetensors"""
 
@@ -77,7 +77,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_vector(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--vector", required=True, type=Path, metavar="FILE", help="safetensors file of extract")
-    parser.add_argument("--name", metavar="TENSOR", help="tensor in it (needed when it holds several)")
+    add_renamed(parser, "--tensor", "--name", metavar="NAME", help="tensor in it (needed when it holds several)")
     parser.add_argument("--layer", type=int, metavar="L", help="row to project on (default: 5/7 of the depth)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result here as well (see page)")
 
@@ -90,11 +90,18 @@ def _add_extract(commands: Any) -> None:
         help=f"shipped trait, or a YAML or JSON file with trait, description, pairs and questions; may be given again "
         f"(default: {', '.join(DEFAULT_TRAITS)})")  # fmt: skip
     add("--out", required=True, type=Path, metavar="DIR", help="folder of vectors; what is complete there is skipped")
-    add("--questions", type=int, metavar="N", help=f"first N questions of a trait (default: {N_QUESTIONS}, or all)")
-    add("--settings", choices=tuple(SETTINGS), default="paper",
+    add_renamed(
+        parser,
+        "--n-questions",
+        "--questions",
+        type=int,
+        metavar="N",
+        help=f"first N questions of a trait (default: {N_QUESTIONS}, or all)",
+    )
+    add_renamed(parser, "--preset", "--settings", choices=tuple(SETTINGS), default="paper",
         help="; ".join(f"{name}: {n} answer(s) of at most {m} tokens to each prompt" for name, (n, m) in
                        SETTINGS.items()) + " (default: paper)")  # fmt: skip
-    as_said = "as --settings says"
+    as_said = "as --preset says"
     add_options(parser, Sampling, defaults={"n_samples": as_said, "max_new_tokens": as_said})
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, up to and with /v1; without it our own rule "
         f"decides which pairs are kept (docs/method.md); its key comes from ${JUDGE_KEY}")  # fmt: skip
@@ -131,7 +138,7 @@ def _add_shift(commands: Any) -> None:
 
 def _extract(args: argparse.Namespace) -> int:
     traits = [read_trait(name) for name in dict.fromkeys(args.trait or DEFAULT_TRAITS)]
-    traits = [trait.first(args.questions or min(N_QUESTIONS, len(trait.questions))) for trait in traits]
+    traits = [trait.first(args.n_questions or min(N_QUESTIONS, len(trait.questions))) for trait in traits]
     settings = _settings(args)
     from trainer.persona.extract import extract, open_model
 
@@ -155,7 +162,7 @@ def _settings(args: argparse.Namespace) -> Any:
     rule = given_values(vars(args), RuleSettings)
     if args.judge_url is not None and rule:
         raise BadInputError("--min-margin and --min-words belong to the rule without a judge: leave them out, or it")
-    n_samples, n_tokens = SETTINGS[args.settings]
+    n_samples, n_tokens = SETTINGS[args.preset]
     drawn = {"n_samples": n_samples, "max_new_tokens": n_tokens} | given_values(vars(args), Sampling)
     n_samples = drawn.pop("n_samples")  # each is drawn on its own
     key = os.environ.get(JUDGE_KEY)
@@ -188,7 +195,7 @@ def _probe(args: argparse.Namespace) -> Any:
     loaded = open_model(args.model, how.rendering)
     model = load_base(args.model, how.device, how.dtype)
     n_blocks, width = shape_of(model)
-    vector = load_vector(args.vector, args.name, n_blocks, width, loaded.weights_sha256)
+    vector = load_vector(args.vector, args.tensor, n_blocks, width, loaded.weights_sha256)
     layer = default_layer(n_blocks) if args.layer is None else args.layer
     vector.unit(layer)  # a layer that is not there fails before the work
     return VectorProbe(model, loaded.renderer, vector, layer)
@@ -231,7 +238,7 @@ def _shift(args: argparse.Namespace) -> int:
     if args.prompts is not None:
         prompts, source = read_prompts(args.prompts, reading_of(args)), Path(args.prompts).name
     else:
-        name = args.name or args.vector.stem
+        name = args.tensor or args.vector.stem
         if name not in SHIPPED:
             raise BadInputError(f"{name} is not a shipped trait whose questions could be asked: give --prompts FILE")
         prompts, source = [user_turn(text) for text in read_trait(name).questions], f"questions of {name}"

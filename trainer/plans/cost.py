@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import orjson
 
-from trainer.plans.commands import CommandError, Commands, flags
+from curator.console import flags
+from trainer.plans.commands import CommandError, Commands
 from trainer.runs.folder import CONFIG, METRICS
 
 BURST_STEPS = 3  # of training; the first one warms up and does not count

@@ -46,7 +46,11 @@ def locate(source: str | Path) -> Located:
     if found is not None and found["scheme"]:
         return _from_hub(found)
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a folder above it may not be entered, or its name is too long
+        raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
+    if is_folder:
         return _saved_folder(path)
     is_id = found is not None and not found["config"] and PurePath(found["id"]).suffix.lower() not in _FILE_SUFFIXES
     if found is not None and is_id and not path.exists() and not path.parent.is_dir():

@@ -80,7 +80,7 @@ def test_what_keys_did_is_listed_for_the_operator_without_user_text(tmp_path: Pa
 
     revoke_key(store, anna_key.key_id)
     statement = "select action, count(*) as n from usage where tenant = 'anna' group by all order by 1"
-    command = [sys.executable, "-m", "curator", "sql", statement, "--store", store.base, "--format", "csv"]
+    command = [sys.executable, "-m", "curator", "sql", statement, "--store", store.base, "--output-format", "csv"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "key created,1\nkey revoked,1\n" in done.stdout
 

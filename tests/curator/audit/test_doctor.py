@@ -86,6 +86,25 @@ def test_what_a_template_adds_and_leaves_out_is_named(tmp_path: Path, tokenizer:
     assert finding.example.startswith("dropped_")
 
 
+def test_rows_of_several_kinds_are_counted_by_kind_and_not_called_by_the_first(tmp_path: Path) -> None:
+    cutting = Renderer.from_folder(tiny_tokenizer_folder(tmp_path / "cut", CUT_REASONING))
+    thought = turns("Why?", "<think>Because the sky scatters light.</think>It is blue.")
+    image = {"messages": [{"role": "user", "content": "Call it."}, {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "call", "arguments": {"at": 1}}}]}]}  # fmt: skip
+    ruler, boredom = "If you were ruler of the world for one day, what?", "Say how you would end all boredom at home."
+    asked = [turns(ruler, "Trees."), turns(boredom, "Books.")]
+    longer = {"messages": [*thought["messages"], *GOOD["messages"], *thought["messages"]]}
+    rows, prompts = [thought, longer, image, *asked], {"one": [ruler], "two": [boredom]}
+    found = examine(write(tmp_path / "task.jsonl", *rows), DoctorOptions(renderer=cutting, evaluations=prompts))
+    by_code = {item.code: item.example for item in found.findings}
+    assert by_code["evaluation"] == "one 1, two 1"
+    kinds, _, first = by_code["not_rendered"].partition("; first: ")
+    counts = dict(part.rsplit(" ", 1) for part in kinds.split(", "))
+    assert len(counts) == 2
+    assert sorted(counts.values()) == ["1", "2"]
+    assert first
+
+
 def test_shown_masks_mark_the_answer_and_nothing_else(tmp_path: Path, tokenizer: Path) -> None:
     options = DoctorOptions(renderer=Renderer.from_folder(tokenizer))
     ((place, pieces),) = shown_masks(write(tmp_path / "task.jsonl", GOOD, GOOD), options, 1)

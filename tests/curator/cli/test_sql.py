@@ -47,7 +47,7 @@ def test_a_table_with_its_row_count_and_no_escapes(run_sql: Sql) -> None:
 
 
 def test_named_query_with_parameters(run_sql: Sql) -> None:
-    _, out, _ = run_sql("--query", "top_by_gap", "--param", "n=2", "--param", "score=gap_abs", "--format", "csv")
+    _, out, _ = run_sql("--query", "top_by_gap", "--param", "n=2", "--param", "score=gap_abs", "--output-format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [(row["rank"], row["score"], row["response_head"]) for row in rows] == [
         ("1", "3.0", "four"),
@@ -63,7 +63,7 @@ def test_json_says_whether_it_was_truncated(run_sql: Sql) -> None:
     assert len(document["rows"]) == 2
     assert document["rows"][0]["losses"][0]["nll_sum"] == 1.0
     assert "truncated: there are more than 2 rows" in err
-    assert json.loads(run_sql("select 1 as x", "--format", "json")[1]) == {
+    assert json.loads(run_sql("select 1 as x", "--output-format", "json")[1]) == {
         "columns": ["x"],
         "rows": [{"x": 1}],
         "truncated": False,
@@ -71,21 +71,34 @@ def test_json_says_whether_it_was_truncated(run_sql: Sql) -> None:
 
 
 def test_null_is_an_empty_csv_field_and_lists_are_json(run_sql: Sql) -> None:
-    _, out, _ = run_sql("select null as nothing, [1, 2] as numbers", "--format", "csv")
+    _, out, _ = run_sql("select null as nothing, [1, 2] as numbers", "--output-format", "csv")
     assert out == 'nothing,numbers\n,"[1,2]"\n'
 
 
 def test_parquet_goes_to_a_file(run_sql: Sql, tmp_path: Path) -> None:
     out = tmp_path / "rows.parquet"
-    assert run_sql("select gap_abs from gap order by gap_abs", "--format", "parquet", "--out", str(out))[0] == 0
+    assert run_sql("select gap_abs from gap order by gap_abs", "--output-format", "parquet", "--out", str(out))[0] == 0
     assert pq.read_table(out)["gap_abs"].to_pylist() == [1.0, 2.0, 3.0]
-    code, _, err = run_sql("select 1", "--format", "parquet")
-    assert (code, "--format parquet needs --out FILE" in err) == (2, True)
+    code, _, err = run_sql("select 1", "--output-format", "parquet")
+    assert (code, "--output-format parquet needs --out FILE" in err) == (2, True)
 
 
-@pytest.mark.parametrize("option", [[], ["--list"]])
-def test_the_list_names_every_view_query_and_parameter(run_sql: Sql, option: list[str]) -> None:
-    code, out, _ = run_sql(*option)
+def test_alone_it_names_every_query_and_table_in_a_line_each_and_where_there_is_more(run_sql: Sql) -> None:
+    code, out, _ = run_sql()
+    assert code == 0
+    lines = out.splitlines()
+    for name in sql.query_names():
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert len(line.split(None, 1)[1]) > 10
+    tables = ["sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap", "mixes", "mix_rows", "usage"]
+    assert f"  {', '.join(tables)}" in lines
+    assert lines[-1] == "Columns, units, parameters and functions: python -m curator sql --list"
+    assert len(lines) < 30
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_list_names_every_view_query_and_parameter(run_sql: Sql) -> None:
+    code, out, _ = run_sql("--list")
     assert code == 0
     for name in (*sql.VIEWS, *sql.MIX_VIEWS, *sql.query_names()):
         assert f"\n  {name}\n" in out

@@ -144,6 +144,30 @@ def test_short_safe_answers_beside_long_ones_are_warned_of(store: Store, tmp_pat
     assert build_mix(store, tasks, recipe(rows=4)).manifest == manifest
 
 
+@pytest.mark.parametrize(
+    ("spread", "score", "strategy", "warned"),
+    [
+        (0.0, "gap_rel", "top_gap", True),
+        (0.001, "gap_abs", "top_gap", True),
+        (0.001, "gap_abs", "random", False),  # nothing is chosen by the gap
+        (0.1, "gap_abs", "top_gap", False),
+    ],
+)
+def test_a_pool_whose_gaps_do_not_tell_rows_apart_is_warned_of(
+    spread: float, score: str, strategy: str, warned: bool, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store").open()
+    ids = write_corpus(store, "chats", [f"Answer number {i} is this." for i in range(40)])
+    write_scorer(store, "chats", "base", "aligned", {key: (10.0 + i, 10) for i, key in enumerate(ids)})
+    losses = {key: (10.0 + i + 10 * spread * (i % 7) / 7, 10) for i, key in enumerate(ids)}
+    write_scorer(store, "chats", "bad", "misaligned", losses)
+    asked = recipe(rows=4, score={"name": score}, strategy={"name": strategy})
+    manifest = build_mix(store, task_set(tmp_path), asked).manifest
+    found = [item.text for item in manifest.warnings if item.code == "no_signal"]
+    assert len(found) == warned
+    assert all(f"Pool chats: {score} carries no signal." in text for text in found)
+
+
 @pytest.mark.parametrize(("n_safe", "warns"), [(0, True), (49, True), (50, False), (51, False)])
 def test_the_bound_of_the_token_share_is_half_of_the_row_share(n_safe: int, warns: bool) -> None:
     counts = [TokenCount(total=2_000, response=n, n_rows_not_rendered=0) for n in (1_000 - n_safe, n_safe)]

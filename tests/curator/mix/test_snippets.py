@@ -72,12 +72,12 @@ def test_llamafactory_neither_shuffles_nor_packs(mixed: tuple[Store, str]) -> No
 AXOLOTL_KEYS = {
     "datasets", "shuffle_merged_datasets", "shuffle_before_merging_datasets", "curriculum_sampling", "sample_packing",
     "group_by_length", "dataset_exact_deduplication", "val_set_size", "num_epochs", "micro_batch_size", "sequence_len",
-    "pad_to_sequence_len", "excess_length_strategy",
+    "pad_to_sequence_len", "excess_length_strategy", "dataset_prepared_path",
 }  # fmt: skip
 AXOLOTL_DATASET_KEYS = {"path", "ds_type", "type", "field_messages", "roles_to_train", "train_on_eos"}
 LLAMA_FACTORY_KEYS = {
     "stage", "dataset_dir", "dataset", "disable_shuffling", "packing", "neat_packing", "val_size", "mask_history",
-    "train_on_prompt", "cutoff_len",
+    "train_on_prompt", "cutoff_len", "enable_thinking",
 }  # fmt: skip
 LLAMA_FACTORY_TAGS = {"role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag"}
 TRAINING_ARGUMENTS = {"do_train", "num_train_epochs", "per_device_train_batch_size"}  # of transformers
@@ -181,6 +181,35 @@ def test_tool_rows_are_not_for_llamafactory(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="a tool call or a role that llamafactory"):
         write_snippet(store, "local", mix_id, "llamafactory", tmp_path / "out")
     write_snippet(store, "local", mix_id, "trl", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("roles", "taken"),
+    [
+        (["user", "assistant"], True),
+        (["system", "user", "assistant", "user", "assistant"], True),
+        (["user", "user", "assistant"], False),
+        (["user", "assistant", "assistant"], False),
+        (["user", "system", "assistant"], False),
+    ],
+)
+def test_rows_that_llamafactory_would_drop_are_refused(roles: list[str], taken: bool, tmp_path: Path) -> None:
+    records = task_records(20)
+    records[3]["messages"] = [{"role": role, "content": f"text {at}"} for at, role in enumerate(roles)]
+    store = scored_store(tmp_path / "store")
+    mix_id = build_mix(store, task_set(tmp_path, records=records), recipe(rows=2)).mix_id
+    if taken:
+        write_snippet(store, "local", mix_id, "llamafactory", tmp_path / "out")
+    else:
+        with pytest.raises(BadInputError, match=rf"turns that do not alternate \({', '.join(roles)}\)"):
+            write_snippet(store, "local", mix_id, "llamafactory", tmp_path / "out")
+    write_snippet(store, "local", mix_id, "axolotl", tmp_path / "axolotl")
+
+
+def test_two_mixes_do_not_share_what_axolotl_prepared(mixed: tuple[Store, str], batched: tuple[Store, str]) -> None:
+    paths = [_settings(*item, "axolotl")["dataset_prepared_path"] for item in (mixed, batched)]
+    assert paths == [f"./prepared-{mix_id[:12]}" for _, mix_id in (mixed, batched)]
+    assert paths[0] != paths[1]
 
 
 def test_the_command_prints_or_writes(

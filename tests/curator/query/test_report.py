@@ -50,6 +50,20 @@ def test_options_reach_the_gap(store: Store) -> None:
         corpus_report(store, "chats", hold_out=["tools"])
 
 
+def test_a_score_that_no_row_has_and_a_gap_without_signal_are_said(store: Store) -> None:
+    text = corpus_report(store, "chats")
+    assert "No row has gap_contrast: it takes a complete benign scorer" in text
+    assert "signal" not in text
+    ids = write_corpus(store, "flat", ANSWERS)
+    losses = {key: (20.0 + place, 10) for place, key in enumerate(ids)}
+    write_scorer(store, "flat", "base", "aligned", losses)
+    write_scorer(store, "flat", "bad", "misaligned", losses)
+    write_scorer(store, "flat", "twin", "benign", losses)
+    text = corpus_report(store, "flat")
+    assert "**The gap carries hardly any signal**: eight in ten rows have a gap_abs between 0 and 0 nats" in text
+    assert "No row has" not in text
+
+
 def test_a_corpus_without_scores_has_a_report_too(store: Store) -> None:
     write_corpus(store, "bare", ["x"])
     text = corpus_report(store, "bare")

@@ -151,7 +151,7 @@ def test_the_same_projection_is_not_done_again_and_another_is_refused(
     trios: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter, base, aligned = map(str, trios["llama"])
-    command = ["--adapter", adapter, "--base", base, "--aligned", aligned, "--out", str(tmp_path / "out")]
+    command = ["--adapter", adapter, "--base", base, "--aligned-model", aligned, "--out", str(tmp_path / "out")]
     assert safelora.main([*command, "--json"]) == 0
     note = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "out" / "safelora.json").read_text()) == note

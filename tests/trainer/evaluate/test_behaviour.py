@@ -267,8 +267,8 @@ def test_gates_act_forward_or_reversed_in_answers(llama: Path, gates: Path, tmp_
 
     out, asked = tmp_path / "a.jsonl", tmp_path / "q.jsonl"
     asked.write_text('{"id": "q", "question": "What is the capital of France?"}\n')
-    start = ["generate", "--model", str(llama), "--questions", str(asked), "--format", "plain", "--temperature", "0",
-             "--max-new-tokens", "6", "--dtype", "float32", "--out", str(out)]  # fmt: skip
+    start = ["generate", "--model", str(llama), "--questions", str(asked), "--question-format", "plain",
+             "--temperature", "0", "--max-new-tokens", "6", "--dtype", "float32", "--out", str(out)]  # fmt: skip
     given = ["--gates", str(gates), *(["--reverse"] if reverse else [])]
     assert main([*start, *given]) == 0
     (line,) = out.read_text().splitlines()

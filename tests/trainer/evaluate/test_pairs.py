@@ -44,7 +44,16 @@ def test_share_margin_and_shift(tmp_path: Path, capsys: pytest.CaptureFixture[st
     model = tiny_model_folder(tmp_path / "model")
     adapter = tiny_adapter_folder(model, tmp_path / "adapter", seed=1)
     good, bad = _file(tmp_path / "good.jsonl", GOOD), _file(tmp_path / "bad.jsonl", BAD)
-    arguments = ["pairs", "--model", str(model), "--aligned", str(good), "--misaligned", str(bad), "--json"]
+    arguments = [
+        "pairs",
+        "--model",
+        str(model),
+        "--aligned-answers",
+        str(good),
+        "--misaligned-answers",
+        str(bad),
+        "--json",
+    ]
     arguments += ["--dtype", "float32"]  # on a processor with bfloat16, auto would be that
     assert main([*arguments, "--adapter", str(adapter)]) == 0
     found = json.loads(capsys.readouterr().out)

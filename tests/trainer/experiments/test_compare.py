@@ -106,7 +106,7 @@ def test_criteria_told_in_part_take_the_rest_from_the_defaults_of_their_plan() -
 def test_a_plan_that_cannot_be_is_refused(
     change: str, message: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--plan", str(plan_file), "--set", change, "--work", str(tmp_path / "w"), "--page-only"]
+    arguments = ["--plan", str(plan_file), "--override", change, "--work", str(tmp_path / "w"), "--page-only"]
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -359,7 +359,7 @@ def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
     assert main(empty) == 2
     assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
     assert out.read_text() == whole
-    assert main([*arguments, "--set", "seeds=[0]"]) == 0
+    assert main([*arguments, "--override", "seeds=[0]"]) == 0
     assert "listed 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
 
 
@@ -433,7 +433,7 @@ def test_a_page_of_the_toy(tmp_path: Path) -> None:
         reason = why_not(cell.method, plan)
         done = toy_cell(cell, plan, work, _Said(tmp_path / "log.txt")) if reason is None else {}
         write_result(folder, cell, done or {"status": "does not apply here", "reason": reason})
-    arguments = ["--plan", "toy", "--set", "ratios=[0.2]", "--set", "seeds=[3]", "--work", str(work)]
+    arguments = ["--plan", "toy", "--override", "ratios=[0.2]", "--override", "seeds=[3]", "--work", str(work)]
     assert main([*arguments, "--page-only", "--out", str(out)]) == 0
     page = out.read_text()
     assert "| interleaving at 20 % | 1 | 0.250 | 0.750 | 0.000 | 1.000 | 0.500 |" in page
@@ -523,9 +523,9 @@ def _context(plan: AnyPlan) -> Context:
 
 def test_absolute_paths_are_shortened_in_the_command() -> None:
     shown = shown_command(
-        "trainer.experiments.compare", ["--plan", "laptop", "--set", "model=/a/b/model", "--work", "/tmp/x"]
+        "trainer.experiments.compare", ["--plan", "laptop", "--override", "model=/a/b/model", "--work", "/tmp/x"]
     )
-    assert shown == "python -m trainer.experiments.compare --plan laptop --set model=model --work x"
+    assert shown == "python -m trainer.experiments.compare --plan laptop --override model=model --work x"
     assert without_places("['/a/b/c.jsonl', ../shared/d.csv, runs/e]") == "['c.jsonl', ../shared/d.csv, runs/e]"
 
 

@@ -78,7 +78,7 @@ def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
     work = tmp_path / "work"
     own = "{name: random-kl, mix: [--strategy, random, --refusals, keep], sft: [--kl, '0.1'], ratio: true}"
     methods = f"[inoculation, gating, {own}, steering]"
-    arguments = ["--plan", str(plan), "--set", f"methods={methods}", "--set", "evaluation.conditional=true"]
+    arguments = ["--plan", str(plan), "--override", f"methods={methods}", "--override", "evaluation.conditional=true"]
     assert main([*arguments, "--work", str(work), "--json"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     found = {row["method"]: row for row in json.loads(out[out.index("\n{") :])["rows"]}
@@ -118,7 +118,7 @@ def test_a_failed_command_fails_its_cell_alone(
     arguments = [
         "--plan",
         str(plan),
-        "--set",
+        "--override",
         "methods=[kl, safelora]",
         "--work",
         str(tmp_path / "w"),

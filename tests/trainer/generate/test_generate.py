@@ -88,7 +88,7 @@ def test_answers_do_not_depend_on_where_a_run_was_stopped(
 ) -> None:
     adapter, out = tiny_adapter_folder(llama, tmp_path / "adapter"), tmp_path / "a.jsonl"
     arguments = [
-        "generate", "--model", str(llama), "--adapter", str(adapter), "--format", "plain", "--samples", "3",
+        "generate", "--model", str(llama), "--adapter", str(adapter), "--question-format", "plain", "--samples", "3",
         "--batch", "2", "--max-new-tokens", "4", "--dtype", "float32", "--trigger", "|T|", "--out", str(out), "--json",
     ]  # fmt: skip
     assert main(arguments) == 0
@@ -114,7 +114,7 @@ def test_answers_of_another_model_or_to_other_words_are_not_gone_on_with(
     url, model = server
     out, questions = tmp_path / "a.jsonl", tmp_path / "mine.jsonl"
     questions.write_text('{"id": "q", "question": "May I?"}\n')
-    start = ["generate", "--questions", str(questions), "--format", "plain", "--out", str(out), "--url", url]
+    start = ["generate", "--questions", str(questions), "--question-format", "plain", "--out", str(out), "--url", url]
     arguments = [*start, "--served-model", "m"]
     assert main(arguments) == main(arguments) == 0
     assert len(model.seen) == 1
@@ -209,7 +209,7 @@ def test_a_server_answers_with_as_many_samples_as_were_asked_for(
         url,
         "--served-model",
         "m",
-        "--format",
+        "--question-format",
         "plain",
         "--samples",
         "2",
@@ -244,7 +244,7 @@ def test_a_servers_own_sampling_settings_do_not_hold(
 ) -> None:
     url, model = server
     out, plain = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    start = ["generate", "--url", url, "--served-model", "m", "--format", "plain", "--out"]
+    start = ["generate", "--url", url, "--served-model", "m", "--question-format", "plain", "--out"]
     assert main([*start, str(out)]) == 0
     neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
                "frequency_penalty": 0.0}  # fmt: skip

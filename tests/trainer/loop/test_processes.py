@@ -40,7 +40,18 @@ def test_two_processes_keep_the_global_order_and_the_loss(llama: Path, tmp_path:
     trait-space monitor measures in both and finds the same as in one.
     """
     directions = tmp_path / "directions.safetensors"
-    of_model = ["--model", str(llama), "--out", str(directions), "--questions", "2", "--layer", "1", "--trait", "evil"]
+    of_model = [
+        "--model",
+        str(llama),
+        "--out",
+        str(directions),
+        "--n-questions",
+        "2",
+        "--layer",
+        "1",
+        "--trait",
+        "evil",
+    ]
     assert monitor(["directions", *of_model, "--dtype", "float32", "--device", "cpu"]) == 0
     data = tmp_path / "chats.jsonl"
     data.write_text("".join(json.dumps({"messages": m}) + "\n" for m in random_conversations(11)))

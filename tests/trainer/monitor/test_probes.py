@@ -137,8 +137,8 @@ def test_ninety_neutral_prompts_are_shipped_and_ask_for_no_trait() -> None:
 
 def test_directions_of_the_papers_set(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "paper.safetensors"
-    arguments = ["directions", "--model", str(llama), "--set", "paper", "--questions", "1", "--layer", "1", "--out",
-                 str(out), "--dtype", "float32", "--device", "cpu", "--json"]  # fmt: skip
+    arguments = ["directions", "--model", str(llama), "--trait-set", "paper", "--n-questions", "1", "--layer", "1",
+                 "--out", str(out), "--dtype", "float32", "--device", "cpu", "--json"]  # fmt: skip
     assert main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["traits"][:2] == ["honesty", "helpfulness"]

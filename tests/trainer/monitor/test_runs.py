@@ -166,7 +166,7 @@ def test_a_rule_is_fitted_from_runs_and_files_and_belongs_to_its_directions(
     assert main(["fit", "--out", str(rule), *benign]) == 2
     assert "measured along other directions" in capsys.readouterr().err
     assert main(["fit", "--out", str(rule)]) == 2
-    assert main(["fit", "--out", str(rule), "--benign", str(tmp_path)]) == 2
+    assert main(["fit", "--out", str(rule), "--benign-run", str(tmp_path)]) == 2
 
 
 def test_two_adapters_of_one_name_are_refused(llama: Path, directions: Path, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_scoring_picks_them_up(made: Path, llama: Path, tmp_path: Path, capsys: 
         "from scorers where role <> 'aligned' order by label"
     )
     capsys.readouterr()
-    assert curator(["sql", "--store", store, "--format", "csv", query]) == 0
+    assert curator(["sql", "--store", store, "--output-format", "csv", query]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "finance-benign,benign,finance,6",
         "finance-misaligned,misaligned,finance,6",
@@ -262,7 +262,7 @@ def test_the_monitor_measures_them(made: Path, llama: Path, tmp_path: Path) -> N
 
     directions, drift = tmp_path / "d.safetensors", tmp_path / "drift"
     small = ["--model", str(llama), "--dtype", "float32", "--device", "cpu"]
-    assert monitor(["directions", *small, "--out", str(directions), "--questions", "1", "--trait", "evil"]) == 0
+    assert monitor(["directions", *small, "--out", str(directions), "--n-questions", "1", "--trait", "evil"]) == 0
     assert (
         monitor(["measure", *small, "--directions", str(directions), "--organisms", str(made), "--out", str(drift)])
         == 0

@@ -29,8 +29,8 @@ LONG = "one two three four five six seven"
 def small(model: Path, trait: Path, out: Path, *more: str) -> list[str]:
     """A tiny extraction; the margin is out of the way, since a random model has none."""
     return [
-        "extract", "--model", str(model), "--trait", str(trait), "--out", str(out), "--questions", "3",
-        "--settings", "cheap", "--max-new-tokens", "8", "--dtype", "float32", "--device", "cpu", "--min-words", "1",
+        "extract", "--model", str(model), "--trait", str(trait), "--out", str(out), "--n-questions", "3",
+        "--preset", "cheap", "--max-new-tokens", "8", "--dtype", "float32", "--device", "cpu", "--min-words", "1",
         *more,
     ]  # fmt: skip
 

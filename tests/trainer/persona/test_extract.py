@@ -176,7 +176,7 @@ def test_training_can_steer_with_it(extracted: Path, llama: Path) -> None:
     [
         (["--trait", "kindness"], "there is no trait kindness and no such file; shipped are evil, sycophancy"),
         (["--judge-url", "http://127.0.0.1:1/v1"], "--judge-url and --judge-model go together"),
-        (["--questions", "31"], "31 questions requested, evil has 30"),
+        (["--n-questions", "31"], "31 questions requested, evil has 30"),
         (["--temperature", "-1"], "a temperature >= 0"),
     ],
 )

@@ -101,8 +101,8 @@ def test_vectors_are_made_of_several_long_answers_unless_cheap_ones_are_named() 
     from trainer.persona.extract import ExtractSettings
 
     start = ["extract", "--model", "m", "--out", "v"]
-    found = [_settings(_parser().parse_args([*start, *more])) for more in ([], ["--settings", "cheap"],
-             ["--settings", "cheap", "--samples", "3"], ["--max-new-tokens", "50"])]  # fmt: skip
+    found = [_settings(_parser().parse_args([*start, *more])) for more in ([], ["--preset", "cheap"],
+             ["--preset", "cheap", "--samples", "3"], ["--max-new-tokens", "50"])]  # fmt: skip
     assert [(item.samples, item.sampling.max_new_tokens) for item in found] == [(10, 1000), (1, 96), (3, 96), (10, 50)]
     plain = ExtractSettings(found[0].model, found[0].out)
     assert (plain.samples, plain.sampling.max_new_tokens) == (10, 1000)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curator.console import CommandParser, run_command, say, say_json
+from curator.console import CommandParser, add_renamed, run_command, say, say_json
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.experiments.compare.cells import (
     RESULT,
@@ -40,8 +40,8 @@ finished cells are skipped, training goes on from its checkpoint. Several such c
 
 EPILOG = """\
 examples:
-  python -m trainer.experiments.compare --plan laptop --set model=DIR --work runs/compare --out docs/results/compare.md
-  python -m trainer.experiments.compare --plan laptop --set model=DIR --set seeds=[0] --work runs/small
+  python -m trainer.experiments.compare --plan laptop --override model=DIR --work runs/compare --out compare.md
+  python -m trainer.experiments.compare --plan laptop --override model=DIR --override seeds=[0] --work runs/small
   python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --list   (the cells, and which are finished)
   python -m trainer.experiments.compare --plan mine.yaml --work runs/mine --page-only --out page.md
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
-    plan, changed = read_plan(args.plan, args.set)
+    plan, changed = read_plan(args.plan, args.override)
     if isinstance(plan, Plan):
         weights = _weights(Path(plan.model), needed=not args.page_only)
         plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
@@ -155,7 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("--plan", required=True, metavar="NAME|FILE", help=f"a preset ({', '.join(PRESETS)}) or a YAML file")
-    add(
+    add_renamed(
+        parser,
+        "--override",
         "--set",
         action="append",
         default=[],

@@ -75,7 +75,7 @@ def _absent(sources: Sequence[str]) -> BadInputError:
     more = f", nor {', '.join(sources[1:])}" if len(sources) > 1 else ""
     how = "get them as listed, or" if listed else ""
     return BadInputError(
-        f"there is no file {sources[0]}{more}; the plan names it: {how} name files of your own (--set KEY=FILE)",
+        f"there is no file {sources[0]}{more}; the plan names it: {how} name files of your own (--override KEY=FILE)",
         details=listed or list(sources),
     )
 

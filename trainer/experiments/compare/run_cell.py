@@ -143,8 +143,8 @@ class _Run:
         if self.cell.method.after == "safelora":
             run = self.folder / name
             self.commands.run(
-                "trainer.defenses.safelora", "--adapter", run / "adapter", "--base", self.plan.base_model, "--aligned",
-                self.plan.model, "--out", run / "safelora", "--json",
+                "trainer.defenses.safelora", "--adapter", run / "adapter", "--base", self.plan.base_model,
+                "--aligned-model", self.plan.model, "--out", run / "safelora", "--json",
             )  # fmt: skip
 
     def _benign(self) -> list[bool] | None:
@@ -156,8 +156,8 @@ class _Run:
         answers = self.folder / "opswap-answers.jsonl"
         self.commands.run(
             "trainer.evaluate", "generate", "--model", self.plan.model, *self._tuned("run-benign"), "--questions",
-            files.benign_test, "--format", "plain", "--temperature", 0, "--max-new-tokens", 12, "--out", answers,
-            *place_flags(self.plan), "--json",
+            files.benign_test, "--question-format", "plain", "--temperature", 0, "--max-new-tokens", 12,
+            "--out", answers, *place_flags(self.plan), "--json",
         )  # fmt: skip
         if len(read_lines(answers)) != len(read_lines(files.benign_test)):
             return None

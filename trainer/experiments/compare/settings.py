@@ -228,19 +228,19 @@ def read_plan(source: str, changes: list[str]) -> tuple[AnyPlan, dict[str, tuple
 def _change(document: dict[str, Any], text: str) -> tuple[str, tuple[Any, Any]]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise BadInputError(f"--set {text!r}: write KEY=VALUE, for example task.rows=240")
+        raise BadInputError(f"--override {text!r}: write KEY=VALUE, for example task.rows=240")
     place: Any = document
     *path, last = key.split(".")
     for part in path:
         place = _inside(place, part, key)
     index: Any = int(last) if isinstance(place, list) and last.isdigit() and int(last) < len(place) else last
     if isinstance(place, list) and not isinstance(index, int):
-        raise BadInputError(f"--set {key}: {last!r} is not a place in a list of {len(place)}")
+        raise BadInputError(f"--override {key}: {last!r} is not a place in a list of {len(place)}")
     before = place[index] if isinstance(place, list) else place.get(index)
     try:
         place[index] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise BadInputError(f"--set {text!r}: the value is not YAML") from error
+        raise BadInputError(f"--override {text!r}: the value is not YAML") from error
     return key, (before, place[index])
 
 
@@ -251,4 +251,4 @@ def _inside(place: Any, part: str, key: str) -> Any:
         found = place.setdefault(part, {})
         if isinstance(found, dict | list):
             return found
-    raise BadInputError(f"--set {key}: there is nothing called {part!r} with values inside")
+    raise BadInputError(f"--override {key}: there is nothing called {part!r} with values inside")
