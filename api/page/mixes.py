@@ -21,7 +21,6 @@ from api.uploads.receive import Upload, received
 from curator.audit.doctor import DoctorOptions
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.corpus.task_set import ReadLimits
-from curator.corpus.text import content_text
 from curator.errors import BadInputError
 from curator.mix.files import DATA_FORMATS, DataFormat
 from curator.store.store import Store
@@ -174,15 +173,10 @@ async def show_mix(
 
 
 def _read_rows(data: bytes) -> list[dict[str, Any]]:
-    """Rows of a page as lines to read: what was asked first, and what was answered last."""
-    shown = []
-    for row in orjson.loads(data):
-        turns = row["messages"] if isinstance(row["messages"], list) else orjson.loads(row["messages"])
-        asked = next((turn for turn in turns if turn["role"] == "user"), turns[0])
-        answer = next((turn for turn in reversed(turns) if turn["role"] == "assistant"), turns[-1])
-        texts = {"asked": content_text(asked.get("content")), "answer": content_text(answer.get("content"))}
-        shown.append({**row, **texts})
-    return shown
+    """Rows of a page as lines to read."""
+    rows = orjson.loads(data)
+    turns = [row["messages"] if isinstance(row["messages"], list) else orjson.loads(row["messages"]) for row in rows]
+    return [{**row, **text.exchange(found)} for row, found in zip(rows, turns, strict=True)]
 
 
 @router.get("/mixes/{mix_id}/data")
