@@ -54,23 +54,22 @@ class Losses:
 
 @dataclass(frozen=True)
 class PoolGaps:
-    """Every row of a corpus with its gap, as pools hold them: a frame for each complete aligned scorer, by its id.
+    """Every row of a corpus with its gap, as pools hold them: a table for each complete aligned scorer, by its id.
 
-    Columns: those of `sql/wide/gap_rows.sql`, with `id_hi` and `id_lo` for the id. `n_misaligned` counts the scorers
-    of each gap, by the same ids.
+    Columns: those of `sql/wide/gap_rows.sql`. `n_misaligned` counts the scorers of each gap, by the same ids.
     """
 
     corpus: str
     hold_out: tuple[str, ...]
     eps: float
-    frames: Mapping[str, pl.DataFrame]
+    tables: Mapping[str, pa.Table]
     n_misaligned: Mapping[str, int]
 
     def replace_view(self, connection: Connection) -> None:
         """Have `gap_rows` of a connection read these rows instead of joining losses anew; the gaps are the same."""
         relation = None
-        for place, (aligned_id, frame) in enumerate(self.frames.items()):
-            connection.register(f"pool_gaps_{place}", frame.to_arrow())
+        for place, (aligned_id, table) in enumerate(self.tables.items()):
+            connection.register(f"pool_gaps_{place}", table)
             key = {"corpus": self.corpus, "aligned_id": aligned_id, "n_misaligned": self.n_misaligned[aligned_id]}
             constants = (duckdb.ConstantExpression(value).alias(name) for name, value in key.items())
             part = connection.table(f"pool_gaps_{place}").select(*constants, duckdb.StarExpression())

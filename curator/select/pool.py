@@ -44,6 +44,7 @@ from curator.select.pool_frame import (
     LABELS,
     Member,
     digests,
+    id_column,
     id_halves,
     id_texts,
     members_of,
@@ -268,6 +269,12 @@ class PoolIds:
         """The ids of these rows, in their order."""
         frame = self.columns.at(rows, "id_hi", "id_lo")
         return id_texts(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
+
+    @property
+    def column(self) -> pa.Array:
+        """The ids of all rows."""
+        frame = self.columns("id_hi", "id_lo")
+        return id_column(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
 
     def find(self, wanted: Collection[str]) -> Rows:
         """Rows whose id is among `wanted`, ascending."""

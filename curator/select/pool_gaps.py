@@ -20,17 +20,17 @@ def pool_gaps(
     None where one of them is not, or where a gap would have no misaligned scorer: then `gap_rows` joins the losses
     itself, and refuses what cannot be.
     """
-    tables = _aligned_tables(store, corpus, cache)
-    frames, counts = {}, {}
-    for scorers, table in tables:
+    tables, counts = {}, {}
+    for scorers, table in _aligned_tables(store, corpus, cache):
         left = [item.scorer_id for item in scorers if item.domain is None or item.domain not in hold_out]
         choice = table.choice("gap_rel", left, GapSpec(eps=eps))
         if not choice.misaligned:
             return None
-        rows = table.columns("id_hi", "id_lo", "n_turns", "n_chars", "n_response_tokens", *LABELS)
-        frames[scorers[0].scorer_id] = rows.hstack(table.gap_columns(choice))
+        rows = table.columns("n_turns", "n_chars", "n_response_tokens", *LABELS)
+        gaps = rows.hstack(table.gap_columns(choice)).to_arrow()
+        tables[scorers[0].scorer_id] = gaps.append_column("example_id", table.ids.column)
         counts[scorers[0].scorer_id] = len(choice.misaligned)
-    return PoolGaps(corpus.name, tuple(hold_out), eps, frames, counts) if frames else None
+    return PoolGaps(corpus.name, tuple(hold_out), eps, tables, counts) if tables else None
 
 
 def pool_messages(store: Store, corpus: Corpus, ids: Sequence[str], cache: PoolCache = POOLS) -> dict[str, str] | None:

@@ -10,7 +10,7 @@
 -- param: order text best best: largest score first; worst: smallest first; shuffled: by a hash of id and seed (row_key)
 -- param: seed integer 0 for shuffled: which shuffle
 -- param: after text null example id of the last row of the page before
--- param: n integer 20 rows to return, never more than 200
+-- param: n integer 20 rows to return
 -- param: texts integer 1 1: with opening and response_head; 0: both null, which is faster
 -- param: search text null text that the messages' JSON must hold, whatever its case
 -- param: source text null one source; null: all
@@ -74,26 +74,45 @@ paged as (
     left join keyed as anchor on anchor.example_id = $after and anchor.aligned_id = fitting.aligned_id
     where $after is null or (fitting.key, fitting.example_id) > (anchor.key, anchor.example_id)
     order by fitting.aligned_id, fitting.key, fitting.example_id
-    limit least($n, 200)
+    limit $n
 ),
 
--- Counted for the rows of the page alone: to sort all rows takes longer.
-ranks as (
+-- How many rows lie at or below each score of the page. Counted for those alone: to sort all rows takes longer.
+counts as (
     select
-        paged.aligned_id, paged.example_id,
-        1 + count(*) filter (judged.score > paged.score)
-        + count(*) filter (judged.score = paged.score and judged.example_id < paged.example_id) as rank,
-        count(*) filter (judged.score <= paged.score) / count(judged.score) as percentile
+        aligned_id, count(score) as n_scored,
+        histogram(
+            score, (select coalesce(list(distinct score order by score), [0.0]) from paged where score is not null)
+        ) as by_score
+    from judged
+    group by aligned_id
+),
+
+bounds as (
+    select aligned_id, n_scored, unnest(map_entries(by_score), recursive := true)
+    from counts
+),
+
+below as (
+    select aligned_id, n_scored, key as score, sum(value) over (partition by aligned_id order by key) as n_below
+    from bounds
+),
+
+ties as (
+    select paged.aligned_id, paged.example_id, count(*) as n_before
     from paged
-    join judged on judged.aligned_id = paged.aligned_id
-    where paged.score is not null
+    join judged
+        on
+            judged.aligned_id = paged.aligned_id and judged.score = paged.score
+            and judged.example_id <= paged.example_id
     group by paged.aligned_id, paged.example_id
 )
 
 select
     paged.aligned_id,
     row_number() over (partition by paged.aligned_id order by paged.key, paged.example_id) as place,
-    ranks.rank, round(ranks.percentile, 6) as percentile, round(paged.score, 6) as score,
+    below.n_scored - below.n_below + ties.n_before as rank,
+    round(below.n_below / below.n_scored, 6) as percentile, round(paged.score, 6) as score,
     round(paged.gap_abs, 6) as gap_abs, round(paged.mean_nll_aligned, 6) as mean_nll_aligned,
     round(paged.mean_nll_misaligned, 6) as mean_nll_misaligned, paged.n_response_tokens,
     left(
@@ -107,7 +126,8 @@ select
     left(examples.response_head, 240) as response_head, paged.domain, paged.source, $corpus as corpus,
     paged.example_id, (select count(*) from fitting) as n_fitting
 from paged
-left join ranks on ranks.aligned_id = paged.aligned_id and ranks.example_id = paged.example_id
+left join below on below.aligned_id = paged.aligned_id and below.score = paged.score
+left join ties on ties.aligned_id = paged.aligned_id and ties.example_id = paged.example_id
 left join examples
     on $texts = 1 and examples.corpus = $corpus and examples.example_id = paged.example_id
 order by paged.aligned_id, place

@@ -8,7 +8,7 @@ create or replace macro gap_rows(
     reducer := 'mean', weights := null
 ) as table
 select
-    corpus, aligned_id, printf('%016x%016x', id_hi, id_lo) as example_id, n_turns, n_chars, domain::varchar as domain,
+    corpus, aligned_id, example_id, n_turns, n_chars, domain::varchar as domain,
     language::varchar as language, license::varchar as license, harm::varchar as harm, source::varchar as source,
     n_response_tokens, mean_nll_aligned, mean_nll_misaligned, mean_nll_benign, gap_abs, gap_rel, gap_contrast, sum_gap,
     n_losses_missing, n_benign_missing, n_misaligned > 0 and n_losses_missing = 0 as complete
