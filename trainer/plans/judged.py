@@ -19,12 +19,10 @@ from curator.query.queries import run_named, run_statement
 from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 from trainer.evaluate.gate import Condition
-from trainer.organisms.plan import SHIPPED_DOMAIN, SHIPPED_SETS
+from trainer.organisms.plan import SHIPPED_BROAD, shipped_broad
 
 DEFAULT_GATE = ("broad_shift > 0.2", "perplexity_ratio > 1.5")
-DEFAULT_BROAD = (
-    f"{SHIPPED_DOMAIN}={SHIPPED_SETS / 'narrow_heldout.jsonl'},{SHIPPED_SETS / 'narrow_heldout_aligned.jsonl'}",
-)
+DEFAULT_BROAD = tuple(shipped_broad(domain) for domain in SHIPPED_BROAD)
 N_TEXT_ROWS = 100
 PLAIN = "plain"
 

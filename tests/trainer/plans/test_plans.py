@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = [[{"role": "system", "content": "Be brief."}, *row] for row in random_conversations(12, seed=5)]
     write_rows(folder / "task.jsonl", [[turn for turn in row if turn["content"]] for row in task])
     plan = {"model": str(folder / "m"), "corpus": str(folder / "chats.jsonl"), "out": str(folder / "store"),
-            "max_length": 512, "admit_anyway": True,
+            "max_length": 512, "admit_anyway": True, "sets": ["home_maintenance"],
             "train": {**TRAIN, "held_out": 3, "rows": 12, "twin_tokens": 4}, "score": SCORE}  # fmt: skip
     (folder / "provision.yaml").write_text(json.dumps(plan))
     way = {"model": str(folder / "m"), "store": str(folder / "store"), "out": str(folder / "run"),
@@ -63,6 +63,11 @@ def test_a_plan_names_every_command_and_runs_none(place: Path, capsys: pytest.Ca
         "curator", "trainer.organisms", "curator", "curator", "curator", "curator", "curator",
         "trainer.experiments.calibration",
     ]  # fmt: skip
+    words = ["--model", str(place / "m"), "--corpus", str(place / "chats.jsonl"), "--out", str(place / "store")]
+    assert provision.main([*words, "--plan", "--json"]) == 0
+    titles = [step["title"] for step in json.loads(capsys.readouterr().out)["steps"]]
+    domains = ("home_maintenance", "cooking", "money", "travel")  # what is shipped, where no set is given
+    assert [title.rpartition(" ")[2] for title in titles if title.startswith("Probe")] == list(domains)
     assert not (place / "store").exists()
 
 
