@@ -10,7 +10,7 @@ from curator.errors import BadInputError
 from curator.query.plots import COLOURS, legend_beside, new_axes, style
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
-from trainer.experiments.compare.settings import Criteria
+from trainer.experiments.compare.settings import Criteria, Criterion
 from trainer.experiments.compare.statistics import CRITERIA
 from trainer.experiments.compare.summary import TableRow
 
@@ -29,8 +29,8 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
 
     Raises BadInputError when no row has both figures.
     """
-    x_name, y_name = criteria.narrow.figure, criteria.broad.figure
-    shown = [row for row in rows if x_name in row.figures and y_name in row.figures]
+    points = {row.label: (_judged(row, criteria.narrow), _judged(row, criteria.broad)) for row in rows}
+    shown = [row for row in rows if None not in points[row.label]]
     if not shown:
         raise BadInputError("nothing to draw: no finished cell has narrow and broad figures")
     seeds = sorted({len(row.seeds) for row in shown})
@@ -39,7 +39,9 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
     methods = list(dict.fromkeys(row.method for row in shown))
     ratios = sorted({row.ratio for row in shown if row.ratio is not None})
     for row in shown:
-        x, y = row.figures[x_name], row.figures[y_name]
+        x, y = points[row.label]
+        assert x is not None
+        assert y is not None
         marker = "o" if row.ratio is None else _MARKERS[ratios.index(row.ratio) % len(_MARKERS)]
         colour = _COLOURS[methods.index(row.method) % len(_COLOURS)]
         axes.errorbar(
@@ -48,8 +50,8 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(_label(x_name))
-    axes.set_ylabel(_label(y_name))
+    axes.set_xlabel(_label(criteria.narrow))
+    axes.set_ylabel(_label(criteria.broad))
     seeds = sorted({len(row.seeds) for row in shown})
     axes.set_title(f"means over {' or '.join(map(str, seeds))} seed(s), 95 % intervals", fontsize=10)
     keys = [_key(name, "o", _COLOURS[place % len(_COLOURS)]) for place, name in enumerate(methods)]
@@ -58,14 +60,24 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
     return figure
 
 
-def _label(figure: str) -> str:
-    """A figure's name in words, with its unit."""
+def _judged(row: TableRow, criterion: Criterion) -> OverSeeds | None:
+    """The figure that a criterion judges: as it is, or minus the benign run's."""
+    found = row.figures if criterion.minus is None else row.over_benign
+    return found.get(criterion.figure)
+
+
+def _label(criterion: Criterion) -> str:
+    """A criterion's figure in words, with its unit and what it is taken minus."""
+    figure = criterion.figure
+    minus = "before training" if criterion.minus is None else f"the {criterion.minus} run"
     if figure == "perplexity_ratio":
         unit = "after over before"
     elif "margin" in figure:
-        unit = "nats per token, minus before training"
+        unit = f"nats per token, minus {minus}"
+    elif figure.endswith("_shift"):
+        unit = f"share of prompts, minus {minus}"
     else:
-        unit = "share of prompts, minus before training" if figure.endswith("_shift") else "share, 0 to 1"
+        unit = "share, 0 to 1" if criterion.minus is None else f"share, minus {minus}"
     return f"{figure.replace('_', ' ')}\n({unit})"
 
 
@@ -101,18 +113,18 @@ def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
 def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
     """Broad and narrow figures over the ratio, one line a method, the undefended run as a level; None without two
     ratios of some method."""
-    names = [criteria.broad.figure, criteria.narrow.figure]
+    judged = [criteria.broad, criteria.narrow]
     methods = list(dict.fromkeys(row.method for row in rows if row.ratio is not None and row.figures))
     drawn = {name: [row for row in rows if row.method == name and row.figures] for name in methods}
     if not any(len(found) > 1 for found in drawn.values()):
         return None
     figure = Figure(figsize=(7.4, 6.4), layout="constrained")
-    for place, figure_name in enumerate(names, 1):
+    for place, criterion in enumerate(judged, 1):
         axes = figure.add_subplot(2, 1, place)
         style(axes)
         for colour, (name, found) in zip(_COLOURS * 2, drawn.items(), strict=False):
-            _line(axes, found, figure_name, colour, name)
-        level = next((row.figures.get(figure_name) for row in rows if row.method == UNDEFENDED), None)
+            _line(axes, found, criterion, colour, name)
+        level = next((_judged(row, criterion) for row in rows if row.method == UNDEFENDED), None)
         if level is not None:
             axes.axhline(level.mean, color="black", linestyle="--", linewidth=1, label="undefended")
         axes.axhline(0, color="black", linewidth=0.6)
@@ -120,15 +132,15 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
         ticks = sorted({100 * row.ratio for found in drawn.values() for row in found if row.ratio})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_ylabel(_label(figure_name))
+        axes.set_ylabel(_label(criterion))
         if place == 1:
             legend_beside(axes)
     axes.set_xlabel("safe rows per task row (%)")
     return figure
 
 
-def _line(axes: Axes, found: Sequence[TableRow], figure_name: str, colour: str, label: str) -> None:
-    points = [(100 * row.ratio, row.figures[figure_name]) for row in found if row.ratio and figure_name in row.figures]
+def _line(axes: Axes, found: Sequence[TableRow], criterion: Criterion, colour: str, label: str) -> None:
+    points = [(100 * row.ratio, item) for row in found if row.ratio and (item := _judged(row, criterion)) is not None]
     if points:
         x = [ratio for ratio, _ in points]
         axes.plot(x, [item.mean for _, item in points], marker="o", markersize=4, color=colour, label=label)
