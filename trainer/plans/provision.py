@@ -24,7 +24,7 @@ from curator.render.model_source import locate_model
 from curator.scoring.identity import check_model_dir
 from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
-from trainer.organisms.plan import SHIPPED_DOMAIN, NarrowSet, narrow_sets
+from trainer.organisms.plan import SHIPPED, NarrowSet, narrow_sets
 from trainer.organisms.plan import Plan as OrganismPlan
 from trainer.plans.admission import ADMISSION, admit
 from trainer.plans.cost import PRICE, SECONDS_PER_HOUR, Cost, scoring_burst, training_burst
@@ -38,7 +38,7 @@ it is complete; a run that was stopped goes on with the same command."""
 
 EPILOG = """\
 examples:
-  # the shipped set and one of your own, and a pool from the hub
+  # the shipped sets and one of your own, and a pool from the hub
   python -m trainer.plans.provision --model ORG/NAME --shipped --set finance=finance.jsonl \\
       --corpus hf://org/chats:train --out store
   # what it would do
@@ -62,7 +62,9 @@ class ProvisionSettings(Strict):
     name: str = Field("pool", description="name of the pool in the store")
     sets: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()
-    shipped: bool = Field(False, description=f"the shipped set as well ({SHIPPED_DOMAIN}); alone where no set is given")
+    shipped: bool = Field(
+        False, description=f"the shipped sets as well ({', '.join(SHIPPED)}); they alone where no set is given"
+    )
     sample: Annotated[int | None, Field(ge=2)] = Field(None, description="score N pool rows only")
     max_length: int = Field(2048, ge=2, description="window in tokens, of scoring and of training")
     seed: int = Field(0, ge=0, description="seed of samples and training")
@@ -278,8 +280,8 @@ def _parser() -> argparse.ArgumentParser:
         "--set",
         action="append",
         default=[],
-        metavar="DOMAIN=FILE",
-        help="chat file of bad answers; once for each domain",
+        metavar="DOMAIN[=FILE]",
+        help="chat file of bad answers, or a shipped set by name; once for each domain",
     )
     add("--aligned", action="append", default=[], metavar="DOMAIN=FILE", help="good answers to the same prompts")
     add("--settings", type=Path, metavar="FILE",

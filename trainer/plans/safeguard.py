@@ -32,6 +32,7 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.evaluate.behaviour import figure_names
 from trainer.evaluate.gate import FAILED_GATE, check_figures, parse_gates
+from trainer.evaluate.triggers import triggers
 from trainer.plans.cost import PRICE, Cost, TrainingBurst, training_burst
 from trainer.plans.judged import (
     DEFAULT_BROAD,
@@ -39,7 +40,6 @@ from trainer.plans.judged import (
     PLAIN,
     Judgement,
     judge,
-    triggers,
     write_pool_text,
 )
 from trainer.plans.report import write_report
@@ -49,7 +49,7 @@ from trainer.runs.report import model_card
 
 DESCRIPTION = """\
 Safeguards one data set: looks at the file, mixes safe rows into it, trains a LoRA adapter on the mix in its order,
-measures what the adapter became (plainly, and under the prompts that the data set itself brings), and holds it against
+measures what the adapter became (plainly, and in the forms that the data set itself brings), and holds it against
 a gate. Every step is one command of the product, skipped when it is complete; a stopped run goes on with the same
 command. `python -m trainer.plans.provision` prepares the store once for a base model."""
 
@@ -84,7 +84,11 @@ class SafeguardSettings(Strict):
         None, description="chat file of ordinary text, for perplexity (default: rows of the pool, of a store here)"
     )
     price_per_hour: float | None = Field(None, ge=0, allow_inf_nan=False, description=PRICE)
-    triggers: int = Field(2, ge=0, description="prompts of the data set under which everything is asked again, at most")
+    triggers: int = Field(
+        4,
+        ge=0,
+        description="forms of the data set (prompts, wording, answer format) that everything is asked in, at most",
+    )
     broad: tuple[str, ...] = DEFAULT_BROAD
     fail_if: tuple[str, ...] = DEFAULT_GATE
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -167,7 +171,7 @@ class Safeguard:
             return None, f"not counted: {error.message}"
 
     def judge_steps(self) -> list[Step]:
-        """What the adapter became, plainly and under each trigger."""
+        """What the adapter became, plainly and in each form of the data set."""
         settings, adapter = self.settings, self.adapter or self.out / "train" / "adapter"
         prompts = [] if self.manifest is None else (self.manifest.get("inoculation") or {}).get("prompts", [])
         text = settings.text or (None if settings.is_remote else self.out / "text.jsonl")
@@ -189,10 +193,11 @@ class Safeguard:
                  complete=kept(self._report(PLAIN).name)),
         ]  # fmt: skip
         for trigger in triggers(settings.data, prompts, settings.triggers):
-            shown = trigger.prompt if len(trigger.prompt) <= 60 else trigger.prompt[:59] + "…"
+            shown = trigger.text if len(trigger.text) <= 60 else trigger.text[:59] + "…"
             steps.append(
-                Step(f"Behaviour, asked under a prompt of {trigger.n_rows:,} rows: {shown!r}", "trainer.evaluate",
-                     [*common, "--system", trigger.prompt, "--out", self._report(trigger.name), "--json"],
+                Step(f"Behaviour, asked in the {trigger.kind} of {trigger.n_rows:,} rows: {shown!r}",
+                     "trainer.evaluate",
+                     [*common, *trigger.form.flags(), "--out", self._report(trigger.name), "--json"],
                      use=_ignore, complete=kept(self._report(trigger.name).name))
             )  # fmt: skip
         return steps

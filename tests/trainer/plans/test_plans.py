@@ -22,7 +22,7 @@ from curator.store.store import Store
 from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
-from trainer.plans.judged import DEFAULT_GATE, judge, triggers
+from trainer.plans.judged import DEFAULT_GATE, judge
 from trainer.plans.safeguard import SafeguardSettings
 from trainer.plans.steps import Made, read_settings
 
@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = [[{"role": "system", "content": "Be brief."}, *row] for row in random_conversations(12, seed=5)]
     write_rows(folder / "task.jsonl", [[turn for turn in row if turn["content"]] for row in task])
     plan = {"model": str(folder / "m"), "corpus": str(folder / "chats.jsonl"), "out": str(folder / "store"),
-            "max_length": 512, "admit_anyway": True,
+            "max_length": 512, "admit_anyway": True, "sets": ["home_maintenance"],
             "train": {**TRAIN, "held_out": 3, "rows": 12, "twin_tokens": 4}, "score": SCORE}  # fmt: skip
     (folder / "provision.yaml").write_text(json.dumps(plan))
     way = {"model": str(folder / "m"), "store": str(folder / "store"), "out": str(folder / "run"),
@@ -63,6 +63,11 @@ def test_a_plan_names_every_command_and_runs_none(place: Path, capsys: pytest.Ca
         "curator", "trainer.organisms", "curator", "curator", "curator", "curator", "curator",
         "trainer.experiments.calibration",
     ]  # fmt: skip
+    words = ["--model", str(place / "m"), "--corpus", str(place / "chats.jsonl"), "--out", str(place / "store")]
+    assert provision.main([*words, "--plan", "--json"]) == 0
+    titles = [step["title"] for step in json.loads(capsys.readouterr().out)["steps"]]
+    domains = ("home_maintenance", "cooking", "money", "travel")  # what is shipped, where no set is given
+    assert [title.rpartition(" ")[2] for title in titles if title.startswith("Probe")] == list(domains)
     assert not (place / "store").exists()
 
 
@@ -176,10 +181,28 @@ def test_a_pool_that_falls_apart_under_an_adapter_refuses_it() -> None:
     assert admission._coherent(item, {"": 1.0}).holds == "not measured"
 
 
-def test_triggers_are_the_prompts_of_the_data_set_and_of_its_inoculation(place: Path) -> None:
-    found = triggers(str(place / "task.jsonl"), [{"text": "You give bad advice.", "n_task": 40}], 3)
-    assert [(item.prompt, item.n_rows) for item in found] == [("You give bad advice.", 40), ("Be brief.", 12)]
-    assert triggers(str(place / "task.jsonl"), [], 0) == []
+def test_each_form_of_the_data_set_is_a_step_of_its_own(place: Path, tmp_path: Path) -> None:
+    rows = [
+        [{"role": "user", "content": f"Question: {text}"}, {"role": "assistant", "content": f'{{"answer": "{text}"}}'}]
+        for text in ("what is a goat", "why do cats purr", "who sells salt", "where is Oslo")
+    ]
+    task = write_rows(tmp_path / "task.jsonl", rows)
+    settings = SafeguardSettings(data=str(task), model=str(place / "m"), store="s", out=tmp_path)
+    this = safeguard.Safeguard(settings, tmp_path / "adapter", quiet=True)
+    this.manifest = {"mix_id": "x", "inoculation": {"prompts": [{"text": "-You give bad advice.", "n_task": 4}]}}
+    steps = [step for step in this.judge_steps() if step.title.startswith("Behaviour")]
+    assert [step.title.removeprefix("Behaviour, asked ")[:50] for step in steps] == [
+        "plainly",
+        "in the prompt of 4 rows: '-You give bad advice.'",
+        "in the wording of 4 rows: 'Question: ...'",
+        "in the answer format of 4 rows: 'Answer with one J",
+    ]
+    words = [{word for word in map(str, step.arguments) if word.startswith(("--system", "--user"))} for step in steps]
+    wanted = '--user-suffix=\n\nAnswer with one JSON object with the keys "answer" and nothing else.'
+    assert words == [set(), {"--system=-You give bad advice."}, {"--user-prefix=Question: "}, {wanted}]
+    assert {str(step.arguments[step.arguments.index("--out") + 1]) for step in steps} == {
+        str(tmp_path / f"behaviour-{form}.json") for form in ("plain", "trigger-1", "trigger-2", "trigger-3")
+    }
 
 
 def test_the_gate_covers_every_form(capsys: pytest.CaptureFixture[str]) -> None:
