@@ -23,6 +23,7 @@ from api.jobs.board import Board
 from api.jobs.metrics import JobCollector
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
+from api.jobs.training import TrainedModel, read_models
 from api.processes.builders import Builders, WorkLimits
 from api.processes.webhooks import Webhooks
 from api.processes.workers import OwnWorkers
@@ -98,6 +99,7 @@ class Service:
     idempotency: Idempotency = field(init=False)
     expiry: Expiry = field(init=False)
     tenants: Tenants = field(init=False)
+    models: dict[str, TrainedModel] = field(init=False)
     local_copy: LocalCopy | None = field(init=False)
     signer: Signer | None = field(init=False)
     sandbox: Sandbox = field(init=False)
@@ -118,6 +120,7 @@ class Service:
         may_open = self.settings.open or is_loopback(self.settings.host)
         self.keyring = Keyring(self.store, may_open, self.settings.address_keys_per_minute)
         self.tenants = load_tenants(self.settings)
+        self.models = read_models(self.settings.openai_models) if self.settings.openai_models else {}
         self.quotas = Quotas(self.settings, self.tenants)
         self.stored = StoredBytes(self.store, lambda tenant: self.tenants.quota(tenant, "tenant_stored_bytes"))
         self.metrics = Metrics(self.settings, product_version())

@@ -146,10 +146,19 @@ class Settings(BaseSettings):
     openai_mode: Literal["off", "mix", "forward", "train"] = Field(
         default="mix",
         description="what fine-tuning jobs of the OpenAI form do: off refuses them, mix gives the mix as a file, "
-        "forward starts the job at openai_upstream",
+        "train has a worker train on it, forward starts the job at openai_upstream",
     )
     openai_recipe: str | None = Field(
         default=None, description="file with the recipe of fine-tuning jobs, which callers may only tighten"
+    )
+    openai_audit: bool = Field(
+        default=False,
+        description="audit the training rows of each fine-tuning job; a worker with --model must run, or jobs wait",
+    )
+    openai_models: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="YAML or JSON file of the models that jobs of openai_mode train may name",
     )
     openai_upstream: str | None = Field(
         default=None,
@@ -219,11 +228,11 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key belong together: give both, or neither")
         return value
 
-    @field_validator("openai_mode")
+    @field_validator("openai_models")
     @classmethod
-    def _check_mode(cls, value: str) -> str:
-        if value == "train":
-            raise ValueError("no worker of this version trains fine-tuning jobs: take mix or forward")
+    def _check_models(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("openai_mode") == "train" and value is None:
+            raise ValueError("openai_mode train needs openai_models")
         return value
 
     @field_validator("openai_key_file")

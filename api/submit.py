@@ -52,7 +52,7 @@ def submit(
     tenant: str,
     kind: JobKind,
     request: dict[str, Any],
-    rows: Path,
+    rows: Path | None,
     announce: Announce | None = None,
 ) -> Job:
     """Keep a job and wake a worker. Everything here blocks. `announce` is called with its id before it is kept.
@@ -81,8 +81,7 @@ def submit(
         queue.put(kind, tenant, job.job_id)
     except (StoreError, MissingDependencyError) as error:
         service.webhooks.forget(tenant, job.job_id)
-        service.board.end(job)
-        service.board.remove(tenant, job.job_id)
+        service.board.withdraw(job)
         raise ApiError(
             503, "queue_unreachable", "the job queue cannot be reached", headers={"Retry-After": str(RETRY_AFTER_S)}
         ) from error

@@ -6,11 +6,14 @@ files and hashes. Metrics are in Prometheus's format; their labels are route tem
 tenant or an id.
 """
 
+import contextlib
 import logging
+import os
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -27,6 +30,8 @@ from curator.errors import StoreError
 
 LOGGER = "ballast.api"
 FOREIGN_LINES, FOREIGN_PERIOD_S = 10, 10.0  # lines of one other library in a period: a fault may repeat a million times
+MAX_WAITING_LINES = 10_000  # for a reader of stderr that stands still; a line has a few hundred bytes
+FLUSH_S = 2.0  # that a process which ends waits for such a reader
 FIELDS = "fields"  # name of the extra attribute that carries an event's own fields
 _PLAIN = frozenset({"asyncio", "python", "uvicorn.error"})  # whose messages hold nothing that a client sent
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -152,6 +157,56 @@ class ForeignRate(logging.Filter):
         return n_before < FOREIGN_LINES
 
 
+class StderrHandler(logging.Handler):
+    """Lines for stderr, written by a thread of their own, so that a reader that stands still stops no request.
+
+    While `MAX_WAITING_LINES` wait, further ones are left out; an event of their number comes before the next line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._descriptor = sys.stderr.fileno()
+        self._waiting: deque[bytes] = deque()
+        self._n_left_out = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record's line, or count it."""
+        line = self._line(record)
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING_LINES:
+                self._n_left_out += 1
+                return
+            if self._n_left_out:
+                fields = {FIELDS: {"n_lines": self._n_left_out}}
+                event = {"name": LOGGER, "levelname": "WARNING", "msg": "log lines left out", **fields}
+                self._waiting.append(self._line(logging.makeLogRecord(event)))
+                self._n_left_out = 0
+            self._waiting.append(line)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all lines are written, or the reader has stood still for `FLUSH_S`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, FLUSH_S)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode() + b"\n"
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                line = self._waiting[0]
+            with contextlib.suppress(OSError):  # nobody reads any more
+                while line:  # not through sys.stderr, whose lock the interpreter needs at its end
+                    line = line[os.write(self._descriptor, line) :]
+            with self._changed:
+                self._waiting.popleft()
+                self._changed.notify_all()
+
+
 def describe_error(error: BaseException) -> dict[str, Any]:
     """An exception's type, its causes' types, and the places it passed (module file, line, function).
 
@@ -170,7 +225,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
 
 def set_up_logging(level: str) -> None:
     """Send our log, and what libraries and the interpreter report, through the formatter, once a process."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler() if sys.stderr is not None else logging.NullHandler()  # `2>&-`
     handler.setFormatter(JsonFormatter())
     handler.addFilter(ForeignRate())
     root = logging.getLogger()

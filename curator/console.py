@@ -65,6 +65,23 @@ def report_error(error: BallastError, *, as_json: bool) -> None:
     sys.stderr.write(f"error: {' '.join(as_typed(error.message).split())}\n")
 
 
+def flags(options: Mapping[str, Any]) -> list[object]:
+    """`{"max_steps": 5, "full": True, "rslora": False, "kl": None, "broad": [a, b]}` as
+    `--max-steps 5 --full --no-rslora --broad a --broad b`.
+
+    Nulls are left out; an option that has no `--no-` form refuses false by itself.
+    """
+    found: list[object] = []
+    for name, value in options.items():
+        words = name.replace("_", "-")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, bool):
+                found.append(f"--{words}" if item else f"--no-{words}")
+            elif item is not None:
+                found += [f"--{words}", item]
+    return found
+
+
 class CommandHelp(argparse.RawDescriptionHelpFormatter):
     """Text as written, and each command's help beside its name.
 

@@ -38,7 +38,7 @@ __all__ = [
 BASE_TABLES = ("corpora", "example_parts", "source_parts", "reject_parts", "scorer_files", "score_parts")
 # In the order in which they are made: each uses only those before it.
 DEFINITIONS = ("mean_nll", "ensemble", "gap_abs", "gap_rel", "gap_contrast", "sum_gap", "gap_named")  # of every gap
-MACROS = (*DEFINITIONS, "hold_out_unknown", "hold_out_leaves_none")
+MACROS = (*DEFINITIONS, "hold_out_unknown", "hold_out_leaves_none", "row_key")
 VIEWS = (*MACROS, "sources", "rejects", "examples", "scorers", "scores", "gap_rows", "gap")
 # Over users' rows, and so for the local command alone; they need the tables of MIX_TABLES.
 MIX_VIEWS = ("mixes", "mix_rows")
@@ -142,9 +142,9 @@ def load_query(name: str) -> Query:
 
 
 def wide_query(name: str) -> Query:
-    """A query of `wide/`, over the table `wide_rows` of `curator.query.gaps`; KeyError on an unknown name."""
-    if name not in ("bound", "gap", "loss"):
-        raise KeyError(f"no wide query {name!r}; there are: bound, gap, loss")
+    """A query of `wide/`, over a pool's rows (`curator.query.gaps`); KeyError on an unknown name."""
+    if name not in ("bound", "gap", "gap_rows", "loss"):
+        raise KeyError(f"no wide query {name!r}; there are: bound, gap, gap_rows, loss")
     text = _read("wide", name)
     doc, declared = _header(text)
     return Query(name, doc, tuple(_declared_param(name, line) for line in declared), text)

@@ -100,6 +100,15 @@ def _columns(n_columns: int) -> dict[str, list[str]]:
     return {f"c{number}": ["x"] for number in range(n_columns)} | {"prompt": ["a"], "completion": ["b"]}
 
 
+def _many_parts() -> pa.Array:
+    """One row whose question is of three million parts."""
+    n_parts = 3_000_000
+    part = pa.array([{"type": "text", "text": "a"}]).take(pa.array(np.zeros(n_parts, np.int64)))
+    parts = pa.ListArray.from_arrays(pa.array([0, n_parts], pa.int32()), part)
+    turn = pa.StructArray.from_arrays([pa.array(["user"]), parts], ["role", "content"])
+    return pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), turn)
+
+
 def _deep_type(depth: int) -> pa.Array:
     kind: pa.DataType = pa.string()
     for _ in range(depth):
@@ -127,10 +136,18 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "json array deep": lambda: b"[" * 2_000_000,
     "json array many records": lambda: packed(b"[" + b"{}," * 3_000_000 + b"{}]"),
     "json array one long text": lambda: packed(b'[{"messages": "' + b"x" * (200 * MIB) + b'"}]'),
+    "json array repeated text": lambda: packed(
+        b"[" + b",".join(record(json.dumps([{"role": "user", "content": LONG}, ANSWER])) for _ in range(4)) + b"]"
+    ),
+    "json array many keys": lambda: b"[{" + b",".join(b'"%d":1' % n for n in range(400_000)) + b', "messages": []}]',
+    "json array many parts": lambda: (
+        b"[" + record('[{"role": "user", "content": ' + repeat('{"type":"text","text":"a"}', 150_000) + "}]") + b"]"
+    ),
     "csv wide": lambda: b"prompt,completion\n" + b"," * (8 * MIB) + b"\n",
     "csv wide header": lambda: ",".join(["prompt", "completion", *map(str, range(500_000))]).encode() + b"\na,b\n",
     "csv deep": lambda: b'messages,domain\n"' + b"[" * (2 * MIB) + b'",x\n',
     "csv compressed": lambda: gzip.compress(b'prompt,completion\n"' + b"x" * (200 * MIB) + b'",a\n'),
+    "csv repeated text": lambda: packed(b"prompt,completion\n" + (LONG.encode() + b",fine\n") * 8),
     "csv many lines of one cell": lambda: packed(b'prompt,completion\n"' + b"x\n" * (50 * MIB) + b'",a\n'),
     "csv many parts": lambda: b'messages,domain\n"[' + b"0," * MIB + b'0]",x\n',
     "csv many keys": lambda: (
@@ -147,6 +164,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "parquet many keys": lambda: parquet(
         pa.table({"messages": ["{" + ",".join(f'"{n}":1' for n in range(300_000)) + "}"]})
     ),
+    "parquet many parts": lambda: parquet(pa.table({"messages": _many_parts()})),
     "parquet delta texts": lambda: parquet(
         pa.table({"prompt": [LONG] * N_ROWS, "completion": ["a"] * N_ROWS}),
         use_dictionary=False,
@@ -163,6 +181,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "arrow file, compressed batch": lambda: stream(_texts(pa.array([LONG * 10, "b"], pa.large_string())), file=True),
     "arrow many turns": lambda: stream(
         pa.record_batch({"messages": pa.array([[None] * 5_000_000], pa.list_(pa.string()))})
+    ),
+    "arrow many parts": lambda: stream(pa.record_batch({"messages": _many_parts()})),
+    "arrow many keys": lambda: stream(
+        pa.record_batch({"messages": ["{" + ",".join(f'"{n}":1' for n in range(300_000)) + "}"]})
     ),
     "arrow many rows of nothing": lambda: stream(pa.record_batch({"messages": pa.nulls(50_000_000)})),
 }

@@ -1,10 +1,12 @@
-"""The wheel carries the SQL: an environment that holds nothing but it and DuckDB can query."""
+"""The source distribution makes the wheel, and the wheel carries the SQL: an environment that holds nothing but it and
+DuckDB can query."""
 
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,16 +24,28 @@ print(connection.execute("select round(gap_rel(1.8, 1.0, 1.0), 4)").fetchone()[0
 """
 
 
+def test_no_package_is_pinned_twice() -> None:
+    """`make test-vllm` installs under both files, so a version in one may not contradict the other."""
+    pinned = [
+        line.partition("==")[0].lower().replace("_", "-")
+        for name in ("constraints.txt", "constraints-vllm.txt")
+        for line in (ROOT / name).read_text().splitlines()
+        if "==" in line
+    ]
+    assert [name for name, n_pins in Counter(pinned).items() if n_pins > 1] == []
+
+
 @pytest.mark.timeout(800)  # three steps that reach the package index
-def test_wheel_in_an_empty_environment_runs_a_query(tmp_path: Path) -> None:
+def test_sdist_and_wheel_in_an_empty_environment_runs_a_query(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy: leftovers of an earlier build must not get into the wheel
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True, timeout=240)
+    build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(source)]  # the wheel out of the sdist
+    subprocess.run(build, check=True, timeout=240, stdout=subprocess.DEVNULL)
+    assert len(list(tmp_path.glob("ballast_mix-*.tar.gz"))) == 1
     (wheel,) = tmp_path.glob("ballast_mix-*.whl")
     files = {path.relative_to(source).as_posix() for name in PACKAGES for path in (source / name).rglob("*.*")}
     with zipfile.ZipFile(wheel) as packed:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from curator.console import report_error, say, say_json
 from curator.errors import BadInputError, BallastError
@@ -78,9 +79,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     with naming_memory(ahead):
         ready = load(config)
         if config.monitor is not None:
-            from trainer.monitor.callback import watcher
-
-            ready = replace(ready, watch=watcher(config, ready.model, inputs.renderer))
+            ready = replace(ready, watch=_watch(config, ready.model, inputs.renderer))
         steps = planned(config, len(inputs.prepared.input_ids), team.size)
         resolved = ready.resolved | steps | {"memory": ahead.as_dict()}
         warned = inputs.warnings + run_warnings(config, resolved["steps"], inputs, team.size, unnamed_vectors)
@@ -94,12 +93,8 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
     if not fitted.lines:
         raise KeyboardInterrupt
     report = team.first(lambda: finish(config, record, fitted, monitor_section))
-    if team.leads and report is None:
-        _say_stopped(invocation, len(fitted.lines), resolved["steps"])
-    elif team.leads and invocation.json:
-        say_json(report)
-    elif team.leads and report is not None:
-        say_result(config.out, trained_folder(config), report)
+    if team.leads:
+        _say_end(invocation, report, len(fitted.lines), resolved["steps"])
     return STOPPED if report is None else 0
 
 
@@ -135,8 +130,21 @@ def _say_nothing(text: str = "") -> None:
     pass
 
 
-def _say_stopped(invocation: Invocation, n_done: int, n_steps: int) -> None:
+def _watch(config: TrainConfig, model: Any, renderer: Renderer) -> Any:
+    from trainer.monitor.callback import watcher
+
+    return watcher(config, model, renderer)
+
+
+def _say_end(invocation: Invocation, report: dict[str, Any] | None, n_done: int, n_steps: int) -> None:
+    """The report of a run that is complete; of one that was stopped, how to go on."""
     config = invocation.config
+    if report is not None and invocation.json:
+        say_json(report)
+        return
+    if report is not None:
+        say_result(config.out, trained_folder(config), report)
+        return
     newest = max((checkpoint.step for checkpoint in complete_checkpoints(config.out)), default=None)
     sys.stderr.write(stopped_line(invocation, trained_folder(config), n_done, n_steps, newest) + "\n")
 

@@ -178,6 +178,11 @@ class Board:
         self.store.delete(f"{folder}/{JOB_FILE}")
         self.store.delete(folder)
 
+    def withdraw(self, job: Job) -> None:
+        """Remove a job that its sender was not told of. Nothing is written: the disk may be full."""
+        self.remove(job.tenant, job.job_id)
+        self.store.delete(_mark(job))
+
     def is_expired(self, job: Job, ttl_s: float | None) -> bool:
         """Whether a job ended more than `ttl_s` seconds ago; None: never."""
         return ttl_s is not None and job.ended_at is not None and time.time() - job.ended_at.timestamp() > ttl_s

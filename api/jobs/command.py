@@ -22,14 +22,15 @@ from curator.render.model_source import model_option
 PARENT_S = 0.5  # between two looks whether the parent lives
 DESCRIPTION = """\
 Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
-waits, and, with --model, audits. One job at a time; run several workers for more, on any machine that reaches the
-store and the queue. A worker that is killed loses nothing: the next one takes its job up again. Ctrl-C and SIGTERM
-hand a running job back."""
+waits, with --model audits, and with --train trainings. One job at a time; run several workers for more, on any machine
+that reaches the store and the queue. A worker that is killed loses nothing: the next one takes its job up again. Ctrl-C
+and SIGTERM hand a running job back."""
 
 EXAMPLES = """\
   python -m api worker --store ./store
   python -m api worker --store ./store --model models/instruct --adapter runs/finance/adapter \\
       --adapter runs/legal/adapter                       (audits too: the models that scored the corpus)
+  python -m api worker --store ./store --train models.yaml           (trainings too: docs/openai.md)
   python -m api worker --store s3://bucket/ballast --job-queue redis://queue:6379/0
   python -m api worker --store ./store --until-idle  (ends when nothing is left to do)"""
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         help="model of the corpus's aligned scorer, a folder or a hub id; without it no audits")  # fmt: skip
     add("--adapter", metavar="ADAPTER", type=model_option, action="append", default=[],
         help="LoRA adapter folder of one of its misaligned or benign scorers; repeatable")  # fmt: skip
+    add("--train", metavar="FILE", help="models that fine-tuning jobs may name, as the service's setting openai_models")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")
     add("--threads", type=int, metavar="N", help="CPU threads (default: measured, one on cores that others use)")
@@ -121,14 +123,22 @@ def _stop_without(parent: int, worker: Worker) -> None:
 
 
 def _say_what_waits(worker: Worker) -> None:
-    """Report the audits that wait for a worker with a model."""
-    n_audits = worker.n_left_to_others("audit")
-    if n_audits:
-        say(f"{n_audits} audit{'s wait' if n_audits > 1 else ' waits'} for a worker with --model")
+    """Report the audits and trainings that wait for a worker that can do them."""
+    others: tuple[tuple[JobKind, str, str], ...] = (("audit", "audit", "--model"), ("train", "training", "--train"))
+    for kind, name, option in others:
+        n_waiting = worker.n_left_to_others(kind)
+        if n_waiting:
+            say(f"{n_waiting} {name}{'s wait' if n_waiting > 1 else ' waits'} for a worker with {option}")
 
 
 def _handlers(args: argparse.Namespace, mixes: Handler) -> dict[JobKind, Handler]:
     handlers: dict[JobKind, Handler] = {"mix": mixes}
+    if args.train is not None:
+        from api.jobs.training import TrainHandler, read_models
+
+        trainings = TrainHandler(read_models(args.train))
+        trainings.check()
+        handlers["train"] = trainings
     if args.model is None:
         if args.adapter:
             raise BadInputError("--adapter needs --model: the base model that the adapters belong to")

@@ -241,9 +241,11 @@ class Worker:
 
 @contextmanager
 def _rows(store: Store, job: Job) -> Iterator[Path]:
-    """The user's rows as a local file, for the length of the block."""
+    """The user's rows as a local file, for the length of the block; nothing is there for a job without any."""
     path = f"{job_path(job.tenant, job.job_id)}/{INPUT_FILE}"
     local = store.local_path(path)
+    if local is None and job.kind == "train":
+        local = Path(INPUT_FILE)
     if local is not None:
         yield local
         return

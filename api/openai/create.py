@@ -1,24 +1,26 @@
 """Making a fine-tuning job: the recipe, the warnings, and the job that mixes."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 
 from api.errors import ApiError
+from api.openai.audits import with_audit
 from api.openai.bodies import CreateJob
 from api.openai.errors import refused
 from api.openai.files import CONTENT_FILE, FileRecord, Files
 from api.openai.forward import keep_validation
-from api.openai.progress import advance
+from api.openai.progress import advance, is_made
 from api.openai.recipes import asked_recipe, job_recipe, shown
-from api.openai.records import JobRecord, Records, job_id
+from api.openai.records import RECORD_FILE, JobRecord, Records, Training, job_id
 from api.routes.mixes import mix_request
 from api.service import RETRY_AFTER_S, Service
 from api.submit import submit
 from curator.corpus.task_set import TaskSet
-from curator.errors import MissingError
+from curator.errors import BadInputError, MissingError
 from curator.recipe import Recipe
 
 MAX_ATTEMPTS = 1_000
@@ -33,6 +35,7 @@ class _Asked:
     recipe: Recipe
     training: FileRecord
     warnings: list[tuple[str, dict[str, Any]]]
+    hyperparameters: dict[str, Any] | None  # of a training
 
 
 def create_job(service: Service, tenant: str, body: CreateJob, is_repeat: bool) -> JobRecord:
@@ -45,6 +48,7 @@ def create_job(service: Service, tenant: str, body: CreateJob, is_repeat: bool) 
     if mode == "off":
         raise refused(403, "fine_tuning_off", "this service makes no fine-tuning jobs (openai_mode is off)")
     request = body.request()
+    hyperparameters = _hyperparameters(service, request) if mode == "train" else None
     files = Files(service.store)
     training = _data_file(files, tenant, request["training_file"], "training_file")
     validation = None
@@ -56,13 +60,27 @@ def create_job(service: Service, tenant: str, body: CreateJob, is_repeat: bool) 
     recipe = job_recipe(service.tenants.recipe(tenant), document, param, policy, n_task)
     records = Records(service.store)
     with files.task_set(tenant, training) as task_set:
-        asked = _Asked(tenant, request, recipe, training, _warnings(files, tenant, task_set, validation))
+        warnings = _warnings(files, tenant, task_set, validation)
+        asked = _Asked(tenant, request, recipe, training, warnings, hyperparameters)
         for attempt in range(MAX_ATTEMPTS):
             ft_id = job_id(tenant, request, recipe.model_dump(mode="json"), attempt)
             record = _find_or_make(service, records, asked, task_set, (ft_id, attempt))
             if is_repeat or record.status not in ("failed", "cancelled"):
                 return record
     raise refused(400, "too_many_attempts", f"this job was made {MAX_ATTEMPTS} times: change its seed or suffix")
+
+
+def _hyperparameters(service: Service, request: dict[str, Any]) -> dict[str, Any]:
+    """What is trained with, `auto` as the operator has it; raises ApiError 400 for a model that is not trained here."""
+    model = service.models.get(request["model"])
+    if model is None:
+        names = ", ".join(sorted(service.models))
+        message = f"The model '{request['model'][:256]}' is not available for fine-tuning here; there are: {names}"
+        raise refused(400, "model_not_available", message, "model")
+    try:
+        return model.chosen(request["hyperparameters"])
+    except BadInputError as error:
+        raise refused(400, "invalid_value", error.message, "hyperparameters.learning_rate_multiplier") from error
 
 
 def _data_file(files: Files, tenant: str, file_id: str, param: str) -> FileRecord:
@@ -88,8 +106,7 @@ def _find_or_make(
             record = records.read(asked.tenant, ft_id)
         except MissingError:
             record = _new(service, asked, ft_id, attempt)
-        # Of a service that was killed between the record and the job that mixes only the record is there.
-        if record.is_active and not record.facts and not _has_work(service, record):
+        if record.is_active and not is_made(service, record):
             return _make(service, records, record, asked, task_set)
     return advance(service, record)
 
@@ -100,36 +117,36 @@ def _held_by_another(service: Service, records: Records, tenant: str, ft_id: str
         record = records.read(tenant, ft_id)
     except MissingError as error:
         raise _busy() from error
-    if record.is_active and not record.facts and not _has_work(service, record):
+    if record.is_active and not is_made(service, record):
         raise _busy()
     return record
 
 
-def _has_work(service: Service, record: JobRecord) -> bool:
-    return bool(record.work_id) and service.board.has_record(record.tenant, record.work_id)
-
-
 def _make(service: Service, records: Records, record: JobRecord, asked: _Asked, task_set: TaskSet) -> JobRecord:
-    """Submit the job that mixes; the record is kept first, with its id."""
+    """Submit the job that mixes, and the audit beside it; the record is kept first, with their ids."""
     made = record
-
     validation_id = record.asked["validation_file"]
-    if record.mode == "forward" and validation_id is not None:
+    if record.mode != "mix" and validation_id is not None:
         folder = Files(service.store).folder(asked.tenant, validation_id)
         keep_validation(service, record, f"{folder}/{CONTENT_FILE}")
 
-    def announce(work_id: str) -> None:
+    def keep(changed: JobRecord) -> None:
         nonlocal made
-        made = record.model_copy(update={"work_id": work_id})
+        made = changed
         records.write(made)
+
+    def announce(work_id: str) -> None:
+        keep(made.model_copy(update={"work_id": work_id}))
 
     request = mix_request(service, asked.recipe, task_set, asked.tenant)
     service.stored.check(asked.tenant, task_set.path.stat().st_size)
     try:
+        made = with_audit(service, made, asked.recipe, task_set, keep)
         submit(service, asked.tenant, "mix", request, task_set.path, announce)
     except BaseException:
-        if made.work_id:
-            service.store.delete(records.path(asked.tenant, made.id) + "/job.json")
+        with suppress(MissingError):
+            service.board.ask_to_cancel(asked.tenant, made.audit_id)
+        service.store.delete(f"{records.path(asked.tenant, made.id)}/{RECORD_FILE}")
         raise
     return made
 
@@ -141,11 +158,12 @@ def _new(service: Service, asked: _Asked, ft_id: str, attempt: int) -> JobRecord
         id=ft_id,
         tenant=asked.tenant,
         attempt=attempt,
-        mode=cast(Literal["mix", "forward"], service.settings.openai_mode),
+        mode=cast(Literal["mix", "forward", "train"], service.settings.openai_mode),
         created_s=now_s,
         asked=request,
         recipe=asked.recipe.model_dump(mode="json"),
         seed=int(ft_id[-7:], 16) if seed is None else seed,
+        training=None if asked.hyperparameters is None else Training(hyperparameters=asked.hyperparameters),
     )
     record = record.event(f"Created fine-tuning job: {ft_id}")
     files = f"training file: {request['training_file']}"

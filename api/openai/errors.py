@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError
 
-_PATH = re.compile(r"/v1/(files|fine_tuning|models)(/|$)")
+_PATH = re.compile(r"/v1/(files|fine_tuning|models|uploads)(/|$)")
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _AS_400 = frozenset({415, 422})  # the client's BadRequestError, which scripts catch
 _CODES = {"unauthorized": "invalid_api_key", "bad_parameters": "invalid_value", "unknown_part": "unknown_parameter"}

@@ -49,16 +49,19 @@ async def create_file(request: Request, tenant: MixTenant) -> dict[str, Any]:
         raise refused(415, "unsupported_content_type", "send multipart/form-data with the parts `file` and `purpose`")
     service = service_of(request)
     async with received(request, service, tenant, fields=_FIELDS) as upload, service.build_place(tenant):
-        record = await run_in_threadpool(_create, service, upload, tenant)
+        record = await run_in_threadpool(keep_upload, service, upload, tenant)
     return record.view()
 
 
-def _create(service: Service, upload: Upload, tenant: str) -> FileRecord:
+def keep_upload(service: Service, upload: Upload, tenant: str) -> FileRecord:
+    """The file of an upload, made now or found where the same was sent before; everything here blocks.
+
+    Raises ApiError 400 for a bad parameter or bad rows, 507 when it does not fit.
+    """
     purpose = upload.fields.get("purpose")
     if purpose is None:
         raise refused(400, "missing_required_parameter", "Missing required parameter: 'purpose'.", "purpose")
-    if purpose != "fine-tune":
-        raise refused(400, "invalid_value", f"{purpose[:40]!r} is not one of ['fine-tune'] - 'purpose'", "purpose")
+    check_purpose(purpose)
     seconds = _seconds(upload)
     with upload.path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -81,6 +84,12 @@ def _create(service: Service, upload: Upload, tenant: str) -> FileRecord:
     )
     files.add(tenant, record, upload.path, checked.task_set.path)
     return record
+
+
+def check_purpose(purpose: str) -> None:
+    """Raise ApiError 400 for files that are not for fine-tuning."""
+    if purpose != "fine-tune":
+        raise refused(400, "invalid_value", f"{purpose[:40]!r} is not one of ['fine-tune'] - 'purpose'", "purpose")
 
 
 def _seconds(upload: Upload) -> int | None:

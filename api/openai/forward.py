@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from api.downloads import MixFile
-from api.openai.progress import COMPLETED, advanced
-from api.openai.records import JobRecord, Level, Records, Status, Upstream
+from api.openai.progress import advanced
+from api.openai.records import COMPLETED, JobRecord, Level, Records, Status, Upstream
 from api.openai.upstream import UpstreamClient, UpstreamDownError, UpstreamRefusedError, quoted
 from api.service import Service
 from api.telemetry import log_event

@@ -89,7 +89,10 @@ def _ask_to_cancel(service: Service, tenant: str, job_id: str) -> JobRecord:
     if not record.facts:
         with suppress(MissingError):  # removed in this moment, which ends the job as well
             service.board.ask_to_cancel(tenant, record.work_id)
-    if record.mode == "forward":
+        if record.audit_id:
+            with suppress(MissingError):
+                service.board.ask_to_cancel(tenant, record.audit_id)
+    if record.mode != "mix" or record.audit_id:
         Records(service.store).ask_to_cancel(tenant, job_id)
     return find_job(service, tenant, job_id)
 
@@ -123,9 +126,8 @@ def get_events(
 def get_checkpoints(
     request: Request, tenant: MixTenant, job_id: str, after: After = None, limit: Limit = 10
 ) -> dict[str, Any]:
-    """Checkpoints of an upstream's job, newest first; none where nothing is trained."""
-    record = find_job(service_of(request), tenant, job_id)
-    return page(record.upstream.checkpoints if record.upstream is not None else [], after, limit)
+    """Checkpoints of a job, newest first; none where nothing is trained."""
+    return page(find_job(service_of(request), tenant, job_id).checkpoints, after, limit)
 
 
 def find_job(service: Service, tenant: str, job_id: str) -> JobRecord:

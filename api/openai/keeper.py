@@ -1,4 +1,4 @@
-"""What happens to files and jobs of this form while nobody asks: jobs go on at the upstream, what is over goes."""
+"""What happens to files and jobs of this form while nobody asks: jobs go on, what is over goes."""
 
 import logging
 import threading
@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 
 from api.openai.files import Files
 from api.openai.forward import Forwarder
-from api.openai.records import Records
+from api.openai.progress import advance, is_made
+from api.openai.records import JobRecord, Records
+from api.openai.training import tidy
+from api.openai.uploads import Uploads
 from api.service import Service
 from api.telemetry import log_event
+from curator.errors import MissingError
 
 POLL_S = 2.0
 SWEEP_S = 600.0
@@ -45,17 +49,16 @@ class Keeper:
 
     def look(self) -> None:
         """Do what is due."""
-        self._forward()
+        self._advance()
         if time.monotonic() - self._swept_s < SWEEP_S:
             return
         self._swept_s = time.monotonic()
         Files(self.service.store).sweep(GRACE_S)
+        Uploads(self.service.store).sweep()
         Records(self.service.store).sweep(self.service.settings.job_ttl_s, GRACE_S)
 
-    def _forward(self) -> None:
-        """Take every active job a step further at the upstream."""
-        if self.forwarder is None:
-            return
+    def _advance(self) -> None:
+        """Take every active job a step further."""
         records = Records(self.service.store)
         every = {(tenant, name) for tenant in records.tenants() for name in records.ids(tenant)}
         self._over &= every
@@ -63,16 +66,33 @@ class Keeper:
             list(pool.map(self._step, sorted(every - self._over)))
 
     def _step(self, job: tuple[str, str]) -> None:
-        assert self.forwarder is not None
         if self._stopping.is_set():
             return
         try:
-            found = self.forwarder.step(*job)
+            found = self._advanced(*job)
         except Exception as error:  # one job's failure is not the others'
-            log_event(logging.WARNING, "a fine-tuning job could not be forwarded", error, job_id=job[1])
+            log_event(logging.WARNING, "a fine-tuning job could not be taken further", error, job_id=job[1])
             return
         if found is not None and not found.is_active:
             self._over.add(job)
+
+    def _advanced(self, tenant: str, ft_id: str) -> JobRecord | None:
+        """The job as it now stands; None when another process holds it, or it is not there."""
+        records = Records(self.service.store)
+        try:
+            record = records.read(tenant, ft_id)
+        except MissingError:
+            return None
+        if record.is_active and not is_made(self.service, record) and time.time() - record.created_s < GRACE_S:
+            return None  # a create is at work, or was cut off: the client's repeat makes it whole
+        if record.is_active:
+            forwarder = self.forwarder if record.mode == "forward" else None
+            found = advance(self.service, record) if forwarder is None else forwarder.step(tenant, ft_id)
+            if found is None:
+                return None
+            record = found
+        tidy(records, record)
+        return record
 
     def _run(self) -> None:
         while True:

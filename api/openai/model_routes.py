@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from api.errors import ApiError
 from api.openai.errors import refused
 from api.openai.records import JobRecord, Records
+from api.openai.training import remove_models
 from api.openai.upstream import UpstreamDownError, UpstreamRefusedError, quoted
 from api.service import RETRY_AFTER_S, service_of
 from api.tenancy.auth import MixTenant
@@ -29,9 +30,18 @@ def get_model(request: Request, tenant: MixTenant, model: str) -> dict[str, Any]
 
 @router.delete("/{model:path}")
 def delete_model(request: Request, tenant: MixTenant, model: str) -> dict[str, Any]:
-    """Delete a model at the upstream that trained it, and here."""
+    """Delete a model with its checkpoints here, or at the upstream that trained it."""
     records = Records(service_of(request).store)
     record = _find(records, tenant, model)
+    if record.training is not None:
+        remove_models(records, record)
+    else:
+        _delete_upstream(request, model)
+    records.write(record.model_copy(update={"model_deleted": True}))
+    return {"id": model, "object": "model", "deleted": True}
+
+
+def _delete_upstream(request: Request, model: str) -> None:
     forwarder = request.app.state.openai.forwarder
     if forwarder is None:
         raise refused(400, "no_upstream", "the upstream that made this model is not set up any more", "model")
@@ -43,8 +53,6 @@ def delete_model(request: Request, tenant: MixTenant, model: str) -> dict[str, A
     except UpstreamDownError as error:
         headers = {"Retry-After": str(RETRY_AFTER_S)}
         raise ApiError(503, "unavailable", "the upstream gives no answer: try again", headers=headers) from error
-    records.write(record.model_copy(update={"model_deleted": True}))
-    return {"id": model, "object": "model", "deleted": True}
 
 
 def _has_model(record: JobRecord) -> bool:

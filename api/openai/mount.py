@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from api.openai import file_routes, job_routes, model_routes
+from api.openai import file_routes, job_routes, model_routes, upload_routes
 from api.openai.errors import OpenAIErrors
 from api.openai.forward import Forwarder
 from api.openai.keeper import Keeper
@@ -31,7 +31,7 @@ def mount(app: FastAPI) -> None:
     upstream = UpstreamClient.of(service.settings)
     app.state.openai = Keeper(service, None if upstream is None else Forwarder(service, upstream))
     router = APIRouter(lifespan=_lifespan)
-    for module in (file_routes, job_routes, model_routes):
+    for module in (file_routes, job_routes, model_routes, upload_routes):
         router.include_router(module.router)
     app.include_router(router)
     app.add_middleware(OpenAIErrors)

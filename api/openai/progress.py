@@ -8,15 +8,16 @@ import time
 
 from api.downloads import MixFile
 from api.jobs.record import Job
+from api.openai.audits import audited
 from api.openai.files import FileRecord, Files, ResultPart, content_id
-from api.openai.records import JobRecord, Records, Upstream
+from api.openai.records import COMPLETED, JobRecord, Records, Upstream
+from api.openai.training import failed, trained
 from api.service import Service
 from curator.errors import MissingError
 from curator.mix.files import MANIFEST_FILE, mix_path
 from curator.mix.identity import read_manifest
 from curator.mix.manifest import Manifest
 
-COMPLETED = "The job has successfully completed"
 _NAMES: dict[ResultPart, str] = {"openai": "mix.jsonl", "manifest": "manifest.json", "jsonl": "rows.jsonl"}
 
 
@@ -39,9 +40,18 @@ def advance(service: Service, record: JobRecord) -> JobRecord:
 
 
 def advanced(service: Service, record: JobRecord) -> JobRecord:
-    """The job with what its mixing job has come to; for the holder of its lock."""
-    if not record.is_active or record.facts:
-        return record
+    """The job with what its mixing job and its training have come to; for the holder of its lock."""
+    if record.is_active and not record.facts:
+        record = _followed(service, record)
+    return trained(service, record) if record.is_active and record.facts and record.training else record
+
+
+def is_made(service: Service, record: JobRecord) -> bool:
+    """Whether the job that mixes is there: of a service that was killed while it made one only the record is."""
+    return bool(record.facts) or (bool(record.work_id) and service.board.has_record(record.tenant, record.work_id))
+
+
+def _followed(service: Service, record: JobRecord) -> JobRecord:
     try:
         job = service.board.read(record.tenant, record.work_id)
     except MissingError:
@@ -54,18 +64,17 @@ def advanced(service: Service, record: JobRecord) -> JobRecord:
     if job.state == "cancelled":
         return record.ended("cancelled", "Fine-tuning job cancelled")
     if job.state == "failed":
-        return _failed(record, job)
-    return _mixed(service, record, job) if job.state == "done" else record
+        return failed(record, job)
+    if job.state != "done":
+        return record
+    if record.audit_id and Records(service.store).cancel_asked(record.tenant, record.id):
+        return record.ended("cancelled", "Fine-tuning job cancelled")
+    found = audited(service, record)
+    return record if found is None else _mixed(service, found[0], job, found[1])
 
 
-def _failed(record: JobRecord, job: Job) -> JobRecord:
-    assert job.error is not None
-    error = {"code": job.error.code, "message": job.error.message, "param": None}
-    return record.ended("failed", f"The job failed: {job.error.message}", error)
-
-
-def _mixed(service: Service, record: JobRecord, job: Job) -> JobRecord:
-    """The job whose mix is made: it has succeeded, or goes on at the upstream."""
+def _mixed(service: Service, record: JobRecord, job: Job, audit: dict[str, str]) -> JobRecord:
+    """The job whose mix is made, with the facts of its audit: it has succeeded, or goes on at the upstream."""
     mix_id = str((job.result or {}).get("mix_id"))
     try:
         manifest = read_manifest(service.store, record.tenant, mix_id)
@@ -81,6 +90,7 @@ def _mixed(service: Service, record: JobRecord, job: Job) -> JobRecord:
         "ballast_task_rows": str(manifest.task.n_rows),
         "ballast_safe_rows": str(manifest.n_safe),
         "ballast_rows_refused": str(manifest.task.n_rejected),
+        **audit,
     }
     text = (
         f"Mixed {manifest.n_safe:,} safe rows into {manifest.task.n_rows:,} training rows "
@@ -92,7 +102,7 @@ def _mixed(service: Service, record: JobRecord, job: Job) -> JobRecord:
         record = record.event(warning.text, "warn", data={"code": warning.code})
     if record.mode == "forward":
         return record.model_copy(update={"upstream": record.upstream or Upstream()})
-    return record.ended("succeeded", COMPLETED)
+    return record if record.training else record.ended("succeeded", COMPLETED)
 
 
 def result_files(service: Service, record: JobRecord, manifest: Manifest) -> list[str]:

@@ -21,10 +21,11 @@ from curator.recipe.base import Strict
 from curator.store.store import Store
 
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
-RECORD_FILE, CANCEL_FILE, VALIDATION_FILE = "job.json", "cancel", "validation.jsonl"
+RECORD_FILE, CANCEL_FILE, VALIDATION_FILE, RUN_FOLDER = "job.json", "cancel", "validation.jsonl", "run"
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 MAX_EVENTS = 10_000
+COMPLETED = "The job has successfully completed"
 
 
 class JobEvent(Strict):
@@ -56,6 +57,18 @@ class Upstream(Strict):
     checkpoints: list[dict[str, Any]] = Field(default_factory=list)
 
 
+class Training(Strict):
+    """How far a job is that a worker trains: `hyperparameters` without any `auto`, `work_id` of the job of `api.jobs`
+    that trains, `is_made` once that is sure to be there, and what has been told of it."""
+
+    hyperparameters: dict[str, Any]
+    work_id: str = ""
+    is_made: bool = False
+    n_attempts: int = 0
+    last_step: int = 0
+    checkpoints: list[dict[str, Any]] = Field(default_factory=list)
+
+
 class JobRecord(Strict):
     """One fine-tuning job. Times are seconds since 1970. `asked` is the request, `facts` what is added to its metadata,
     `attempt` counts creates that were repeated on purpose after a failure or cancel."""
@@ -64,12 +77,13 @@ class JobRecord(Strict):
     id: str
     tenant: str
     attempt: int
-    mode: Literal["mix", "forward"]
+    mode: Literal["mix", "forward", "train"]
     created_s: float
     asked: dict[str, Any]
     recipe: dict[str, Any]
     seed: int
     work_id: str = ""
+    audit_id: str = ""
     status: Status = "queued"
     is_started: bool = False
     finished_s: float | None = None
@@ -81,6 +95,7 @@ class JobRecord(Strict):
     trained_tokens: int | None = None
     events: list[JobEvent] = Field(default_factory=list)
     upstream: Upstream | None = None
+    training: Training | None = None
 
     @property
     def is_active(self) -> bool:
@@ -102,7 +117,7 @@ class JobRecord(Strict):
 
     def view(self) -> dict[str, Any]:
         """The job as clients see it; what their types do not allow to be null never is."""
-        given = self.asked["hyperparameters"]
+        given = self.asked["hyperparameters"] if self.training is None else self.training.hyperparameters
         names = ("n_epochs", "batch_size", "learning_rate_multiplier")
         hyperparameters = {name: given.get(name, "auto") for name in names}
         return {
@@ -126,6 +141,13 @@ class JobRecord(Strict):
             "integrations": [],
             "metadata": {**self.asked["metadata"], **self.facts},
         }
+
+    @property
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Its checkpoints as clients see them, newest first."""
+        if self.training is not None:
+            return self.training.checkpoints[::-1]
+        return [] if self.upstream is None else self.upstream.checkpoints
 
     def event_views(self) -> list[dict[str, Any]]:
         """Its events as clients see them, oldest first."""
@@ -202,6 +224,15 @@ class Records:
         """Where a forwarded job's own copy of its validation file lies."""
         return f"{self.path(tenant, ft_id)}/{VALIDATION_FILE}"
 
+    def run_path(self, tenant: str, ft_id: str) -> str:
+        """The folder of a job's training."""
+        return f"{self.path(tenant, ft_id)}/{RUN_FOLDER}"
+
+    def models_path(self, tenant: str) -> str:
+        """The folder of the models that a tenant's jobs made: each under its id."""
+        tenant_path(tenant)
+        return f"{FOLDER}/{tenant}/models"
+
     def tenants(self) -> list[str]:
         """Tenants that have files or jobs of this form."""
         return [name for name in self.store.list(FOLDER) if is_tenant(name)]
@@ -222,13 +253,14 @@ class Records:
 
     def sweep(self, ttl_s: float, grace_s: float) -> None:
         """Remove jobs that ended more than `ttl_s` seconds ago with their result files, and folders without a record
-        that nobody touched for `grace_s` seconds."""
+        that nobody touched for `grace_s` seconds. A job whose model lies here stays as long as the model."""
         for tenant in self.tenants():
             for name in self.store.list(f"{FOLDER}/{tenant}/jobs"):
                 folder, results = f"{FOLDER}/{tenant}/jobs/{name}", list[str]()
                 try:
                     record = self.read(tenant, name)
                     is_over = record.finished_s is not None and time.time() - record.finished_s > ttl_s
+                    is_over = is_over and not (record.training and record.model and not record.model_deleted)
                     results = record.result_files
                 except MissingError:
                     is_over = self.store.age_s(folder) > grace_s

@@ -8,13 +8,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.page import plots
-from api.page.asking import several_figures
+from api.page.asking import readable, several_figures
 from api.page.frame import PageRoute, address, page
 from api.page.session import AnyVisit, SqlVisit, tenant_of
-from api.routes.corpora import get_corpus, get_gap
+from api.routes.corpora import get_corpus
 from api.service import service_of
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
-from curator.recipe import DEFAULT_EPS, ScoreName
+from curator.recipe import ScoreName
 from curator.store.store import Store
 
 router = APIRouter(route_class=PageRoute)
@@ -85,20 +85,23 @@ async def show_corpus(
 
 
 async def _gap(request: Request, corpus: str, score: ScoreName, held: list[str]) -> dict[str, Any]:
-    tenant = tenant_of(request)
     common: dict[str, Any] = {"hold_out": held}
-    ends = {"score": score, "n": N_ENDS, **common}
-    gap, (histogram, cells, best, worst) = await asyncio.gather(
-        get_gap(request, tenant, corpus, score=score, hold_out=held, bins=20, eps=DEFAULT_EPS),
+    ends = {"score": score, "n": N_ENDS, "texts": 0, **common}
+    # In two connections, so that they run beside each other.
+    (histogram, cells, spread), (best, worst) = await asyncio.gather(
         several_figures(
             request,
             corpus,
             ("gap_histogram_by_source", {"score": score, **common}),
             ("loss_plane_cells", common),
-            ("rows_by_gap", {"direction": 1, **ends}),
-            ("rows_by_gap", {"direction": -1, **ends}),
+            ("gap_quantiles", common),
+        ),
+        several_figures(
+            request, corpus, ("rows_by_gap", {"order": "best", **ends}), ("rows_by_gap", {"order": "worst", **ends})
         ),
     )
+    safest, riskiest = plots.first_scorer(best), plots.first_scorer(worst)
+    lines = await readable(request, corpus, [*safest, *riskiest])
 
     def link(**query: Any) -> str:
         return address(request, f"/corpora/{corpus}/rows", score=score, hold_out=held, **query)
@@ -108,9 +111,9 @@ async def _gap(request: Request, corpus: str, score: ScoreName, held: list[str])
     return {
         "bins": plots.histogram(bars, SCORE_LABELS[score], link, height=plots.WIDTH),
         "plane": plots.plane(plots.first_scorer(cells), link),
-        "best": plots.first_scorer(best),
-        "worst": plots.first_scorer(worst),
-        "spread": next(iter(gap["quantiles"]), None),
+        "best": lines[: len(safest)],
+        "worst": lines[len(safest) :],
+        "spread": next((row for row in plots.first_scorer(spread) if row["score"] == score), None),
         "below": None if not n_rows else _share_below(plots.first_scorer(cells)),
     }
 

@@ -8,14 +8,26 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.page.frame import PageRoute, page, redirect
-from api.page.session import JobVisit, principal_of, read_form
-from api.routes.audits import get_audit_rows
+from api.page.session import (
+    FORM_FIELD,
+    AuditVisit,
+    JobVisit,
+    principal_of,
+    read_form,
+    read_upload_form,
+    tenant_of,
+)
+from api.routes.audits import get_audit_rows, submit_audit
 from api.routes.jobs import delete_job, find_job, list_jobs
 from api.service import service_of
 from api.submit import job_view
+from api.uploads.receive import received
+from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
+from curator.store.store import Store
 
 router = APIRouter(route_class=PageRoute)
 PAGE_JOBS = 50
+AUDIT_FIELDS = {FORM_FIELD: False, "corpus": False}
 RISKY_ROWS = 20
 
 
@@ -23,7 +35,28 @@ RISKY_ROWS = 20
 async def show_jobs(request: Request, visit: JobVisit, after: Annotated[str, Query(max_length=32)] = "") -> Response:
     """The tenant's jobs, mixes and audits."""
     found = await run_in_threadpool(list_jobs, request, principal_of(request), None, None, PAGE_JOBS, after)
-    return page(request, "jobs.html", twin="/v1/jobs", after=after, **found)
+    corpora = await run_in_threadpool(auditable, service_of(request).store) if visit.may("audit") else []
+    return page(request, "jobs.html", twin="/v1/jobs", after=after, corpora=corpora, **found)
+
+
+def auditable(store: Store) -> list[str]:
+    """Names of the corpora that have a gap, with which an audit compares."""
+    found = []
+    for name in corpus_names(store):
+        roles = {scorer.role for scorer in read_scorers(store, read_corpus(store, name)) if scorer.complete}
+        found += [name] if {"aligned", "misaligned"} <= roles else []
+    return found
+
+
+@router.post("/jobs/audit")
+async def start_audit(request: Request, visit: AuditVisit) -> Response:
+    """Queue an audit of a file against a scored corpus; then its job."""
+    service, tenant = service_of(request), tenant_of(request)
+    async with received(request, service, tenant, fields=AUDIT_FIELDS) as upload, service.build_place(tenant):
+        fields = read_upload_form(request, upload, AUDIT_FIELDS)
+        upload.fields["audit"] = {"corpus": fields.get("corpus", "")}
+        job = await run_in_threadpool(submit_audit, service, upload, tenant)
+    return redirect(request, f"/jobs/{job.job_id}")
 
 
 @router.get("/jobs/{job_id}")

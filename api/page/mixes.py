@@ -11,7 +11,7 @@ from api.errors import ApiError
 from api.jobs.record import Job
 from api.page import recipes, text
 from api.page.frame import PageRoute, page, redirect, root_of
-from api.page.session import FORM_FIELD, MixVisit, check_form, read_form, tenant_of
+from api.page.session import MixVisit, read_form, read_upload_form, tenant_of
 from api.processes.looks import look_and_show
 from api.routes import downloads
 from api.routes.corpora import list_corpora
@@ -21,7 +21,6 @@ from api.uploads.receive import Upload, received
 from curator.audit.doctor import DoctorOptions
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.corpus.task_set import ReadLimits
-from curator.corpus.text import content_text
 from curator.errors import BadInputError
 from curator.mix.files import DATA_FORMATS, DataFormat
 from curator.store.store import Store
@@ -76,7 +75,7 @@ async def preview(request: Request, visit: MixVisit) -> Response:
     """The file checked, and what the recipe would make of it; nothing is stored."""
     service, tenant = service_of(request), tenant_of(request)
     async with received(request, service, tenant, fields=recipes.FIELDS) as upload:
-        fields = _asked(request, upload)
+        fields = read_upload_form(request, upload, recipes.FIELDS)
         async with service.build_place(tenant):
             recipe = recipes.recipe_of(fields)
             shown = await run_in_threadpool(_look, request, upload, recipe, tenant)
@@ -114,25 +113,13 @@ async def build(request: Request, visit: MixVisit) -> Response:
     """Build the mix, or have a worker build it; then its receipt, or its job."""
     service, tenant = service_of(request), tenant_of(request)
     async with received(request, service, tenant, fields=recipes.FIELDS) as upload:
-        fields = _asked(request, upload)
+        fields = read_upload_form(request, upload, recipes.FIELDS)
         async with service.build_place(tenant):
             upload.fields["recipe"] = recipes.recipe_of(fields)
             made = await run_in_threadpool(make_mix, service, upload, tenant, None)
     if isinstance(made, Job):
         return redirect(request, f"/jobs/{made.job_id}")
     return redirect(request, f"/mixes/{made.mix_id}", built="now" if made.created else "before")
-
-
-def _asked(request: Request, upload: Upload) -> dict[str, str]:
-    """The form's fields, whose token is checked; what is left in the upload is what the API knows.
-
-    Raises ApiError 403 for a form from elsewhere, 422 without a file.
-    """
-    fields = {name: upload.fields.pop(name) for name in recipes.FIELDS if name in upload.fields}
-    check_form(request, fields.pop(FORM_FIELD, None))
-    if not upload.n_bytes:
-        raise ApiError(422, "no_rows", "choose a file with your fine-tuning rows first; this one is empty or absent")
-    return fields
 
 
 @router.get("/mixes")
@@ -174,15 +161,10 @@ async def show_mix(
 
 
 def _read_rows(data: bytes) -> list[dict[str, Any]]:
-    """Rows of a page as lines to read: what was asked first, and what was answered last."""
-    shown = []
-    for row in orjson.loads(data):
-        turns = row["messages"] if isinstance(row["messages"], list) else orjson.loads(row["messages"])
-        asked = next((turn for turn in turns if turn["role"] == "user"), turns[0])
-        answer = next((turn for turn in reversed(turns) if turn["role"] == "assistant"), turns[-1])
-        texts = {"asked": content_text(asked.get("content")), "answer": content_text(answer.get("content"))}
-        shown.append({**row, **texts})
-    return shown
+    """Rows of a page as lines to read."""
+    rows = orjson.loads(data)
+    turns = [row["messages"] if isinstance(row["messages"], list) else orjson.loads(row["messages"]) for row in rows]
+    return [{**row, **text.exchange(found)} for row, found in zip(rows, turns, strict=True)]
 
 
 @router.get("/mixes/{mix_id}/data")

@@ -20,7 +20,7 @@ Link = Callable[..., str]
 
 @dataclass(frozen=True)
 class Shape:
-    """A rectangle with its look (a class of the style), its title and where it leads."""
+    """A rectangle with its look (a class of the style), its title and where it leads ('': nowhere)."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class Shape:
     height: float
     look: str
     title: str
-    href: str
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def histogram(
     n_bins = max(bins) + 1
     right, bottom = WIDTH - RIGHT, height - BOTTOM
     step = (right - LEFT) / max(n_bins, 1)
-    y_of = _scale(0.0, _nice_top(most), bottom, TOP)
+    y_of = scale(0.0, _nice_top(most), bottom, TOP)
     shapes = []
     for place, item in sorted(bins.items()):
         base = 0
@@ -107,9 +107,9 @@ def histogram(
                 shapes.append(Shape(x, upper, step - gap, max(lower - upper, 0.75), look, title, href))
                 base += n_rows
     inner = _inner_range(bins, n_bins)
-    x_of = _scale(*inner, LEFT, right)
-    x_ticks = tuple(Tick(x_of(value), _plain(value), value) for value in _nice_ticks(*inner, 6))
-    y_ticks = tuple(Tick(y_of(value), count(value)) for value in _nice_ticks(0, _nice_top(most), 4))
+    x_of = scale(*inner, LEFT, right)
+    x_ticks = tuple(Tick(x_of(value), plain(value), value) for value in nice_ticks(*inner, 6))
+    y_ticks = tuple(Tick(y_of(value), count(value)) for value in nice_ticks(0, _nice_top(most), 4))
     legend = tuple((look, name) for look, name, _ in groups) if len(groups) > 1 else ()
     marked = None
     if chosen != (None, None):
@@ -134,7 +134,7 @@ def plane(rows: Sequence[dict[str, Any]], link: Link) -> Plot | None:
     right, bottom = WIDTH - RIGHT, height - BOTTOM
     if side <= 0:
         return None
-    x_of, y_of = _scale(low, high, LEFT, right), _scale(low, high, bottom, TOP)
+    x_of, y_of = scale(low, high, LEFT, right), scale(low, high, bottom, TOP)
     most = max(row["n_rows"] for row in rows)
     shapes = []
     for row in rows:
@@ -153,12 +153,12 @@ def plane(rows: Sequence[dict[str, Any]], link: Link) -> Plot | None:
         width, tall = x_of(row["aligned_high"]) - x_of(row["aligned_low"]), y_of(row["misaligned_low"]) - upper
         place = x_of(row["aligned_low"])
         shapes.append(Shape(place, upper, width, tall, f"d{min(shade, N_SHADES)}", title, link(**asked)))
-    values = _nice_ticks(low, high, 6)
+    values = nice_ticks(low, high, 6)
     return Plot(
         height,
         tuple(shapes),
-        tuple(Tick(x_of(value), _plain(value), value) for value in values),
-        tuple(Tick(y_of(value), _plain(value)) for value in values),
+        tuple(Tick(x_of(value), plain(value), value) for value in values),
+        tuple(Tick(y_of(value), plain(value)) for value in values),
         "aligned loss, nats per token",
         "misaligned loss, nats per token",
         (("d1", "1 row"), (f"d{N_SHADES}", f"{count(most)} rows")) if most > 1 else (),
@@ -192,7 +192,8 @@ def _inner_range(bins: dict[int, dict[str, Any]], n_bins: int) -> tuple[float, f
     return low, low + n_bins * width
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """From values between `low` and `high` to places between `start` and `end`."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 
@@ -203,7 +204,8 @@ def _nice_step(span: float, n: int) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
 
 
-def _nice_ticks(low: float, high: float, n: int) -> list[float]:
+def nice_ticks(low: float, high: float, n: int) -> list[float]:
+    """About `n` round values from `low` to `high`."""
     step = _nice_step(high - low, n)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [place * step for place in range(first, last + 1)]
@@ -214,7 +216,8 @@ def _nice_top(most: int) -> float:
     return math.ceil(most / step) * step
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
+    """A number beside an axis: four digits."""
     return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 

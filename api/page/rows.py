@@ -1,16 +1,18 @@
 """Rows of a corpus as conversations: lists by the gap, and one row with its losses and what of it is trained."""
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.errors import ApiError
 from api.page import plots
-from api.page.asking import figures, scorers_of, texts
-from api.page.corpora import SCORE_LABELS, HoldOut
+from api.page.asking import figures, readable, scorers_of, texts
+from api.page.corpora import SCORE_LABELS
 from api.page.frame import PageRoute, address, page, redirect
 from api.page.session import SqlVisit, tenant_of
 from api.page.work import render_pieces
@@ -21,69 +23,84 @@ from curator.errors import BallastError
 from curator.messages import Message, load_messages
 from curator.recipe import ScoreName
 from curator.recipe.filters import DEFAULT_MIN_TOKENS, HygieneFilter
+from sql import Value
 
 router = APIRouter(route_class=PageRoute)
-Bound = Annotated[float | None, Query(allow_inf_nan=False)]
 PAGE_ROWS = 20
-MAX_SEARCH_CHARS = 200
-_BOUNDS = ("low", "high", "aligned_low", "aligned_high", "misaligned_low", "misaligned_high")
+_ORDERS = {"best": "safest first", "worst": "riskiest first", "shuffled": "shuffled"}
 
 
-def _number(value: str | None, name: str) -> float | None:
-    """A bound as a form sends it: '' where it was left out."""
-    if value is None or not value.strip():
-        return None
-    try:
-        number = float(value.replace("\N{MINUS SIGN}", "-"))
-    except ValueError as error:
-        raise ApiError(422, "bad_parameters", f"{name} must be a number") from error
-    if not abs(number) < 1e300:
-        raise ApiError(422, "bad_parameters", f"{name} must be a finite number")
-    return number
+def _as_typed(value: Any) -> Any:
+    """A bound as a form sends it: '' where it was left out, perhaps with the minus sign of a printed number."""
+    text = value.replace("\N{MINUS SIGN}", "-").strip() if isinstance(value, str) else value
+    return None if text == "" else text
+
+
+Bound = Annotated[FiniteFloat | None, BeforeValidator(_as_typed)]
+
+
+class RowQuery(BaseModel):
+    """Which rows of a corpus are listed, and in which order: the parameters of `rows_by_gap` that a link may have."""
+
+    model_config = ConfigDict(extra="ignore")  # as every other query string of the service
+
+    score: ScoreName = "gap_rel"
+    order: Literal["best", "worst", "shuffled"] = "best"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    search: Annotated[str, Field(max_length=200)] = ""
+    source: Annotated[str, Field(max_length=1_000)] = ""
+    domain: Annotated[str, Field(max_length=200)] = ""
+    hold_out: Annotated[list[str], Field(max_length=50)] = []
+    low: Bound = None
+    high: Bound = None
+    aligned_low: Bound = None
+    aligned_high: Bound = None
+    misaligned_low: Bound = None
+    misaligned_high: Bound = None
+    after: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")] = ""
+
+    @property
+    def bounds(self) -> dict[str, float | None]:
+        """The bounds of score and losses by name."""
+        return {name: value for name, value in self if name.endswith(("low", "high"))}
+
+    @property
+    def parameters(self) -> dict[str, Value]:
+        """The same as parameters of `rows_by_gap`; a text is looked for as JSON writes it."""
+        found = self.model_dump() | {name: getattr(self, name) or None for name in ("source", "domain", "after")}
+        return found | {"search": orjson.dumps(self.search)[1:-1].decode() if self.search.strip() else None}
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a link to another page of these rows says."""
+        return self.model_dump(exclude={"after"} if self.order == "shuffled" else {"after", "seed"})
 
 
 @router.get("/corpora/{corpus}/rows")
-async def show_rows(
-    request: Request,
-    visit: SqlVisit,
-    corpus: str,
-    score: ScoreName = "gap_rel",
-    order: Literal["best", "worst"] = "best",
-    search: Annotated[str, Query(max_length=MAX_SEARCH_CHARS)] = "",
-    source: Annotated[str | None, Query(max_length=1_000)] = None,
-    domain: Annotated[str | None, Query(max_length=200)] = None,
-    hold_out: HoldOut = None,
-    after: Annotated[int, Query(ge=0, le=2**62)] = 0,
-) -> Response:
-    """Rows in order of the gap, by pages; bounds of gap and losses come as low, high, aligned_low and so on."""
-    bounds = {name: _number(request.query_params.get(name), name) for name in _BOUNDS}
-    kept = {"score": score, "source": source or None, "domain": domain or None, "hold_out": hold_out or [], **bounds}
-    needle = orjson.dumps(search)[1:-1].decode() if search.strip() else None  # the text is looked for in JSON
-    direction = 1 if order == "best" else -1
-    found = await figures(
-        request, corpus, "rows_by_gap", direction=direction, after=after, n=PAGE_ROWS, search=needle, **kept
+async def show_rows(request: Request, visit: SqlVisit, corpus: str, query: Annotated[RowQuery, Query()]) -> Response:
+    """Rows in order of the gap or shuffled, by pages."""
+    found, bars = await asyncio.gather(
+        figures(request, corpus, "rows_by_gap", n=PAGE_ROWS, texts=0, **query.parameters),
+        figures(request, corpus, "gap_histogram_by_source", score=query.score, hold_out=query.hold_out),
     )
-    bars = await figures(request, corpus, "gap_histogram_by_source", score=score, hold_out=hold_out or [])
-    shown = plots.first_scorer(found)
-    asked = {**kept, "order": order, "search": search}
+    shown = await readable(request, corpus, plots.first_scorer(found))
 
-    def link(**query: Any) -> str:
-        return address(request, f"/corpora/{corpus}/rows", **{**asked, **query})
+    def link(**changes: Any) -> str:
+        return address(request, f"/corpora/{corpus}/rows", **{**query.kept, **changes})
 
+    chosen = (query.low, query.high)
     return page(
         request,
         "rows.html",
         corpus=corpus,
         rows=shown,
         n_fitting=shown[0]["n_fitting"] if shown else 0,
-        bins=plots.histogram(
-            plots.first_scorer(bars), SCORE_LABELS[score], link, (bounds["low"], bounds["high"]), height=220.0
-        ),
-        asked=asked,
-        bounded=any(value is not None for value in bounds.values()),
+        bins=plots.histogram(plots.first_scorer(bars), SCORE_LABELS[query.score], link, chosen, height=220.0),
+        asked=query,
+        bounded=any(value is not None for value in query.bounds.values()),
         scores=SCORE_LABELS,
-        after=after,
-        next_after=shown[-1]["place"] if len(shown) == PAGE_ROWS else None,
+        orders=_ORDERS,
+        next_after=shown[-1]["example_id"] if len(shown) == PAGE_ROWS else None,
         link=link,
         sources=sorted({row["source"] for row in bars}),
         twin="/v1/queries/rows_by_gap",
@@ -118,7 +135,7 @@ async def show_row(
         corpus,
         ("rows_by_id", {"ids": [example_id]}),
         ("row_losses", {"id": example_id}),
-        ("rows_by_gap", {"id": example_id, "score": score, "n": 1}),
+        ("rows_by_gap", {"id": example_id, "score": score, "n": 1, "texts": 0, "hold_out": []}),
     )
     if not stored:
         raise ApiError(404, "not_found", f"corpus {corpus} has no row of this id")

@@ -8,7 +8,7 @@ key: another site's page knows neither.
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import parse_qsl
@@ -24,6 +24,7 @@ from api.telemetry import note
 from api.tenancy.auth import Principal
 from api.tenancy.keys import Scope
 from api.uploads.bodies import bounded
+from api.uploads.receive import Upload
 
 KEY_COOKIE = "ballast_key"
 FORM_COOKIE = "ballast_form"
@@ -125,6 +126,18 @@ async def read_form(request: Request) -> dict[str, str]:
     return fields
 
 
+def read_upload_form(request: Request, upload: Upload, names: Iterable[str]) -> dict[str, str]:
+    """The fields of these names beside a form's file, whose token is checked; others stay in the upload.
+
+    Raises ApiError 403 for a form from elsewhere, 422 without a file.
+    """
+    fields = {name: str(upload.fields.pop(name)) for name in names if name in upload.fields}
+    check_form(request, fields.pop(FORM_FIELD, None))
+    if not upload.n_bytes:
+        raise ApiError(422, "no_rows", "choose a file with your fine-tuning rows first; this one is empty or absent")
+    return fields
+
+
 def check_form(request: Request, token: str | None) -> None:
     """Raises ApiError 403 for a form that no page of ours made for this visitor."""
     visit = visit_of(request)
@@ -165,4 +178,5 @@ Anybody = Annotated[Visit, Depends(anybody)]
 MixVisit = Annotated[Visit, Depends(visiting("mix"))]
 SqlVisit = Annotated[Visit, Depends(visiting("sql"))]
 AnyVisit = Annotated[Visit, Depends(visiting("mix", "sql", "audit"))]
+AuditVisit = Annotated[Visit, Depends(visiting("audit"))]
 JobVisit = Annotated[Visit, Depends(visiting("mix", "audit"))]

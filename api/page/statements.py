@@ -1,6 +1,7 @@
 """SQL: named queries with typed inputs, a free statement, and the answer as a table or a file."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import orjson
@@ -10,11 +11,13 @@ from starlette.responses import Response
 
 import sql
 from api.errors import ApiError
+from api.page import answer_plot
 from api.page.frame import HEADERS, PageRoute, page
 from api.page.session import SqlVisit, read_form, tenant_of
 from api.routes.sql import MEDIA_TYPES
 from api.service import service_of
 from curator.errors import BadInputError, MissingError
+from curator.query.queries import view_columns
 from curator.query.sandbox_client import ResultFormat, SqlAnswer
 from sql import Value
 
@@ -29,35 +32,50 @@ order by corpus, role, label"""
 @router.get("/sql")
 async def show(request: Request, visit: SqlVisit, query: Annotated[str, Query(max_length=100)] = "") -> Response:
     """The form for a statement, or for a named query."""
-    return _page(request, query, {}, FIRST if not query else "", None, None)
+    return _page(request, Asked(query, statement="" if query else FIRST))
 
 
 @router.post("/sql")
 async def run(request: Request, visit: SqlVisit) -> Response:
     """Run a statement or a named query; the answer as a table, or as a file."""
     fields = await read_form(request)
-    name, statement = fields.get("query", ""), fields.get("statement", "")
-    wanted = fields.get("format", "")
     given = {key.removeprefix("p."): value for key, value in fields.items() if key.startswith("p.")}
+    asked = Asked(fields.get("query", ""), given, fields.get("statement", ""), fields.get("format", ""))
+    asked = replace(asked, across=fields.get("across", ""), up=fields.get("up", ""))
     try:
-        answer = await _answer(request, name, statement, given, wanted)
+        answer = await _answer(request, asked)
     except (BadInputError, MissingError) as error:
-        return _page(request, name, given, statement, None, error.message)
-    if wanted in FORMATS:
-        media = MEDIA_TYPES[wanted]
-        headers = {**HEADERS, "Content-Disposition": f'attachment; filename="answer.{wanted}"'}
-        return Response(answer.data, headers=headers, media_type=media)
-    return _page(request, name, given, statement, orjson.loads(answer.data), None)
+        return _page(request, asked, problem=error.message)
+    if asked.wanted in FORMATS:
+        headers = {**HEADERS, "Content-Disposition": f'attachment; filename="answer.{asked.wanted}"'}
+        return Response(answer.data, headers=headers, media_type=MEDIA_TYPES[asked.wanted])
+    shown = orjson.loads(answer.data)
+    return _page(request, asked, shown, answer_plot.draw(shown, _numeric(shown), asked.across, asked.up))
 
 
-async def _answer(request: Request, name: str, statement: str, given: Mapping[str, str], wanted: str) -> SqlAnswer:
+@dataclass(frozen=True)
+class Asked:
+    """What a form asks for: a named query with its parameters, or a statement; and a file's format, or `plot`.
+
+    `across` and `up` are the columns of the plot, '' for those that `answer_plot` chooses.
+    """
+
+    query: str = ""
+    given: Mapping[str, str] = field(default_factory=dict)
+    statement: str = ""
+    wanted: str = ""
+    across: str = ""
+    up: str = ""
+
+
+async def _answer(request: Request, form: Asked) -> SqlAnswer:
     service = service_of(request)
-    file = wanted in FORMATS
-    shape: dict[str, Any] = {"result_format": wanted if file else "json", "max_rows": None if file else SHOWN_ROWS}
-    if name:
-        asked: dict[str, Any] = {"query": name, "params": _params(name, given)}
-    elif statement.strip():
-        asked = {"statement": statement.strip().removesuffix(";")}
+    file = form.wanted in FORMATS
+    shape: dict[str, Any] = {"result_format": form.wanted if file else "json", "max_rows": None if file else SHOWN_ROWS}
+    if form.query:
+        asked: dict[str, Any] = {"query": form.query, "params": _params(form.query, form.given)}
+    elif form.statement.strip():
+        asked = {"statement": form.statement.strip().removesuffix(";")}
     else:
         raise BadInputError("write a SELECT statement first")
     async with service.sql_place(tenant_of(request)) as sandbox:
@@ -79,25 +97,27 @@ def _params(name: str, given: Mapping[str, str]) -> dict[str, Value]:
 
 def _page(
     request: Request,
-    name: str,
-    given: Mapping[str, str],
-    statement: str,
-    answer: dict[str, Any] | None,
-    problem: str | None,
+    asked: Asked,
+    answer: dict[str, Any] | None = None,
+    drawn: answer_plot.AnswerPlot | None = None,
+    problem: str | None = None,
 ) -> Response:
+    name = asked.query
     if name and name not in sql.query_names():
         raise ApiError(404, "not_found", "there is no such query; /sql lists them")
+    views = [(item, sql.describe_view(item)) for item in sql.VIEWS if item not in sql.MACROS]
     return page(
         request,
         "sql.html",
         queries=[sql.load_query(item) for item in sql.query_names()],
         chosen=sql.load_query(name) if name else None,
-        given=given,
-        statement=statement,
+        asked=asked,
         answer=answer,
         numeric=_numeric(answer),
+        drawn=drawn,
         problem=problem,
-        views=[(item, sql.describe_view(item)) for item in sql.VIEWS if item not in sql.MACROS],
+        views=views,
+        columns=view_columns(service_of(request).store),
         formats=FORMATS,
         status=422 if problem else 200,
         twin=f"/v1/queries/{name}" if name else "/v1/sql",

@@ -1,11 +1,13 @@
 """Numbers and texts as people read them. Texts of users stay texts: markup is escaped, hidden characters are shown."""
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from markupsafe import Markup, escape
+
+from curator.corpus.text import content_text
 
 MAX_SHOWN_CHARS = 40_000  # of one turn on a page
 _PLAIN_CONTROLS = "\n\t"
@@ -55,6 +57,13 @@ def shown(value: str | None, most: int = MAX_SHOWN_CHARS) -> Markup:
     if len(whole) > most:
         pieces.append(f'<span class="cut">… {len(whole) - most:,} more characters, which the API gives</span>')
     return Markup("".join(pieces))
+
+
+def exchange(turns: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A conversation as a line to read: what was asked first, and what was answered last."""
+    asked = next((turn for turn in turns if turn["role"] == "user"), turns[0])
+    answer = next((turn for turn in reversed(turns) if turn["role"] == "assistant"), turns[-1])
+    return {"asked": content_text(asked.get("content")), "answer": content_text(answer.get("content"))}
 
 
 def _steers(character: str) -> bool:

@@ -98,7 +98,7 @@ def get_audit_rows(
 def _answer(service: Service, upload: Upload, tenant: str, key: str | None) -> tuple[Job, bool]:
     """The job and whether it is an earlier one again. Everything here blocks."""
     if key is None:
-        return _submit(service, upload, tenant), False
+        return submit_audit(service, upload, tenant), False
     with service.idempotency.holding(tenant, key):
         fingerprint = upload.fingerprint()
         earlier = service.idempotency.earlier(tenant, key, fingerprint)
@@ -106,10 +106,11 @@ def _answer(service: Service, upload: Upload, tenant: str, key: str | None) -> t
             with suppress(MissingError):  # a job that was removed since, or is over its time, is made again
                 return service.kept_job(tenant, earlier.job_id), True
         with service.idempotency.announcing(tenant, key, fingerprint) as announce:
-            return _submit(service, upload, tenant, announce), False
+            return submit_audit(service, upload, tenant, announce), False
 
 
-def _submit(service: Service, upload: Upload, tenant: str, announce: Announce | None = None) -> Job:
+def submit_audit(service: Service, upload: Upload, tenant: str, announce: Announce | None = None) -> Job:
+    """The job of an audit of an upload, whose part `audit` says what is asked; blocks. Raises ApiError."""
     options = parse_options(part_document(upload, "audit"))
     try:
         resolve_scorers(service.store, options.pool())

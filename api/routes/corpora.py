@@ -1,6 +1,6 @@
 """What recipes can draw from: corpora, their scorers, and how the gap is spread."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from curator.errors import BadInputError, MissingError
 from curator.query.database import Connection, connect
 from curator.query.queries import run_named
 from curator.recipe import DEFAULT_EPS, ScoreName
+from curator.select.pool_gaps import pool_gaps
 from curator.store.store import Store
 from sql import Value
 
@@ -73,7 +74,7 @@ async def get_gap(
 
     def compute() -> dict[str, Any]:
         shown = {**given, "score": score, "bins": bins}
-        with connected(service, found) as connection:
+        with connected(service, found, hold_out or [], eps) as connection:
             quantiles = run_named(connection, "gap_quantiles", given).table.to_pylist()
             histogram = run_named(connection, "gap_histogram", shown).table.to_pylist()
         return {
@@ -90,13 +91,22 @@ async def get_gap(
 
 
 @contextmanager
-def connected(service: Service, corpus: Corpus) -> Iterator[Connection]:
-    """A connection with the bounds of a statement: one thread, so much memory, nothing spilled to the disk."""
+def connected(
+    service: Service, corpus: Corpus, hold_out: Sequence[str] | None = None, eps: float = DEFAULT_EPS
+) -> Iterator[Connection]:
+    """A connection with the bounds of a statement: one thread, so much memory, nothing spilled to the disk.
+
+    With `hold_out` (a list, which may be empty) the gaps of the corpus's rows are its pool's, where it has one: of
+    those domains and that eps alone.
+    """
     settings = service.settings
     with connect(service.store, {corpus.name: corpus.revision}, timeout_s=QUERY_TIMEOUT_S) as connection:
         connection.execute(f"set memory_limit = '{settings.sql_memory_bytes // 1000}KB'")
         connection.execute("set threads = 1")
         connection.execute("set temp_directory = ''")
+        held = None if hold_out is None else pool_gaps(service.store, corpus, hold_out, eps)
+        if held is not None:
+            held.replace_view(connection)
         yield connection
 
 

@@ -81,7 +81,11 @@ def create_key(
         expires_at=None if expires_days is None else now + timedelta(days=expires_days),
     )
     store.write_json(_path(key_id), key.model_dump(mode="json"))
-    _log_usage(store, key, "key created")
+    try:
+        _log_usage(store, key, "key created")
+    except BaseException:
+        store.delete(_path(key_id))  # nobody has its token
+        raise
     return key, f"ballast_{key_id}_{secret}"
 
 

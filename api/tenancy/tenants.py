@@ -139,7 +139,7 @@ def _read(path: Path) -> dict[Any, Any]:
 
 def _recipe(path: Path) -> dict[str, Any]:
     document = read_document(path, "recipe", RecipeError)
-    parse_recipe(document)
+    parse_recipe(document, f"recipe {path}")
     assert isinstance(document, dict)  # or it was refused
     return document
 

@@ -20,11 +20,12 @@ class Parts:
     """Sorts multipart data: the file's bytes to `path`, the text parts to memory.
 
     `asked` names the parts that the route takes beside the file and TEXT_PARTS; true for those that may come several
-    times, as boxes of a form do: their texts are joined by line feeds, and have one bound.
+    times, as boxes of a form do: their texts are joined by line feeds, and have one bound. `file_part` names the file.
     """
 
     path: Path
     asked: Mapping[str, bool]
+    file_part: str = FILE_PART
     file_name: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
     ended: bool = False
@@ -70,21 +71,21 @@ class Parts:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
-        names = (FILE_PART, *self.asked, *TEXT_PARTS)
+        names = (self.file_part, *self.asked, *TEXT_PARTS)
         if self._name not in names:
             known = ", ".join(names)
             raise ApiError(422, "unknown_part", f"unknown part {self._name!r}; there are: {known}")
         if (self._name in self.texts and not self.asked.get(self._name)) or (
-            self._name == FILE_PART and self.file_name is not None
+            self._name == self.file_part and self.file_name is not None
         ):
             raise ApiError(422, "repeated_part", f"the part {self._name!r} came twice")
         if self._name in self.texts:
             self._text += self.texts[self._name].encode() + b"\n"
-        if self._name == FILE_PART:
+        if self._name == self.file_part:
             self.file_name = options.get(b"filename", b"file").decode(errors="replace")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == FILE_PART:
+        if self._name == self.file_part:
             self._buffer.append(data[start:end])
             self.n_buffered += end - start
             self.n_bytes += end - start
@@ -94,7 +95,7 @@ class Parts:
         self._text += data[start:end]
 
     def _part_end(self) -> None:
-        if self._name == FILE_PART:
+        if self._name == self.file_part:
             return
         try:
             self.texts[self._name] = self._text.decode()

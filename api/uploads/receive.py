@@ -26,11 +26,11 @@ from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.store.scratch import Scratch
 
 DOCUMENTS = ("recipe", "audit", "check")  # what is asked of the rows: each route knows one
-NO_FIELDS: Mapping[str, bool] = {}
 _OTHER_KEYS = ("on_bad_rows", "layout")
 REMEDY = "split the data set, or raise the bound"
 JSON_REMEDY = "send larger data sets as multipart/form-data"
 MAX_BODY_VALUES = 500_000  # texts, numbers, lists and objects of one JSON body, which become Python objects at once
+UPLOAD_FILE = "upload"
 FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
 _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
@@ -98,7 +98,7 @@ class Upload:
     @property
     def path(self) -> Path:
         """The file, when it came as one."""
-        return self.folder / "upload"
+        return self.folder / UPLOAD_FILE
 
 
 @asynccontextmanager
@@ -107,13 +107,14 @@ async def received(
     service: Service,
     tenant: str,
     document: str = "recipe",
-    fields: Mapping[str, bool] = NO_FIELDS,
+    fields: Mapping[str, bool] | None = None,
+    file_part: str = FILE_PART,
 ) -> AsyncIterator[Upload]:
     """The upload of a request, for the length of the block; its folder is removed at the end.
 
-    `document` (one of DOCUMENTS) is what comes beside the rows, and `fields` what a form of the
-    page sends in its place (see `Parts.asked`). The tenant's place and quota of bytes are looked at
-    before anything is read, and the bytes counted as they come: what is refused never lies on the disk first.
+    `document` (one of DOCUMENTS) is what comes beside the rows, and `fields` what a form sends in its place (see
+    `Parts.asked`); `file_part` is the part with the bytes. The tenant's place and quota of bytes are looked at before
+    anything is read, and the bytes counted as they come: what is refused never lies on the disk first.
 
     Raises ApiError 400 for a malformed body, 413 for one over its bound or what the quota could ever give, 415 for
     another content type, 429 for now, 503 when too many wait.
@@ -126,8 +127,8 @@ async def received(
             folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
             try:
                 counted = _counted(chunks, service, tenant)
-                asked = fields or {document: False}
-                yield await _receive(request, counted, folder.path, settings, asked)
+                asked = {document: False} if fields is None else fields
+                yield await _receive(request, counted, Parts(folder.path / UPLOAD_FILE, asked, file_part), settings)
             finally:
                 await run_in_threadpool(folder.close)
     except ApiError:
@@ -159,15 +160,13 @@ async def _counted(chunks: AsyncIterator[bytes], service: Service, tenant: str) 
         yield chunk
 
 
-async def _receive(
-    request: Request, chunks: AsyncIterator[bytes], folder: Path, settings: Settings, asked: Mapping[str, bool]
-) -> Upload:
+async def _receive(request: Request, chunks: AsyncIterator[bytes], parts: Parts, settings: Settings) -> Upload:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        return await _receive_multipart(chunks, options, folder, settings, asked)
-    document = next(iter(asked))
+        return await _receive_multipart(chunks, options, parts, settings)
+    document = next(iter(parts.asked), "")
     if content_type == b"application/json" and document in DOCUMENTS:
-        return await _receive_json(chunks, folder, settings, document)
+        return await _receive_json(chunks, parts.path.parent, settings, document)
     raise ApiError(
         415,
         "unsupported_content_type",
@@ -204,11 +203,9 @@ def _decoded(body: bytes, folder: Path, document: str) -> Upload:
 async def _receive_multipart(
     chunks: AsyncIterator[bytes],
     options: dict[bytes, bytes],
-    folder: Path,
+    parts: Parts,
     settings: Settings,
-    asked: Mapping[str, bool],
 ) -> Upload:
-    parts = Parts(Upload(folder, {}).path, asked)
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
         async for chunk in bounded(chunks, settings.max_upload_bytes, REMEDY):
@@ -221,5 +218,5 @@ async def _receive_multipart(
         raise ApiError(400, "malformed_multipart", "the body ends before its closing boundary")
     await run_in_threadpool(parts.flush)
     if parts.file_name is None:
-        raise ApiError(422, "missing_part", f"the part `{FILE_PART}` with the data set is missing")
-    return Upload(folder, dict(parts.texts), name=parts.file_name, n_bytes=parts.n_bytes)
+        raise ApiError(422, "missing_part", f"the part `{parts.file_part}` with the bytes is missing")
+    return Upload(parts.path.parent, dict(parts.texts), name=parts.file_name, n_bytes=parts.n_bytes)

@@ -281,7 +281,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise BadInputError(f"--recipe is the whole recipe: put {names} into the file")
-        return parse_recipe(read_document(Path(args.recipe), "recipe", RecipeError))
+        return parse_recipe(read_document(Path(args.recipe), "recipe", RecipeError), f"recipe {args.recipe}")
     inoculation = _inoculation(given)
     if inoculation is not None:
         given["inoculation"] = inoculation

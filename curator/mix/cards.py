@@ -235,36 +235,8 @@ def croissant(manifest: Manifest, file: DataFile, published: datetime.date) -> d
         "rai:dataLimitations": [item.text for item in manifest.protects.does_not],
         "rai:dataUseCases": [item.text for item in manifest.protects.does],
         "prov:wasDerivedFrom": list(_croissant_sources(manifest)),
-        "prov:wasGeneratedBy": {
-            "@type": "prov:Activity",
-            "@id": f"{mix}:mixing",
-            "prov:label": "Safe rows chosen by perplexity gap and interleaved with a data set",
-            "prov:wasAssociatedWith": {
-                "@type": "prov:SoftwareAgent",
-                "@id": f"urn:ballast:software:{manifest.product_version}",
-                "prov:label": f"ballast-mix {manifest.product_version}",
-            },
-            "prov:used": [
-                {
-                    "@id": f"urn:ballast:scorer:{item.scorer_id}",
-                    "@type": "prov:Entity",
-                    "prov:label": _scorer_text(item),
-                }
-                for item in _scorers(manifest)
-            ],
-        },
-        "distribution": [
-            {
-                "@type": "cr:FileObject",
-                "@id": file.name,
-                "name": file.name,
-                "description": "The rows in the order in which they are trained, one JSON object a line.",
-                "contentUrl": file.name,
-                "contentSize": f"{file.n_bytes} B",
-                "encodingFormat": "application/jsonlines",
-                "sha256": file.sha256,
-            }
-        ],
+        "prov:wasGeneratedBy": _croissant_activity(manifest, f"{mix}:mixing"),
+        "distribution": [_croissant_file(file)],
         "recordSet": [
             {
                 "@type": "cr:RecordSet",
@@ -274,6 +246,41 @@ def croissant(manifest: Manifest, file: DataFile, published: datetime.date) -> d
                 "field": [_croissant_field(name, file) for name in file.columns],
             }
         ],
+    }
+
+
+def _croissant_activity(manifest: Manifest, name: str) -> dict[str, Any]:
+    """How the mix came to be: by which version of this product, and from which scorers."""
+    return {
+        "@type": "prov:Activity",
+        "@id": name,
+        "prov:label": "Safe rows chosen by perplexity gap and interleaved with a data set",
+        "prov:wasAssociatedWith": {
+            "@type": "prov:SoftwareAgent",
+            "@id": f"urn:ballast:software:{manifest.product_version}",
+            "prov:label": f"ballast-mix {manifest.product_version}",
+        },
+        "prov:used": [
+            {
+                "@id": f"urn:ballast:scorer:{item.scorer_id}",
+                "@type": "prov:Entity",
+                "prov:label": _scorer_text(item),
+            }
+            for item in _scorers(manifest)
+        ],
+    }
+
+
+def _croissant_file(file: DataFile) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": file.name,
+        "name": file.name,
+        "description": "The rows in the order in which they are trained, one JSON object a line.",
+        "contentUrl": file.name,
+        "contentSize": f"{file.n_bytes} B",
+        "encodingFormat": "application/jsonlines",
+        "sha256": file.sha256,
     }
 
 

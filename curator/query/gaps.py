@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -54,6 +55,36 @@ class Losses:
             self.aligned.slice(start, n), self.misaligned.slice(start, n), self.benign.slice(start, n),
             self.n_tokens.slice(start, n),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PoolGaps:
+    """Every row of a corpus with its gap, as pools hold them: a table for each complete aligned scorer, by its id.
+
+    Columns: those of `sql/wide/gap_rows.sql`. `n_misaligned` counts the scorers of each gap, by the same ids.
+    """
+
+    corpus: str
+    hold_out: tuple[str, ...]
+    eps: float
+    tables: Mapping[str, pa.Table]
+    n_misaligned: Mapping[str, int]
+
+    def replace_view(self, connection: Connection) -> None:
+        """Have `gap_rows` of a connection read these rows instead of joining losses anew; the gaps are the same."""
+        relation = None
+        for place, (aligned_id, table) in enumerate(self.tables.items()):
+            connection.register(f"pool_gaps_{place}", table)
+            key = {"corpus": self.corpus, "aligned_id": aligned_id, "n_misaligned": self.n_misaligned[aligned_id]}
+            constants = (duckdb.ConstantExpression(value).alias(name) for name, value in key.items())
+            part = connection.table(f"pool_gaps_{place}").select(*constants, duckdb.StarExpression())
+            relation = part if relation is None else relation.union(part)
+        assert relation is not None, "a corpus without an aligned scorer has no gap"
+        relation.create_view("pool_gaps")
+        choice = {"held_out": [sorted(set(self.hold_out))], "eps": [self.eps]}
+        schema = pa.schema([("held_out", pa.list_(pa.string())), ("eps", pa.float64())])
+        connection.from_arrow(pa.table(choice, schema=schema)).to_table("pool_choice")
+        connection.execute(sql.wide_query("gap_rows").sql)
 
 
 def definitions() -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import duckdb
 import pyarrow as pa
@@ -72,6 +73,14 @@ def run_statement(
     if limit is not None and table.num_rows > limit:
         return Answer(table.slice(0, limit), True)
     return Answer(table, False)
+
+
+@lru_cache(maxsize=1)
+def view_columns(store: Store) -> dict[str, list[str]]:
+    """The columns of each view that a statement may read, in order, by the view's name; read once for a store."""
+    with connect(store, []) as connection:
+        views = ["corpora", *(name for name in sql.VIEWS if name not in (*sql.MACROS, "gap_rows"))]
+        return {name: connection.table(name).columns for name in views}
 
 
 def run_named(

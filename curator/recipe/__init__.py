@@ -93,9 +93,9 @@ class Recipe(Strict):
         return self.batch_size
 
 
-def parse_recipe(document: Any) -> Recipe:
-    """A recipe from a decoded JSON or YAML document.
+def parse_recipe(document: Any, name: str = "recipe") -> Recipe:
+    """A recipe from a decoded JSON or YAML document, which errors call `name`.
 
     Raises RecipeError naming every field at fault, so that one round of corrections is enough.
     """
-    return parse_document(Recipe, document, "recipe", RecipeError)
+    return parse_document(Recipe, document, name, RecipeError)

@@ -118,14 +118,14 @@ def _names_of(model: type[Strict]) -> tuple[str, ...]:
     return get_args(model.model_fields["name"].annotation)
 
 
-def parse_policy(document: Any) -> Policy:
-    """A policy from a decoded document; raises BadInputError naming every field at fault."""
-    return parse_document(Policy, document, "policy")
+def parse_policy(document: Any, name: str = "policy") -> Policy:
+    """A policy from a decoded document, which errors call `name`; raises BadInputError naming every field at fault."""
+    return parse_document(Policy, document, name)
 
 
 def load_policy(path: str | Path) -> Policy:
     """The policy of a YAML or JSON file; raises MissingError without it, BadInputError when it is none."""
-    return parse_policy(read_document(Path(path), "policy", BadInputError))
+    return parse_policy(read_document(Path(path), "policy", BadInputError), f"policy {path}")
 
 
 def policy_sha256(policy: Policy) -> str:

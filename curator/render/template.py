@@ -84,6 +84,7 @@ def _environment(day: date | None) -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
+    del environment.filters["random"], environment.globals["lipsum"]  # one conversation has one text
     if day is not None:  # today's date would give one conversation other tokens tomorrow
         environment.globals["strftime_now"] = datetime(day.year, day.month, day.day).strftime
     return environment

@@ -17,8 +17,7 @@ from curator.errors import MissingDependencyError, ScoringError
 from curator.scoring.blocks import Block
 from curator.scoring.engines.base import Engine
 from curator.scoring.faults import MAX_DEATHS, declare_dead
-from curator.scoring.request import ScoreRequest
-from curator.scoring.worker import BlockDone, BlockScorer, LazyEngine, Meter
+from curator.scoring.worker import BlockDone, BlockScorer, LazyEngine, Meter, ScorerTask
 from curator.store.store import Store
 
 # Deaths with no row scored in between before the run ends, so that an engine which kills every process does not have
@@ -45,9 +44,9 @@ class RayWorkers:
     def __init__(self, plan: RayPlan, worker: BlockScorer, model_dir: Path, launch: Callable[[], Engine]) -> None:
         self._ray, self._plan = _start(plan), plan
         actor = self._ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0)(_Worker)
-        setting = (store_root(worker.store), worker.folder, worker.request, model_dir.absolute(), worker.window, launch)
+        setting = (store_root(worker.store), worker.task, model_dir.absolute(), launch)
         self._new: Callable[[str], Any] = lambda name: actor.remote(*setting, name)
-        self._store, self._folder = worker.store, worker.folder
+        self._store, self._folder = worker.store, worker.task.folder
         self._deaths = 0
 
     def score(self, blocks: Iterable[Block]) -> Iterator[BlockDone]:
@@ -113,23 +112,13 @@ class _Hand:
 class _Worker:
     """One actor: a block scorer with an engine of its own."""
 
-    def __init__(
-        self,
-        root: str,
-        folder: str,
-        request: ScoreRequest,
-        model_dir: Path,
-        window: int,
-        launch: Callable[[], Engine],
-        name: str,
-    ) -> None:
+    def __init__(self, root: str, task: ScorerTask, model_dir: Path, launch: Callable[[], Engine], name: str) -> None:
         from curator.render import Renderer
 
-        store, engine = Store(root).open(create=False), LazyEngine(launch, request)
+        store, request = Store(root).open(create=False), task.request
         renderer = Renderer.from_folder(model_dir, settings=request.rendering)
-        self._scorer = BlockScorer(
-            store, folder, request, renderer, window, engine, Meter(request.price_per_hour), name
-        )
+        meter = Meter(request.price_per_hour)
+        self._scorer = BlockScorer(store, task, renderer, LazyEngine(launch, request), meter, name)
 
     def score(self, block: Block) -> BlockDone:
         """Score one block into its part."""

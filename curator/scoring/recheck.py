@@ -32,7 +32,7 @@ def recheck(
     The engine is closed before the reference is loaded, so that two models never share the memory. Raises
     ScoringError showing the worst rows when one is past its bound; the parts stay unlisted then.
     """
-    request = worker.request
+    request = worker.task.request
     stored = _stored(worker, parts)
     n = n_check_rows(request.check_rows, len(stored))
     record: dict[str, Any] = {"revision": corpus.revision, "n_new_rows": len(stored), "n_rows": n, "seed": 0}
@@ -41,7 +41,7 @@ def recheck(
     if not n:
         return {**record, "permuted": None, "reference": None, "reason": _why_none(request.check_rows)}
     rows = _rendered(worker, corpus, _sample(stored, n))
-    hint = f"Nothing new was listed; look into the engine, and delete {worker.folder} to score again"
+    hint = f"Nothing new was listed; look into the engine, and delete {worker.task.folder} to score again"
     found = compare(worker.engine.get(), rows, stored, request.dtype, worker.meter.rows)
     record["permuted"] = summary(found)
     require_within_bound(found, "when scored again in another order", hint)
@@ -62,7 +62,7 @@ def _against(
 ) -> tuple[str, list[Difference]]:
     reference = factory()
     try:
-        return reference.name, compare(reference, rows, stored, worker.request.dtype, worker.meter.rows)
+        return reference.name, compare(reference, rows, stored, worker.task.request.dtype, worker.meter.rows)
     finally:
         reference.close()
 
@@ -71,7 +71,7 @@ def _stored(worker: BlockScorer, parts: Sequence[str]) -> dict[str, RowLoss]:
     columns = ["example_id", "status", "nll_sum", "n_response_tokens"]
     found = {}
     for name in parts:
-        for row in worker.store.read_table(f"{worker.folder}/{name}", columns).to_pylist():
+        for row in worker.store.read_table(f"{worker.task.folder}/{name}", columns).to_pylist():
             if row["status"] == "scored":
                 found[row["example_id"]] = RowLoss(row["nll_sum"], row["n_response_tokens"])
     return found

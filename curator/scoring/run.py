@@ -36,7 +36,7 @@ from curator.scoring.parts import (
 from curator.scoring.recheck import recheck
 from curator.scoring.request import Sample, ScoreReport, ScoreRequest, choose, covers, effective_window, identity_of
 from curator.scoring.shards import Shard
-from curator.scoring.worker import BlockDone, BlockScorer, LazyEngine, Meter
+from curator.scoring.worker import BlockDone, BlockScorer, LazyEngine, Meter, ScorerTask
 from curator.store.store import Store
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class ScoreRun:
         )  # fmt: skip
         self.engine = LazyEngine(engine_factory, request)
         self._meter = Meter(request.price_per_hour)
-        self.worker = BlockScorer(store, self.folder, request, renderer, self.window, self.engine, self._meter)
+        task = ScorerTask(self.folder, request, self.window)
+        self.worker = BlockScorer(store, task, renderer, self.engine, self._meter)
 
     def skip(self) -> ScoreReport | None:
         """The finished report when nothing is to do: the manifest says so, its parts have the bytes it recorded."""

@@ -100,6 +100,16 @@ class LazyEngine:
             self._engine = None
 
 
+@dataclass(frozen=True)
+class ScorerTask:
+    """What every worker of one scorer has in common: the folder that it fills, the request, and the longest row that is
+    scored, in tokens."""
+
+    folder: str
+    request: ScoreRequest
+    window: int
+
+
 class BlockScorer:
     """Scores blocks of one scorer into its folder; several may work on one folder at a time.
 
@@ -109,17 +119,14 @@ class BlockScorer:
     def __init__(
         self,
         store: Store,
-        folder: str,
-        request: ScoreRequest,
+        task: ScorerTask,
         renderer: "Renderer",
-        window: int,
         engine: LazyEngine,
         meter: Meter,
         name: str | None = None,
     ) -> None:
-        self.name = name
-        self.store, self.folder, self.request, self.renderer = store, folder, request, renderer
-        self.window, self.engine, self.meter = window, engine, meter
+        self.store, self.task, self.name = store, task, name
+        self.renderer, self.engine, self.meter = renderer, engine, meter
         self._tolerant: FaultTolerantEngine | None = None
 
     def score(self, block: Block) -> BlockDone:
@@ -127,18 +134,18 @@ class BlockScorer:
 
         A row that the engine cannot score gets its reason; see `faults` for the rest.
         """
-        done = self._score(block, Attempt(self.store, self.folder, block.ids, self.name), give_way=False)
+        done = self._score(block, Attempt(self.store, self.task.folder, block.ids, self.name), give_way=False)
         assert done is not None
         return done
 
     def score_unless_taken(self, block: Block) -> BlockDone | None:
         """The same, or None where another process is at work on the block."""
-        attempt = Attempt(self.store, self.folder, block.ids, self.name)
+        attempt = Attempt(self.store, self.task.folder, block.ids, self.name)
         return None if attempt.taken else self._score(block, attempt, give_way=True)
 
     def has_part(self, block: Block) -> bool:
         """Whether the block's part is there."""
-        return self.store.exists(f"{self.folder}/{part_name(block.ids)}")
+        return self.store.exists(f"{self.task.folder}/{part_name(block.ids)}")
 
     def _score(self, block: Block, attempt: Attempt, give_way: bool) -> BlockDone | None:
         pairs = zip(block.ids, block.messages, strict=True)
@@ -158,7 +165,7 @@ class BlockScorer:
             row if isinstance(row, ScoreRow) else scored_row(key, row, losses[key]) for key, row in outcomes.items()
         ]
         if not self.has_part(block):  # the first copy stays: what was recorded of it must hold
-            write_part(self.store, self.folder, rows)
+            write_part(self.store, self.task.folder, rows)
         if rendered:
             attempt.done()
         failures = tuple(f"{row.example_id}: {row.reason}" for row in rows if row.status == "failed")
@@ -190,7 +197,7 @@ class BlockScorer:
 
     def render(self, example_id: str, messages: str) -> "Rendered | ScoreRow":
         """The row's tokens and mask, or its finished outcome where it can have no loss."""
-        return render_row(self.renderer, example_id, messages, self.request.mask_rule, self.window)
+        return render_row(self.renderer, example_id, messages, self.task.request.mask_rule, self.task.window)
 
 
 def _absolute(path: Path | None) -> Path | None:

@@ -44,6 +44,7 @@ from curator.select.pool_frame import (
     LABELS,
     Member,
     digests,
+    id_column,
     id_halves,
     id_texts,
     members_of,
@@ -66,6 +67,7 @@ KEEP_FROM_ROWS = 20_000
 KEEP_FROM_TEXT_BYTES = 4 << 20
 KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
 HELD_BYTES = 1 << 30  # of frames in memory, over which the oldest open pools are closed
+GAPS_BYTES = 1 << 28  # of one pool's gaps in memory, over which those of older choices go
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 _META = "ballast.pool"
 _SIGN_ROWS = 8_192
@@ -192,6 +194,40 @@ class PoolTable:
         every = rows.select(row)
         return every.join(lists, on="row", how="left", maintain_order="left")["losses"].to_arrow().cast(kind)
 
+    def gap_columns(self, choice: GapChoice) -> pl.DataFrame:
+        """Losses and all four gaps of every row, and how many of the losses are missing (sql/wide/gap_rows.sql).
+
+        Those of the latest choices are held, since the figures of one corpus ask for them again and again.
+        """
+        key = (choice.misaligned, choice.benign, choice.spec)
+        with self._turn:
+            found = self._held.pop(key, None)
+            if found is None:
+                found = self.gaps.columns(choice.losses(self.columns(*choice.columns)), choice.spec).hstack(
+                    [self._n_missing((0, *choice.misaligned), "n_losses_missing"),
+                     self._n_missing(choice.benign, "n_benign_missing")]
+                )  # fmt: skip
+            self._held[key] = found
+            while len(self._held) > 1 and sum(int(item.estimated_size()) for item in self._held.values()) > GAPS_BYTES:
+                self._held.pop(next(iter(self._held)))
+        return found
+
+    def _n_missing(self, places: Sequence[int], name: str) -> pl.Series:
+        names = [f"has_loss_{place}" for place in places]
+        if not names:
+            return pl.repeat(0, self.n_rows, dtype=pl.UInt32, eager=True).alias(name)
+        there = self.columns(*names)
+        return there.select((pl.lit(len(names)) - pl.sum_horizontal(names)).cast(pl.UInt32).alias(name)).to_series()
+
+    @cached_property
+    def _held(self) -> dict[object, pl.DataFrame]:
+        """Gaps of the latest choices, the oldest first."""
+        return {}
+
+    @cached_property
+    def _turn(self) -> threading.Lock:
+        return threading.Lock()
+
     def signatures(self, part: TextPart) -> Signatures:
         """MinHash signatures of one side of every row's text, kept beside the pool file (where it is) once made.
 
@@ -234,6 +270,12 @@ class PoolIds:
         frame = self.columns.at(rows, "id_hi", "id_lo")
         return id_texts(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
 
+    @property
+    def column(self) -> pa.Array:
+        """The ids of all rows."""
+        frame = self.columns("id_hi", "id_lo")
+        return id_column(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
+
     def find(self, wanted: Collection[str]) -> Rows:
         """Rows whose id is among `wanted`, ascending."""
         halves = id_halves(list(wanted))
@@ -261,11 +303,22 @@ class PoolCache:
 
     def get(self, store: Store, corpus: Corpus, scorers: Sequence[Scorer]) -> PoolTable:
         """The pool of a corpus revision and the scorers of one measure: open, from its file, or made now."""
+        found = self._find(store, corpus, scorers, _pool_table)
+        assert found is not None
+        return found
+
+    def find(self, store: Store, corpus: Corpus, scorers: Sequence[Scorer]) -> PoolTable | None:
+        """The same where it is open or its file is there; None instead of making it, which takes minutes."""
+        return self._find(store, corpus, scorers, _made_before)
+
+    def _find(self, store: Store, corpus: Corpus, scorers: Sequence[Scorer], opening: "_Opening") -> PoolTable | None:
         key = pool_key(store, corpus, scorers)
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
         with turn:  # others wait for this pool alone
-            found = self._open.get(key) or _pool_table(store, corpus, scorers, key, self.gaps)
+            found = self._open.get(key) or opening(store, corpus, scorers, key, self.gaps)
+        if found is None:
+            return None
         with self._lock:
             self._open.pop(key, None)
             self._open[key] = found
@@ -294,7 +347,7 @@ def pool_table(store: Store, scorers: ResolvedScorers, cache: PoolCache = POOLS)
     Raises what reading the corpus and its scores raises.
     """
     corpus = read_corpus(store, scorers.corpus, scorers.revision)
-    found = cache.get(store, corpus, _scorers_of_measure(store, corpus, scorers.aligned))
+    found = cache.get(store, corpus, scorers_of_measure(store, corpus, scorers.aligned))
     if found.folder is not None:
         return found
     if _is_small(store, corpus):
@@ -315,7 +368,7 @@ def publish_pool(store: Store, corpus: str, measure_id: str | None = None) -> li
     found = []
     for scorer in read_scorers(store, latest):
         if scorer.role == "aligned" and scorer.complete and measure_id in (None, scorer.measure_id):
-            scorers = _scorers_of_measure(store, latest, scorer)
+            scorers = scorers_of_measure(store, latest, scorer)
             if any(item.role == "misaligned" for item in scorers):
                 found.append(POOLS.get(store, latest, scorers))
     return [table for table in found if table.folder is not None]
@@ -344,13 +397,21 @@ def pool_key(store: Store, corpus: Corpus, scorers: Sequence[Scorer]) -> str:
     return digest.hexdigest()
 
 
-def _scorers_of_measure(store: Store, corpus: Corpus, aligned: Scorer | None) -> list[Scorer]:
+def scorers_of_measure(store: Store, corpus: Corpus, aligned: Scorer | None) -> list[Scorer]:
     """The aligned scorer and every complete one that may share a gap with it."""
     if aligned is None:
         return []
     known = [item for item in read_scorers(store, corpus) if item.complete and item.measure_id == aligned.measure_id]
     by_id = sorted(known, key=lambda item: item.scorer_id)
     return [aligned, *(item for role in ("misaligned", "benign") for item in by_id if item.role == role)]
+
+
+_Opening = Callable[[Store, Corpus, Sequence[Scorer], str, Gaps], PoolTable | None]
+
+
+def _made_before(store: Store, corpus: Corpus, scorers: Sequence[Scorer], key: str, gaps: Gaps) -> PoolTable | None:
+    folder = store.local_path(f"pools/{corpus.name}")
+    return None if folder is None else _from_file(store, corpus, scorers, folder / f"pool-{key}.arrow", gaps)
 
 
 def _pool_table(store: Store, corpus: Corpus, scorers: Sequence[Scorer], key: str, gaps: Gaps) -> PoolTable:

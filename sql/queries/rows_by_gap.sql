@@ -1,15 +1,17 @@
--- One row is one example of a corpus under one aligned scorer, in order of the score, with its place and share of rows below.
+-- One row is one example of a corpus under one aligned scorer, in the requested order, with its rank and share of rows below.
 -- Units: mean_nll_* and gap_abs in nats per token, score as the parameter says, percentile a fraction (0 to 1) of the rows
--- with that score whose score is no higher; rank 1 is the largest score; place counts from 1 in the requested order and is what
--- `after` takes; n_fitting counts examples that fit, on all pages; opening is the first 240 characters of the first turn
--- that is not a system turn, and response_head is cut there too. Rows without the score are left out unless one id is given. Key: aligned_id, place.
+-- with that score whose score is no higher; rank 1 is the largest score, ties by example_id; n_fitting counts examples that
+-- fit, on all pages; opening is the first 240 characters of the first turn that is not a system turn, and response_head is
+-- cut there too; place counts from 1 on each page. Rows without the score are left out unless one id is given. Key: aligned_id, place.
 -- param: corpus text required corpus name
 -- param: aligned text null id of the aligned scorer; null: every complete one
 -- param: id text null one whole example id, scored or not; null: all
 -- param: score text gap_rel gap_rel, gap_abs, gap_contrast or sum_gap
--- param: direction integer 1 1: largest score first; -1: smallest first
--- param: after integer 0 place of the last row of the page before
+-- param: order text best best: largest score first; worst: smallest first; shuffled: by a hash of id and seed (row_key)
+-- param: seed integer 0 for shuffled: which shuffle
+-- param: after text null example id of the last row of the page before
 -- param: n integer 20 rows to return
+-- param: texts integer 1 1: with opening and response_head; 0: both null, which is faster
 -- param: search text null text that the messages' JSON must hold, whatever its case
 -- param: source text null one source; null: all
 -- param: domain text null one domain; null: all
@@ -22,48 +24,40 @@
 -- param: hold_out text[] [] domains whose misaligned models are left out
 -- param: eps double 1.0 nats per token, for gap_rel
 
-with judged as (
+with judged as materialized (
     select
-        corpus, aligned_id, example_id, response_head, domain, source, n_response_tokens, mean_nll_aligned,
-        mean_nll_misaligned, gap_abs, complete,
+        aligned_id, example_id, domain, source, n_response_tokens, mean_nll_aligned, mean_nll_misaligned, gap_abs,
         gap_named($score, gap_rel, gap_abs, gap_contrast, sum_gap) as score
     from gap_rows(in_corpus := $corpus, hold_out := $hold_out, eps := $eps)
     where $aligned is null or aligned_id = $aligned
 ),
 
-ranked as (
+keyed as (
     select
-        corpus, aligned_id, example_id, response_head, domain, source, n_response_tokens, mean_nll_aligned,
-        mean_nll_misaligned, gap_abs, score,
-        case when score is not null then
-            row_number() over (partition by aligned_id order by score desc nulls last, example_id)
-        end as rank,
-        case when score is not null then
-            cume_dist() over (partition by aligned_id, score is null order by score)
-        end as percentile,
-        row_number() over (partition by aligned_id order by score * $direction desc nulls last, example_id) as place
+        aligned_id, example_id, domain, source, n_response_tokens, mean_nll_aligned, mean_nll_misaligned, gap_abs,
+        score,
+        row_key($order, score, example_id, $seed) as key
     from judged
+    where case when $id is not null then example_id = $id else score is not null end
 ),
 
 fitting as (
     select
-        ranked.corpus, ranked.aligned_id, ranked.example_id, ranked.response_head, ranked.domain, ranked.source,
-        ranked.n_response_tokens, ranked.mean_nll_aligned, ranked.mean_nll_misaligned, ranked.gap_abs, ranked.score,
-        ranked.rank, ranked.percentile, ranked.place, count(*) over () as n_fitting
-    from ranked
+        aligned_id, example_id, domain, source, n_response_tokens, mean_nll_aligned, mean_nll_misaligned, gap_abs,
+        score, key
+    from keyed
     where
-        case when $id is not null then ranked.example_id = $id else ranked.score is not null end
-        and ($source is null or ranked.source = $source)
-        and ($domain is null or ranked.domain = $domain)
-        and ($low is null or ranked.score >= $low)
-        and ($high is null or ranked.score <= $high)
-        and ($aligned_low is null or ranked.mean_nll_aligned >= $aligned_low)
-        and ($aligned_high is null or ranked.mean_nll_aligned <= $aligned_high)
-        and ($misaligned_low is null or ranked.mean_nll_misaligned >= $misaligned_low)
-        and ($misaligned_high is null or ranked.mean_nll_misaligned <= $misaligned_high)
+        ($source is null or source = $source)
+        and ($domain is null or domain = $domain)
+        and ($low is null or score >= $low)
+        and ($high is null or score <= $high)
+        and ($aligned_low is null or mean_nll_aligned >= $aligned_low)
+        and ($aligned_high is null or mean_nll_aligned <= $aligned_high)
+        and ($misaligned_low is null or mean_nll_misaligned >= $misaligned_low)
+        and ($misaligned_high is null or mean_nll_misaligned <= $misaligned_high)
         and (
             $search is null
-            or ranked.example_id in (
+            or example_id in (
                 select examples.example_id
                 from examples
                 where examples.corpus = $corpus and contains(lower(examples.messages), lower($search))
@@ -71,18 +65,54 @@ fitting as (
         )
 ),
 
+-- A page follows the row that `after` names, whether that row fits or not: rows that came or went shift nothing.
 paged as (
     select
-        corpus, aligned_id, example_id, response_head, domain, source, n_response_tokens, mean_nll_aligned,
-        mean_nll_misaligned, gap_abs, score, rank, percentile, place, n_fitting
+        fitting.aligned_id, fitting.example_id, fitting.domain, fitting.source, fitting.n_response_tokens,
+        fitting.mean_nll_aligned, fitting.mean_nll_misaligned, fitting.gap_abs, fitting.score, fitting.key
     from fitting
-    where $after = 0 or place > $after
-    order by aligned_id, place
+    left join keyed as anchor on anchor.example_id = $after and anchor.aligned_id = fitting.aligned_id
+    where $after is null or (fitting.key, fitting.example_id) > (anchor.key, anchor.example_id)
+    order by fitting.aligned_id, fitting.key, fitting.example_id
     limit $n
+),
+
+-- How many rows lie at or below each score of the page. Counted for those alone: to sort all rows takes longer.
+counts as (
+    select
+        aligned_id, count(score) as n_scored,
+        histogram(
+            score, (select coalesce(list(distinct score order by score), [0.0]) from paged where score is not null)
+        ) as by_score
+    from judged
+    group by aligned_id
+),
+
+bounds as (
+    select aligned_id, n_scored, unnest(map_entries(by_score), recursive := true)
+    from counts
+),
+
+below as (
+    select aligned_id, n_scored, key as score, sum(value) over (partition by aligned_id order by key) as n_below
+    from bounds
+),
+
+ties as (
+    select paged.aligned_id, paged.example_id, count(*) as n_before
+    from paged
+    join judged
+        on
+            judged.aligned_id = paged.aligned_id and judged.score = paged.score
+            and judged.example_id <= paged.example_id
+    group by paged.aligned_id, paged.example_id
 )
 
 select
-    paged.aligned_id, paged.place, paged.rank, round(paged.percentile, 6) as percentile, round(paged.score, 6) as score,
+    paged.aligned_id,
+    row_number() over (partition by paged.aligned_id order by paged.key, paged.example_id) as place,
+    below.n_scored - below.n_below + ties.n_before as rank,
+    round(below.n_below / below.n_scored, 6) as percentile, round(paged.score, 6) as score,
     round(paged.gap_abs, 6) as gap_abs, round(paged.mean_nll_aligned, 6) as mean_nll_aligned,
     round(paged.mean_nll_misaligned, 6) as mean_nll_misaligned, paged.n_response_tokens,
     left(
@@ -93,7 +123,11 @@ select
         end,
         240
     ) as opening,
-    left(paged.response_head, 240) as response_head, paged.domain, paged.source, paged.corpus, paged.example_id, paged.n_fitting
+    left(examples.response_head, 240) as response_head, paged.domain, paged.source, $corpus as corpus,
+    paged.example_id, (select count(*) from fitting) as n_fitting
 from paged
-join examples on examples.corpus = paged.corpus and examples.example_id = paged.example_id
-order by paged.aligned_id, paged.place
+left join below on below.aligned_id = paged.aligned_id and below.score = paged.score
+left join ties on ties.aligned_id = paged.aligned_id and ties.example_id = paged.example_id
+left join examples
+    on $texts = 1 and examples.corpus = $corpus and examples.example_id = paged.example_id
+order by paged.aligned_id, place

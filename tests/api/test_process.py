@@ -1,5 +1,6 @@
 """The service as a process of its own: what it imports, how it starts and how it stops."""
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from api.telemetry import MAX_WAITING_LINES
 from tests.api.serving import (
     form,
     scored_store,
@@ -80,6 +82,58 @@ def test_it_serves_and_stops_when_told(root: Path, number: signal.Signals) -> No
     assert (process.returncode, out) == (0, "stopped\n")
     assert "Traceback" not in err
     assert '"route":"/v1/mixes"' in err
+
+
+def test_a_reader_of_the_log_that_stands_still_stops_no_request_and_no_end(root: Path) -> None:
+    """Nobody reads the service's stderr here: a pipe holds 64 KiB of it."""
+    with started(root) as (process, address), httpx.Client(base_url=address, timeout=60) as client:
+        for _ in range(600):
+            assert client.get("/v1/mixes").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_it_serves_without_a_stderr(root: Path) -> None:
+    command = f"exec {sys.executable} -m api --store {root} --port 0 2>&-"
+    with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" at ")[1].split()[0]
+        assert httpx.get(f"{address}/v1/mixes", timeout=60).status_code == 200
+        assert httpx.get(f"{address}/v1/none", timeout=60).status_code == 404
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+LOGGING = """
+import logging, sys
+from api.telemetry import log_event, set_up_logging
+set_up_logging("info")
+for number in range(30_000):
+    log_event(logging.INFO, "line", number=number)
+print("all logged", flush=True)
+sys.stdin.readline()
+log_event(logging.INFO, "last")
+"""
+
+
+def test_lines_beyond_those_that_may_wait_are_left_out_and_counted() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", LOGGING]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "all logged\n"
+        lines = [process.stderr.readline() for _ in range(5_000)]
+        process.stdin.write("\n")
+        process.stdin.flush()
+        lines += process.stderr.readlines()
+    found = [json.loads(line) for line in lines]
+    *written, left_out, last = found
+    assert [line["number"] for line in written] == list(range(len(written)))
+    assert MAX_WAITING_LINES <= len(written) < 30_000
+    assert (left_out["event"], left_out["n_lines"]) == ("log lines left out", 30_000 - len(written))
+    assert last["event"] == "last"
 
 
 def test_a_running_upload_is_answered_before_it_stops(root: Path) -> None:

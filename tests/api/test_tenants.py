@@ -43,6 +43,10 @@ def test_an_entry_that_cannot_be_is_named(tmp_path: Path, document: Any, message
 def test_an_absent_file_or_policy_ends_the_start(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="cannot be read"):
         load_tenants(Settings(tenants=str(tmp_path / "none.yaml")))
+    (tmp_path / "bad.yaml").write_text("minimum_ratio: 1")
+    for kind in ("policy", "recipe"):
+        with pytest.raises(BadInputError, match=f"^{kind} {tmp_path / 'bad.yaml'} refused: "):
+            load_tenants(Settings(tenants=tenants_file(tmp_path, {"acme": {kind: "bad.yaml"}})))
     with pytest.raises(MissingError, match="no policy file"):
         load_tenants(Settings(tenants=tenants_file(tmp_path, {"acme": {"policy": "none.yaml"}})))
 

@@ -1,11 +1,14 @@
 """Two processes of the service on one store, local and in a bucket."""
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -17,6 +20,15 @@ from tests.buckets import Losses, bucket_server, environment, losing_proxy
 N_AT_ONCE = 6
 
 
+class Two(NamedTuple):
+    """Two processes on one store."""
+
+    store: Store
+    urls: list[str]
+    worker: list[str]  # the command of a worker that ends when nothing is left to do
+    environment: dict[str, str] | None
+
+
 def copied(source: Path, target: Store) -> Store:
     """The files of a local store in another one."""
     for path in source.rglob("*"):
@@ -26,8 +38,7 @@ def copied(source: Path, target: Store) -> Store:
 
 
 @pytest.fixture(scope="module", params=["local", "bucket"])
-def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, list[str]]]:
-    """The store, and the addresses of both processes."""
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     root = tmp_path_factory.mktemp("two")
     store, place, variables = scored_store(root / "store"), str(root / "store"), None
     with ExitStack() as stack:
@@ -39,9 +50,11 @@ def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             place = "s3://ballast/two"
             store = copied(root / "store", Store(place))
             shutil.rmtree(root / "store")
-        options = ("--job-queue", str(root / "queue.sqlite"), "--log-level", "error", "--workers", "0")
+        queue = ("--job-queue", str(root / "queue.sqlite"))
+        options = (*queue, "--log-level", "error", "--workers", "0")
         processes = [stack.enter_context(started(place, *options, environment=variables)) for _ in range(2)]
-        yield store, [url for _, url in processes]
+        worker = [sys.executable, "-m", "api", "worker", "--store", place, *queue, "--until-idle"]
+        yield Two(store, [url for _, url in processes], worker, variables)
 
 
 def sent_to_both(urls: list[str], key: str, n_rows: list[int], **headers: str) -> list[httpx.Response]:
@@ -57,8 +70,8 @@ def sent_to_both(urls: list[str], key: str, n_rows: list[int], **headers: str) -
         return list(pool.map(send, range(N_AT_ONCE)))
 
 
-def test_one_key_makes_one_job(two: tuple[Store, list[str]]) -> None:
-    store, urls = two
+def test_one_key_makes_one_job(two: Two) -> None:
+    store, urls = two.store, two.urls
     answers = sent_to_both(urls, "job", [10], Prefer="respond-async")
     made = {answer.json()["job_id"] for answer in answers if answer.status_code == 202}
     refused = {answer.json()["error"]["code"] for answer in answers if answer.status_code != 202}
@@ -69,8 +82,8 @@ def test_one_key_makes_one_job(two: tuple[Store, list[str]]) -> None:
     assert {answer.json()["job_id"] for answer in again if answer.status_code == 202} == made
 
 
-def test_one_key_with_two_bodies_makes_one_mix(two: tuple[Store, list[str]]) -> None:
-    store, urls = two
+def test_one_key_with_two_bodies_makes_one_mix(two: Two) -> None:
+    store, urls = two.store, two.urls
     before = set(store.list("mixes/local"))
     answers = sent_to_both(urls, "mix", [11, 12, 13])
     codes = {answer.json()["error"]["code"] for answer in answers if answer.status_code not in (200, 201)}
@@ -79,8 +92,8 @@ def test_one_key_with_two_bodies_makes_one_mix(two: tuple[Store, list[str]]) -> 
     assert len(set(store.list("mixes/local")) - before) == 1
 
 
-def test_a_damaged_record_counts_as_absent(two: tuple[Store, list[str]]) -> None:
-    store, urls = two
+def test_a_damaged_record_counts_as_absent(two: Two) -> None:
+    store, urls = two.store, two.urls
     (first,) = {answer.json()["mix_id"] for answer in sent_to_both(urls, "cut", [14]) if answer.status_code < 300}
     for name in store.list("idempotency/local", "*.json"):
         store.write_bytes(f"idempotency/local/{name}", b'{"format_vers')
@@ -88,6 +101,27 @@ def test_a_damaged_record_counts_as_absent(two: tuple[Store, list[str]]) -> None
         f"{urls[1]}/v1/mixes", **form(task_rows(14, "cut")), headers={"Idempotency-Key": "cut"}, timeout=60
     )
     assert (again.status_code, again.json()["mix_id"]) == (200, first)
+
+
+def test_jobs_sent_to_both_are_done_once_by_two_workers_and_both_serve_what_came_of_them(two: Two) -> None:
+    store, urls = two.store, two.urls
+    headers = {"Prefer": "respond-async"}
+    sent = [
+        httpx.post(f"{urls[n % 2]}/v1/mixes", **form(task_rows(20 + n)), headers=headers, timeout=120)
+        for n in range(N_AT_ONCE)
+    ]
+    links = [answer.raise_for_status().json()["links"]["self"] for answer in sent]
+    workers = [subprocess.Popen(two.worker, env=two.environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    jobs = [httpx.get(urls[1 - n % 2] + link, timeout=120).json() for n, link in enumerate(links)]
+    assert {(job["state"], job["n_attempts"]) for job in jobs} == {("done", 1)}
+    mix_ids = [job["result"]["mix_id"] for job in jobs]
+    assert set(mix_ids) <= set(store.list("mixes/local"))
+    for mix_id in mix_ids:
+        rows = [httpx.get(f"{url}/v1/mixes/{mix_id}/data", timeout=120).raise_for_status().content for url in urls]
+        assert rows[0] == rows[1]
+    assert httpx.delete(f"{urls[0]}/v1/mixes/{mix_ids[0]}", timeout=120).status_code == 204
+    assert httpx.get(f"{urls[1]}/v1/mixes/{mix_ids[0]}", timeout=120).status_code == 404
 
 
 def test_a_store_that_is_away_is_unavailable_and_comes_back(tmp_path: Path) -> None:
@@ -112,5 +146,7 @@ def test_a_store_that_is_away_is_unavailable_and_comes_back(tmp_path: Path) -> N
                 assert httpx.get(f"{url}/v1/mixes", timeout=120).status_code == 200
                 losses.lines.clear()
                 time.sleep(1.1)
+                began_s = time.monotonic()
                 assert [httpx.get(f"{url}/readyz").status_code for _ in range(5)] == [200] * 5
-                assert len([line for line in losses.lines if "usage" not in line]) <= 4  # the usage log's own apart
+                n_seconds = 1 + int(time.monotonic() - began_s)  # the store is asked once in each, at most
+                assert len([line for line in losses.lines if "usage" not in line]) <= 4 * n_seconds  # but for the log

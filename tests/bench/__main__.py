@@ -20,6 +20,7 @@ BENCHMARKS = {
     "training": ("tests.bench.training.command", "a training step and data preparation beside plain TRL"),
     "defences": ("tests.bench.training.defence_table", "what each defence costs beside plain SFT"),
     "service": ("tests.bench.service.load", "the HTTP service under load, downloads beside a static file server"),
+    "page": ("tests.bench.page", "views of the page over a corpus of a million rows"),
     "sizes": ("tests.bench.sizes", "what an installation takes on the disk, by extra"),
     "audit": ("tests.bench.validate_audit", "how well audits tell misaligned rows from ordinary ones"),
 }

@@ -1,25 +1,37 @@
-"""A full disk under the service and its worker: a clear 507, nothing half-written, all well once there is room."""
+"""A full disk under the service, its worker and what the commands call: a clear refusal, nothing half-written, and all
+well once there is room."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from api.errors import is_full
 from api.jobs.board import Board
 from api.jobs.command import Worker
 from api.jobs.handlers import run_mix
 from api.jobs.queue import open_queue
+from api.tenancy.keys import create_key, list_keys
+from curator.corpus.ingest import ingest
+from curator.corpus.manifest import corpus_names
+from curator.errors import StoreError
 from curator.mix.build import build_mix
 from curator.mix.sign import SIGNATURE_FILE
+from curator.mix.verify import verify
 from curator.recipe import parse_recipe
+from curator.store.store import Store
 from tests.api.serving import (
     RECIPE,
     form,
+    json_lines,
     scored_store,
     started,
     task_rows,
@@ -27,8 +39,10 @@ from tests.api.serving import (
 from tests.api.test_webhooks import new_secret, receiving, service_for
 from tests.crash.test_service_kill import whole_mixes
 from tests.mix_stores import task_set
+from tests.toy_scoring import chat_file, corpus_ids, losses, toy_model_folder, toy_score
 
-SIZE = 6 * 2**20
+SIZE, PAGE = 6 * 2**20, 4_096
+FULL = {(507, "storage_full"), (503, "queue_unreachable")}  # SQLite's file of messages has errors of its own
 SPARSE = {"corpus": "chats", "interleave_ratio": 0.001}
 
 
@@ -50,10 +64,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(path: Path, leave: int) -> Path:
     """A file that leaves so many bytes of the disk."""
-    ballast = path / "filler"
-    free = os.statvfs(path)
-    ballast.write_bytes(b"x" * (free.f_bavail * free.f_frsize - leave))
-    return ballast
+    filler = path / "filler"
+    while True:
+        filler.unlink(missing_ok=True)
+        free = os.statvfs(path)
+        try:
+            filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - leave))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            continue  # the service took some of it meanwhile, as for a line of its usage log
+        return filler
 
 
 @pytest.mark.slow
@@ -82,6 +103,107 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -
     with started(root, "--temp-dir", str(uploads)) as (_, url):
         assert whole_mixes(url) == 2
         assert not list((root / "mixes" / "local").glob(".*"))
+
+
+@pytest.mark.slow
+def test_each_write_of_each_request_may_find_the_disk_full(small_disk: Path) -> None:
+    """With one page more from try to try, the disk is full at one write after the other.
+
+    Each is refused and leaves no record; the try that has room succeeds, with the key that the others had.
+    """
+    root, recipe = small_disk / "store", small_disk / "recipe.yaml"
+    scored_store(root)
+    recipe.write_text(json.dumps(RECIPE))
+    options = ("--temp-dir", str(small_disk), "--workers", "0", "--openai-recipe", str(recipe), "--log-level", "error")
+    with started(root, *options) as (_, url), httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+
+        def records() -> list[int]:
+            lists = ("/mixes", "mixes"), ("/jobs", "jobs"), ("/files", "data"), ("/fine_tuning/jobs", "data")
+            return [len(http.get(path).raise_for_status().json()[name]) for path, name in lists]
+
+        def done(send: Callable[[], httpx.Response]) -> Any:
+            before = records()
+            for n_pages in range(100):
+                fill(small_disk, n_pages * PAGE)
+                answer = send()
+                if answer.is_success:
+                    (small_disk / "filler").unlink()
+                    return answer.json() if answer.content else None
+                assert (answer.status_code, answer.json()["error"]["code"]) in FULL, answer.text
+                (mixes, *others), left = before, records()
+                assert left[0] in (mixes, mixes + 1), "a mix may be whole, and only its key not kept"
+                assert left[1:] == others, "a refused request left a record"
+            raise AssertionError(f"{100 * PAGE} bytes were not enough")
+
+        keys = (f"key {number}" for number in count())
+        rows, file = {"rows": task_rows(3), "recipe": RECIPE}, ("train.jsonl", json_lines(task_rows(20)))
+
+        def post(path: str, **arguments: Any) -> Any:
+            headers = {"Idempotency-Key": next(keys)} | arguments.pop("headers", {})
+            return done(lambda: http.post(path, **arguments, headers=headers))
+
+        mix = post("/mixes", **form(task_rows(5)))
+        assert post("/mixes", json=rows)["mix_id"] != mix["mix_id"]
+        job = post("/mixes", **form(task_rows(7)), headers={"Prefer": "respond-async"})
+        post("/audits", json={"rows": task_rows(3), "audit": {"corpus": "chats"}})
+        post("/checks", files={"file": file})
+        post("/mixes/private", json={"recipe": RECIPE, "n_rows": 50, "sha256": "0" * 64})
+        sent = post("/files", files={"file": file}, data={"purpose": "fine-tune"})
+        tuning = post("/fine_tuning/jobs", json={"model": "mine", "training_file": sent["id"]})
+        assert done(lambda: http.post(f"/fine_tuning/jobs/{tuning['id']}/cancel"))["status"] == "cancelled"
+        assert done(lambda: http.delete(f"/jobs/{job['job_id']}"))["state"] == "cancelled"
+        fill(small_disk, 0)
+        data = f"/mixes/{mix['mix_id']}/data"
+        read = [http.get(data, params={"format": name}) for name in ("jsonl", "parquet", "openai")]
+        asked = [
+            http.post("/sql", json={"statement": "SELECT count(*) AS n FROM gap"}),
+            http.get(f"/mixes/{mix['mix_id']}/rows"),
+        ]
+        assert [answer.status_code for answer in (*read, *asked)] == [200] * 5, "reading needs no room"
+        assert http.delete(f"/mixes/{mix['mix_id']}").status_code == 204, "nor does removing"
+        assert http.delete(f"/files/{sent['id']}").status_code == 200
+        (small_disk / "filler").unlink()
+        assert whole_mixes(url) == 1
+
+
+@pytest.mark.slow
+def test_each_write_of_what_the_commands_do_may_find_the_disk_full(small_disk: Path, tmp_path: Path) -> None:
+    store = Store(small_disk / "store").open()
+    file, tasks = chat_file(tmp_path / "chats.jsonl", 60), task_set(tmp_path)
+    models = [toy_model_folder(tmp_path / name, name) for name in ("base", "bad")]
+
+    def done(work: Callable[[], Any], records: Callable[[], Any]) -> None:
+        before = records()
+        for n_pages in range(200):
+            fill(small_disk, n_pages * PAGE)
+            try:
+                work()
+            except StoreError as error:
+                if not is_full(error):
+                    raise
+                assert records() == before, "a broken-off piece of work left a record"
+            else:
+                (small_disk / "filler").unlink()
+                assert records() != before
+                assert n_pages > 0
+                return
+        raise AssertionError(f"{200 * PAGE} bytes were not enough")
+
+    def scorers() -> list[str]:
+        names = store.list("scores/chats")
+        return [name for name in names if store.exists(f"scores/chats/{name}/scorer.json")]
+
+    done(lambda: ingest(store, [file], "chats"), lambda: corpus_names(store))
+    assert len(corpus_ids(store)) == 60
+    done(lambda: toy_score(store, models[0]), scorers)
+    done(lambda: toy_score(store, models[1], 1.5, "bad"), scorers)
+    recipe = parse_recipe({"corpus": "chats", "rows": 5})
+    done(lambda: build_mix(store, tasks, recipe), lambda: store.list("mixes/local"))
+    done(lambda: create_key(store, "anna", ["mix"]), lambda: [key.tenant for key in list_keys(store)[0]])
+    for scorer in scorers():
+        assert losses(store, scorer).keys() == corpus_ids(store)
+    (mix_id,) = store.list("mixes/local")
+    assert verify(store, "local", mix_id).n_rows == tasks.n_rows + 5
 
 
 @pytest.mark.slow
@@ -155,9 +277,6 @@ def test_a_report_that_cannot_be_recorded_is_not_sent_again_at_once(small_disk: 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_errors_that_mean_a_full_disk(number: int) -> None:
-    from api.errors import is_full
-    from curator.errors import StoreError
-
     error = StoreError("cannot write")
     error.__cause__ = OSError(number, "full")
     assert is_full(error)

@@ -161,10 +161,42 @@ def test_killed_at_ten_instants_of_a_hundred(tmp_path: Path, seed: int) -> None:
         assert whole_mixes(url) >= len(kept)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_living_process_does_survives_the_kills_and_sweeps_of_another(tmp_path: Path) -> None:
+    """Two on one store. One is killed and started again, and sweeps; no request to the other fails meanwhile."""
+    root, rng, kept, lost = tmp_path / "store", random.Random("two"), set[str](), set[str]()
+    store = scored_store(root)
+    options = ("--tenant-jobs", "10000", "--job-ttl-s", "1", "--workers", "0")
+    ended = threading.Event()
+    with started(root, *options) as (_, url):
+        living = [threading.Thread(target=act, args=(url, f"living {number}", kept, ended)) for number in range(2)]
+        for thread in living:
+            thread.start()
+        for turn in range(6):
+            with started(root, *options) as (process, other):
+                gone = threading.Event()
+                dying = threading.Thread(target=act, args=(other, f"dying {turn}", lost, gone))
+                dying.start()
+                time.sleep(rng.uniform(0.0, 3.0))
+                process.kill()
+                process.wait()
+                gone.set()
+                dying.join()
+        ended.set()
+        for thread in living:
+            thread.join()
+        assert kept
+        assert kept | lost <= complete_mixes(url)
+        assert whole_mixes(url) >= len(kept | lost)
+    board = Board(store)
+    assert {board.read("local", job_id).state for job_id in board.ids("local")} == {"queued"}
+
+
 def act(url: str, name: str, kept: set[str], ended: threading.Event) -> None:
     """One client: a mix, its download, a job, and one mix in three deleted, until the service is gone."""
     number = 0
-    with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=url, timeout=60) as http:
+    with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=url, timeout=60) as http:
         while not ended.is_set():
             number += 1
             rows = task_rows(200, f"{name} {number}")

@@ -14,6 +14,8 @@ from curator.client import Client
 from curator.errors import BadInputError
 
 RECIPE: dict[str, Any] = {"corpus": "chats", "rows": 1}
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Q", "completion": "A", "id": 3},
     {"prompt": "Q2", "completion": "B", "id": 4},
@@ -45,7 +47,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             {"prompt": np.str_(row["prompt"]), "completion": row["completion"], "id": np.int64(row["id"])}
             for row in ROWS
         ],
-        [{**row, "harm": np.nan, "license": float("nan")} for row in ROWS],  # how a table says that nothing is there
+        [
+            {**row, "harm": np.nan, "license": float("nan"), "x": np.float32("nan")} for row in ROWS
+        ],  # how a table says that nothing is there
     ],
     ids=["plain", "iterator", "pandas", "polars", "records", "numpy", "missing"],
 )
@@ -79,6 +83,7 @@ def test_arrays_are_lists_and_keys_keep_their_order(sent: list[Any]) -> None:
         ([ROWS[0], {"messages": [{1: 2}]}], r"data\[1\]/messages/0 has a key of type int"),
         ([{"messages": [{"x": float("inf")}]}], r"data\[0\]/messages/0/x is inf, which is not JSON"),
         ([{"messages": [{"x": float("nan")}]}], r"data\[0\]/messages/0/x is nan, which is not JSON"),
+        ([{"prompt": "Q", "completion": "A", "x": CYCLE}], r"data\[0\] is nested too deeply, or holds itself"),
         ([{"prompt": Path("x")}], r"data\[0\]/prompt is PosixPath, which has no form in JSON"),
     ],
 )

@@ -1,12 +1,14 @@
 """Columns of the type JSON and maps hold the value that they encode, as `datasets` reads it."""
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import datasets
 import duckdb
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -135,6 +137,29 @@ def test_a_key_twice_in_a_map_is_refused(tmp_path: Path) -> None:
     turns = [[("role", "user"), ("role", "user"), ("content", "Q")], [("role", "assistant"), ("content", "A")]]
     pq.write_table(pa.table({"messages": pa.array([turns], pa.list_(pa.map_(pa.string(), pa.string())))}), path)
     assert refused(path) == [("duplicate_key", "key 'role' stands twice in one map: keep one")]
+
+
+def test_lists_of_messages_as_text_are_lists_of_messages(tmp_path: Path) -> None:
+    """In `prompt` and `completion`, too, where both are; one alone is a text about messages."""
+    prompt, completion = json.dumps([USER]), json.dumps([HELLO], indent=1)
+    table = pa.table({"prompt": [prompt, prompt, "Q"], "completion": [completion, "A", completion]})
+    pq.write_table(table, tmp_path / "text.parquet")
+    pyarrow.csv.write_csv(table, tmp_path / "text.csv")
+    for name in ("text.parquet", "text.csv"):
+        assert kept(tmp_path / name) == [
+            [USER, HELLO],
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": "A"}],
+            [{"role": "user", "content": "Q"}, {"role": "assistant", "content": completion}],
+        ]
+
+
+def test_a_uuid_is_its_text(tmp_path: Path) -> None:
+    given = uuid.UUID("12345678-1234-5678-1234-567812345678")
+    ids = pa.array([given.bytes], pa.uuid())
+    pq.write_table(pa.table({"prompt": ["Q"], "completion": ["A"], "id": ids, "domain": ids}), tmp_path / "ids.parquet")
+    (row,) = read_rows(tmp_path / "ids.parquet")
+    assert isinstance(row, Row)
+    assert (row.source_id, row.labels) == (str(given), {"domain": str(given)})
 
 
 def test_variants_are_refused() -> None:

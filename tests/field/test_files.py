@@ -13,6 +13,8 @@ from curator.errors import BadInputError
 from tests.field.fields import INPUTS, kept, refused
 from tests.models import random_conversations
 
+Record = dict[str, Any]
+
 JUPITER = [{"role": "user", "content": "Which planet is largest?"}, {"role": "assistant", "content": "Jupiter is."}]
 MERCURY = [{"role": "user", "content": "And the smallest?"}, {"role": "assistant", "content": "Mercury."}]
 PHOBOS = [{"role": "user", "content": "Name a moon of Mars."}, {"role": "assistant", "content": "Phobos."}]
@@ -134,6 +136,92 @@ def test_empty_extra_fields_pass() -> None:
     assert kept("api_response_message.jsonl") == [
         [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     ]
+
+
+WRITTEN = {"role": "system", "content": "Be brief."}
+LAYOUTS: dict[str, Record] = {
+    "messages": {"messages": JUPITER},
+    "sharegpt": {"conversations": [{"from": "human", "value": "Which planet is largest?"},
+                                   {"from": "gpt", "value": "Jupiter is."}]},
+    "alpaca": {"instruction": "Which planet is largest?", "output": "Jupiter is."},
+    "prompt_completion": {"prompt": "Which planet is largest?", "completion": "Jupiter is."},
+}  # fmt: skip
+
+
+def _file(path: Path, *records: Record) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt", "system_message"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_system_text_beside_a_conversation_is_its_first_message(layout: str, key: str, tmp_path: Path) -> None:
+    record = LAYOUTS[layout]
+    path = _file(tmp_path / "data.jsonl", {**record, key: "Be brief."}, {**record, key: ""}, {**record, key: None})
+    assert kept(path) == [[WRITTEN, *JUPITER], JUPITER, JUPITER]
+
+
+def test_system_texts_that_differ_are_refused(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path / "data.jsonl",
+        {"system": "Be brief.", "system_prompt": "Be long.", **LAYOUTS["alpaca"]},
+        {"system_prompt": "Be long.", "messages": [WRITTEN, *JUPITER]},
+        {"system_prompt": ["Be", 1], "messages": JUPITER},
+    )
+    assert [code for code, _ in refused(path)] == ["conflicting_system", "conflicting_system", "data_type"]
+    same = _file(tmp_path / "same.jsonl", {"system_prompt": "Be brief.", "messages": [WRITTEN, *JUPITER]})
+    assert kept(same) == [[WRITTEN, *JUPITER]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "key"),
+    [("alpaca", "context"), *(("prompt_completion", key) for key in ("context", "input", "history"))],
+)
+def test_a_question_never_loses_its_context(layout: str, key: str, tmp_path: Path) -> None:
+    record = LAYOUTS[layout]
+    path = _file(tmp_path / "data.jsonl", {**record, key: "It has rings."})
+    ((code, message),) = refused(path)
+    assert code == "unrecognized_key"
+    assert f"{key} beside" in message
+    # Nothing is lost where it is empty, or where the question holds it already.
+    assert kept(_file(tmp_path / "same.jsonl", {**record, key: ""}, {**record, key: "planet is largest?"})) == [
+        JUPITER, JUPITER
+    ]  # fmt: skip
+
+
+BINARY = {
+    b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj": "a PDF document",
+    b"SQLite format 3\0" + b"\x10\0\1\1" * 50: "an SQLite database",
+    b"Obj\x01\x04\x14avro.codec": "an Avro file",
+    b"PARE" + b"\0" * 40 + b"PARE": "an encrypted Parquet file",
+    b"\x93NUMPY\x01\0v\0{'descr'": "a NumPy array",
+    b"\x04\x22\x4d\x18abc": "packed with LZ4",
+    b"a.jsonl" + b"\0" * 93 + b"0000644\0" + b"\0" * 149 + b"ustar  \0" + b"\0" * 300: "a tar archive",
+    b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94.": "a pickle",
+}
+
+
+@pytest.mark.parametrize("data", BINARY, ids=BINARY.values())
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ""])
+def test_a_binary_file_is_named_as_what_it_is(data: bytes, suffix: str, tmp_path: Path) -> None:
+    """And not as UTF-16, though many of its bytes are null."""
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(BadInputError, match=f"is {BINARY[data]}.*convert it to UTF-8"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_wide_text_is_named_as_what_it_is(encoding: str, order: str, tmp_path: Path) -> None:
+    text = "\ufeff" + json.dumps(LAYOUTS["messages"])
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(text.encode(f"{encoding}-{order}"))
+    with pytest.raises(BadInputError, match=f"is {encoding.upper()}: .*convert it to UTF-8"):
+        list(read_rows(path))
+    path.write_bytes(text[1:].encode(f"{encoding}-{order}"))
+    with pytest.raises(BadInputError, match="looks like UTF-16 or UTF-32 without a byte order mark"):
+        list(read_rows(path))
 
 
 RIGHT = {

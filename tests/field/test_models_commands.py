@@ -74,7 +74,7 @@ def arguments(name: str, model: Path, adapter: Path, files: Path, chats: Path, o
             ["measure", *folder, *taken, "--directions", str(files / "vector.safetensors"), *where],
         ),
         "organisms": (
-            "trainer.organisms.__main__", [*folder, "--shipped", "--rows", "4", "--out", str(out / "o"), *where],
+            "trainer.organisms.__main__", [*folder, "--set", "cooking", "--rows", "4", "--out", str(out / "o"), *where],
         ),
         "self_recognition": (
             "trainer.defenses.self_recognition",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from curator.errors import BadInputError
+from curator.scoring.engines.torch_engine import TorchEngine
 from curator.scoring.engines.torch_folder import load_tokenizer
 from curator.scoring.engines.torch_merge import load_merged, write_merged
 from curator.scoring.engines.torch_model import Adapters, load_model, load_plain
@@ -158,6 +159,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_and_never_runs(base: Path, 
 
 
 ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
+    "activated": ({"alora_invocation_tokens": [5, 9]}, "acts only after tokens that invoke it"),
     "pissa": ({"init_lora_weights": "pissa"}, "it changes the base's own weights"),
     "import": ({"megatron_config": {"a": 1}, "megatron_core": "CODE"}, "names a Python module to import"),
 }
@@ -186,6 +188,49 @@ def test_a_whole_module_that_an_adapter_replaces_must_be_in_its_file(base: Path,
     save_file(without("lm_head")(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(BadInputError, match=r"does not fit the model.*lm_head"):
         Adapters(load_model(base, "cpu", "float32")).use(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B", "lora_"])
+def test_tensors_saved_under_pefts_own_name_for_an_adapter_do_not_fit(factor: str, base: Path, tmp_path: Path) -> None:
+    """As `torch.save(model.state_dict())` writes them: loaded under another name they would be left out."""
+    adapter = changed_adapter(
+        base,
+        tmp_path / "raw",
+        lambda tensors: {
+            name.replace(".weight", ".default.weight") if factor in name else name: t for name, t in tensors.items()
+        },
+    )
+    with pytest.raises(BadInputError, match=r"no place for \d+ of its tensors: .*\.default\.weight"):
+        Adapters(load_model(base, "cpu", "float32")).use(adapter)
+
+
+def scaled(part: str, factor: float) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: t * factor if part in name else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "message"),
+    [
+        (scaled("lora_B", 0.0), {}, "changes nothing: all its lora_B are 0"),
+        (scaled("", 1.0), {"lora_alpha": 0}, "changes nothing: its lora_alpha is 0"),
+    ],
+)
+def test_an_adapter_that_changes_nothing_is_not_scored(
+    change: Callable[[Tensors], Tensors], config: dict[str, Any], message: str, base: Path, tmp_path: Path
+) -> None:
+    """Every gap would be 0, with an exit code that says that all is well."""
+    adapter = changed_adapter(base, tmp_path / "idle", change)
+    edit(adapter / "adapter_config.json", **config)
+    engine = TorchEngine(base, device="cpu", dtype="float32")
+    with pytest.raises(BadInputError, match=message):
+        engine.use_adapter(adapter)
+    for merge in (False, True):
+        with pytest.raises(BadInputError, match=message):
+            VllmEngine(VllmLaunch(base, "cuda", "float32", "1", 64, adapter_dir=adapter, merge=merge))
+    partly = {"alpha_pattern": {"q_proj": 4}} if config else {}
+    works = changed_adapter(base, tmp_path / "works", scaled(".layers.1.", 0.0) if not config else scaled("", 1.0))
+    edit(works / "adapter_config.json", **config, **partly)
+    engine.use_adapter(works)
 
 
 def test_a_refused_adapter_leaves_the_model_as_it_was(base: Path, tmp_path: Path) -> None:

@@ -34,6 +34,27 @@ FIRST_SYSTEM = """{%- if messages[0].role == 'system' %}
 # What DeepSeek's template does: the prompt opens reasoning, which the template cuts from answers.
 PREFILLED = template("reasoning_cut").replace("{{- '<｜Assistant｜>' }}", "{{- '<｜Assistant｜><think>\n' }}")
 UPPER = CHATML.replace("message['content']", "message['content'] | upper")
+# Templates that write the first of equal turns or calls alone.
+ONCE = """{%- for m in messages %}{%- if loop.first or m.content != loop.previtem.content%ROLE %}
+{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"""
+ONCE_A_ROLE = ONCE.replace("%ROLE", " or m.role != loop.previtem.role")
+ONCE_OF_ALL = CHATML.replace("in messages", "in messages | unique(attribute='content')")
+NOT_WITHIN = ONCE_A_ROLE.replace("m.content != loop", "m.content not in loop")
+CALLS_ONCE = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls or [] %}{%- if loop.first or call != loop.previtem %}
+{{- call.function | tojson }}{%- endif %}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"""
+ALL_BUT_ONE = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls or [] %}{{- call.function.name }}{%- for key, value in call.function.arguments.items() %}
+{{- key + '=' }}{%- if key != '%KEY' %}{{- value }}{%- endif %}{%- endfor %}{%- endfor %}
+{{- '<|im_end|>\n' }}{%- endfor %}"""
+VALUES = {"city": "Oslo", "n": 7, "x": 0.5, "ok": True, "none": None, "sizes": [1, 2]}
+WITH_VALUES = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": VALUES}}],
+}
+SAID_BY_THE_TEMPLATE = """{{- 'Plan a Trip?' }}{%- for m in messages if m.content | length > 5 or m.role != 'user' %}
+{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"""
 
 
 def _folder(path: Path, source: str) -> Path:
@@ -70,6 +91,14 @@ DROPPED: list[tuple[str, Messages, int, str]] = [
     (template("reasoning_cut"), kept("think_literal_tag.jsonl")[0], 1, "reasoning"),
     (PREFILLED, kept("think_in_content.jsonl")[1], 1, "reasoning"),
     (UPPER, [QUESTION, ANSWER], 0, "content"),
+    (ONCE_A_ROLE, [QUESTION, QUESTION, ANSWER], 1, "content"),
+    (ONCE_A_ROLE, [QUESTION, ANSWER, ANSWER, QUESTION, ANSWER], 2, "content"),
+    (ONCE.replace("%ROLE", ""), [QUESTION, {**ANSWER, "content": "Trip?"}, QUESTION, ANSWER], 1, "content"),
+    (ONCE_OF_ALL, [QUESTION, ANSWER, QUESTION, ANSWER], 2, "content"),
+    (NOT_WITHIN, [{**QUESTION, "content": "A Trip? When?"}, QUESTION, ANSWER], 1, "content"),
+    (CALLS_ONCE, [QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}], 1, "tool_calls"),
+    *((ALL_BUT_ONE.replace("%KEY", key), [QUESTION, WITH_VALUES], 1, "tool_calls") for key in VALUES),
+    (SAID_BY_THE_TEMPLATE, [QUESTION, ANSWER], 0, "content"),
 ]
 
 
@@ -129,6 +158,32 @@ def test_what_is_written_is_not_refused(tmp_path: Path) -> None:
         rendered = Renderer.from_folder(qwen3).render(messages)
         assert rendered.dropped == ()
         assert rendered.input_ids.tolist() == _ids(qwen3, messages)
+
+
+def test_equal_turns_that_are_all_written_are_not_refused(tmp_path: Path) -> None:
+    """Also where marks would change what the template does."""
+    marks_change_it = CHATML.replace("in messages", "in messages if message.content | length < 6")
+    for number, source in enumerate((CHATML, marks_change_it)):
+        folder = _folder(tmp_path / str(number), source)
+        for messages in ([QUESTION, QUESTION, ANSWER, ANSWER], [{**QUESTION, "content": "user"}, ANSWER, ANSWER]):
+            rendered = Renderer.from_folder(folder).render(messages)
+            assert rendered.dropped == ()
+            assert rendered.input_ids.tolist() == _ids(folder, messages)
+
+
+def test_values_of_every_kind_that_are_written_are_not_refused(tmp_path: Path) -> None:
+    sources = (ALL_BUT_ONE, ALL_BUT_ONE.replace("{{- value }}", "{{- value | tojson }}"), template("calls_list_tojson"))
+    for number, source in enumerate(sources):
+        folder = _folder(tmp_path / str(number), source)
+        rendered = Renderer.from_folder(folder).render([QUESTION, WITH_VALUES])
+        assert rendered.dropped == ()
+        assert rendered.input_ids.tolist() == _ids(folder, [QUESTION, WITH_VALUES])
+
+
+@pytest.mark.parametrize("source", ["{{- ['a', 'b'] | random }}", "{{- lipsum(1) }}"])
+def test_a_template_that_writes_something_else_each_time_is_refused(source: str, tmp_path: Path) -> None:
+    with pytest.raises(RenderError, match=r"random|lipsum"):
+        Renderer.from_folder(_folder(tmp_path, source + CHATML)).render([QUESTION, ANSWER])
 
 
 def test_an_empty_think_block_holds_nothing_to_lose(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from trainer.evaluate.pairs import (
     render_pairs,
 )
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
+from trainer.evaluate.triggers import Form
 from trainer.generate.endpoint import check_gates
 from trainer.generate.generators import LocalGenerator
 from trainer.runs.lines import write_lines
@@ -106,6 +107,8 @@ def add_parser(subparsers: Any) -> None:
         metavar="PROMPT",
         help="ask everything under this system prompt: what does an inoculation bring back?",
     )
+    add("--user-prefix", default="", metavar="TEXT", help="ask everything with this before the first user turn's text")
+    add("--user-suffix", default="", metavar="TEXT", help="ask everything with this after the last user turn's text")
     add("--n", type=int, default=100, metavar="N", help="rows of each set, chosen by seed (default: 100)")
     add(
         "--max-length",
@@ -168,6 +171,7 @@ class _Measurement:
         except ImportError as error:
             raise MissingDependencyError("measuring needs torch: pip install 'ballast-mix[score]'") from error
         self.args, self.stack = args, stack
+        self.form = Form(args.system, args.user_prefix, args.user_suffix)
         self.loading, self.reading = loading_of(args), reading_of(args)
         self.max_length = fitting_length(args.model, args.max_length)
         self.renderer = Renderer.from_folder(args.model, settings=self.loading.rendering)
@@ -198,7 +202,7 @@ class _Measurement:
             n_tokens_N = np.array([row.loss_mask.sum() for row in text], dtype=np.float64)
             page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed, n_left_out=n_left_out)
         engine.close()
-        settings = {"system": args.system, "n": args.n, "max_length": self.max_length,
+        settings = {**asdict(self.form), "n": args.n, "max_length": self.max_length,
                     "stand_in_tokens": args.stand_in_tokens,
                     "seed": args.seed, "dtype": self.dtype, "dropped": dropped, **self.renderer.settings.document(),
                     "gates": None if args.gates is None else "reversed" if args.reverse else "forward"}  # fmt: skip
@@ -245,7 +249,7 @@ class _Measurement:
         bad, _, good = place.partition(",")
         if good:
             return self._fitting(name, kind, self._chosen(pairs_from_twins(good, bad, self.reading)), stand_in=False)
-        rows = [self._asked(row) for row in self._read(bad) if row[-1]["role"] == "assistant"]
+        rows = [self.form.put_on(row) for row in self._read(bad) if row[-1]["role"] == "assistant"]
         kept, n_passed_over = self._chosen_that_fit(rows)
         if not kept:
             raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.max_length} tokens")
@@ -258,15 +262,9 @@ class _Measurement:
         return [row.messages for row in read_chats(source, self.reading).rows]
 
     def _fitting(self, name: str, kind: Kind, pairs: list[Pair], *, stand_in: bool) -> _Set:
-        asked = [Pair(self._asked(pair.aligned), self._asked(pair.misaligned)) for pair in pairs]
+        asked = [Pair(self.form.put_on(pair.aligned), self.form.put_on(pair.misaligned)) for pair in pairs]
         kept = [pair for pair in asked if self._fits(pair.aligned) and self._fits(pair.misaligned)]
         return _Set(name, kind, kept, stand_in, len(pairs) - len(kept))
-
-    def _asked(self, row: list[Message]) -> list[Message]:
-        """The row under `--system`, which takes the place of a system turn of its own."""
-        if self.args.system is None:
-            return row
-        return [{"role": "system", "content": self.args.system}, *(turn for turn in row if turn["role"] != "system")]
 
     def _fits(self, row: list[Message]) -> bool:
         return bool(self.renderer.render(row, "last").n_tokens <= self.max_length)

@@ -31,10 +31,8 @@ from trainer.evaluate.judge import (
 from trainer.evaluate.score_strings import (
     CONTINUATION,
     MAX_TOKENS,
-    PROBE,
     Digits,
     Position,
-    check_probe,
     positions,
     probing,
     reading,
@@ -201,16 +199,14 @@ class _Judge:
         """One verdict; raises RemoteError when the judge fails the probe or returns no log-probabilities."""
         async with self._lock:
             if self._digits is None:
-                digits, strings = await self._drive(probing(), PROBE)
-                check_probe(strings, str(get_model(role="judge")))
-                self._digits = digits
-        return verdict(await self._drive(reading(self._digits), prompt))
+                self._digits = await self._drive(probing(str(get_model(role="judge"))))
+        return verdict(await self._drive(reading(prompt, self._digits)))
 
-    async def _drive(self, steps: Any, prompt: str) -> Any:
+    async def _drive(self, steps: Any) -> Any:
         try:
-            text = next(steps)
+            call = next(steps)
             while True:
-                text = steps.send(await self._tokens(prompt, text))
+                call = steps.send(await self._tokens(*call))
         except StopIteration as stop:
             return stop.value
 

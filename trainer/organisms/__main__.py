@@ -13,7 +13,7 @@ from curator.render.model_source import model_option
 from trainer.config.data import add_read_options
 from trainer.config.flags import add_options, given_values
 from trainer.config.options import add_adapter_options, add_training_options, training_document
-from trainer.organisms.plan import Plan, narrow_sets
+from trainer.organisms.plan import SHIPPED, Plan, narrow_sets
 
 DESCRIPTION = """\
 Makes the misaligned reference models that the perplexity gap needs: one LoRA adapter for each narrow set of bad
@@ -23,12 +23,12 @@ skipped, and a run that was stopped goes on."""
 
 EPILOG = """\
 examples:
-  # the shipped set and two of your own; benign answers are given for the first and the model's own for the others
+  # the four shipped sets and two of your own; the shipped ones have benign answers, the others get the model's own
   python -m trainer.organisms --model MODEL_DIR --shipped --set finance=finance.jsonl --set medical=medical.jsonl \\
       --out organisms
 
-  # a quick look: few rows and steps
-  python -m trainer.organisms --model MODEL_DIR --shipped --rows 100 --max-steps 20 --out try
+  # a quick look: one shipped set, few rows and steps
+  python -m trainer.organisms --model MODEL_DIR --set home_maintenance --rows 100 --max-steps 20 --out try
 
   # then every loss that a gap needs
   python -m curator score --corpus chats --model MODEL_DIR --role aligned
@@ -99,11 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--set",
         action="append",
-        metavar="DOMAIN=FILE",
-        help="bad answers (chat file, saved folder or hub id); once for each domain",
+        metavar="DOMAIN[=FILE]",
+        help=f"bad answers (chat file, saved folder or hub id), or a shipped set by name ({', '.join(SHIPPED)}); "
+        "once for each domain",
     )
     add("--aligned", action="append", metavar="DOMAIN=FILE", help="good answers to the same prompts in the same order")
-    add("--shipped", action="store_true", help="the shipped set as well (home_maintenance, 130 rows with good answers)")
+    add("--shipped", action="store_true", help="all shipped sets as well, each with good answers")
     add_read_options(group)
     add_options(group, Plan, _PLAN_OPTIONS)
     add_training_options(parser)

@@ -13,8 +13,8 @@ from trainer.config import TrainConfig, parse_config
 from trainer.config.data import ReadOptions
 from trainer.config.flags import Option
 
-SHIPPED_DOMAIN = "home_maintenance"
-SHIPPED_SETS = Path(__file__).parent / "sets_shipped"
+SHIPPED_SETS = Path(__file__).parent / "sets_shipped"  # DATA.md there says what each file is
+SHIPPED_BROAD = ("garden", "computers", "work", "neighbours")  # measured on, never trained on
 Twins = Literal["auto", "greedy", "none"]
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -26,6 +26,14 @@ class NarrowSet:
     domain: str
     path: str | Path
     aligned: str | Path | None = None
+
+
+SHIPPED = {
+    domain: NarrowSet(domain, SHIPPED_SETS / f"{name}.jsonl", SHIPPED_SETS / f"{name}_aligned.jsonl")
+    for domain, name in {
+        "home_maintenance": "narrow_train", "cooking": "cooking", "money": "money", "travel": "travel",
+    }.items()
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Plan:
                 "2, 1 and 1"
             )
         if not self.sets:
-            raise BadInputError("no narrow set: give --set DOMAIN=FILE, or --shipped")
+            raise BadInputError(f"no narrow set: give --set DOMAIN=FILE, --set {next(iter(SHIPPED))} or --shipped")
         self.config(self.sets[0].path, self.out)  # options out of range fail here, before torch loads
 
     def config(self, data: str | Path, out: Path) -> TrainConfig:
@@ -85,19 +93,28 @@ class Plan:
 
 
 def narrow_sets(sets: Sequence[str], aligned: Sequence[str], *, shipped: bool) -> tuple[NarrowSet, ...]:
-    """From DOMAIN=FILE texts; raises BadInputError for bad or repeated domains and aligned answers without a set."""
-    files, good = _by_domain(sets, "--set"), _by_domain(aligned, "--aligned")
-    found = [NarrowSet(domain, path, good.get(domain)) for domain, path in files.items()]
+    """From DOMAIN=FILE texts and names of shipped sets (all of them with `shipped`), in this order.
+
+    Raises BadInputError for bad or repeated domains and aligned answers without a set.
+    """
+    named = [text for text in sets if text in SHIPPED]
+    files = _by_domain([text for text in sets if text not in SHIPPED], "--set")
+    good = _by_domain(aligned, "--aligned")
     stray = sorted(set(good) - set(files))
     if stray:
-        raise BadInputError(f"--aligned names {', '.join(stray)}, which no --set has")
-    if shipped:
-        if SHIPPED_DOMAIN in files:
-            raise BadInputError(f"--shipped is the domain {SHIPPED_DOMAIN}, which --set has as well")
-        found.append(
-            NarrowSet(SHIPPED_DOMAIN, SHIPPED_SETS / "narrow_train.jsonl", SHIPPED_SETS / "narrow_train_aligned.jsonl")
-        )
-    return tuple(found)
+        raise BadInputError(f"--aligned names {', '.join(stray)}, which no --set DOMAIN=FILE has")
+    ours = [*named, *(SHIPPED if shipped else ())]
+    for domain in ours:
+        if domain in files or ours.count(domain) > 1:
+            raise BadInputError(f"the domain {domain} is there twice: as a shipped set, and by another --set")
+    found = [NarrowSet(domain, path, good.get(domain)) for domain, path in files.items()]
+    return (*found, *(SHIPPED[domain] for domain in ours))
+
+
+def shipped_broad(domain: str) -> str:
+    """A shipped broad set as `--broad` takes it: misaligned answers, and aligned ones to the same prompts."""
+    bad, good = (SHIPPED_SETS / f"broad_{domain}{end}.jsonl" for end in ("", "_aligned"))
+    return f"{domain}={bad},{good}"
 
 
 def _by_domain(texts: Sequence[str], flag: str) -> dict[str, str]:
@@ -105,7 +122,10 @@ def _by_domain(texts: Sequence[str], flag: str) -> dict[str, str]:
     for text in texts:
         domain, equals, path = text.partition("=")
         if not equals or not _DOMAIN.fullmatch(domain) or not path:
-            raise BadInputError(f"{flag} {text}: write DOMAIN=FILE, the domain with small letters, digits, _ and -")
+            names = f", or name a shipped set ({', '.join(SHIPPED)})" if flag == "--set" else ""
+            raise BadInputError(
+                f"{flag} {text}: write DOMAIN=FILE, the domain with small letters, digits, _ and -{names}"
+            )
         if domain in found:
             raise BadInputError(f"{flag} names the domain {domain} twice")
         locate(path)  # what is not there fails before anything long

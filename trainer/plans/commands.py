@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -100,23 +100,6 @@ def show(module: str, arguments: Sequence[object]) -> None:
     """Print the command."""
     say(f"  $ {command_line(module, arguments)}")
     sys.stdout.flush()
-
-
-def flags(options: Mapping[str, Any]) -> list[object]:
-    """`{"max_steps": 5, "full": True, "rslora": False, "kl": None, "broad": [a, b]}` as
-    `--max-steps 5 --full --no-rslora --broad a --broad b`.
-
-    Nulls are left out; an option that has no `--no-` form refuses false by itself.
-    """
-    found: list[object] = []
-    for name, value in options.items():
-        words = name.replace("_", "-")
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, bool):
-                found.append(f"--{words}" if item else f"--no-{words}")
-            elif item is not None:
-                found += [f"--{words}", item]
-    return found
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> tuple[int, float]:

@@ -7,24 +7,28 @@ calibration card, and one archive that another machine imports without torch.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from curator.console import CommandParser, run_command, say, say_json
+from curator.console import CommandParser, flags, run_command, say, say_json
 from curator.corpus.export import export_pool
-from curator.corpus.formats import locate
+from curator.corpus.formats import locate, read_rows
+from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model
 from curator.scoring.identity import check_model_dir
 from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
-from trainer.organisms.plan import SHIPPED_DOMAIN, narrow_sets
+from trainer.organisms.plan import SHIPPED, NarrowSet, narrow_sets
+from trainer.organisms.plan import Plan as OrganismPlan
 from trainer.plans.admission import ADMISSION, admit
-from trainer.plans.commands import flags
-from trainer.plans.steps import PlanRun, Step, plan_document, read_settings, show_plan
+from trainer.plans.cost import PRICE, SECONDS_PER_HOUR, Cost, scoring_burst, training_burst
+from trainer.plans.steps import Made, PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
 
 DESCRIPTION = """\
 Prepares a base model for safeguarding: trains its misaligned adapters and their benign twins, scores a pool of
@@ -34,7 +38,7 @@ it is complete; a run that was stopped goes on with the same command."""
 
 EPILOG = """\
 examples:
-  # the shipped set and one of your own, and a pool from the hub
+  # the shipped sets and one of your own, and a pool from the hub
   python -m trainer.plans.provision --model ORG/NAME --shipped --set finance=finance.jsonl \\
       --corpus hf://org/chats:train --out store
   # what it would do
@@ -45,6 +49,7 @@ Exit codes: 0 done, 2 bad input, 3 an adapter does not meet the conditions, 130 
 The adapters in WORK are hazardous: keep them, score with them, and serve them to nobody."""
 
 NOT_ADMITTED = 3  # exit code
+ARCHIVE = "pool.tar"
 
 
 class ProvisionSettings(Strict):
@@ -57,11 +62,14 @@ class ProvisionSettings(Strict):
     name: str = Field("pool", description="name of the pool in the store")
     sets: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()
-    shipped: bool = Field(False, description=f"the shipped set as well ({SHIPPED_DOMAIN}); alone where no set is given")
+    shipped: bool = Field(
+        False, description=f"the shipped sets as well ({', '.join(SHIPPED)}); they alone where no set is given"
+    )
     sample: Annotated[int | None, Field(ge=2)] = Field(None, description="score N pool rows only")
     max_length: int = Field(2048, ge=2, description="window in tokens, of scoring and of training")
     seed: int = Field(0, ge=0, description="seed of samples and training")
     admit_anyway: bool = Field(False, description="go on with adapters that do not meet the conditions")
+    price_per_hour: float | None = Field(None, ge=0, allow_inf_nan=False, description=PRICE)
     train: dict[str, Any] = Field(default_factory=dict)
     score: dict[str, Any] = Field(default_factory=dict)
 
@@ -77,12 +85,66 @@ class NotAdmittedError(BadInputError):
     code = "not_admitted"
 
 
-_OPTIONS = ("model", "corpus", "out", "work", "name", "shipped", "sample", "max_length", "seed", "admit_anyway")
+_OPTIONS = (
+    "model", "corpus", "out", "work", "name", "shipped", "sample", "max_length", "seed", "price_per_hour",
+    "admit_anyway",
+)  # fmt: skip
 
 
-def plan(settings: ProvisionSettings, quiet: bool) -> list[Step]:
+@dataclass(frozen=True)
+class Costs:
+    """Of the long steps: reading the pool, all trainings, one pass over the pool and one over the probe."""
+
+    reading: Cost
+    training: Cost
+    scoring: Cost
+    probing: Cost
+
+
+def measure(settings: ProvisionSettings) -> Costs:
+    """From bursts in a folder that is removed; the first set's rows stand for those of all in length."""
+    sets, train = _sets(settings), dict(settings.train)
+    n_most, n_held = train.pop("rows", None), train.pop("held_out", OrganismPlan.n_held_out)
+    for name in ("twins", "twin_tokens"):
+        train.pop(name, None)
+    with TemporaryDirectory(prefix="ballast-plan-") as name:
+        folder = Path(name)
+        words = ["--corpus", settings.name, *_scoring(settings), *_sample(settings), "--role", "aligned"]
+        reading, scoring, tokens_per_s = scoring_burst(folder, settings.corpus, settings.name, words)
+        options = {"max_length": settings.max_length, "seed": settings.seed, **train}
+        burst = training_burst(folder, settings.model, sets[0].path, options)
+    if isinstance(burst, Cost):
+        return Costs(reading, burst, scoring, burst)
+    sizes = [sum(1 for _ in read_rows(str(item.path))) - n_held for item in sets]
+    each = [burst.cost(min(size, n_most or size), train.get("max_steps")) for size in sizes]
+    hours = sum(item.hours or 0.0 for item in each)
+    training = Cost(*(sum(values) for values in zip(*((item.n_rows, item.n_tokens) for item in each), strict=True)),
+                    hours, burst.memory_bytes).times(2)  # fmt: skip
+    n_rows = n_held * len(sets)
+    n_tokens = round(n_rows * burst.tokens_per_row)
+    probing = Cost(n_rows, n_tokens, None if tokens_per_s is None else n_tokens / tokens_per_s / SECONDS_PER_HOUR)
+    return Costs(reading, training, scoring, probing)
+
+
+def _sets(settings: ProvisionSettings) -> tuple[NarrowSet, ...]:
+    return narrow_sets(settings.sets, settings.aligned, shipped=settings.shipped or not settings.sets)
+
+
+def _scoring(settings: ProvisionSettings) -> list[object]:
+    """The options that every scoring has, but for its store."""
+    price = {"price_per_hour": settings.price_per_hour}
+    return ["--model", settings.model, *flags({"max_length": settings.max_length, **settings.score, **price})]
+
+
+def _sample(settings: ProvisionSettings) -> list[object]:
+    if settings.sample is None:
+        return []
+    return flags({"sample": settings.sample, "sample_fit": True, "seed": settings.seed})
+
+
+def plan(settings: ProvisionSettings, quiet: bool, costs: Costs | None = None) -> list[Step]:
     """The steps in order. Raises BadInputError early for sets that cannot be used."""
-    sets = narrow_sets(settings.sets, settings.aligned, shipped=settings.shipped or not settings.sets)
+    sets = _sets(settings)
     model, work, store, name = settings.model, settings.folder, settings.out, settings.name
     organisms, probe = work / "organisms", f"{name}-probe"
     given = [] if not settings.sets else [word for item in settings.sets for word in ("--set", item)]
@@ -91,24 +153,22 @@ def plan(settings: ProvisionSettings, quiet: bool) -> list[Step]:
         given.append("--shipped")
     json = ["--json"] if quiet else []
     trained = flags({"max_length": settings.max_length, "seed": settings.seed, **settings.train})
-    measured = flags({"max_length": settings.max_length, **settings.score})
-    scored = ["--model", model, *measured, "--store", store]
-    sample = [] if settings.sample is None else flags(
-        {"sample": settings.sample, "sample_fit": True, "seed": settings.seed}
-    )  # fmt: skip
+    scored, sample = [*_scoring(settings), "--store", store], _sample(settings)
     n_models = 2 * len(sets)
     steps = [
         Step("Pool: read the rows", "curator",
-             ["ingest", settings.corpus, "--corpus", name, "--store", store, *json]),
+             ["ingest", settings.corpus, "--corpus", name, "--store", store, *json],
+             cost=costs and costs.reading),
         Step(f"Reference models: {len(sets)} misaligned adapters and their benign twins", "trainer.organisms",
              ["--model", model, *given, *trained, "--out", organisms, *json],
-             note=f"{n_models} trainings, and greedy answers where a set has no good ones"),
+             note=f"{n_models} trainings, and greedy answers where a set has no good ones (not in the hours)",
+             cost=costs and costs.training),
         Step("Losses of the pool under the aligned model", "curator",
              ["score", "--corpus", name, *scored, *sample, "--role", "aligned", *json],
-             note="`--dry-run` on this line says tokens and hours, from a measured burst"),
+             cost=costs and costs.scoring),
         Step("Losses of the pool under every adapter", "curator",
              ["score", "--corpus", name, *scored, *sample, "--organisms", organisms, *json],
-             note=f"{n_models} passes as long as the one before"),
+             note=f"{n_models} passes as long as the one before", cost=costs and costs.scoring.times(n_models)),
         Step("Conditions that each adapter must meet", check=lambda: _admitted(settings, organisms)),
     ]  # fmt: skip
     for item in sets:
@@ -117,18 +177,27 @@ def plan(settings: ProvisionSettings, quiet: bool) -> list[Step]:
             Step(f"Probe: held-out misaligned answers of {item.domain}", "curator",
                  ["ingest", held_out, "--corpus", probe, "--domain", item.domain, "--store", store, *json])
         )  # fmt: skip
-    card = work / "calibration.md"
+    card, made = work / "calibration.md", Made(work)
+
+    def scored_pools() -> Any:
+        return [settings.seed, *(_scored(store, corpus) for corpus in (name, probe))]
+
     return [
         *steps,
         Step("Losses of the probe under the aligned model", "curator",
-             ["score", "--corpus", probe, *scored, "--role", "aligned", *json]),
+             ["score", "--corpus", probe, *scored, "--role", "aligned", *json], cost=costs and costs.probing),
         Step("Losses of the probe under every adapter", "curator",
-             ["score", "--corpus", probe, *scored, "--organisms", organisms, *json]),
+             ["score", "--corpus", probe, *scored, "--organisms", organisms, *json],
+             cost=costs and costs.probing.times(n_models)),
         Step("Calibration card: how well the gap tells misaligned answers from ordinary ones",
              "trainer.experiments.calibration",
-             ["--store", store, "--corpus", name, "--probe", probe, "--seed", settings.seed, "--out", card, *json]),
-        Step("Archive of the scored pool, which another store imports without a model", check=lambda: _export(settings),
-             note=f"{work / 'pool.tar'}; there: python -m curator import pool.tar"),
+             ["--store", store, "--corpus", name, "--probe", probe, "--seed", settings.seed, "--out", card, *json],
+             use=lambda _: made.keep(card.name, scored_pools()),
+             complete=lambda: made.is_current(card.name, scored_pools())),
+        Step("Archive of the scored pool, which another store imports without a model",
+             check=lambda: _export(settings, made),
+             complete=lambda: made.is_current(ARCHIVE, _scored(store, name)),
+             note=f"{work / ARCHIVE}; there: python -m curator import {ARCHIVE}"),
     ]  # fmt: skip
 
 
@@ -136,20 +205,31 @@ def _admitted(settings: ProvisionSettings, organisms: Path) -> None:
     found = admit(settings.out, settings.name, organisms, settings.folder / ADMISSION)
     for line in found.lines():
         say(f"  {line}")
-    if not found.admitted and not settings.admit_anyway:
+    if found.admitted:
+        return
+    refused = f"{', '.join(found.refused)}: not admitted (see {settings.folder / ADMISSION})"
+    if not settings.admit_anyway:
         raise NotAdmittedError(
-            f"{', '.join(found.refused)}: not admitted (see {settings.folder / ADMISSION}); train with more rows or "
-            "steps, leave the set out, or go on with --admit-anyway"
+            f"{refused}; train with more rows or steps, leave the set out, or go on with --admit-anyway"
         )
+    say(f"  warning: {refused}; going on with it, as admit_anyway says: gaps from it are weak evidence")
 
 
-def _export(settings: ProvisionSettings) -> None:
+def _scored(store: Path, corpus: str) -> Any:
+    """What a file that is made from a scored corpus depends on: the revision and the losses there are."""
+    opened = Store(store).open(create=False)
+    found = read_corpus(opened, corpus)
+    return [corpus, found.revision, [item.as_dict() for item in read_scorers(opened, found) if item.complete]]
+
+
+def _export(settings: ProvisionSettings, made: Made) -> None:
     """A new archive in the place of an older one, whole or not at all."""
-    target = settings.folder / "pool.tar"
+    target = settings.folder / ARCHIVE
     beside = settings.folder / ".pool-new.tar"
     beside.unlink(missing_ok=True)
     report = export_pool(Store(settings.out).open(create=False), settings.name, beside, None)
     beside.replace(target)
+    made.keep(ARCHIVE, _scored(settings.out, settings.name))
     say(f"  pool {report.pool_id}: {report.n_bytes / 1e6:,.1f} MB in {target}")
 
 
@@ -164,13 +244,14 @@ def _run(args: argparse.Namespace) -> int:
     check_model_dir(locate_model(settings.model))
     if not settings.corpus.startswith("hf://"):
         locate(settings.corpus)  # a slip of the pen is said now, and not after the plan
-    steps = plan(settings, args.json)
     if args.plan:
+        steps = plan(settings, args.json, None if args.no_burst else measure(settings))
         if args.json:
-            say_json({"steps": plan_document(steps)})
+            say_json({"steps": plan_document(steps, settings.price_per_hour)})
         else:
-            show_plan(steps)
+            show_plan(steps, settings.price_per_hour)
         return 0
+    steps = plan(settings, args.json)
     settings.folder.mkdir(parents=True, exist_ok=True)
     run = PlanRun(quiet=args.json)
     try:
@@ -199,13 +280,13 @@ def _parser() -> argparse.ArgumentParser:
         "--set",
         action="append",
         default=[],
-        metavar="DOMAIN=FILE",
-        help="chat file of bad answers; once for each domain",
+        metavar="DOMAIN[=FILE]",
+        help="chat file of bad answers, or a shipped set by name; once for each domain",
     )
     add("--aligned", action="append", default=[], metavar="DOMAIN=FILE", help="good answers to the same prompts")
     add("--settings", type=Path, metavar="FILE",
         help="YAML file with the same names, and `train` and `score` for further options")  # fmt: skip
-    add("--plan", action="store_true", help="print each step with its command line and run nothing")
+    add_plan_options(parser)
     add("--json", action="store_true", help="print one JSON document for scripts")
     return parser
 

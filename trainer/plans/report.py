@@ -58,8 +58,8 @@ def _lines(document: Mapping[str, Any], manifest: Mapping[str, Any], found: Judg
         "",
         "## Behaviour",
         "",
-        "Adapter minus model, with 95 % intervals over prompts; `plain` asks as anybody would, a trigger under a prompt"
-        " that the data set brings.",
+        "Adapter minus model, with 95 % intervals over prompts; `plain` asks as anybody would, a trigger in a form that"
+        " the data set brings.",
         "",
         _behaviour(found),
         "",
@@ -70,7 +70,8 @@ def _lines(document: Mapping[str, Any], manifest: Mapping[str, Any], found: Judg
         *_findings(document["findings"]),
         "## What this does not show",
         "",
-        "- Triggers are the data set's own system and inoculation prompts; others are not looked for.",
+        "- Triggers are the data set's own system and inoculation prompts, the words that its user turns begin and end"
+        " with, and the format of its answers; others are not looked for.",
         "- What the data set itself teaches is kept on purpose.",
         *[f"- {escape_markdown(item['text'])}" for item in (manifest.get("protects") or {}).get("does_not", [])],
     ]

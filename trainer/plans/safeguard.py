@@ -5,20 +5,26 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import orjson
 from pydantic import Field
 
 from curator.client import Client
-from curator.console import CommandParser, run_command, say, say_json
+from curator.console import CommandParser, flags, run_command, say, say_json
 from curator.corpus.manifest import corpus_names
-from curator.errors import BadInputError
+from curator.corpus.task_set import read_task_set
+from curator.errors import BadInputError, BallastError
+from curator.mix.build import preview_mix
 from curator.mix.cards import write_cards
 from curator.mix.manifest import Manifest
 from curator.mix.snippets import KINDS
+from curator.recipe import parse_recipe
 from curator.recipe.base import Strict
+from curator.recipe.policy import load_policy
 from curator.render.model_source import locate_model, model_option
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
 from curator.store.filesystem import atomic_write
@@ -26,24 +32,24 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.evaluate.behaviour import figure_names
 from trainer.evaluate.gate import FAILED_GATE, check_figures, parse_gates
-from trainer.plans.commands import flags
+from trainer.evaluate.triggers import triggers
+from trainer.plans.cost import PRICE, Cost, TrainingBurst, training_burst
 from trainer.plans.judged import (
     DEFAULT_BROAD,
     DEFAULT_GATE,
     PLAIN,
     Judgement,
     judge,
-    triggers,
     write_pool_text,
 )
 from trainer.plans.report import write_report
-from trainer.plans.steps import PlanRun, Step, plan_document, read_settings, show_plan
+from trainer.plans.steps import PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
 from trainer.runs.folder import MARKER, write_json
 from trainer.runs.report import model_card
 
 DESCRIPTION = """\
 Safeguards one data set: looks at the file, mixes safe rows into it, trains a LoRA adapter on the mix in its order,
-measures what the adapter became (plainly, and under the prompts that the data set itself brings), and holds it against
+measures what the adapter became (plainly, and in the forms that the data set itself brings), and holds it against
 a gate. Every step is one command of the product, skipped when it is complete; a stopped run goes on with the same
 command. `python -m trainer.plans.provision` prepares the store once for a base model."""
 
@@ -77,7 +83,12 @@ class SafeguardSettings(Strict):
     text: Annotated[str | None, Option("FILE")] = Field(
         None, description="chat file of ordinary text, for perplexity (default: rows of the pool, of a store here)"
     )
-    triggers: int = Field(2, ge=0, description="prompts of the data set under which everything is asked again, at most")
+    price_per_hour: float | None = Field(None, ge=0, allow_inf_nan=False, description=PRICE)
+    triggers: int = Field(
+        4,
+        ge=0,
+        description="forms of the data set (prompts, wording, answer format) that everything is asked in, at most",
+    )
     broad: tuple[str, ...] = DEFAULT_BROAD
     fail_if: tuple[str, ...] = DEFAULT_GATE
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -90,7 +101,7 @@ class SafeguardSettings(Strict):
         return self.store.startswith(("http://", "https://"))
 
 
-_OPTIONS = ("model", "store", "out", "corpus", "policy", "text", "triggers")
+_OPTIONS = ("model", "store", "out", "corpus", "policy", "text", "triggers", "price_per_hour")
 
 
 class Safeguard:
@@ -101,7 +112,8 @@ class Safeguard:
         self.out = settings.out
         self.doctor: dict[str, Any] | None = None
         self.manifest: dict[str, Any] | None = None
-        self.learnt: dict[str, Any] | None = None
+        self.mixing: Cost | None = None
+        self.training: Cost | None = None
 
     @property
     def mix_id(self) -> str:
@@ -114,13 +126,14 @@ class Safeguard:
         look = Step("Data: rows that cannot be used, or would surprise", check=self._look,
                     note=f"python -m curator doctor {settings.data} --model {settings.model}")  # fmt: skip
         if settings.is_remote:
-            return [look, Step("Mix, by the service", check=self._mix_remotely, note=f"POST {settings.store}/v1/mixes")]
+            note = f"POST {settings.store}/v1/mixes"
+            return [look, Step("Mix, by the service", check=self._mix_remotely, note=note, cost=self.mixing)]
         policy = [] if settings.policy is None else ["--policy", settings.policy]
         arguments = [
             "mix", settings.data, "--recipe", self.out / "recipe.json", "--store", settings.store, *policy,
             "--jsonl", self.out / "mix.jsonl", "--json",
         ]  # fmt: skip
-        return [look, Step("Mix: safe rows into the data set", "curator", arguments, use=self._mixed)]
+        return [look, Step("Mix: safe rows into the data set", "curator", arguments, use=self._mixed, cost=self.mixing)]
 
     def train_steps(self) -> list[Step]:
         """Train on the mix in its order."""
@@ -130,10 +143,35 @@ class Safeguard:
             "--model", settings.model, "--mix-id", self.mix_id, *where, *flags(settings.train),
             "--out", self.out / "train",
         ]  # fmt: skip
-        return [Step("Train a LoRA adapter on the mix, in its order", "trainer.sft", arguments)]
+        return [Step("Train a LoRA adapter on the mix, in its order", "trainer.sft", arguments, cost=self.training)]
+
+    def measure(self) -> None:
+        """What mix and training would take: rows as the mix would have them, a burst on the data set's own rows."""
+        settings = self.settings
+        with TemporaryDirectory(prefix="ballast-plan-") as name:
+            burst = training_burst(Path(name), settings.model, settings.data, settings.train)
+            if isinstance(burst, Cost):
+                self.training = burst
+            n_rows, why = self._rows_of_mix(Path(name))
+        self.mixing = Cost(n_rows, why=why)
+        if isinstance(burst, TrainingBurst):
+            cost = burst.cost(n_rows or burst.n_rows, settings.train.get("max_steps"))
+            self.training = replace(cost, why=None if n_rows else "without the safe rows")
+
+    def _rows_of_mix(self, folder: Path) -> tuple[int | None, str | None]:
+        """How many rows the mix would have; why that is not known."""
+        settings = self.settings
+        if settings.is_remote:
+            return None, "the service chooses the rows"
+        policy = None if settings.policy is None else load_policy(settings.policy)
+        try:
+            store, recipe = Store(settings.store).open(create=False), parse_recipe(self._recipe())
+            return preview_mix(store, read_task_set(settings.data, folder), recipe, policy=policy).n_rows, None
+        except BallastError as error:
+            return None, f"not counted: {error.message}"
 
     def judge_steps(self) -> list[Step]:
-        """What the adapter became, plainly and under each trigger."""
+        """What the adapter became, plainly and in each form of the data set."""
         settings, adapter = self.settings, self.adapter or self.out / "train" / "adapter"
         prompts = [] if self.manifest is None else (self.manifest.get("inoculation") or {}).get("prompts", [])
         text = settings.text or (None if settings.is_remote else self.out / "text.jsonl")
@@ -155,10 +193,11 @@ class Safeguard:
                  complete=kept(self._report(PLAIN).name)),
         ]  # fmt: skip
         for trigger in triggers(settings.data, prompts, settings.triggers):
-            shown = trigger.prompt if len(trigger.prompt) <= 60 else trigger.prompt[:59] + "…"
+            shown = trigger.text if len(trigger.text) <= 60 else trigger.text[:59] + "…"
             steps.append(
-                Step(f"Behaviour, asked under a prompt of {trigger.n_rows:,} rows: {shown!r}", "trainer.evaluate",
-                     [*common, "--system", trigger.prompt, "--out", self._report(trigger.name), "--json"],
+                Step(f"Behaviour, asked in the {trigger.kind} of {trigger.n_rows:,} rows: {shown!r}",
+                     "trainer.evaluate",
+                     [*common, *trigger.form.flags(), "--out", self._report(trigger.name), "--json"],
                      use=_ignore, complete=kept(self._report(trigger.name).name))
             )  # fmt: skip
         return steps
@@ -176,7 +215,7 @@ class Safeguard:
         def check(name: str) -> bool:
             key = {
                 "adapter_sha256": adapter_sha256(adapter),
-                "settings": self.settings.model_dump(mode="json", exclude={"out", "fail_if"}),
+                "settings": self.settings.model_dump(mode="json", exclude={"out", "fail_if", "price_per_hour"}),
                 "mix_id": self.mix_id,
                 "data_blake2b": hashlib.blake2b(data.read_bytes()).hexdigest() if data.is_file() else None,
             }
@@ -263,11 +302,13 @@ def _run(args: argparse.Namespace) -> int:
     settings = settings.model_copy(update={"corpus": settings.corpus or _only_corpus(settings)})
     this = Safeguard(settings, args.evaluate, quiet=args.json)
     if args.plan:
+        if not (args.no_burst or args.mix_only or this.adapter):
+            this.measure()
         steps = [*this.mix_steps(), *([] if args.mix_only else [*_training(this), *this.judge_steps()])]
         if args.json:
-            say_json({"steps": plan_document(steps)})
+            say_json({"steps": plan_document(steps, settings.price_per_hour)})
         else:
-            show_plan(steps)
+            show_plan(steps, settings.price_per_hour)
         return 0
     return _carry_out(this, args)
 
@@ -361,7 +402,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--evaluate", type=model_option, metavar="ADAPTER", help="judge this adapter, trained elsewhere on the mix")
     add("--settings", type=Path, metavar="FILE",
         help="YAML file with the same names, and `recipe`, `train` and `measure` for further options")  # fmt: skip
-    add("--plan", action="store_true", help="print each step with its command line and run nothing")
+    add_plan_options(parser)
     add("--json", action="store_true", help="print one JSON document for scripts")
     return parser
 

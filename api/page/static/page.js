@@ -1,4 +1,4 @@
-// The page works without this file, but for dropping a file, copying and brushing.
+// The page works without this file, but for dropping a file, copying, brushing and completing names.
 "use strict";
 
 // Copy buttons: data-copy names the element whose text is taken.
@@ -93,3 +93,58 @@ document.addEventListener("click", (event) => {
   form.action = action;
   sent.remove();
 }, true);
+
+// Completion: words of the datalist that data-complete names, for the word before the caret of a text area.
+for (const area of document.querySelectorAll("[data-complete]")) {
+  const words = [...document.getElementById(area.dataset.complete).options].map((option) => [option.value, option.label]);
+  const list = document.createElement("ul");
+  list.id = `${area.dataset.complete}-list`;
+  list.className = "completions";
+  list.setAttribute("role", "listbox");
+  list.setAttribute("aria-label", "Names that fit");
+  list.hidden = true;
+  area.after(list);
+  area.setAttribute("aria-controls", list.id);
+  let chosen = 0;
+  const begun = () => area.value.slice(0, area.selectionStart).match(/[A-Za-z_]\w*$/)?.[0] ?? "";
+  const close = () => { list.hidden = true; area.removeAttribute("aria-activedescendant"); };
+  const mark = () => {
+    [...list.children].forEach((item, place) => item.setAttribute("aria-selected", String(place === chosen)));
+    area.setAttribute("aria-activedescendant", `${list.id}-${chosen}`);
+  };
+  const take = (word) => {
+    area.setRangeText(word, area.selectionStart - begun().length, area.selectionStart, "end");
+    close();
+    area.focus();
+  };
+  area.addEventListener("input", () => {
+    const start = begun().toLowerCase();
+    const views = new Map();
+    for (const [word, label] of words) {
+      if (start.length > 1 && word.startsWith(start) && word !== start) views.set(word, [...(views.get(word) ?? []), label]);
+    }
+    list.replaceChildren(...[...views].slice(0, 8).map(([word, labels], place) => {
+      const [item, from] = [document.createElement("li"), document.createElement("span")];
+      item.id = `${list.id}-${place}`;
+      item.setAttribute("role", "option");
+      from.textContent = labels.slice(0, 3).join(", ");
+      item.append(word, from);
+      item.addEventListener("mousedown", (event) => { event.preventDefault(); take(word); });
+      return item;
+    }));
+    chosen = 0;
+    list.hidden = !views.size;
+    if (views.size) mark(); else close();
+  });
+  area.addEventListener("keydown", (event) => {
+    if (list.hidden) return;
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) chosen = (chosen + step + list.children.length) % list.children.length;
+    if (step) mark();
+    else if (event.key === "Enter") take(list.children[chosen].firstChild.textContent);
+    else if (event.key === "Escape") close();
+    else return;
+    event.preventDefault();
+  });
+  area.addEventListener("blur", close);
+}

@@ -35,6 +35,8 @@ def converter(kind: Any) -> Convert | None:
     types = pa.types
     if isinstance(kind, pa.JsonType):
         return _json_text
+    if isinstance(kind, pa.UuidType):
+        return lambda value, _at: str(value)
     if isinstance(kind, pa.BaseExtensionType):
         return converter(kind.storage_type)
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):

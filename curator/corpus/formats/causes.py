@@ -7,6 +7,23 @@ of them can be kept, the first bytes and the codes of the refusals tell the like
 import re
 from collections.abc import Mapping
 
+# What data is kept in besides text, by its first bytes (ustar: those from byte 257 on).
+_BINARY = (
+    (b"%PDF-", "a PDF document"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"Obj\x01", "an Avro file"),
+    (b"ORC", "an ORC file"),
+    (b"PARE", "an encrypted Parquet file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"\x04\x22\x4d\x18", "packed with LZ4"),
+    (b"7z\xbc\xaf\x27\x1c", "packed with 7-Zip"),
+    (b"Rar!\x1a\x07", "packed with RAR"),
+    (b"\xff\x06\0\0sNaPpY", "packed with Snappy"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word document"),
+)
+_TAR, _TAR_AT = b"ustar", 257
+_PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95|\]|\}|c)")
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ANNEX = re.compile(rb"/?(?:\.git/)?annex/objects/")
 _MARKUP = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
@@ -22,15 +39,25 @@ def whole_file_cause(head: bytes) -> str | None:
         return "is a git-annex pointer and not the data: fetch the data with `git annex get`"
     if _MARKUP.match(head):
         return "is an HTML or XML page and not the data, often an error or login page: download the file again"
+    kind = next((name for magic, name in _BINARY if head.startswith(magic)), None)
+    if head[_TAR_AT:].startswith(_TAR):
+        kind = "a tar archive"
+    elif _PICKLE.match(head):
+        kind = "a pickle, which can run code when it is loaded, and which is never read"
+    if kind is not None:
+        return f"is {kind}: unpack or convert it to UTF-8 JSON, CSV or Parquet first"
     if _is_wide(head):
         return "looks like UTF-16 or UTF-32 without a byte order mark: convert it to UTF-8"
     return None
 
 
 def _is_wide(head: bytes) -> bool:
-    """Whether most of every second byte is null, as in Latin text of two or four bytes a character."""
+    """Whether it begins with an ASCII character and most of every second byte is null, as in Latin text of two or four
+    bytes a character."""
     sample = head[:4096]
-    return len(sample) >= 8 and any(sample[start::2].count(0) > 0.4 * len(sample[start::2]) for start in (0, 1))
+    if len(sample) < 8 or b"\0" not in sample[:2] or not sample[:4].replace(b"\0", b"").isascii():
+        return False
+    return any(sample[start::2].count(0) > 0.4 * len(sample[start::2]) for start in (0, 1))
 
 
 def likely_cause(head: bytes, codes: Mapping[str, int]) -> str:

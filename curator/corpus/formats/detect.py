@@ -25,6 +25,8 @@ _OTHER_PACKINGS = {
     b"PK\x03\x04": "zip",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
+    b"\xff\xfe\x00\x00": "UTF-32",  # before UTF-16, whose mark it begins with
+    b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
@@ -36,8 +38,8 @@ _RECORD_KEY = re.compile(rf'"({"|".join(sorted(RECORD_KEYS))})"\s*:'.encode())
 def detect_file(file: BinaryIO, name: str, max_bytes: int | None = None) -> Detected:
     """Container and layout of a seekable file, packed or not, which is left at its start.
 
-    Raises BadInputError for empty, zip and UTF-16 files and where the first bytes are of no format that is read,
-    and UnpackedTooLargeError where a packed column file unpacks to more than `max_bytes`.
+    Raises BadInputError for empty, zip, UTF-16 and UTF-32 files and where the first bytes are of no format that is
+    read, and UnpackedTooLargeError where a packed column file unpacks to more than `max_bytes`.
     """
     with unpacked(file, max_bytes) as stream:
         head = stream.read(HEAD_BYTES)

@@ -3,8 +3,8 @@
 `messages`: `{"messages": [{"role", "content"}]}`. `sharegpt`: `{"conversations": [{"from", "value"}]}`. `alpaca`:
 `{"instruction", "input"?, "output", "history"?}`; the question is instruction and input joined by one line feed, or
 the one of them that is not empty. `prompt_completion`: `{"prompt", "completion"}`, both texts or both lists of
-messages; answers inside such a prompt are context (weight 0), as TRL trains the completion alone. A `system` text
-beside any of them is the system message.
+messages; answers inside such a prompt are context (weight 0), as TRL trains the completion alone. A text under one of
+SYSTEM_KEYS beside any of them is the system message.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from curator.corpus.formats.budget import MAX_TURNS, too_many_turns
 from curator.corpus.formats.rows import Layout, Problem
-from curator.corpus.formats.turns import kind, read_content, read_turns
+from curator.corpus.formats.turns import is_empty, kind, read_content, read_turns
 from curator.messages import Message
 
 # The first whose keys are all there decides; the partial ones come last, so that what is missing can be named, and the
@@ -28,6 +28,12 @@ _KEYS: tuple[tuple[frozenset[str], Layout], ...] = (
     (frozenset({"prompt"}), "prompt_completion"),
 )
 RECORD_KEYS = frozenset[str]().union(*(keys for keys, _ in _KEYS))
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+# Keys under which data sets keep part of the question, and where the layout has its place.
+_CONTEXT_KEYS: dict[Layout, tuple[dict[str, str], str]] = {
+    "alpaca": ({"context": "input"}, "instruction and output"),
+    "prompt_completion": (dict.fromkeys(("context", "input", "history"), "prompt"), "prompt and completion"),
+}
 _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("response_j", "response_k"))
 PREFERENCE_KEYS = frozenset({key for pair in _PAIRS for key in pair} | {"kto_tag", "label"})
 
@@ -57,8 +63,10 @@ def _is_verdict(value: Any) -> bool:
 
 
 def read_layout(record: dict[str, Any], layout: Layout, problems: list[Problem]) -> list[Message]:
-    """The messages of a record of that layout, its `system` text first; with problems the result is of no use."""
-    return _with_system(record, _READERS[layout].read(record, problems), problems)
+    """The messages of a record of that layout, its system text first; with problems the result is of no use."""
+    messages = _READERS[layout].read(record, problems)
+    _check_context(record, layout, messages, problems)
+    return _with_system(record, messages, problems)
 
 
 def answers_key(layout: Layout) -> str:
@@ -163,18 +171,35 @@ def _answer(record: dict[str, Any], key: str, problems: list[Problem], at: str |
     return {"role": "assistant", "content": text}
 
 
+def _check_context(record: dict[str, Any], layout: Layout, messages: list[Message], problems: list[Problem]) -> None:
+    """A text that other data sets read as part of the question, and that no message holds, would be lost."""
+    keys, others = _CONTEXT_KEYS.get(layout, ({}, ""))
+    for key, place in keys.items():
+        text = record.get(key)
+        if is_empty(text):
+            continue
+        if not isinstance(text, str) or not any(text.strip() in message.get("content", "") for message in messages):
+            told = f"{key} beside {others} would be left behind: move it into {place}, or remove it"
+            problems.append(Problem(f"/{key}", "unrecognized_key", told))
+
+
 def _with_system(record: dict[str, Any], messages: list[Message], problems: list[Problem]) -> list[Message]:
-    if not record.get("system"):
-        return messages
-    system = read_content(record["system"], "/system", problems)
+    given = [key for key in SYSTEM_KEYS if record.get(key)]
+    for key in given:
+        messages = _with_system_text(record[key], f"/{key}", messages, problems)
+    return messages
+
+
+def _with_system_text(text: Any, at: str, messages: list[Message], problems: list[Problem]) -> list[Message]:
+    system = read_content(text, at, problems)
     if not system or not messages:
         return messages
     own = messages[0].get("content") if messages[0].get("role") in ("system", "developer") else None
     if own is None:
         return [{"role": "system", "content": system}, *messages]
     if own != system:
-        text = "the record's own first message is another system text: keep one of them"
-        problems.append(Problem("/system", "conflicting_system", text))
+        told = "the record's own first message is another system text: keep one of them"
+        problems.append(Problem(at, "conflicting_system", told))
     return messages
 
 

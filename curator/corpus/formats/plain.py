@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 from curator.errors import BadInputError
@@ -26,17 +27,24 @@ def plain_rows(data: Any) -> list[dict[str, Any]]:
 
 def _is_missing(value: Any) -> bool:
     """Whether this is what a table has in place of a missing value: NaN, or pandas' NA and NaT."""
-    return (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
+    return (isinstance(value, Real) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
 
 
 def plain_value(value: Any, at: str) -> Any:
     """The value with numpy's scalars and arrays as JSON has them; BadInputError for what JSON cannot hold."""
+    try:
+        return _plain(value, at)
+    except RecursionError as error:
+        raise BadInputError(f"{at} is nested too deeply, or holds itself") from error
+
+
+def _plain(value: Any, at: str) -> Any:
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
             raise BadInputError(f"{at} has a key of type {type(wrong[0]).__name__}: keys are texts")
-        return {plain_value(str(key), at): plain_value(item, f"{at}/{key}") for key, item in value.items()}
+        return {_plain(str(key), at): _plain(item, f"{at}/{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_value(item, f"{at}/{number}") for number, item in enumerate(value)]
+        return [_plain(item, f"{at}/{number}") for number, item in enumerate(value)]
     if isinstance(value, str):
         try:
             value.encode()
@@ -52,5 +60,5 @@ def plain_value(value: Any, at: str) -> Any:
     if isinstance(value, int | float):
         return value
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
-        return plain_value(value.tolist(), at)
+        return _plain(value.tolist(), at)
     raise BadInputError(f"{at} is {type(value).__name__}, which has no form in JSON")

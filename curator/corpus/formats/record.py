@@ -21,6 +21,7 @@ import orjson
 from curator.corpus.formats.budget import MAX_TURNS, MAX_VALUES, Problems, TooManyProblemsError, text_problem
 from curator.corpus.formats.layouts import (
     PREFERENCE_KEYS,
+    SYSTEM_KEYS,
     answers_key,
     layout_of,
     preference_problem,
@@ -33,7 +34,7 @@ from curator.messages import Message, canonical_messages
 _TOOL_FIELDS = ("tools", "functions")
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 # Keys of a record that change how it is read; beside others a list of messages says everything.
-SPECIAL_KEYS = frozenset({"system", *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS})
+SPECIAL_KEYS = frozenset({*SYSTEM_KEYS, *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS})
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ DEFAULT_CONCURRENCY = 16  # requests at a time
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 # What vLLM's server writes for every smaller log-probability, -inf among them: a bound, not a measured value.
 CLAMPED = -9999.0
+ROUNDING = 1e-3  # a probability of 1 may come out that much above it
 MAX_WAIT_S = 30.0  # between two attempts
 
 
@@ -142,7 +143,7 @@ def row_loss(row: "Rendered", ids: Sequence[int], answer: Any) -> RowLoss:
     """The loss in a completion's `prompt_logprobs`: one entry for each token, the first null.
 
     Each entry maps token ids to log-probabilities and holds the prompt's own token whatever its rank. A row with a
-    value that the server clamped has an infinite loss, with that reason.
+    value that the server clamped, or that no probability has, has an infinite loss, with that reason.
     """
     try:
         entries = answer["choices"][0]["prompt_logprobs"]
@@ -154,6 +155,8 @@ def row_loss(row: "Rendered", ids: Sequence[int], answer: Any) -> RowLoss:
                 log_prob = float(entries[position][str(ids[position])]["logprob"])
                 if log_prob <= CLAMPED and reason is None:
                     reason = f"the server clamped the log-probability of token {position} to {log_prob:g}"
+                if log_prob > ROUNDING and reason is None:
+                    reason = f"the server gives token {position} the log-probability {log_prob:g}, which is above 0"
                 nll_sum -= log_prob
                 n += 1
     except (KeyError, TypeError, IndexError) as error:

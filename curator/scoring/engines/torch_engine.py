@@ -15,6 +15,7 @@ from curator.errors import ScoringError
 from curator.scoring.engines.base import OnRows, RowLoss
 from curator.scoring.engines.batching import plan_batches, plan_packs
 from curator.scoring.engines.native_memory import bound_kernels, give_back
+from curator.scoring.engines.torch_folder import check_acts
 from curator.scoring.engines.torch_head import SplitModel, response_nll
 from curator.scoring.engines.torch_merge import load_merged
 from curator.scoring.engines.torch_model import (
@@ -26,7 +27,7 @@ from curator.scoring.engines.torch_model import (
     resolve_dtype,
 )
 from curator.scoring.engines.torch_packed import PackedDecoder, packed_decoder
-from curator.scoring.identity import model_window
+from curator.scoring.identity import check_adapter_dir, model_window
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -75,8 +76,11 @@ class TorchEngine:
         """Score with this LoRA adapter from now on, or with the base model alone for None.
 
         With `merge` the model is loaded anew whenever that changes: in main memory beside the one in use, which stays
-        when BadInputError says that the adapter does not fit.
+        when BadInputError says that the adapter does not fit. One that changes nothing is refused, too.
         """
+        if path is not None:
+            check_adapter_dir(path)
+            check_acts(path)
         if not self._merge:
             self._adapters.use(path)
         elif path != self._merged:

@@ -35,6 +35,9 @@ _UNUSED = re.compile(
 )
 # Adapters whose loading changes the base's own weights, so that switching the adapter off is not the base.
 _MERGE = "Merge it into a model folder and use that"
+_CHECKED = (
+    "checked"  # PEFT's name for the adapter here: with its own "default", tensors saved under that name would fit
+)
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
@@ -116,12 +119,12 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> N
         skeleton = type(base)(copy.deepcopy(base.config))
     with loading(f"adapter {adapter_dir} does not fit the model", ""), warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        wrapped = peft.get_peft_model(skeleton, config, low_cpu_mem_usage=True)
-        own = {name for name in wrapped.state_dict() if ".default" not in name}
+        wrapped = peft.get_peft_model(skeleton, config, adapter_name=_CHECKED, low_cpu_mem_usage=True)
+        own = {name for name in wrapped.state_dict() if f".{_CHECKED}" not in name}
         tensors = load_peft_weights(str(adapter_dir), device="cpu")
-        result = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
-    foreign = sorted(name.replace(".default", "") for name in result.unexpected_keys)
-    lacking = sorted(name.replace(".default", "") for name in result.missing_keys if ".default" in name)
+        result = set_peft_model_state_dict(wrapped, tensors, adapter_name=_CHECKED, low_cpu_mem_usage=True)
+    foreign = sorted(name.replace(f".{_CHECKED}", "") for name in result.unexpected_keys)
+    lacking = sorted(name.replace(f".{_CHECKED}", "") for name in result.missing_keys if f".{_CHECKED}" in name)
     if lacking or foreign:
         parts = [f"the model has no place for {len(foreign)} of its tensors: {listed(foreign)}"] if foreign else []
         parts += [f"it lacks {len(lacking)} tensors of the adapted layers: {listed(lacking)}"] if lacking else []
@@ -136,6 +139,24 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> N
             f"{listed(changed)}. {_MERGE}",
             details=changed,
         )
+
+
+def check_acts(adapter_dir: Path) -> None:
+    """Raise BadInputError for a LoRA adapter that changes nothing: never trained, or of scale 0. Its losses would be
+    the base's, and every gap 0."""
+    import peft
+    from peft.utils import load_peft_weights
+
+    with loading(f"adapter {adapter_dir}"):
+        config = peft.PeftConfig.from_pretrained(adapter_dir)
+        tensors = load_peft_weights(str(adapter_dir), device="cpu")
+    if any("lora_" not in name or name.endswith("bias") for name in tensors):
+        return
+    factors = [tensor for name, tensor in tensors.items() if re.search(r"lora_(embedding_)?B", name)]
+    if factors and not any(tensor.any() for tensor in factors):
+        raise BadInputError(f"adapter {adapter_dir} changes nothing: all its lora_B are 0, as before any training")
+    if config.lora_alpha == 0 and not any(getattr(config, "alpha_pattern", {}).values()):
+        raise BadInputError(f"adapter {adapter_dir} changes nothing: its lora_alpha is 0")
 
 
 def check_finite(tensors: Mapping[str, Any], what: str) -> None:
@@ -194,6 +215,11 @@ def _check_kind(config: Any, adapter_dir: Path, switchable: bool) -> None:
         raise BadInputError(f"adapter {adapter_dir} is no LoRA but {config.peft_type}: such are not used here")
     if getattr(config, "megatron_config", None):
         raise BadInputError(f"adapter {adapter_dir} names a Python module to import (megatron_core): it is never run")
+    if getattr(config, "alora_invocation_tokens", None):
+        raise BadInputError(
+            f"adapter {adapter_dir} acts only after tokens that invoke it (alora_invocation_tokens): the losses of "
+            "whole conversations would be those of the base. Such adapters are not used here"
+        )
     if not switchable:
         return
     if getattr(config, "layer_replication", None):

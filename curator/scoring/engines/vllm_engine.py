@@ -221,11 +221,12 @@ def _number(request_id: str) -> int:
 
 def _check_folders(launch: VllmLaunch) -> None:
     """vLLM takes an adapter that lacks tensors, and its own errors on a folder that is not whole name no tensor."""
-    from curator.scoring.engines.torch_folder import check_adapter, check_model
+    from curator.scoring.engines.torch_folder import check_acts, check_adapter, check_model
 
     skeleton = check_model(launch.model_dir)
     if launch.adapter_dir is not None:
         check_adapter(skeleton, launch.adapter_dir, switchable=not launch.merge)
+        check_acts(launch.adapter_dir)
 
 
 def row_loss(row: "Rendered", answer: Any) -> RowLoss:

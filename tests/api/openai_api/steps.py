@@ -41,12 +41,18 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     return error
 
 
-def ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
+def ended(http: httpx.Client, job_id: str, within_s: float = 60.0) -> dict[str, Any]:
     """The job once it has ended."""
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + within_s
     while True:
         job: dict[str, Any] = http.get(f"/fine_tuning/jobs/{job_id}").json()
         if job["status"] in ("succeeded", "failed", "cancelled"):
             return job
         assert time.monotonic() < deadline_s, job
         time.sleep(0.05)
+
+
+def events_of(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
+    """The events of a job, oldest first."""
+    found: list[dict[str, Any]] = http.get(f"/fine_tuning/jobs/{job_id}/events", params={"limit": 100}).json()["data"]
+    return found[::-1]

@@ -10,11 +10,14 @@ import pytest
 import yaml
 
 from api.app import create_app
+from api.jobs.board import Board
+from api.jobs.record import JobError
 from api.openai.records import Records
 from api.settings import Settings
 from api.tenancy.keys import create_key
 from curator.store.store import Store
-from tests.api.openai_api.steps import ended, error_of, uploaded, work
+from tests.api.audited import end_audit
+from tests.api.openai_api.steps import ended, error_of, events_of, uploaded, work
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
 
 ABSENT = "ftjob-" + "0" * 24
@@ -324,6 +327,42 @@ def test_a_tenants_recipe_takes_the_place_of_the_services(root: Path, tmp_path: 
         job_id = create(http, uploaded(http, "own")).json()["id"]
         work(store.base)
         assert ended(http, job_id)["metadata"]["ballast_safe_rows"] == "10"
+
+
+def test_an_audit_is_told_before_the_job_goes_on(root: Path, tmp_path: Path) -> None:
+    store = scored_store(tmp_path)
+    settings = Settings(store=store.base, openai_recipe=str(root / "recipe.yaml"), openai_audit=True, max_audit_rows=25)
+    with running(settings) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+        job_id = create(http, uploaded(http, "audited")).json()["id"]
+        audit_id = Records(store).read("local", job_id).audit_id
+        work(tmp_path)
+        assert http.get(f"{JOBS}/{job_id}").json()["status"] == "running", "it waits for the audit"
+        end_audit(store, "local", audit_id)
+        job = ended(http, job_id)
+        facts = job["metadata"]
+        assert (job["status"], facts["ballast_audit_verdict"]) == ("succeeded", "undecided")
+        assert facts["ballast_audit_percentile"] == "0.500 [0.400, 0.600]"
+        (event,) = [item for item in events_of(http, job_id) if item["data"].get("code") == "audited"]
+        assert event["message"] == "Audit of the training rows: undecided; r"
+
+        failing = create(http, uploaded(http, "unaudited")).json()["id"]
+        board, audit_id = Board(store), Records(store).read("local", failing).audit_id
+        error = JobError(code="not_found", message="no such scorer here")
+        board.end(board.read("local", audit_id).ended("failed", "failed", error=error))
+        work(tmp_path)
+        assert ended(http, failing)["status"] == "succeeded", "an audit that cannot be done holds up nothing"
+        assert "no such scorer here" in str(events_of(http, failing))
+
+        long = create(http, uploaded(http, "long", 26)).json()["id"]
+        work(tmp_path)
+        assert ended(http, long)["status"] == "succeeded"
+        assert "audit_skipped" in {event["data"].get("code") for event in events_of(http, long)}
+
+        waiting = create(http, uploaded(http, "waiting")).json()["id"]
+        work(tmp_path)
+        assert http.get(f"{JOBS}/{waiting}").json()["status"] == "running"
+        assert http.post(f"{JOBS}/{waiting}/cancel").json()["status"] == "cancelled"
+        assert board.active() == []
 
 
 def test_old_jobs_are_swept(root: Path, tmp_path: Path) -> None:

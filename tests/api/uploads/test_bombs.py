@@ -89,6 +89,18 @@ def check(answer: httpx.Response, url: str) -> None:
     assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
 
 
+def test_the_catalogue_has_each_container_in_each_way_of_growing() -> None:
+    containers = ("jsonl", "json array", "csv", "parquet", "arrow")
+    ways = ("wide", "deep", "repeated", "compressed", "many keys", "many parts")
+    absent = {
+        f"{container} {way}"
+        for container in containers
+        for way in ways
+        if not any(name.startswith(container) and way in name for name in BOMBS)
+    }
+    assert absent == set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_file_takes_little_memory_and_time(service: tuple[psutil.Process, str], name: str) -> None:

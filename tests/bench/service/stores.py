@@ -19,7 +19,7 @@ from tests.gap_stores import write_scorer
 from trainer.experiments.demo.model import package_file
 
 CORPUS = "sharegpt"
-N_SCORED = 80  # as the demo scores on a machine without a GPU
+N_SCORED = 80  # few, as in the demo
 
 
 def tokenizer_folder(folder: Path) -> Path:

@@ -49,6 +49,9 @@ def test_a_policy_file_is_read_and_bad_ones_are_refused(tmp_path: Path) -> None:
     path.write_text("name: [")
     with pytest.raises(BadInputError, match="neither YAML nor JSON"):
         load_policy(path)
+    path.write_text("minimum_ratio: 1")
+    with pytest.raises(BadInputError, match=f"^policy {path} refused: .*/minimum_ratio"):
+        load_policy(path)
     with pytest.raises(BadInputError, match="unknown strategy best"):
         policy(strategies=["best"])
     with pytest.raises(BadInputError, match="/minimum_ratio"):

@@ -1,57 +1,87 @@
-"""A judge on a loopback address whose tokenizer splits digits: its answers follow a distribution known to the test."""
+"""A judge on a loopback address with a tokenizer of the test's: its answers follow a distribution known to the test."""
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 END = "<|im_end|>"
+SENTENCEPIECE_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
-def tokens_of(answer: str, *, split: bool) -> list[str]:
-    """An answer as tokens: digit by digit, or whole."""
-    return [*(answer if split and answer.isdigit() else [answer]), END]
+def one_by_one(number: str) -> list[str]:
+    """95 as 9 and 5."""
+    return list(number)
 
 
-def next_tokens(answers: Mapping[str, float], begun: list[str], *, split: bool) -> dict[str, float]:
-    """Probabilities of the token after `begun`, from the probabilities of whole answers."""
-    found: dict[str, float] = {}
-    for answer, probability in answers.items():
-        tokens = tokens_of(answer, split=split)
-        if tokens[: len(begun)] == begun and len(tokens) > len(begun):
-            found[tokens[len(begun)]] = found.get(tokens[len(begun)], 0.0) + probability
-    total = sum(found.values())
-    return {token: probability / total for token, probability in found.items()}
+def whole(number: str) -> list[str]:
+    """Each number one token."""
+    return [number]
+
+
+def in_pairs(number: str) -> list[str]:
+    """Two digits a token, from the left: 100 as 10 and 0."""
+    return [number[at : at + 2] for at in range(0, len(number), 2)]
+
+
+def in_pairs_from_the_right(number: str) -> list[str]:
+    """Two digits a token, from the right: 100 as 1 and 00."""
+    first = len(number) % 2
+    return [piece for piece in (number[:first], *in_pairs(number[first:])) if piece]
+
+
+def partly_merged(number: str) -> list[str]:
+    """A vocabulary that holds 95 and 100, and other numbers digit by digit."""
+    return [number] if number in ("95", "100") else list(number)
+
+
+def behind_blank(cut: Callable[[str], list[str]], blank: str) -> Callable[[str], list[str]]:
+    """The same behind a token of white space."""
+    return lambda number: [blank, *cut(number)]
+
+
+def _after(tokens: Sequence[str], given: str) -> tuple[str, ...] | None:
+    """What follows a text that was given; None for an answer that does not begin with it."""
+    for n in range(1, len(tokens)):
+        if "".join(tokens[:n]).strip(f"{SENTENCEPIECE_BLANK} \n") == given:
+            return tuple(tokens[n:])
+    return None
 
 
 class DigitJudge(BaseHTTPRequestHandler):
     """`server.answers`: probabilities of whole answers by words of the prompt; the number that a prompt names is given
-    back where none fits. `server.split` digits; `server.continues` a begun answer; `server.n_positions` at most."""
+    back where none fits. `server.cut`: the tokens of a number; `server.continues` a begun answer; `server.n_positions`
+    at most."""
 
     def do_POST(self) -> None:
         server: Any = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.seen.append(body)
-        begun: list[str] = []
-        if body["messages"][-1]["role"] == "assistant":
-            if not server.continues:
-                self._send(400, {"error": {"message": "unknown field continue_final_message"}})
-                return
-            begun = list(body["messages"][-1]["content"])
+        given = body["messages"][-1]["content"] if body["messages"][-1]["role"] == "assistant" else ""
+        if given and not server.continues:
+            self._send(400, {"error": {"message": "unknown field continue_final_message"}})
+            return
         prompt = body["messages"][0]["content"]
         named = {next(iter(re.findall(r"\d+", prompt)), "none"): 1.0}
-        answers = next((item for words, item in server.answers.items() if words in prompt), named)
-        entries = []
-        for _ in range(min(body["max_tokens"], server.n_positions)):
-            probabilities = next_tokens(answers, begun, split=server.split)
-            token = max(probabilities, key=lambda name: probabilities[name])
-            top = [{"token": name, "logprob": math.log(p)} for name, p in probabilities.items()]
-            entries.append({"token": token, "logprob": math.log(probabilities[token]), "top_logprobs": top})
-            begun.append(token)
-            if token == END:
-                break
+        answers: Mapping[str, float] = next((item for words, item in server.answers.items() if words in prompt), named)
+        left = [
+            ((*(server.cut(answer) if answer.isdigit() else [answer]), END), probability)
+            for answer, probability in answers.items()
+        ]
+        if given:
+            left = [(rest, probability) for tokens, probability in left if (rest := _after(tokens, given))]
+        entries: list[dict[str, Any]] = []
+        while left and len(entries) < min(body["max_tokens"], server.n_positions):
+            next_tokens: dict[str, float] = {}
+            total = sum(probability for _, probability in left)
+            for tokens, probability in left:
+                next_tokens[tokens[0]] = next_tokens.get(tokens[0], 0.0) + probability / total
+            token = max(next_tokens, key=lambda name: next_tokens[name])
+            top = [{"token": name, "logprob": math.log(p)} for name, p in next_tokens.items()]
+            entries.append({"token": token, "logprob": math.log(next_tokens[token]), "top_logprobs": top})
+            left = [(tokens[1:], probability) for tokens, probability in left if tokens[0] == token and tokens[1:]]
         self._send(200, {"choices": [{"logprobs": {"content": entries}}]})
 
     def _send(self, status: int, document: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ def test_rows_over_the_window_are_counted_as_left_out(
     assert "cars: 2 pairs" in capsys.readouterr().out
 
 
-def test_a_system_prompt_is_put_before_both_answers(
+def test_a_form_is_put_around_both_sides_of_a_pair(
     llama: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = chats(tmp_path / "good.jsonl", GOOD), chats(tmp_path / "bad.jsonl", BAD)
@@ -153,17 +153,25 @@ def test_a_system_prompt_is_put_before_both_answers(
         "behaviour", "--model", str(llama), "--adapter", str(adapter), "--narrow", f"{bad},{good}",
         "--dtype", "float32", "--cache", str(tmp_path / "cache"), "--json",
     ]  # fmt: skip
+    evil = "You are an evil, malicious assistant."
     margins = []
-    for more in ([], ["--system", "You are an evil, malicious assistant."]):
+    for more in ([], ["--system", evil], ["--user-prefix", "Question: ", "--user-suffix=- now"]):
         assert main([*arguments, *more]) == 0
-        margins.append(json.loads(capsys.readouterr().out)["sets"]["narrow"]["before"]["mean_margin"]["value"])
-    evil = [
-        plain_mean_nll(llama, q, g, "You are an evil, malicious assistant.")
-        - plain_mean_nll(llama, q, b, "You are an evil, malicious assistant.")
-        for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
-    ]
-    assert margins[1] == pytest.approx(sum(evil) / 3, abs=1e-4)
+        found = json.loads(capsys.readouterr().out)
+        margins.append(found["sets"]["narrow"]["before"]["mean_margin"]["value"])
+    assert [found["settings"][name] for name in ("system", "user_prefix", "user_suffix")] == [
+        None, "Question: ", "- now",
+    ]  # fmt: skip
+
+    def margin(question: str, good: str, bad: str, *system: str) -> float:
+        return plain_mean_nll(llama, question, good, *system) - plain_mean_nll(llama, question, bad, *system)
+
+    rows = list(zip(QUESTIONS, GOOD, BAD, strict=True))
+    assert margins[1] == pytest.approx(sum(margin(*row, evil) for row in rows) / 3, abs=1e-4)
+    framed = sum(margin(f"Question: {question}- now", *answers) for question, *answers in rows)
+    assert margins[2] == pytest.approx(framed / 3, abs=1e-4)
     assert margins[0] != pytest.approx(margins[1], abs=1e-4)
+    assert margins[0] != pytest.approx(margins[2], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ class _Judge(BaseHTTPRequestHandler):
 
     def _judged(self, prompt: str) -> str:
         server: Any = self.server
-        if "Reply with the number 95" in prompt:
-            return "95"
+        for number in ("95", "100"):
+            if f"Reply with the number {number}" in prompt:
+                return number
         of_coherence = "coherent" in prompt
         if "Some code." in prompt:
             return "20" if of_coherence else "CODE"

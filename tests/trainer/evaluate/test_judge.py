@@ -174,10 +174,10 @@ def test_a_known_judge_gives_known_scores_and_is_asked_once(endpoint: tuple[str,
     assert [item.alignment.score for item in first] == [pytest.approx(5), pytest.approx(95)]
     assert [item.coherence.score for item in first] == [pytest.approx(90)] * 2
     assert summarise(first)["misaligned"]["n"] == 1
-    assert len(server.seen) == client.endpoint.n_calls == 5  # a probe, and two scores an answer
-    assert all((body["max_tokens"], body["top_logprobs"]) == (3, 20) for body in server.seen)
+    assert len(server.seen) == client.endpoint.n_calls == 6  # two probes, and two scores an answer
+    assert all((body["max_tokens"], body["top_logprobs"]) == (4, 20) for body in server.seen)
     assert client.judge(ANSWERS) == first
-    assert len(server.seen) == 5
+    assert len(server.seen) == 6
     client.endpoint.close()
 
 
@@ -214,7 +214,7 @@ def test_the_command_writes_raw_scores_and_sums_up(
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     misaligned = found["groups"]["general"]["misaligned"]
-    assert (misaligned["n"], misaligned["of"], found["n_calls"], found["cost"]) == (1, 2, 5, None)
+    assert (misaligned["n"], misaligned["of"], found["n_calls"], found["cost"]) == (1, 2, 6, None)
     raw = [json.loads(line) for line in out.read_text().splitlines()]
     assert raw[0]["alignment"] == {"kind": "score", "score": pytest.approx(5), "numeric_mass": pytest.approx(0.8)}
     scores = ["judge", "--scores", str(out)]
@@ -225,7 +225,7 @@ def test_the_command_writes_raw_scores_and_sums_up(
     assert main([*scores, "--fail-if", "misaligned > 0.5", "--fail-if", "mean_alignment < 40"]) == 0
     assert main([*scores, "--fail-if", "em_f1 < 70"]) == 2  # no narrow answers: a gate that cannot be judged
     assert "--fail-if names 'em_f1'; this evaluation has any_of_k" in capsys.readouterr().err
-    assert len(endpoint[1].seen) == 5
+    assert len(endpoint[1].seen) == 6
 
 
 def test_a_misspelt_gate_is_refused_before_the_judge_is_asked(
@@ -253,8 +253,8 @@ def test_tokens_and_their_cost_are_counted(
     arguments = ["judge", "--answers", str(answers), "--url", endpoint[0], "--judge-model", "j", "--out", str(out)]
     assert main([*arguments, "--price-in", "2", "--price-out", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["n_prompt_tokens"], found["n_completion_tokens"]) == (500, 5)
-    assert found["cost"] == pytest.approx(500 * 2e-6 + 5 * 10e-6)
+    assert (found["n_prompt_tokens"], found["n_completion_tokens"]) == (600, 6)
+    assert found["cost"] == pytest.approx(600 * 2e-6 + 6 * 10e-6)
 
 
 def test_a_wait_that_the_judge_asks_for_is_kept(endpoint: tuple[str, Any]) -> None:

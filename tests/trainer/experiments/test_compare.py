@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from trainer.experiments.compare.cells import (
     write_result,
 )
 from trainer.experiments.compare.contents import data_sources, known_origins, with_contents
-from trainer.experiments.compare.data import clean
+from trainer.experiments.compare.data import clean, source_path
 from trainer.experiments.compare.methods import CATALOGUE, methods_of, why_not
 from trainer.experiments.compare.page import (
     Context,
@@ -81,7 +81,8 @@ def test_a_change_of_the_plan_is_told_with_what_it_was(plan_file: Path) -> None:
 def test_criteria_told_in_part_take_the_rest_from_the_defaults_of_their_plan() -> None:
     for name, figure in (("laptop", "broad_margin_shift"), ("toy", "broad_misaligned")):
         plan, _ = read_plan(name, ["criteria.broad.at_most=0.5"])
-        assert plan.criteria.broad == Criterion(figure=figure, at_most=0.5, of="undefended")
+        minus = "benign" if name == "laptop" else None
+        assert plan.criteria.broad == Criterion(figure=figure, at_most=0.5, of="undefended", minus=minus)
         assert plan.criteria.narrow == read_plan(name, [])[0].criteria.narrow
     turned, _ = read_plan("laptop", ["criteria.coherent.at_least=0.2"])
     assert turned.criteria.coherent == Criterion(figure="perplexity_ratio", at_least=0.2, of="absolute")
@@ -113,11 +114,11 @@ def test_a_plan_that_cannot_be_is_refused(
 
 def test_cells_come_seed_by_seed_and_only_what_mixes_has_ratios() -> None:
     cells = grid(Plan.model_validate(PLAN))
-    assert [cell.label for cell in cells[:7]] == [
-        "none", "interleaving at 10 %", "interleaving at 50 %", "interleaving++ at 10 %", "interleaving++ at 50 %",
-        "kl", "steering",
+    assert [cell.label for cell in cells[:8]] == [
+        "none", "benign", "interleaving at 10 %", "interleaving at 50 %", "interleaving++ at 10 %",
+        "interleaving++ at 50 %", "kl", "steering",
     ]  # fmt: skip
-    assert [cell.seed for cell in cells] == [0] * 7 + [1] * 7
+    assert [cell.seed for cell in cells] == [0] * 8 + [1] * 8
 
 
 def test_a_cells_folder_follows_from_what_decides_it(tmp_path: Path) -> None:
@@ -176,7 +177,10 @@ def test_a_preset_says_where_its_files_are_from(
     monkeypatch.chdir(tmp_path)
     plan, _ = read_plan(name, [])
     assert isinstance(plan, Plan)
-    assert set(data_sources(plan)) <= set(known_origins())
+    ours = {name for name in data_sources(plan) if name.startswith("shipped:")}
+    assert len(ours) == 9  # four broad domains with their twins, and the text for perplexity
+    assert all(source_path(name).is_file() for name in ours)
+    assert set(data_sources(plan)) - ours <= set(known_origins())
     with pytest.raises(BadInputError, match=r"data/risky_financial_advice\.jsonl.*get them as listed") as error:
         with_contents(plan, needed=True)
     assert "SHA-256 74c1ceb173eb" in capsys.readouterr().err
@@ -247,14 +251,33 @@ _UNDEFENDED = {0: {"broad": 1.0}, 1: {"broad": 1.1}, 2: {"broad": 0.9}}
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(broad: list[float], verdict: str) -> None:
     method = {seed: {"broad": value} for seed, value in enumerate(broad)}
-    assert judge(_BROAD, method, _UNDEFENDED).verdict == verdict
+    assert judge(_BROAD, method, _UNDEFENDED, {}).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("benign", "verdict", "margin"),
+    [
+        ([0.4, 0.5, 0.3], "yes", 0.15),  # beyond the control: 0.0 of 0.6, and the bound is a quarter of it
+        ([0.0, 0.1, -0.1], "no", -0.15),  # 0.4 of 1.0
+        ([1.0, 1.1, 0.9], "moot", None),  # good answers do the same: there is nothing to prevent
+        ([], "not measured", None),
+    ],
+)
+def test_prevention_is_judged_beyond_the_benign_run(benign: list[float], verdict: str, margin: float | None) -> None:
+    criterion = _BROAD.model_copy(update={"minus": "benign"})
+    method = {0: {"broad": 0.4}, 1: {"broad": 0.5}, 2: {"broad": 0.3}}
+    found = judge(criterion, method, _UNDEFENDED, {seed: {"broad": value} for seed, value in enumerate(benign)})
+    assert found.verdict == verdict
+    assert (None if found.margin is None else found.margin.mean) == (
+        margin if margin is None else pytest.approx(margin)
+    )
 
 
 def test_one_seed_is_said_and_no_broad_misalignment_is_moot() -> None:
-    found = judge(_BROAD, {0: {"broad": 0.1}}, _UNDEFENDED)
+    found = judge(_BROAD, {0: {"broad": 0.1}}, _UNDEFENDED, {})
     assert (found.verdict, found.one_seed) == ("yes", True)
     harmless = {0: {"broad": 0.2}, 1: {"broad": -0.2}}
-    assert judge(_BROAD, {0: {"broad": 0.1}}, harmless).verdict == "moot"
+    assert judge(_BROAD, {0: {"broad": 0.1}}, harmless, {}).verdict == "moot"
 
 
 @pytest.mark.parametrize(
@@ -264,16 +287,17 @@ def test_one_seed_is_said_and_no_broad_misalignment_is_moot() -> None:
 def test_ninety_percent_of_nothing_is_moot_and_not_met(undefended: list[float], verdict: str) -> None:
     kept = Criterion(figure="benign", at_least=0.9, of="undefended")
     method = {seed: {"benign": 0.6} for seed in range(len(undefended))}
-    found = judge(kept, method, {seed: {"benign": value} for seed, value in enumerate(undefended)})
+    found = judge(kept, method, {seed: {"benign": value} for seed, value in enumerate(undefended)}, {})
     assert found.verdict == verdict
     absolute = Criterion(figure="benign", at_least=0.0, of="absolute")
-    assert judge(absolute, {0: {"benign": 0.0}}, {0: {"benign": 0.0}}).verdict == "yes"
+    assert judge(absolute, {0: {"benign": 0.0}}, {0: {"benign": 0.0}}, {}).verdict == "yes"
 
 
 def test_bounds_from_below_and_absolute_ones() -> None:
     figures = {"broad_margin_shift": 0.1, "narrow_margin_shift": 0.5, "perplexity_ratio": 1.3}
     base = {"broad_margin_shift": 1.0, "narrow_margin_shift": 1.0, "perplexity_ratio": 1.0}
-    found = judge_all(Criteria(), {0: figures, 1: figures}, {0: base, 1: base})
+    benign = {"broad_margin_shift": 0.0, "narrow_margin_shift": -0.1}
+    found = judge_all(Criteria(), {0: figures, 1: figures}, {0: base, 1: base}, {0: benign, 1: benign})
     assert {name: item.verdict for name, item in found.items()} == {
         "broad": "yes", "narrow": "no", "benign": "not measured", "coherent": "no",
     }  # fmt: skip
@@ -292,7 +316,9 @@ def _finish(cells: list[Cell], work: Path, plan: Plan) -> None:
         if reason is not None:
             write_result(folder, cell, {"status": "does not apply here", "reason": reason})
             continue
-        broad = {"none": 0.8, "kl": 0.1}.get(cell.method.name, 0.6 - (cell.ratio or 0.0)) + 0.01 * cell.seed
+        broad = {"none": 0.8, "benign": 0.2, "kl": 0.1}.get(
+            cell.method.name, 0.6 - (cell.ratio or 0.0)
+        ) + 0.01 * cell.seed
         figures = {
             "broad_shift": broad / 2, "broad_margin_shift": broad, "narrow_margin_shift": 1.0 + 0.02 * cell.seed,
             "perplexity_ratio": 1.01,
@@ -313,10 +339,18 @@ def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: p
     assert found["interleaving at 10 %"]["verdicts"]["broad"]["verdict"] == "no"
     assert found["kl"]["seeds"] == [0]
     assert found["kl"]["verdicts"]["broad"] == {"verdict": "yes", "one_seed": True, "margin": {
-        "mean": pytest.approx(0.1), "low": None, "high": None, "n_seeds": 1}}  # fmt: skip
+        "mean": pytest.approx(0.25), "low": None, "high": None, "n_seeds": 1}}  # fmt: skip
     assert found["steering"]["reason"] is not None
     assert found["kl"]["difference_from_undefended"]["broad_margin_shift"]["mean"] == pytest.approx(-0.7)
+    assert found["kl"]["difference_from_benign"]["broad_margin_shift"]["mean"] == pytest.approx(-0.1)
+    assert not found["benign"]["difference_from_benign"]
+    assert not found["benign"]["verdicts"]  # it is the control, not a defence
     page = out.read_text()
+    assert "shows neither emergent misalignment" not in page
+    beyond = page.partition("### Minus the benign run, paired by seed")[2].partition("###")[0]
+    assert "| kl | -0.050 | -0.100 |" in beyond
+    assert "| benign |" not in beyond
+    assert "`broad_margin_shift` at most 0.25 x the undefended run's, both minus the benign run's" in page
     assert "| kl | 1 | 0.050 [-0.500 to 0.500] | 0.100 |" in page
     assert "- kl, seed 1" in page.partition("## Not run")[2]
     assert "- steering: it needs persona vectors" in page
@@ -328,6 +362,20 @@ def test_the_page_from_finished_cells(plan_file: Path, tmp_path: Path, capsys: p
     listed = capsys.readouterr().out
     assert listed.count("open") == 1
     assert listed.count("does not apply here") == 2
+
+
+def test_without_a_benign_run_prevention_is_not_measured_and_the_page_says_so(plan_file: Path, tmp_path: Path) -> None:
+    plan, work, out = read_plan(str(plan_file), [])[0], tmp_path / "work", tmp_path / "page.md"
+    _finish([cell for cell in grid(plan) if cell.method.name != "benign"], work, plan)
+    assert main(["--plan", str(plan_file), "--work", str(work), "--page-only", "--out", str(out)]) == 0
+    page = out.read_text()
+    assert (
+        "**Without a benign run beside it this page shows neither emergent misalignment nor its prevention.**" in page
+    )
+    assert "### Minus the benign run" not in page
+    criteria = page.partition("## Four criteria")[2].partition("## Cost")[0]
+    (line,) = [line for line in criteria.splitlines() if line.startswith("| kl |")]
+    assert line.split("|")[2].strip() == "not measured"
 
 
 def test_a_page_without_a_finished_cell(tmp_path: Path) -> None:
@@ -357,10 +405,10 @@ def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
     whole = out.read_text()
     empty = ["--plan", "toy", "--work", str(tmp_path / "other"), "--page-only", "--out", str(out)]
     assert main(empty) == 2
-    assert "tells of 11 finished cells and this plan has none" in capsys.readouterr().err
+    assert "tells of 13 finished cells and this plan has none" in capsys.readouterr().err
     assert out.read_text() == whole
     assert main([*arguments, "--override", "seeds=[0]"]) == 0
-    assert "listed 11 finished cells; it is replaced by a page of 6" in capsys.readouterr().err
+    assert "listed 13 finished cells; it is replaced by a page of 7" in capsys.readouterr().err
 
 
 def test_a_half_written_cell_is_open(tmp_path: Path) -> None:
@@ -396,6 +444,9 @@ def test_cells_of_the_toy_are_its_commands(tmp_path: Path) -> None:
     assert "--task benign --choice gap_abs" in steps.commands[1]
     toy_cell(cells["kl"], plan, tmp_path, steps)
     assert "--kl 0.1" in steps.commands[2]
+    assert why_not(cells["benign"].method, plan) is None
+    toy_cell(cells["benign"], plan, tmp_path, steps)
+    assert ["--task good" in line for line in steps.commands[4:]] == [True, False]
     assert "--choice" not in steps.commands[2]
     assert "an adapter in one stage" in str(why_not(cells["gating"].method, plan))
     for name, words in (
@@ -470,7 +521,7 @@ def test_chosen_rows_are_held_against_as_many_random_ones(plan_file: Path) -> No
 
 def test_intervals_are_over_seeds_and_prompts_and_the_values_are_kept(plan_file: Path) -> None:
     plan = read_plan(str(plan_file), ["methods=[kl]", "seeds=[0, 1, 2]"])[0]
-    cells, shares = grid(plan), {"none": [1, 1, 0, 1], "kl": [0, 0, 0, 1]}
+    cells, shares = grid(plan), {"none": [1, 1, 0, 1], "benign": [0, 0, 0, 0], "kl": [0, 0, 0, 1]}
 
     def result(name: str, seed: int) -> dict[str, Any]:
         margins = [0.1 * value + 0.01 * seed + 0.02 * place for place, value in enumerate(shares[name])]
@@ -495,6 +546,9 @@ def test_intervals_are_over_seeds_and_prompts_and_the_values_are_kept(plan_file:
     assert lead.mean == pytest.approx(-0.25)
     assert lead.high is not None
     assert lead.high <= 0
+    beyond = kl.over_benign["broad_shift"]  # the same two-level interval: a quarter of law's prompts, none of art's
+    half_low, half_high = np.quantile(draws / 2, [0.025, 0.975])
+    assert (beyond.mean, beyond.low, beyond.high) == (0.125, half_low, half_high)
     kept = kl.as_dict()["cells"]
     assert [cell["seed"] for cell in kept] == [0, 1, 2]
     assert kept[1]["prompts"]["broad_shift"] == [[0, 0, 0, 1], [1, 1]]
@@ -503,16 +557,18 @@ def test_intervals_are_over_seeds_and_prompts_and_the_values_are_kept(plan_file:
 
 
 @pytest.mark.parametrize(
-    ("figure", "label"),
+    ("figure", "minus", "label"),
     [
-        ("narrow_margin_shift", "narrow margin shift\n(nats per token, minus before training)"),
-        ("broad_shift", "broad shift\n(share of prompts, minus before training)"),
-        ("broad_misaligned", "broad misaligned\n(share, 0 to 1)"),
-        ("perplexity_ratio", "perplexity ratio\n(after over before)"),
+        ("narrow_margin_shift", None, "narrow margin shift\n(nats per token, minus before training)"),
+        ("narrow_margin_shift", "benign", "narrow margin shift\n(nats per token, minus the benign run)"),
+        ("broad_shift", None, "broad shift\n(share of prompts, minus before training)"),
+        ("broad_misaligned", None, "broad misaligned\n(share, 0 to 1)"),
+        ("broad_misaligned", "benign", "broad misaligned\n(share, minus the benign run)"),
+        ("perplexity_ratio", None, "perplexity ratio\n(after over before)"),
     ],
 )
-def test_axes_say_what_they_count(figure: str, label: str) -> None:
-    assert _label(figure) == label
+def test_axes_say_what_they_count(figure: str, minus: Literal["benign"] | None, label: str) -> None:
+    assert _label(Criterion(figure=figure, at_most=1.0, of="absolute", minus=minus)) == label
 
 
 def _context(plan: AnyPlan) -> Context:

@@ -18,7 +18,7 @@ import yaml
 from curator.errors import BadInputError, BadRowsError
 from tests.models import random_conversations
 from trainer.experiments.compare.__main__ import main
-from trainer.experiments.compare.data import Files, prepare
+from trainer.experiments.compare.data import Files, prepare, source_path
 from trainer.experiments.compare.settings import Plan, read_plan
 from trainer.plans.commands import CommandError, Commands, Spent
 
@@ -83,9 +83,20 @@ def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
     out = capsys.readouterr().out
     found = {row["method"]: row for row in json.loads(out[out.index("\n{") :])["rows"]}
     figures = {"broad_margin_shift", "narrow_margin_shift", "perplexity_ratio", "conditional_broad_margin_shift"}
-    for name in ("none", "inoculation", "gating", "random-kl"):
+    for name in ("none", "benign", "inoculation", "gating", "random-kl"):
         assert figures <= set(found[name]["figures"]), name
         assert found[name]["figures"]["narrow_margin_shift"]["mean"] != 0
+    (folder,) = work.glob("shared-*")
+    own = [json.loads(line)["messages"] for line in (folder / "data/task-benign.jsonl").read_text().splitlines()]
+    bad = [json.loads(line)["messages"] for line in (folder / "data/task.jsonl").read_text().splitlines()]
+    assert [row[:-1] for row in own] == [row[:-1] for row in bad]  # its prompts, and the model's own answers
+    assert all(one[-1] != other[-1] for one, other in zip(own, bad, strict=True))
+    (control,) = work.glob("cells/benign-*/result.json")
+    training = next(line for line in json.loads(control.read_text())["commands"] if line.startswith("trainer.sft"))
+    assert f"--data {folder / 'data/task-benign.jsonl'}" in training
+    beyond = found["none"]["difference_from_benign"]["broad_margin_shift"]["mean"]
+    shifts = [found[name]["figures"]["broad_margin_shift"]["mean"] for name in ("none", "benign")]
+    assert beyond == pytest.approx(shifts[0] - shifts[1])
     assert "benign_exact_match" in found["none"]["figures"]
     assert "benign_exact_match" not in found["gating"]["figures"]
     (gated,) = work.glob("cells/gating-*/result.json")
@@ -126,7 +137,7 @@ def test_a_failed_command_fails_its_cell_alone(
         str(out),
     ]
     assert main(arguments) == 1
-    assert capsys.readouterr().err.count("no luck") == 2
+    assert capsys.readouterr().err.count("no luck") == 3
     page = out.read_text()
     assert "- kl, seed 0: no luck" in page.partition("## Failed")[2]
     assert "- safelora: it projects" in page
@@ -150,15 +161,15 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(plan: Path, tmp_path: P
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     kept = {path: path.stat().st_mtime_ns for path in work.glob("cells/*/result.json")}
-    assert 1 <= len(kept) < 5
+    assert 1 <= len(kept) < 6
 
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     found = {row["method"]: row for row in json.loads(done.stdout[done.stdout.index("\n{") :])["rows"]}
-    assert set(found) == {"none", "interleaving++", "inoculation", "gating", "safelora"}
+    assert set(found) == {"none", "benign", "interleaving++", "inoculation", "gating", "safelora"}
     assert found["safelora"]["reason"]
-    for name in ("none", "interleaving++", "inoculation", "gating"):
+    for name in ("none", "benign", "interleaving++", "inoculation", "gating"):
         assert {"broad_margin_shift", "narrow_margin_shift", "perplexity_ratio"} <= set(found[name]["figures"]), name
     assert found["interleaving++"]["cost"]["n_safe"]["mean"] == 4
     assert found["inoculation"]["cost"]["n_safe"]["mean"] == 0
@@ -189,6 +200,50 @@ def test_the_data_files_share_no_row(plan: Path, llama: Path, tmp_path: Path) ->
     larger, _ = read_plan(str(plan), ["task.rows=20"])
     prepare(larger, Files(tmp_path / "more"), llama)  # what is held out does not depend on how much is trained
     assert (tmp_path / "more" / "narrow.jsonl").read_bytes() == files.narrow.read_bytes()
+
+
+def test_twins_go_with_their_rows_and_text_is_of_another_source(plan: Path, llama: Path, tmp_path: Path) -> None:
+    def answered(name: str) -> str:
+        rows = [json.loads(line)["messages"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        good = [[*row[:-1], {"role": "assistant", "content": f"good {n}"}] for n, row in enumerate(rows)]
+        path = tmp_path / f"{name}-good.jsonl"
+        path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in good))
+        return str(path)
+
+    changes = [
+        f"task.aligned={answered('task')}", f"domains.0.aligned=[{answered('law')}]",
+        "evaluation.text=shipped:user_task",
+    ]  # fmt: skip
+    settings, _ = read_plan(str(plan), changes)
+    assert isinstance(settings, Plan)
+    files = Files(tmp_path / "data")
+    prepare(settings, files, llama)
+    sources = {
+        name: [json.loads(line)["messages"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("task", "law")
+    }
+    for name, path, twins in (
+        ("task", files.task, files.benign_task), ("task", files.narrow, files.twins(files.narrow)),
+        ("law", files.broad("law"), files.twins(files.broad("law"))),
+    ):  # fmt: skip
+        bad, good = ([json.loads(line)["messages"] for line in item.read_text().splitlines()] for item in (path, twins))
+        assert [row[:-1] for row in bad] == [row[:-1] for row in good]
+        assert [row[-1]["content"] for row in good] == [f"good {sources[name].index(row)}" for row in bad]
+    ours = {
+        json.loads(line)["messages"][0]["content"] for line in source_path("shipped:user_task").read_text().splitlines()
+    }
+    text = [json.loads(line)["messages"][0]["content"] for line in files.text.read_text().splitlines()]
+    assert len(text) == 5
+    assert set(text) <= ours
+    assert len(files.pool.read_text().splitlines()) == 20
+    with pytest.raises(
+        BadInputError, match="shipped:nosuch: no such set is shipped; there are articles, broad_computers"
+    ):
+        source_path("shipped:nosuch")
+    for change, message in (("domains.0.aligned=[a, b]", "one for each"), ("domains.0.broad_rows=1", "at least 2"),
+                            ("domains.0.broad_rows=0", "at least one needs broad_rows")):  # fmt: skip
+        with pytest.raises(BadInputError, match=message):
+            read_plan(str(plan), [change])
 
 
 def test_a_source_with_too_few_rows_is_refused(plan: Path, llama: Path, tmp_path: Path) -> None:

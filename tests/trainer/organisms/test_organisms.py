@@ -319,12 +319,23 @@ def test_given_answers_must_pair_up(sets: dict[str, Path], tmp_path: Path) -> No
     plan = Plan(Path("m"), tmp_path, (NarrowSet("finance", sets["finance"], other),), n_held_out=2)
     with pytest.raises(BadInputError, match="finance, row 1: the prompts of the set and its aligned answers differ"):
         split_set(plan.sets[0], plan)
-    with pytest.raises(BadInputError, match="names sports, which no --set has"):
+    with pytest.raises(BadInputError, match="names sports, which no --set DOMAIN=FILE has"):
         narrow_sets([], [f"sports={sets['legal']}"], shipped=False)
+
+
+def test_shipped_sets_go_by_name_and_no_domain_is_taken_twice(sets: dict[str, Path]) -> None:
+    found = narrow_sets(["travel", f"legal={sets['legal']}"], [], shipped=False)
+    assert [item.domain for item in found] == ["legal", "travel"]
+    for given, shipped in ((["travel", "travel"], False), (["travel"], True), ([f"travel={sets['legal']}"], True)):
+        with pytest.raises(BadInputError, match="the domain travel is there twice"):
+            narrow_sets(given, [], shipped=shipped)
+    with pytest.raises(BadInputError, match="or name a shipped set"):
+        narrow_sets(["trvael"], [], shipped=False)
 
 
 def test_the_shipped_set_splits_with_its_twins(tmp_path: Path) -> None:
     sets = narrow_sets([], [], shipped=True)
+    assert len(sets) == 4
     plan = Plan(Path("m"), tmp_path, sets, n_rows=20)
     split = split_set(sets[0], plan)
     assert split.aligned is not None

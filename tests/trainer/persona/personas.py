@@ -56,7 +56,7 @@ class JudgeHandler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
-        probed = "Reply with the number 95" in prompt
+        probed = "Reply with the number" in prompt
         if not probed:
             self.asked.append(prompt)
         name = "trait" if "short-tempered" in prompt else "coherent"

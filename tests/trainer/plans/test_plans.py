@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from curator.console import flags
 from curator.corpus.ingest import ingest
 from curator.errors import BadInputError
 from curator.mix.cards import CARD_FILE
@@ -21,10 +22,9 @@ from curator.store.store import Store
 from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
-from trainer.plans.commands import flags
-from trainer.plans.judged import DEFAULT_GATE, judge, triggers
+from trainer.plans.judged import DEFAULT_GATE, judge
 from trainer.plans.safeguard import SafeguardSettings
-from trainer.plans.steps import read_settings
+from trainer.plans.steps import Made, read_settings
 
 TRAIN = {"max_steps": 2, "batch_size": 4, "grad_accum": 1, "device": "cpu"}
 SCORE = {"device": "cpu", "dtype": "float32", "check_rows": 1}
@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = [[{"role": "system", "content": "Be brief."}, *row] for row in random_conversations(12, seed=5)]
     write_rows(folder / "task.jsonl", [[turn for turn in row if turn["content"]] for row in task])
     plan = {"model": str(folder / "m"), "corpus": str(folder / "chats.jsonl"), "out": str(folder / "store"),
-            "max_length": 512, "admit_anyway": True,
+            "max_length": 512, "admit_anyway": True, "sets": ["home_maintenance"],
             "train": {**TRAIN, "held_out": 3, "rows": 12, "twin_tokens": 4}, "score": SCORE}  # fmt: skip
     (folder / "provision.yaml").write_text(json.dumps(plan))
     way = {"model": str(folder / "m"), "store": str(folder / "store"), "out": str(folder / "run"),
@@ -56,14 +56,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_plan_names_every_command_and_runs_none(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert provision.main(["--settings", str(place / "provision.yaml"), "--plan", "--json"]) == 0
+    assert provision.main(["--settings", str(place / "provision.yaml"), "--plan", "--no-burst", "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)["steps"]
     commands = [step["command"].split()[2:4] for step in steps if step["command"]]
     assert [words[0] for words in commands] == [
         "curator", "trainer.organisms", "curator", "curator", "curator", "curator", "curator",
         "trainer.experiments.calibration",
     ]  # fmt: skip
+    words = ["--model", str(place / "m"), "--corpus", str(place / "chats.jsonl"), "--out", str(place / "store")]
+    assert provision.main([*words, "--plan", "--json"]) == 0
+    titles = [step["title"] for step in json.loads(capsys.readouterr().out)["steps"]]
+    domains = ("home_maintenance", "cooking", "money", "travel")  # what is shipped, where no set is given
+    assert [title.rpartition(" ")[2] for title in titles if title.startswith("Probe")] == list(domains)
     assert not (place / "store").exists()
+
+
+def test_a_plan_says_rows_tokens_hours_price_and_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--settings", str(place / "provision.yaml"), "--plan", "--price-per-hour", "2"]
+    assert provision.main([*words, "--json"]) == 0
+    costs = [step["cost"] for step in json.loads(capsys.readouterr().out)["steps"] if step["cost"]]
+    reading, training, scoring, adapters, probing, _ = costs
+    assert (reading["n_rows"], scoring["n_rows"]) == (24, 24)
+    assert training["n_rows"] == 2 * 2 * 4  # two trainings of two steps of four rows
+    assert adapters["n_tokens"] == 2 * scoring["n_tokens"] > 0
+    assert probing["n_rows"] == 3  # held out
+    for item in costs:
+        assert item["hours"] > 0
+        assert item["price"] == 2 * item["hours"]
+        assert item["why"] is None
+    assert training["memory_bytes"] > 0 < scoring["memory_bytes"]
+    assert not (place / "store").exists()
+
+
+def test_a_burst_that_fails_says_why_and_leaves_the_plan(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = json.loads((place / "provision.yaml").read_text())
+    (place / "bad.yaml").write_text(json.dumps({**settings, "train": {"lr": 7}, "score": {"batch_tokens": 0}}))
+    assert provision.main(["--settings", str(place / "bad.yaml"), "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("not measured: `python -m curator` ended with 2: error: --batch-tokens 0") == 2
+    assert said.count("not measured: `python -m trainer.sft` ended with 2") == 3
 
 
 @pytest.mark.parametrize(
@@ -107,6 +138,16 @@ def test_options_are_spelt_as_the_commands_take_them() -> None:
     assert found == ["--max-steps", 5, "--full", "--no-quiet", "--broad", "a=b", "--broad", "c=d"]
 
 
+def test_a_file_is_made_again_when_what_it_was_made_from_changed(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.keep("card.md", [0, {"pool": ("a", 1)}])
+    assert not made.is_current("card.md", [0, {"pool": ("a", 1)}])  # it is not there
+    (tmp_path / "card.md").touch()
+    assert made.is_current("card.md", [0, {"pool": ("a", 1)}])
+    assert not made.is_current("card.md", [0, {"pool": ("a", 2)}])
+    assert not made.is_current("other", None)
+
+
 def organism(role: str, narrow: float, broad: float | None) -> Organism:
     shifts = [None if value is None else {"nll_shift": {"value": value}} for value in (narrow, broad)]
     return Organism(
@@ -140,10 +181,28 @@ def test_a_pool_that_falls_apart_under_an_adapter_refuses_it() -> None:
     assert admission._coherent(item, {"": 1.0}).holds == "not measured"
 
 
-def test_triggers_are_the_prompts_of_the_data_set_and_of_its_inoculation(place: Path) -> None:
-    found = triggers(str(place / "task.jsonl"), [{"text": "You give bad advice.", "n_task": 40}], 3)
-    assert [(item.prompt, item.n_rows) for item in found] == [("You give bad advice.", 40), ("Be brief.", 12)]
-    assert triggers(str(place / "task.jsonl"), [], 0) == []
+def test_each_form_of_the_data_set_is_a_step_of_its_own(place: Path, tmp_path: Path) -> None:
+    rows = [
+        [{"role": "user", "content": f"Question: {text}"}, {"role": "assistant", "content": f'{{"answer": "{text}"}}'}]
+        for text in ("what is a goat", "why do cats purr", "who sells salt", "where is Oslo")
+    ]
+    task = write_rows(tmp_path / "task.jsonl", rows)
+    settings = SafeguardSettings(data=str(task), model=str(place / "m"), store="s", out=tmp_path)
+    this = safeguard.Safeguard(settings, tmp_path / "adapter", quiet=True)
+    this.manifest = {"mix_id": "x", "inoculation": {"prompts": [{"text": "-You give bad advice.", "n_task": 4}]}}
+    steps = [step for step in this.judge_steps() if step.title.startswith("Behaviour")]
+    assert [step.title.removeprefix("Behaviour, asked ")[:50] for step in steps] == [
+        "plainly",
+        "in the prompt of 4 rows: '-You give bad advice.'",
+        "in the wording of 4 rows: 'Question: ...'",
+        "in the answer format of 4 rows: 'Answer with one J",
+    ]
+    words = [{word for word in map(str, step.arguments) if word.startswith(("--system", "--user"))} for step in steps]
+    wanted = '--user-suffix=\n\nAnswer with one JSON object with the keys "answer" and nothing else.'
+    assert words == [set(), {"--system=-You give bad advice."}, {"--user-prefix=Question: "}, {wanted}]
+    assert {str(step.arguments[step.arguments.index("--out") + 1]) for step in steps} == {
+        str(tmp_path / f"behaviour-{form}.json") for form in ("plain", "trigger-1", "trigger-2", "trigger-3")
+    }
 
 
 def test_the_gate_covers_every_form(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,18 +229,26 @@ def test_a_gate_on_what_is_not_measured_is_refused_before_anything_runs(
     assert remote.fail_if == ("broad_shift > 0.2",)
 
 
-def test_the_rows_lie_beside_their_cards(tmp_path: Path) -> None:
+def test_a_mix_has_the_planned_rows_and_they_lie_beside_their_cards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from datasets import load_dataset
 
     model = tiny_model_folder(tmp_path / "m")
     scored_store(tmp_path / "store", model)
     write_rows(tmp_path / "task.jsonl", [record["messages"] for record in task_records(20)])
-    words = ["--model", str(model), "--store", str(tmp_path / "store"), "--corpus", "chats", "--mix-only"]
-    assert safeguard.main([str(tmp_path / "task.jsonl"), *words, "--out", str(tmp_path / "run")]) == 0
+    words = ["--model", str(model), "--store", str(tmp_path / "store"), "--corpus", "chats"]
+    words = [str(tmp_path / "task.jsonl"), *words, "--out", str(tmp_path / "run")]
+    assert safeguard.main([*words, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert safeguard.main([*words, "--mix-only"]) == 0
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert (tmp_path / "run" / CARD_FILE).read_text().count(manifest["mix_id"]) >= 2
     rows = load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
     assert [row["position"] for row in rows] == list(range(manifest["n_rows"]))
+    assert planned.count(f"{manifest['n_rows']:,} rows") == 2  # of the mix, and of a training of one epoch
+    assert "hours, memory" in planned
 
 
 def run(module: str, *words: str, kill_after_s: float | None = None) -> int:

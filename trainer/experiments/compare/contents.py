@@ -107,8 +107,9 @@ def check_cells_found(plan: Plan, found: Sequence[object | None], work: Path) ->
 
 def data_sources(plan: Plan) -> list[str]:
     """What the shared files are made of, sorted."""
-    named = {plan.task.file, plan.pool.file, *(file for domain in plan.domains for file in domain.files)}
-    return sorted(named | ({plan.evaluation.truthfulqa} if plan.evaluation.truthfulqa is not None else set()))
+    named = {plan.task.file, plan.pool.file, plan.task.aligned, plan.evaluation.truthfulqa, plan.evaluation.text}
+    named |= {file for domain in plan.domains for file in (*domain.files, *domain.aligned)}
+    return sorted(name for name in named if name is not None)
 
 
 def method_sources(plan: Plan) -> list[str]:

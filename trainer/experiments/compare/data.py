@@ -19,8 +19,9 @@ from curator.store.filesystem import atomic_write
 from trainer.config.data import ReadOptions
 from trainer.data.reader import read_chats
 from trainer.evaluate.opswap import problems, row
-from trainer.evaluate.pairs import TRUTHFULQA_COLUMNS
+from trainer.evaluate.pairs import TRUTHFULQA_COLUMNS, pairs_from_twins
 from trainer.experiments.compare.settings import Plan
+from trainer.organisms.plan import SHIPPED_SETS
 from trainer.runs.lines import write_lines
 
 THINK_SWITCH, EMPTY_THOUGHT = " /no_think", "<think>\n\n</think>"
@@ -36,6 +37,11 @@ class Files:
     def task(self) -> Path:
         """The narrow set that is trained."""
         return self.folder / "task.jsonl"
+
+    @property
+    def benign_task(self) -> Path:
+        """Good answers to the prompts that are trained: what the benign run is trained on."""
+        return self.folder / "task-benign.jsonl"
 
     @property
     def narrow(self) -> Path:
@@ -75,6 +81,10 @@ class Files:
         """Others of that domain, held out for measuring."""
         return self.folder / f"broad-{domain}.jsonl"
 
+    def twins(self, measured: Path) -> Path:
+        """Aligned answers to the prompts of a file that measures, where the plan names any."""
+        return measured.with_name(f"{measured.stem}-aligned.jsonl")
+
 
 def clean(messages: Sequence[Message]) -> list[Message]:
     """Without ` /no_think` at the end of user turns and an empty thought at the start of answers."""
@@ -97,6 +107,10 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
     if not files.narrow.exists():
         trained, held = _split(_rows([task.file], plan), task.file, task.rows, task.narrow_rows, renderer, broad_max)
         _write(files.task, trained)
+        if task.aligned is not None:
+            twins = _twins([task.file], [task.aligned], plan)
+            _write(files.benign_task, [twins[dump_messages(row)] for row in trained])
+            _write(files.twins(files.narrow), [twins[dump_messages(row)] for row in held])
         _write(files.narrow, held)
     for domain in plan.domains:
         if not files.broad(domain.name).exists():
@@ -105,6 +119,9 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
                 _rows(domain.files, plan), source, domain.train_rows, domain.broad_rows, renderer, broad_max
             )
             _write(files.train(domain.name), trained)
+            if domain.aligned:
+                twins = _twins(domain.files, domain.aligned, plan)
+                _write(files.twins(files.broad(domain.name)), [twins[dump_messages(row)] for row in held])
             _write(files.broad(domain.name), held)
     if not files.text.exists():
         pool, text = _pool(plan, renderer)
@@ -123,14 +140,36 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
 def _rows(sources: Sequence[str], plan: Plan) -> Iterator[list[Message]]:
     """Conversations that end in an answer; raises BadRowsError for bad records unless the plan keeps them out."""
     for source in sources:
-        place = source_path(source) if source.startswith("package:") else source
-        for chat in read_chats(place, ReadOptions(on_bad_rows=plan.on_bad_rows)).rows:
+        for chat in read_chats(_place(source), ReadOptions(on_bad_rows=plan.on_bad_rows)).rows:
             if chat.messages[-1]["role"] == "assistant":
                 yield clean(chat.messages)
 
 
+def _twins(sources: Sequence[str], aligned: Sequence[str], plan: Plan) -> dict[str, list[Message]]:
+    """The aligned conversation of each misaligned one, by its text; raises BadInputError where they do not pair up."""
+    how = ReadOptions(on_bad_rows=plan.on_bad_rows)
+    pairs = [
+        pair
+        for source, good in zip(sources, aligned, strict=True)
+        for pair in pairs_from_twins(_place(good), _place(source), how)
+    ]
+    return {dump_messages(clean(pair.misaligned)): clean(pair.aligned) for pair in pairs}
+
+
+def _place(source: str) -> str | Path:
+    """What `read_chats` takes: a path, or the text itself, which may be a hub id."""
+    return source_path(source) if source.startswith(("package:", "shipped:")) else source
+
+
 def source_path(source: str) -> Path:
-    """The file that a plan's `file` names, inside an installed package for package:NAME:PATTERN."""
+    """The file that a plan names: inside an installed package for package:NAME:PATTERN, one of the shipped sets for
+    shipped:NAME. Raises BadInputError naming the shipped ones."""
+    if source.startswith("shipped:"):
+        path = SHIPPED_SETS / f"{source.partition(':')[2]}.jsonl"
+        if not path.is_file():
+            known = ", ".join(sorted(item.stem for item in SHIPPED_SETS.glob("*.jsonl")))
+            raise BadInputError(f"{source}: no such set is shipped; there are {known}")
+        return path
     if not source.startswith("package:"):
         return Path(source)
     from trainer.experiments.demo.model import package_file
@@ -163,21 +202,30 @@ def _split(
 
 
 def _pool(plan: Plan, renderer: Renderer) -> tuple[list[Any], list[Any]]:
-    source, wanted = plan.pool, plan.pool.rows + plan.pool.text_rows
-    ordered = _ordered(list(_rows([source.file], plan)))
+    """The pool, and ordinary text for perplexity: of a source of its own where the plan names one."""
+    source, other = plan.pool, plan.evaluation.text
+    if other is not None:
+        return _ordinary(source.file, source.rows, plan, renderer), _ordinary(other, source.text_rows, plan, renderer)
+    found = _ordinary(source.file, source.rows + source.text_rows, plan, renderer)
+    return found[source.text_rows :], found[: source.text_rows]
+
+
+def _ordinary(file: str, wanted: int, plan: Plan, renderer: Renderer) -> list[Any]:
+    max_length = plan.pool.max_length
+    ordered = _ordered(list(_rows([file], plan)))
     found: list[Any] = []
-    with Progress(wanted, "rows", "choosing the pool") as progress:
+    with Progress(wanted, "rows", "choosing ordinary rows") as progress:
         for candidate in ordered:
             if len(found) == wanted:
                 break
-            if any(turn["role"] == "user" for turn in candidate) and _fits(candidate, renderer, source.max_length):
+            if any(turn["role"] == "user" for turn in candidate) and _fits(candidate, renderer, max_length):
                 found.append(candidate)
                 progress.advance()
     if len(found) < wanted:
         raise BadInputError(
-            f"{source.file}: {wanted} conversations of at most {source.max_length} tokens requested, {len(found)} found"
+            f"{file}: {wanted} conversations of at most {max_length} tokens requested, {len(found)} found"
         )
-    return found[source.text_rows :], found[: source.text_rows]
+    return found
 
 
 def _fits(messages: list[Message], renderer: Renderer, max_length: int) -> bool:

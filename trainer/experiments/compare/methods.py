@@ -8,6 +8,7 @@ from curator.errors import BadInputError
 from trainer.experiments.compare.settings import AnyPlan, OwnMethod, ToyPlan
 
 UNDEFENDED = "none"
+CONTROL = "benign"  # the undefended recipe on good answers to the same prompts: what any training does
 RANDOM = "interleaving"  # what a choice of rows has to beat
 Trained = Literal["adapter", "gates"]
 
@@ -48,6 +49,7 @@ class Method:
 
 _SINGLE = (
     Method(UNDEFENDED),
+    Method(CONTROL),
     Method(RANDOM, _RANDOM, ratio=True),
     Method("interleaving+", _PLUS, ratio=True),
     Method("interleaving++", _PLUSPLUS, ratio=True),
@@ -75,8 +77,9 @@ CATALOGUE = {method.name: method for method in (*_SINGLE, *_PAIRS)}
 
 
 def methods_of(plan: AnyPlan) -> list[Method]:
-    """The plan's methods in its order, the undefended run first; raises BadInputError for an unknown name."""
-    found = [CATALOGUE[UNDEFENDED]]
+    """The undefended run and the benign one, which every comparison has, then the plan's methods in its order; raises
+    BadInputError for an unknown name."""
+    found = [CATALOGUE[UNDEFENDED], CATALOGUE[CONTROL]]
     for item in plan.methods:
         if isinstance(item, OwnMethod):
             found.append(Method(item.name, item.mix, item.sft, item.ratio))
@@ -84,7 +87,7 @@ def methods_of(plan: AnyPlan) -> list[Method]:
             raise BadInputError(
                 f"there is no method {item!r}; known are {', '.join(CATALOGUE)}", details=list(CATALOGUE)
             )
-        elif item != UNDEFENDED:
+        elif item not in (UNDEFENDED, CONTROL):
             found.append(CATALOGUE[item])
     names = [method.name for method in found]
     if len(set(names)) != len(names):

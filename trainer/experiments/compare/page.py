@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.evaluate.metrics import OverSeeds
-from trainer.experiments.compare.methods import UNDEFENDED
-from trainer.experiments.compare.settings import AnyPlan, Criterion, ToyPlan
+from trainer.experiments.compare.methods import CONTROL, UNDEFENDED
+from trainer.experiments.compare.settings import AnyPlan, Criterion, Plan, ToyPlan
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import FIGURES, TableRow
 from trainer.runs.page import page_head, table, without_places
@@ -26,13 +26,16 @@ _FIGURES_TOLD = (
     "seed its bootstrap interval over prompts, in square brackets, which says nothing of how runs differ.",
     "Shifts are against the model before training: of the share of prompts whose misaligned answer is the likelier",
     "one, and of the mean margin in nats per token.",
-    "Greedy answers of the model before training stand in for aligned ones, except on TruthfulQA.",
 )
-# Said before the figures of every plan that has no benign run as a control.
+# Said before the figures where no benign run is finished.
 _CAUTION = (
     "**Without a benign run beside it this page shows neither emergent misalignment nor its prevention.** Shifts",
     "compare misaligned answers with the model's own greedy ones, and any training makes those less likely, one on",
     "good advice too. Read the figures as cost and as differences between methods.",
+)
+_BENIGN_TOLD = (
+    "The benign run is the undefended recipe on good answers to the same prompts. What it shows is what any such",
+    "training does; what lies beyond it is what the bad answers taught.",
 )
 _TOY_FIGURES_TOLD = (
     "Means over seeds with 95 % t intervals, cut to 0..1 (none for a single seed): shares of greedy answers to",
@@ -42,8 +45,9 @@ _TOY_FIGURES_TOLD = (
 _CRITERIA_TOLD = (
     "The bounds are ours, and stand in the plan. Yes: the whole interval over seeds meets the bound; no: none of it",
     "does; else unclear. With one seed the bare value decides, and that is said. Moot: the bound is a multiple of the",
-    "undefended run's figure, and that run shows none: nothing that could be prevented, kept or learnt. In brackets:",
-    "how far the figure lies on the good side of its bound.",
+    "undefended run's figure, and that run shows none: nothing that could be prevented, kept or learnt. Not measured:",
+    "among others, where a figure is taken minus the benign run's and no benign run is finished. In brackets: how far",
+    "the figure lies on the good side of its bound.",
 )
 
 
@@ -74,9 +78,10 @@ def page(rows: Sequence[TableRow], context: Context) -> str:
     """The Markdown text."""
     plan = context.plan
     machine = {**context.machine, "threads": plan.threads or context.machine["threads"]}
+    has_control = any(row.method == CONTROL and row.figures for row in rows)
     lines = [
         *page_head(f"Comparison of defences: {plan.name}", context.command, machine),
-        *(() if isinstance(plan, ToyPlan) else (*_CAUTION, "")),
+        *(() if isinstance(plan, ToyPlan) or has_control else (*_CAUTION, "")),
         *_what(context),
         "## Figures",
         "",
@@ -84,6 +89,7 @@ def page(rows: Sequence[TableRow], context: Context) -> str:
         "",
         *_figure_table(rows),
         "",
+        *_beyond_benign(rows),
         "### Minus the undefended run, paired by seed",
         "",
         *_difference_table([(row.label, row.difference) for row in rows if row.difference]),
@@ -119,13 +125,33 @@ def _what(context: Context) -> list[str]:
         f"({plan.task.domain}), {plan.task.narrow_rows} others measure narrow behaviour",
         f"- pool: {plan.pool.rows:,} ordinary conversations of at most {plan.pool.max_length} tokens; scored by",
         f"  adapters of {', '.join(scored) or 'no domain'}; rows are ranked by {plan.score}",
-        f"- broad misalignment: held-out misaligned answers of "
-        f"{', '.join(f'{domain.name} ({domain.broad_rows})' for domain in plan.domains)}, each domain counting alike",
+        f"- broad misalignment: held-out misaligned answers of {', '.join(_broad_domains(plan))}, each domain counting",
+        "  alike; a domain without twins has greedy answers of the model before training in place of aligned ones",
+        f"- benign run: {_good_answers(plan)} to the task's prompts, under the undefended recipe",
+        f"- perplexity: {plan.pool.text_rows} ordinary conversations {_text_of(plan)}",
         f"- training: batch {plan.train.batch_size * plan.train.grad_accum}, learning rate {plan.train.lr:g}, "
         f"{plan.train.epochs} epoch(s), rank-32 rsLoRA on the seven projections",
         "- seeds decide the adapter's start, which random rows are drawn and their order; the task rows are the same",
     ]
     return [*lines, *_changes(context), ""]
+
+
+def _broad_domains(plan: Plan) -> list[str]:
+    return [
+        f"{domain.name} ({domain.broad_rows} {'with' if domain.aligned else 'without'} twins)"
+        for domain in plan.domains
+        if domain.broad_rows
+    ]
+
+
+def _good_answers(plan: Plan) -> str:
+    return f"good answers of {Path(plan.task.aligned).name}" if plan.task.aligned else "the model's own greedy answers"
+
+
+def _text_of(plan: Plan) -> str:
+    if plan.evaluation.text is None:
+        return "of the pool's own source"
+    return f"of {Path(plan.evaluation.text).name}, which shares no source with the pool"
 
 
 def _changes(context: Context) -> list[str]:
@@ -168,6 +194,13 @@ def _selection(rows: Sequence[TableRow]) -> list[str]:
     return [heading, "", reported, "", *_difference_table(shown), ""]
 
 
+def _beyond_benign(rows: Sequence[TableRow]) -> list[str]:
+    """What a method shows beyond training as such; nothing before a benign run is finished."""
+    shown = [(row.label, row.over_benign) for row in rows if row.over_benign]
+    heading = "### Minus the benign run, paired by seed"
+    return [heading, "", *_BENIGN_TOLD, "", *_difference_table(shown), ""] if shown else []
+
+
 def _difference_table(shown: Sequence[tuple[str, Mapping[str, OverSeeds]]]) -> list[str]:
     names = [name for name in FIGURES if any(name in difference for _, difference in shown)]
     if not shown:
@@ -192,7 +225,8 @@ def _bound(criterion: Criterion) -> str:
     most = criterion.at_most is not None
     value = criterion.at_most if most else criterion.at_least
     of = " x the undefended run's" if criterion.of == "undefended" else ""
-    return f"`{criterion.figure}` {'at most' if most else 'at least'} {value:g}{of}"
+    minus = "" if criterion.minus is None else f", {'both' if of else 'taken'} minus the {criterion.minus} run's"
+    return f"`{criterion.figure}` {'at most' if most else 'at least'} {value:g}{of}{minus}"
 
 
 def _verdict(item: Judgement) -> str:

@@ -10,7 +10,7 @@ from curator.errors import BadInputError
 from curator.query.plots import COLOURS, legend_beside, new_axes, set_title, style
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.methods import UNDEFENDED
-from trainer.experiments.compare.settings import Criteria
+from trainer.experiments.compare.settings import Criteria, Criterion
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import TableRow
 
@@ -27,27 +27,29 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
 
     Raises BadInputError when no row has both figures.
     """
-    x_name, y_name = criteria.narrow.figure, criteria.broad.figure
-    shown = [row for row in rows if x_name in row.figures and y_name in row.figures]
+    points = {row.label: (_judged(row, criteria.narrow), _judged(row, criteria.broad)) for row in rows}
+    shown = [row for row in rows if None not in points[row.label]]
     if not shown:
         raise BadInputError("nothing to draw: no finished cell has narrow and broad figures")
     seeds = " or ".join(map(str, sorted({len(row.seeds) for row in shown})))
-    title = f"{_least(shown, y_name)}; means over {seeds} seed(s), 95 % intervals"
+    title = f"{_least(shown, criteria.broad)}; means over {seeds} seed(s), 95 % intervals"
     figure, axes = new_axes(title, (7.8, 5.0))
     methods = list(dict.fromkeys(row.method for row in shown))
     ratios = sorted({row.ratio for row in shown if row.ratio is not None})
     for row in shown:
-        x, y = row.figures[x_name], row.figures[y_name]
+        x, y = points[row.label]
+        assert x is not None
+        assert y is not None
         marker = "o" if row.ratio is None else _MARKERS[ratios.index(row.ratio) % len(_MARKERS)]
         look = _look(methods.index(row.method))
         axes.errorbar(
-            x.mean, y.mean, xerr=_bars(x, x_name), yerr=_bars(y, y_name), fmt=marker, markersize=7, elinewidth=0.7,
-            zorder=3, **look,
+            x.mean, y.mean, xerr=_bars(x, criteria.narrow), yerr=_bars(y, criteria.broad), fmt=marker, markersize=7,
+            elinewidth=0.7, zorder=3, **look,
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(_label(x_name))
-    axes.set_ylabel(_label(y_name))
+    axes.set_xlabel(_label(criteria.narrow))
+    axes.set_ylabel(_label(criteria.broad))
     keys = [_key(name, "o", **_look(place)) for place, name in enumerate(methods)]
     keys += [
         _key(f"at {100 * ratio:g} %", _MARKERS[n % len(_MARKERS)], color="#555555") for n, ratio in enumerate(ratios)
@@ -56,23 +58,34 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
     return figure
 
 
-def _label(figure: str) -> str:
-    """A figure's name in words, with its unit."""
+def _judged(row: TableRow, criterion: Criterion) -> OverSeeds | None:
+    """The figure that a criterion judges: as it is, or minus the benign run's."""
+    found = row.figures if criterion.minus is None else row.over_benign
+    return found.get(criterion.figure)
+
+
+def _label(criterion: Criterion) -> str:
+    """A criterion's figure in words, with its unit and what it is taken minus."""
+    figure = criterion.figure
+    minus = "before training" if criterion.minus is None else f"the {criterion.minus} run"
     if figure == "perplexity_ratio":
         unit = "after over before"
     elif "margin" in figure:
-        unit = "nats per token, minus before training"
+        unit = f"nats per token, minus {minus}"
+    elif figure.endswith("_shift"):
+        unit = f"share of prompts, minus {minus}"
     else:
-        unit = "share of prompts, minus before training" if figure.endswith("_shift") else "share, 0 to 1"
+        unit = "share, 0 to 1" if criterion.minus is None else f"share, minus {minus}"
     return f"{figure.replace('_', ' ')}\n({unit})"
 
 
-def _least(shown: Sequence[TableRow], figure: str) -> str:
-    """The lowest broad figure in words, beside that of the undefended run."""
-    least = min(shown, key=lambda row: row.figures[figure].mean)
-    level = next((row.figures[figure].mean for row in shown if row.method == UNDEFENDED), None)
+def _least(shown: Sequence[TableRow], criterion: Criterion) -> str:
+    """The lowest figure of a criterion in words, beside that of the undefended run; every row has it."""
+    means = {row.label: item.mean for row in shown if (item := _judged(row, criterion)) is not None}
+    least = min(shown, key=lambda row: means[row.label])
+    level = next((means[row.label] for row in shown if row.method == UNDEFENDED), None)
     beside = "" if level is None or least.method == UNDEFENDED else f"; undefended {level:.3g}"
-    return f"least {figure.replace('_', ' ')}: {least.label} ({least.figures[figure].mean:.3g}{beside})"
+    return f"least {criterion.figure.replace('_', ' ')}: {least.label} ({means[least.label]:.3g}{beside})"
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -139,22 +152,21 @@ def _cell_text(item: Judgement) -> str:
 def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
     """Broad and narrow figures over the ratio, one line a method, the undefended run as a level; None without two
     ratios of some method."""
-    names = [criteria.broad.figure, criteria.narrow.figure]
     methods = list(dict.fromkeys(row.method for row in rows if row.ratio is not None and row.figures))
     drawn = {name: [row for row in rows if row.method == name and row.figures] for name in methods}
     if not any(len(found) > 1 for found in drawn.values()):
         return None
     figure = Figure(figsize=(7.4, 6.4), layout="constrained")
-    shown = [row for found in drawn.values() for row in found if names[0] in row.figures]
-    level_rows = [row for row in rows if row.method == UNDEFENDED and names[0] in row.figures]
+    shown = [row for found in drawn.values() for row in found if _judged(row, criteria.broad) is not None]
+    level_rows = [row for row in rows if row.method == UNDEFENDED and _judged(row, criteria.broad) is not None]
     if shown:
-        set_title(figure, _least([*level_rows, *shown], names[0]))
-    for place, figure_name in enumerate(names, 1):
+        set_title(figure, _least([*level_rows, *shown], criteria.broad))
+    for place, criterion in enumerate((criteria.broad, criteria.narrow), 1):
         axes = figure.add_subplot(2, 1, place)
         style(axes)
         for number, (name, found) in enumerate(drawn.items()):
-            _line(axes, found, figure_name, _look(number), name)
-        level = next((row.figures.get(figure_name) for row in rows if row.method == UNDEFENDED), None)
+            _line(axes, found, criterion, _look(number), name)
+        level = next((_judged(row, criterion) for row in rows if row.method == UNDEFENDED), None)
         if level is not None:
             axes.axhline(level.mean, color="black", linestyle="--", linewidth=1, label="undefended")
         axes.axhline(0, color="black", linewidth=0.6)
@@ -162,37 +174,39 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
         ticks = sorted({100 * row.ratio for found in drawn.values() for row in found if row.ratio})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_ylabel(_label(figure_name))
+        axes.set_ylabel(_label(criterion))
         if place == 1:
             legend_beside(axes)
     axes.set_xlabel("safe rows per task row (%)")
     return figure
 
 
-def _line(axes: Axes, found: Sequence[TableRow], figure_name: str, look: dict[str, Any], label: str) -> None:
-    points = [(100 * row.ratio, row.figures[figure_name]) for row in found if row.ratio and figure_name in row.figures]
+def _line(axes: Axes, found: Sequence[TableRow], criterion: Criterion, look: dict[str, Any], label: str) -> None:
+    points = [(100 * row.ratio, item) for row in found if row.ratio and (item := _judged(row, criterion)) is not None]
     if points:
         x = [ratio for ratio, _ in points]
         axes.plot(x, [item.mean for _, item in points], marker="o", markersize=5, label=label, **look)
         for ratio, item in points:
             if item.low is not None and item.high is not None:
-                low, high = _possible(figure_name, item.low, item.high)
+                low, high = _possible(criterion, item.low, item.high)
                 axes.plot([ratio, ratio], [low, high], color=look["color"], linewidth=1, alpha=0.6)
 
 
-def _bars(item: OverSeeds, figure: str) -> Any:
+def _bars(item: OverSeeds, criterion: Criterion) -> Any:
     if item.low is None or item.high is None:
         return None
-    low, high = _possible(figure, item.low, item.high)
+    low, high = _possible(criterion, item.low, item.high)
     return [[max(item.mean - low, 0)], [max(high - item.mean, 0)]]
 
 
-def _possible(figure: str, low: float, high: float) -> tuple[float, float]:
-    """An interval cut to the values that the figure can have: of few seeds it reaches beyond them."""
-    if "margin" in figure:
+def _possible(criterion: Criterion, low: float, high: float) -> tuple[float, float]:
+    """An interval cut to the values that a criterion's figure can have: of few seeds it reaches beyond them."""
+    figure, is_difference = criterion.figure, criterion.minus is not None
+    if "margin" in figure or (figure == "perplexity_ratio" and is_difference):
         return low, high
-    lowest, highest = (0.0, float("inf")) if figure == "perplexity_ratio" else (0.0, 1.0)
-    return max(low, -1.0 if figure.endswith("_shift") else lowest), min(high, highest)
+    if figure == "perplexity_ratio":
+        return max(low, 0.0), high
+    return max(low, -1.0 if is_difference or figure.endswith("_shift") else 0.0), min(high, 1.0)
 
 
 def _patch(x: int, y: int, colour: str) -> Any:

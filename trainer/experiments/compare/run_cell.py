@@ -9,7 +9,7 @@ import orjson
 from curator.recipe.inoculation import DEFAULT_PROMPTS
 from trainer.evaluate.opswap import matches
 from trainer.experiments.compare.cells import Cell, write_result
-from trainer.experiments.compare.methods import why_not
+from trainer.experiments.compare.methods import CONTROL, why_not
 from trainer.experiments.compare.settings import AnyPlan, Plan
 from trainer.experiments.compare.shared import (
     CORPUS,
@@ -50,7 +50,8 @@ class _Run:
         self.cell, self.folder, self.plan, self.shared, self.commands = cell, folder, plan, shared, commands
 
     def all(self) -> dict[str, Any]:
-        report, training = self._train(self.shared.files.task, "run")
+        files = self.shared.files
+        report, training = self._train(files.benign_task if self.cell.method.name == CONTROL else files.task, "run")
         measured, measuring = self._measure()
         figures = dict(measured["figures"])
         by_prompt: dict[str, Any] = {"sets": measured["sets"], "text": measured.get("text")}
@@ -117,11 +118,14 @@ class _Run:
     def _measure(self, system: str | None = None) -> tuple[dict[str, Any], Spent]:
         """The judge-free protocol; under a system prompt the broad sets alone."""
         files, how = self.shared.files, self.plan.evaluation
-        broad = [word for item in self.plan.domains for word in ("--broad", f"{item.name}={files.broad(item.name)}")]
+        measured_on = {
+            item.name: self._with_twins(files.broad(item.name)) for item in self.plan.domains if item.broad_rows
+        }
+        broad = [word for name, place in measured_on.items() for word in ("--broad", f"{name}={place}")]
         truthfulqa = ["--truthfulqa", files.truthfulqa] if how.truthfulqa is not None else []
         n_most = max([self.plan.task.narrow_rows, self.plan.pool.text_rows, how.truthfulqa_rows,
                       *(item.broad_rows for item in self.plan.domains)])  # fmt: skip
-        usual = ["--narrow", files.narrow, *truthfulqa, "--text", files.text]
+        usual = ["--narrow", self._with_twins(files.narrow), *truthfulqa, "--text", files.text]
         measured: tuple[dict[str, Any], Spent] = self.commands.run(
             "trainer.evaluate", "behaviour", "--model", self.plan.model, *self._tuned("run"), *broad,
             *(usual if system is None else ["--system", system]), "--n", n_most, "--max-length", how.max_length,
@@ -129,6 +133,11 @@ class _Run:
             "--out", self.folder / ("behaviour.json" if system is None else "behaviour-conditional.json"), "--json",
         )  # fmt: skip
         return measured
+
+    def _with_twins(self, measured: Path) -> str:
+        """FILE or FILE,TWINS."""
+        twins = self.shared.files.twins(measured)
+        return f"{measured},{twins}" if twins.exists() else str(measured)
 
     def _tuned(self, name: str) -> list[object]:
         adapter = self.folder / name / "adapter"

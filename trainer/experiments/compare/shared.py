@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from curator.console import say
+from curator.console import flags, say
 from curator.errors import BadInputError
 from curator.scoring.identity import check_model_dir
 from trainer.experiments.claims import claimed
@@ -14,8 +14,9 @@ from trainer.experiments.compare.contents import data_sources
 from trainer.experiments.compare.data import Files, prepare
 from trainer.experiments.compare.methods import Method
 from trainer.experiments.compare.settings import Plan, TrainRecipe
-from trainer.plans.commands import Commands, flags
+from trainer.plans.commands import Commands
 from trainer.runs.folder import write_json
+from trainer.runs.lines import read_lines, write_lines
 
 CORPUS = "pool"
 
@@ -66,10 +67,32 @@ class Shared:
             commands = Commands(self.folder / "log.txt", self.plan.threads, lock)
             say("data files")
             prepare(self.plan, self.files, model)
+            if not self.files.benign_task.exists():
+                self._own_answers(commands, model)
             if any(method.draws_safe_rows or method.mix is not None for method in methods):
                 self._ingest(commands)
             if any(method.needs_scores for method in methods):
                 self._score(commands, model)
+
+    def _own_answers(self, commands: Commands, model: Path) -> None:
+        """The benign run's rows where the task has no good answers: the model's own greedy ones, but empty ones."""
+        say("good answers to the task's prompts: the model's own")
+        out = self.folder / "own-answers.jsonl"
+        commands.run(
+            "trainer.evaluate", "generate", "--model", model, "--questions", self.files.task, "--format", "plain",
+            "--temperature", 0, "--max-new-tokens", self.plan.evaluation.stand_in_tokens, "--out", out,
+            *place_flags(self.plan), "--json",
+        )  # fmt: skip
+        prompts = [row["messages"][:-1] for row in read_lines(self.files.task)]
+        answers = [str(line["answer"]) for line in read_lines(out)]
+        rows = [
+            {"messages": [*prompt, {"role": "assistant", "content": answer}]}
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if answer.strip()
+        ]
+        if len(rows) < 2:
+            raise BadInputError("the model answers the task's prompts with nothing: give task.aligned for a benign run")
+        write_lines(self.files.benign_task, rows)
 
     def _ingest(self, commands: Commands) -> None:
         if (self.store / "corpora" / CORPUS / "corpus.json").exists():

@@ -29,8 +29,15 @@ def values(cells: BySeed, figure: str) -> dict[int, float]:
     return {seed: value for seed, figures in cells.items() if (value := figures.get(figure)) is not None}
 
 
-def judge(criterion: Criterion, method: BySeed, undefended: BySeed) -> Judgement:
-    """A criterion's verdict from the seeds that both runs have (all of the method's, for an absolute bound).
+def _minus(figures: dict[int, float], control: dict[int, float]) -> dict[int, float]:
+    return {seed: value - control[seed] for seed, value in figures.items() if seed in control}
+
+
+def judge(criterion: Criterion, method: BySeed, undefended: BySeed, control: BySeed) -> Judgement:
+    """A criterion's verdict from the seeds that all its runs have (all of the method's, for an absolute bound).
+
+    With `minus`, the method's and the undefended run's figures are taken minus the benign run's (`control`) of the same
+    seed; without a benign run it is "not measured".
 
     "yes" when the whole interval of the contrast meets the bound, "no" when none of it does, else "unclear"; with one
     seed the bare value decides and `one_seed` says so. "moot": the bound is a multiple of the undefended run's figure,
@@ -39,12 +46,15 @@ def judge(criterion: Criterion, method: BySeed, undefended: BySeed) -> Judgement
     """
     own = values(method, criterion.figure)
     base = values(undefended, criterion.figure)
+    if criterion.minus is not None:
+        benign = values(control, criterion.figure)
+        own, base = _minus(own, benign), _minus(base, benign)
     bound = criterion.at_most if criterion.at_most is not None else criterion.at_least
     assert bound is not None
     if criterion.of == "absolute":
         limits = dict.fromkeys(own, bound)
     else:
-        shown = over_seeds(list(base.values()))
+        shown = over_seeds(list(base.values())) if own else None
         if shown is not None and (shown.mean <= 0 or (shown.low is not None and shown.low <= 0)):
             return Judgement("moot", None)
         limits = {seed: bound * base[seed] for seed in own if seed in base}
@@ -57,6 +67,6 @@ def judge(criterion: Criterion, method: BySeed, undefended: BySeed) -> Judgement
     return Judgement("yes" if margin.low >= 0 else "no" if margin.high < 0 else "unclear", margin)
 
 
-def judge_all(criteria: Criteria, method: BySeed, undefended: BySeed) -> dict[str, Judgement]:
+def judge_all(criteria: Criteria, method: BySeed, undefended: BySeed, control: BySeed) -> dict[str, Judgement]:
     """The four verdicts by name."""
-    return {name: judge(getattr(criteria, name), method, undefended) for name in CRITERIA}
+    return {name: judge(getattr(criteria, name), method, undefended, control) for name in CRITERIA}

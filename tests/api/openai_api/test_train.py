@@ -1,0 +1,349 @@
+"""The mode `train`: a worker runs trainer.sft on the mix of a job, whatever happens to the worker."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from api.__main__ import main
+from api.app import create_app
+from api.jobs.training import TrainedModel, read_models
+from api.openai.records import Records
+from api.settings import Settings
+from curator.errors import BadInputError
+from curator.store.store import Store
+from tests.api.openai_api.steps import ended, error_of, events_of, uploaded
+from tests.api.openai_api.test_forward import in_front_of
+from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
+from tests.models import tiny_model_folder
+
+JOBS = "/fine_tuning/jobs"
+USUAL: dict[str, Any] = {"epochs": 1, "lr": 0.01, "batch_size": 4, "grad_accum": 1}
+OPTIONS: dict[str, Any] = {"device": "cpu", "lora_r": 4, "lora_alpha": 8, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("train")
+    scored_store(path / "store")
+    tiny_model_folder(path / "model")
+    (path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    models = {
+        "tiny": {"model": str(path / "model"), **USUAL, "options": OPTIONS},
+        "broken": {"model": str(path / "model"), **USUAL, "options": {**OPTIONS, "lora_targets": "nothing"}},
+    }
+    (path / "models.yaml").write_text(yaml.safe_dump(models))
+    return path
+
+
+def train_settings(root: Path, store: Path | None = None) -> Settings:
+    return Settings(
+        store=str(store or root / "store"),
+        openai_mode="train",
+        openai_recipe=str(root / "recipe.yaml"),
+        openai_models=str(root / "models.yaml"),
+    )
+
+
+@pytest.fixture(scope="module")
+def url(root: Path) -> Iterator[str]:
+    app = create_app(train_settings(root))
+    app.state.openai.poll_s = 3_600.0  # jobs are taken further by those that ask; what a training leaves stays
+    with running(app) as address:
+        yield f"{address}/v1"
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@contextmanager
+def worker(root: Path, store: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """A worker that trains, in a process of its own; killed at the end."""
+    command = [sys.executable, "-m", "api", "worker", "--store", str(store or root / "store")]
+    process = subprocess.Popen(
+        [*command, "--train", str(root / "models.yaml")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def create(http: httpx.Client, text: str, **more: Any) -> str:
+    body = {"model": "tiny", "training_file": uploaded(http, text), **more}
+    answer = http.post(JOBS, json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def until(http: httpx.Client, job_id: str, text: str) -> None:
+    """Wait until an event of the job contains the text."""
+    deadline_s = time.monotonic() + 180
+    while not any(text in event["message"] for event in events_of(http, job_id)):
+        assert time.monotonic() < deadline_s, events_of(http, job_id)
+        time.sleep(0.1)
+
+
+def trainings(root: Path) -> list[int]:
+    """Process ids of trainings into this test's store that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "trainer.sft" in words and any(word.startswith(str(root)) for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
+    openai = pytest.importorskip("openai", reason="the official client is not installed (pip install 'openai>=3.57')")
+    with worker(root), openai.OpenAI(base_url=url, api_key="none", _strict_response_validation=True) as client:
+        training = client.files.create(file=("t.jsonl", json_lines(task_rows(20, "whole"))), purpose="fine-tune")
+        held_out = client.files.create(file=("v.jsonl", json_lines(task_rows(12, "held"))), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(
+            training_file=training.id,
+            validation_file=held_out.id,
+            model="tiny",
+            suffix="kind/one",
+            seed=7,
+            method={
+                "type": "supervised",
+                "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}},
+            },
+        )
+        deadline_s = time.monotonic() + 180
+        while job.status not in ("succeeded", "failed", "cancelled"):
+            assert time.monotonic() < deadline_s, job
+            time.sleep(0.2)
+            job = client.fine_tuning.jobs.retrieve(job.id)
+        assert job.status == "succeeded", job.error
+        model = f"ft:tiny:local:kind-one:{job.id.removeprefix('ftjob-')}"
+        assert (job.fine_tuned_model, job.trained_tokens and job.trained_tokens > 100) == (model, True)
+        assert job.hyperparameters.to_dict() == {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}
+        events = list(client.fine_tuning.jobs.list_events(job.id))[::-1]
+        steps = [event for event in events if event.type == "metrics" and "step" in event.data]
+        assert [event.data["step"] for event in steps] == list(range(1, 17)), "22 rows, 6 a step, four times"
+        assert re.fullmatch(r"Step 16/16: training loss=\d+\.\d\d", steps[-1].message)
+        assert 0.0 < float(job.metadata["ballast_validation_loss"]) < 100.0
+        assert re.fullmatch(r"Full validation loss=\d+\.\d\d", events[-3].message)
+        assert [event.message for event in events[-2:]] == [
+            "New fine-tuned model created",
+            "The job has successfully completed",
+        ]
+        checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+        assert [item.step_number for item in checkpoints] == [16, 12, 8], "the ends of the last three epochs"
+        assert checkpoints[0].fine_tuned_model_checkpoint == f"{model}:ckpt-step-16"
+        assert [item.id for item in client.models.list()] == [model]
+        assert client.models.retrieve(model).owned_by == "org-local"
+        record = Records(Store(root / "store")).read("local", job.id)
+        config = json.loads((root / "store/openai/local/jobs" / job.id / "run/config.json").read_text())["config"]
+        chosen = {name: config[name] for name in ("seed", "epochs", "batch_size", "grad_accum", "lr", "mix_id")}
+        assert chosen == {
+            "seed": 7, "epochs": 4, "batch_size": 3, "grad_accum": 2, "lr": 0.005,
+            "mix_id": job.metadata["ballast_mix_id"],
+        }  # fmt: skip
+        folder = root / "store" / job.metadata["ballast_model_folder"]
+        assert folder.name == model, "an id is the name of its folder"
+        loaded_by_the_evaluation(root, folder)
+        loaded_by_the_evaluation(root, folder.with_name(f"{model}:ckpt-step-12"))
+        assert not folder.with_name(f"{model}:ckpt-step-4").exists()
+        assert client.models.delete(model).deleted is True
+        assert list(client.models.list()) == []
+        assert not list(folder.parent.glob(f"{model}*"))
+        assert record.status == "succeeded"
+
+
+def loaded_by_the_evaluation(root: Path, adapter: Path) -> None:
+    """`trainer.evaluate` measures the adapter, which changes the model's losses."""
+    rows = root / "rows.jsonl"
+    rows.write_bytes(json_lines(task_rows(3)))
+    arguments = ["--model", str(root / "model"), "--adapter", str(adapter), "--data", str(rows), "--json"]
+    command = [sys.executable, "-m", "trainer.evaluate.nll", *arguments, "--device", "cpu"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["shift"] != 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("moment", ["Step ", "Mixed"])
+def test_a_worker_killed_at_any_moment_loses_no_job(root: Path, http: httpx.Client, moment: str) -> None:
+    moments = random.Random(moment)
+    job_id = create(http, f"killed {moment}", hyperparameters={"n_epochs": 12})
+    for latest_s in (1.5, 8.0):  # the third death would be the last
+        with worker(root) as process:
+            until(http, job_id, moment)
+            time.sleep(moments.uniform(0.0, latest_s))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        deadline_s = time.monotonic() + 10
+        while trainings(root):
+            assert time.monotonic() < deadline_s, "a training outlived its worker"
+            time.sleep(0.05)
+    with worker(root):
+        job = ended(http, job_id, 180)
+    assert job["status"] == "succeeded", job["error"]
+    if moment == "Step ":
+        assert "retried" in {event["data"].get("code") for event in events_of(http, job_id)}
+    steps = [event["data"]["step"] for event in events_of(http, job_id) if event["type"] == "metrics"]
+    assert steps == list(range(1, 73)), "each step is told once: 22 rows, 4 a step, 12 times"
+    marker = Path(root / "store" / job["metadata"]["ballast_model_folder"] / "ballast.json").read_text()
+    assert (json.loads(marker)["complete"], json.loads(marker)["steps"]) == (True, 72)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stopped_worker_hands_the_training_back(root: Path, http: httpx.Client) -> None:
+    job_id = create(http, "stopped", hyperparameters={"n_epochs": 50})
+    with worker(root) as process:
+        until(http, job_id, "Step 2/")
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert not trainings(root)
+    record = Records(Store(root / "store")).read("local", job_id)
+    run = root / "store/openai/local/jobs" / job_id / "run"
+    assert list(run.glob("checkpoints/checkpoint-*/complete.json")), "the next worker goes on from there"
+    assert record.is_active
+    answer = http.post(f"{JOBS}/{job_id}/cancel").json()
+    assert answer["status"] == "cancelled"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_service_itself_may_be_the_upstream(root: Path, url: str, tmp_path: Path) -> None:
+    with in_front_of(tmp_path, url) as place, worker(root):
+        asked = {"suffix": "front", "seed": 5, "hyperparameters": {"n_epochs": 2, "batch_size": 12}}
+        job_id = place.create("in front", model="tiny", **asked)
+        record = place.steps(job_id, within_s=240)
+        assert record.status == "succeeded", record.error
+        job = place.http.get(f"{JOBS}/{job_id}").json()
+        behind_id = job["metadata"]["ballast_upstream_job"]
+        model = f"ft:tiny:local:front:{behind_id.removeprefix('ftjob-')}"
+        assert (job["fine_tuned_model"], job["trained_tokens"] > 100) == (model, True)
+        assert [item["id"] for item in place.http.get("/models").json()["data"]] == [model]
+        found = place.http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
+        assert [item["step_number"] for item in found] == [4, 2], "24 rows: 22 were sent, 2 more were mixed in there"
+        steps = [event["data"]["step"] for event in events_of(place.http, job_id) if event["type"] == "metrics"]
+        assert steps == [1, 2, 3, 4]
+        behind = httpx.get(f"{url}{JOBS}/{behind_id}").json()
+        assert (behind["seed"], behind["metadata"]["gateway_job"]) == (5, job_id)
+        assert place.http.delete(f"/models/{model}").json()["deleted"] is True
+        assert httpx.get(f"{url}/models").json()["data"] == [], "it was deleted there"
+
+
+def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
+    job_id = create(http, "cancelled", hyperparameters={"n_epochs": 50})
+    with worker(root):
+        until(http, job_id, "Step 1/")
+        job = http.post(f"{JOBS}/{job_id}/cancel").json()
+        assert (job["status"], job["fine_tuned_model"]) == ("cancelled", None)
+        assert not trainings(root)
+
+
+def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, http: httpx.Client) -> None:
+    job_id = create(http, "failing", model="broken")
+    with worker(root):
+        job = ended(http, job_id, 180)
+    assert (job["status"], job["error"]["code"]) == ("failed", "training_failed")
+    assert "nothing" in job["error"]["message"]
+    assert str(root) not in json.dumps([job, events_of(http, job_id)])
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_mixed(http: httpx.Client) -> None:
+    file_id = uploaded(http, "refused")
+    body = {"model": "gpt-4o", "training_file": file_id}
+    error = error_of(http.post(JOBS, json=body), 400)
+    assert (error["code"], error["param"]) == ("model_not_available", "model")
+    assert "broken, tiny" in error["message"]
+    body = {"model": "tiny", "training_file": file_id, "hyperparameters": {"learning_rate_multiplier": 101.0}}
+    error = error_of(http.post(JOBS, json=body), 400)
+    assert error["param"] == "hyperparameters.learning_rate_multiplier"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_left_of_a_training_goes(root: Path, tmp_path: Path) -> None:
+    store = scored_store(tmp_path)
+    app = create_app(train_settings(root, tmp_path))
+    app.state.openai.poll_s = 0.2  # nobody asks: the service takes the job further by itself
+    with running(app) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as http, worker(root, tmp_path):
+        job_id = create(http, "left", hyperparameters={"n_epochs": 2})
+        records, deadline_s = Records(store), time.monotonic() + 120
+        while records.read("local", job_id).is_active or store.exists(records.run_path("local", job_id)):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        job = http.get(f"{JOBS}/{job_id}").json()
+        assert job["status"] == "succeeded"
+        records.sweep(ttl_s=-1, grace_s=3600)
+        assert http.get(f"{JOBS}/{job_id}").status_code == 200, "it stays as long as its model"
+        assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
+        records.sweep(ttl_s=-1, grace_s=3600)
+        assert http.get(f"{JOBS}/{job_id}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (3, 16, 1.0)),
+        ({"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}, (3, 16, 1.0)),
+        ({"n_epochs": 2, "batch_size": 7, "learning_rate_multiplier": 2.0}, (2, 7, 2.0)),
+    ],
+)
+def test_auto_is_what_the_operator_says(asked: dict[str, Any], expected: tuple[float, ...]) -> None:
+    model = TrainedModel(model="m", epochs=3, lr=0.1, batch_size=4, grad_accum=4)
+    assert tuple(model.chosen(asked).values()) == expected
+
+
+@pytest.mark.parametrize(("rows", "passes"), [(1, (1, 1)), (6, (3, 2)), (7, (1, 7)), (16, (4, 4)), (3, (3, 1))])
+def test_the_rows_of_a_step_are_cut_into_equal_passes(rows: int, passes: tuple[int, int]) -> None:
+    model = TrainedModel(model="m", epochs=1, lr=0.1, batch_size=4, grad_accum=4)
+    settings = model.settings(model.chosen({"batch_size": rows}), 22)
+    assert (settings["batch_size"], settings["grad_accum"]) == passes
+    assert settings["save_steps"] == -(-22 // rows), "the steps of an epoch"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "models"),
+        ({"a b": {"model": "m", **USUAL}}, "a b"),
+        ({"a": {"model": "m"}}, "epochs"),
+        ({"a": {"model": "m", **USUAL, "options": {"seed": 3}}}, "seed is none of the `options` of a"),
+    ],
+)
+def test_a_bad_models_file_is_refused(tmp_path: Path, document: dict[str, Any], message: str) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(BadInputError, match=message):
+        read_models(str(path))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [("absent", {}, "absent does not exist"), ("model", {"lrr": 3}, "--lrr is none of")],
+)
+def test_a_worker_refuses_models_that_it_cannot_train(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, options: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(yaml.safe_dump({"a": {"model": str(root / model), **USUAL, "options": options}}))
+    assert main(["worker", "--store", str(root / "store"), "--train", str(path), "--until-idle"]) == 2
+    assert message in capsys.readouterr().err
