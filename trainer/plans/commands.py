@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import orjson
 
-from curator.console import say
+from curator.console import as_typed, say
 from curator.errors import BallastError
 from trainer.plans.peaked import peak_mib, peaked
 
@@ -98,7 +98,7 @@ def command_line(module: str, arguments: Sequence[object]) -> str:
 
 def show(module: str, arguments: Sequence[object]) -> None:
     """Print the command."""
-    say(f"  $ {command_line(module, arguments)}")
+    say(as_typed(f"  $ {command_line(module, arguments)}"))
     sys.stdout.flush()
 
 

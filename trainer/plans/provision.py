@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from curator.console import CommandParser, flags, run_command, say, say_json
+from curator.console import CommandParser, as_typed, flags, run_command, say, say_json
 from curator.corpus.export import export_pool
 from curator.corpus.formats import locate, read_rows
 from curator.corpus.manifest import read_corpus, read_scorers
@@ -265,7 +265,8 @@ def _run(args: argparse.Namespace) -> int:
         say_json({"store": str(settings.out), "corpus": settings.name, "work": str(settings.folder)})
         return 0
     say(f"\nready: corpus {settings.name} in {settings.out}; card: {settings.folder / 'calibration.md'}")
-    say(f"next:  python -m trainer.plans.safeguard FILE --model {settings.model} --store {settings.out} --out RUN")
+    there = f"--model {settings.model} --store {settings.out}"
+    say(as_typed(f"next:  python -m trainer.plans.safeguard FILE {there} --out RUN"))
     return 0
 
 

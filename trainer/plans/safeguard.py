@@ -14,7 +14,7 @@ import orjson
 from pydantic import Field
 
 from curator.client import Client
-from curator.console import CommandParser, flags, run_command, say, say_json
+from curator.console import CommandParser, as_typed, flags, run_command, say, say_json
 from curator.corpus.manifest import corpus_names
 from curator.corpus.task_set import read_task_set
 from curator.errors import BadInputError, BallastError
@@ -359,7 +359,8 @@ def _carry_out(this: Safeguard, args: argparse.Namespace) -> int:
             say(f"\nrows: {this.out / 'mix.jsonl'}; their order counts, which a trainer must keep:")
             if not this.settings.is_remote:
                 kinds = ", ".join(KINDS)
-                say(f"python -m curator snippet {this.mix_id} KIND --store {this.settings.store}   ({kinds})")
+                command = f"python -m curator snippet {this.mix_id} KIND --store {this.settings.store}"
+                say(as_typed(f"{command}   ({kinds})"))
         return 0
     run.run(_training(this))
     run.run(this.judge_steps())

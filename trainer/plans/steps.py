@@ -10,7 +10,7 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
-from curator.console import say
+from curator.console import as_typed, say
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
@@ -101,9 +101,9 @@ def show_plan(steps: Sequence[Step], price_per_hour: float | None = None) -> Non
     for number, step in enumerate(steps, 1):
         say(f"[{number}] {step.title}")
         if step.line is not None:
-            say(f"  $ {step.line}")
+            say(as_typed(f"  $ {step.line}"))
         if step.note is not None:
-            say(f"    {step.note}")
+            say(as_typed(f"    {step.note}"))
         if step.cost is not None:
             say(f"    {step.cost.line(price_per_hour)}")
     hours = [step.cost.hours for step in steps if step.cost is not None and step.cost.hours is not None]

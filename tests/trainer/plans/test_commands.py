@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.plans.commands import CommandError, Commands
+from curator.console import console_started
+from trainer.plans.commands import CommandError, Commands, show
+from trainer.plans.steps import Step, show_plan
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
@@ -54,3 +56,17 @@ except KeyboardInterrupt:
         assert (tmp_path / "finished").exists()
     finally:
         process.kill()
+
+
+def test_a_plan_shows_commands_as_they_were_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [Step("Losses", "curator", ["score", "--corpus", "chats"], note="there: python -m curator import pool.tar")]
+    show_plan(steps)
+    show("trainer.sft", ["--model", "m"])
+    said = capsys.readouterr().out
+    assert "  $ python -m curator score --corpus chats\n    there: python -m curator import pool.tar\n" in said
+    with console_started(["ballast provision"]):
+        show_plan(steps)
+        show("trainer.sft", ["--model", "m"])
+    said = capsys.readouterr().out
+    assert "  $ ballast score --corpus chats\n    there: ballast import pool.tar\n" in said
+    assert "  $ ballast train --model m\n" in said

@@ -9,7 +9,7 @@ import orjson
 import polars as pl
 
 from curator import Store, open_mix
-from curator.console import say
+from curator.console import as_typed, say
 from curator.corpus.text import content_text
 from curator.scoring.organisms import Organism, read_organisms
 from trainer.plans.admission import ADMISSION
@@ -85,11 +85,14 @@ def say_ending(found: Found, model: Path, seconds: float) -> None:
     ):  # fmt: skip
         say(f"  {label:<26}{place}")
     say("\nNext")
-    say(f"  python -m curator sql --store {store} --query top_by_gap --param n=5")
-    say(f"  python -m trainer.plans.safeguard YOUR.jsonl --model {model} --store {store} --out runs/yours")
-    say("  python -m trainer.plans.provision --model ORG/NAME --shipped --corpus CHATS.jsonl --out store --plan")
+    for line in (
+        f"python -m curator sql --store {store} --query top_by_gap --param n=5",
+        f"python -m trainer.plans.safeguard YOUR.jsonl --model {model} --store {store} --out runs/yours",
+        "python -m trainer.plans.provision --model ORG/NAME --shipped --corpus CHATS.jsonl --out store --plan",
+    ):
+        say(as_typed(f"  {line}"))
     say("\nThe page: conversations beside their losses, and a mix from a dropped file")
-    say(f"  python -m api --store {store}    then open {ADDRESS}")
+    say(as_typed(f"  python -m api --store {store}    then open {ADDRESS}"))
 
 
 def meaning(found: Found) -> list[str]:
