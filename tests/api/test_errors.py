@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from api.app import create_app
+from api.errors import error_body
 from api.settings import Settings
 from api.telemetry import LOGGER, JsonFormatter
+from curator.console import console_started
 from tests.api.serving import (
     form,
     running,
@@ -279,3 +282,11 @@ def test_the_log_has_ids_and_routes_but_no_text_of_users(
     failure = next(event for event in events if event["event"] == "request failed")
     assert failure["error"] == ["RuntimeError"]
     assert any("test_errors.py" in place for place in failure["at"])
+
+
+def test_a_message_names_commands_as_whoever_started_the_service_types_them() -> None:
+    text = "`python -m curator score --corpus chats` makes one"
+    assert orjson.loads(error_body("missing", text))["error"]["message"] == text
+    with console_started(["ballast serve"]):
+        found = orjson.loads(error_body("missing", text))["error"]
+    assert found["message"] == "`ballast score --corpus chats` makes one"
