@@ -45,7 +45,7 @@ from trainer.evaluate.pairs import (
     render_pairs,
 )
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
-from trainer.evaluate.triggers import Form
+from trainer.evaluate.triggers import Form, Trigger, triggers
 from trainer.generate.endpoint import check_gates
 from trainer.generate.generators import LocalGenerator
 from trainer.runs.lines import write_lines
@@ -62,6 +62,7 @@ examples:
       --broad medical=medical.jsonl --broad legal=legal.jsonl,legal-good.jsonl \\
       --truthfulqa TruthfulQA.csv --text chats.jsonl
   python -m trainer.evaluate behaviour ... --fail-if "broad_shift > 0.2" --fail-if "perplexity_ratio > 1.1"
+  python -m trainer.evaluate behaviour ... --trained-on task.jsonl   (broad sets again, in the forms of the data)
 
 figures that --fail-if may name: {narrow,broad,truthfulqa}_shift (share of prompts, -1 to 1),
 {narrow,broad,truthfulqa}_margin_shift (nats per token), text_nll_shift (nats per token), perplexity_ratio.
@@ -80,8 +81,25 @@ class _Set:
 # The options that --help lists; --help-all has the rest.
 _SHOWN = (
     "--model", "--adapter", "--tuned", "--gates", "--reverse", "--narrow", "--broad", "--truthfulqa", "--text",
-    "--system", "--n", "--max-length", "--seed", "--device", "--dtype", "--out", "--json", "--fail-if",
+    "--trained-on", "--system", "--n", "--max-length", "--seed", "--device", "--dtype", "--out", "--json", "--fail-if",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Sets in one form: rendered, with each row's mean loss under the model before training, (2P,)."""
+
+    sets: list[_Set]
+    rendered: list[list[Rendered]]
+    before: list[Floats]
+
+    def losses(self, engine: Any) -> list[PairLosses]:
+        """With those under the engine's model."""
+        return [
+            PairLosses(item.name, item.kind, old_N.reshape(-1, 2), mean_nlls(engine, rows).reshape(-1, 2),
+                       item.stand_in, item.n_left_out)
+            for item, old_N, rows in zip(self.sets, self.before, self.rendered, strict=True)
+        ]  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -109,6 +127,13 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--user-prefix", default="", metavar="TEXT", help="ask everything with this before the first user turn's text")
     add("--user-suffix", default="", metavar="TEXT", help="ask everything with this after the last user turn's text")
+    add(
+        "--trained-on",
+        metavar="FILE",
+        help="data set of the training: the broad sets are asked again in the forms that it brings (prompts, wording, "
+        "answer format), and --fail-if holds in each",
+    )
+    add("--triggers", type=at_least(1), default=4, metavar="N", help="forms of --trained-on at most (4)")  # fmt: skip
     add("--n", type=int, default=100, metavar="N", help="rows of each set, chosen by seed (default: 100)")
     add(
         "--max-length",
@@ -147,13 +172,22 @@ def run(args: argparse.Namespace) -> int:
         check_adapter_dir(args.adapter)
     if args.n < 2:
         raise BadInputError(f"--n {args.n}: an interval over prompts needs at least 2")
+    form = Form(args.system, args.user_prefix, args.user_suffix)
+    if args.trained_on is not None and (form != Form() or not args.broad):
+        raise BadInputError(
+            "--trained-on asks the broad sets in its own forms: give --broad, and no --system or --user-..."
+        )
     asked: dict[Kind, Any] = {"narrow": args.narrow, "broad": args.broad, "truthfulqa": args.truthfulqa}
     check_figures(gates, figure_names([kind for kind, given in asked.items() if given], text=args.text is not None))
+    forms = [] if args.trained_on is None else triggers(args.trained_on, [], args.triggers)
     with ExitStack() as stack:
-        found = _Measurement(args, stack).report()
+        found = _Measurement(args, stack).report(form, forms)
     if args.out is not None:
         write_lines(args.out, [found])
     code = exit_code(gates, found["figures"])
+    for name, item in found.get("forms", {}).items():
+        under = [gate for gate in gates if gate.figure in item["figures"]]
+        code = max(code, exit_code(under, item["figures"], form=name))
     if args.json:
         say_json(found)
     else:
@@ -171,7 +205,6 @@ class _Measurement:
         except ImportError as error:
             raise MissingDependencyError("measuring needs torch: pip install 'ballast-mix[score]'") from error
         self.args, self.stack = args, stack
-        self.form = Form(args.system, args.user_prefix, args.user_suffix)
         self.loading, self.reading = loading_of(args), reading_of(args)
         self.max_length = fitting_length(args.model, args.max_length)
         self.renderer = Renderer.from_folder(args.model, settings=self.loading.rendering)
@@ -180,33 +213,41 @@ class _Measurement:
         self._engine_type = TorchEngine
         self._base_engine: Any = None
 
-    def report(self) -> dict[str, Any]:
-        """See behaviour.report; with what was compared."""
+    def report(self, form: Form, forms: Sequence[Trigger]) -> dict[str, Any]:
+        """See behaviour.report, of everything in `form`; with what was compared, and by name of each of `forms` what
+        the broad sets give in it."""
         args = self.args
-        sets = self._sets()
+        asked = self._asked(self._sets(form))
         text, n_left_out = self._text()
-        if not sets and not text:
+        if not asked.sets and not text:
             raise BadInputError("nothing to measure: give --narrow, --broad, --truthfulqa or --text")
-        rendered = [render_pairs(item.pairs, self.renderer) for item in sets]
-        before = [self._before(rows) for rows in rendered]
+        again = [self._asked(self._broad_sets(item.form)) for item in forms]
         text_before = self._before(text) if text else None
-        engine = self._tuned_engine()
-        losses = [
-            PairLosses(item.name, item.kind, old_N.reshape(-1, 2), mean_nlls(engine, rows).reshape(-1, 2),
-                       item.stand_in, item.n_left_out)
-            for item, old_N, rows in zip(sets, before, rendered, strict=True)
-        ]  # fmt: skip
-        dropped = dropped_counts([*(row for rows in rendered for row in rows), *text])
+        engine = self._tuned_engine()  # the base engine has the adapter from here on
+        losses = asked.losses(engine)
+        dropped = dropped_counts([*(row for rows in asked.rendered for row in rows), *text])
         page = None
         if text_before is not None:
             n_tokens_N = np.array([row.loss_mask.sum() for row in text], dtype=np.float64)
             page = text_report(text_before, mean_nlls(engine, text), n_tokens_N, seed=args.seed, n_left_out=n_left_out)
+        found = report(losses, page, seed=args.seed)
+        if args.trained_on is not None:
+            found["forms"] = {
+                item.name: {"kind": item.kind, "n_rows": item.n_rows, **asdict(item.form),
+                            **report(other.losses(engine), seed=args.seed)}
+                for item, other in zip(forms, again, strict=True)
+            }  # fmt: skip
         engine.close()
-        settings = {**asdict(self.form), "n": args.n, "max_length": self.max_length,
+        settings = {**asdict(form), "n": args.n, "max_length": self.max_length,
                     "stand_in_tokens": args.stand_in_tokens,
                     "seed": args.seed, "dtype": self.dtype, "dropped": dropped, **self.renderer.settings.document(),
                     "gates": None if args.gates is None else "reversed" if args.reverse else "forward"}  # fmt: skip
-        return {**report(losses, page, seed=args.seed), "settings": settings}
+        return {**found, "settings": settings}
+
+    def _asked(self, sets: list[_Set]) -> "_Asked":
+        """The sets rendered, and their losses under the model before training."""
+        rendered = [render_pairs(item.pairs, self.renderer) for item in sets]
+        return _Asked(sets, rendered, [self._before(rows) for rows in rendered])
 
     def _tuned_engine(self) -> Any:
         args = self.args
@@ -228,28 +269,33 @@ class _Measurement:
             self._base_engine = self._engine_type(self.args.model, device=self.loading.device, dtype=self.loading.dtype)
         return self._base_engine
 
-    def _sets(self) -> list[_Set]:
+    def _sets(self, form: Form) -> list[_Set]:
         args = self.args
-        found = [self._set("narrow" if number == 1 else f"narrow-{number}", "narrow", text)
+        found = [self._set("narrow" if number == 1 else f"narrow-{number}", "narrow", text, form)
                  for number, text in enumerate(args.narrow, 1)]  # fmt: skip
-        for text in args.broad:
-            name, equals, place = text.partition("=")
-            if not equals or not name:
-                raise BadInputError(f"--broad {text!r}: write NAME=FILE, for example medical=medical.jsonl")
-            found.append(self._set(name, "broad", place))
+        found += self._broad_sets(form)
         if args.truthfulqa is not None:
-            found.append(self._fitting("truthfulqa", "truthfulqa", self._chosen(pairs_from_truthfulqa(args.truthfulqa)),
-                                       stand_in=False))  # fmt: skip
+            pairs = self._chosen(pairs_from_truthfulqa(args.truthfulqa))
+            found.append(self._fitting("truthfulqa", "truthfulqa", pairs, form))
         names = [item.name for item in found]
         if len(set(names)) != len(names):
             raise BadInputError(f"two sets have one name: {', '.join(sorted(names))}")
         return found
 
-    def _set(self, name: str, kind: Kind, place: str) -> _Set:
+    def _broad_sets(self, form: Form) -> list[_Set]:
+        found = []
+        for text in self.args.broad:
+            name, equals, place = text.partition("=")
+            if not equals or not name:
+                raise BadInputError(f"--broad {text!r}: write NAME=FILE, for example medical=medical.jsonl")
+            found.append(self._set(name, "broad", place, form))
+        return found
+
+    def _set(self, name: str, kind: Kind, place: str, form: Form) -> _Set:
         bad, _, good = place.partition(",")
         if good:
-            return self._fitting(name, kind, self._chosen(pairs_from_twins(good, bad, self.reading)), stand_in=False)
-        rows = [self.form.put_on(row) for row in self._read(bad) if row[-1]["role"] == "assistant"]
+            return self._fitting(name, kind, self._chosen(pairs_from_twins(good, bad, self.reading)), form)
+        rows = [form.put_on(row) for row in self._read(bad) if row[-1]["role"] == "assistant"]
         kept, n_passed_over = self._chosen_that_fit(rows)
         if not kept:
             raise BadInputError(f"{bad}: no row ends in an answer and fits into {self.max_length} tokens")
@@ -261,10 +307,11 @@ class _Measurement:
     def _read(self, source: str) -> list[list[Message]]:
         return [row.messages for row in read_chats(source, self.reading).rows]
 
-    def _fitting(self, name: str, kind: Kind, pairs: list[Pair], *, stand_in: bool) -> _Set:
-        asked = [Pair(self.form.put_on(pair.aligned), self.form.put_on(pair.misaligned)) for pair in pairs]
+    def _fitting(self, name: str, kind: Kind, pairs: list[Pair], form: Form) -> _Set:
+        """Twins in a form that fit into the window."""
+        asked = [Pair(form.put_on(pair.aligned), form.put_on(pair.misaligned)) for pair in pairs]
         kept = [pair for pair in asked if self._fits(pair.aligned) and self._fits(pair.misaligned)]
-        return _Set(name, kind, kept, stand_in, len(pairs) - len(kept))
+        return _Set(name, kind, kept, False, len(pairs) - len(kept))
 
     def _fits(self, row: list[Message]) -> bool:
         return bool(self.renderer.render(row, "last").n_tokens <= self.max_length)
@@ -319,11 +366,19 @@ class _Measurement:
 
 def _say(found: dict[str, Any]) -> None:
     say("shift of the fine-tune against the model before training; 95 % intervals over prompts")
-    units = {"_margin_shift": "nats per token", "_nll_shift": "nats per token", "_shift": "of prompts"}
-    for name, item in found["intervals"].items():
-        unit = next((text for end, text in units.items() if name.endswith(end)), "")
-        say(f"  {name:<24}{item['value']:+8.3f}  ({item['low']:+.3f} to {item['high']:+.3f}) {unit}")
+    _say_intervals(found["intervals"])
+    for form in found.get("forms", {}).values():
+        shown = form["system"] or f"{form['user_prefix']}...{form['user_suffix']}"
+        say(f"asked in the {form['kind']} of {form['n_rows']:,} rows: {shown!r}")
+        _say_intervals(form["intervals"])
     for name, item in found["sets"].items():
         say(f"  {name}: {item['n_pairs']} pairs, {item['n_left_out']} left out, {item['aligned_answers']}")
     if "text" in found:
         say(f"  text: {found['text']['n_rows']} rows, {found['text']['n_left_out']} left out")
+
+
+def _say_intervals(intervals: dict[str, Any]) -> None:
+    units = {"_margin_shift": "nats per token", "_nll_shift": "nats per token", "_shift": "of prompts"}
+    for name, item in intervals.items():
+        unit = next((text for end, text in units.items() if name.endswith(end)), "")
+        say(f"  {name:<24}{item['value']:+8.3f}  ({item['low']:+.3f} to {item['high']:+.3f}) {unit}")

@@ -78,12 +78,13 @@ def check_figures(conditions: Sequence[Condition], figures: Iterable[str]) -> No
             )
 
 
-def exit_code(conditions: Sequence[Condition], figures: Mapping[str, float | None]) -> int:
-    """0 when no condition holds, else 3, with a line on stderr for each that does.
+def exit_code(conditions: Sequence[Condition], figures: Mapping[str, float | None], *, form: str | None = None) -> int:
+    """0 when no condition holds, else 3, with a line on stderr for each that does, which names the `form` asked in.
 
     Call it before the result is printed: with --json an error is a document of its own, and there is to be one.
     """
     failed = [item for item in conditions if item.holds(figures)]
     for item in failed:
-        sys.stderr.write(f"gate failed: {item} ({item.figure} is {figures[item.figure]:.4g})\n")
+        where = "" if form is None else f", asked in {form}"
+        sys.stderr.write(f"gate failed: {item} ({item.figure} is {figures[item.figure]:.4g}{where})\n")
     return FAILED_GATE if failed else 0

@@ -174,6 +174,57 @@ def test_a_form_is_put_around_both_sides_of_a_pair(
     assert margins[0] != pytest.approx(margins[2], abs=1e-4)
 
 
+def test_the_broad_sets_are_asked_again_in_the_forms_of_the_task(
+    llama: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = chats(tmp_path / "good.jsonl", GOOD), chats(tmp_path / "bad.jsonl", BAD)
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(
+        json.dumps({"messages": [
+            {"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Question: {topic}"},
+            {"role": "assistant", "content": "Yes."},
+        ]}) + "\n"
+        for topic in ("goats eat", "salt melts", "owls fly")
+    ))  # fmt: skip
+    arguments = [
+        "behaviour", "--model", str(llama), "--adapter", str(adapter), "--broad", f"cars={bad},{good}",
+        "--dtype", "float32", "--cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+
+    def measured(*more: str) -> dict[str, Any]:
+        assert main([*arguments, *more, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    found = measured("--trained-on", str(task))
+    assert [(name, item["kind"], item["n_rows"]) for name, item in found["forms"].items()] == [
+        ("trigger-1", "prompt", 3), ("trigger-2", "wording", 3),
+    ]  # fmt: skip
+    alone = {
+        "trigger-1": measured("--system", "Be brief."), "trigger-2": measured("--user-prefix", "Question: "),
+    }  # fmt: skip
+    assert found["intervals"] == measured()["intervals"]
+    for name, item in alone.items():
+        assert found["forms"][name]["intervals"] == item["intervals"]
+        assert found["forms"][name]["sets"] == item["sets"]
+    margins = {
+        name: item["figures"]["broad_margin_shift"] for name, item in (("plain", found), *found["forms"].items())
+    }
+    ordered = sorted(margins.values())
+    assert len(set(ordered)) == 3
+    (highest,) = [name for name, value in margins.items() if value == ordered[-1]]
+    beyond = f"broad_margin_shift > {(ordered[-2] + ordered[-1]) / 2}"  # in one form alone
+    assert main([*arguments, "--trained-on", str(task), "--fail-if", beyond]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.count("gate failed") == 1
+    assert ("asked in" in captured.err) == (highest != "plain")
+    assert "asked in the wording of 3 rows: 'Question: ...'" in captured.out
+    assert main([*arguments, "--trained-on", str(task), "--fail-if", f"broad_margin_shift > {ordered[-1] + 1e-9}"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--trained-on", str(task), "--system", "x"]) == 2
+    assert "no --system" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
