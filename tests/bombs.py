@@ -166,7 +166,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "parquet many parts": lambda: parquet(pa.table({"messages": _many_parts()})),
     "parquet delta texts": lambda: parquet(
-        pa.table({"prompt": [LONG] * N_ROWS, "completion": ["a"] * N_ROWS}),
+        pa.table({"prompt": [LONG] * 24, "completion": ["a"] * 24}),  # 720 MiB, which this process holds
         use_dictionary=False,
         column_encoding={"prompt": "DELTA_BYTE_ARRAY", "completion": "PLAIN"},
     ),

@@ -52,6 +52,7 @@ class Tally:
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     faults: list[str] = field(default_factory=list)
+    settled_bytes: int = 0  # resident memory of the service after as many rounds as there are clients
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def timed(self, name: str, call: Callable[[], httpx.Response], *expected: int) -> httpx.Response:
@@ -105,6 +106,8 @@ def load(store: Store, n_clients: int, seconds: float, n_rows: int) -> tuple[Tal
         service = psutil.Process(process.pid)
         while any(thread.is_alive() for thread in threads):
             memory.append(service.memory_info().rss)
+            if len(tally.seconds["delete"]) < n_clients:
+                tally.settled_bytes = memory[-1]
             used_s = processor_s(service)
             time.sleep(0.5)
     return tally, memory, used_s

@@ -3,7 +3,7 @@
 (inspect's own mock model counts tokens with a tokenizer that it downloads, so it is no use without a network.)
 
 inspect_ai wants other versions than this project pins, so it lives in an environment of its own: put the path of a
-Python that has inspect_ai, openai, numpy and orjson into BALLAST_INSPECT_PYTHON.
+Python in which `pip install -e '.[inspect]'` ran into BALLAST_INSPECT_PYTHON.
 """
 
 import json

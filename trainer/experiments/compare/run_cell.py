@@ -39,9 +39,9 @@ def run_cell(cell: Cell, work: Path, plan: AnyPlan, shared: Shared | None, lock:
         document = _Run(cell, folder, plan, shared, commands).all()
     else:
         document = toy_cell(cell, plan, work / "organism", commands)
-    write_result(folder, cell, document | {"environment": environment(), "commands": commands.commands})
-    for checkpoints in folder.glob("run*/checkpoints"):
+    for checkpoints in folder.glob("run*/checkpoints"):  # before the result, after which nobody comes here again
         shutil.rmtree(checkpoints)
+    write_result(folder, cell, document | {"environment": environment(), "commands": commands.commands})
     return document
 
 
