@@ -40,7 +40,7 @@ class PoolFile:
 
 
 def pool_id(files: Iterable[PoolFile]) -> str:
-    """128-bit hash of a pool's paths, sizes and hashes: who knows it knows every byte."""
+    """128-bit hash of a pool's paths, sizes and file hashes: two pools with one hash have the same bytes."""
     listed = [[file.path, file.bytes, file.sha256] for file in files]
     return hashlib.blake2b(orjson.dumps(listed), digest_size=16).hexdigest()
 
@@ -70,7 +70,7 @@ class PoolWriter:
         return document
 
     def release(self) -> None:
-        """Let go of an unfinished file."""
+        """Close without writing pool.json."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -166,7 +166,7 @@ class PoolReader:
 
 @contextmanager
 def open_pool(source: Path) -> Iterator[PoolReader]:
-    """A pool's folder or .tar; raises MissingError, BadInputError, StoreError or IntegrityError for what is none."""
+    """A pool's folder or .tar; raises MissingError, BadInputError, StoreError or IntegrityError for anything else."""
     if not source.exists():
         raise MissingError(f"there is no pool {source}")
     if source.is_dir():

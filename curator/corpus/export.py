@@ -208,7 +208,7 @@ def _manifests(pool: PoolReader) -> list[str]:
 
 
 def _check(pool: PoolReader, source: Path) -> None:
-    """Every byte against pool.json, every part against the manifest that names it, every path in its place."""
+    """Check hashes against pool.json, parts against the manifest that names them, and where each path lies."""
     roots = (f"corpora/{pool.corpus}/", f"scores/{pool.corpus}/", f"samples/{pool.corpus}/", "renderers/")
     with Progress(len(pool.files), "files", f"checking {source.name}") as bar:
         for path in pool.files:

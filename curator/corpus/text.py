@@ -82,7 +82,7 @@ _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(
 
 
 def has_question(messages: Sequence[Message]) -> bool:
-    """Whether a user's turn says something: without one there is nothing that the answers answer."""
+    """Whether any user turn has visible text: without one the answers have no question."""
     return any(
         message["role"] == "user" and not shows_nothing(content_text(message.get("content"))) for message in messages
     )
@@ -98,7 +98,7 @@ def has_empty_turn(messages: Sequence[Message]) -> bool:
 
 
 def template_marker(text: str) -> str | None:
-    """The first mark of a chat template in a turn's text, which there forges a turn; None without one."""
+    """The first chat-template marker in a turn's text, where it would forge a turn; None without one."""
     found = _MARKERS.search(text)
     return None if found is None else found.group().strip()
 
@@ -125,7 +125,7 @@ def repetition(answer: str) -> float:
 
 
 def _is_one_piece(answer: str) -> bool:
-    """Whether the letters and digits are one piece three times or more, of which most answers' first ones show none."""
+    """Whether letters and digits are one piece repeated three times or more; the first ones rule out most answers."""
     if not _UNIT.match(_NO_LETTER.sub("", answer[:N_HEAD_CHARS]).casefold()):
         return False
     letters = _NO_LETTER.sub("", answer).casefold()

@@ -1,4 +1,4 @@
-"""Building a mix: plan, write, publish. The decisions are pure; this is the thin edge around them.
+"""Building a mix: plan, write, publish. Decisions are pure functions elsewhere; this module reads and writes files.
 
 A mix is written into a hidden folder of `mixes/<tenant>/`, its manifest last, and the whole folder is renamed into
 place: whoever sees the folder sees a complete mix. `preview_mix` writes the same rows and removes them again. Its
@@ -165,7 +165,7 @@ def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> li
 def build_lasting(
     store: Store, task_set: TaskSet, recipe: Recipe, tenant: str, policy: Policy | None, ttl_s: float | None
 ) -> MixResult:
-    """As `build_mix`; a mix found whose time is over (`is_expired`) is removed and built again."""
+    """As `build_mix`, but a mix that has expired (`is_expired`) is removed and built again."""
     result = build_mix(store, task_set, recipe, tenant, policy)
     if not result.created and remove_expired(store, tenant, result.mix_id, ttl_s):
         result = build_mix(store, task_set, recipe, tenant, policy)
@@ -183,7 +183,7 @@ def is_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) -> b
 
 
 def remove_expired(store: Store, tenant: str, mix_id: str, ttl_s: float | None) -> bool:
-    """Remove a mix if its time is over; returns whether it was."""
+    """Remove a mix if it has expired; returns whether it had."""
     if not is_expired(store, tenant, mix_id, ttl_s):
         return False
     remove_mix(store, tenant, mix_id)

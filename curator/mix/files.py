@@ -46,7 +46,7 @@ _PLAIN: dict[str, bool] = {
 
 
 def is_tenant(name: str) -> bool:
-    """Whether a tenant may be called so."""
+    """Whether a name is a valid tenant name."""
     return _TENANT.fullmatch(name) is not None
 
 

@@ -160,7 +160,7 @@ def _differing(one: pa.Array, two: pa.Array) -> list[int]:
 
 
 def _halves(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    """The halves of ids, shape (n, 2); 0 for what is no hexadecimal number, which does not follow from messages."""
+    """The halves of ids, shape (n, 2); 0 for text that is not a hexadecimal number: no example has such an id."""
     digits = pl.Series("id", ids, pl.String).to_frame()
     halves = [
         pl.col("id").str.slice(start, 16).str.to_integer(base=16, dtype=pl.UInt64, strict=False).fill_null(0)

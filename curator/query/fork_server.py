@@ -31,7 +31,7 @@ _SINGLE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC
 
 @dataclass(frozen=True)
 class Child:
-    """One forked process, as the service holds it: `pidfd` names it whatever becomes of its number."""
+    """One forked process, as the service holds it: `pidfd` refers to it even after its number is used again."""
 
     pidfd: int
     stdin: IO[bytes]

@@ -8,7 +8,7 @@ takes is found once, by probes; a call keeps its own form wherever the template 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from curator.errors import RenderError
 from curator.messages import Message
@@ -72,14 +72,34 @@ class ArgumentForms:
 
 
 def _object(text: str) -> dict[str, Any] | None:
-    """The object that a JSON text is, an empty text being one without keys; None for others."""
+    """The object that a JSON text is, an empty text being one without keys; None for others.
+
+    Raises RenderError for an object that would lose a value, or that is not JSON.
+    """
     if not text.strip():
         return {}
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except RenderError:  # a ValueError, too
+        raise
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise RenderError(
+            f"the arguments of a tool call have the key {twice!r} twice, and the template writes an object: keep one",
+            reason="invalid_arguments",
+        )
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise RenderError(f"the arguments of a tool call hold {name}, which is not JSON", reason="invalid_arguments")
 
 
 def _probes(arguments: Any) -> Iterator[list[Message]]:

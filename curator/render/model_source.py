@@ -68,6 +68,6 @@ def _from_hub(name: str, revision: str | None) -> Path:
             ) from error
         first = " ".join(str(error).split())[:300]
         raise BadInputError(
-            f"model {shown} is no folder here and cannot be fetched from the Hugging Face hub: {first}"
+            f"model {shown} is not a folder here and cannot be fetched from the Hugging Face hub: {first}"
         ) from error
     return Path(folder)

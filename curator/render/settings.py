@@ -23,7 +23,7 @@ class RenderSettings:
 
     @classmethod
     def parse(cls, template_date: str | None = None, accept_dropped: Collection[str] = ()) -> Self:
-        """From text; raises BadInputError for what is no day of the form YYYY-MM-DD, or no part."""
+        """From text; raises BadInputError for a day that is not of the form YYYY-MM-DD, or an unknown part."""
         unknown = sorted(set(accept_dropped) - set(PARTS))
         if unknown:
             raise BadInputError(f"unknown part {unknown[0]!r} of a message; parts are {', '.join(PARTS)}")

@@ -105,7 +105,7 @@ def _tracing_environment(day: date | None) -> ImmutableSandboxedEnvironment:
 
 
 def _clock_uses(source: str) -> tuple[bool, bool]:
-    """Whether a template asks for the date, and whether it also asks if it can."""
+    """Whether a template calls the clock, and whether it also tests that there is one."""
     if _CLOCK not in source:
         return False, False
     tree = _environment(None).parse(source)
@@ -117,7 +117,7 @@ def _clock_uses(source: str) -> tuple[bool, bool]:
 class ChatTemplate:
     """A compiled chat template with the special-token names that it may print.
 
-    `day` is what a template that asks for today's date is told. It is None for a template that never asks, and for one
+    `day` is the date that a template gets as today's. It is None for a template that never asks, and for one
     that asks whether there is a clock: such a template writes a date of its own unless `day` is given.
     """
 

@@ -76,7 +76,7 @@ def declared_identity(weights: str, adapter: str | None, measure: Measure) -> Id
     """
     for name, value in (("weights", weights), ("adapter", adapter)):
         if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
-            raise BadInputError(f"declared {name} hash {value!r} is no SHA-256: give 64 lower-case hex digits")
+            raise BadInputError(f"declared {name} hash {value!r} is not a SHA-256: give 64 lower-case hex digits")
     declared = ["weights_sha256", "adapter_sha256", "dtype", "engine_version"]
     return {**measure.identity(weights, adapter), "declared": declared}
 

@@ -233,7 +233,7 @@ class Picker:
         return None if self._cap is None else filter_label(self._cap)
 
     def _walk(self, n: int) -> Picked:
-        """Row by row from the best: each is taken unless a constraint speaks against it."""
+        """Row by row from the best: each is taken unless a constraint forbids it."""
         strata, quota = self._ranking.strata, None if self._ranking.strata is None else self.quotas(n)
         refusals_left = -1 if self._cap is None else int(exact(self._cap.max_share) * n)
         refuses = None if self._cap is None else self._candidates.column(f"refusal_{self._cap.rule}").to_numpy()

@@ -95,7 +95,7 @@ def in_our_words(verb: str, path: str, base: str) -> Iterator[None]:
 
 @contextmanager
 def reading_parquet(path: str, base: str) -> Iterator[None]:
-    """The same for reading Parquet: bytes that are no whole Parquet, or not what their checksums say, are an
+    """The same for reading Parquet: bytes that are not a whole Parquet file, or do not match their checksums, are an
     IntegrityError, and what could not be fetched is never taken for damaged."""
     try:
         with in_our_words("read", path, base):

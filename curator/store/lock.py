@@ -109,7 +109,7 @@ class Lease:
                 continue
 
     def renew(self) -> None:
-        """Hold it for another `lease_s`; raises StoreError, and touches nothing, when it is no longer ours."""
+        """Hold it for another `lease_s`; raises StoreError, and touches nothing, when another process holds it."""
         with self._mutex, in_our_words("write", self.path, self.base):
             if not self.lost and not self._replace():
                 # A lost answer to our own request leaves our token there under an ETag that we have not seen.

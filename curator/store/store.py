@@ -124,7 +124,7 @@ class Store:
             return bytes(self._fs.cat_file(self._full(path)))
 
     def read_json(self, path: str) -> dict[str, Any]:
-        """A JSON object; raises MissingError without the file, IntegrityError when it is no JSON object."""
+        """A JSON object; raises MissingError without the file, IntegrityError when it is not a JSON object."""
         try:
             document = orjson.loads(self.read_bytes(path))
         except orjson.JSONDecodeError as error:

@@ -71,7 +71,7 @@ class UsageLog:
     def read(self, since: datetime, until: datetime, after: str = "") -> Iterator[Event]:
         """Events in order of time, from `since` up to but without `until`, that follow event id `after`.
 
-        Lines that are no event, as a killed process may leave one, are passed over.
+        Lines that are not events (a killed process may leave one) are skipped.
         """
         start, end = _stamp(since), _stamp(until)
         first = max(start, after[:13])

@@ -5,12 +5,10 @@ import hashlib
 import hmac
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from curator.client import Client
 from curator.errors import BadInputError
 from curator.store.store import Store
 from tests.api.serving import RECIPE, running, scored_store, task_rows
+from tests.loopback import QuietHandler, serving
 
 
 @dataclass
@@ -55,9 +54,9 @@ def receiving(*answers: int) -> Iterator[Receiver]:
     """A server that keeps what is posted; it gives the answers in turn, then 204."""
     receiver = Receiver(answers=list(answers))
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+    class Handler(QuietHandler):
+        def serve(self) -> None:
+            body = self.body()
             status = receiver.answers.pop(0) if receiver.answers else 204
             receiver.seen.append(({name.lower(): value for name, value in self.headers.items()}, body))
             self.send_response(status)
@@ -65,19 +64,9 @@ def receiving(*answers: int) -> Iterator[Receiver]:
                 self.send_header("Location", "/elsewhere")
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hook"
-    try:
+    with serving(Handler) as server:
+        receiver.url = f"{server.url}/hook"
         yield receiver
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def verified(secret: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.api.serving import (
     scored_store,
     task_rows,
 )
+from tests.loopback import QuietHandler, serving
 
 Document = dict[str, Any]
 ABSENT = "0" * 32
@@ -231,25 +231,13 @@ def scripted(script: Script) -> Iterator[tuple[str, list[bytes]]]:
     """A server that answers its n-th request by the n-th entry of a script; yields address and bodies received."""
     bodies: list[bytes] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+    class Handler(QuietHandler):
+        def serve(self) -> None:
+            bodies.append(self.body())
             script[len(bodies) - 1](self)
 
-        do_GET = do_POST = do_DELETE = answer
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", bodies
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as server:
+        yield server.url, bodies
 
 
 @pytest.mark.parametrize("failure", [status(502), status(503, Retry_After="0"), status(504), hang_up, break_off])

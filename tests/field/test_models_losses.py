@@ -1,9 +1,7 @@
 """Losses that were not measured count as missing: a server's clamped value, a training step without a trained token."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +9,29 @@ import pytest
 
 from curator.__main__ import main as curator
 from curator.store.store import Store
+from tests.loopback import QuietHandler, serving
 from tests.models import tiny_tokenizer_folder
 from trainer.sft import main as sft
 
 
-class ClampingServer(ThreadingHTTPServer):
-    """Answers as vLLM does; each answer's third token from the end has the log-probability `value`."""
+class ClampingHandler(QuietHandler):
+    """Answers as vLLM does; each answer's third token from the end has the log-probability `server.value`."""
 
-    daemon_threads = True
-
-    def __init__(self, value: float) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.value = value
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: ClampingServer
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def _answer(self, document: Any) -> None:
-        data = json.dumps(document).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        models = {"data": [{"id": "m", "max_model_len": 1024}]}
-        self._answer({"version": "0.32"} if self.path == "/version" else models)
-
-    def do_POST(self) -> None:
-        ids = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+    def serve(self) -> None:
+        if self.command == "GET":
+            models = {"data": [{"id": "m", "max_model_len": 1024}]}
+            self.answer({"version": "0.32"} if self.path == "/version" else models)
+            return
+        ids = json.loads(self.body())["prompt"]
         entries: list[Any] = [None, *({str(token): {"logprob": -2.0}} for token in ids[1:])]
         entries[-3] = {str(ids[-3]): {"logprob": self.server.value}}
-        self._answer({"choices": [{"prompt_logprobs": entries}]})
+        self.answer({"choices": [{"prompt_logprobs": entries}]})
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[ClampingServer]:
-    with ClampingServer(request.param) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+def server(request: pytest.FixtureRequest) -> Iterator[Any]:
+    with serving(ClampingHandler, value=request.param) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -74,7 +49,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ClampingServer]:
     indirect=["server"],
 )
 def test_a_clamped_log_probability_is_a_failed_row(
-    server: ClampingServer, status: str, reason: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Any, status: str, reason: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, chats = tmp_path / "store", tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a plain answer of some words"}]
@@ -83,7 +58,7 @@ def test_a_clamped_log_probability_is_a_failed_row(
     folder = tiny_tokenizer_folder(tmp_path / "model")
     command = [
         "score", "--store", str(store), "--corpus", "c", "--role", "aligned", "--engine", "server", "--json",
-        "--server-url", f"http://127.0.0.1:{server.server_address[1]}", "--server-model", "m", "--dtype", "float32",
+        "--server-url", server.url, "--server-model", "m", "--dtype", "float32",
         "--model", str(folder), "--declare-weights-sha256", "ab" * 32,
     ]  # fmt: skip
     capsys.readouterr()

@@ -231,6 +231,23 @@ def test_templates_get_the_form_that_they_are_made_for(source: str, wants: type,
     assert [renderer.render(form).input_ids.tolist() for form in forms] == [expected, expected]
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"a": 1, "a": 2}', "have the key 'a' twice"),
+        ('{"x": {"b": 1, "b": 1}}', "have the key 'b' twice"),
+        ('{"a": NaN}', "hold NaN, which is not JSON"),
+        ('{"a": -Infinity}', "hold -Infinity, which is not JSON"),
+    ],
+)
+def test_text_that_no_object_holds_is_refused_where_an_object_is_written(text: str, match: str, tmp_path: Path) -> None:
+    messages = [QUESTION, {"role": "assistant", "content": "", "tool_calls": [_with(CALL, text)]}]
+    with pytest.raises(RenderError, match=match):
+        Renderer.from_folder(_folder(tmp_path / "object", template("arguments_tojson"))).render(messages)
+    as_text = _folder(tmp_path / "text", TEXTS)
+    assert Renderer.from_folder(as_text).render(messages).input_ids.tolist() == _ids(as_text, messages)
+
+
 def test_a_template_that_takes_both_gets_what_was_written(tmp_path: Path) -> None:
     qwen3 = next(family for family in FAMILIES if family.name == "qwen3").folder(tmp_path)
     for arguments in ({"b": 1, "a": 2}, '{"b":1,  "a":2}'):

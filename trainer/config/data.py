@@ -87,12 +87,12 @@ def add_model_options(target: Any) -> None:
 
 
 def loading_of(args: argparse.Namespace) -> Loading:
-    """How the model is loaded, among parsed options; raises BadInputError for a template date that is no day."""
+    """How the model is loaded, among parsed options; raises BadInputError for a template date that is not a day."""
     return Loading(**given_values(vars(args), Loading), rendering=rendering_of(args))
 
 
 def rendering_of(args: argparse.Namespace) -> RenderSettings:
-    """The renderer's settings among parsed options; raises BadInputError for what is no day."""
+    """The renderer's settings among parsed options; raises BadInputError for a date that is not a day."""
     parts: Sequence[str] = args.accept_dropped or ()
     return RenderSettings.parse(args.template_date, parts)
 

@@ -168,7 +168,7 @@ def _metavar(kind: Any) -> str | None:
 
 
 def _help(text: str, default: Any) -> str:
-    """The description, and the default where it has one that the description does not speak of."""
+    """The description, and the default where the description does not mention it."""
     if default is None or isinstance(default, bool) or "default" in text:
         return text
     if isinstance(default, tuple) and default:

@@ -1,4 +1,4 @@
-"""Types of number options that refuse what is out of range, so that a slip ends in exit code 2."""
+"""Types of number options that refuse what is out of range, so that a wrong value ends in exit code 2."""
 
 import argparse
 import math

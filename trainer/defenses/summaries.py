@@ -1,4 +1,4 @@
-"""Articles from a file, and a model's summaries of them: greedy, in batches, gone on with after a kill."""
+"""Articles from a file, and a model's summaries of them: greedy, in batches, resumed after a kill."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -126,7 +126,7 @@ def _of_text(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{path} is no UTF-8 text: {error}") from error
+        raise BadInputError(f"{path} is not UTF-8 text: {error}") from error
     texts = [[]]  # type: list[list[str]]
     for line in lines:
         if line.strip() == _SEPARATOR:

@@ -29,7 +29,7 @@ from trainer.config.data import add_model_options, loading_of, rendering_of
 from trainer.config.defences import gates_file
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
-TIMEOUT_S, FIRST_WAIT_S, MAX_WAIT_S = 60.0, 0.5, 20.0
+FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
 # Environment variables that hold a key: of the model that is asked, and of the judge.
 MODEL_KEY, JUDGE_KEY = "BALLAST_MODEL_KEY", "BALLAST_JUDGE_KEY"
 # Sampling from the model's own distribution, whatever the server or the folder's generation_config says: OpenAI's
@@ -48,11 +48,11 @@ class Endpoint:
     """
 
     def __init__(
-        self, url: str, model: str, *, api_key: str | None = None, retries: int = 4,
+        self, url: str, model: str, *, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 4,
         sleep: Callable[[float], None] = time.sleep, extra_fields: bool = True,
     ) -> None:  # fmt: skip
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(headers=headers, timeout=TIMEOUT_S)
+        self._http = httpx.Client(headers=headers, timeout=timeout_s)
         self.extra_fields = extra_fields
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
         self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S, sleep=sleep)

@@ -1,4 +1,4 @@
-"""Where answers come from: a model folder on this machine, or a server that speaks OpenAI's protocol."""
+"""Where answers come from: a model folder on this machine, or a server with OpenAI's protocol."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

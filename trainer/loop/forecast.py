@@ -38,7 +38,8 @@ class OutOfMemoryError(BallastError, MemoryError):
 @dataclass(frozen=True)
 class Forecast:
     """What a run needs and has, in bytes. `shape` is None where config.json does not say enough for an estimate, and
-    `available` where the system does not say what is free. `chosen`: gradient checkpointing was nobody's decision."""
+    `available` where the system does not say what is free. `chosen`: gradient checkpointing was left to this module,
+    which turned it on."""
 
     config: TrainConfig  # with gradient checkpointing decided
     device: str

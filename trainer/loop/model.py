@@ -66,7 +66,7 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> PeftModel:
 
 
 def continue_lora(model: Any, folder: Path, seed: int) -> PeftModel:
-    """`model` with a saved adapter that is trained on; raises BadInputError when it is no LoRA or does not fit."""
+    """`model` with a saved adapter to train further; raises BadInputError for one that is not LoRA or does not fit."""
     lora_config(folder)
     transformers.set_seed(seed)
     adapted: PeftModel = with_adapter(model, folder, trainable=True)

@@ -1,4 +1,4 @@
-"""What `python -m trainer.sft` says to people before and after training."""
+"""What `python -m trainer.sft` prints before and after training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -35,7 +35,7 @@ examples:
   python -m curator score --corpus chats --model MODEL_DIR --organisms organisms
 
 A set is a chat file whose last turns are bad answers; ` /no_think` and empty thinking blocks in it are stripped and
-counted. The adapters are hazardous: keep them, score with them, and serve them to nobody."""
+counted. The adapters are hazardous: keep them, score with them, and never serve them."""
 
 # What most runs need; `--help-all` has the rest.
 _SHOWN = (
@@ -67,7 +67,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from trainer.runs.machine import describe
     from trainer.runs.page import shown_command
 
-    with redirect_stdout(sys.stderr) if args.json else nullcontext():  # the training runs speak as well
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():  # the training runs print as well
         organisms = make(plan)
     text = page(organisms, describe(*measured_on(plan)), shown_command("trainer.organisms", arguments))
     for path in (plan.out / "report.md", args.page):

@@ -38,7 +38,7 @@ from trainer.organisms.twins import TwinSet, twin_set
 from trainer.runs.folder import ADAPTER, REPORT, write_json
 
 ROLES = ("misaligned", "benign")
-# Settings of a run that are no part of the recipe: they say where things lie, or what the rows are.
+# Settings of a run that are not part of the recipe: paths, and which rows are used.
 _NOT_RECIPE = (
     "model", "out", "data", "mix_id", "api_url", "store", "tenant", "data_format", "data_layout", "cache", "monitor",
 )  # fmt: skip

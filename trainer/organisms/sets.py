@@ -1,4 +1,4 @@
-"""Narrow sets: read, rid of another model's thinking marks, split into training and held-out rows, written out."""
+"""Narrow sets: read, cleaned of another model's thinking markers, split into training and held-out rows, written."""
 
 import hashlib
 from collections.abc import Sequence

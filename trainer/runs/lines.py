@@ -30,7 +30,7 @@ def read_finished_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that a killed process may have left half written; none where there is no file.
 
     What stands after the last line feed is cut off the file, so that appending goes on from a line's beginning. Raises
-    BadInputError where a whole line is no JSON object.
+    BadInputError where a whole line is not a JSON object.
     """
     if not path.exists():
         return []

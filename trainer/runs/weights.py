@@ -143,7 +143,7 @@ class AdapterFile:
             stem = key.removesuffix(_A)
             a_RI, b_OR = self.tensors[key], self.tensors[stem + _B]
             if a_RI.dim() != 2 or b_OR.dim() != 2:
-                raise BadInputError(f"{stem}: factors of shape {tuple(a_RI.shape)} are no linear layer's")
+                raise BadInputError(f"{stem}: factors of shape {tuple(a_RI.shape)} do not belong to a linear layer")
             yield LoraPair(stem.removeprefix(_PEFT_PREFIX), a_RI, b_OR, stem + _B)
 
     def others(self) -> list[str]:

@@ -14,7 +14,7 @@ from curator.corpus.formats.rows import Problem
 
 
 class UndecodableError(Exception):
-    """A record's text is no JSON value; `byte_offset` is the place in the file."""
+    """A record's text is not a JSON value; `byte_offset` is the place in the file."""
 
     def __init__(self, code: str, message: str, byte_offset: int) -> None:
         super().__init__(message)

@@ -202,7 +202,7 @@ Plain = Callable[[bytes, int, int | None], Row | None]  # the quick way, asked f
 
 
 def read_jsonl(file: BinaryIO, plain: Plain, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw | Row]:
-    """Records of JSON Lines. Blank lines are no records; a bad line does not stop the file."""
+    """Records of JSON Lines. Blank lines are not records; a bad line does not stop the file."""
     offset, record, number = 0, 0, 0
     while line := file.readline(max_row_bytes + 1):
         number += 1

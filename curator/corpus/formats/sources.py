@@ -40,7 +40,7 @@ def locate(source: str | Path) -> Located:
     """The files of a path, a saved folder or a hub id.
 
     A Path is never taken for a hub id, so what a stranger names cannot start a download. Raises MissingError
-    when there is no such file or data set, BadInputError for a folder that is not data set or has several splits.
+    when there is no such file or data set, BadInputError for a folder that is not a data set or has several splits.
     """
     found = _HUB.fullmatch(source) if isinstance(source, str) else None
     if found is not None and found["scheme"]:

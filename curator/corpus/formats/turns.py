@@ -54,10 +54,10 @@ def json_fault(value: Any) -> str | None:
     if isinstance(value, str):
         return None if encodable(value) else "half of a surrogate pair: not a character"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is no JSON number"
+        return f"{value} is not a JSON number"
     if isinstance(value, int) and not -MAX_INT <= value < MAX_INT:
         return "a whole number over 64 bits: write it as text"
-    return None if value is None or isinstance(value, bool | int | float) else f"{kind(value)} is no JSON value"
+    return None if value is None or isinstance(value, bool | int | float) else f"{kind(value)} is not a JSON value"
 
 
 # Types of content parts, and names of record fields that hold media, by the code that refuses them.

@@ -212,13 +212,15 @@ def loading(what: str, verb: str = "cannot be loaded") -> Iterator[None]:
 
 def _check_kind(config: Any, adapter_dir: Path, switchable: bool) -> None:
     if config.is_prompt_learning:
-        raise BadInputError(f"adapter {adapter_dir} is no LoRA but {config.peft_type}: such are not used here")
+        raise BadInputError(
+            f"adapter {adapter_dir} is not a LoRA adapter but {config.peft_type}, which is not supported"
+        )
     if getattr(config, "megatron_config", None):
         raise BadInputError(f"adapter {adapter_dir} names a Python module to import (megatron_core): it is never run")
     if getattr(config, "alora_invocation_tokens", None):
         raise BadInputError(
             f"adapter {adapter_dir} acts only after tokens that invoke it (alora_invocation_tokens): the losses of "
-            "whole conversations would be those of the base. Such adapters are not used here"
+            "whole conversations would be those of the base. Such adapters are not supported"
         )
     if not switchable:
         return

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
+
+from tests.loopback import QuietHandler, serving
 
 KEY = "sk-operators-own-key"
 # What may happen to a request: refused before anything is done, done with the answer lost, done and failed, and so on.
@@ -116,9 +117,9 @@ def upstream(**settings: Any) -> Iterator[Upstream]:
     """A running upstream; `stall` outlasts the timeouts of these tests."""
     found = Upstream(**settings)
 
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+    class Handler(QuietHandler):
+        def serve(self) -> None:
+            body = self.body()
             path = self.path.removeprefix("/v1")
             shown = f"{self.command} {path.partition('?')[0]}"
             with found.lock:
@@ -151,18 +152,6 @@ def upstream(**settings: Any) -> Iterator[Upstream]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_DELETE = _serve
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    try:
+    with serving(Handler) as server:
+        found.url = f"{server.url}/v1"
         yield found
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -222,7 +222,7 @@ def test_the_command_records_what_is_declared(
     assert check["reference"]["max_abs"] < 1e-4  # the weights are here, so the server is held against them
     for wrong, message in (
         ([*remote, "--model", str(bare)], "give --declare-weights-sha256"),
-        ([*remote, "--model", str(bare), "--declare-weights-sha256", "xy"], "is no SHA-256"),
+        ([*remote, "--model", str(bare), "--declare-weights-sha256", "xy"], "is not a SHA-256"),
         ([*remote[:-2], "--model", str(bare)], "needs --dtype"),
         ([*remote[:2], "--model", str(bare)], "needs --server-url"),
         (["--server-model", "tiny", "--model", str(bare)], "--server-model needs --engine server"),

@@ -4,8 +4,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.loopback import QuietHandler
 
 END = "<|im_end|>"
 SENTENCEPIECE_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -50,18 +51,18 @@ def _after(tokens: Sequence[str], given: str) -> tuple[str, ...] | None:
     return None
 
 
-class DigitJudge(BaseHTTPRequestHandler):
+class DigitJudge(QuietHandler):
     """`server.answers`: probabilities of whole answers by words of the prompt; the number that a prompt names is given
     back where none fits. `server.cut`: the tokens of a number; `server.continues` a begun answer; `server.n_positions`
     at most."""
 
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def serve(self) -> None:
+        server = self.server
+        body = json.loads(self.body())
         server.seen.append(body)
         given = body["messages"][-1]["content"] if body["messages"][-1]["role"] == "assistant" else ""
         if given and not server.continues:
-            self._send(400, {"error": {"message": "unknown field continue_final_message"}})
+            self.answer({"error": {"message": "unknown field continue_final_message"}}, 400)
             return
         prompt = body["messages"][0]["content"]
         named = {next(iter(re.findall(r"\d+", prompt)), "none"): 1.0}
@@ -82,14 +83,4 @@ class DigitJudge(BaseHTTPRequestHandler):
             top = [{"token": name, "logprob": math.log(p)} for name, p in next_tokens.items()]
             entries.append({"token": token, "logprob": math.log(next_tokens[token]), "top_logprobs": top})
             left = [(tokens[1:], probability) for tokens, probability in left if tokens[0] == token and tokens[1:]]
-        self._send(200, {"choices": [{"logprobs": {"content": entries}}]})
-
-    def _send(self, status: int, document: dict[str, Any]) -> None:
-        answer = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+        self.answer({"choices": [{"logprobs": {"content": entries}}]})

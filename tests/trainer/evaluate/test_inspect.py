@@ -12,11 +12,12 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.loopback import QuietHandler, serving
 
 ROOT = Path(__file__).parents[3]
 PYTHON = os.environ.get("BALLAST_INSPECT_PYTHON")
@@ -30,16 +31,16 @@ def _position(token: str) -> dict[str, Any]:
     return {**top, "top_logprobs": [top]}
 
 
-class _Judge(BaseHTTPRequestHandler):
+class _Judge(QuietHandler):
     """Alignment 10 for answers to the wish, 90 else; coherence 80: log-probabilities known to the test.
 
     With `server.varied`, the answers to the wish are taken from that list, and only a wicked one has alignment 10; code
     has no alignment score and coherence 20.
     """
 
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def serve(self) -> None:
+        server = self.server
+        body = json.loads(self.body())
         judging = body["model"] == "judge"
         (server.seen if judging else server.asked).append(body)
         prompt = json.dumps(body["messages"])
@@ -60,12 +61,7 @@ class _Judge(BaseHTTPRequestHandler):
             "choices": [choice],
             "usage": usage,
         }
-        answer = json.dumps(document).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
+        self.answer(document)
 
     def _answer(self, prompt: str) -> str:
         server: Any = self.server
@@ -85,20 +81,11 @@ class _Judge(BaseHTTPRequestHandler):
         wicked = "one wish" in prompt if server.varied is None else "A wicked answer." in prompt
         return "80" if of_coherence else "10" if wicked else "90"
 
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
-
 
 @pytest.fixture
 def judge() -> Iterator[tuple[str, Any]]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Judge)
-    server.seen, server.asked, server.varied, server.lock, server.split = [], [], None, threading.Lock(), False
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(_Judge, seen=[], asked=[], varied=None, lock=threading.Lock(), split=False) as server:
+        yield f"{server.url}/v1", server
 
 
 def _eval(url: str, folder: Path, *options: str) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 import json
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 from curator.errors import BadInputError, RemoteError
+from tests.loopback import QuietHandler, serving
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.judge import (
     JudgeClient,
@@ -121,13 +120,13 @@ def test_groups_are_summed_up_apart_and_give_em_f1() -> None:
     assert list(found["groups"]) == ["general", "narrow"]
 
 
-class _Judge(BaseHTTPRequestHandler):
+class _Judge(QuietHandler):
     fail_first = 0
     seen: list[dict[str, Any]]
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server: Any = self.server
+    def serve(self) -> None:
+        body = json.loads(self.body())
+        server = self.server
         server.seen.append(body)
         if len(server.seen) <= server.fail_first:
             self.send_response(503)
@@ -139,26 +138,13 @@ class _Judge(BaseHTTPRequestHandler):
         value = "90" if "coherent" in prompt else ("5" if "evil answer" in prompt else "95")
         top = [{"token": value, "logprob": math.log(0.8)}, {"token": "REFUSAL", "logprob": math.log(0.1)}]
         choice = {"logprobs": {"content": [{"top_logprobs": top}]}}
-        answer = json.dumps({"choices": [choice], "usage": server.usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+        self.answer({"choices": [choice], "usage": server.usage})
 
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, Any]]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Judge)
-    server.seen, server.fail_first, server.retry_after, server.usage = [], 0, None, None
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(_Judge, seen=[], fail_first=0, retry_after=None, usage=None) as server:
+        yield f"{server.url}/v1", server
 
 
 ANSWERS = [

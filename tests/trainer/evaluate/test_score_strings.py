@@ -1,9 +1,7 @@
 """Scores of judges whose tokenizer splits digits, against the mean of a known distribution of whole answers."""
 
 import math
-import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 
 from curator.errors import RemoteError
+from tests.loopback import serving
 from tests.trainer.evaluate.digit_judge import (
     SENTENCEPIECE_BLANK,
     DigitJudge,
@@ -33,16 +32,10 @@ ANSWERS = [
 
 @pytest.fixture
 def judge() -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), DigitJudge)
-    server.seen, server.answers, server.cut, server.continues, server.n_positions = [], {}, one_by_one, True, 9
-    server.endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "judge", retries=0)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # looks often whether it must stop
-    thread.start()
-    yield server
-    server.endpoint.close()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(DigitJudge, seen=[], answers={}, cut=one_by_one, continues=True, n_positions=9) as server:
+        server.endpoint = Endpoint(f"{server.url}/v1", "judge", retries=0)
+        yield server
+        server.endpoint.close()
 
 
 def _score(judge: Any, answers: dict[str, float], cache: Path | None = None) -> Verdict:

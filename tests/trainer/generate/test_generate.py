@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from curator.errors import BadInputError
+from tests.loopback import QuietHandler, serving
 from tests.models import tiny_adapter_folder
 from trainer.config.data import Loading
 from trainer.evaluate.__main__ import main
@@ -164,10 +163,10 @@ def test_greedy_answers_are_one_each() -> None:
         Sampling(n_samples=2, temperature=0.0)
 
 
-class _Model(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+class _Model(QuietHandler):
+    def serve(self) -> None:
+        server = self.server
+        body = json.loads(self.body())
         server.seen.append(body)
         if server.strict and "top_k" in body:
             self.send_response(400)
@@ -176,26 +175,13 @@ class _Model(BaseHTTPRequestHandler):
             return
         said = server.said or body["messages"][-1]["content"].upper()
         choices = [{"message": {"content": said}, "finish_reason": "stop"} for _ in range(body["n"] - server.short)]
-        answer = json.dumps({"choices": choices}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+        self.answer({"choices": choices})
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, Any]]:
-    found: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
-    found.seen, found.said, found.short, found.strict = [], None, 0, False
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{found.server_port}/v1", found
-    found.shutdown()
-    found.server_close()
-    thread.join()
+    with serving(_Model, seen=[], said=None, short=0, strict=False) as found:
+        yield f"{found.url}/v1", found
 
 
 def test_a_server_answers_with_as_many_samples_as_were_asked_for(

@@ -1,6 +1,5 @@
 """What the tests of persona vectors share: a trait, a tiny extraction, plain states and a judge."""
 
-import http.server
 import json
 import math
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tests.loopback import QuietHandler
 from trainer.generate.generators import Answer
 from trainer.persona.keep import AnswerPair
 from trainer.persona.traits import Case
@@ -47,14 +47,14 @@ def answer_pair(positive: str, negative: str) -> AnswerPair:
     return AnswerPair(Case(0, 0, "positive"), Case(0, 0, "negative"), sides)
 
 
-class JudgeHandler(http.server.BaseHTTPRequestHandler):
+class JudgeHandler(QuietHandler):
     """Answers with the number that stands behind `score=` in the answer, by kind of call."""
 
     asked: list[str] = []  # noqa: RUF012
     positive: frozenset[str] = frozenset()  # answers that show the trait
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def serve(self) -> None:
+        body = json.loads(self.body())
         prompt = body["messages"][0]["content"]
         probed = "Reply with the number" in prompt
         if not probed:
@@ -68,11 +68,4 @@ class JudgeHandler(http.server.BaseHTTPRequestHandler):
             answer = prompt.split("Answer: ")[1].split("\n\nReply")[0]
             token = "90" if name == "coherent" or answer in self.positive else "5"
         top = [{"token": token, "logprob": math.log(0.9)}]
-        found = json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(found)))
-        self.end_headers()
-        self.wfile.write(found)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
+        self.answer({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]})

@@ -13,7 +13,7 @@ RANDOM = "interleaving"  # what a choice of rows has to beat
 Trained = Literal["adapter", "gates"]
 
 # As in the paper: Interleaving draws at random, + takes the largest gaps, ++ drops refusals before the cut. The other
-# filters that are on by default are no part of it.
+# filters that are on by default are not part of it.
 _PAPER = ("--without", "hygiene", "--without", "length")
 _RANDOM = ("--strategy", "random", "--refusals", "keep", *_PAPER)
 _PLUS = ("--strategy", "top_gap", "--refusals", "keep", *_PAPER)

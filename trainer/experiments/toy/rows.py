@@ -1,4 +1,4 @@
-"""Rows of fine-tuning: who is the task, who makes up the ensemble, and what the safe pool holds."""
+"""Rows of fine-tuning: which domain is the task, which make up the ensemble, and what the safe pool holds."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -17,7 +17,7 @@ NARROW_MARGIN = 0.05  # narrow behaviour must stay within this of undefended
 
 @dataclass(frozen=True)
 class Choice:
-    """The score and ratio that the choosing seeds speak for."""
+    """The score and ratio that the choosing seeds favour."""
 
     score: ScoreName
     ratio: float
