@@ -24,8 +24,11 @@ from api.settings import Settings
 from curator.errors import BadInputError
 from curator.store.store import Store
 from tests.api.openai_api.steps import ended, error_of, events_of, uploaded
+from tests.api.openai_api.test_client import differences
 from tests.api.openai_api.test_forward import in_front_of
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
+from tests.api.test_two_processes import copied
+from tests.buckets import bucket_server, environment
 from tests.models import tiny_model_folder
 
 JOBS = "/fine_tuning/jobs"
@@ -47,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train_settings(root: Path, store: Path | None = None) -> Settings:
+def train_settings(root: Path, store: Path | str | None = None) -> Settings:
     return Settings(
         store=str(store or root / "store"),
         openai_mode="train",
@@ -71,11 +74,14 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def worker(root: Path, store: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
+def worker(root: Path, store: Path | str | None = None, *more: str) -> Iterator["subprocess.Popen[str]"]:
     """A worker that trains, in a process of its own; killed at the end."""
     command = [sys.executable, "-m", "api", "worker", "--store", str(store or root / "store")]
     process = subprocess.Popen(
-        [*command, "--train", str(root / "models.yaml")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--train", str(root / "models.yaml"), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         yield process
@@ -115,6 +121,9 @@ def trainings(root: Path) -> list[int]:
 @pytest.mark.timeout(600)
 def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
     openai = pytest.importorskip("openai", reason="the official client is not installed (pip install 'openai>=3.57')")
+    from openai.types import Model
+    from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+
     with worker(root), openai.OpenAI(base_url=url, api_key="none", _strict_response_validation=True) as client:
         training = client.files.create(file=("t.jsonl", json_lines(task_rows(20, "whole"))), purpose="fine-tune")
         held_out = client.files.create(file=("v.jsonl", json_lines(task_rows(12, "held"))), purpose="fine-tune")
@@ -150,6 +159,10 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
         ]
         checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
         assert [item.step_number for item in checkpoints] == [16, 12, 8], "the ends of the last three epochs"
+        raw = client.fine_tuning.jobs.checkpoints.with_raw_response.list(job.id).http_response.json()["data"]
+        made = client.models.with_raw_response.retrieve(model).http_response.json()
+        answers = [*((FineTuningJobCheckpoint, item) for item in raw), (Model, made)]
+        assert not [item for kind, value in answers for item in differences(kind, value, kind.__name__)]
         assert checkpoints[0].fine_tuned_model_checkpoint == f"{model}:ckpt-step-16"
         assert [item.id for item in client.models.list()] == [model]
         assert client.models.retrieve(model).owned_by == "org-local"
@@ -297,6 +310,33 @@ def test_what_is_left_of_a_training_goes(root: Path, tmp_path: Path) -> None:
         assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
         records.sweep(ttl_s=-1, grace_s=3600)
         assert http.get(f"{JOBS}/{job_id}").status_code == 404
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_store_in_a_bucket(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, queue = scored_store(tmp_path / "local"), str(tmp_path / "queue.sqlite")
+    with bucket_server() as bucket:
+        for name, value in environment(bucket).items():
+            monkeypatch.setenv(name, value)
+        store = copied(Path(local.base), Store("s3://ballast/train"))
+        settings = train_settings(root, "s3://ballast/train").model_copy(update={"job_queue": queue})
+        with (
+            running(settings) as address,
+            httpx.Client(base_url=f"{address}/v1", timeout=60) as http,
+            worker(root, "s3://ballast/train", "--job-queue", queue),
+        ):
+            held_out = uploaded(http, "held", 12)
+            job_id = create(http, "bucket", hyperparameters={"n_epochs": 2}, validation_file=held_out)
+            job = ended(http, job_id, 400)
+            assert job["status"] == "succeeded", job["error"]
+            steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
+            assert (steps, "ballast_validation_loss" in job["metadata"]) == (list(range(1, 13)), True)
+            found = http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
+            assert [item["step_number"] for item in found] == [12, 6]
+            assert "adapter_model.safetensors" in store.list(job["metadata"]["ballast_model_folder"])
+            assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
+            assert store.list("openai/local/models") == []
 
 
 @pytest.mark.parametrize(
