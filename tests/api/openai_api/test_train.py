@@ -138,7 +138,7 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
                 "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}},
             },
         )
-        deadline_s = time.monotonic() + 180
+        deadline_s = time.monotonic() + 400
         while job.status not in ("succeeded", "failed", "cancelled"):
             assert time.monotonic() < deadline_s, job
             time.sleep(0.2)
@@ -259,9 +259,11 @@ def test_the_service_itself_may_be_the_upstream(root: Path, url: str, tmp_path: 
         behind = httpx.get(f"{url}{JOBS}/{behind_id}").json()
         assert (behind["seed"], behind["metadata"]["gateway_job"]) == (5, job_id)
         assert place.http.delete(f"/models/{model}").json()["deleted"] is True
-        assert httpx.get(f"{url}/models").json()["data"] == [], "it was deleted there"
+        assert httpx.get(f"{url}/models/{model}").status_code == 404, "it was deleted there"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "cancelled", hyperparameters={"n_epochs": 50})
     with worker(root):
@@ -271,6 +273,8 @@ def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
         assert not trainings(root)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "failing", model="broken")
     with worker(root):
