@@ -44,6 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     models = {
         "tiny": {"model": str(path / "model"), **USUAL, "options": OPTIONS},
+        "whole": {"model": str(path / "model"), **USUAL, "options": {"device": "cpu", "full": True, "warmup_steps": 1}},
         "broken": {"model": str(path / "model"), **USUAL, "options": {**OPTIONS, "lora_targets": "nothing"}},
     }
     (path / "models.yaml").write_text(yaml.safe_dump(models))
@@ -264,6 +265,21 @@ def test_the_service_itself_may_be_the_upstream(root: Path, url: str, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_every_weight_may_be_trained(root: Path, http: httpx.Client) -> None:
+    held_out = uploaded(http, "held", 12)
+    with worker(root):
+        job = ended(http, create(http, "full", model="whole", validation_file=held_out), 400)
+    assert job["status"] == "succeeded", job["error"]
+    folder = root / "store" / job["metadata"]["ballast_model_folder"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    assert float(job["metadata"]["ballast_validation_loss"]) > 0.0
+    (checkpoint,) = http.get(f"{JOBS}/{job['id']}/checkpoints").json()["data"]
+    names = {path.name for path in folder.with_name(checkpoint["fine_tuned_model_checkpoint"]).iterdir()}
+    assert {"config.json", "model.safetensors"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "cancelled", hyperparameters={"n_epochs": 50})
     with worker(root):
@@ -289,7 +305,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_mixed(http: httpx.
     body = {"model": "gpt-4o", "training_file": file_id}
     error = error_of(http.post(JOBS, json=body), 400)
     assert (error["code"], error["param"]) == ("model_not_available", "model")
-    assert "broken, tiny" in error["message"]
+    assert "broken, tiny, whole" in error["message"]
     body = {"model": "tiny", "training_file": file_id, "hyperparameters": {"learning_rate_multiplier": 101.0}}
     error = error_of(http.post(JOBS, json=body), 400)
     assert error["param"] == "hyperparameters.learning_rate_multiplier"
