@@ -18,12 +18,13 @@ import yaml
 
 from api.__main__ import main
 from api.app import create_app
+from api.jobs.board import Board
 from api.jobs.training import TrainedModel, read_models
 from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError
 from curator.store.store import Store
-from tests.api.openai_api.steps import ended, error_of, events_of, uploaded
+from tests.api.openai_api.steps import ended, error_of, events_of, uploaded, work
 from tests.api.openai_api.test_client import differences
 from tests.api.openai_api.test_forward import in_front_of
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
@@ -298,6 +299,25 @@ def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, ht
     assert (job["status"], job["error"]["code"]) == ("failed", "training_failed")
     assert "nothing" in job["error"]["message"]
     assert str(root) not in json.dumps([job, events_of(http, job_id)])
+
+
+def test_a_training_waits_for_its_place_and_is_made_once(root: Path, tmp_path: Path) -> None:
+    store = scored_store(tmp_path)
+    app = create_app(train_settings(root, tmp_path).model_copy(update={"tenant_jobs": 1}))
+    app.state.openai.poll_s = 3_600.0
+    with running(app) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as http:
+        job_id = create(http, "first")
+        work(tmp_path)  # its mixing has ended, and its place is free
+        other_id = create(http, "second")
+        job = http.get(f"{JOBS}/{job_id}").json()
+        assert (job["status"], job["metadata"]["ballast_safe_rows"]) == ("running", "2")
+        assert Board(store).active("train") == [], "the place is the second job's"
+        assert http.post(f"{JOBS}/{other_id}/cancel").json()["status"] == "cancelled"
+        for _ in range(3):
+            assert http.get(f"{JOBS}/{job_id}").json()["status"] == "running"
+        assert len(Board(store).active("train")) == 1
+        assert http.post(f"{JOBS}/{job_id}/cancel").json()["status"] == "cancelled"
+        assert Board(store).active() == []
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_mixed(http: httpx.Client) -> None:
