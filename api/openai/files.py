@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError
@@ -30,6 +30,7 @@ RECORD_FILE, CONTENT_FILE, ROWS_FILE = "file.json", "content", "rows.parquet"
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 Purpose = Literal["fine-tune", "fine-tune-results"]
 ResultPart = Literal["openai", "jsonl", "manifest"]
+M = TypeVar("M", bound=BaseModel)
 
 
 class FileRecord(Strict):
@@ -67,6 +68,16 @@ def content_id(prefix: str, document: object) -> str:
     return f"{prefix}-{digest[:24]}"
 
 
+def read_record(store: Store, path: str, kind: type[M], missing: str) -> M:
+    """A record as kept; raises MissingError with the text `missing`, IntegrityError for a damaged one."""
+    try:
+        return kind.model_validate(store.read_json(path))
+    except MissingError as error:
+        raise MissingError(missing) from error
+    except ValidationError as error:
+        raise IntegrityError(f"{path} is not a record of this version") from error
+
+
 @dataclass(frozen=True)
 class Files:
     """The files of one store."""
@@ -82,15 +93,10 @@ class Files:
 
     def read(self, tenant: str, file_id: str) -> FileRecord:
         """A file that is not over its time; raises MissingError without one."""
-        path = f"{self.folder(tenant, file_id)}/{RECORD_FILE}"
-        try:
-            record = FileRecord.model_validate(self.store.read_json(path))
-        except MissingError:
-            record = None
-        except ValidationError as error:
-            raise IntegrityError(f"{path} is not a file of this version") from error
-        if record is None or (record.expires_s is not None and record.expires_s <= time.time()):
-            raise MissingError(f"No such File object: {file_id}")
+        path, missing = f"{self.folder(tenant, file_id)}/{RECORD_FILE}", f"No such File object: {file_id}"
+        record = read_record(self.store, path, FileRecord, missing)
+        if record.expires_s is not None and record.expires_s <= time.time():
+            raise MissingError(missing)
         return record
 
     def add(
@@ -131,7 +137,7 @@ class Files:
         if local is not None:
             yield TaskSet(path=local, rejects=(), **record.task)
             return
-        with Scratch("openai") as folder:
+        with Scratch("job") as folder:
             with self.store.open_file(path) as source, (folder / ROWS_FILE).open("wb") as target:
                 shutil.copyfileobj(source, target)
             yield TaskSet(path=folder / ROWS_FILE, rejects=(), **record.task)

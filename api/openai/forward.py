@@ -132,7 +132,7 @@ class Forwarder:
             with (mix.stored("openai") or mix.render("openai")).open("rb") as file:
                 yield file
             return
-        with Scratch("openai", self.service.settings.temp_dir) as folder:
+        with Scratch("job", self.service.settings.temp_dir) as folder:
             with (folder / "mix").open("wb") as written:
                 written.writelines(mix.chunks("openai"))
             with (folder / "mix").open("rb") as file:

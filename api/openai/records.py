@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from api.openai.files import FOLDER, content_id
+from api.openai.files import FOLDER, content_id, read_record
 from curator.errors import IntegrityError, LockedError, MissingError
 from curator.mix.files import is_tenant, tenant_path
 from curator.recipe.base import Strict
@@ -186,12 +186,7 @@ class Records:
     def read(self, tenant: str, ft_id: str) -> JobRecord:
         """A job as kept; raises MissingError without one, IntegrityError for a damaged record."""
         path = f"{self.path(tenant, ft_id)}/{RECORD_FILE}"
-        try:
-            return JobRecord.model_validate(self.store.read_json(path))
-        except MissingError as error:
-            raise MissingError(f"Could not find fine tune: {ft_id}") from error
-        except ValidationError as error:
-            raise IntegrityError(f"{path} is not a fine-tuning job of this version") from error
+        return read_record(self.store, path, JobRecord, f"Could not find fine tune: {ft_id}")
 
     def write(self, record: JobRecord) -> None:
         """Keep a job; for the holder of its lock."""

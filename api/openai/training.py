@@ -36,7 +36,7 @@ def trained(service: Service, record: JobRecord) -> JobRecord:
             try:
                 record = _submit(service, records, record)
             except ApiError:  # the tenant's share of jobs is at work, or the queue is away: the next look tries again
-                return records.read(record.tenant, record.id)
+                return record
         record = _with(record, is_made=True)
     try:
         job = service.board.read(record.tenant, _training(record).work_id)

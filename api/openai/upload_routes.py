@@ -19,6 +19,7 @@ from api.uploads.bodies import MAX_ASKED_BYTES, read_asked, too_large
 from api.uploads.receive import REMEDY, UPLOAD_FILE, Upload, received
 from curator.errors import MissingError
 from curator.recipe.base import Strict
+from curator.store.scratch import Scratch
 
 router = APIRouter(prefix="/v1/uploads", include_in_schema=False)
 
@@ -144,7 +145,8 @@ def _complete(service: Service, tenant: str, upload_id: str, body: CompleteUploa
     if n_bytes != record.n_bytes:
         message = f"the parts have {n_bytes} bytes, the upload was to have {record.n_bytes}"
         raise refused(400, "invalid_value", message, "part_ids")
-    with uploads.joined(tenant, upload_id, body.part_ids, UPLOAD_FILE) as folder:
+    with Scratch("upload", service.settings.temp_dir) as folder:
+        uploads.join(tenant, upload_id, body.part_ids, folder / UPLOAD_FILE)
         upload = Upload(folder, {"purpose": record.purpose, **record.expires_after}, record.filename, n_bytes=n_bytes)
         _check_md5(upload, body.md5)
         file = keep_upload(service, upload, tenant)

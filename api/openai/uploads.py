@@ -8,19 +8,15 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from api.openai.files import FOLDER
+from api.openai.files import FOLDER, read_record
 from curator.errors import IntegrityError, MissingError
 from curator.mix.files import is_tenant, tenant_path
 from curator.recipe.base import Strict
-from curator.store.scratch import Scratch
 from curator.store.store import Store
 
 RECORD_FILE = "upload.json"
@@ -86,15 +82,10 @@ class Uploads:
 
     def read(self, tenant: str, upload_id: str) -> UploadRecord:
         """An upload that is not over its time; raises MissingError without one."""
-        path = f"{self.folder(tenant, upload_id)}/{RECORD_FILE}"
-        try:
-            record = UploadRecord.model_validate(self.store.read_json(path))
-        except MissingError:
-            record = None
-        except ValidationError as error:
-            raise IntegrityError(f"{path} is not an upload of this version") from error
-        if record is None or record.expires_s <= time.time():
-            raise MissingError(f"No such Upload object: {upload_id}")
+        path, missing = f"{self.folder(tenant, upload_id)}/{RECORD_FILE}", f"No such Upload object: {upload_id}"
+        record = read_record(self.store, path, UploadRecord, missing)
+        if record.expires_s <= time.time():
+            raise MissingError(missing)
         return record
 
     def ids(self, tenant: str) -> list[str]:
@@ -111,16 +102,13 @@ class Uploads:
         with self.store.fill(f"{self.folder(tenant, upload_id)}/{part_id}") as target:
             shutil.copyfile(path, target)
 
-    @contextmanager
-    def joined(self, tenant: str, upload_id: str, part_ids: Sequence[str], name: str) -> Iterator[Path]:
-        """A folder of this machine where the parts, one after the other, are the file `name`."""
+    def join(self, tenant: str, upload_id: str, part_ids: Sequence[str], target: Path) -> None:
+        """Write the parts, one after the other, into a file of this machine."""
         folder = self.folder(tenant, upload_id)
-        with Scratch("upload") as scratch:
-            with (scratch / name).open("wb") as target:
-                for part_id in part_ids:
-                    with self.store.open_file(f"{folder}/{part_id}") as source:
-                        shutil.copyfileobj(source, target)
-            yield scratch
+        with target.open("wb") as joined:
+            for part_id in part_ids:
+                with self.store.open_file(f"{folder}/{part_id}") as source:
+                    shutil.copyfileobj(source, joined)
 
     def drop_parts(self, tenant: str, upload_id: str) -> None:
         """Remove the parts of an upload that has ended."""

@@ -265,8 +265,9 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def test_the_differences_to_the_clients_types_are_those_of_the_documentation(client: Any, root: Path) -> None:
-    from openai.types import FileDeleted, FileObject, file_purpose
+    from openai.types import FileDeleted, FileObject, Upload, file_purpose
     from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent, job_create_params
+    from openai.types.uploads import UploadPart
 
     files, jobs = client.files.with_raw_response, client.fine_tuning.jobs.with_raw_response
     made = files.create(file=train_file("types"), purpose="fine-tune").http_response.json()
@@ -277,7 +278,13 @@ def test_the_differences_to_the_clients_types_are_those_of_the_documentation(cli
     events = jobs.list_events(job["id"]).http_response.json()["data"]
     result = files.retrieve(done["result_files"][0]).http_response.json()
     deleted = files.delete(made["id"]).http_response.json()
-    answers = [(FileObject, made), (FileObject, result), (FileDeleted, deleted), (FineTuningJob, job)]
+    content = train_file("in parts")[1]
+    uploads = client.uploads.with_raw_response
+    pending = uploads.create(bytes=len(content), filename="t", mime_type="x", purpose="fine-tune").http_response.json()
+    part = client.uploads.parts.with_raw_response.create(pending["id"], data=content).http_response.json()
+    whole = uploads.complete(pending["id"], part_ids=[part["id"]]).http_response.json()
+    answers: list[tuple[Any, Any]] = [(Upload, pending), (UploadPart, part), (Upload, whole)]
+    answers += [(FileObject, made), (FileObject, result), (FileDeleted, deleted), (FineTuningJob, job)]
     answers += [(FineTuningJob, done), *((FineTuningJobEvent, event) for event in events)]
     found = {item for kind, value in answers for item in differences(kind, value, kind.__name__)}
     unfit = [item for item in found if item[0] != "unknown"]

@@ -18,14 +18,18 @@ import yaml
 
 from api.__main__ import main
 from api.app import create_app
+from api.jobs.board import Board
 from api.jobs.training import TrainedModel, read_models
 from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError
 from curator.store.store import Store
-from tests.api.openai_api.steps import ended, error_of, events_of, uploaded
+from tests.api.openai_api.steps import ended, error_of, events_of, uploaded, work
+from tests.api.openai_api.test_client import differences
 from tests.api.openai_api.test_forward import in_front_of
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
+from tests.api.test_two_processes import copied
+from tests.buckets import bucket_server, environment
 from tests.models import tiny_model_folder
 
 JOBS = "/fine_tuning/jobs"
@@ -41,13 +45,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     models = {
         "tiny": {"model": str(path / "model"), **USUAL, "options": OPTIONS},
+        "whole": {"model": str(path / "model"), **USUAL, "options": {"device": "cpu", "full": True, "warmup_steps": 1}},
         "broken": {"model": str(path / "model"), **USUAL, "options": {**OPTIONS, "lora_targets": "nothing"}},
     }
     (path / "models.yaml").write_text(yaml.safe_dump(models))
     return path
 
 
-def train_settings(root: Path, store: Path | None = None) -> Settings:
+def train_settings(root: Path, store: Path | str | None = None) -> Settings:
     return Settings(
         store=str(store or root / "store"),
         openai_mode="train",
@@ -71,11 +76,14 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def worker(root: Path, store: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
+def worker(root: Path, store: Path | str | None = None, *more: str) -> Iterator["subprocess.Popen[str]"]:
     """A worker that trains, in a process of its own; killed at the end."""
     command = [sys.executable, "-m", "api", "worker", "--store", str(store or root / "store")]
     process = subprocess.Popen(
-        [*command, "--train", str(root / "models.yaml")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--train", str(root / "models.yaml"), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         yield process
@@ -115,6 +123,9 @@ def trainings(root: Path) -> list[int]:
 @pytest.mark.timeout(600)
 def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
     openai = pytest.importorskip("openai", reason="the official client is not installed (pip install 'openai>=3.57')")
+    from openai.types import Model
+    from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+
     with worker(root), openai.OpenAI(base_url=url, api_key="none", _strict_response_validation=True) as client:
         training = client.files.create(file=("t.jsonl", json_lines(task_rows(20, "whole"))), purpose="fine-tune")
         held_out = client.files.create(file=("v.jsonl", json_lines(task_rows(12, "held"))), purpose="fine-tune")
@@ -129,7 +140,7 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
                 "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}},
             },
         )
-        deadline_s = time.monotonic() + 180
+        deadline_s = time.monotonic() + 400
         while job.status not in ("succeeded", "failed", "cancelled"):
             assert time.monotonic() < deadline_s, job
             time.sleep(0.2)
@@ -150,6 +161,10 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
         ]
         checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
         assert [item.step_number for item in checkpoints] == [16, 12, 8], "the ends of the last three epochs"
+        raw = client.fine_tuning.jobs.checkpoints.with_raw_response.list(job.id).http_response.json()["data"]
+        made = client.models.with_raw_response.retrieve(model).http_response.json()
+        answers = [*((FineTuningJobCheckpoint, item) for item in raw), (Model, made)]
+        assert not [item for kind, value in answers for item in differences(kind, value, kind.__name__)]
         assert checkpoints[0].fine_tuned_model_checkpoint == f"{model}:ckpt-step-16"
         assert [item.id for item in client.models.list()] == [model]
         assert client.models.retrieve(model).owned_by == "org-local"
@@ -246,9 +261,26 @@ def test_the_service_itself_may_be_the_upstream(root: Path, url: str, tmp_path: 
         behind = httpx.get(f"{url}{JOBS}/{behind_id}").json()
         assert (behind["seed"], behind["metadata"]["gateway_job"]) == (5, job_id)
         assert place.http.delete(f"/models/{model}").json()["deleted"] is True
-        assert httpx.get(f"{url}/models").json()["data"] == [], "it was deleted there"
+        assert httpx.get(f"{url}/models/{model}").status_code == 404, "it was deleted there"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_weight_may_be_trained(root: Path, http: httpx.Client) -> None:
+    held_out = uploaded(http, "held", 12)
+    with worker(root):
+        job = ended(http, create(http, "full", model="whole", validation_file=held_out), 400)
+    assert job["status"] == "succeeded", job["error"]
+    folder = root / "store" / job["metadata"]["ballast_model_folder"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    assert float(job["metadata"]["ballast_validation_loss"]) > 0.0
+    (checkpoint,) = http.get(f"{JOBS}/{job['id']}/checkpoints").json()["data"]
+    names = {path.name for path in folder.with_name(checkpoint["fine_tuned_model_checkpoint"]).iterdir()}
+    assert {"config.json", "model.safetensors"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "cancelled", hyperparameters={"n_epochs": 50})
     with worker(root):
@@ -258,6 +290,8 @@ def test_cancel_ends_the_training(root: Path, http: httpx.Client) -> None:
         assert not trainings(root)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, http: httpx.Client) -> None:
     job_id = create(http, "failing", model="broken")
     with worker(root):
@@ -267,12 +301,31 @@ def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, ht
     assert str(root) not in json.dumps([job, events_of(http, job_id)])
 
 
+def test_a_training_waits_for_its_place_and_is_made_once(root: Path, tmp_path: Path) -> None:
+    store = scored_store(tmp_path)
+    app = create_app(train_settings(root, tmp_path).model_copy(update={"tenant_jobs": 1}))
+    app.state.openai.poll_s = 3_600.0
+    with running(app) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as http:
+        job_id = create(http, "first")
+        work(tmp_path)  # its mixing has ended, and its place is free
+        other_id = create(http, "second")
+        job = http.get(f"{JOBS}/{job_id}").json()
+        assert (job["status"], job["metadata"]["ballast_safe_rows"]) == ("running", "2")
+        assert Board(store).active("train") == [], "the place is the second job's"
+        assert http.post(f"{JOBS}/{other_id}/cancel").json()["status"] == "cancelled"
+        for _ in range(3):
+            assert http.get(f"{JOBS}/{job_id}").json()["status"] == "running"
+        assert len(Board(store).active("train")) == 1
+        assert http.post(f"{JOBS}/{job_id}/cancel").json()["status"] == "cancelled"
+        assert Board(store).active() == []
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_mixed(http: httpx.Client) -> None:
     file_id = uploaded(http, "refused")
     body = {"model": "gpt-4o", "training_file": file_id}
     error = error_of(http.post(JOBS, json=body), 400)
     assert (error["code"], error["param"]) == ("model_not_available", "model")
-    assert "broken, tiny" in error["message"]
+    assert "broken, tiny, whole" in error["message"]
     body = {"model": "tiny", "training_file": file_id, "hyperparameters": {"learning_rate_multiplier": 101.0}}
     error = error_of(http.post(JOBS, json=body), 400)
     assert error["param"] == "hyperparameters.learning_rate_multiplier"
@@ -297,6 +350,33 @@ def test_what_is_left_of_a_training_goes(root: Path, tmp_path: Path) -> None:
         assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
         records.sweep(ttl_s=-1, grace_s=3600)
         assert http.get(f"{JOBS}/{job_id}").status_code == 404
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_store_in_a_bucket(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, queue = scored_store(tmp_path / "local"), str(tmp_path / "queue.sqlite")
+    with bucket_server() as bucket:
+        for name, value in environment(bucket).items():
+            monkeypatch.setenv(name, value)
+        store = copied(Path(local.base), Store("s3://ballast/train"))
+        settings = train_settings(root, "s3://ballast/train").model_copy(update={"job_queue": queue})
+        with (
+            running(settings) as address,
+            httpx.Client(base_url=f"{address}/v1", timeout=60) as http,
+            worker(root, "s3://ballast/train", "--job-queue", queue),
+        ):
+            held_out = uploaded(http, "held", 12)
+            job_id = create(http, "bucket", hyperparameters={"n_epochs": 2}, validation_file=held_out)
+            job = ended(http, job_id, 400)
+            assert job["status"] == "succeeded", job["error"]
+            steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
+            assert (steps, "ballast_validation_loss" in job["metadata"]) == (list(range(1, 13)), True)
+            found = http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
+            assert [item["step_number"] for item in found] == [12, 6]
+            assert "adapter_model.safetensors" in store.list(job["metadata"]["ballast_model_folder"])
+            assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
+            assert store.list("openai/local/models") == []
 
 
 @pytest.mark.parametrize(
