@@ -52,6 +52,13 @@ class Cost:
         return {**asdict(self), "price": priced}
 
 
+def added(costs: Sequence[Cost]) -> Cost:
+    """Measured costs one after the other, and the largest memory."""
+    hours = sum(item.hours or 0.0 for item in costs)
+    memory = max((item.memory_bytes for item in costs if item.memory_bytes is not None), default=None)
+    return Cost(sum(item.n_rows or 0 for item in costs), sum(item.n_tokens or 0 for item in costs), hours, memory)
+
+
 @dataclass(frozen=True)
 class TrainingBurst:
     """A few steps of a training: seconds and tokens of one, the whole data set's rows and tokens, and memory.

@@ -27,7 +27,7 @@ from trainer.config.flags import Option, add_options, given_values
 from trainer.organisms.plan import SHIPPED, NarrowSet, narrow_sets
 from trainer.organisms.plan import Plan as OrganismPlan
 from trainer.plans.admission import ADMISSION, admit
-from trainer.plans.cost import PRICE, SECONDS_PER_HOUR, Cost, scoring_burst, training_burst
+from trainer.plans.cost import PRICE, SECONDS_PER_HOUR, Cost, added, scoring_burst, training_burst
 from trainer.plans.steps import Made, PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
 
 DESCRIPTION = """\
@@ -117,9 +117,7 @@ def measure(settings: ProvisionSettings) -> Costs:
         return Costs(reading, burst, scoring, burst)
     sizes = [sum(1 for _ in read_rows(str(item.path))) - n_held for item in sets]
     each = [burst.cost(min(size, n_most or size), train.get("max_steps")) for size in sizes]
-    hours = sum(item.hours or 0.0 for item in each)
-    training = Cost(*(sum(values) for values in zip(*((item.n_rows, item.n_tokens) for item in each), strict=True)),
-                    hours, burst.memory_bytes).times(2)  # fmt: skip
+    training = added(each).times(_n_each(settings))
     n_rows = n_held * len(sets)
     n_tokens = round(n_rows * burst.tokens_per_row)
     probing = Cost(n_rows, n_tokens, None if tokens_per_s is None else n_tokens / tokens_per_s / SECONDS_PER_HOUR)
@@ -130,10 +128,15 @@ def _sets(settings: ProvisionSettings) -> tuple[NarrowSet, ...]:
     return narrow_sets(settings.sets, settings.aligned, shipped=settings.shipped or not settings.sets)
 
 
+def _n_each(settings: ProvisionSettings) -> int:
+    """Adapters of a set: the misaligned one, and its twin unless there are none."""
+    return 1 if settings.train.get("twins") == "none" else 2
+
+
 def _scoring(settings: ProvisionSettings) -> list[object]:
     """The options that every scoring has, but for its store."""
     price = {"price_per_hour": settings.price_per_hour}
-    return ["--model", settings.model, *flags({"max_length": settings.max_length, **settings.score, **price})]
+    return ["--model", settings.model, *flags({"max_length": settings.max_length, **price, **settings.score})]
 
 
 def _sample(settings: ProvisionSettings) -> list[object]:
@@ -154,7 +157,7 @@ def plan(settings: ProvisionSettings, quiet: bool, costs: Costs | None = None) -
     json = ["--json"] if quiet else []
     trained = flags({"max_length": settings.max_length, "seed": settings.seed, **settings.train})
     scored, sample = [*_scoring(settings), "--store", store], _sample(settings)
-    n_models = 2 * len(sets)
+    n_models = len(sets) * _n_each(settings)
     steps = [
         Step("Pool: read the rows", "curator",
              ["ingest", settings.corpus, "--corpus", name, "--store", store, *json],

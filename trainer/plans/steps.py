@@ -110,7 +110,7 @@ def show_plan(steps: Sequence[Step], price_per_hour: float | None = None) -> Non
     if hours:
         price = "" if price_per_hour is None else f", price {sum(hours) * price_per_hour:.2f}"
         say(f"In all {sum(hours):.3g} hours{price}, by short bursts here, without the steps that show no hours.")
-    say("Nothing was run. The same command without --plan runs it, skips what is complete, and goes on after a stop.")
+    say("No step was run. The same command without --plan runs it, skips what is complete, and goes on after a stop.")
 
 
 def plan_document(steps: Sequence[Step], price_per_hour: float | None = None) -> list[dict[str, Any]]:

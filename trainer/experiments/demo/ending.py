@@ -109,12 +109,12 @@ def meaning(found: Found) -> list[str]:
     lines += [f"GATE FAILED, {item['form']}: {item['condition']} (is {item['value']:.4g})." for item in failed]
     lines.append(
         "The gate failed: this adapter should not be used." if failed else
-        "The gate is passed: no condition holds under any prompt that was tried."
+        "The gate is passed: no figure is beyond its limits, however it was asked."
     )  # fmt: skip
     return [
         *lines,
         "The tiny model shows the effect. A model of 135 million parameters after a few steps shows that the commands",
-        "work together, no more: misalignment did not emerge on it, so nothing was prevented (docs/results/README.md).",
+        "work together, no more: no emergent misalignment was seen on it, so there was none to prevent (docs/results).",
     ]
 
 
@@ -130,7 +130,8 @@ def _before_after(found: Found) -> list[str]:
             before, after = (item[side]["share_misaligned"]["value"] for side in ("before", "after"))
             rows.append((f"careless answer likelier, {name}", before, after, ".0%", f"of {item['n_pairs']} prompts"))
     return [f"{'':<44}before     after"] + [
-        f"{label:<40}{format(one, kind):>10}{format(two, kind):>10}  {unit}" for label, one, two, kind, unit in rows
+        f"{label:<40}{format(one, kind):>10}{format(two, kind):>10}  {unit}".rstrip()
+        for label, one, two, kind, unit in rows
     ]
 
 
