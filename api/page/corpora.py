@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.page import plots
-from api.page.asking import readable, several_figures
+from api.page.asking import readable, scorers_of, several_figures
 from api.page.frame import PageRoute, address, page
 from api.page.session import AnyVisit, SqlVisit, tenant_of
 from api.routes.corpora import get_corpus
@@ -61,14 +61,16 @@ async def show_corpus(
     request: Request, visit: SqlVisit, corpus: str, score: ScoreName = "gap_rel", hold_out: HoldOut = None
 ) -> Response:
     """One corpus: scorers, the gap by source, the plane of losses, the best and the worst rows."""
-    tenant, held = tenant_of(request), hold_out or []
-    detail = await get_corpus(request, tenant, corpus)
-    scored = any(item["role"] == "aligned" and item["complete"] for item in detail["scorers"]) and any(
-        item["role"] == "misaligned" and item["complete"] for item in detail["scorers"]
-    )
+    held = hold_out or []
+    complete = {item.role for item in await scorers_of(request, corpus) if item.complete}
+    scored = {"aligned", "misaligned"} <= complete
     shown: dict[str, Any] = {"bins": None, "plane": None, "best": [], "worst": [], "spread": None, "below": None}
     if scored:
-        shown = await _gap(request, corpus, score, held)
+        detail, shown = await asyncio.gather(
+            get_corpus(request, tenant_of(request), corpus), _gap(request, corpus, score, held)
+        )
+    else:
+        detail = await get_corpus(request, tenant_of(request), corpus)
     domains = sorted({item["scorer_domain"] for item in detail["scorers"] if item["scorer_domain"]})
     return page(
         request,

@@ -15,7 +15,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,9 @@ class PoolTable:
     gaps: Gaps
     folder: Path | None = None
     signatures_key: str = ""
+    _turn: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    # Gaps of the latest choices, the oldest first.
+    _held: dict[object, pl.DataFrame] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return self.n_rows
@@ -219,15 +222,6 @@ class PoolTable:
         there = self.columns(*names)
         return there.select((pl.lit(len(names)) - pl.sum_horizontal(names)).cast(pl.UInt32).alias(name)).to_series()
 
-    @cached_property
-    def _held(self) -> dict[object, pl.DataFrame]:
-        """Gaps of the latest choices, the oldest first."""
-        return {}
-
-    @cached_property
-    def _turn(self) -> threading.Lock:
-        return threading.Lock()
-
     def signatures(self, part: TextPart) -> Signatures:
         """MinHash signatures of one side of every row's text, kept beside the pool file (where it is) once made.
 
@@ -318,6 +312,8 @@ class PoolCache:
         with turn:  # others wait for this pool alone
             found = self._open.get(key) or opening(store, corpus, scorers, key, self.gaps)
         if found is None:
+            with self._lock:
+                self._turns.pop(key, None)
             return None
         with self._lock:
             self._open.pop(key, None)

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from curator.corpus.manifest import read_corpus
 from curator.select.pool import publish_pool
 from curator.store.store import Store
 from tests.api.serving import started
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if CORPUS not in store.list("corpora"):
             write_scored_corpus(store, args.rows)
         publish_pool(store, CORPUS)
+        n_rows = read_corpus(store, CORPUS).n_examples
         load, second = os.getloadavg()[0], clock_of_a_processor_second()
         text = "\n".join(table(store)) + "\n"
     sys.stdout.write(text)
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine = describe("cpu", "none")
         head = (
             f"# The page over a large corpus\n\nWritten by `python -m tests.bench page --write` on {machine['date']}: "
-            f"{args.rows:,} rows under one aligned and four misaligned models. Machine: {machine['device']}, "
+            f"{n_rows:,} rows under one aligned and four misaligned models. Machine: {machine['device']}, "
             f"{machine['cores']} cores; load average {load:.1f} before and {os.getloadavg()[0]:.1f} at the end. One "
             f"second of processor time of one thread took {second:.1f} s by the clock before and "
             f"{clock_of_a_processor_second():.1f} s at the end: times by the clock are to be read with that.\n\n"

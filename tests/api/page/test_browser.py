@@ -1,6 +1,7 @@
 """The page in a real browser: each flow from click to file, both themes, two widths, the keyboard, and axe-core.
 
 axe-core comes from npm (`npm pack axe-core`); AXE_CORE names its axe.min.js, and without it that test is skipped.
+The flow from a dropped file to a mix runs in `make test`, the others in `make test-all`.
 """
 
 import json
@@ -22,12 +23,14 @@ from tests.api.serving import running
 from tests.models import tiny_model_folder
 
 WHY = missing()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
+pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
+slow = pytest.mark.slow  # all but the main flow, which every run of the tests walks through
 AXE = os.environ.get("AXE_CORE", "")
 VIEWS = [
     "/",
     "/corpora/chats",
     "/corpora/chats/rows",
+    "/corpora/chats/rows?order=shuffled&seed=3",
     "/mix",
     "/mixes",
     "/sql",
@@ -71,6 +74,7 @@ def theme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@slow
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_no_view_overflows_or_breaks_the_policy(url: str, browser: Any, theme: str, size: dict[str, int]) -> None:
     context = browser.new_context(viewport=size, color_scheme=theme)
@@ -115,6 +119,7 @@ def test_a_dropped_file_becomes_a_mix_in_few_actions(url: str, browser: Any, tmp
     context.close()
 
 
+@slow
 def test_the_same_by_keyboard_alone(url: str, browser: Any, tmp_path: Path) -> None:
     context = browser.new_context(viewport=WIDE)
     page = context.new_page()
@@ -145,6 +150,7 @@ def _tab_to(page: Any, condition: str) -> None:
     raise AssertionError(f"the keyboard does not reach {condition}")
 
 
+@slow
 def test_dragging_over_the_histogram_chooses_rows(url: str, browser: Any) -> None:
     context = browser.new_context(viewport=WIDE)
     page = context.new_page()
@@ -164,6 +170,44 @@ def test_dragging_over_the_histogram_chooses_rows(url: str, browser: Any) -> Non
     context.close()
 
 
+def _plotted(page: Any, url: str) -> None:
+    """Complete a name by the keyboard, run the statement, plot its answer."""
+    page.goto(f"{url}/sql")
+    area = page.get_by_label("Statement")
+    area.fill("")
+    area.press_sequentially("select label, n_rows from scor")
+    page.locator(".completions li", has_text="scorers").first.wait_for()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert area.input_value() == "select label, n_rows from scorers"
+    assert page.get_by_role("listbox").count() == 0
+    area.press_sequentially(" order by lab")
+    page.locator(".completions li", has_text="label").first.wait_for()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("listbox").count() == 0
+    area.press_sequentially("el")
+    _tab_to(page, "document.activeElement.textContent === 'Run'")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="5 rows").wait_for()
+    _tab_to(page, "document.activeElement.textContent === 'Plot'")
+    page.keyboard.press("Enter")
+    page.locator("#answer figure").wait_for()
+
+
+@slow
+def test_a_statement_is_completed_run_and_plotted_by_keyboard(url: str, browser: Any, theme: str) -> None:
+    for size in (WIDE, NARROW):
+        context = browser.new_context(viewport=size, color_scheme=theme)
+        watched = Watched(context)
+        _plotted(watched.page, url)
+        assert watched.page.locator("#answer figure rect.s0").count() == 5
+        assert watched.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert watched.complaints == []
+        context.close()
+
+
+@slow
 def test_hostile_rows_run_nothing_and_two_tenants_stay_apart(tmp_path: Path, browser: Any) -> None:
     store: Store = hostile_store(tmp_path / "store")
     keys = [create_key(store, tenant, ["mix", "sql"])[1] for tenant in ("acme", "other")]
@@ -194,6 +238,7 @@ def test_hostile_rows_run_nothing_and_two_tenants_stay_apart(tmp_path: Path, bro
             context.close()
 
 
+@slow
 @pytest.mark.skipif(not Path(AXE).is_file(), reason="AXE_CORE does not name axe.min.js (npm pack axe-core)")
 def test_axe_finds_no_violation(url: str, browser: Any, theme: str) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme, bypass_csp=True)
@@ -205,7 +250,18 @@ def test_axe_finds_no_violation(url: str, browser: Any, theme: str) -> None:
         page.goto(url + path)
         page.add_script_tag(path=AXE)
         result = page.evaluate("axe.run()")
-        for item in result["violations"]:
-            found[f"{path} {item['id']}"] = [node["html"][:160] for node in item["nodes"][:3]]
+        found |= _violations(path, result)
+    _plotted(page, url)
+    page.add_script_tag(path=AXE)
+    found |= _violations("a plot", page.evaluate("axe.run()"))
+    page.get_by_label("Statement").press_sequentially(" desc, n_r")
+    page.locator(".completions li", has_text="n_rows").first.wait_for()
+    found |= _violations("a list of names", page.evaluate("axe.run()"))
     assert found == {}
     context.close()
+
+
+def _violations(where: str, result: dict[str, Any]) -> dict[str, list[str]]:
+    return {
+        f"{where} {item['id']}": [node["html"][:160] for node in item["nodes"][:3]] for item in result["violations"]
+    }

@@ -110,6 +110,17 @@ def test_forms_are_bounded_before_they_are_read(keyed: Keyed) -> None:
         assert client.post("/sign-in", content=json.dumps({"key": "x"})).status_code == 415
 
 
+def test_an_audit_needs_its_scope(keyed: Keyed) -> None:
+    with signed_in(keyed.url, keyed.other) as client:
+        text = client.get("/jobs").text
+        assert "Audit a file" not in text
+        data = {"form_token": form_token(text), "corpus": "chats"}
+        refused = client.post("/jobs/audit", data=data, files={"file": ("rows.jsonl", json_lines(task_rows(3)))})
+        assert refused.status_code == 403
+    with signed_in(keyed.url, keyed.acme) as client:
+        assert "Audit a file" in client.get("/jobs").text
+
+
 def test_an_open_service_takes_no_form_from_elsewhere(http: httpx.Client, root: Path) -> None:
     token = form_token(http.get("/sql").text)
     good = {"form_token": token, "statement": "select 1 as one"}

@@ -17,6 +17,7 @@ VIEWS = [
     "/corpora/chats?score=gap_abs&hold_out=greedy",
     "/corpora/chats/rows",
     "/corpora/chats/rows?order=worst&low=0&high=1&search=kind",
+    "/corpora/chats/rows?order=shuffled&seed=3&aligned_low=&high=\N{MINUS SIGN}0",
     "/mix",
     "/mixes",
     "/sql",
@@ -28,6 +29,8 @@ FAULTS = [
     ("/corpora/chats/rows/" + "0" * 32, 404),
     ("/corpora/chats/rows?low=much", 422),
     ("/corpora/chats/rows?low=nan", 422),
+    ("/corpora/chats/rows?after=7", 422),
+    ("/corpora/chats/rows?order=none", 422),
     ("/corpora/chats?score=best", 422),
     ("/mixes/" + "0" * 32, 404),
     ("/jobs/" + "0" * 32, 404),
@@ -100,8 +103,7 @@ def test_a_view_says_where_its_json_is(http: httpx.Client) -> None:
 
 
 def _ids(http: httpx.Client, search: str) -> list[str]:
-    text = http.get("/corpora/chats/rows", params={"search": search}).text
-    return re.findall(r'href="/corpora/chats/rows/([0-9a-f]{32})', text)
+    return _listed(http.get("/corpora/chats/rows", params={"search": search}).text)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_rows_come_by_pages_each_once_and_in_order(http: httpx.Client) -> None:
     path, seen = "/corpora/chats/rows?order=worst", []
     for _ in range(5):
         text = http.get(path).text
-        seen += re.findall(r'href="/corpora/chats/rows/([0-9a-f]{32})', text)
+        seen += _listed(text)
         following = re.search(r'rel="next" href="([^"]+)"', text)
         if following is None:
             break
@@ -146,6 +148,27 @@ def test_rows_come_by_pages_each_once_and_in_order(http: httpx.Client) -> None:
     assert len(seen) == len(set(seen)) == 36
     worst = http.post("/v1/queries/bottom_by_gap", json={"params": {"corpus": "chats", "n": 36}}).json()["rows"]
     assert seen == [row["example_id"] for row in worst]
+
+
+def _listed(text: str) -> list[str]:
+    return re.findall(r'href="/corpora/chats/rows/([0-9a-f]{32})', text)
+
+
+def test_a_shuffle_is_the_same_for_whoever_has_its_link(http: httpx.Client) -> None:
+    path, seen = "/corpora/chats/rows?order=shuffled&seed=4", []
+    assert _listed(http.get(path).text) == _listed(http.get(path).text)
+    while path:
+        text = http.get(path).text
+        seen += _listed(text)
+        following = re.search(r'rel="next" href="([^"]+)"', text)
+        path = following[1].replace("&amp;", "&") if following else ""
+        assert not path or "seed=4" in path
+    given = {"corpus": "chats", "order": "shuffled", "seed": 4, "n": 36}
+    twin = http.post("/v1/queries/rows_by_gap", json={"params": given}).json()["rows"]
+    assert seen == [row["example_id"] for row in twin]
+    again = re.search(r'href="([^"]*seed=5[^"]*)">Shuffle again', text)
+    assert again is not None
+    assert _listed(http.get(again[1].replace("&amp;", "&")).text) != seen[:20]
 
 
 def test_a_bar_leads_to_just_its_rows(http: httpx.Client) -> None:
@@ -259,6 +282,56 @@ def test_a_named_query_and_a_statement_run_and_fail_plainly(http: httpx.Client) 
     file = http.post("/sql", data={"form_token": token, "statement": "select 1 as one", "format": "csv"})
     assert file.text.split() == ["one", "1"]
     assert file.headers["content-disposition"] == 'attachment; filename="answer.csv"'
+
+
+def _plotted(http: httpx.Client, **fields: str) -> str:
+    token = form_token(http.get("/sql").text)
+    answer = http.post("/sql", data={"form_token": token, "format": "plot", **fields})
+    read_page(answer)
+    return answer.text
+
+
+def test_an_answer_is_plotted_by_one_click(http: httpx.Client) -> None:
+    dots = _plotted(http, query="gap_histogram_by_source")
+    twin = http.post("/v1/queries/gap_histogram_by_source", json={}).json()["rows"]
+    assert len(re.findall(r"<title>\w+ [^<]*, n_rows \d+</title>", dots)) == len(twin)
+    bars = _plotted(http, statement="select '<b>' as kind, -2 as n union all select null, 3 union all select 'c', null")
+    assert "<title>&lt;b&gt;: n \N{MINUS SIGN}2</title>" in bars
+    assert "<title>null: n 3</title>" in bars
+    assert "1 of the rows have no number there" in bars
+    chosen = _plotted(http, statement="select 1 as a, 2 as b, 'x' as c", across="b", up="a")
+    assert "<title>b 2, a 1</title>" in chosen
+    assert "No row has a number to draw" in _plotted(http, statement="select 'x' as c, null::double as b")
+
+
+def test_names_of_views_and_columns_are_there_to_complete(http: httpx.Client) -> None:
+    text = http.get("/sql").text
+    assert '<option value="scorers" label="view">' in text
+    for view, column in (("gap", "mean_nll_aligned"), ("examples", "messages"), ("corpora", "n_examples")):
+        assert f'<option value="{column}" label="{view}">' in text
+
+
+def test_an_audit_starts_from_the_page(http: httpx.Client) -> None:
+    page = http.get("/jobs")
+    data = {"form_token": form_token(page.text), "corpus": "chats"}
+    begun = http.post("/jobs/audit", data=data, files={"file": ("rows.jsonl", json_lines(task_rows(6)))})
+    assert begun.status_code == 303, begun.text
+    job_id = begun.headers["location"].removeprefix("/jobs/")
+    shown = http.get(f"/jobs/{job_id}")
+    read_page(shown)
+    assert "An audit" in shown.text
+    twin = http.get(f"/v1/jobs/{job_id}").json()
+    assert (twin["kind"], twin["state"]) == ("audit", "queued")
+    assert http.post(f"/jobs/{job_id}/delete", data=data).status_code == 303
+    for rows, fields, status in (
+        (b"", data, 422),
+        (json_lines(task_rows(6)), {**data, "corpus": "nothing"}, 422),
+        (b"{broken", data, 422),
+        (json_lines(task_rows(6)), {**data, "form_token": "0" * 64}, 403),
+    ):
+        refused = http.post("/jobs/audit", data=fields, files={"file": ("rows.jsonl", rows)})
+        assert refused.status_code == status
+        read_page(refused)
 
 
 def test_a_long_build_becomes_a_job_that_can_be_cancelled(root: object, http: httpx.Client) -> None:
