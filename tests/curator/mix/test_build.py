@@ -413,6 +413,7 @@ def test_old_left_overs_go_and_fresh_ones_stay(store: Store, tmp_path: Path) -> 
         for path in (folder / "mix.parquet", folder):
             os.utime(path, (time.time() - age_s,) * 2)
     result = build_mix(store, task_set(tmp_path), recipe())
+    assert remove_left(store, "local") == 1
     assert sorted(os.listdir(store.url("mixes/local"))) == [".tmp-fresh", result.mix_id]  # noqa: PTH208 - hidden names count too
     assert store.list("mixes/local") == [result.mix_id]
     assert remove_stale(store, "local", older_than_s=10) == [".tmp-fresh"]
