@@ -122,7 +122,7 @@ class Store:
         """The file's bytes; raises MissingError without one."""
         with in_our_words("read", path, self._base):
             if self._local:  # in a third of the time that fsspec takes
-                with open(self._full(path), "rb") as file:  # noqa: PTH123
+                with open(self._full(path), "rb") as file:
                     return file.read()
             return bytes(self._fs.cat_file(self._full(path)))
 
