@@ -35,7 +35,7 @@ from api.tenancy.tenants import Tenants, load_tenants
 from api.tenancy.turns import Turns
 from curator.console import product_version
 from curator.errors import MissingError
-from curator.mix.build import is_expired, remove_expired, remove_left, remove_stale
+from curator.mix.build import is_expired, remove_expired, remove_left
 from curator.mix.files import is_tenant, tenant_path
 from curator.mix.sign import Signature, Signer, read_signature
 from curator.query.local_copy import LocalCopy
@@ -66,7 +66,6 @@ class Expiry:
         n_removed = 0
         for tenant in filter(is_tenant, self.store.list("mixes")):
             remove_left(self.store, tenant)
-            remove_stale(self.store, tenant)
             names = self.store.list(tenant_path(tenant))
             n_removed += sum(remove_expired(self.store, tenant, name, self.ttl_s) for name in names)
         return n_removed

@@ -141,6 +141,7 @@ def load_query(name: str) -> Query:
     return Query(name, doc, tuple(_declared_param(name, line) for line in declared), text)
 
 
+@cache  # parsed once: every mix asks for them
 def wide_query(name: str) -> Query:
     """A query of `wide/`, over a pool's rows (`curator.query.gaps`); KeyError on an unknown name."""
     if name not in ("bound", "gap", "gap_rows", "loss"):

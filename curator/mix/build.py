@@ -84,7 +84,6 @@ def publish(store: Store, tenant: str, mix_id: str, write: Callable[[str], Manif
 
     A mix whose file or manifest is damaged is removed and made again.
     """
-    remove_stale(store, tenant)
     final = mix_path(tenant, mix_id)
     try:
         manifest = read_manifest(store, tenant, mix_id)
@@ -149,9 +148,14 @@ def _clear_remains(store: Store, tenant: str, final: str) -> None:
 
 
 def remove_left(store: Store, tenant: str) -> int:
-    """Remove the hidden folders of a tenant whose process has ended; returns how many went. 0 in a bucket."""
+    """Remove what killed builds of a tenant left; returns how many folders went.
+
+    Those are hidden folders whose process has ended, and `remove_stale`'s. It reads the whole list of the tenant's
+    mixes, so it is for a command's start and a service's sweep, not for each build.
+    """
     parent = store.local_path(tenant_path(tenant))
-    return 0 if parent is None else sweep_folder(parent)
+    n_stale = len(remove_stale(store, tenant))
+    return n_stale if parent is None else n_stale + sweep_folder(parent)
 
 
 def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> list[str]:

@@ -33,6 +33,7 @@ from curator.store.store import ROW_GROUP_ROWS, arrow_schema
 WINDOW_BYTES = 4 << 20
 SHUFFLE_WINDOW_BYTES = 128 << 20
 MAX_WINDOW_ROWS = 1 << 18
+FEW_ROWS = 1_000  # of a mix whose rows are encoded sooner than a thread has started
 
 # Texts and ids are all different: to look for repeats in them, or for their bounds, costs more than to write them.
 _PLAIN = ("messages", "example_id", "original_id")
@@ -141,7 +142,10 @@ def write_rows(
                 rows = _with_epoch(rows, 1 + start // (len(order) // epochs))
             if encoded is not None:
                 encoded.result()
-            encoded = encoder.submit(writer.write_table, rows, row_group_size=ROW_GROUP_ROWS)
+            if len(order) <= FEW_ROWS:
+                writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+            else:
+                encoded = encoder.submit(writer.write_table, rows, row_group_size=ROW_GROUP_ROWS)
             for piece in rows.to_batches(max_chunksize=ROW_GROUP_ROWS):
                 _account(piece, lines, counter, jsonl)
                 bar.advance(len(piece))

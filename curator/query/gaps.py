@@ -6,7 +6,7 @@ Losses go into DuckDB through Arrow and gaps come back as Polars columns.
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import duckdb
 import numpy as np
@@ -87,6 +87,7 @@ class PoolGaps:
         connection.execute(sql.wide_query("gap_rows").sql)
 
 
+@cache  # files of the package, asked for by every mix
 def definitions() -> str:
     """The statements that gaps follow from, without their comments: part of what a choice is made from."""
     texts = [*map(sql.view_text, sql.DEFINITIONS), sql.wide_query("gap").sql]

@@ -98,7 +98,8 @@ class Candidates:
     those of hygiene (curator.select.hygiene), label columns of type Enum (null without a label), and counts (`n_chars`,
     `n_turns`, `n_response_tokens`, null where unknown). `messages` gives the canonical JSON of some rows, in their
     order, and `reading_order` sorts rows as they are read fastest. `signatures` (curator.select.minhash) are those of
-    all rows, where they are kept.
+    all rows, where they are kept. `remember(key, make)` gives what `make` gave for an equal key before, where the pool
+    stays open.
     """
 
     n_rows: int
@@ -108,6 +109,7 @@ class Candidates:
     messages: Callable[[Rows], list[str]] | None = None
     reading_order: Callable[[Rows], Rows] = lambda rows: rows
     signatures: Callable[[TextPart], Signatures] | None = None
+    remember: Callable[[Any, Callable[[], Any]], Any] = lambda key, make: make()
 
     def __len__(self) -> int:
         return self.n_rows

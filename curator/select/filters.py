@@ -4,7 +4,7 @@ A filter is one function and one line in `FILTERS`. A filter on columns gives Po
 over all rows; a filter on texts looks at the rows that earlier filters left.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,15 +127,15 @@ def apply_filters(
     candidates: Candidates,
     filters: Sequence[FilterSpec],
     context: Context,
-    exclude: Mapping[str, Collection[str]],
+    exclude: Mapping[str, Rows],
 ) -> FilterResult:
-    """Drop the ids in `exclude` (by reason), then apply the filters in order.
+    """Drop the rows in `exclude` (by reason), then apply the filters in order.
 
     Raises RecipeError when rows lack a label that a filter reads and the filter does not say what to do.
     """
     result = FilterResult(pl.repeat(True, len(candidates), dtype=pl.Boolean, eager=True))
-    for reason, ids in exclude.items():
-        result = result.without(reason, candidates.mask(candidates.ids.find(ids)))
+    for reason, rows in exclude.items():
+        result = result.without(reason, candidates.mask(rows))
     for spec in filters:
         way = FILTERS[type(spec)]
         if way.by_columns is not None:
@@ -241,6 +241,11 @@ FILTERS: Mapping[type, Filter] = {
     NearDuplicates: Filter(by_texts=near_duplicates),
     ContaminationFilter: Filter(by_texts=contaminated),
 }
+
+
+def reads_columns(spec: FilterSpec) -> bool:
+    """Whether a filter's answer follows from the pool's columns alone."""
+    return FILTERS[type(spec)].by_columns is not None
 
 
 def filter_label(spec: FilterSpec) -> str:

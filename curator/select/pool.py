@@ -66,6 +66,7 @@ POOL_FORMAT_VERSION = 2  # raised when a frame has other columns
 KEEP_FROM_ROWS = 20_000
 KEEP_FROM_TEXT_BYTES = 4 << 20
 KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
+KEPT_ANSWERS = 8  # of a pool's filters: of a million rows about a megabyte each
 HELD_BYTES = 1 << 30  # of frames in memory, over which the oldest open pools are closed
 GAPS_BYTES = 1 << 28  # of one pool's gaps in memory, over which those of older choices go
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -147,7 +148,22 @@ class PoolTable:
         return Candidates(
             self.n_rows, self.columns, self.ids, self.scores(choice), self.texts, self.texts.reading_order,
             None if self.folder is None else self.signatures,
+            lambda key, make: self._remembered((choice, key), make),
         )  # fmt: skip
+
+    def _remembered(self, key: Any, make: Callable[[], Any]) -> Any:
+        found = self._answers.get(key)
+        if found is None:
+            found = make()
+            if len(self._answers) >= KEPT_ANSWERS:
+                self._answers.clear()
+            self._answers[key] = found
+        return found
+
+    @cached_property
+    def _answers(self) -> dict[Any, Any]:
+        """What filters left, by gap and filters."""
+        return {}
 
     @cached_property
     def ids(self) -> "PoolIds":

@@ -23,6 +23,7 @@ from curator.recipe.strategies import (
     StrategySpec,
     Stratified,
     TopGap,
+    needs_score,
     ranks_by_score,
 )
 from curator.select.candidates import (
@@ -37,6 +38,7 @@ from curator.select.filters import (
     apply_filters,
     drop_unknown,
     filter_label,
+    reads_columns,
 )
 from curator.select.minhash import shingles
 from curator.select.ngrams import Hashes
@@ -105,8 +107,19 @@ class PoolSelection:
 
 def filter_rows(candidates: Candidates, request: SelectionRequest, context: Context | None = None) -> FilterResult:
     """The filters' part of `select`; raises RecipeError when rows lack a label that a filter reads."""
-    result = apply_filters(candidates, request.filters, context or Context(), request.exclude)
-    return drop_unknown(result, candidates, request.strategy, by_tokens=request.tokens is not None)
+    exclude = {reason: candidates.ids.find(ids) for reason, ids in request.exclude.items()}
+    by_tokens = request.tokens is not None
+
+    def result() -> FilterResult:
+        left = apply_filters(candidates, request.filters, context or Context(), exclude)
+        return drop_unknown(left, candidates, request.strategy, by_tokens=by_tokens)
+
+    if any(map(len, exclude.values())) or not all(reads_columns(spec) for spec in request.filters):
+        return result()
+    # Nothing of the task set counts: what the same filters left for another request is left for this one.
+    key = (request.filters, needs_score(request.strategy), by_tokens, tuple(exclude))
+    found: FilterResult = candidates.remember(key, result)
+    return found
 
 
 def select(candidates: Candidates, request: SelectionRequest, context: Context | None = None) -> PoolSelection:

@@ -8,7 +8,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -146,10 +146,20 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_together(paths: Sequence[Path]) -> None:
-    """`flush_to_disk` for several at once: the disk's journal takes them in one go."""
-    with ThreadPoolExecutor(len(paths)) as threads:
-        list(threads.map(flush_to_disk, paths))
+def flush_folder(folder: Path) -> None:
+    """`flush_to_disk` for a folder and the files in it.
+
+    The files at once, for the disk's journal takes them in one go; their names after them, for which nothing is left
+    to write then.
+    """
+    files = [*folder.iterdir()]
+    with ThreadPoolExecutor(max(1, len(files) - 1)) as threads:
+        flushing = [threads.submit(flush_to_disk, path) for path in files[1:]]
+        for path in files[:1]:  # by this thread, which would wait otherwise
+            flush_to_disk(path)
+        for flushed in flushing:
+            flushed.result()
+    flush_to_disk(folder)
 
 
 def age_s(files: Any, folder: str) -> float:

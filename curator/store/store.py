@@ -8,6 +8,7 @@ A store of another format version is refused, never misread.
 
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -26,8 +27,8 @@ from curator.store.filesystem import (
     N_PIECES,
     age_s,
     atomic_write,
+    flush_folder,
     flush_to_disk,
-    flush_together,
     in_our_words,
     is_no_name,
     reach,
@@ -94,10 +95,9 @@ class Store:
 
     def file_state(self, path: str) -> str:
         """Size, time and inode of a local file, in hex: another file under its name has another. "none" without one."""
-        local = self.local_path(path)
         with suppress(OSError):  # what is missing is reported by whoever reads it
-            if local is not None:
-                state = local.stat()
+            if self._local:
+                state = os.stat(self._full(path))  # noqa: PTH116 - a mix asks for every part of its pool
                 return f"{state.st_size:x}-{state.st_mtime_ns:x}-{state.st_ino:x}"
         return "none"
 
@@ -105,7 +105,7 @@ class Store:
         """Whether a file or folder stands there; raises StoreError when the store cannot be asked."""
         with in_our_words("read", path, self._base):
             try:
-                self._fs.info(self._full(path))
+                os.stat(self._full(path)) if self._local else self._fs.info(self._full(path))  # noqa: PTH116
             except OSError as error:
                 if isinstance(error, FileNotFoundError) or is_no_name(error):
                     return False
@@ -121,6 +121,9 @@ class Store:
     def read_bytes(self, path: str) -> bytes:
         """The file's bytes; raises MissingError without one."""
         with in_our_words("read", path, self._base):
+            if self._local:  # in a third of the time that fsspec takes
+                with open(self._full(path), "rb") as file:
+                    return file.read()
             return bytes(self._fs.cat_file(self._full(path)))
 
     def read_json(self, path: str) -> dict[str, Any]:
@@ -223,7 +226,7 @@ class Store:
             source, target = Path(self._full(temporary)), Path(self._full(final))
             target.parent.mkdir(parents=True, exist_ok=True)
             with in_our_words("write", final, self._base):
-                flush_together([*source.iterdir(), source])  # the names in it, before its own
+                flush_folder(source)  # the names in it, before its own
             try:
                 source.replace(target)
             except OSError:  # another process put the same folder there first
@@ -311,7 +314,7 @@ class Store:
         return sorted(name for name in names if not name.startswith(".") and fnmatch(name, pattern))
 
     def _full(self, path: str) -> str:
-        parts = PurePosixPath(path).parts
+        parts = [part for part in path.split("/") if part not in ("", ".")]
         if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
             raise BadInputError(f"{path[:200]!r} is not a path inside the store")
         return "/".join([self._base, *parts])

@@ -119,6 +119,21 @@ def download_s(url: str) -> tuple[float, int]:
     return time.perf_counter() - begun, n_bytes
 
 
+def resumed(link: str, cut_at: float) -> tuple[float, bytes]:
+    """Seconds of the rest of a download that broke off after a share of its bytes, and all of its bytes."""
+    with httpx.stream("GET", link, timeout=120) as answer:
+        etag, wanted = answer.headers["etag"], int(float(answer.headers["content-length"]) * cut_at)
+        content = bytearray()
+        for chunk in answer.iter_raw():
+            content += chunk
+            if len(content) >= wanted:
+                break
+    begun = time.perf_counter()
+    rest = httpx.get(link, headers={"Range": f"bytes={len(content)}-", "If-Range": etag}, timeout=120)
+    assert rest.status_code == 206, rest.status_code
+    return time.perf_counter() - begun, bytes(content) + rest.content
+
+
 def downloads(service: str, store: Store, mix_id: str, folder: Path) -> list[str]:
     """Lines of a Markdown table: each format from the service, and the same bytes as a file from each server."""
     lines = ["| bytes | served by | median s | rounds | of the static server's |", "|---|---|---|---|---|"]
@@ -126,9 +141,18 @@ def downloads(service: str, store: Store, mix_id: str, folder: Path) -> list[str
     for data_format in ("jsonl", "openai", "parquet"):
         link = f"{service}/v1/mixes/{mix_id}/data?format={data_format}"
         first_s, _ = download_s(link)
-        (folder / data_format).write_bytes(httpx.get(link, timeout=120).content)
-        size = (folder / data_format).stat().st_size / 1e6
-        lines.append(f"| {data_format}, {size:.0f} MB | service, first time | {first_s:.2f} | | |")
+        whole = httpx.get(link, timeout=120).content
+        (folder / data_format).write_bytes(whole)
+        size = len(whole) / 1e6
+        firsts = ""
+        for name in names:
+            with static_server(folder, name) as url:
+                cold_s, _ = download_s(f"{url}/{data_format}")
+            firsts += f"{first_s / cold_s:.2f}x of {name}'s first; "
+        lines.append(f"| {data_format}, {size:.0f} MB | service, first time | {first_s:.2f} | | {firsts[:-2]} |")
+        resumed_s, joined = resumed(link, 0.5)
+        assert joined == whole, "a resumed download has other bytes"
+        lines.append(f"| {data_format}, the second half | service, resumed by Range | {resumed_s:.2f} | | |")
         for name in names:
             with static_server(folder, name) as url:
                 found: dict[str, list[float]] = {"service": [], name: []}

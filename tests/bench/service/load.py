@@ -1,10 +1,16 @@
 """`python -m tests.bench service`: clients that build, read, download and delete mixes at once, on this machine.
 
-First what single requests cost, beside bare tools. Then the service as a process of its own over the demo's corpus
-with a real tokenizer: the clients run for a fixed time, which gives latency percentiles by operation, errors and the
-service's memory. Then one tenant's small mixes beside another's large uploads (`python -m tests.bench.service.fairness`
-alone). Last a mix of 200,000 rows: downloads beside static file servers, pages of rows beside datasette's.
-`--write` also puts all of it into docs/results/service.md.
+`--work` names what is measured, all but `memory` by default:
+
+    requests   what single requests cost, beside bare tools, and 100,000 rows from the first byte to the finished mix
+    load       the service as a process of its own over the demo's corpus with a real tokenizer: clients for a fixed
+               time, which gives latency percentiles by operation, errors and memory
+    million    the same from a pool of a million rows
+    turns      one tenant's small mixes beside another's large uploads
+    large      a mix of 200,000 rows: downloads beside static file servers, pages of rows beside datasette's
+    memory     ten minutes of the load: memory at their end beside that after the first
+
+`--write` puts what was measured into docs/results/service.md, and leaves the other sections as they stand.
 """
 
 import argparse
@@ -15,11 +21,12 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-import httpx
 import orjson
 import psutil
 
@@ -35,13 +42,27 @@ from tests.bench.service.costs import (
 )
 from tests.bench.service.downloads import downloads, large_mix, pages
 from tests.bench.service.fairness import fairness
-from tests.bench.service.stores import demo_store, user_rows
+from tests.bench.service.stores import CORPUS, demo_store, large_store, user_rows
 from trainer.runs.machine import describe
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "service.md"
 MIB = 2**20
 MARKER = b"a client's own rows"
-LARGE_TITLE = "## One mix of 200,050 rows, measured"
+BOUNDARY = "ballast-bench"
+TITLES = {
+    "requests": "Single requests",
+    "load": "Under load",
+    "million": "Under load, from a pool of a million rows",
+    "turns": "Turns between tenants",
+    "large": "One mix of 200,050 rows",
+    "memory": "Ten minutes of load",
+}
+PAGE_HEAD = """\
+# The service under load
+
+Written by `python -m tests.bench service --write`. Each section says when it was measured and what else ran then: times
+by the clock are to be read with that.
+"""
 # All clients are one tenant here: its own shares would refuse what is to be measured.
 OPTIONS = ("--log-level", "error", "--tenant-requests-per-minute", "1000000", "--tenant-builds", "64")
 
@@ -55,92 +76,143 @@ class Tally:
     settled_bytes: int = 0  # resident memory of the service after as many rounds as there are clients
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def timed(self, name: str, call: Callable[[], httpx.Response], *expected: int) -> httpx.Response:
+
+@dataclass
+class Caller:
+    """One client's connection. Not httpx: 64 of its clients take as much processor time as the service's own part."""
+
+    connection: HTTPConnection
+    tally: Tally
+
+    def ask(self, name: str, expected: int, method: str, path: str, body: bytes | None = None) -> bytes | None:
+        """The answer's body; None, and a fault, for another status."""
+        headers = {} if body is None else {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
         begun = time.perf_counter()
-        answer = call()
-        with self.lock:
-            self.seconds[name].append(time.perf_counter() - begun)
-            if answer.status_code not in expected:
-                self.faults.append(f"{name}: {answer.status_code} {answer.text[:200]}")
-        return answer
+        self.connection.request(method, path, body, headers)
+        answer = self.connection.getresponse()
+        content = answer.read()
+        with self.tally.lock:
+            self.tally.seconds[name].append(time.perf_counter() - begun)
+            if answer.status != expected:
+                self.tally.faults.append(f"{name}: {answer.status} {content[:200]!r}")
+        return content if answer.status == expected else None
 
 
-def client(url: str, number: int, deadline_s: float, tally: Tally, rows: bytes) -> None:
+@dataclass(frozen=True)
+class Load:
+    """What is sent: a corpus's store, data sets of `n_rows` rows that end in MARKER, and for how long by how many."""
+
+    store: Store
+    corpus: str
+    bodies: Sequence[bytes]
+    n_rows: int
+    n_clients: int
+    seconds: float
+
+
+def form_body(rows: bytes, corpus: str) -> bytes:
+    """One upload as multipart/form-data."""
+    recipe = orjson.dumps({**RECIPE, "corpus": corpus})
+    parts = (b'name="recipe"\r\n\r\n' + recipe, b'name="file"; filename="task.jsonl"\r\n\r\n' + rows)
+    opened = b"".join(b"--%b\r\nContent-Disposition: form-data; %b\r\n" % (BOUNDARY.encode(), part) for part in parts)
+    return opened + b"--%b--\r\n" % BOUNDARY.encode()
+
+
+def client(url: str, number: int, deadline_s: float, tally: Tally, load: Load) -> None:
     """One client until the deadline: build, list, read a page, download, delete. No two send the same rows."""
-    turn = 0
-    recipe = {"recipe": orjson.dumps(RECIPE).decode()}
-    with httpx.Client(base_url=url, timeout=120) as http:
-        while time.monotonic() < deadline_s:
-            turn += 1
-            sent = rows.replace(MARKER, f"client {number} turn {turn}".encode())
-            body = {"files": {"file": ("task.jsonl", sent)}, "data": recipe}
-            try:
-                made = tally.timed("build", lambda body=body: http.post("/v1/mixes", **body), 201)  # type: ignore[misc]
-                if made.status_code != 201:
-                    continue
-                links = made.json()["links"]
-                tally.timed("rows", lambda links=links: http.get(links["rows"]), 200)  # type: ignore[misc]
-                tally.timed("list", lambda: http.get("/v1/mixes"), 200)
-                for name in ("jsonl", "parquet"):
-                    tally.timed(f"data {name}", lambda links=links, name=name: http.get(links[name]), 200)  # type: ignore[misc]
-                tally.timed("delete", lambda links=links: http.delete(links["self"]), 204)  # type: ignore[misc]
-            except httpx.HTTPError as error:
-                tally.faults.append(f"no answer: {error!r}")
+    caller, turn = Caller(HTTPConnection(url.removeprefix("http://"), timeout=120), tally), 0
+    while time.monotonic() < deadline_s:
+        turn += 1
+        rows = load.bodies[number % len(load.bodies)].replace(MARKER, f"client {number} turn {turn}".encode())
+        try:
+            made = caller.ask("build", 201, "POST", "/v1/mixes", form_body(rows, load.corpus))
+            if made is None:
+                continue
+            links = orjson.loads(made)["links"]
+            caller.ask("rows", 200, "GET", links["rows"])
+            caller.ask("list", 200, "GET", "/v1/mixes")
+            for name in ("jsonl", "parquet"):
+                caller.ask(f"data {name}", 200, "GET", links[name])
+            caller.ask("delete", 204, "DELETE", links["self"])
+        except (HTTPException, OSError) as error:
+            tally.faults.append(f"no answer: {error!r}")
+            caller.connection.close()
 
 
-def load(store: Store, n_clients: int, seconds: float, n_rows: int) -> tuple[Tally, list[int], float]:
-    """Run the clients; returns what they saw, the service's resident bytes each half second, and its processor seconds.
+@dataclass(frozen=True)
+class Seen:
+    """What a load gave: `memory` has, every half second, the resident bytes of the service's process and of all."""
 
-    Memory is that of the service's own process; processor time that of the processes beside it too.
-    """
-    tally, memory, used_s = Tally(), list[int](), 0.0
-    bodies = [user_rows(store, n_rows, seed, MARKER.decode()) for seed in range(n_clients)]
-    with started(Path(store.base), *OPTIONS) as (process, url):
-        deadline_s = time.monotonic() + seconds
+    tally: Tally
+    memory: Sequence[tuple[int, int]]
+    service_s: float  # of processor time, of the service and the processes beside it
+    clients_s: float
+
+
+def run_load(load: Load) -> Seen:
+    """Run the clients in threads of this process."""
+    tally, memory, used_s = Tally(), list[tuple[int, int]](), 0.0
+    with started(Path(load.store.base), *OPTIONS) as (process, url):
+        begun_s, deadline_s = time.process_time(), time.monotonic() + load.seconds
         threads = [
-            threading.Thread(target=client, args=(url, number, deadline_s, tally, bodies[number]))
-            for number in range(n_clients)
+            threading.Thread(target=client, args=(url, number, deadline_s, tally, load))
+            for number in range(load.n_clients)
         ]
         for thread in threads:
             thread.start()
         service = psutil.Process(process.pid)
         while any(thread.is_alive() for thread in threads):
-            memory.append(service.memory_info().rss)
-            if len(tally.seconds["delete"]) < n_clients:
-                tally.settled_bytes = memory[-1]
+            memory.append(_resident(service))
+            if len(tally.seconds["delete"]) < load.n_clients:
+                tally.settled_bytes = memory[-1][0]
             used_s = processor_s(service)
             time.sleep(0.5)
-    return tally, memory, used_s
+        clients_s = time.process_time() - begun_s
+    return Seen(tally, memory, used_s, clients_s)
 
 
-def table(seen: tuple[Tally, list[int], float], n_clients: int, seconds: float, n_rows: int) -> str:
-    """The figures of `load` as Markdown."""
-    tally, memory, used_s = seen
-    n_mixes = max(1, len(tally.seconds["build"]))
+def _resident(service: psutil.Process) -> tuple[int, int]:
+    """Bytes of the service's own process, and of it and the processes beside it without what they share."""
+    own = service.memory_info().rss
+    total = own
+    for each in service.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found = each.memory_info()
+            total += found.rss - found.shared
+    return own, total
+
+
+def table(seen: Seen, load: Load, reach: int) -> str:
+    """The figures of a load as Markdown; `reach` mixes a second are aimed at."""
+    n_mixes = max(1, len(seen.tally.seconds["build"]))
     lines = [
-        f"{n_clients} clients for {seconds:g} s, data sets of {n_rows} rows,",
+        f"{load.n_clients} clients for {load.seconds:g} s, data sets of {load.n_rows} rows,",
         f"{psutil.cpu_count()} cores shared with the clients (and whatever else ran on the machine).",
         "",
         "| operation | answers | p50 ms | p95 ms | p99 ms |",
         "|---|---|---|---|---|",
     ]
-    for name, values in sorted(tally.seconds.items()):
+    for name, values in sorted(seen.tally.seconds.items()):
         ordered = sorted(values)
         shown = [f"{ordered[min(len(ordered) - 1, int(len(ordered) * part))] * 1000:.0f}" for part in (0.5, 0.95, 0.99)]
         lines.append(f"| {name} | {len(ordered)} | {' | '.join(shown)} |")
-    early, end = memory[len(memory) // 10], memory[-1]
     lines += [
         "",
-        f"Mixes a second: {n_mixes / seconds:.1f} (before: 2.8 to 3.4; at least 30). With its five other requests",
-        f"a mix took {1000 * used_s / n_mixes:.0f} ms of processor time of the service and the processes beside it,",
-        f"their start included; they got {used_s / seconds:.2f} of {psutil.cpu_count()} cores.",
-        f"Errors: {len(tally.faults)}. Resident memory of the service's own process after a tenth of the time",
-        f"{early // MIB} MiB, at the end {end // MIB} MiB; the processes beside it are not in it.",
-        "",
-        "Not measured here: the same from a pool of a million rows (aimed at: 20 mixes a second, at most 500 MiB), and",
-        "ten minutes of load.",
+        f"Mixes a second: {n_mixes / load.seconds:.1f} (at least {reach} on two idle cores). With its five other",
+        f"requests a mix took {1000 * seen.service_s / n_mixes:.0f} ms of processor time of the service and the",
+        f"processes beside it, their start included, and {1000 * seen.clients_s / n_mixes:.0f} ms of the clients; the",
+        f"service got {seen.service_s / load.seconds:.2f} of {psutil.cpu_count()} cores.",
+        f"Errors: {len(seen.tally.faults)}. {_memory_line(seen, 0.1, 'after a tenth of the time')}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _memory_line(seen: Seen, part: float, when: str) -> str:
+    (early, early_all), (end, end_all) = seen.memory[int(len(seen.memory) * part)], seen.memory[-1]
+    return (
+        f"Resident memory of the service's own process {when} {early // MIB} MiB, at the end {end // MIB} MiB; with "
+        f"the processes beside it, pages that they share left out, {early_all // MIB} and {end_all // MIB} MiB."
+    )
 
 
 def clock_of_a_processor_second() -> float:
@@ -154,8 +226,6 @@ def clock_of_a_processor_second() -> float:
 def single_requests(store: Store, tokenizer: Path) -> str:
     """What single requests cost, as Markdown."""
     lines = [
-        "## Single requests",
-        "",
         "Processor time of the service and the processes beside it for one request, and of bare tools for the same",
         "work: parse and write the rows (orjson), count tokens (`tokenizers.encode_batch`), take the best of the pool",
         "(Polars), write the file (pyarrow), hash the lines. Means after two requests that warm both; rows are 1.2 KB",
@@ -182,42 +252,71 @@ def large(command: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measure(work: str, args: argparse.Namespace) -> tuple[str, list[str]]:
+    """One section of the page, and faults."""
+    if work == "turns":
+        return "\n".join(fairness()) + "\n", []
+    if work == "large":
+        return large(args.datasette), []
+    with tempfile.TemporaryDirectory() as name:
+        demo = demo_store(Path(name) / "demo")
+        if work == "requests":
+            return single_requests(demo, Path(name) / "demo" / "tokenizer"), []
+        store, corpus, reach = demo, CORPUS, 30
+        if work == "million":
+            store, corpus = large_store(Path(name) / "million", args.pool_rows)
+            reach = 20
+        bodies = [user_rows(demo, args.rows, seed, MARKER.decode()) for seed in range(args.clients)]
+        seconds = 600.0 if work == "memory" else args.seconds
+        load = Load(store, corpus, bodies, args.rows, args.clients, seconds)
+        seen = run_load(load)
+    if work != "memory":
+        return table(seen, load, reach), seen.tally.faults
+    line = _memory_line(seen, 0.1, "after one minute of ten")
+    growth = seen.memory[-1][1] / seen.memory[len(seen.memory) // 10][1]
+    return f"{line} That is {growth:.2f}x (at most 1.2x). Errors: {len(seen.tally.faults)}.\n", seen.tally.faults
+
+
+def sections(page: str) -> dict[str, str]:
+    """The sections of a page by title, each with its text; what stands before the first is left out."""
+    return {part.partition("\n")[0]: part.partition("\n")[2].strip("\n") for part in f"\n{page}".split("\n## ")[1:]}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, and say by the exit code whether every answer was as expected."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench service", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench service", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", nargs="+", choices=TITLES, default=[work for work in TITLES if work != "memory"])
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--rows", type=int, default=200, help="rows of each data set")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a load")
+    parser.add_argument("--rows", type=int, default=200, help="rows of each data set of a load")
+    parser.add_argument("--pool-rows", type=int, default=1_000_000, help="rows of the pool of `million`")
     parser.add_argument(
         "--datasette", metavar="COMMAND", default=shutil.which("datasette"), help="default: that on PATH"
     )
-    parser.add_argument("--skip-large", action="store_true", help="leave out the mix of 200,000 rows")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name} under docs/results")
     args = parser.parse_args(argv)
-    begun_load, begun_share = os.getloadavg()[0], clock_of_a_processor_second()
-    with tempfile.TemporaryDirectory() as name:
-        store = demo_store(Path(name))
-        text = single_requests(store, Path(name) / "tokenizer")
-        seen = load(store, args.clients, args.seconds, args.rows)
-    tally = seen[0]
-    text += f"\n## Under load\n\n{table(seen, args.clients, args.seconds, args.rows)}"
-    text += "\n## Turns between tenants\n\n" + "\n".join(fairness()) + "\n"
-    if not args.skip_large:
-        text += f"\n{LARGE_TITLE} on {time.strftime('%Y-%m-%d')}\n\n{large(args.datasette)}"
-    elif RESULTS.exists():  # what was measured before stays, under its own date
-        text += "".join(RESULTS.read_text().rpartition(f"\n{LARGE_TITLE}")[1:])
-    sys.stdout.write(text)
-    for fault in tally.faults[:5]:
-        sys.stdout.write(f"{fault}\n")
-    if args.write:
+    found, faults = dict[str, str](), list[str]()
+    for work in args.work:
+        begun_load, begun_share = os.getloadavg()[0], clock_of_a_processor_second()
+        text, wrong = measure(work, args)
         machine = describe("cpu", "none")
         head = (
-            f"# The service under load\n\nWritten by `python -m tests.bench service --write` on {machine['date']}. "
-            f"Machine: {machine['device']}, {machine['cores']} cores; load average {begun_load:.1f} before and "
-            f"{os.getloadavg()[0]:.1f} at the end. One second of processor time of one thread took "
-            f"{begun_share:.1f} s by the clock before and {clock_of_a_processor_second():.1f} s at the end: times by "
-            "the clock are to be read with that.\n\n"
+            f"Measured on {machine['date']}: {machine['device']}, {machine['cores']} cores, load average "
+            f"{begun_load:.1f} before and {os.getloadavg()[0]:.1f} at the end. A second of processor time of one "
+            f"thread took {begun_share:.1f} s by the clock before and {clock_of_a_processor_second():.1f} s at the end."
         )
+        found[TITLES[work]] = f"{head}\n\n{text}".rstrip("\n")
+        faults += wrong
+        sys.stdout.write(f"## {TITLES[work]}\n\n{found[TITLES[work]]}\n\n")
+        sys.stdout.flush()
+    for fault in faults[:5]:
+        sys.stdout.write(f"{fault}\n")
+    if args.write:
+        known = sections(RESULTS.read_text()) if RESULTS.exists() else {}
+        every = {**known, **found}
+        shown = [f"## {title}\n\n{every[title]}\n" for title in TITLES.values() if title in every]
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(head + text)
-    return 1 if tally.faults else 0
+        RESULTS.write_text("\n".join([PAGE_HEAD, *shown]))
+    return 1 if faults else 0

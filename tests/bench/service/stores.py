@@ -14,7 +14,10 @@ import orjson
 from curator.corpus.ingest import ingest
 from curator.corpus.manifest import read_corpus
 from curator.render import Renderer
+from curator.select.pool import publish_pool
 from curator.store.store import Store
+from tests.bench.mixing.corpus import CORPUS as LARGE_CORPUS
+from tests.bench.mixing.corpus import write_scored_corpus
 from tests.gap_stores import write_scorer
 from trainer.experiments.demo.model import package_file
 
@@ -48,6 +51,18 @@ def demo_store(root: Path) -> Store:
         path = f"scores/{CORPUS}/{name}/scorer.json"
         store.write_json(path, {**store.read_json(path), "renderer_id": renderer_id})
     return store
+
+
+def large_store(root: Path, n_rows: int) -> tuple[Store, str]:
+    """A store with a scored corpus of made-up conversations and the aligned model's renderer; and the corpus's name."""
+    store = Store(root / "store").open()
+    renderer_id = Renderer.from_folder(tokenizer_folder(root / "tokenizer")).save(store)
+    write_scored_corpus(store, n_rows)
+    for name in store.list(f"scores/{LARGE_CORPUS}"):
+        path = f"scores/{LARGE_CORPUS}/{name}/scorer.json"
+        store.write_json(path, {**store.read_json(path), "renderer_id": renderer_id})
+    publish_pool(store, LARGE_CORPUS)
+    return store, LARGE_CORPUS
 
 
 def user_rows(store: Store, n_rows: int, seed: int = 0, marker: str = "") -> bytes:

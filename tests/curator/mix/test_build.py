@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from curator.mix.manifest import TokenCount, Tokens
 from curator.mix.verify import verify
 from curator.mix.writer import TaskCursor
 from curator.render import Renderer
+from curator.select.filters import FilterResult
 from curator.store.store import Store
 from tests.gap_stores import conversation, write_corpus, write_scorer
 from tests.mix_stores import (
@@ -437,6 +439,7 @@ def test_old_left_overs_go_and_fresh_ones_stay(store: Store, tmp_path: Path) -> 
         for path in (folder / "mix.parquet", folder):
             os.utime(path, (time.time() - age_s,) * 2)
     result = build_mix(store, task_set(tmp_path), recipe())
+    assert remove_left(store, "local") == 1
     assert sorted(os.listdir(store.url("mixes/local"))) == [".tmp-fresh", result.mix_id]  # noqa: PTH208 - hidden names count too
     assert store.list("mixes/local") == [result.mix_id]
     assert remove_stale(store, "local", older_than_s=10) == [".tmp-fresh"]
@@ -450,6 +453,34 @@ def test_a_folder_without_a_manifest_is_made_anew(store: Store, tmp_path: Path) 
     assert build_mix(store, task_set(tmp_path), recipe()).created
     verify(store, "local", first.mix_id)
     assert os.listdir(store.url("mixes/local")) == [first.mix_id]  # noqa: PTH208
+
+
+def test_filters_are_asked_once_for_task_sets_that_hold_nothing_of_the_pool(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    select = import_module("curator.select.select")  # the package has a function of this name
+    apply_filters = select.apply_filters
+
+    def counted(*given: Any) -> FilterResult:
+        asked.append(1)
+        result: FilterResult = apply_filters(*given)
+        return result
+
+    monkeypatch.setattr(select, "apply_filters", counted)
+    first = build_mix(store, task_set(tmp_path, 60), recipe(rows=3)).manifest
+    again = build_mix(store, task_set(tmp_path, 80), recipe(rows=3)).manifest
+    assert (len(asked), again.pools[0].dropped) == (1, first.pools[0].dropped)
+    best = max((row for row in rows_of(store, first.mix_id) if row["origin"] == "safe"), key=answer_number)
+    records = [*task_records(60), {"messages": load_messages(best["messages"])}]
+    shared = build_mix(store, task_set(tmp_path, records=records), recipe(rows=3))
+    assert shared.manifest.pools[0].dropped["in_task_set"] == 1
+    chosen = [answer_number(row) for row in rows_of(store, shared.mix_id) if row["origin"] == "safe"]
+    assert answer_number(best) not in chosen
+    last = build_mix(store, task_set(tmp_path, 90), recipe(rows=3)).manifest
+    assert last.pools[0].dropped == first.pools[0].dropped
+    build_mix(store, task_set(tmp_path, 60), recipe(rows=3, filters=[]))  # other filters are another question
+    assert len(asked) == 3
 
 
 def test_tenants_do_not_see_each_other(store: Store, tmp_path: Path) -> None:
