@@ -1,9 +1,9 @@
 """A mix's rows as bytes to send: pages of rows, whole downloads in four formats, and their entity tags.
 
-Parquet is the stored file. JSON Lines and the OpenAI form become files too: the first request for one renders it into
-the mix's folder, where later requests find it and from where it goes when the mix does. The manifest does not list
-these files. Arrow is made while it is sent, because its bytes depend on the library's version; so is every made format
-of a store in a bucket.
+A download of few bytes is made and sent from memory. Otherwise Parquet is the stored file, and JSON Lines and the
+OpenAI form become files too: the first request for one renders it into the mix's folder, where later requests find it
+and from where it goes when the mix does. The manifest does not list these files. Arrow is made while it is sent,
+because its bytes depend on the library's version; so is every made format of a store in a bucket.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -31,11 +32,13 @@ from curator.mix.files import (
 )
 from curator.mix.identity import Manifest
 from curator.mix.manifest import FileReceipt
+from curator.store.filesystem import reading_parquet
 from curator.store.store import Store
 
 StoredFormat = Literal["jsonl", "parquet", "openai"]  # what can lie in the store as a file
 CHUNK_BYTES = 1024 * 1024
 BATCH_ROWS = 1024
+HELD_BYTES = 2 << 20  # of a download that is sent from memory, and of the columns that it is made of
 MEDIA_TYPES: dict[DataFormat, str] = {
     "jsonl": "application/jsonl",
     "openai": "application/jsonl",
@@ -79,6 +82,14 @@ def some_match(header: str, etag: str) -> bool:
 
 def _opaque(etag: str) -> str:
     return etag.removeprefix("W/")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A whole download in memory, and when the mix was written (UTC)."""
+
+    content: bytes
+    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,29 @@ class MixFile:
             self._check_size(path.stat().st_size)
         return path
 
+    def held(self, data_format: StoredFormat) -> Held | None:
+        """The whole download where it has few bytes, None otherwise and for a store in a bucket.
+
+        A text format is made anew: that takes less than to write its file. Raises MissingError when the mix is deleted
+        meanwhile, IntegrityError when the rows are not those of the manifest.
+        """
+        if self.n_parquet_bytes > HELD_BYTES or self.store.local_path("") is None:
+            return None
+        if data_format == "parquet":
+            content = self.store.read_bytes(self.path)
+            self._check_size(len(content))
+            return Held(content, self.store.modified(self.path))
+        with reading_parquet(self.path, self.store.base), self.store.open_file(self.path) as file:
+            parquet = pq.ParquetFile(file)
+            groups = range(parquet.num_row_groups)
+            if sum(parquet.metadata.row_group(group).total_byte_size for group in groups) > HELD_BYTES:
+                return None
+            rows = parquet.read(use_threads=False).combine_chunks().to_batches()
+        content = b"".join(map(json_lines if data_format == "jsonl" else message_lines, rows))
+        if data_format == "jsonl" and hashlib.sha256(content).hexdigest() != self.manifest.rows_sha256:
+            raise self._other_rows()
+        return Held(content, self.store.modified(self.path))
+
     def render(self, data_format: Literal["jsonl", "openai"]) -> Path:
         """Write a text format into the mix's folder in one step, and return the file; for a local store.
 
@@ -157,7 +191,7 @@ class MixFile:
                         if data_format == "jsonl":
                             digest.update(chunk)
                 if data_format == "jsonl" and digest.hexdigest() != self.manifest.rows_sha256:
-                    raise IntegrityError(f"the rows of {self.path} are not those of its manifest")
+                    raise self._other_rows()
                 written.replace(path)
         except FileNotFoundError as error:
             raise MissingError("the mix was deleted") from error
@@ -190,6 +224,9 @@ class MixFile:
             file.close()
             raise
         return _chunks(file)
+
+    def _other_rows(self) -> IntegrityError:
+        return IntegrityError(f"the rows of {self.path} are not those of its manifest")
 
     def _check_size(self, n_bytes: int) -> None:
         if n_bytes != self.n_parquet_bytes:

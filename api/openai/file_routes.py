@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from api.downloads import CHUNK_BYTES, MixFile
+from api.downloads import CHUNK_BYTES
 from api.errors import ApiError
 from api.jobs.control import task_document
 from api.openai.checks import Checked, check_training_file
@@ -189,13 +189,13 @@ async def _result(request: Request, tenant: str, record: FileRecord) -> Response
     try:
         if service.expiry.is_expired(tenant, mix_id):
             raise MissingError("the mix is over its time")
-        manifest = await run_in_threadpool(read_manifest, service.store, tenant, mix_id)
+        await run_in_threadpool(read_manifest, service.store, tenant, mix_id)
         if record.part == "manifest":
             path = f"{mix_path(tenant, mix_id)}/{MANIFEST_FILE}"
             return Response(await run_in_threadpool(service.store.read_bytes, path), media_type=_MEDIA_TYPE)
     except MissingError as error:
         raise missing_file(record.file_id) from error
-    return await get_data(request, MixFile(service.store, tenant, manifest), record.part or "openai")
+    return await get_data(request, mix_id, tenant, record.part or "openai")
 
 
 def _chunks(store: Store, path: str) -> Iterator[bytes]:

@@ -175,8 +175,7 @@ async def download(
     data_format: Annotated[DataFormat, Query(alias="format")] = "jsonl",
 ) -> Response:
     """A whole mix as a file: what the API gives, for the browser's key."""
-    mix = await run_in_threadpool(mix_file, request, mix_id, tenant_of(request))
-    return await downloads.get_data(request, mix, data_format)
+    return await downloads.get_data(request, mix_id, tenant_of(request), data_format)
 
 
 @router.post("/mixes/{mix_id}/delete")

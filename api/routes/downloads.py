@@ -1,6 +1,7 @@
 """The rows of a mix: by pages, and whole as JSON Lines, Parquet, Arrow or in the OpenAI form."""
 
 import logging
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +12,13 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from api.downloads import CHUNK_BYTES, MEDIA_TYPES, MixFile, StoredFormat, none_match, strong_etag
+from api.downloads import CHUNK_BYTES, MEDIA_TYPES, Held, MixFile, StoredFormat, none_match, strong_etag
 from api.errors import error_response
-from api.routes.mixes import IfNoneMatch, Limit, Mix, page_size
+from api.routes.mixes import IfNoneMatch, Limit, mix_file, page_size
 from api.schemas import RowPage, errors
 from api.service import Service, service_of
 from api.telemetry import log_event
-from api.tenancy.auth import GUARDED
+from api.tenancy.auth import GUARDED, MixTenant
 from curator.errors import IntegrityError, StoreError
 from curator.mix.files import DataFormat
 
@@ -53,13 +54,14 @@ _REFUSALS = {
 @router.get("/{mix_id}/rows", response_model=RowPage, responses={304: {}, **errors(404, 422)})
 def get_rows(
     request: Request,
-    mix: Mix,
+    mix_id: str,
+    tenant: MixTenant,
     limit: Limit = None,
     after: Annotated[int, Query(ge=-1, le=2**62, description="position of the last row of the page before")] = -1,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Rows in training order with their lineage, by position."""
-    bound = page_size(request, limit)
+    mix, bound = mix_file(request, mix_id, tenant), page_size(request, limit)
     etag = strong_etag(f"{mix.manifest.rows_sha256}-{after}-{bound}")
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if none_match(if_none_match, etag):
@@ -83,11 +85,14 @@ def get_rows(
 )
 async def get_data(
     request: Request,
-    mix: Mix,
+    mix_id: str,
+    tenant: MixTenant,
     data_format: Annotated[DataFormat, Query(alias="format")] = "jsonl",
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """A whole mix: full rows (jsonl, parquet, arrow) or `{"messages": [...]}` lines for fine-tuning (openai)."""
+    # One hop to a thread for all of a small download: each costs about as much as reading it.
+    mix, held = await run_in_threadpool(_found, request, mix_id, tenant, data_format)
     etag, media_type = mix.etag(data_format), MEDIA_TYPES[data_format]
     headers = {
         "ETag": etag,
@@ -96,6 +101,9 @@ async def get_data(
     }
     if none_match(if_none_match, etag):
         return Response(status_code=304, headers=headers)
+    if held is not None:
+        headers |= {"Accept-Ranges": "bytes", "Last-Modified": format_datetime(held.modified, usegmt=True)}
+        return Response(held.content, headers=headers, media_type=media_type)
     path = None if data_format == "arrow" else await _stored(service_of(request), mix, data_format)
     if path is not None:
         return StoredFile(path, headers=headers, media_type=media_type)
@@ -104,6 +112,15 @@ async def get_data(
         headers["Content-Length"] = str(mix.n_parquet_bytes)
     chunks = iter(()) if request.method == "HEAD" else await run_in_threadpool(mix.chunks, data_format)
     return StreamingResponse(chunks, headers=headers, media_type=media_type)
+
+
+def _found(request: Request, mix_id: str, tenant: str, data_format: DataFormat) -> tuple[MixFile, Held | None]:
+    """The mix, and its download where all of few bytes is asked for; blocks, and raises ApiError 404."""
+    mix = mix_file(request, mix_id, tenant)
+    if data_format == "arrow" or "range" in request.headers:
+        return mix, None
+    is_known = none_match(request.headers.get("if-none-match"), mix.etag(data_format))
+    return mix, None if is_known else mix.held(data_format)
 
 
 async def _stored(service: Service, mix: MixFile, data_format: StoredFormat) -> Path | None:

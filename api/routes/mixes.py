@@ -2,7 +2,7 @@
 
 import re
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any
@@ -164,6 +164,13 @@ def _answer(
     service: Service, upload: Upload, tenant: str, key: str | None, prefer: str | None
 ) -> tuple[CreatedMix | Job, bool]:
     """The answer and whether it is an earlier one again. Everything here blocks; it runs in a thread."""
+    with closing(upload):
+        return _answer_upload(service, upload, tenant, key, prefer)
+
+
+def _answer_upload(
+    service: Service, upload: Upload, tenant: str, key: str | None, prefer: str | None
+) -> tuple[CreatedMix | Job, bool]:
     if key is None:
         return make_mix(service, upload, tenant, prefer), False
     with service.idempotency.holding(tenant, key):

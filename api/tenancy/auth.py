@@ -92,6 +92,17 @@ class Keyring:
         self._closed = self._closed or any_keys(self.store)
         return not self._closed and self.may_open
 
+    def is_at_hand(self, token: str | None) -> bool:
+        """Whether `identify` needs no wait: a key that was looked up a moment ago, or no keys in a store on this disk.
+
+        Then it is called where the request is served; a thread for it would cost more than a small request.
+        """
+        if not self._closed:
+            return self.store.local_path("") is not None
+        named = split_token(token or "")
+        kept = self._cache.get(named[0]) if named else None
+        return kept is not None and time.monotonic() - kept[0] < CACHE_S
+
     def _find(self, key_id: str, address: str) -> Key | None:
         kept = self._cache.get(key_id)
         if kept is not None and time.monotonic() - kept[0] < CACHE_S:
@@ -157,7 +168,11 @@ def holding_any(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
         service = request.app.state.service
         token = credentials.credentials if credentials is not None else None
         address = request.client.host if request.client is not None else ""
-        principal: Principal = await run_in_threadpool(service.keyring.identify, token, address)
+        keyring: Keyring = service.keyring
+        if keyring.is_at_hand(token):
+            principal = keyring.identify(token, address)
+        else:
+            principal = await run_in_threadpool(keyring.identify, token, address)
         note(tenant=principal.tenant, key_id=principal.key_id)
         service.quotas.count_request(principal.tenant)
         if not set(scopes) & set(principal.scopes):

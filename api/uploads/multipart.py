@@ -1,8 +1,7 @@
-"""Sorting multipart/form-data as it streams past: the file's bytes to disk, small text parts to memory."""
+"""Sorting multipart/form-data as it streams past: the file's bytes, and small text parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from python_multipart.multipart import parse_options_header
@@ -17,13 +16,12 @@ MAX_TEXT_BYTES = MAX_DOCUMENT_BYTES  # YAML is read slowly
 
 @dataclass
 class Parts:
-    """Sorts multipart data: the file's bytes to `path`, the text parts to memory.
+    """Sorts multipart data: the file's bytes to the buffer that `taken` empties, the text parts to memory.
 
     `asked` names the parts that the route takes beside the file and TEXT_PARTS; true for those that may come several
     times, as boxes of a form do: their texts are joined by line feeds, and have one bound. `file_part` names the file.
     """
 
-    path: Path
     asked: Mapping[str, bool]
     file_part: str = FILE_PART
     file_name: str | None = None
@@ -51,12 +49,11 @@ class Parts:
             "on_end": self._end,
         }
 
-    def flush(self) -> None:
-        """Append what is buffered to the file."""
-        with self.path.open("ab") as file:
-            file.writelines(self._buffer)
-        self._buffer.clear()
+    def taken(self) -> list[bytes]:
+        """The file's bytes that came since the last call."""
+        found, self._buffer = self._buffer, []
         self.n_buffered = 0
+        return found
 
     def _begin(self) -> None:
         self._disposition = b""

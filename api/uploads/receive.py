@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.store.scratch import Scratch
 
 DOCUMENTS = ("recipe", "audit", "check")  # what is asked of the rows: each route knows one
+NO_FIELDS: Mapping[str, bool] = {}
 _OTHER_KEYS = ("on_bad_rows", "layout")
 REMEDY = "split the data set, or raise the bound"
 JSON_REMEDY = "send larger data sets as multipart/form-data"
 MAX_BODY_VALUES = 500_000  # texts, numbers, lists and objects of one JSON body, which become Python objects at once
 UPLOAD_FILE = "upload"
 FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
+HELD_BYTES = 256 * 1024  # the last bytes of a file that wait in memory, with the request, for a place to be built in
 _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
 
@@ -73,15 +75,18 @@ def request_body(document: str, meaning: str) -> dict[str, Any]:
 class Upload:
     """What arrived: the data set as a file under its name as sent, or as decoded rows, and the other fields.
 
-    `folder` is the place for what is made of it; it goes when the request ends.
+    `close` it in a thread. What its folder takes is made when it is asked for, so that a small request goes to a
+    thread once: `folder` and `path` block.
     """
 
-    folder: Path
-    fields: dict[str, Any]
+    temp_dir: str | None
+    fields: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     rows: list[Any] | None = None
     n_bytes: int = 0  # of the data set as sent
     body_sha256: str | None = None  # of a JSON body
+    _scratch: Scratch | None = None
+    _unwritten: list[bytes] = field(default_factory=list)  # the last bytes of the file
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that was asked, to tell a repeat from another request under the same key."""
@@ -96,9 +101,39 @@ class Upload:
         return digest.hexdigest()
 
     @property
+    def folder(self) -> Path:
+        """The place for what is made of the data set; it goes when the request ends."""
+        self._scratch = self._scratch or Scratch("upload", self.temp_dir)
+        return self._scratch.path
+
+    @property
     def path(self) -> Path:
         """The file, when it came as one."""
-        return self.folder / UPLOAD_FILE
+        path = self.folder / UPLOAD_FILE
+        if self._unwritten:
+            self.write(self._unwritten)
+            self._unwritten = []
+        return path
+
+    def write(self, chunks: list[bytes]) -> None:
+        """Append to the file; blocks."""
+        with (self.folder / UPLOAD_FILE).open("ab") as file:
+            file.writelines(chunks)
+
+    def write_later(self, chunks: list[bytes]) -> None:
+        """The same with the first look at `path`; the last bytes, of which there may be none."""
+        self._unwritten = [*chunks, b""]
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether there is something to close."""
+        return self._scratch is not None
+
+    def close(self) -> None:
+        """Remove the folder; again it does nothing. Blocks."""
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
 
 @asynccontextmanager
@@ -124,13 +159,15 @@ async def received(
         check_encoding(request)
         with service.upload_place(tenant):
             _check_size(request, service, tenant)
-            folder = await run_in_threadpool(Scratch, "upload", settings.temp_dir)
+            upload = Upload(settings.temp_dir)
             try:
                 counted = _counted(chunks, service, tenant)
                 asked = {document: False} if fields is None else fields
-                yield await _receive(request, counted, Parts(folder.path / UPLOAD_FILE, asked, file_part), settings)
+                await _receive(request, counted, upload, settings, Parts(asked, file_part))
+                yield upload
             finally:
-                await run_in_threadpool(folder.close)
+                if upload.has_folder:
+                    await run_in_threadpool(upload.close)
     except ApiError:
         await drain(request, chunks)
         raise
@@ -160,29 +197,28 @@ async def _counted(chunks: AsyncIterator[bytes], service: Service, tenant: str) 
         yield chunk
 
 
-async def _receive(request: Request, chunks: AsyncIterator[bytes], parts: Parts, settings: Settings) -> Upload:
+async def _receive(
+    request: Request, chunks: AsyncIterator[bytes], upload: Upload, settings: Settings, parts: Parts
+) -> None:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        return await _receive_multipart(chunks, options, parts, settings)
+        await _receive_multipart(chunks, options, upload, settings, parts)
+        return
     document = next(iter(parts.asked), "")
-    if content_type == b"application/json" and document in DOCUMENTS:
-        return await _receive_json(chunks, parts.path.parent, settings, document)
-    raise ApiError(
-        415,
-        "unsupported_content_type",
-        f"send multipart/form-data (parts `file` and `{document}`) or "
-        f'application/json ({{"rows": [...], "{document}": {{...}}}})',
-    )
-
-
-async def _receive_json(chunks: AsyncIterator[bytes], folder: Path, settings: Settings, document: str) -> Upload:
+    if content_type != b"application/json" or document not in DOCUMENTS:
+        raise ApiError(
+            415,
+            "unsupported_content_type",
+            f"send multipart/form-data (parts `file` and `{document}`) or "
+            f'application/json ({{"rows": [...], "{document}": {{...}}}})',
+        )
     body = bytearray()
     async for chunk in bounded(chunks, settings.max_json_bytes, JSON_REMEDY):
         body += chunk
-    return await run_in_threadpool(_decoded, bytes(body), folder, document)
+    await run_in_threadpool(_decode, bytes(body), upload, document)
 
 
-def _decoded(body: bytes, folder: Path, document: str) -> Upload:
+def _decode(body: bytes, upload: Upload, document: str) -> None:
     keys = ("rows", document, *_OTHER_KEYS)
     try:
         sent = decode(body, 0, max_values=MAX_BODY_VALUES)
@@ -196,27 +232,30 @@ def _decoded(body: bytes, folder: Path, document: str) -> Upload:
     unknown = sorted(sent.keys() - set(keys))
     if unknown:
         raise ApiError(422, "unknown_part", f"unknown key {unknown[0]!r}; there are: {', '.join(keys)}")
-    digest = hashlib.sha256(body).hexdigest()
-    return Upload(folder, sent, rows=sent.pop("rows"), n_bytes=len(body), body_sha256=digest)
+    upload.rows, upload.fields, upload.n_bytes = sent.pop("rows"), sent, len(body)
+    upload.body_sha256 = hashlib.sha256(body).hexdigest()
 
 
 async def _receive_multipart(
     chunks: AsyncIterator[bytes],
     options: dict[bytes, bytes],
-    parts: Parts,
+    upload: Upload,
     settings: Settings,
-) -> Upload:
+    parts: Parts,
+) -> None:
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())  # type: ignore[arg-type]
         async for chunk in bounded(chunks, settings.max_upload_bytes, REMEDY):
             parser.write(chunk)
             if parts.n_buffered >= FLUSH_BYTES:
-                await run_in_threadpool(parts.flush)
+                await run_in_threadpool(upload.write, parts.taken())
     except FormParserError as error:
         raise ApiError(400, "malformed_multipart", "the body is not well-formed multipart/form-data") from error
     if not parts.ended:
         raise ApiError(400, "malformed_multipart", "the body ends before its closing boundary")
-    await run_in_threadpool(parts.flush)
     if parts.file_name is None:
         raise ApiError(422, "missing_part", f"the part `{parts.file_part}` with the bytes is missing")
-    return Upload(parts.path.parent, dict(parts.texts), name=parts.file_name, n_bytes=parts.n_bytes)
+    if parts.n_buffered > HELD_BYTES:
+        await run_in_threadpool(upload.write, parts.taken())
+    upload.write_later(parts.taken())
+    upload.fields, upload.name, upload.n_bytes = dict(parts.texts), parts.file_name, parts.n_bytes

@@ -1,5 +1,6 @@
 """Downloads as files: ranges, and what the first request leaves in the mix's folder."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +28,11 @@ from tests.api.serving import (
 SPARSE = {"corpus": "chats", "interleave_ratio": 0.01}
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+@pytest.fixture(params=["files"])
+def settings(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a service that sends these small mixes as large ones are sent: as `files`, or else from memory."""
+    if request.param == "files":
+        monkeypatch.setattr("api.downloads.HELD_BYTES", 0)
     scored_store(tmp_path / "store")
     return Settings(store=str(tmp_path / "store"))
 
@@ -51,6 +55,7 @@ def names(settings: Settings, tenant: str = "local") -> list[str]:
     return sorted(name for _, _, files in os.walk(root) for name in files)
 
 
+@pytest.mark.parametrize("settings", ["files", "memory"], indirect=True)
 @pytest.mark.parametrize("data_format", ["jsonl", "openai", "parquet"])
 def test_ranges_add_up_to_the_file(http: httpx.Client, made: dict[str, Any], data_format: str) -> None:
     link = made["links"][data_format]
@@ -70,6 +75,17 @@ def test_ranges_add_up_to_the_file(http: httpx.Client, made: dict[str, Any], dat
     assert several.headers["content-type"].startswith("multipart/byteranges")
 
 
+@pytest.mark.parametrize("settings", ["memory"], indirect=True)
+def test_a_small_download_leaves_no_file(http: httpx.Client, made: dict[str, Any], settings: Settings) -> None:
+    whole = {name: http.get(made["links"][name]).content for name in ("jsonl", "openai", "parquet")}
+    assert names(settings) == ["manifest.json", "mix.parquet"]
+    assert hashlib.sha256(whole["jsonl"]).hexdigest() == made["manifest"]["rows_sha256"]
+    for name, content in whole.items():  # asked for in part, it becomes a file of the same bytes
+        assert http.get(made["links"][name], headers={"Range": "bytes=9-"}).content == content[9:]
+    assert names(settings) == ["manifest.json", "mix.jsonl", "mix.openai.jsonl", "mix.parquet"]
+
+
+@pytest.mark.parametrize("settings", ["files", "memory"], indirect=True)
 @pytest.mark.parametrize("data_format", ["jsonl", "openai", "parquet"])
 def test_head_tells_what_get_would_send(http: httpx.Client, made: dict[str, Any], data_format: str) -> None:
     link = made["links"][data_format]
@@ -164,6 +180,7 @@ def test_without_room_for_the_file_the_download_is_streamed(
     assert http.get(made["links"]["jsonl"]).content == streamed.content
 
 
+@pytest.mark.parametrize("settings", ["files", "memory"], indirect=True)
 def test_rows_that_are_not_those_of_the_manifest_are_not_sent(
     http: httpx.Client, made: dict[str, Any], settings: Settings
 ) -> None:

@@ -50,6 +50,7 @@ def demo_store(root: Path) -> Store:
     for name in store.list(f"scores/{CORPUS}"):
         path = f"scores/{CORPUS}/{name}/scorer.json"
         store.write_json(path, {**store.read_json(path), "renderer_id": renderer_id})
+    publish_pool(store, CORPUS)  # as scoring does at its end: no first mix waits for it
     return store
 
 
