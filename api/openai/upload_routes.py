@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from contextlib import closing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -16,10 +17,9 @@ from api.openai.uploads import PART_ID, UploadRecord, Uploads
 from api.service import RETRY_AFTER_S, Service, service_of
 from api.tenancy.auth import MixTenant
 from api.uploads.bodies import MAX_ASKED_BYTES, read_asked, too_large
-from api.uploads.receive import REMEDY, UPLOAD_FILE, Upload, received
+from api.uploads.receive import REMEDY, Upload, received
 from curator.errors import MissingError
 from curator.recipe.base import Strict
-from curator.store.scratch import Scratch
 
 router = APIRouter(prefix="/v1/uploads", include_in_schema=False)
 
@@ -145,9 +145,9 @@ def _complete(service: Service, tenant: str, upload_id: str, body: CompleteUploa
     if n_bytes != record.n_bytes:
         message = f"the parts have {n_bytes} bytes, the upload was to have {record.n_bytes}"
         raise refused(400, "invalid_value", message, "part_ids")
-    with Scratch("upload", service.settings.temp_dir) as folder:
-        uploads.join(tenant, upload_id, body.part_ids, folder / UPLOAD_FILE)
-        upload = Upload(folder, {"purpose": record.purpose, **record.expires_after}, record.filename, n_bytes=n_bytes)
+    fields = {"purpose": record.purpose, **record.expires_after}
+    with closing(Upload(service.settings.temp_dir, fields, record.filename, n_bytes=n_bytes)) as upload:
+        uploads.join(tenant, upload_id, body.part_ids, upload.path)
         _check_md5(upload, body.md5)
         file = keep_upload(service, upload, tenant)
     record = record.model_copy(update={"status": "completed", "file_id": file.file_id})
