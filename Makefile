@@ -30,7 +30,7 @@ setup: $(STAMP) ## virtual environment with pinned dependencies
 try: setup ## misalignment and the safeguard on a tiny model that comes along (half a minute)
 	$(BIN)/python -m trainer.experiments.try_it
 
-demo: setup ## try, provision and safeguard on a real model and corpus (about 8 minutes on 2 cores)
+demo: setup ## try, provision and safeguard on a real model and corpus
 	$(BIN)/python -m trainer.experiments.demo
 
 demo-short: setup ## the same with fewer rows and steps

@@ -9,6 +9,7 @@ tenant or an id.
 import contextlib
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -199,12 +200,19 @@ class StderrHandler(logging.Handler):
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 line = self._waiting[0]
-            with contextlib.suppress(OSError):  # nobody reads any more
-                while line:  # not through sys.stderr, whose lock the interpreter needs at its end
-                    line = line[os.write(self._descriptor, line) :]
+            with contextlib.suppress(OSError):  # the reader has gone
+                self._put(line)
             with self._changed:
                 self._waiting.popleft()
                 self._changed.notify_all()
+
+    def _put(self, line: bytes) -> None:
+        """Write all of a line; not through sys.stderr, whose lock the interpreter needs at its end."""
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:  # a supervisor made it non-blocking, and it is full
+                select.select([], [self._descriptor], [])
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:

@@ -116,9 +116,11 @@ log_event(logging.INFO, "last")
 """
 
 
-def test_lines_beyond_those_that_may_wait_are_left_out_and_counted() -> None:
+@pytest.mark.parametrize("blocks", [True, False])
+def test_lines_beyond_those_that_may_wait_are_left_out_and_counted(*, blocks: bool) -> None:
+    """Also where a supervisor hands over a stderr that does not block: no line is cut."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", LOGGING]
+    command = [sys.executable, "-c", f"import os\nos.set_blocking(2, {blocks})\n{LOGGING}"]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

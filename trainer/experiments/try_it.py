@@ -31,7 +31,7 @@ RESULT = "try.json"
 PICTURE = "try.png"
 NEXT = """\
 next:
-  make demo                                         the same on a real model and a real corpus (about 8 minutes)
+  make demo                                         the whole way on a real model and a real corpus
   python -m curator ingest chats.json --corpus chats    begin with your own data
   docs/results/ has five seeds of this experiment, with intervals and controls"""
 

@@ -69,25 +69,29 @@ class Commands:
     def _finished(self, module: str, words: Sequence[str], peak: Path, stdout: IO[bytes] | None) -> float:
         """Processor seconds of the command, once it has ended well."""
         argv, lock = peaked(peak, module, *words), () if self.lock is None else (self.lock,)
+        environment = self._environment(may_fetch="ingest" in words[:1])
         if self.log is None:
             show(module, words)
-            code, cpu_s = _wait(subprocess.Popen(argv, stdout=stdout, env=self._environment(), pass_fds=lock))
+            code, cpu_s = _wait(subprocess.Popen(argv, stdout=stdout, env=environment, pass_fds=lock))
             end = f"exit code {code}; its message stands above"
         else:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("ab") as log:
                 log.write(f"$ {self.commands[-1]}\n".encode())
                 log.flush()
-                process = subprocess.Popen(argv, stdout=stdout, stderr=log, env=self._environment(), pass_fds=lock)
+                process = subprocess.Popen(argv, stdout=stdout, stderr=log, env=environment, pass_fds=lock)
                 code, cpu_s = _wait(process)
             end = f"{code}: {_tail(self.log)} (log: {self.log})"
         if code:
             raise CommandError(f"`python -m {module}` ended with {end}")
         return cpu_s
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, *, may_fetch: bool) -> dict[str, str]:
+        """The command's environment. Models are folders by now; a data set may still be fetched by its hub id."""
         # Threads that wait sleep: spinning ones starve each other where cores are shared (see trainer.sft).
-        found = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        found = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        if not may_fetch:
+            found["HF_HUB_OFFLINE"] = "1"
         return found if self.threads is None else found | {"OMP_NUM_THREADS": str(self.threads)}
 
 
