@@ -127,7 +127,8 @@ def test_jsonl_rows_are_those_of_the_pages(client: Client, mix: Document, tmp_pa
 def test_a_download_that_differs_from_its_manifest_leaves_no_file(
     client: Client, root: Path, tmp_path: Path, data_format: DataFormat
 ) -> None:
-    made = client.create_mix(task_rows(9, f"altered {data_format}"), RECIPE)
+    # Larger than what the service makes anew, and checks, for each download.
+    made = client.create_mix(task_rows(9, f"altered {data_format}" + " word" * 60_000), RECIPE)
     client.download(made["mix_id"], tmp_path / "mix", data_format)
     manifest = root / "mixes" / "local" / made["mix_id"] / "manifest.json"
     document = json.loads(manifest.read_text())
