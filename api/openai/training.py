@@ -102,7 +102,9 @@ def _told(service: Service, records: Records, record: JobRecord, n_attempts: int
     training, run = _training(record), records.run_path(record.tenant, record.id)
     if n_attempts > training.n_attempts:
         if training.n_attempts:
-            text = "The worker that trained died: training goes on from its newest checkpoint"
+            text = (
+                "The worker that trained died: training goes on from its newest checkpoint, or begins again without one"
+            )
             record = record.event(text, "warn", data={"code": "retried"})
         record = _with(record, n_attempts=n_attempts)
     lines = {line["step"]: line for line in step_lines(service.store, run)}

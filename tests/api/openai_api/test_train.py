@@ -19,7 +19,8 @@ import yaml
 from api.__main__ import main
 from api.app import create_app
 from api.jobs.board import Board
-from api.jobs.training import MARKER, TrainedModel, checkpoint_id, failure, read_models
+from api.jobs.control import Control, StoppedError
+from api.jobs.training import MARKER, TrainedModel, _Run, checkpoint_id, failure, read_models
 from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError
@@ -311,6 +312,26 @@ def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, ht
     assert (job["status"], job["error"]["code"]) == ("failed", "training_failed")
     assert "nothing" in job["error"]["message"]
     assert str(root) not in json.dumps([job, events_of(http, job_id)])
+
+
+def test_what_a_training_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "with_child.py").write_text(
+        "import pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"pathlib.Path({str(tmp_path / 'child.new')!r}).write_text(str(child.pid))\n"
+        f"pathlib.Path({str(tmp_path / 'child.new')!r}).rename({str(tmp_path / 'child')!r})\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    board = Board(Store(tmp_path / "store"))
+    control = Control(board, board.create("local", "train", {}), (tmp_path / "child").exists)
+    run = _Run(board.store, tmp_path / "run", {}, control)
+    with pytest.raises(StoppedError):
+        run.finished("with_child", {}, tmp_path, "model")
+    stat, deadline_s = Path("/proc", (tmp_path / "child").read_text(), "stat"), time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline_s, "it outlived the training"
+        time.sleep(0.05)
 
 
 def test_the_reason_of_a_failure_names_no_path_of_the_worker(tmp_path: Path) -> None:
