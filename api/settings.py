@@ -197,7 +197,9 @@ class Settings(BaseSettings):
         default=8, ge=1, description="uploads of one tenant that are sent, wait or are built at once"
     )
     tenant_stored_bytes: int | None = Field(
-        default=None, ge=1, description="bytes that the mixes and jobs of one tenant may take in the store"
+        default=None,
+        ge=1,
+        description="bytes that mixes, jobs, files, models and parts of uploads of one tenant may take in the store",
     )
     max_sql: int = Field(
         default=2, ge=1, le=64, description="SQL statements run at the same time, each its own process"

@@ -179,7 +179,7 @@ class Board:
         self.store.delete(folder)
 
     def withdraw(self, job: Job) -> None:
-        """Remove a job that its sender was not told of. Nothing is written: the disk may be full."""
+        """Remove a job whose id was not yet returned. Nothing is written: the disk may be full."""
         self.remove(job.tenant, job.job_id)
         self.store.delete(_mark(job))
 

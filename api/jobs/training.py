@@ -35,6 +35,7 @@ from curator.store.scratch import Scratch
 from curator.store.store import Store
 
 METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder, as trainer.sft writes it
+RESULT = "result.json"  # of a run's folder: what its job gave, which stays when the job is removed
 MARKER = "complete.json"  # of a checkpoint
 KEPT_CHECKPOINTS = 3
 LOOK_S = 0.5
@@ -111,9 +112,7 @@ def read_models(path: str) -> dict[str, TrainedModel]:
     for name, model in found.items():
         own = sorted(set(model.options) & {*_OWN_OPTIONS, *TrainedModel.model_fields})
         if own:
-            raise BadInputError(
-                f"models file {path}: {own[0]} is none of the `options` of {name}: it has its own place"
-            )
+            raise BadInputError(f"models file {path}: option {own[0]} of model {name} is set by the service: remove it")
     return found
 
 
@@ -124,19 +123,24 @@ class TrainHandler:
     models: Mapping[str, TrainedModel]
 
     def check(self) -> None:
-        """Raise MissingDependencyError where nothing can be trained, BadInputError for folders that hold no model and
-        options that `trainer.sft` does not have."""
+        """Raise MissingDependencyError where nothing can be trained or `trainer.sft` does not start, BadInputError for
+        folders that hold no model and options that it does not have."""
         if find_spec("trl") is None or find_spec("trainer") is None:
             raise MissingDependencyError("training needs the extra `train`: pip install 'ballast-mix[train]'")
         helped = subprocess.run(
             [sys.executable, "-m", "trainer.sft", "--help-all"], capture_output=True, text=True, check=False
         )
+        if helped.returncode:
+            last = helped.stderr.strip().rpartition("\n")[2]
+            raise MissingDependencyError(f"`python -m trainer.sft --help-all` fails: {last}")
         known = set(helped.stdout.replace(",", " ").replace("[", " ").split())
         for name, model in self.models.items():
             check_model_dir(locate_model(model.model))
             unknown = [word for word in flags(model.options) if str(word).startswith("--") and word not in known]
-            if unknown and not helped.returncode:
-                raise BadInputError(f"model {name}: {unknown[0]} is none of `python -m trainer.sft --help-all`")
+            if unknown:
+                raise BadInputError(
+                    f"unknown option {unknown[0]} of model {name}: see `python -m trainer.sft --help-all`"
+                )
 
     def __call__(self, store: Store, rows: Path, control: Control) -> dict[str, Any]:
         """Train as a job asks; returns the model's id, steps, trained tokens and hash.
@@ -160,10 +164,11 @@ class TrainHandler:
                 "mix_id": request["mix_id"],
                 "out": str(run.folder),
             }
+            run.begin()
             report = run.finished("trainer.sft", settings, scratch, model.model)
             run.keep(run.folder / ("model" if model.options.get("full") else "adapter"))
             validation = {} if request["validation"] is None else run.validation(scratch, model)
-        return {
+        result = {
             **validation,
             "mix_id": request["mix_id"],
             "model_id": request["model_id"],
@@ -171,6 +176,8 @@ class TrainHandler:
             "tokens": report["tokens"],
             "sha256": report.get("adapter_sha256") or report.get("weights_sha256"),
         }
+        store.write_json(f"{request['run']}/{RESULT}", result)
+        return result
 
 
 @dataclass
@@ -184,6 +191,11 @@ class _Run:
     n_lines: int = 0
     brought: set[str] = field(default_factory=set)
     is_staged: bool = False
+
+    def begin(self) -> None:
+        """Remove the checkpoints of an earlier attempt where nothing is left of it to go on from."""
+        if not self._markers():
+            self._drop(self._stored())
 
     def finished(self, module: str, options: Mapping[str, Any], scratch: Path, model: str) -> dict[str, Any]:
         """What a module prints at its end with --json; raises TrainingFailedError, CancelledError and StoppedError."""
@@ -200,13 +212,15 @@ class _Run:
                     process.wait(STOP_S)
                 raise
             finally:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # of its own session: those that it started go with it
                 process.wait()
         self.look()
         printed = _document(out)
         if process.returncode == 0 and printed:
             return printed
-        raise _failure(process.returncode, printed, log, model)
+        hidden = {str(locate_model(model)): Path(model).name, str(scratch): "(scratch)", str(self.folder): "(run)"}
+        raise failure(process.returncode, printed, log, {**hidden, self.store.url("").rstrip("/"): "(store)"})
 
     def look(self) -> None:
         """Tell the job's progress, and bring checkpoints and figures to where the service finds them."""
@@ -228,9 +242,7 @@ class _Run:
 
     def _bring_checkpoints(self) -> None:
         """Copy those that are new, markers last, and remove those that the run keeps no longer, markers first."""
-        name, folder = self.request["model_id"], self.request["models"]
-        markers = (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*/{MARKER}")
-        found = {checkpoint_id(name, marker.parent.name.removeprefix(_CHECKPOINT)): marker for marker in markers}
+        folder, found = self.request["models"], self._markers()
         if found.keys() == self.brought:
             return
         for snapshot, marker in found.items():
@@ -238,10 +250,24 @@ class _Run:
                 with contextlib.suppress(FileNotFoundError):  # removed in this moment
                     self._copy(marker.parent, f"{folder}/{snapshot}")
                     self.store.write_bytes(f"{folder}/{snapshot}/{MARKER}", marker.read_bytes())
-        for snapshot in set(self.store.list(folder, checkpoint_id(name, "*"))) - found.keys():
+        self._drop(self._stored() - found.keys())
+        self.brought = set(found)
+
+    def _markers(self) -> dict[str, Path]:
+        """The markers of the run's whole checkpoints, by the names that they have among the models."""
+        markers = (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*/{MARKER}")
+        name = self.request["model_id"]
+        return {checkpoint_id(name, marker.parent.name.removeprefix(_CHECKPOINT)): marker for marker in markers}
+
+    def _stored(self) -> set[str]:
+        """Names of the model's checkpoints in the store, whole or not."""
+        return set(self.store.list(self.request["models"], checkpoint_id(self.request["model_id"], "*")))
+
+    def _drop(self, snapshots: set[str]) -> None:
+        folder = self.request["models"]
+        for snapshot in snapshots:
             self.store.delete(f"{folder}/{snapshot}/{MARKER}")
             self.store.delete(f"{folder}/{snapshot}")
-        self.brought = set(found)
 
     def validation(self, scratch: Path, model: TrainedModel) -> dict[str, Any]:
         """The loss on the job's validation rows, in nats per response token, or why there is none."""
@@ -316,8 +342,8 @@ def _document(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _failure(code: int, printed: Mapping[str, Any], log: Path, model: str) -> TrainingFailedError:
-    """Why a process failed, without the worker's own paths."""
+def failure(code: int, printed: Mapping[str, Any], log: Path, hidden: Mapping[str, str]) -> TrainingFailedError:
+    """Why a process failed, without the worker's own paths: `hidden` has the word for each."""
     if "error" in printed:
         text = str(printed["error"]["message"])
     else:
@@ -325,4 +351,6 @@ def _failure(code: int, printed: Mapping[str, Any], log: Path, model: str) -> Tr
         errors = [line for line in lines if "error: " in line]
         text = errors[-1].partition("error: ")[2] if errors else f"training ended with exit code {code}"
         sys.stderr.write(f"error: a training ended with exit code {code}\n")
-    return TrainingFailedError(text.replace(str(locate_model(model)), Path(model).name))
+    for path in sorted(hidden, key=len, reverse=True):  # the store's after those within it
+        text = text.replace(path, hidden[path])
+    return TrainingFailedError(text)

@@ -1,7 +1,7 @@
 """An audit of a job's training rows, where the operator wants one: a job of `api.jobs` for a worker with models.
 
 It runs beside the mixing, and the job goes on once both have ended: what the audit found is told before anything is
-trained or sent. An audit that cannot be done is told as well and holds up nothing.
+trained or sent. A failed audit becomes a warning event; the job continues.
 """
 
 from collections.abc import Callable

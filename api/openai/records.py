@@ -58,8 +58,9 @@ class Upstream(Strict):
 
 
 class Training(Strict):
-    """How far a job is that a worker trains: `hyperparameters` without any `auto`, `work_id` of the job of `api.jobs`
-    that trains, `is_made` once that is sure to be there, and what has been told of it."""
+    """The training of a job. `hyperparameters` have no `auto`. `work_id` is the id of the `api.jobs` job that trains;
+    `is_made` is true once that job was made. The other fields say which attempts, steps and checkpoints the events of
+    the fine-tuning job have."""
 
     hyperparameters: dict[str, Any]
     work_id: str = ""
@@ -144,9 +145,10 @@ class JobRecord(Strict):
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
-        """Its checkpoints as clients see them, newest first."""
+        """Its checkpoints as clients see them, newest first; none once their folders are removed."""
         if self.training is not None:
-            return self.training.checkpoints[::-1]
+            is_gone = self.model_deleted or self.status in ("failed", "cancelled")
+            return [] if is_gone else self.training.checkpoints[::-1]
         return [] if self.upstream is None else self.upstream.checkpoints
 
     def event_views(self) -> list[dict[str, Any]]:

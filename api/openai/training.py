@@ -9,11 +9,12 @@ from typing import Any
 
 from api.errors import ApiError
 from api.jobs.record import Job
-from api.jobs.training import CONFIG, MARKER, checkpoint_id, step_lines
+from api.jobs.training import CONFIG, MARKER, RESULT, checkpoint_id, step_lines
 from api.openai.files import content_id
 from api.openai.records import COMPLETED, JobRecord, Records, Training
 from api.service import Service
 from api.submit import submit
+from api.tenancy.quotas import TENANT_FULL
 from curator.errors import MissingError
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]")
@@ -35,21 +36,33 @@ def trained(service: Service, record: JobRecord) -> JobRecord:
                 return record.ended("cancelled", "Fine-tuning job cancelled")
             try:
                 record = _submit(service, records, record)
-            except ApiError:  # the tenant's share of jobs is at work, or the queue is away: the next look tries again
-                return record
+            except ApiError as error:
+                if error.code == TENANT_FULL:
+                    shown = {"code": error.code, "message": error.message, "param": None}
+                    return record.ended("failed", f"The job failed: {error.message}", shown)
+                return record  # the tenant's share of jobs is at work, or the queue is away: the next look tries again
         record = _with(record, is_made=True)
     try:
         job = service.board.read(record.tenant, _training(record).work_id)
     except MissingError:
-        return record.ended("cancelled", "Fine-tuning job cancelled: its training job was removed")
+        return _without_job(service, records, record)
     if is_cancelled and job.active:
         job = service.board.ask_to_cancel(record.tenant, job.job_id)
-    record = _told(service, records, record, job)
+    record = _told(service, records, record, job.n_attempts)
     if job.state == "cancelled":
         return record.ended("cancelled", "Fine-tuning job cancelled")
     if job.state == "failed":
         return failed(record, job)
-    return _succeeded(records, record, job) if job.state == "done" else record
+    return _succeeded(records, record, job.result or {}) if job.state == "done" else record
+
+
+def _without_job(service: Service, records: Records, record: JobRecord) -> JobRecord:
+    """The job at its end once its training job was removed: it has succeeded where that had finished."""
+    try:
+        result = service.store.read_json(f"{records.run_path(record.tenant, record.id)}/{RESULT}")
+    except MissingError:
+        return record.ended("cancelled", "Fine-tuning job cancelled: its training job was removed")
+    return _succeeded(records, _told(service, records, record, _training(record).n_attempts), result)
 
 
 def failed(record: JobRecord, job: Job) -> JobRecord:
@@ -79,18 +92,21 @@ def _submit(service: Service, records: Records, record: JobRecord) -> JobRecord:
         "run": records.run_path(record.tenant, record.id),
         "models": records.models_path(record.tenant),
     }
+    service.stored.check(record.tenant, 0)  # how large the model will be is not known
     submit(service, record.tenant, "train", request, None, announce)
     return made
 
 
-def _told(service: Service, records: Records, record: JobRecord, job: Job) -> JobRecord:
+def _told(service: Service, records: Records, record: JobRecord, n_attempts: int) -> JobRecord:
     """The job with events for the steps and checkpoints since the last look."""
     training, run = _training(record), records.run_path(record.tenant, record.id)
-    if job.n_attempts > training.n_attempts:
+    if n_attempts > training.n_attempts:
         if training.n_attempts:
-            text = "The worker that trained died: training goes on from its newest checkpoint"
+            text = (
+                "The worker that trained died: training goes on from its newest checkpoint, or begins again without one"
+            )
             record = record.event(text, "warn", data={"code": "retried"})
-        record = _with(record, n_attempts=job.n_attempts)
+        record = _with(record, n_attempts=n_attempts)
     lines = {line["step"]: line for line in step_lines(service.store, run)}
     if not lines:
         return record
@@ -132,8 +148,7 @@ def _with_checkpoints(
     return _with(record, checkpoints=sorted(found, key=lambda item: int(item["step_number"])))
 
 
-def _succeeded(records: Records, record: JobRecord, job: Job) -> JobRecord:
-    result = job.result or {}
+def _succeeded(records: Records, record: JobRecord, result: dict[str, Any]) -> JobRecord:
     name = str(result["model_id"])
     facts = {
         **record.facts,

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -18,7 +19,7 @@ from api.service import RETRY_AFTER_S, Service, service_of
 from api.tenancy.auth import MixTenant
 from api.uploads.bodies import MAX_ASKED_BYTES, read_asked, too_large
 from api.uploads.receive import REMEDY, Upload, received
-from curator.errors import MissingError
+from curator.errors import LockedError, MissingError
 from curator.recipe.base import Strict
 
 router = APIRouter(prefix="/v1/uploads", include_in_schema=False)
@@ -26,6 +27,8 @@ router = APIRouter(prefix="/v1/uploads", include_in_schema=False)
 MAX_UPLOADS = 100  # of a tenant within an hour
 MAX_PARTS = 1_000
 DATA_PART = "data"
+LOCK_WAIT_S = 10.0  # for another request over the same upload
+LOOK_EVERY_S = 0.05
 
 
 class ExpiresAfter(Strict):
@@ -65,7 +68,7 @@ async def create_part(request: Request, tenant: MixTenant, upload_id: str) -> di
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise refused(415, "unsupported_content_type", f"send multipart/form-data with the part `{DATA_PART}`")
     service = service_of(request)
-    await run_in_threadpool(_pending, service, tenant, upload_id)
+    await run_in_threadpool(_look, service, tenant, upload_id)
     async with received(request, service, tenant, fields={}, file_part=DATA_PART) as upload:
         part_id = await run_in_threadpool(_add_part, service, tenant, upload_id, upload)
     return {"id": part_id, "object": "upload.part", "created_at": int(time.time()), "upload_id": upload_id}
@@ -84,12 +87,12 @@ async def complete_upload(request: Request, tenant: MixTenant, upload_id: str) -
 def cancel_upload(request: Request, tenant: MixTenant, upload_id: str) -> dict[str, Any]:
     """Drop an upload and its parts; one that was cancelled already is answered alike."""
     uploads = Uploads(service_of(request).store)
-    record = _find(uploads, tenant, upload_id)
-    if record.status == "completed":
-        raise _ended(record)
-    record = record.model_copy(update={"status": "cancelled"})
-    uploads.write(tenant, record)
-    uploads.drop_parts(tenant, upload_id)
+    with _held(uploads, tenant, upload_id) as record:
+        if record.status == "completed":
+            raise _ended(record)
+        record = record.model_copy(update={"status": "cancelled"})
+        uploads.write(tenant, record)
+        uploads.drop_parts(tenant, upload_id)
     return record.view()
 
 
@@ -114,29 +117,36 @@ def _create(service: Service, tenant: str, body: CreateUpload) -> UploadRecord:
 
 
 def _add_part(service: Service, tenant: str, upload_id: str, upload: Upload) -> str:
-    uploads, record = Uploads(service.store), _pending(service, tenant, upload_id)
+    uploads = Uploads(service.store)
     if not upload.n_bytes:
         raise refused(400, "invalid_value", "a part must have at least one byte", DATA_PART)
     with upload.path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     part_id = content_id("part", [upload_id, sha256])
-    parts = {name: n_bytes for name, n_bytes in uploads.parts(tenant, upload_id).items() if name != part_id}
-    if sum(parts.values()) + upload.n_bytes > record.n_bytes:
-        message = f"the parts have more than the {record.n_bytes} bytes that the upload was to have"
-        raise refused(400, "invalid_value", message, DATA_PART)
-    if len(parts) >= MAX_PARTS:
-        raise refused(400, "invalid_value", f"an upload has at most {MAX_PARTS} parts", DATA_PART)
-    service.stored.check(tenant, upload.n_bytes)
-    uploads.add_part(tenant, upload_id, part_id, upload.path)
+    with _held(uploads, tenant, upload_id) as record:
+        _check_pending(record)
+        parts = {name: n_bytes for name, n_bytes in uploads.parts(tenant, upload_id).items() if name != part_id}
+        if sum(parts.values()) + upload.n_bytes > record.n_bytes:
+            message = f"the parts have more than the {record.n_bytes} bytes that the upload was to have"
+            raise refused(400, "invalid_value", message, DATA_PART)
+        if len(parts) >= MAX_PARTS:
+            raise refused(400, "invalid_value", f"an upload has at most {MAX_PARTS} parts", DATA_PART)
+        service.stored.check(tenant, upload.n_bytes)
+        uploads.add_part(tenant, upload_id, part_id, upload.path)
     return part_id
 
 
 def _complete(service: Service, tenant: str, upload_id: str, body: CompleteUpload) -> dict[str, Any]:
     uploads = Uploads(service.store)
-    record = _find(uploads, tenant, upload_id)
-    if record.status == "completed" and record.file_id is not None:  # its answer was lost
-        return record.view(find_file(service, tenant, record.file_id).view())
-    record = _pending(service, tenant, upload_id)
+    with _held(uploads, tenant, upload_id) as record:
+        if record.status == "completed" and record.file_id is not None:  # its answer was lost
+            return record.view(find_file(service, tenant, record.file_id).view())
+        _check_pending(record)
+        return _completed(service, tenant, record, body)
+
+
+def _completed(service: Service, tenant: str, record: UploadRecord, body: CompleteUpload) -> dict[str, Any]:
+    uploads, upload_id = Uploads(service.store), record.id
     parts = uploads.parts(tenant, upload_id)
     unknown = [part_id for part_id in body.part_ids if part_id not in parts]
     if unknown:
@@ -173,12 +183,36 @@ def _find(uploads: Uploads, tenant: str, upload_id: str) -> UploadRecord:
         raise refused(404, "not_found", f"No such Upload object: {upload_id[:64]}", "upload_id") from error
 
 
-def _pending(service: Service, tenant: str, upload_id: str) -> UploadRecord:
-    """The same, of one that has not ended; raises ApiError 400 for one that has."""
-    record = _find(Uploads(service.store), tenant, upload_id)
+def _look(service: Service, tenant: str, upload_id: str) -> None:
+    """Raise ApiError for an upload that takes no parts, before any of its bytes are read."""
+    _check_pending(_find(Uploads(service.store), tenant, upload_id))
+
+
+def _check_pending(record: UploadRecord) -> None:
     if record.status != "pending":
         raise _ended(record)
-    return record
+
+
+@contextmanager
+def _held(uploads: Uploads, tenant: str, upload_id: str) -> Iterator[UploadRecord]:
+    """The upload, which no other request of any process changes during the block; waits for one that does.
+
+    Raises ApiError 404 as `_find`, 503 when the other takes longer than LOCK_WAIT_S.
+    """
+    _find(uploads, tenant, upload_id)  # the lock would make a folder
+    deadline_s = time.monotonic() + LOCK_WAIT_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(uploads.store.lock(uploads.folder(tenant, upload_id)))
+                break
+            except LockedError as error:
+                if time.monotonic() > deadline_s:
+                    headers = {"Retry-After": str(RETRY_AFTER_S)}
+                    message = "another request changes this upload: try again"
+                    raise ApiError(503, "busy", message, headers=headers) from error
+            time.sleep(LOOK_EVERY_S)
+        yield _find(uploads, tenant, upload_id)
 
 
 def _ended(record: UploadRecord) -> ApiError:

@@ -1,7 +1,7 @@
 """Uploads in parts as kept: `openai/<tenant>/uploads/<id>/upload.json`, beside the parts that have come.
 
 A part's id follows from its bytes: one whose answer was lost finds itself when the client sends it again. An upload
-lives for an hour, whatever becomes of it; the file that it gave stays.
+expires after one hour; the file made from it stays.
 """
 
 import re

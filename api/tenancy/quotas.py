@@ -33,6 +33,7 @@ MAX_WAIT_S = 60.0
 MAX_KEPT = 256
 STORED = ("mixes", "jobs", "openai")  # folders of the store in which each tenant has one
 RECORD_BYTES = 16 * 1024  # about what a mix's manifest or a job's record takes
+TENANT_FULL = "tenant_storage_full"
 MEASURED_S = 10.0  # for how long a measured size is taken as it is
 
 
@@ -166,10 +167,11 @@ class StoredBytes:
                 measured_s, n_bytes = time.monotonic(), sum(self.store.n_bytes(f"{top}/{tenant}") for top in STORED)
             if n_bytes + n_more > bound:
                 message = (
-                    f"your mixes, jobs and files take {n_bytes:,} bytes, with these {n_more:,} they are over the bound "
-                    f"of {bound:,}: delete some (GET /v1/mixes, /v1/jobs and /v1/files list them)"
+                    f"your mixes, jobs, files and models take {n_bytes:,} bytes, with these {n_more:,} they are over "
+                    f"the bound of {bound:,}: delete some (GET /v1/mixes, /v1/jobs, /v1/files and /v1/models list "
+                    "them); the parts of /v1/uploads expire after one hour"
                 )
-                raise ApiError(507, "tenant_storage_full", message)
+                raise ApiError(507, TENANT_FULL, message)
             if len(self._found) > MAX_BUCKETS:
                 self._found.clear()
             self._found[tenant] = (measured_s, n_bytes + n_more)

@@ -121,7 +121,7 @@ class Upload:
             file.writelines(chunks)
 
     def write_later(self, chunks: list[bytes]) -> None:
-        """The same with the first look at `path`; the last bytes, of which there may be none."""
+        """Keep the last bytes in memory; `path` writes them."""
         self._unwritten = [*chunks, b""]
 
     @property

@@ -19,7 +19,8 @@ import yaml
 from api.__main__ import main
 from api.app import create_app
 from api.jobs.board import Board
-from api.jobs.training import TrainedModel, read_models
+from api.jobs.control import Control, StoppedError
+from api.jobs.training import MARKER, TrainedModel, _Run, checkpoint_id, failure, read_models
 from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError
@@ -183,6 +184,7 @@ def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
         assert client.models.delete(model).deleted is True
         assert list(client.models.list()) == []
         assert not list(folder.parent.glob(f"{model}*"))
+        assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
         assert record.status == "succeeded"
 
 
@@ -266,10 +268,21 @@ def test_the_service_itself_may_be_the_upstream(root: Path, url: str, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_weight_may_be_trained(root: Path, http: httpx.Client) -> None:
+def test_every_weight_may_be_trained_and_a_model_outlives_its_training_job(root: Path, http: httpx.Client) -> None:
     held_out = uploaded(http, "held", 12)
     with worker(root):
-        job = ended(http, create(http, "full", model="whole", validation_file=held_out), 400)
+        job_id = create(http, "full", model="whole", validation_file=held_out)
+        until(http, job_id, "Mixed")  # from then on nobody looks at the job
+        training = Records(Store(root / "store")).read("local", job_id).training
+        assert training is not None
+        path, deadline_s = f"/jobs/{training.work_id}", time.monotonic() + 400
+        while http.get(path).json()["state"] in ("queued", "running"):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        assert http.delete(path).status_code == 204
+        job = ended(http, job_id)
+    steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
+    assert steps == list(range(1, 7))
     assert job["status"] == "succeeded", job["error"]
     folder = root / "store" / job["metadata"]["ballast_model_folder"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
@@ -301,6 +314,35 @@ def test_a_training_that_fails_says_why_without_the_workers_paths(root: Path, ht
     assert str(root) not in json.dumps([job, events_of(http, job_id)])
 
 
+def test_what_a_training_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "with_child.py").write_text(
+        "import pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"pathlib.Path({str(tmp_path / 'child.new')!r}).write_text(str(child.pid))\n"
+        f"pathlib.Path({str(tmp_path / 'child.new')!r}).rename({str(tmp_path / 'child')!r})\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    board = Board(Store(tmp_path / "store"))
+    control = Control(board, board.create("local", "train", {}), (tmp_path / "child").exists)
+    run = _Run(board.store, tmp_path / "run", {}, control)
+    with pytest.raises(StoppedError):
+        run.finished("with_child", {}, tmp_path, "model")
+    stat, deadline_s = Path("/proc", (tmp_path / "child").read_text(), "stat"), time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline_s, "it outlived the training"
+        time.sleep(0.05)
+
+
+def test_the_reason_of_a_failure_names_no_path_of_the_worker(tmp_path: Path) -> None:
+    log, store, scratch = tmp_path / "stderr", f"{tmp_path}/store", f"{tmp_path}/ballast-job-1"
+    log.write_text(
+        f"error: earlier\ntrain: error: {store}/run/x is not {store}/mixes or {scratch}/rows.jsonl\n1 more\n"
+    )
+    hidden = {store: "(store)", f"{store}/run": "(run)", scratch: "(scratch)"}
+    assert failure(2, {}, log, hidden).message == "(run)/x is not (store)/mixes or (scratch)/rows.jsonl"
+
+
 def test_a_training_waits_for_its_place_and_is_made_once(root: Path, tmp_path: Path) -> None:
     store = scored_store(tmp_path)
     app = create_app(train_settings(root, tmp_path).model_copy(update={"tenant_jobs": 1}))
@@ -317,6 +359,23 @@ def test_a_training_waits_for_its_place_and_is_made_once(root: Path, tmp_path: P
             assert http.get(f"{JOBS}/{job_id}").json()["status"] == "running"
         assert len(Board(store).active("train")) == 1
         assert http.post(f"{JOBS}/{job_id}/cancel").json()["status"] == "cancelled"
+        assert Board(store).active() == []
+
+
+def test_nothing_is_trained_for_a_tenant_whose_share_of_the_store_is_full(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = scored_store(tmp_path)
+    app = create_app(train_settings(root, tmp_path).model_copy(update={"tenant_stored_bytes": 1_000_000}))
+    app.state.openai.poll_s = 3_600.0
+    with running(app) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as http:
+        job_id = create(http, "full share")
+        store.write_bytes("openai/local/models/earlier/weights", bytes(1_000_000))
+        work(tmp_path)
+        monkeypatch.setattr("api.tenancy.quotas.MEASURED_S", 0.0)  # as after ten seconds
+        job = ended(http, job_id)
+        assert (job["status"], job["error"]["code"]) == ("failed", "tenant_storage_full")
+        assert "/v1/models" in job["error"]["message"]
         assert Board(store).active() == []
 
 
@@ -368,12 +427,18 @@ def test_a_store_in_a_bucket(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
         ):
             held_out = uploaded(http, "held", 12)
             job_id = create(http, "bucket", hyperparameters={"n_epochs": 2}, validation_file=held_out)
+            models, name = "openai/local/models", f"ft:tiny:local::{job_id.removeprefix('ftjob-')}"
+            for step in (3, 6):  # of an attempt whose worker died, with its state
+                for file in ("left", MARKER):
+                    store.write_bytes(f"{models}/{checkpoint_id(name, step)}/{file}", b"{}")
             job = ended(http, job_id, 400)
             assert job["status"] == "succeeded", job["error"]
             steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
             assert (steps, "ballast_validation_loss" in job["metadata"]) == (list(range(1, 13)), True)
             found = http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
             assert [item["step_number"] for item in found] == [12, 6]
+            assert store.list(models) == [name, checkpoint_id(name, 12), checkpoint_id(name, 6)]
+            assert "left" not in store.list(f"{models}/{checkpoint_id(name, 6)}")
             assert "adapter_model.safetensors" in store.list(job["metadata"]["ballast_model_folder"])
             assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
             assert store.list("openai/local/models") == []
@@ -406,7 +471,7 @@ def test_the_rows_of_a_step_are_cut_into_equal_passes(rows: int, passes: tuple[i
         ({}, "models"),
         ({"a b": {"model": "m", **USUAL}}, "a b"),
         ({"a": {"model": "m"}}, "epochs"),
-        ({"a": {"model": "m", **USUAL, "options": {"seed": 3}}}, "seed is none of the `options` of a"),
+        ({"a": {"model": "m", **USUAL, "options": {"seed": 3}}}, "option seed of model a is set by the service"),
     ],
 )
 def test_a_bad_models_file_is_refused(tmp_path: Path, document: dict[str, Any], message: str) -> None:
@@ -418,7 +483,7 @@ def test_a_bad_models_file_is_refused(tmp_path: Path, document: dict[str, Any], 
 
 @pytest.mark.parametrize(
     ("model", "options", "message"),
-    [("absent", {}, "absent does not exist"), ("model", {"lrr": 3}, "--lrr is none of")],
+    [("absent", {}, "absent does not exist"), ("model", {"lrr": 3}, "unknown option --lrr of model a")],
 )
 def test_a_worker_refuses_models_that_it_cannot_train(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, options: dict[str, Any], message: str
@@ -427,3 +492,15 @@ def test_a_worker_refuses_models_that_it_cannot_train(
     path.write_text(yaml.safe_dump({"a": {"model": str(root / model), **USUAL, "options": options}}))
     assert main(["worker", "--store", str(root / "store"), "--train", str(path), "--until-idle"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_worker_whose_trainer_does_not_start_says_so(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer/__init__.py").touch()
+    (tmp_path / "trainer/sft.py").write_text("raise ImportError('no such part')")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["worker", "--store", str(root / "store"), "--train", str(root / "models.yaml"), "--until-idle"]
+    assert main(arguments) == 2
+    assert "fails: ImportError: no such part" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,19 @@ def test_what_does_not_fit_is_refused(http: httpx.Client) -> None:
     assert error_of(complete(http, upload_id, [part, rest], md5="0" * 32), 400)["param"] == "md5"
     assert complete(http, upload_id, [part, rest]).status_code == 200
     assert error_of(http.post(f"/uploads/{upload_id}/parts", content=b"x"), 400)["code"] == "unsupported_content_type"
+
+
+def test_requests_at_the_same_time_do_not_go_over_an_uploads_size_and_make_one_file(http: httpx.Client) -> None:
+    content = json_lines(task_rows(12, "at once"))
+    upload_id = begin(http, len(content)).json()["id"]
+    with ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(lambda number: send(http, upload_id, content[:-1] + bytes([number])), range(8)))
+        assert sorted(answer.status_code for answer in sent) == [200] + [400] * 7
+        upload_id = begin(http, len(content)).json()["id"]
+        part = send(http, upload_id, content).json()["id"]
+        made = list(pool.map(lambda _: complete(http, upload_id, [part]), range(4)))
+    assert [answer.status_code for answer in made] == [200] * 4
+    assert len({answer.json()["file"]["id"] for answer in made}) == 1
 
 
 def test_bad_rows_are_refused_at_the_end_with_every_line(http: httpx.Client) -> None:
