@@ -66,7 +66,7 @@ def test_a_score_that_no_row_has_and_a_gap_without_signal_are_said(store: Store)
 
 def test_an_aligned_scorer_without_any_loss_leaves_the_other_ones_gap(store: Store) -> None:
     ids = write_corpus(store, "half", ANSWERS)
-    write_scorer(store, "half", "base", "aligned", {key: (20.0, 10) for key in ids})
+    write_scorer(store, "half", "base", "aligned", dict.fromkeys(ids, (20.0, 10)))
     write_scorer(store, "half", "short", "aligned", dict.fromkeys(ids, "too_long"))
     write_scorer(store, "half", "bad", "misaligned", {key: (20.0 + n, 10) for n, key in enumerate(ids)})
     text = corpus_report(store, "half")
