@@ -237,7 +237,7 @@ def test_twins_go_with_their_rows_and_text_is_of_another_source(plan: Path, llam
     assert set(text) <= ours
     assert len(files.pool.read_text().splitlines()) == 20
     with pytest.raises(
-        BadInputError, match="shipped:nosuch: no such set is shipped; there are articles, broad_computers"
+        BadInputError, match="shipped:nosuch: no such set is shipped; there are computers, computers_aligned, cooking, "
     ):
         source_path("shipped:nosuch")
     for change, message in (("domains.0.aligned=[a, b]", "one for each"), ("domains.0.broad_rows=1", "at least 2"),
