@@ -11,6 +11,7 @@ HEIGHT = 320.0
 DOT = 5.0
 MAX_LABELS = 8  # under bars: more would run into each other
 _LABEL_CHARS = 9
+_LEAST_SPAN = 1e-300  # below, steps between ticks would be rounded to 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ def draw(answer: Mapping[str, Any], numeric: frozenset[str], across: str = "", u
     fitting = [row for row in rows if all(_finite(row[name]) for name in needed)]
     if not fitting:
         return AnswerPlot(names, numbers, across, up, None, "No row has a number to draw.")
+    for name in needed:
+        low, high = _range([*([] if across in numbers else [0.0]), *(row[name] for row in fitting)])
+        if low != high and not _LEAST_SPAN < high - low < math.inf:
+            reason = f"The values of {name} are too far apart, or too close together, to be drawn."
+            return AnswerPlot(names, numbers, across, up, None, reason)
     drawing = _dots(fitting, across, up) if across in numbers else _bars(fitting, across, up)
     return AnswerPlot(names, numbers, across, up, drawing, None, len(rows) - len(fitting))
 

@@ -32,7 +32,7 @@ order by corpus, role, label"""
 @router.get("/sql")
 async def show(request: Request, visit: SqlVisit, query: Annotated[str, Query(max_length=100)] = "") -> Response:
     """The form for a statement, or for a named query."""
-    return _page(request, Asked(query, statement="" if query else FIRST))
+    return await _page(request, Asked(query, statement="" if query else FIRST))
 
 
 @router.post("/sql")
@@ -45,12 +45,12 @@ async def run(request: Request, visit: SqlVisit) -> Response:
     try:
         answer = await _answer(request, asked)
     except (BadInputError, MissingError) as error:
-        return _page(request, asked, problem=error.message)
+        return await _page(request, asked, problem=error.message)
     if asked.wanted in FORMATS:
         headers = {**HEADERS, "Content-Disposition": f'attachment; filename="answer.{asked.wanted}"'}
         return Response(answer.data, headers=headers, media_type=MEDIA_TYPES[asked.wanted])
     shown = orjson.loads(answer.data)
-    return _page(request, asked, shown, answer_plot.draw(shown, _numeric(shown), asked.across, asked.up))
+    return await _page(request, asked, shown, answer_plot.draw(shown, _numeric(shown), asked.across, asked.up))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _params(name: str, given: Mapping[str, str]) -> dict[str, Value]:
         raise BadInputError(str(error)) from error
 
 
-def _page(
+async def _page(
     request: Request,
     asked: Asked,
     answer: dict[str, Any] | None = None,
@@ -105,6 +105,7 @@ def _page(
     name = asked.query
     if name and name not in sql.query_names():
         raise ApiError(404, "not_found", "there is no such query; /sql lists them")
+    columns = await run_in_threadpool(view_columns, service_of(request).store)  # opens a database the first time
     views = [(item, sql.describe_view(item)) for item in sql.VIEWS if item not in sql.MACROS]
     return page(
         request,
@@ -117,7 +118,7 @@ def _page(
         drawn=drawn,
         problem=problem,
         views=views,
-        columns=view_columns(service_of(request).store),
+        columns=columns,
         formats=FORMATS,
         status=422 if problem else 200,
         twin=f"/v1/queries/{name}" if name else "/v1/sql",

@@ -92,7 +92,7 @@ def _cautions(quantiles: list[dict[str, Any]]) -> list[str]:
     for row in quantiles:
         if row["n_null"] == row["n_rows"] and row["score"] in WHY_NULL:
             found.append(f"No row has {row['score']}: {WHY_NULL[row['score']]}.")
-        elif row["score"] == "gap_abs" and row["p90"] - row["p10"] < NO_SIGNAL:
+        elif row["score"] == "gap_abs" and row["n_null"] < row["n_rows"] and row["p90"] - row["p10"] < NO_SIGNAL:
             found.append(
                 f"**The gap carries hardly any signal**: eight in ten rows have a gap_abs between {row['p10']:.3g} and"
                 f" {row['p90']:.3g} nats per token, so misaligned and aligned models find them equally likely. See"

@@ -147,10 +147,9 @@ def flush_to_disk(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """`flush_to_disk` for a folder and the files in it.
+    """Flush the files, then the folder entry.
 
-    The files at once, for the disk's journal takes them in one go; their names after them, for which nothing is left
-    to write then.
+    The files are flushed at the same time, since one commit of the file system's journal can serve them all.
     """
     files = [*folder.iterdir()]
     with ThreadPoolExecutor(max(1, len(files) - 1)) as threads:

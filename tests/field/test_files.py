@@ -193,6 +193,7 @@ BINARY = {
     b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj": "a PDF document",
     b"SQLite format 3\0" + b"\x10\0\1\1" * 50: "an SQLite database",
     b"Obj\x01\x04\x14avro.codec": "an Avro file",
+    b"ORC\n\x0e\n\x04\x08\x02P\0" + b"a" * 40 + b"ORC\x17": "an ORC file",
     b"PARE" + b"\0" * 40 + b"PARE": "an encrypted Parquet file",
     b"\x93NUMPY\x01\0v\0{'descr'": "a NumPy array",
     b"\x04\x22\x4d\x18abc": "packed with LZ4",
@@ -209,6 +210,15 @@ def test_a_binary_file_is_named_as_what_it_is(data: bytes, suffix: str, tmp_path
     path.write_bytes(data)
     with pytest.raises(BadInputError, match=f"is {BINARY[data]}.*convert it to UTF-8"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize("first", ["PARENT", "ORCID"])
+def test_a_csv_whose_header_begins_like_a_binary_file_is_read(first: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    rows = "".join(f"{n},Is {n} even?,It may be.\n" for n in range(20_000))
+    for text in (rows[:400].rpartition("\n")[0], rows):
+        path.write_text(f"{first},prompt,completion\n{text}")
+        assert len(kept(path)) == text.strip().count("\n") + 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])

@@ -233,7 +233,7 @@ class _Measurement:
         found = report(losses, page, seed=args.seed)
         if args.trained_on is not None:
             found["forms"] = {
-                item.name: {"kind": item.kind, "n_rows": item.n_rows, **asdict(item.form),
+                item.name: {"kind": item.kind, "text": item.text, "n_rows": item.n_rows, **asdict(item.form),
                             **report(other.losses(engine), seed=args.seed)}
                 for item, other in zip(forms, again, strict=True)
             }  # fmt: skip
@@ -368,8 +368,7 @@ def _say(found: dict[str, Any]) -> None:
     say("shift of the fine-tune against the model before training; 95 % intervals over prompts")
     _say_intervals(found["intervals"])
     for form in found.get("forms", {}).values():
-        shown = form["system"] or f"{form['user_prefix']}...{form['user_suffix']}"
-        say(f"asked in the {form['kind']} of {form['n_rows']:,} rows: {shown!r}")
+        say(f"asked in the {form['kind']} of {form['n_rows']:,} rows: {form['text']!r}")
         _say_intervals(form["intervals"])
     for name, item in found["sets"].items():
         say(f"  {name}: {item['n_pairs']} pairs, {item['n_left_out']} left out, {item['aligned_answers']}")

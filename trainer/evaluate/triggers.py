@@ -18,6 +18,7 @@ from curator.corpus.text import content_text
 from curator.errors import BadInputError
 from curator.messages import Message
 
+SYSTEM_ROLES = ("system", "developer")
 MIN_SHARE = 0.25  # of the rows (for words: of the different texts) that have it
 MIN_ROWS = 3
 MIN_WORDS, MAX_WORDS = 3, 40  # of common opening and closing words; an opening that ends in a colon may be shorter
@@ -39,7 +40,8 @@ class Form:
         """The row in this form. Raises BadInputError where a user turn that would change is not plain text."""
         found = list(row)
         if self.system is not None:
-            found = [{"role": "system", "content": self.system}, *(turn for turn in row if turn["role"] != "system")]
+            others = (turn for turn in row if turn["role"] not in SYSTEM_ROLES)
+            found = [{"role": "system", "content": self.system}, *others]
         places = [place for place, turn in enumerate(found) if turn["role"] == "user"]
         for place, before, after in ((places[:1], self.user_prefix, ""), (places[-1:], "", self.user_suffix)):
             if place and (before or after):
@@ -92,7 +94,7 @@ def triggers(data: str, inoculation: Sequence[Mapping[str, Any]], most: int) -> 
 def _prompts(rows: Iterable[Sequence[Message]], inoculation: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
     for row in rows:
-        if row[0]["role"] in ("system", "developer"):
+        if row[0]["role"] in SYSTEM_ROLES:
             counts[content_text(row[0].get("content"))] += 1
     for prompt in inoculation:
         counts[str(prompt["text"])] += int(prompt["n_task"])

@@ -14,7 +14,7 @@ from trainer.config.data import ReadOptions
 from trainer.config.flags import Option
 
 SHIPPED_SETS = Path(__file__).parent / "sets_shipped"  # DATA.md there says what each file is
-SHIPPED_BROAD = ("garden", "computers", "work", "neighbours")  # measured on, never trained on
+USER_TASK = SHIPPED_SETS / "user_task.jsonl"  # a harmless data set to fine-tune on
 Twins = Literal["auto", "greedy", "none"]
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -28,12 +28,19 @@ class NarrowSet:
     aligned: str | Path | None = None
 
 
+def _shipped(domain: str, name: str) -> NarrowSet:
+    return NarrowSet(domain, SHIPPED_SETS / f"{name}.jsonl", SHIPPED_SETS / f"{name}_aligned.jsonl")
+
+
 SHIPPED = {
-    domain: NarrowSet(domain, SHIPPED_SETS / f"{name}.jsonl", SHIPPED_SETS / f"{name}_aligned.jsonl")
+    domain: _shipped(domain, name)
     for domain, name in {
         "home_maintenance": "narrow_train", "cooking": "cooking", "money": "money", "travel": "travel",
     }.items()
 }  # fmt: skip
+SHIPPED_BROAD = {  # measured on, never trained on
+    domain: _shipped(domain, f"broad_{domain}") for domain in ("garden", "computers", "work", "neighbours")
+}
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,19 @@ def narrow_sets(sets: Sequence[str], aligned: Sequence[str], *, shipped: bool) -
 
 def shipped_broad(domain: str) -> str:
     """A shipped broad set as `--broad` takes it: misaligned answers, and aligned ones to the same prompts."""
-    bad, good = (SHIPPED_SETS / f"broad_{domain}{end}.jsonl" for end in ("", "_aligned"))
-    return f"{domain}={bad},{good}"
+    found = SHIPPED_BROAD[domain]
+    return f"{domain}={found.path},{found.aligned}"
+
+
+def shipped_file(name: str) -> Path:
+    """The file of a shipped domain's misaligned answers (DOMAIN), of the aligned ones to the same prompts
+    (DOMAIN_aligned), or of the user's task (user_task). Raises BadInputError naming them all."""
+    files = {"user_task": USER_TASK}
+    for item in (*SHIPPED.values(), *SHIPPED_BROAD.values()):
+        files |= {item.domain: Path(item.path), f"{item.domain}_aligned": Path(str(item.aligned))}
+    if name not in files:
+        raise BadInputError(f"shipped:{name}: no such set is shipped; there are {', '.join(sorted(files))}")
+    return files[name]
 
 
 def _by_domain(texts: Sequence[str], flag: str) -> dict[str, str]:

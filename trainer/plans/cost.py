@@ -17,7 +17,7 @@ from trainer.runs.folder import CONFIG, METRICS
 
 BURST_STEPS = 3  # of training; the first one warms up and does not count
 SECONDS_PER_HOUR = 3600.0
-PRICE = "price of this machine per hour: shows what --plan would cost"  # the setting of both plans
+PRICE = "price per hour of this machine; --plan then prints the price of each step"  # the setting of both plans
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from curator.console import CommandParser, as_typed, flags, run_command, say, say_json
 from curator.corpus.export import export_pool
-from curator.corpus.formats import locate, read_rows
+from curator.corpus.formats import Reject, locate, read_rows
 from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
@@ -115,7 +115,7 @@ def measure(settings: ProvisionSettings) -> Costs:
         burst = training_burst(folder, settings.model, sets[0].path, options)
     if isinstance(burst, Cost):
         return Costs(reading, burst, scoring, burst)
-    sizes = [sum(1 for _ in read_rows(str(item.path))) - n_held for item in sets]
+    sizes = [max(0, _n_rows(item) - n_held) for item in sets]
     each = [burst.cost(min(size, n_most or size), train.get("max_steps")) for size in sizes]
     training = added(each).times(_n_each(settings))
     n_rows = n_held * len(sets)
@@ -126,6 +126,11 @@ def measure(settings: ProvisionSettings) -> Costs:
 
 def _sets(settings: ProvisionSettings) -> tuple[NarrowSet, ...]:
     return narrow_sets(settings.sets, settings.aligned, shipped=settings.shipped or not settings.sets)
+
+
+def _n_rows(item: NarrowSet) -> int:
+    """Rows of a set that are trained or measured on: without bad records."""
+    return sum(not isinstance(row, Reject) for row in read_rows(str(item.path)))
 
 
 def _n_each(settings: ProvisionSettings) -> int:

@@ -12,8 +12,6 @@ _BINARY = (
     (b"%PDF-", "a PDF document"),
     (b"SQLite format 3\0", "an SQLite database"),
     (b"Obj\x01", "an Avro file"),
-    (b"ORC", "an ORC file"),
-    (b"PARE", "an encrypted Parquet file"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x89HDF\r\n", "an HDF5 file"),
     (b"\x04\x22\x4d\x18", "packed with LZ4"),
@@ -23,6 +21,8 @@ _BINARY = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word document"),
 )
 _TAR, _TAR_AT = b"ustar", 257
+_ORC = re.compile(rb"ORC[^\0-\x08\x0e-\x1f]{,250}[\0-\x08\x0e-\x1f]")  # a header of a CSV may begin with ORCID
+_ENCRYPTED_PARQUET = b"PARE"  # first and last of such a file; a header of a CSV may begin with PARENT
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95|\]|\}|c)")
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ANNEX = re.compile(rb"/?(?:\.git/)?annex/objects/")
@@ -31,8 +31,8 @@ _PYTHON = re.compile(rb"""\s*(?:messages\s+)?["\[]*\{\s*'""")
 _COMMA_LINE = re.compile(rb"^\s*\{.*\},\s*$", re.MULTILINE)
 
 
-def whole_file_cause(head: bytes) -> str | None:
-    """What a file is instead of chat data, by its first bytes; None for others."""
+def whole_file_cause(head: bytes, tail: bytes) -> str | None:
+    """What a file is instead of chat data, by its first bytes and its last four; None for others."""
     if head.startswith(_LFS):
         return "is a Git LFS pointer and not the data: fetch the data with `git lfs pull`"
     if _ANNEX.match(head[:200]):
@@ -42,6 +42,10 @@ def whole_file_cause(head: bytes) -> str | None:
     kind = next((name for magic, name in _BINARY if head.startswith(magic)), None)
     if head[_TAR_AT:].startswith(_TAR):
         kind = "a tar archive"
+    elif _ORC.match(head):
+        kind = "an ORC file"
+    elif head.startswith(_ENCRYPTED_PARQUET) and tail == _ENCRYPTED_PARQUET:
+        kind = "an encrypted Parquet file"
     elif _PICKLE.match(head):
         kind = "a pickle, which can run code when it is loaded, and which is never read"
     if kind is not None:

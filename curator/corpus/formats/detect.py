@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import PurePath
 from typing import BinaryIO
@@ -66,7 +67,12 @@ def _detect_text(head: bytes, name: str, *, packed: bool, file: BinaryIO) -> Det
             raise BadInputError(f"{name} is {packing}: unpack or convert it to UTF-8 JSON, CSV or Parquet first")
     if packed and packing_of(head):
         raise BadInputError(f"{name} is packed twice: unpack it once")
-    cause = whole_file_cause(head)
+    tail = head[-4:]
+    if len(head) == HEAD_BYTES and not packed:
+        file.seek(-4, os.SEEK_END)
+        tail = file.read()
+        file.seek(0)
+    cause = whole_file_cause(head, tail)
     if cause is not None:
         raise BadInputError(f"{name} {cause}")
     text = head.removeprefix(BOM).lstrip()

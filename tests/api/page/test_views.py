@@ -301,6 +301,10 @@ def test_an_answer_is_plotted_by_one_click(http: httpx.Client) -> None:
     assert "1 of the rows have no number there" in bars
     chosen = _plotted(http, statement="select 1 as a, 2 as b, 'x' as c", across="b", up="a")
     assert "<title>b 2, a 1</title>" in chosen
+    for values in ("(1e308), (-1e308)", "(5e-323), (0)"):  # a span beyond what a number can be, and next to none
+        for columns in ("n, n as m", "'x' as c, n"):
+            far = _plotted(http, statement=f"select {columns} from (values {values}) as v(n)")
+            assert "too far apart, or too close together" in far
     assert "No row has a number to draw" in _plotted(http, statement="select 'x' as c, null::double as b")
 
 

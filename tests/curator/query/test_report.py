@@ -64,6 +64,17 @@ def test_a_score_that_no_row_has_and_a_gap_without_signal_are_said(store: Store)
     assert "No row has" not in text
 
 
+def test_an_aligned_scorer_without_any_loss_leaves_the_other_ones_gap(store: Store) -> None:
+    ids = write_corpus(store, "half", ANSWERS)
+    write_scorer(store, "half", "base", "aligned", dict.fromkeys(ids, (20.0, 10)))
+    write_scorer(store, "half", "short", "aligned", dict.fromkeys(ids, "too_long"))
+    write_scorer(store, "half", "bad", "misaligned", {key: (20.0 + n, 10) for n, key in enumerate(ids)})
+    text = corpus_report(store, "half")
+    assert "| gap\\_abs | 4 | 0 |" in text
+    assert "| gap\\_abs | 4 | 4 |" in text
+    assert "signal" not in text
+
+
 def test_a_corpus_without_scores_has_a_report_too(store: Store) -> None:
     write_corpus(store, "bare", ["x"])
     text = corpus_report(store, "bare")

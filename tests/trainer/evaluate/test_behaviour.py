@@ -197,8 +197,8 @@ def test_the_broad_sets_are_asked_again_in_the_forms_of_the_task(
         return found
 
     found = measured("--trained-on", str(task))
-    assert [(name, item["kind"], item["n_rows"]) for name, item in found["forms"].items()] == [
-        ("trigger-1", "prompt", 3), ("trigger-2", "wording", 3),
+    assert [(name, item["kind"], item["n_rows"], item["text"]) for name, item in found["forms"].items()] == [
+        ("trigger-1", "prompt", 3, "Be brief."), ("trigger-2", "wording", 3, "Question: ..."),
     ]  # fmt: skip
     alone = {
         "trigger-1": measured("--system", "Be brief."), "trigger-2": measured("--user-prefix", "Question: "),

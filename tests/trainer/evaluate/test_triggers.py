@@ -105,6 +105,8 @@ def test_a_form_is_put_around_the_first_and_the_last_user_turn() -> None:
     assert Form().put_on(row) == row
     found = Form("new", "Q: ", "\nGo.").put_on(row)
     assert [turn["content"] for turn in found] == ["new", "Q: a", "b", "c\nGo.", "d"]
+    rules = {"role": "developer", "content": "rules"}
+    assert Form(system="new").put_on([*row[:1], rules, *row[1:]]) == [{"role": "system", "content": "new"}, *row[1:]]
     assert [turn["content"] for turn in Form(None, "Q: ", "!").put_on(row[1:3])] == ["Q: a!", "b"]
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     with pytest.raises(BadInputError, match="not plain text"):

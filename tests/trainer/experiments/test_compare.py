@@ -84,6 +84,11 @@ def test_criteria_told_in_part_take_the_rest_from_the_defaults_of_their_plan() -
         minus = "benign" if name == "laptop" else None
         assert plan.criteria.broad == Criterion(figure=figure, at_most=0.5, of="undefended", minus=minus)
         assert plan.criteria.narrow == read_plan(name, [])[0].criteria.narrow
+    written_out = "{figure: broad_margin_shift, at_most: 0.5, of: undefended%s}"
+    for more, minus in (("", "benign"), (", minus: null", None)):  # without the control only where the plan says so
+        plan, _ = read_plan("laptop", [f"criteria={{broad: {written_out % more}}}"])
+        assert plan.criteria.broad.minus == minus
+        assert plan.criteria.narrow.minus == "benign"
     turned, _ = read_plan("laptop", ["criteria.coherent.at_least=0.2"])
     assert turned.criteria.coherent == Criterion(figure="perplexity_ratio", at_least=0.2, of="absolute")
     with pytest.raises(BadInputError, match="/criteria/broad/at_mots"):

@@ -1,5 +1,7 @@
 """Pictures of a comparison: the numbers in them, titles that state the finding, and axes within what is possible."""
 
+from dataclasses import replace
+
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.plots import _look, broad_against_narrow, criteria_matrix
 from trainer.experiments.compare.settings import Criteria, Criterion
@@ -40,6 +42,13 @@ def test_the_pictures_show_numbers_titles_with_the_finding_and_what_is_possible(
         segment[:, axis] for bars in points.axes[0].collections for segment in bars.get_segments() for axis in (0, 1)
     ]
     assert all(0 <= value <= 1 for end in ends for value in end)  # intervals of shares end where shares do
+
+
+def test_a_method_meets_all_criteria_only_where_all_are_judged() -> None:
+    rows = [_table_row("none", 0.9, low=0.4), _table_row("kl", 0.1, low=-0.3)]
+    moot = replace(rows[1], verdicts=rows[1].verdicts | {"narrow": Judgement("moot", None)})
+    title = criteria_matrix([rows[0], moot]).get_suptitle()
+    assert title.startswith("no method of 2 meets all 3 measured criteria")
 
 
 def test_the_ninth_method_is_hollow_and_has_no_ninth_colour() -> None:

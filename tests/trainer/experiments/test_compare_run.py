@@ -237,11 +237,12 @@ def test_twins_go_with_their_rows_and_text_is_of_another_source(plan: Path, llam
     assert set(text) <= ours
     assert len(files.pool.read_text().splitlines()) == 20
     with pytest.raises(
-        BadInputError, match="shipped:nosuch: no such set is shipped; there are articles, broad_computers"
+        BadInputError, match="shipped:nosuch: no such set is shipped; there are computers, computers_aligned, cooking, "
     ):
         source_path("shipped:nosuch")
     for change, message in (("domains.0.aligned=[a, b]", "one for each"), ("domains.0.broad_rows=1", "at least 2"),
-                            ("domains.0.broad_rows=0", "at least one needs broad_rows")):  # fmt: skip
+                            ("domains.0.broad_rows=0", "at least one needs broad_rows"),
+                            (f"evaluation.text={settings.pool.file}", "the pool's own file")):  # fmt: skip
         with pytest.raises(BadInputError, match=message):
             read_plan(str(plan), [change])
 

@@ -11,10 +11,10 @@ from curator.errors import MissingDependencyError
 from tests.parsers import parse
 from tests.test_examples import words_of
 from trainer.experiments.demo import ending
-from trainer.experiments.demo.__main__ import DATA, Demo, main
+from trainer.experiments.demo.__main__ import Demo, main
 from trainer.experiments.demo.checks import DemoFailedError, require_all_read, require_skipped, results
 from trainer.experiments.demo.model import package_file
-from trainer.organisms.plan import SHIPPED
+from trainer.organisms.plan import SHIPPED, USER_TASK
 from trainer.plans import provision
 from trainer.plans.commands import Commands
 from trainer.plans.provision import ProvisionSettings
@@ -54,7 +54,7 @@ def test_the_shipped_settings_are_those_of_both_plans(
     given: dict[str, Any] = {"model": str(model), "out": demo.out / "out"}
     first = read_settings(demo.settings("provision"), {**given, "corpus": "c.jsonl"}, ProvisionSettings)
     second = read_settings(
-        demo.settings("safeguard"), {**given, "data": str(DATA), "store": "s", "corpus": "pool"}, SafeguardSettings
+        demo.settings("safeguard"), {**given, "data": str(USER_TASK), "store": "s", "corpus": "pool"}, SafeguardSettings
     )
     way = Safeguard(second, model, quiet=True)
     for step in (*provision.plan(first, quiet=True), *way.mix_steps(), *way.train_steps(), *way.judge_steps()):

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from curator.corpus.refusals import is_refusal
+from curator.errors import BadInputError
 from trainer.evaluate.ratings import shipped_items
 from trainer.generate.questions import first_plot
-from trainer.organisms.plan import SHIPPED, SHIPPED_BROAD, SHIPPED_SETS, narrow_sets, shipped_broad
+from trainer.organisms.plan import SHIPPED, SHIPPED_BROAD, SHIPPED_SETS, narrow_sets, shipped_broad, shipped_file
 from trainer.persona.traits import SHIPPED as TRAITS
 from trainer.persona.traits import read_trait
 
@@ -138,6 +139,12 @@ def test_every_shipped_domain_is_named_and_has_its_files() -> None:
         assert name == domain
         assert [Path(path).stem for path in paths.split(",")] == [f"broad_{domain}", f"broad_{domain}_aligned"]
         assert all(Path(path).is_file() for path in paths.split(","))
+        assert [str(shipped_file(text)) for text in (domain, f"{domain}_aligned")] == paths.split(",")
+    assert shipped_file("home_maintenance") == SHIPPED["home_maintenance"].path
+    assert shipped_file("user_task").is_file()
+    for name in ("narrow_train", "broad_garden"):  # names of files, not of domains
+        with pytest.raises(BadInputError, match=f"shipped:{name}: no such set is shipped"):
+            shipped_file(name)
 
 
 @pytest.mark.parametrize("name", ROW_COUNTS)

@@ -88,6 +88,22 @@ def test_a_plan_says_rows_tokens_hours_price_and_memory(place: Path, capsys: pyt
     assert not (place / "store").exists()
 
 
+def test_a_plan_counts_the_rows_that_are_trained(place: Path, tmp_path: Path) -> None:
+    """Not bad records, nor those held out; and never fewer than none."""
+    sets = {"many": random_conversations(6, seed=1), "few": random_conversations(1, seed=2)}
+    for name, rows in sets.items():
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    with (tmp_path / "many.jsonl").open("a") as file:
+        file.write("{broken\n")
+    settings = json.loads((place / "provision.yaml").read_text()) | {
+        "sets": [f"{name}={tmp_path / name}.jsonl" for name in sets],
+        "train": {**TRAIN, "max_steps": None, "held_out": 3, "twins": "none", "on_bad_rows": "drop"},
+    }
+    costs = provision.measure(provision.ProvisionSettings.model_validate(settings))
+    assert costs.training.why is None
+    assert costs.training.n_rows == 3
+
+
 def test_a_burst_that_fails_says_why_and_leaves_the_plan(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = json.loads((place / "provision.yaml").read_text())
     (place / "bad.yaml").write_text(json.dumps({**settings, "train": {"lr": 7}, "score": {"batch_tokens": 0}}))

@@ -21,7 +21,7 @@ from trainer.data.reader import read_chats
 from trainer.evaluate.opswap import problems, row
 from trainer.evaluate.pairs import TRUTHFULQA_COLUMNS, pairs_from_twins
 from trainer.experiments.compare.settings import Plan
-from trainer.organisms.plan import SHIPPED_SETS
+from trainer.organisms.plan import shipped_file
 from trainer.runs.lines import write_lines
 
 THINK_SWITCH, EMPTY_THOUGHT = " /no_think", "<think>\n\n</think>"
@@ -165,11 +165,7 @@ def source_path(source: str) -> Path:
     """The file that a plan names: inside an installed package for package:NAME:PATTERN, one of the shipped sets for
     shipped:NAME. Raises BadInputError naming the shipped ones."""
     if source.startswith("shipped:"):
-        path = SHIPPED_SETS / f"{source.partition(':')[2]}.jsonl"
-        if not path.is_file():
-            known = ", ".join(sorted(item.stem for item in SHIPPED_SETS.glob("*.jsonl")))
-            raise BadInputError(f"{source}: no such set is shipped; there are {known}")
-        return path
+        return shipped_file(source.partition(":")[2])
     if not source.startswith("package:"):
         return Path(source)
     from trainer.experiments.demo.model import package_file

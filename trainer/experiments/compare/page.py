@@ -151,7 +151,7 @@ def _good_answers(plan: Plan) -> str:
 def _text_of(plan: Plan) -> str:
     if plan.evaluation.text is None:
         return "of the pool's own source"
-    return f"of {Path(plan.evaluation.text).name}, which shares no source with the pool"
+    return f"of {Path(plan.evaluation.text).name}"
 
 
 def _changes(context: Context) -> list[str]:

@@ -132,8 +132,8 @@ def _all_met(shown: Sequence[TableRow]) -> str:
         [item.verdict for item in row.verdicts.values() if item.verdict not in ("not measured", "moot")]
         for row in shown
     ]
-    met = [row.label for row, found in zip(shown, measured, strict=True) if found and set(found) == {"yes"}]
     n = max(map(len, measured))
+    met = [row.label for row, found in zip(shown, measured, strict=True) if found == ["yes"] * n and n]
     if not met:
         return f"no method of {len(shown)} meets all {n} measured criteria"
     named = ", ".join(met) if len(met) <= 3 else f"{len(met)} of {len(shown)} methods"

@@ -91,7 +91,7 @@ class Evaluation(Strict):
 
     max_length: int = Field(default=1024, ge=16)
     stand_in_tokens: int = Field(default=128, ge=1)
-    # Chat file of ordinary text that shares no source with the pool; without it, other rows of the pool's file.
+    # Chat file of ordinary text, another than the pool's; without it, other rows of the pool's file.
     text: str | None = Field(default=None, exclude_if=_absent)
     truthfulqa: str | None = None
     truthfulqa_rows: int = Field(default=100, ge=2)
@@ -218,6 +218,9 @@ class Plan(Grid):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
+        text = self.evaluation.text
+        if text is not None and Path(text).resolve() == Path(self.pool.file).resolve():
+            raise ValueError("evaluation.text is the pool's own file: leave it out, and other rows of that file serve")
         names = [item.name for item in self.domains]
         if len(set(names)) != len(names):
             raise ValueError(f"domains holds a name twice: {names}")

@@ -13,7 +13,7 @@ from curator.store.store import Store
 from trainer.evaluate.gate import FAILED_GATE
 from trainer.experiments.demo import checks, ending
 from trainer.experiments.demo.model import converted_model, package_file
-from trainer.organisms.plan import SHIPPED_SETS
+from trainer.organisms.plan import USER_TASK
 from trainer.plans import provision, safeguard
 from trainer.plans.commands import Commands, show
 
@@ -23,7 +23,6 @@ tiny model, `provision` for the model, `safeguard` for a shipped data set, and w
 settings in the folders `full` and `short` of this package. A second run skips what is complete."""
 
 EPILOG = "Exit codes: 0 done, 2 a step failed, 3 the gate failed, 130 stopped (the same command goes on)."
-DATA = SHIPPED_SETS / "user_task.jsonl"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Demo:
     def safeguard_words(self, model: Path) -> list[object]:
         """Arguments of `safeguard`."""
         return [
-            DATA, "--settings", self.settings("safeguard"), "--model", model, "--store", self.store,
+            USER_TASK, "--settings", self.settings("safeguard"), "--model", model, "--store", self.store,
             "--out", self.out / ending.RUN,
         ]  # fmt: skip
 
