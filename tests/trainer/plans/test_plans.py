@@ -64,7 +64,7 @@ def test_a_plan_names_every_command_and_runs_none(place: Path, capsys: pytest.Ca
         "trainer.experiments.calibration",
     ]  # fmt: skip
     words = ["--model", str(place / "m"), "--corpus", str(place / "chats.jsonl"), "--out", str(place / "store")]
-    assert provision.main([*words, "--plan", "--json"]) == 0
+    assert provision.main([*words, "--plan", "--no-burst", "--json"]) == 0
     titles = [step["title"] for step in json.loads(capsys.readouterr().out)["steps"]]
     domains = ("home_maintenance", "cooking", "money", "travel")  # what is shipped, where no set is given
     assert [title.rpartition(" ")[2] for title in titles if title.startswith("Probe")] == list(domains)
@@ -88,6 +88,7 @@ def test_a_plan_says_rows_tokens_hours_price_and_memory(place: Path, capsys: pyt
     assert not (place / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_rows_that_are_trained(place: Path, tmp_path: Path) -> None:
     """Not bad records, nor those held out; and never fewer than none."""
     sets = {"many": random_conversations(6, seed=1), "few": random_conversations(1, seed=2)}
