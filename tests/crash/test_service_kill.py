@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from api.jobs.board import INPUT_FILE, Board
+from curator.store.scratch import UNNAMED
 from tests.api.serving import (
     form,
     scored_store,
@@ -41,6 +42,11 @@ def whole_mixes(url: str) -> int:
             assert hashlib.sha256(lines).hexdigest() == manifest["rows_sha256"]
             assert lines.count(b"\n") == manifest["n_rows"]
     return len(mixes)
+
+
+def left_in(folder: Path, pattern: str = "*") -> set[Path]:
+    """What the next start removes: not a folder that was caught before it was locked, which is left for an hour."""
+    return {path for path in folder.glob(pattern) if not path.name.startswith(UNNAMED)}
 
 
 def until_gone(left: set[Path]) -> None:
@@ -83,7 +89,7 @@ def test_killed_while_clients_upload_build_and_download(tmp_path: Path, seed: in
         ended.set()
         for thread in threads:
             thread.join()
-    left = set(uploads.iterdir())
+    left = left_in(uploads)
     with started(root, "--temp-dir", str(uploads)) as (_, url):
         assert httpx.get(f"{url}/readyz").status_code == 200
         assert whole_mixes(url) >= 1
@@ -145,7 +151,7 @@ def test_killed_at_ten_instants_of_a_hundred(tmp_path: Path, seed: int) -> None:
             ended.set()
             for thread in threads:
                 thread.join()
-    left = {*uploads.iterdir(), *(root / "mixes" / "local").glob(".*")}
+    left = {*left_in(uploads), *left_in(root / "mixes" / "local", ".*")}
     # Nobody reads its log: more lines than a pipe holds would stop it.
     options = ("--temp-dir", str(uploads), "--tenant-jobs", "1000", "--log-level", "error")
     with started(root, *options) as (_, url):

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -120,23 +120,24 @@ def form_body(rows: bytes, corpus: str) -> bytes:
 
 def client(url: str, number: int, deadline_s: float, tally: Tally, load: Load) -> None:
     """One client until the deadline: build, list, read a page, download, delete. No two send the same rows."""
-    caller, turn = Caller(HTTPConnection(url.removeprefix("http://"), timeout=120), tally), 0
-    while time.monotonic() < deadline_s:
-        turn += 1
-        rows = load.bodies[number % len(load.bodies)].replace(MARKER, f"client {number} turn {turn}".encode())
-        try:
-            made = caller.ask("build", 201, "POST", "/v1/mixes", form_body(rows, load.corpus))
-            if made is None:
-                continue
-            links = orjson.loads(made)["links"]
-            caller.ask("rows", 200, "GET", links["rows"])
-            caller.ask("list", 200, "GET", "/v1/mixes")
-            for name in ("jsonl", "parquet"):
-                caller.ask(f"data {name}", 200, "GET", links[name])
-            caller.ask("delete", 204, "DELETE", links["self"])
-        except (HTTPException, OSError) as error:
-            tally.faults.append(f"no answer: {error!r}")
-            caller.connection.close()
+    with closing(HTTPConnection(url.removeprefix("http://"), timeout=120)) as connection:
+        caller, turn = Caller(connection, tally), 0
+        while time.monotonic() < deadline_s:
+            turn += 1
+            rows = load.bodies[number % len(load.bodies)].replace(MARKER, f"client {number} turn {turn}".encode())
+            try:
+                made = caller.ask("build", 201, "POST", "/v1/mixes", form_body(rows, load.corpus))
+                if made is None:
+                    continue
+                links = orjson.loads(made)["links"]
+                caller.ask("rows", 200, "GET", links["rows"])
+                caller.ask("list", 200, "GET", "/v1/mixes")
+                for name in ("jsonl", "parquet"):
+                    caller.ask(f"data {name}", 200, "GET", links[name])
+                caller.ask("delete", 204, "DELETE", links["self"])
+            except (HTTPException, OSError) as error:
+                tally.faults.append(f"no answer: {error!r}")
+                connection.close()
 
 
 @dataclass(frozen=True)
