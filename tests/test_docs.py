@@ -155,16 +155,6 @@ def test_sql_comments_cite_headings_that_are_there() -> None:
     assert cited >= 5
 
 
-def test_every_curator_subcommand_has_help_with_an_example() -> None:
-    for name in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "curator", name, "--help"], capture_output=True, text=True, timeout=120, cwd=ROOT,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert f"python -m curator {name}" in done.stdout, f"{name} --help shows no example"
-
-
 def test_every_route_stands_on_the_page_of_the_service(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text('{"format_version": 1}')
     app = create_app(Settings(store=str(tmp_path)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from curator.__main__ import COMMANDS
 from tests.parsers import all_verbs, commands_of, parse, parser_of
 from tests.test_examples import words_of
 
@@ -72,6 +73,11 @@ def test_every_command_says_what_it_does_and_lists_at_most_25_options(
     assert {name: n for name, n in counts.items() if n > MAX_LISTED} == {}
     silent = [name for name, parser in parsers.items() if not (parser.description or "").strip()]
     assert silent == []
+
+
+def test_every_command_of_curator_shows_an_example(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    found = {words.split()[-1]: parser.format_help() for words, parser in parsers.items()}
+    assert [name for name in COMMANDS if f"python -m curator {name}" not in found[name]] == []
 
 
 def test_every_example_in_a_help_is_one_that_its_parser_takes(

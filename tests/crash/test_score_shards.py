@@ -114,6 +114,7 @@ def test_plain_processes_on_one_corpus_share_its_blocks(tmp_path: Path, model: P
     assert min(n_now) > n_rows // 5
 
 
+@pytest.mark.slow
 def test_a_block_whose_process_was_killed_goes_to_the_other(tmp_path: Path, model: Path) -> None:
     store, rng = new_store(tmp_path, "store"), random.Random(3)
     victim, other = start(store, model, "", 0.3), start(store, model, "", 0.3)

@@ -240,6 +240,7 @@ def test_the_upstream_may_be_the_service_itself(place_of: Any, tmp_path: Path) -
             assert behind_job["metadata"]["ballast_task_rows"] == "22"
 
 
+@pytest.mark.slow
 def test_the_service_itself_forwards_and_survives_being_killed(tmp_path: Path) -> None:
     with upstream(polls_to_end=1) as found:
         store = scored_store(tmp_path / "store")

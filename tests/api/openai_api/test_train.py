@@ -121,6 +121,7 @@ def trainings(root: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_official_client_gets_a_model(root: Path, url: str) -> None:
     openai = pytest.importorskip("openai", reason="the official client is not installed (pip install 'openai>=3.57')")

@@ -71,6 +71,7 @@ def test_a_plan_names_every_command_and_runs_none(place: Path, capsys: pytest.Ca
     assert not (place / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_says_rows_tokens_hours_price_and_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--settings", str(place / "provision.yaml"), "--plan", "--price-per-hour", "2"]
     assert provision.main([*words, "--json"]) == 0
