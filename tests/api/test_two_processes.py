@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
+from s3fs import S3FileSystem
 
 from curator.store.store import Store
 from tests.api.serving import form, scored_store, started, task_rows
@@ -133,6 +134,7 @@ def test_a_store_that_is_away_is_unavailable_and_comes_back(tmp_path: Path) -> N
             variables = environment(proxy) | {"AWS_MAX_ATTEMPTS": "2"}
             for name, value in environment(bucket).items():
                 patch.setenv(name, value)
+            S3FileSystem.clear_instance_cache()  # one of another test's bucket would be taken
             store = copied(tmp_path / "local", Store(f"s3://ballast/{tmp_path.name}"))
             options = ("--job-queue", str(tmp_path / "queue.sqlite"), "--log-level", "error")
             with started(f"s3://{store.base}", *options, environment=variables) as (_, url):
