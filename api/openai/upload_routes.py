@@ -28,7 +28,6 @@ MAX_UPLOADS = 100  # of a tenant within an hour
 MAX_PARTS = 1_000
 DATA_PART = "data"
 LOCK_WAIT_S = 10.0  # for another request over the same upload
-LOOK_EVERY_S = 0.05
 
 
 class ExpiresAfter(Strict):
@@ -200,18 +199,12 @@ def _held(uploads: Uploads, tenant: str, upload_id: str) -> Iterator[UploadRecor
     Raises ApiError 404 as `_find`, 503 when the other takes longer than LOCK_WAIT_S.
     """
     _find(uploads, tenant, upload_id)  # the lock would make a folder
-    deadline_s = time.monotonic() + LOCK_WAIT_S
     with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(uploads.store.lock(uploads.folder(tenant, upload_id)))
-                break
-            except LockedError as error:
-                if time.monotonic() > deadline_s:
-                    headers = {"Retry-After": str(RETRY_AFTER_S)}
-                    message = "another request changes this upload: try again"
-                    raise ApiError(503, "busy", message, headers=headers) from error
-            time.sleep(LOOK_EVERY_S)
+        try:
+            stack.enter_context(uploads.store.lock(uploads.folder(tenant, upload_id), wait_s=LOCK_WAIT_S))
+        except LockedError as error:
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            raise ApiError(503, "busy", "another request changes this upload: try again", headers=headers) from error
         yield _find(uploads, tenant, upload_id)
 
 

@@ -7,12 +7,11 @@ row is there. So a run may be killed at any moment: what is finished stays finis
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from curator.console import Progress
 from curator.corpus.manifest import read_corpus
-from curator.errors import BadInputError, LockedError, ScoringError
+from curator.errors import BadInputError, ScoringError
 from curator.render.model_source import hub_spec, model_name
 from curator.scoring import faults as attempts
 from curator.scoring import shards
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _MAX_ROUNDS = 4
 _MAX_SHOWN = 3
-_LOCK_WAIT_S, _LOCK_POLL_S = 300.0, 0.5  # longer than a lease that a dead process left in a bucket
+_LOCK_WAIT_S = 300.0  # longer than a lease that a dead process left in a bucket
 
 
 class Workers(Protocol):
@@ -203,7 +202,7 @@ class ScoreRun:
         self.report.seconds_now = time.monotonic() - started
         if self.request.shard is not None and new:
             self._record_shard(self.request.shard, finished, new)
-        with self._publishing():
+        with self.store.lock(self.folder, wait_s=_LOCK_WAIT_S):  # each holds it for seconds
             self._publish(wanted, finished, renderer_id)
         return self.report
 
@@ -308,21 +307,6 @@ class ScoreRun:
             "dropped": dict(self._dropped),
         }
         shards.write_record(self.store, self.folder, shard, record)
-
-    @contextmanager
-    def _publishing(self) -> Iterator[None]:
-        """The only process that lists parts; each holds the lock for seconds, so the others wait."""
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        with ExitStack() as stack:
-            while True:
-                try:
-                    stack.enter_context(self.store.lock(self.folder))
-                    break
-                except LockedError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_LOCK_POLL_S)
-            yield
 
     def _wanted(self, keep: bool = True) -> frozenset[str]:
         sample = self.request.sample

@@ -10,8 +10,9 @@ import hashlib
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -21,7 +22,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.errors import BadInputError, IntegrityError, MissingError, StoreError
+from curator.errors import BadInputError, IntegrityError, LockedError, MissingError, StoreError
 from curator.store.filesystem import (
     BLOCK_BYTES,
     N_PIECES,
@@ -45,6 +46,7 @@ from curator.store.scratch import Scratch
 
 STORE_FILE = "store.json"
 ROW_GROUP_ROWS = 5_000
+LOCK_POLL_S, LEASE_POLL_S = 0.05, 0.5  # between two tries to lock a local folder, and one in a bucket
 _INDENTED = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
 
@@ -243,18 +245,27 @@ class Store:
         return True
 
     @contextmanager
-    def lock(self, path: str) -> Iterator[StillHeld]:
-        """Be the only writer of a folder; raises LockedError when another process is. See `curator.store.lock`.
+    def lock(self, path: str, wait_s: float = 0.0) -> Iterator[StillHeld]:
+        """Be the only writer of a folder. See `curator.store.lock`.
 
         Yields what to call before a manifest is replaced: it raises StoreError when the lock was lost meanwhile.
+        Raises LockedError when another process is the writer, and still is after `wait_s` seconds.
         """
-        full = self._full(path)
-        if self._local:
-            with folder_lock(Path(full), path, self._base) as still_held:
-                yield still_held
-        else:
-            with bucket_lease(self._fs, f"{full}/{LOCK_FILE}", path, self._base) as still_held:
-                yield still_held
+        full, deadline_s = self._full(path), time.monotonic() + wait_s
+        with ExitStack() as stack:
+            while True:
+                try:
+                    if self._local:
+                        still_held = stack.enter_context(folder_lock(Path(full), path, self._base))
+                    else:
+                        lease = bucket_lease(self._fs, f"{full}/{LOCK_FILE}", path, self._base)
+                        still_held = stack.enter_context(lease)
+                    break
+                except LockedError:
+                    if time.monotonic() >= deadline_s:
+                        raise
+                time.sleep(LOCK_POLL_S if self._local else LEASE_POLL_S)
+            yield still_held
 
     def sweep(self, path: str, keep: set[str]) -> list[str]:
         """Remove a folder's files that are not in `keep`, left-over temporary ones too; returns their names.
