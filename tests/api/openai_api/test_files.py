@@ -20,22 +20,9 @@ ABSENT = "file-" + "0" * 24
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("openai")
-    scored_store(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def url(root: Path) -> Iterator[str]:
     with running(Settings(store=str(root), max_bad_rows=5, max_upload_bytes=200_000)) as address:
         yield f"{address}/v1"
-
-
-@pytest.fixture
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
 
 
 def upload(http: httpx.Client, content: bytes, name: str = "train.jsonl", **fields: str) -> httpx.Response:

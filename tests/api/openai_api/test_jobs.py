@@ -39,12 +39,6 @@ def url(root: Path) -> Iterator[str]:
         yield f"{address}/v1"
 
 
-@pytest.fixture
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
 def create(http: httpx.Client, file_id: str, repeat: int = 0, **more: Any) -> httpx.Response:
     body = {"model": "my-model", "training_file": file_id, **more}
     return http.post(JOBS, json=body, headers={"x-stainless-retry-count": str(repeat)})

@@ -70,12 +70,6 @@ def url(root: Path) -> Iterator[str]:
         yield f"{address}/v1"
 
 
-@pytest.fixture
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
 @contextmanager
 def worker(root: Path, store: Path | str | None = None, *more: str) -> Iterator["subprocess.Popen[str]"]:
     """A worker that trains, in a process of its own; killed at the end."""
