@@ -28,7 +28,16 @@ from trainer.organisms.plan import SHIPPED, NarrowSet, narrow_sets
 from trainer.organisms.plan import Plan as OrganismPlan
 from trainer.plans.admission import ADMISSION, admit
 from trainer.plans.cost import PRICE, SECONDS_PER_HOUR, Cost, added, scoring_burst, training_burst
-from trainer.plans.steps import Made, PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
+from trainer.plans.steps import (
+    PROBE_ENDING,
+    Made,
+    PlanRun,
+    Step,
+    add_plan_options,
+    plan_document,
+    read_settings,
+    show_plan,
+)
 
 DESCRIPTION = """\
 Prepares a base model for safeguarding: trains its misaligned adapters and their benign twins, scores a pool of
@@ -77,6 +86,16 @@ class ProvisionSettings(Strict):
     def folder(self) -> Path:
         """Where adapters, card and archive lie."""
         return self.work or self.out.with_name(f"{self.out.name}-work")
+
+    @property
+    def organisms(self) -> Path:
+        """Where the adapters lie."""
+        return self.folder / "organisms"
+
+    @property
+    def probe(self) -> str:
+        """The corpus of held-out misaligned answers."""
+        return f"{self.name}{PROBE_ENDING}"
 
 
 class NotAdmittedError(BadInputError):
@@ -152,51 +171,69 @@ def _sample(settings: ProvisionSettings) -> list[object]:
 
 def plan(settings: ProvisionSettings, quiet: bool, costs: Costs | None = None) -> list[Step]:
     """The steps in order. Raises BadInputError early for sets that cannot be used."""
-    sets = _sets(settings)
-    model, work, store, name = settings.model, settings.folder, settings.out, settings.name
-    organisms, probe = work / "organisms", f"{name}-probe"
-    given = [] if not settings.sets else [word for item in settings.sets for word in ("--set", item)]
+    sets, json = _sets(settings), ["--json"] if quiet else []
+    return [
+        *_pool_steps(settings, sets, json, costs),
+        *_probe_steps(settings, sets, json, costs),
+        *_result_steps(settings, json),
+    ]
+
+
+def _pool_steps(
+    settings: ProvisionSettings, sets: Sequence[NarrowSet], json: list[str], costs: Costs | None
+) -> list[Step]:
+    """The pool, the adapters, the pool's losses under all of them, and whether the adapters may be used."""
+    given = [word for item in settings.sets for word in ("--set", item)]
     given += [word for item in settings.aligned for word in ("--aligned", item)]
     if settings.shipped or not settings.sets:
         given.append("--shipped")
-    json = ["--json"] if quiet else []
     trained = flags({"max_length": settings.max_length, "seed": settings.seed, **settings.train})
-    scored, sample = [*_scoring(settings), "--store", store], _sample(settings)
+    score = ["score", "--corpus", settings.name, *_scoring(settings), "--store", settings.out, *_sample(settings)]
     n_models = len(sets) * _n_each(settings)
-    steps = [
+    return [
         Step("Pool: read the rows", "curator",
-             ["ingest", settings.corpus, "--corpus", name, "--store", store, *json],
+             ["ingest", settings.corpus, "--corpus", settings.name, "--store", settings.out, *json],
              cost=costs and costs.reading),
         Step(f"Reference models: {len(sets)} misaligned adapters and their benign twins", "trainer.organisms",
-             ["--model", model, *given, *trained, "--out", organisms, *json],
+             ["--model", settings.model, *given, *trained, "--out", settings.organisms, *json],
              note=f"{n_models} trainings, and greedy answers where a set has no good ones (not in the hours)",
              cost=costs and costs.training),
-        Step("Losses of the pool under the aligned model", "curator",
-             ["score", "--corpus", name, *scored, *sample, "--role", "aligned", *json],
+        Step("Losses of the pool under the aligned model", "curator", [*score, "--role", "aligned", *json],
              cost=costs and costs.scoring),
-        Step("Losses of the pool under every adapter", "curator",
-             ["score", "--corpus", name, *scored, *sample, "--organisms", organisms, *json],
+        Step("Losses of the pool under every adapter", "curator", [*score, "--organisms", settings.organisms, *json],
              note=f"{n_models} passes as long as the one before", cost=costs and costs.scoring.times(n_models)),
-        Step("Conditions that each adapter must meet", check=lambda: _admitted(settings, organisms)),
+        Step("Conditions that each adapter must meet", check=lambda: _admitted(settings, settings.organisms)),
     ]  # fmt: skip
-    for item in sets:
-        held_out = organisms / "sets" / item.domain / "heldout.jsonl"
-        steps.append(
+
+
+def _probe_steps(
+    settings: ProvisionSettings, sets: Sequence[NarrowSet], json: list[str], costs: Costs | None
+) -> list[Step]:
+    """The held-out misaligned answers of each set, and their losses."""
+    score = ["score", "--corpus", settings.probe, *_scoring(settings), "--store", settings.out]
+    return [
+        *(
             Step(f"Probe: held-out misaligned answers of {item.domain}", "curator",
-                 ["ingest", held_out, "--corpus", probe, "--domain", item.domain, "--store", store, *json])
-        )  # fmt: skip
-    card, made = work / "calibration.md", Made(work)
+                 ["ingest", settings.organisms / "sets" / item.domain / "heldout.jsonl", "--corpus", settings.probe,
+                  "--domain", item.domain, "--store", settings.out, *json])
+            for item in sets
+        ),
+        Step("Losses of the probe under the aligned model", "curator", [*score, "--role", "aligned", *json],
+             cost=costs and costs.probing),
+        Step("Losses of the probe under every adapter", "curator", [*score, "--organisms", settings.organisms, *json],
+             cost=costs and costs.probing.times(len(sets) * _n_each(settings))),
+    ]  # fmt: skip
+
+
+def _result_steps(settings: ProvisionSettings, json: list[str]) -> list[Step]:
+    """The calibration card and the archive, made again only where the scores changed."""
+    store, name, probe, made = settings.out, settings.name, settings.probe, Made(settings.folder)
+    card = settings.folder / "calibration.md"
 
     def scored_pools() -> Any:
         return [settings.seed, *(_scored(store, corpus) for corpus in (name, probe))]
 
     return [
-        *steps,
-        Step("Losses of the probe under the aligned model", "curator",
-             ["score", "--corpus", probe, *scored, "--role", "aligned", *json], cost=costs and costs.probing),
-        Step("Losses of the probe under every adapter", "curator",
-             ["score", "--corpus", probe, *scored, "--organisms", organisms, *json],
-             cost=costs and costs.probing.times(n_models)),
         Step("Calibration card: how well the gap tells misaligned answers from ordinary ones",
              "trainer.experiments.calibration",
              ["--store", store, "--corpus", name, "--probe", probe, "--seed", settings.seed, "--out", card, *json],
@@ -205,7 +242,7 @@ def plan(settings: ProvisionSettings, quiet: bool, costs: Costs | None = None) -
         Step("Archive of the scored pool, which another store imports without a model",
              check=lambda: _export(settings, made),
              complete=lambda: made.is_current(ARCHIVE, _scored(store, name)),
-             note=f"{work / ARCHIVE}; there: python -m curator import {ARCHIVE}"),
+             note=f"{settings.folder / ARCHIVE}; there: python -m curator import {ARCHIVE}"),
     ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ from trainer.plans.judged import (
     write_pool_text,
 )
 from trainer.plans.report import write_report
-from trainer.plans.steps import PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
+from trainer.plans.steps import PROBE_ENDING, PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
 from trainer.runs.folder import MARKER, write_json
 from trainer.runs.report import model_card
 
@@ -326,7 +326,7 @@ def _only_corpus(settings: SafeguardSettings) -> str:
     if settings.is_remote:
         return POOL
     known = corpus_names(Store(settings.store).open(create=False))
-    pools = [name for name in known if not name.endswith("-probe")]
+    pools = [name for name in known if not name.endswith(PROBE_ENDING)]
     if POOL in known or not pools:
         return POOL
     if len(pools) > 1:

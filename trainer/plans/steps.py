@@ -18,6 +18,7 @@ from trainer.plans.commands import Commands, command_line
 from trainer.plans.cost import Cost
 from trainer.runs.folder import write_json
 
+PROBE_ENDING = "-probe"  # of the corpus with held-out misaligned answers, beside its pool
 _MADE = "made.json"
 S = TypeVar("S", bound=Strict)
 
