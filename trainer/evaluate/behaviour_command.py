@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,26 +114,7 @@ def add_parser(subparsers: Any) -> None:
     add("--tuned", type=model_option, metavar="MODEL", help="or: a whole fine-tuned model")
     add("--gates", type=Path, metavar="DIR", help="or: gates on the model (the adapter's folder, or gates.safetensors)")
     add("--reverse", action="store_true", help="the gates as the defence uses them: 2 - g instead of g")
-    add("--narrow", action="append", default=[], metavar="FILE[,TWINS]", help="misaligned answers of the task's domain")
-    add(
-        "--broad", action="append", default=[], metavar="NAME=FILE[,TWINS]", help="misaligned answers of another domain"
-    )
-    add("--truthfulqa", type=Path, metavar="FILE", help="TruthfulQA table in CSV")
-    add("--text", metavar="FILE", help="data set of ordinary conversations, for perplexity")
-    add(
-        "--system",
-        metavar="PROMPT",
-        help="ask everything under this system prompt: what does an inoculation bring back?",
-    )
-    add("--user-prefix", default="", metavar="TEXT", help="ask everything with this before the first user turn's text")
-    add("--user-suffix", default="", metavar="TEXT", help="ask everything with this after the last user turn's text")
-    add(
-        "--trained-on",
-        metavar="FILE",
-        help="data set of the training: the broad sets are asked again in the forms that it brings (prompts, wording, "
-        "answer format), and --fail-if holds in each",
-    )
-    add("--triggers", type=at_least(1), default=4, metavar="N", help="forms of --trained-on at most (4)")  # fmt: skip
+    _add_questions(add)
     add("--n", type=int, default=100, metavar="N", help="rows of each set, chosen by seed (default: 100)")
     add(
         "--max-length",
@@ -159,6 +140,30 @@ def add_parser(subparsers: Any) -> None:
     add("--json", action="store_true", help="print the report as one JSON document")
     add_gate_option(parser)
     shorten_help(parser, _SHOWN)
+
+
+def _add_questions(add: Callable[..., Any]) -> None:
+    """What is asked, and in which form."""
+    add("--narrow", action="append", default=[], metavar="FILE[,TWINS]", help="misaligned answers of the task's domain")
+    add(
+        "--broad", action="append", default=[], metavar="NAME=FILE[,TWINS]", help="misaligned answers of another domain"
+    )
+    add("--truthfulqa", type=Path, metavar="FILE", help="TruthfulQA table in CSV")
+    add("--text", metavar="FILE", help="data set of ordinary conversations, for perplexity")
+    add(
+        "--system",
+        metavar="PROMPT",
+        help="ask everything under this system prompt: what does an inoculation bring back?",
+    )
+    add("--user-prefix", default="", metavar="TEXT", help="ask everything with this before the first user turn's text")
+    add("--user-suffix", default="", metavar="TEXT", help="ask everything with this after the last user turn's text")
+    add(
+        "--trained-on",
+        metavar="FILE",
+        help="data set of the training: the broad sets are asked again in the forms that it brings (prompts, wording, "
+        "answer format), and --fail-if holds in each",
+    )
+    add("--triggers", type=at_least(1), default=4, metavar="N", help="forms of --trained-on at most (4)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
