@@ -57,6 +57,9 @@ class WorkLimits:
     memory_bytes: int
 
 
+NO_THREAD = "can't start new thread"  # CPython's words, whose cause it does not say
+
+
 @dataclass(eq=False)
 class _Worker:
     process: ForkServerProcess
@@ -272,6 +275,8 @@ def _limit(limits: WorkLimits) -> None:
 def _is_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, RuntimeError) and str(error) == NO_THREAD:  # there was no memory for its stack
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -52,6 +52,11 @@ def fail() -> None:
     raise KeyError("a user's row")
 
 
+def take_threads() -> None:
+    for _ in range(1_000):  # each with a stack of megabytes, which counts as memory
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+
 def test_one_process_does_one_piece_after_another_and_not_here(builders: Builders) -> None:
     first, second = builders.run(LIMITS, pid), builders.run(LIMITS, pid)
     assert first == second != os.getpid()
@@ -93,6 +98,8 @@ def test_work_that_takes_too_long_is_ended_and_the_next_is_done(builders: Builde
 def test_work_that_takes_too_much_memory_is_ended_and_the_next_is_done(builders: Builders) -> None:
     with pytest.raises(WorkStoppedError, match="more memory"):
         builders.run(LIMITS, bytearray, 512 * MIB)
+    with pytest.raises(WorkStoppedError, match="more memory"):
+        builders.run(LIMITS, take_threads)
     assert len(builders.run(LIMITS, bytearray, 64 * MIB)) == 64 * MIB
 
 
