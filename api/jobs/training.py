@@ -230,7 +230,7 @@ class _Run:
         if not self.is_staged:
             self.is_staged = True
             self.control.stage("training", int(_document(config)["resolved"]["steps"]), "steps")
-        self._bring_checkpoints()  # each look: a checkpoint is whole a while after its step is told
+        self._bring_checkpoints()  # each look: a checkpoint is whole a while after its step is reported
         n_lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         if n_lines == self.n_lines:
             return

@@ -1,6 +1,6 @@
 """An audit of a job's training rows, where the operator wants one: a job of `api.jobs` for a worker with models.
 
-It runs beside the mixing, and the job goes on once both have ended: what the audit found is told before anything is
+It runs beside the mixing, and the job goes on once both have ended: what the audit found is an event before anything is
 trained or sent. A failed audit becomes a warning event; the job continues.
 """
 

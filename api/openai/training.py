@@ -1,4 +1,4 @@
-"""The mode `train`: once the mix is made, a job of the kind `train` for a worker, whose steps are told as they come.
+"""The mode `train`: once the mix is made, a job of the kind `train` for a worker; its steps become events.
 
 The training job is announced in the record before it is made, and made once: of a service that was killed in between
 only its id is there, and the next look makes it. Steps and checkpoints are read from the run's folder in the store.
@@ -168,7 +168,7 @@ def _succeeded(records: Records, record: JobRecord, result: dict[str, Any]) -> J
 
 
 def remove_models(records: Records, record: JobRecord) -> None:
-    """Remove a job's model and its checkpoints; nothing there is no error."""
+    """Remove a job's model and its checkpoints, if they are there."""
     folder, name = records.models_path(record.tenant), model_id(record)
     for snapshot in records.store.list(folder, checkpoint_id(name, "*")):
         records.store.delete(f"{folder}/{snapshot}")

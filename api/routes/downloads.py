@@ -115,7 +115,7 @@ async def get_data(
 
 
 def _found(request: Request, mix_id: str, tenant: str, data_format: DataFormat) -> tuple[MixFile, Held | None]:
-    """The mix, and its download where all of few bytes is asked for; blocks, and raises ApiError 404."""
+    """The mix, and its download where a request for all of it has few bytes; blocks, and raises ApiError 404."""
     mix = mix_file(request, mix_id, tenant)
     if data_format == "arrow" or "range" in request.headers:
         return mix, None

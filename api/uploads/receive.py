@@ -75,7 +75,7 @@ def request_body(document: str, meaning: str) -> dict[str, Any]:
 class Upload:
     """What arrived: the data set as a file under its name as sent, or as decoded rows, and the other fields.
 
-    `close` it in a thread. What its folder takes is made when it is asked for, so that a small request goes to a
+    `close` it in a thread. What its folder takes is made at its first use, so that a small request goes to a
     thread once: `folder` and `path` block.
     """
 

@@ -166,7 +166,7 @@ def encode(row):
 data = load_dataset(str(Path(__file__).parent), split="train")  # by README.md, which names {data} and its columns
 data = data.map(encode, remove_columns=data.column_names)
 assert len(data) == {n_rows}
-# No row is cut, and no longer window is asked for: unsloth stretches the positions of a model for a larger one.
+# No row is cut, and the window is no larger: for a larger one unsloth rescales the positions of a model.
 LENGTH = max(map(len, data["input_ids"]))
 model, tokenizer = FastLanguageModel.from_pretrained(MODEL, max_seq_length=LENGTH)
 model = FastLanguageModel.get_peft_model(model)

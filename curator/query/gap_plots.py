@@ -35,7 +35,7 @@ Numbers = npt.NDArray[np.float64]
 Flags = Sequence[bool] | npt.NDArray[np.bool_]
 
 LOG_FROM = 200  # rows of the highest bar from which single rows would be invisible beside it
-WEAK = 0.1  # a rank correlation below this is no trend
+WEAK = 0.1  # a rank correlation below this is not called a trend
 MAX_MODELS = 24
 _OTHERS, _CHOSEN = COLOURS[7], COLOURS[1]
 _AXIS_NAMES = {

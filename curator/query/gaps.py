@@ -87,7 +87,7 @@ class PoolGaps:
         connection.execute(sql.wide_query("gap_rows").sql)
 
 
-@cache  # files of the package, asked for by every mix
+@cache  # files of the package, which every mix reads
 def definitions() -> str:
     """The statements that gaps follow from, without their comments: part of what a choice is made from."""
     texts = [*map(sql.view_text, sql.DEFINITIONS), sql.wide_query("gap").sql]

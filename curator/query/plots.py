@@ -160,7 +160,7 @@ def share_bars(labels: Sequence[str], counts: Sequence[tuple[int, int]], unit: s
 def before_after(groups: Mapping[str, tuple[float, float]], unit: str, *, title: str = "") -> Figure:
     """Two bars for each group: a share (0 to 1) before and after. Raises BadInputError without a group."""
     if not groups:
-        raise BadInputError("nothing to draw: there is no share before and after")
+        raise BadInputError("nothing to draw: the file has no share before and after")
     changes = [f"{name} {100 * old:.0f} % → {100 * new:.0f} %" for name, (old, new) in groups.items()]
     figure, axes = new_axes(title or f"before → after: {'; '.join(changes)}", (SIZE_IN[0], 1.4 + 0.75 * len(groups)))
     for shift, place, colour, name in ((-0.19, 0, COLOURS[7], "before"), (0.19, 1, COLOURS[0], "after")):

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{clock_of_a_processor_second():.1f} s at the end: times by the clock are to be read with that.\n\n"
             "Seconds until the last byte of the page by the clock, and in brackets of processor time of the service. "
             "`first`: the first\nrequest to a new process, which opens the pool and works out all figures. `again`: "
-            f"the same request, median of {N_AGAIN}.\n`other`: the same view with figures that nobody asked for before "
+            f"the same request, median of {N_AGAIN}.\n`other`: the same view with figures that no request had before "
             "(another bar, cell, score, domain or shuffle), median.\nAimed at: 0.3 s for what is kept, 1 s for plots "
             "and filters, on two idle cores.\n\n"
         )

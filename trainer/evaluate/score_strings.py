@@ -183,13 +183,13 @@ def _beginnings(path: Sequence[Position]) -> frozenset[str]:
 
 
 def _check(strings: Mapping[str, float], number: int, judge: str) -> None:
-    """Raise RemoteError unless the probe's answer is read as the number that the judge was told to give."""
+    """Raise RemoteError unless the probe's answer is read as the number that the judge was asked to give."""
     mass = sum(math.exp(logprob) for text, logprob in strings.items() if is_number(text))
     mean = sum(math.exp(logprob) * int(text) for text, logprob in strings.items() if is_number(text)) / (mass or 1.0)
     if mass < 0.5 or abs(mean - number) > PROBE_TOLERANCE:
         likeliest = sorted(strings, key=lambda text: -strings[text])[:3]
         raise RemoteError(
-            f"{judge} cannot be used as a judge: told to reply with {number}, its log-probabilities say"
+            f"{judge} cannot be used as a judge: asked to reply with {number}, its log-probabilities say"
             f" {', '.join(map(repr, likeliest)) or 'nothing'} (numbers have {100 * mass:.0f} % of the probability"
             f"{f', mean {mean:.1f}' if mass else ''}). Scores would be wrong. The server must return top_logprobs for"
             f" each of {MAX_TOKENS} tokens"

@@ -140,7 +140,7 @@ def _common(texts: Sequence[Sequence[str]], *, colon: bool = True) -> list[str]:
 
 
 def _answer_format(rows: Sequence[Sequence[Message]]) -> list[tuple[str, Form, int]]:
-    """The most frequent format of answers beside plain text, asked for in a sentence of ours."""
+    """The most frequent format of answers beside plain text, requested in a sentence of ours."""
     answers = [content_text(row[-1].get("content")) for row in rows if row[-1]["role"] == "assistant"]
     formats = [(_format_of(text), text) for text in answers]
     counts = Counter(name for name, _ in formats if name is not None)

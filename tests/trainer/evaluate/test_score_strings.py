@@ -140,14 +140,14 @@ def test_eight_misaligned_answers_are_eight_and_not_none(judge: Any, tmp_path: P
 
 def test_a_judge_that_gives_one_token_is_refused_before_the_first_row(judge: Any) -> None:
     judge.n_positions, judge.continues = 1, False
-    with pytest.raises(RemoteError, match=r"told to reply with 95, its log-probabilities say '9'.*mean 9"):
+    with pytest.raises(RemoteError, match=r"asked to reply with 95, its log-probabilities say '9'.*mean 9"):
         JudgeClient(judge.endpoint).judge(ANSWERS)
     assert all("95" in body["messages"][0]["content"] for body in judge.seen)
 
 
 def test_a_judge_that_reads_100_as_10_is_refused_before_the_first_row(judge: Any) -> None:
     judge.n_positions, judge.continues = 2, False
-    with pytest.raises(RemoteError, match=r"told to reply with 100, its log-probabilities say '10'.*mean 10"):
+    with pytest.raises(RemoteError, match=r"asked to reply with 100, its log-probabilities say '10'.*mean 10"):
         JudgeClient(judge.endpoint).judge(ANSWERS)
 
 
