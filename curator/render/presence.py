@@ -22,7 +22,7 @@ from curator.render.settings import Part
 from curator.render.template import ChatTemplate
 from curator.render.tokenizer import GuardedTokenizer
 
-_REASONING_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
+REASONING_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _MAX_MARKS = 60_000  # of the 65,536 that there are; more pieces are searched for as text
 
@@ -120,7 +120,7 @@ class PresenceCheck:
                 open_pieces.setdefault(piece.text, []).append(piece)
         for text in sorted(open_pieces, key=len, reverse=True):
             plain = self._plain(text)
-            forms = {plain, *_as_json(plain)}
+            forms = {plain, *as_json(plain)}
             n_left = sum(written.count(form) - own.count(form) for form in forms)
             n_left -= sum(piece.text.count(text) for piece in every if piece.found)
             for place, piece in enumerate(open_pieces[text]):
@@ -179,7 +179,7 @@ class PresenceCheck:
         if not opens or not closes:
             return False
         written, plain = assembled.text[opens[0] : closes[0]].strip(), self._plain(text)
-        return written == plain or written in _as_json(plain)
+        return written == plain or written in as_json(plain)
 
     def _plain(self, text: str) -> str:
         """Escaped text as it stands in assembled text."""
@@ -188,13 +188,14 @@ class PresenceCheck:
 
 def answer_start(content: str) -> int | None:
     """Where the text after the last reasoning tag begins; None without such a tag or text."""
-    ends = [tag.end() for tag in _REASONING_TAG.finditer(content)]
+    ends = [tag.end() for tag in REASONING_TAG.finditer(content)]
     if not ends or not content[ends[-1] :].strip():
         return None
     return len(content) - len(content[ends[-1] :].lstrip())
 
 
-def _as_json(text: str) -> tuple[str, str]:
+def as_json(text: str) -> tuple[str, str]:
+    """A text as it stands in JSON, with other letters than ASCII as they are, and escaped."""
     return json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
 
 
@@ -263,7 +264,7 @@ def _visited(message: Message, visit: _Visit, scalar: Callable[[_Scalar], _Scala
 def _visited_content(content: str, visit: _Visit) -> str:
     """Cut at reasoning tags: what stands before the last one is reasoning."""
     done, written = 0, ""
-    for tag in _REASONING_TAG.finditer(content):
+    for tag in REASONING_TAG.finditer(content):
         written += _cored(content[done : tag.start()], "reasoning", visit) + tag[0]
         done = tag.end()
     return written + _cored(content[done:], "content", visit)

@@ -30,6 +30,7 @@ from curator.render.spans import (
 )
 from curator.render.template import ChatTemplate
 from curator.render.tokenizer import GuardedTokenizer
+from curator.render.turns import TurnCheck
 from curator.render.units import Tokens
 from curator.store.store import Store
 
@@ -96,6 +97,7 @@ class Renderer:
         self._spans = SpanFinder(self._template, self._guard, by_skeletons=not careful)
         self._arguments = ArgumentForms(self._template)
         self._presence = PresenceCheck(self._template, self._guard)
+        self._turns = TurnCheck(self._template)
         self.tokenizer_sha256 = hashlib.sha256(canonical_bytes(files.tokenizer)).hexdigest()
         self.template_sha256 = hashlib.sha256(files.chat_template.encode()).hexdigest()
         self.renderer_id = hashlib.blake2b(
@@ -234,6 +236,8 @@ class Renderer:
             assembled = self._spans.assemble(escaped)
             dropped = self._presence.dropped(escaped, assembled)
             self._check_dropped(dropped, escaped)
+            self._turns.check_order(escaped, assembled, {item.index for item in dropped})
+            self._turns.check_roles(escaped)
             unwritten = {item.index for item in dropped if item.whole}  # nothing but an end marker: not trained
             wanted = [index for index in _wanted(escaped, mask_rule) if index not in unwritten]
             located = [index for index in _answers(escaped) if index not in unwritten] if classes else wanted

@@ -4,7 +4,6 @@ Columns have no absent values, so a null counts as an absent key here at every d
 values is applied (`arrow_values`).
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ MAX_COLUMNS = 10_000
 ARROW_STREAM = b"\xff\xff\xff\xff"
 # Columns whose text is JSON: these may hold no plain text.
 JSON_COLUMNS = ("messages", "conversations", "history")
-_MESSAGES_AS_TEXT = re.compile(r'\s*\[\s*\{\s*"(role|content)"\s*:')
 
 
 @dataclass(frozen=True)
@@ -151,12 +149,7 @@ def count_parquet(file: BinaryIO) -> int | None:
 
 def with_json_columns(record: int, line: int | None, value: dict[str, Any]) -> Raw:
     """The record with its JSON text columns decoded, or the problem that one of them has."""
-    columns: tuple[str, ...] = JSON_COLUMNS
-    if all(
-        isinstance(text := value.get(key), str) and _MESSAGES_AS_TEXT.match(text) for key in ("prompt", "completion")
-    ):
-        columns = (*columns, "prompt", "completion")  # each holds text, unless both are lists of messages
-    for key in columns:
+    for key in JSON_COLUMNS:
         text = value.get(key)
         if isinstance(text, str):
             try:

@@ -7,13 +7,15 @@ messages; answers inside such a prompt are context (weight 0), as TRL trains the
 SYSTEM_KEYS beside any of them is the system message.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from curator.corpus.formats.budget import MAX_TURNS, too_many_turns
+from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.rows import Layout, Problem
-from curator.corpus.formats.turns import is_empty, kind, read_content, read_turns
-from curator.messages import Message
+from curator.corpus.formats.turns import REASONING_FIELDS, is_empty, kind, read_content, read_turns
+from curator.messages import Message, canonical_text
 
 # The first whose keys are all there decides; the partial ones come last, so that what is missing can be named, and the
 # head of a file is known by the first key in it.
@@ -27,7 +29,9 @@ _KEYS: tuple[tuple[frozenset[str], Layout], ...] = (
     (frozenset({"output"}), "alpaca"),
     (frozenset({"prompt"}), "prompt_completion"),
 )
+_N_WHOLE = 4  # of them, which no partial one is among
 RECORD_KEYS = frozenset[str]().union(*(keys for keys, _ in _KEYS))
+LAST_ANSWER_NAMES = ("response", "answer", "output", "completion")
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 # Keys under which data sets keep part of the question, and where the layout has its place.
 _CONTEXT_KEYS: dict[Layout, tuple[dict[str, str], str]] = {
@@ -42,6 +46,33 @@ def layout_of(keys: Iterable[str]) -> Layout | None:
     """The layout that has these keys; None when no layout does."""
     present = set(keys)
     return next((layout for needed, layout in _KEYS if needed <= present), None)
+
+
+def other_conversation(record: dict[str, Any], chosen: Layout, messages: list[Message]) -> Problem | None:
+    """The problem of a record that holds a second conversation, or a last answer, which `messages` do not have."""
+    present = {key for key in record if not is_empty(record[key])}
+    key = answers_key(chosen)
+    for needed, other in _KEYS[:_N_WHOLE]:
+        if other == chosen or not needed <= present:
+            continue
+        told: list[Problem] = []
+        turns = iter(map(_said, messages))
+        if not all(_said(message) in turns for message in read_layout(record, other, told)) or told:
+            names = " and ".join(sorted(needed))
+            text = f"{names} beside {key} say something else: keep one of them, or name the layout to read"
+            return Problem(f"/{answers_key(other)}", "conflicting_layouts", text)
+    if chosen in ("messages", "sharegpt") and messages[-1:] and messages[-1].get("role") in ("user", "tool"):
+        name = next((name for name in LAST_ANSWER_NAMES if name in present), None)
+        if name is not None:
+            text = f"{name} beside {key} would be left behind: make it their last message, or remove it"
+            return Problem(f"/{name}", "unrecognized_key", text)
+    return None
+
+
+def _said(message: Message) -> tuple[Any, ...]:
+    """What a message is compared by: everything but whether it is trained."""
+    content = canonical_text(message.get("content") or "").strip()
+    return message.get("role"), content, message.get("name"), message.get("tool_calls")
 
 
 def preference_problem(record: dict[str, Any]) -> Problem | None:
@@ -126,7 +157,7 @@ def _history(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
     return messages
 
 
-_ANSWER_NAMES = ("response", "answer", "output", "completion", "target", "text")
+_ANSWER_NAMES = (*LAST_ANSWER_NAMES, "target", "text")
 
 
 def _renamed(record: dict[str, Any], key: str, other: str | None, problem: Problem) -> Problem:
@@ -139,7 +170,7 @@ def _renamed(record: dict[str, Any], key: str, other: str | None, problem: Probl
 
 
 def _prompt_completion(record: dict[str, Any], problems: list[Problem]) -> list[Message]:
-    prompt, completion = record.get("prompt"), record.get("completion")
+    prompt, completion = _lists(record, problems) or (record.get("prompt"), record.get("completion"))
     if completion is None:
         missing = Problem("/completion", "missing_content", f"expected text, found {kind(completion)}")
         problems.append(_renamed(record, "completion", None, missing))
@@ -163,6 +194,24 @@ def _prompt_completion(record: dict[str, Any], problems: list[Problem]) -> list[
     return [{"role": "user", "content": question}, _answer(record, "completion", problems)]
 
 
+_MESSAGES_AS_TEXT = re.compile(r'\s*\[\s*\{\s*"(role|content)"\s*:')
+
+
+def _lists(record: dict[str, Any], problems: list[Problem]) -> tuple[Any, Any] | None:
+    """Prompt and completion where both are lists of messages as JSON text; one alone is a text about messages."""
+    texts = {key: text for key in ("prompt", "completion") if isinstance(text := record.get(key), str)}
+    if len(texts) < 2 or not all(map(_MESSAGES_AS_TEXT.match, texts.values())):
+        return None
+    found = []
+    for key, text in texts.items():
+        try:
+            found.append(decode(text.encode("utf-8", "surrogatepass"), 0))
+        except UndecodableError as error:
+            problems.append(Problem(f"/{key}", error.problem.code, error.problem.message))
+            found.append([])
+    return found[0], found[1]
+
+
 def _answer(record: dict[str, Any], key: str, problems: list[Problem], at: str | None = None) -> Message:
     before = len(problems)
     text = read_content(record.get(key), at or f"/{key}", problems)
@@ -181,6 +230,26 @@ def _check_context(record: dict[str, Any], layout: Layout, messages: list[Messag
         if not isinstance(text, str) or not any(text.strip() in message.get("content", "") for message in messages):
             told = f"{key} beside {others} would be left behind: move it into {place}, or remove it"
             problems.append(Problem(f"/{key}", "unrecognized_key", told))
+
+
+# What says whether a model reasoned, or how much, instead of being its reasoning.
+_REASONING_FLAGS = frozenset({"on", "off", "yes", "no", "true", "false", "none", "minimal", "low", "medium", "high"})
+
+
+def reasoning_problems(record: dict[str, Any], messages: list[Message]) -> Iterator[Problem]:
+    """A problem for each reasoning that stands beside a conversation and in no message of it."""
+    for key in REASONING_FIELDS:
+        value = record.get(key)
+        if is_empty(value) or isinstance(value, bool | int | float):
+            continue
+        if isinstance(value, str):
+            core = value.strip()
+            if core.lower() in _REASONING_FLAGS or any(core in (message.get("content") or "") for message in messages):
+                continue
+        text = (
+            f"{key} beside the conversation would be left behind: write it into the answer, in the tags of your model's"
+        )
+        yield Problem(f"/{key}", "reasoning_content", f"{text} template, or remove it")
 
 
 def _with_system(record: dict[str, Any], messages: list[Message], problems: list[Problem]) -> list[Message]:

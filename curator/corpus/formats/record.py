@@ -10,6 +10,7 @@ the careful way (`json_decode`, `read_record`), so that every refusal and every 
 holds the two to the same result.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,21 +21,27 @@ import orjson
 
 from curator.corpus.formats.budget import MAX_TURNS, MAX_VALUES, Problems, TooManyProblemsError, text_problem
 from curator.corpus.formats.layouts import (
+    LAST_ANSWER_NAMES,
     PREFERENCE_KEYS,
+    RECORD_KEYS,
     SYSTEM_KEYS,
     answers_key,
     layout_of,
+    other_conversation,
     preference_problem,
     read_layout,
+    reasoning_problems,
 )
 from curator.corpus.formats.rows import LABELS, Layout, Problem, Row
-from curator.corpus.formats.turns import MEDIA_FIELDS, encodable, is_empty, kind, media_problems
+from curator.corpus.formats.turns import MEDIA_FIELDS, REASONING_FIELDS, encodable, is_empty, kind, media_problems
 from curator.messages import Message, canonical_messages
 
 _TOOL_FIELDS = ("tools", "functions")
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 # Keys of a record that change how it is read; beside others a list of messages says everything.
-SPECIAL_KEYS = frozenset({*SYSTEM_KEYS, *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS})
+SPECIAL_KEYS = frozenset(
+    {*SYSTEM_KEYS, *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS, *REASONING_FIELDS, *LAST_ANSWER_NAMES, *RECORD_KEYS}
+) - {"messages"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,11 @@ def _read(value: dict[str, Any], layout: Layout | None, columns: Mapping[str, st
 
 
 def read_source_id(value: dict[str, Any]) -> str | None:
-    """The record's own id as text."""
+    """The record's own id: a text as it is, any other value as JSON writes it."""
     source_id = value.get("id")
-    return str(source_id) if isinstance(source_id, str | int) and source_id != "" else None
+    if source_id is None or source_id == "":
+        return None
+    return source_id if isinstance(source_id, str) else json.dumps(source_id, ensure_ascii=False)
 
 
 def read_source(value: dict[str, Any], key: str = "source") -> str | None:
@@ -127,6 +136,9 @@ def _messages(value: dict[str, Any], layout: Layout | None, problems: list[Probl
         return []
     before = len(problems)
     messages = read_layout(value, chosen, problems)
+    problems += reasoning_problems(value, messages)
+    if layout is None and len(problems) == before and (other := other_conversation(value, chosen, messages)):
+        problems.append(other)
     _check_answers(messages, f"/{answers_key(chosen)}", problems, before)
     return messages
 
@@ -160,17 +172,19 @@ def read_plain(data: bytes, record: int, line: int | None) -> Row | None:
         return None
     if messages is None:
         return None
-    json = orjson.dumps(messages)
-    if not json.isascii() and not all(is_normalized("NFC", message["content"]) for message in messages):
+    text = orjson.dumps(messages)
+    if not text.isascii() and not all(is_normalized("NFC", message["content"]) for message in messages):
         return None
-    row = Row(record, line, None, messages, json, _NO_LABELS)
+    if b'\\"type\\"' in text or b"'type'" in text:  # a content may be a list of parts as text
+        return None
+    row = Row(record, line, None, messages, text, _NO_LABELS)
     if len(value) > 1:
         return _with_other_keys(value, data, row)
-    if data.startswith(json, _OPENING) and len(data) - len(json) <= _OPENING + 2:
+    if data.startswith(text, _OPENING) and len(data) - len(text) <= _OPENING + 2:
         return row  # what came out of the text is the text, but for `}` and a line feed
     # An object with one key twice has more quotes than what came out of it. Each message needs eight, `messages` two.
     quotes = data.count(b'"') - 2
-    if quotes != 8 * len(messages) and (quotes != json.count(b'"') or b"\\u0022" in data):
+    if quotes != 8 * len(messages) and (quotes != text.count(b'"') or b"\\u0022" in data):
         return None
     return row
 

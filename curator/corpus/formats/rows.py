@@ -35,6 +35,7 @@ CODES = {
     "video_content": "there is a video",
     "unsupported_content_part": "a content part is neither text, image, audio nor video",
     "conflicting_system": "a system field differs from the record's own system message",
+    "conflicting_layouts": "the record holds two conversations in two layouts, and they say different things",
     "invalid_history": "an Alpaca history is not a list of [question, answer] texts",
     "invalid_json": "the text is not JSON",
     "truncated_json": "the file ends inside a record",

@@ -6,7 +6,10 @@ A message's content is one text, or parts that are all text and are joined as th
 what they are: an object, or text.
 """
 
+import ast
+import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,11 +88,38 @@ def read_content(content: Any, at: str, problems: list[Problem]) -> str:
     if isinstance(content, str):
         if not encodable(content):
             problems.append(Problem(at, "invalid_unicode", _SURROGATE))
+        elif _PARTS_AS_TEXT.match(content) and _is_parts(content):
+            problems.append(Problem(at, "data_type", "the text is a list of content parts: give the list, or its text"))
         return content
     if isinstance(content, list):
         return "".join(_part(part, f"{at}/{index}", problems) for index, part in enumerate(content))
     problems.append(Problem(at, "missing_content", f"expected text, found {kind(content)}"))
     return ""
+
+
+# Both as JSON and as Python prints them.
+_PARTS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*(["'])(?:type|text)\1\s*:""")
+
+
+def _is_parts(text: str) -> bool:
+    """Whether a text, read as JSON or as Python, is a list of nothing but parts of a content."""
+    if '"type"' not in text and "'type'" not in text:
+        return False
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            parts = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return False
+    return isinstance(parts, list) and all(isinstance(part, dict) and _is_part(part) for part in parts)
+
+
+def _is_part(part: dict[Any, Any]) -> bool:
+    name = part.get("type")
+    if name == "text":
+        return isinstance(part.get("text"), str) and all(is_empty(part[key]) for key in part.keys() - {"type", "text"})
+    return isinstance(name, str) and name in _CODE_OF and part.keys() <= {"type", "text", name}
 
 
 def _part(part: Any, at: str, problems: list[Problem]) -> str:
@@ -176,9 +206,22 @@ def _fault(call: Any) -> str | None:
         return "the function has no name"
     if not isinstance(function.get("arguments"), str | dict):
         return f"arguments are text or an object, not {kind(function.get('arguments'))}"
+    if isinstance(function["arguments"], str) and _is_encoded_twice(function["arguments"]):
+        return "the arguments are JSON text inside a JSON text: decode them once"
     if call.get("id") is not None and not isinstance(call["id"], str):
         return f"a tool call's id is text, not {kind(call['id'])}"
     return json_fault([call.get("id"), function["name"], function["arguments"]])
+
+
+def _is_encoded_twice(arguments: str) -> bool:
+    """Whether a text is a JSON text of the text of a JSON object or list."""
+    if not arguments.lstrip().startswith('"'):
+        return False
+    try:
+        inner = json.loads(arguments)
+        return isinstance(inner, str) and isinstance(json.loads(inner), dict | list | str)
+    except (ValueError, RecursionError):
+        return False
 
 
 _OWN_ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool")} | {"function": "tool"}
@@ -190,13 +233,13 @@ ROLES = {
 }
 _CONTENT_KEY = {"role": "content", "from": "value"}
 _KEPT_KEYS = ("name", "tool_call_id")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _FLAGS = frozenset({"train", "trainable", "train_on_turn", "loss", "loss_mask", "mask"})
 _FLAG = "says which answers are trained: write it as weight, 0 (context) or 1; without it every answer is trained"
 _UNKNOWN = (
     "unknown in a message, and would be lost: move it into the content, or remove it if nothing is to learn of it"
 )
-_DONE = frozenset({"role", "content", "weight", *CALL_KEYS, *_REASONING, *MEDIA_FIELDS})
+_DONE = frozenset({"role", "content", "weight", *CALL_KEYS, *REASONING_FIELDS, *MEDIA_FIELDS})
 
 
 def read_turns(turns: list[Any], pointer: str, problems: list[Problem]) -> list[Message]:
@@ -286,7 +329,7 @@ def _weight(turn: Message, message: Message, pointer: str, problems: list[Proble
 
 
 def _other_keys(turn: Message, done: set[str], message: Message, pointer: str, problems: list[Problem]) -> None:
-    for name in _REASONING:
+    for name in REASONING_FIELDS:
         if not is_empty(turn.get(name)):
             text = "write the reasoning into the content, in the tags of your model's template, or remove it"
             problems.append(Problem(f"{pointer}/{name}", "reasoning_content", text))
