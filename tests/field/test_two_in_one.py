@@ -1,9 +1,13 @@
 """Records that say two things at once, or say one where no reader looks: refused by name, or kept as written."""
 
+import datetime
+import decimal
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curator.corpus.formats import Row, read_rows
@@ -178,3 +182,75 @@ def test_other_arguments_stay_as_they_are(text: str, tmp_path: Path) -> None:
         )
     )
     assert answer["tool_calls"] == [call]
+
+
+@pytest.mark.parametrize("key", ["instruction", "output", "system"])
+def test_several_texts_in_a_list_are_not_joined(key: str, tmp_path: Path) -> None:
+    record = {"system": "Be brief.", **RECORDS["alpaca"]}
+    path = _file(tmp_path / "data.jsonl", {**record, key: ["One.", "Two."]})
+    assert refused(path) == [
+        ("data_type", "2 texts in a list: write them as one, or as parts of type text that are joined")
+    ]
+    one, parts = {**record, key: [record[key]]}, {**record, key: [{"type": "text", "text": record[key]}]}
+    expected = [{"role": "system", "content": "Be brief."}, *TALK]
+    assert kept(_file(tmp_path / "one.jsonl", one, parts)) == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("layout", "label", "is_verdict"),
+    [
+        *((layout, label, True) for layout in RECORDS for label in (True, False, "False")),
+        *(("prompt_completion", label, True) for label in (0, 1, 0.0, 1.0)),
+        *(("messages", label, False) for label in (0, 1, 2, "law")),
+        *(("prompt_completion", label, False) for label in (2, 0.5, "law", "", None)),
+    ],
+)
+def test_answers_marked_as_good_or_bad_are_no_data_to_train_on(
+    layout: Any, label: Any, is_verdict: bool, tmp_path: Path
+) -> None:
+    path = _file(tmp_path / "data.jsonl", {**RECORDS[layout], "label": label})
+    if is_verdict:
+        assert [code for code, _ in refused(path)] == ["preference_labels"]
+        assert kept(path, layout=layout) == [TALK]
+    else:
+        assert kept(path) == [TALK]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("documents", [{"title": "Planets", "text": "Jupiter has most mass."}]),
+        ("documents", "Jupiter has most mass."),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+    ],
+)
+@pytest.mark.parametrize("layout", RECORDS)
+def test_what_a_template_would_be_given_is_not_left_behind(key: str, value: Any, layout: str, tmp_path: Path) -> None:
+    path = _file(tmp_path / "data.jsonl", {**RECORDS[layout], key: value})
+    ((code, message),) = refused(path)
+    assert code == "unrecognized_key"
+    assert f"{key} beside the conversation would be left behind" in message
+    nothing = ([], None, {}, ["Jupiter is."])
+    assert kept(_file(tmp_path / "same.jsonl", *({**RECORDS[layout], key: item} for item in nothing))) == [TALK] * 4
+
+
+def test_text_after_the_place_of_a_completion_is_not_left_behind(tmp_path: Path) -> None:
+    path = _file(tmp_path / "data.jsonl", {**RECORDS["prompt_completion"], "suffix": "return x"})
+    assert [code for code, _ in refused(path)] == ["unrecognized_key"]
+
+
+def test_nan_and_other_values_of_columns(tmp_path: Path) -> None:
+    """NaN is what tables write for null; a day or an exact number is an id as it is written."""
+    nan = float("nan")
+    ids: list[pa.Array] = [
+        pa.array([1.5, nan]), pa.array([datetime.date(2024, 1, 2), None]), pa.array([decimal.Decimal("7.10"), None])
+    ]  # fmt: skip
+    for column, expected in zip(ids, ("1.5", '"2024-01-02"', '"7.10"'), strict=True):
+        labels = {"domain": pa.array([nan, 2.5]), "source": pa.array([nan, 0.5])}
+        table = pa.table({"prompt": ["Q", "Q"], "completion": ["A", "A"], "id": column, **labels})
+        pq.write_table(table, tmp_path / "data.parquet")
+        first, second = read_rows(tmp_path / "data.parquet")
+        assert isinstance(first, Row)
+        assert isinstance(second, Row)
+        assert (first.source_id, first.labels, first.source) == (expected, {}, None)
+        assert (second.source_id, second.labels, second.source) == (None, {"domain": "2.5"}, "0.5")

@@ -31,12 +31,14 @@ _KEYS: tuple[tuple[frozenset[str], Layout], ...] = (
 )
 _N_WHOLE = 4  # of them, which no partial one is among
 RECORD_KEYS = frozenset[str]().union(*(keys for keys, _ in _KEYS))
-LAST_ANSWER_NAMES = ("response", "answer", "output", "completion")
+LAST_ANSWER_NAMES = ("response", "answer", "output", "completion", "chosen")
+# What trainers hand to a chat template beside the messages.
+TEMPLATE_ARGUMENTS = ("documents", "chat_template_kwargs")
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 # Keys under which data sets keep part of the question, and where the layout has its place.
 _CONTEXT_KEYS: dict[Layout, tuple[dict[str, str], str]] = {
     "alpaca": ({"context": "input"}, "instruction and output"),
-    "prompt_completion": (dict.fromkeys(("context", "input", "history"), "prompt"), "prompt and completion"),
+    "prompt_completion": (dict.fromkeys(("context", "input", "history", "suffix"), "prompt"), "prompt and completion"),
 }
 _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("response_j", "response_k"))
 PREFERENCE_KEYS = frozenset({key for pair in _PAIRS for key in pair} | {"kto_tag", "label"})
@@ -81,7 +83,7 @@ def preference_problem(record: dict[str, Any]) -> Problem | None:
         if record.get(good) is not None and record.get(bad) is not None:
             return Problem(f"/{good}", "preference_pairs", f"{good} and {bad} answers: {_REMEDY}")
     key = "kto_tag" if record.get("kto_tag") is not None else "label"
-    if (key == "kto_tag" or record.get("completion") is not None) and _is_verdict(record.get(key)):
+    if _is_verdict(record.get(key), as_number=record.get("completion") is not None):
         return Problem(f"/{key}", "preference_labels", f"answers marked as good or bad: {_REMEDY}")
     return None
 
@@ -89,8 +91,11 @@ def preference_problem(record: dict[str, Any]) -> Problem | None:
 _REMEDY = "mixes are for supervised fine-tuning; keep the good answers alone, or name the layout to read"
 
 
-def _is_verdict(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
+def _is_verdict(value: Any, *, as_number: bool) -> bool:
+    """Whether a value says good or bad; 0 and 1 do where an answer stands alone, and are any class elsewhere."""
+    if isinstance(value, str):
+        return value.lower() in ("true", "false")
+    return isinstance(value, bool) or (as_number and isinstance(value, int | float) and value in (0, 1))
 
 
 def read_layout(record: dict[str, Any], layout: Layout, problems: list[Problem]) -> list[Message]:
@@ -250,6 +255,29 @@ def reasoning_problems(record: dict[str, Any], messages: list[Message]) -> Itera
             f"{key} beside the conversation would be left behind: write it into the answer, in the tags of your model's"
         )
         yield Problem(f"/{key}", "reasoning_content", f"{text} template, or remove it")
+
+
+def argument_problems(record: dict[str, Any], messages: list[Message]) -> Iterator[Problem]:
+    """A problem for each argument of the chat template beside a conversation, unless messages have all its texts."""
+    for key in TEMPLATE_ARGUMENTS:
+        value = record.get(key)
+        if is_empty(value):
+            continue
+        texts = list(_texts(value))
+        if not texts or not all(any(text in (item.get("content") or "") for item in messages) for text in texts):
+            text = (
+                f"{key} beside the conversation would be left behind: write what it adds into a message, or remove it"
+            )
+            yield Problem(f"/{key}", "unrecognized_key", text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a nested value, and other values as Python writes them."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+    elif value is not None:
+        yield value.strip() if isinstance(value, str) else str(value)
 
 
 def _with_system(record: dict[str, Any], messages: list[Message], problems: list[Problem]) -> list[Message]:

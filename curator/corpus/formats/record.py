@@ -25,7 +25,9 @@ from curator.corpus.formats.layouts import (
     PREFERENCE_KEYS,
     RECORD_KEYS,
     SYSTEM_KEYS,
+    TEMPLATE_ARGUMENTS,
     answers_key,
+    argument_problems,
     layout_of,
     other_conversation,
     preference_problem,
@@ -39,9 +41,8 @@ from curator.messages import Message, canonical_messages
 _TOOL_FIELDS = ("tools", "functions")
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 # Keys of a record that change how it is read; beside others a list of messages says everything.
-SPECIAL_KEYS = frozenset(
-    {*SYSTEM_KEYS, *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS, *REASONING_FIELDS, *LAST_ANSWER_NAMES, *RECORD_KEYS}
-) - {"messages"}
+SPECIAL_KEYS = frozenset({*SYSTEM_KEYS, *_TOOL_FIELDS, *MEDIA_FIELDS, *PREFERENCE_KEYS, *REASONING_FIELDS})
+SPECIAL_KEYS |= {*TEMPLATE_ARGUMENTS, *LAST_ANSWER_NAMES, *RECORD_KEYS - {"messages"}}
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,17 @@ def _read(value: dict[str, Any], layout: Layout | None, columns: Mapping[str, st
     return Read([] if problems else canonical_messages(messages), labels, source_id, problems, source)
 
 
+def _is_missing(value: Any) -> bool:
+    """Whether a field says nothing: null, "" or NaN, which tables write for null."""
+    return value is None or value == "" or value != value
+
+
 def read_source_id(value: dict[str, Any]) -> str | None:
     """The record's own id: a text as it is, any other value as JSON writes it."""
     source_id = value.get("id")
-    if source_id is None or source_id == "":
+    if _is_missing(source_id):
         return None
-    return source_id if isinstance(source_id, str) else json.dumps(source_id, ensure_ascii=False)
+    return source_id if isinstance(source_id, str) else json.dumps(source_id, ensure_ascii=False, default=str)
 
 
 def read_source(value: dict[str, Any], key: str = "source") -> str | None:
@@ -103,7 +109,7 @@ def read_source(value: dict[str, Any], key: str = "source") -> str | None:
     source = value.get(key)
     if isinstance(source, bool):
         return "true" if source else "false"
-    return str(source) if isinstance(source, str | int | float) and source != "" else None
+    return str(source) if isinstance(source, str | int | float) and not _is_missing(source) else None
 
 
 def read_labels(
@@ -114,7 +120,7 @@ def read_labels(
     for name in LABELS:
         key = columns.get(name, name)
         label = value.get(key)
-        if label is None or label == "":
+        if _is_missing(label):
             continue
         if isinstance(label, bool):
             label = "true" if label else "false"
@@ -137,6 +143,7 @@ def _messages(value: dict[str, Any], layout: Layout | None, problems: list[Probl
     before = len(problems)
     messages = read_layout(value, chosen, problems)
     problems += reasoning_problems(value, messages)
+    problems += argument_problems(value, messages)
     if layout is None and len(problems) == before and (other := other_conversation(value, chosen, messages)):
         problems.append(other)
     _check_answers(messages, f"/{answers_key(chosen)}", problems, before)

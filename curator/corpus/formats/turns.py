@@ -91,6 +91,10 @@ def read_content(content: Any, at: str, problems: list[Problem]) -> str:
         elif _PARTS_AS_TEXT.match(content) and _is_parts(content):
             problems.append(Problem(at, "data_type", "the text is a list of content parts: give the list, or its text"))
         return content
+    if isinstance(content, list) and len(content) > 1 and all(isinstance(part, str) for part in content):
+        several = f"{len(content)} texts in a list: write them as one, or as parts of type text that are joined"
+        problems.append(Problem(at, "data_type", several))
+        return ""
     if isinstance(content, list):
         return "".join(_part(part, f"{at}/{index}", problems) for index, part in enumerate(content))
     problems.append(Problem(at, "missing_content", f"expected text, found {kind(content)}"))
