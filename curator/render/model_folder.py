@@ -77,8 +77,12 @@ def _token_text(value: Any) -> str | None:
 def _find_template(path: Path, config: Mapping[str, Any]) -> str:
     own_file = path / "chat_template.jinja"
     if own_file.is_file():
-        return own_file.read_text(encoding="utf-8")
-    found = _read_json(path / "chat_template.json").get("chat_template") or config.get("chat_template")
+        try:
+            return own_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RenderError(f"{own_file} is not UTF-8: {error}", reason="bad_template") from error
+    # The older file of processors counts where the tokenizer has no template of its own, as in transformers.
+    found = config.get("chat_template") or _read_json(path / "chat_template.json").get("chat_template")
     if isinstance(found, list):  # several named templates: [{"name": ..., "template": ...}]
         found = {item.get("name"): item.get("template") for item in found}.get("default")
     if not isinstance(found, str):

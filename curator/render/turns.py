@@ -3,25 +3,30 @@
 Nothing of a template that reverses turns, or that writes roles by position or swapped, shows in the ids: every content
 is in the text, and the mask falls on what the model reads as a question. Three things are held to: contents of all but
 system turns stand in their order; where headers differ, they follow the role and not the position; and the text before
-an answer is what the template writes as a prompt for one.
+an answer, and before no other turn, is what the template writes as a prompt for one.
 """
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 
 from curator.errors import RenderError
 from curator.messages import Message
 from curator.render.marks import MARK, Assembled, close_mark, is_open, open_mark, strip_marks
 from curator.render.presence import REASONING_TAG, as_json
+from curator.render.spans import probe_prompt
 from curator.render.template import ChatTemplate
 
 # Templates may move these: Mistral's writes the system text into the last question.
 _MOVABLE = frozenset({"system", "developer"})
-_ASSISTANT_WORD = re.compile(r"assistant|model|gpt|bot\b|\bai\b", re.IGNORECASE)
-_USER_WORD = re.compile(r"user|human", re.IGNORECASE)
+_WORDS = {
+    "system": re.compile(r"system|developer"),
+    "user": re.compile(r"user|human"),
+    "assistant": re.compile(r"assistant|model|gpt|bot|ai"),
+}
 _N_PLACES = 4  # turns from here on differ in whether their number is even
 
-_Place = tuple[int, bool, bool, str, bool, str]
+_Place = tuple[str, int, bool, bool, str, bool, str]
 
 
 class TurnCheck:
@@ -30,7 +35,6 @@ class TurnCheck:
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._known: set[_Place] = set()  # places of answers that were found to be right
-        self._names_roles: bool | None = None
 
     def check_order(self, messages: Sequence[Message], assembled: Assembled, dropped: Collection[int]) -> None:
         """Raise RenderError when a content stands before that of an earlier turn; those of `dropped` stand nowhere."""
@@ -52,15 +56,18 @@ class TurnCheck:
                 )
 
     def check_roles(self, messages: Sequence[Message]) -> None:
-        """Raise RenderError when an answer is not written as one. Each kind of place is looked at once."""
+        """Raise RenderError when a turn is written as another role's. Each kind of place is looked at once."""
         probe: list[Message] = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant" or (place := _place(messages, index)) in self._known:
+        for index in range(len(messages)):
+            if (place := _place(messages, index)) in self._known:
                 continue
             if not probe:
                 self._check_names()
                 probe = [_worded(item, number) for number, item in enumerate(messages)]
-            self._check_answer(probe, index)
+            if messages[index]["role"] == "assistant":
+                self._check_answer(probe, index)
+            else:
+                self._check_other(probe, index)
             self._known.add(place)
 
     def _check_answer(self, probe: Sequence[Message], index: int) -> None:
@@ -71,7 +78,7 @@ class TurnCheck:
         flipped = list(probe)
         flipped[index] = {**probe[index], "role": "user"}
         if len(set(headers[1:])) > 1 and self._render(flipped) == written:
-            raise _wrong_role(index, "writes roles by the position of a turn")
+            raise _wrong_role(probe, index, "writes roles by the position of a turn")
         header = _header_of(written, index)
         # What closes the answer before may depend on whether it is the last turn.
         if header is None or index == 0 or probe[index - 1]["role"] == "assistant":
@@ -81,19 +88,32 @@ class TurnCheck:
             return
         tail = _plain(_after_last(prompt))
         if not (header.startswith(tail) or tail.startswith(header)):
-            raise _wrong_role(index, "does not begin an answer as its prompt for one does")
+            raise _wrong_role(probe, index, "begins an answer otherwise than the prompt that it writes for one")
+
+    def _check_other(self, probe: Sequence[Message], index: int) -> None:
+        written = self._render(probe) if self._prompt else None
+        header = None if written is None else _header_of(written, index)
+        if header is not None and header.endswith(self._prompt):
+            raise _wrong_role(probe, index, "begins it as an answer")
+
+    @cached_property
+    def _prompt(self) -> str:
+        """What the template writes where an answer is to begin, in plain form."""
+        return _plain(probe_prompt(self._template))
 
     def _check_names(self) -> None:
-        """Raise RenderError for a template that calls answers the user's and questions the assistant's."""
-        if self._names_roles is None:
-            roles = ("user", "assistant", "user", "assistant")
-            written = self._render([_worded({"role": role, "content": "a"}, place) for place, role in enumerate(roles)])
-            answer, question = (_header_of(written or "", index) or "" for index in (1, 2))
-            self._names_roles = not (_names_alone(answer, _USER_WORD, _ASSISTANT_WORD)) or not (
-                _names_alone(question, _ASSISTANT_WORD, _USER_WORD)
-            )
-        if not self._names_roles:
-            raise _wrong_role(1, "calls answers the user's, and questions the assistant's")
+        """Raise RenderError for a template that exchanges the names of roles."""
+        for roles, one, other in (
+            (("user", "assistant", "user", "assistant"), 1, 2),
+            (("system", "user", "assistant"), 0, 1),
+        ):
+            probe = [_worded({"role": role, "content": "a"}, number) for number, role in enumerate(roles)]
+            written = self._render(probe) or ""
+            if all(
+                _names_alone(_header_of(written, index) or "", _WORDS[roles[another]], _WORDS[roles[index]])
+                for index, another in ((one, other), (other, one))
+            ):
+                raise _wrong_role(probe, one, f"calls it {roles[other]}, and turns of {roles[other]} {roles[one]}")
 
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
         """The rendering with marks; None where the template refuses it, or does otherwise because of the marks."""
@@ -107,9 +127,10 @@ class TurnCheck:
 
 
 def _place(messages: Sequence[Message], index: int) -> _Place:
-    """What a template may look at to decide how an answer begins."""
+    """What a template may look at to decide how a turn begins."""
     before = messages[index - 1] if index else {}
     return (
+        messages[index]["role"],
         index if index < _N_PLACES else _N_PLACES + index % 2,
         index == len(messages) - 1,
         bool(messages[index].get("tool_calls")),
@@ -160,17 +181,17 @@ def _after_last(written: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without white space and tags of reasoning, which a prompt may have otherwise than an answer."""
-    return "".join(REASONING_TAG.sub("", text).split())
+    """In small letters, without white space and tags of reasoning, which a prompt may have otherwise than an answer."""
+    return "".join(REASONING_TAG.sub("", text).split()).casefold()
 
 
 def _names_alone(header: str, wanted: re.Pattern[str], other: re.Pattern[str]) -> bool:
     return wanted.search(header) is not None and other.search(header) is None
 
 
-def _wrong_role(index: int, what: str) -> RenderError:
+def _wrong_role(messages: Sequence[Message], index: int, what: str) -> RenderError:
     return RenderError(
-        f"the chat template {what}: messages[{index}] (role assistant) would be trained as another's turn; mend the"
-        " template, or take a model with another one",
+        f"the chat template writes messages[{index}] (role {messages[index]['role']}) as another role's turn: it {what}"
+        ". Mend the template, or take a model with another one",
         reason="role_not_written",
     )

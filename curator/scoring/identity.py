@@ -110,6 +110,11 @@ def check_model_dir(model_dir: Path) -> None:
             "`model.save_pretrained(folder)` and `tokenizer.save_pretrained(folder)`",
             details=missing,
         )
+    if (model_dir / _SINGLE).is_file() and (model_dir / _INDEX).is_file():
+        raise BadInputError(
+            f"model folder {model_dir} holds weights twice, {_SINGLE} and the shards of {_INDEX}, of which libraries "
+            "read one or the other: remove those that are left from an earlier save"
+        )
     _check_config(model_dir, _read_object(model_dir / "config.json"))
 
 

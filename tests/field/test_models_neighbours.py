@@ -83,6 +83,18 @@ def padding_beyond(base: Path, out: Path) -> Path:
     return folder
 
 
+def twice(base: Path, out: Path) -> Path:
+    """Shards of an earlier save beside the one file of a later one: transformers reads this, vLLM that."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(out.with_name("shards"), max_shard_size="60KB")
+    changed_folder(base, out)
+    for file in out.with_name("shards").glob("model*"):
+        (out / file.name).write_bytes(file.read_bytes())
+    return out
+
+
 FOLDERS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "fewer_layers": (fewer_layers, r"9 others that fit nothing: model.layers.1.input_layernorm.weight"),
     "eight_bits": (lambda base, out: changed_folder(base, out, eight_bits), r"weights are packed \(model.*is F8_E4M3"),
@@ -91,6 +103,7 @@ FOLDERS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "cut_file": (cut_file, "cannot be loaded"),
     "half_sharded": (half_sharded, "lacks 1 tensors of its architecture: model.norm.weight"),
     "padding_beyond": (padding_beyond, "'<doc_sep>'.*the embedding has"),
+    "twice": (twice, "holds weights twice"),
     "awq": (
         lambda base, out: changed_folder(base, out, config={"quantization_config": {"quant_method": "awq"}}),
         r"packed \(awq\)",
@@ -163,6 +176,23 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "pissa": ({"init_lora_weights": "pissa"}, "it changes the base's own weights"),
     "import": ({"megatron_config": {"a": 1}, "megatron_core": "CODE"}, "names a Python module to import"),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_an_adapter_of_packed_tensors_is_refused(dtype: torch.dtype, base: Path, tmp_path: Path) -> None:
+    """Whole numbers would be taken for the factors that they stand for."""
+    packed = changed_adapter(base, tmp_path / "packed", lambda tensors: {n: t.to(dtype) for n, t in tensors.items()})
+    with pytest.raises(BadInputError, match=r"weights are packed \(base_model.*is torch"):
+        Adapters(load_model(base, "cpu", "float32")).use(packed)
+
+
+def test_a_setting_that_peft_does_not_know_is_refused_unless_it_is_off(base: Path, tmp_path: Path) -> None:
+    adapter = tiny_adapter_folder(base, tmp_path / "adapter")
+    edit(adapter / "adapter_config.json", use_new_scaling=False, new_blocks=None, newer=[])
+    Adapters(load_model(base, "cpu", "float32")).use(adapter)
+    edit(adapter / "adapter_config.json", use_new_scaling=True)
+    with pytest.raises(BadInputError, match="does not know: use_new_scaling"):
+        Adapters(load_model(base, "cpu", "float32")).use(adapter)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

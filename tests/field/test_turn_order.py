@@ -21,6 +21,7 @@ TALK: Messages = [
     {"role": "assistant", "content": "Mercury."},
 ]
 SYSTEM = {"role": "system", "content": "Be brief."}
+TOOL = {"role": "tool", "content": "8 planets"}
 REVERSED = CHATML.replace("in messages", "in messages | reverse")
 LONG_REVERSED = REVERSED.replace("reverse %}", "reverse if message['content'] | length < 30 %}")
 NEWEST_FIRST = """{%- for m in messages | selectattr('role', 'equalto', 'assistant') %}
@@ -35,6 +36,12 @@ SWAPPED_WITHOUT_PROMPT = SWAPPED.partition("{% if add_generation_prompt")[0]
 ALL_AS_USER = CHATML.replace("message['role'] +", "'user' +")
 BY_POSITION = CHATML.replace("message['role'] +", "('user' if loop.index0 % 2 == 0 else 'assistant') +")
 BY_POSITION_WITHOUT_PROMPT = BY_POSITION.partition("{% if add_generation_prompt")[0]
+SYSTEM_AS_USER = CHATML.replace(
+    "message['role'] +", "{'user': 'system', 'system': 'user'}.get(message.role, message.role) +"
+)
+SYSTEM_AS_ANSWER = CHATML.replace("message['role'] +", "{'system': 'assistant'}.get(message.role, message.role) +")
+TOOL_AS_ANSWER = SYSTEM_AS_ANSWER.replace("{'system'", "{'tool'")
+OTHER_PROMPT = CHATML.replace("<|im_start|>assistant", "### Response:")
 LAST_IS_ASSISTANT = CHATML.replace("message['role'] +", "('assistant' if loop.last else 'user') +")
 
 
@@ -62,13 +69,17 @@ def test_turns_in_another_order_are_refused(
 @pytest.mark.parametrize(
     ("source", "messages", "what"),
     [
-        (SWAPPED, TALK, "calls answers the user's"),
-        (SWAPPED_WITHOUT_PROMPT, TALK, "calls answers the user's"),
-        (ALL_AS_USER, TALK, "does not begin an answer as its prompt"),
-        (BY_POSITION, [SYSTEM, *TALK], "by the position"),
+        (SWAPPED, TALK, "calls it user, and turns of user assistant"),
+        (SWAPPED_WITHOUT_PROMPT, TALK, "calls it user, and turns of user assistant"),
+        (ALL_AS_USER, TALK, "begins an answer otherwise than the prompt"),
+        (BY_POSITION, [SYSTEM, *TALK], "begins it as an answer"),
         (BY_POSITION, TALK, "by the position"),
         (BY_POSITION_WITHOUT_PROMPT, [TALK[0], *TALK], "by the position"),
         (LAST_IS_ASSISTANT, TALK, "by the position"),
+        (SYSTEM_AS_USER, [SYSTEM, *TALK], "calls it user, and turns of user system"),
+        (SYSTEM_AS_ANSWER, [SYSTEM, *TALK], r"messages\[0\] \(role system\).*begins it as an answer"),
+        (TOOL_AS_ANSWER, [*TALK[:2], TOOL, TALK[3]], r"messages\[2\] \(role tool\).*begins it as an answer"),
+        (OTHER_PROMPT, TALK, "begins an answer otherwise than the prompt"),
     ],
 )
 @pytest.mark.parametrize("careful", [False, True])

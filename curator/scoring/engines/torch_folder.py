@@ -8,6 +8,8 @@ Nothing in a folder is ever run: `trust_remote_code` is off in every call.
 """
 
 import copy
+import dataclasses
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,9 +112,10 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> N
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     check_adapter_dir(adapter_dir)
-    with loading(f"adapter {adapter_dir}"):
+    with loading(f"adapter {adapter_dir}"), ignoring_newer_settings():
         config = peft.PeftConfig.from_pretrained(adapter_dir)
     _check_kind(config, adapter_dir, switchable)
+    _check_settings(config, adapter_dir)
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True  # how it began: that needs weights, and the factors are in the file
     with torch.device("meta"):
@@ -122,6 +125,7 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> N
         wrapped = peft.get_peft_model(skeleton, config, adapter_name=_CHECKED, low_cpu_mem_usage=True)
         own = {name for name in wrapped.state_dict() if f".{_CHECKED}" not in name}
         tensors = load_peft_weights(str(adapter_dir), device="cpu")
+        _check_floats(tensors, adapter_dir)
         result = set_peft_model_state_dict(wrapped, tensors, adapter_name=_CHECKED, low_cpu_mem_usage=True)
     foreign = sorted(name.replace(f".{_CHECKED}", "") for name in result.unexpected_keys)
     lacking = sorted(name.replace(f".{_CHECKED}", "") for name in result.missing_keys if f".{_CHECKED}" in name)
@@ -147,7 +151,7 @@ def check_acts(adapter_dir: Path) -> None:
     import peft
     from peft.utils import load_peft_weights
 
-    with loading(f"adapter {adapter_dir}"):
+    with loading(f"adapter {adapter_dir}"), ignoring_newer_settings():
         config = peft.PeftConfig.from_pretrained(adapter_dir)
         tensors = load_peft_weights(str(adapter_dir), device="cpu")
     if any("lora_" not in name or name.endswith("bias") for name in tensors):
@@ -231,6 +235,38 @@ def _check_kind(config: Any, adapter_dir: Path, switchable: bool) -> None:
         raise BadInputError(
             f"adapter {adapter_dir} is not a plain LoRA (type {config.peft_type}, bias "
             f"{getattr(config, 'bias', None)}, init_lora_weights {begun}): it changes the base's own weights. {_MERGE}"
+        )
+
+
+@contextmanager
+def ignoring_newer_settings() -> Iterator[None]:
+    """Without PEFT's warning about settings that it does not know: `check_adapter` refuses those that are on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unexpected keyword arguments")
+        yield
+
+
+def _check_settings(config: Any, adapter_dir: Path) -> None:
+    """Raise BadInputError for settings that this PEFT leaves out: the adapter would compute something else."""
+    given = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    known = {field.name for field in dataclasses.fields(config)}
+    unknown = sorted(name for name, value in given.items() if name not in known and value)
+    if unknown:
+        raise BadInputError(
+            f"adapter {adapter_dir} has settings that this version of PEFT does not know: {listed(unknown)}. Install "
+            "the version that wrote it, or remove from adapter_config.json what changes nothing",
+            details=unknown,
+        )
+
+
+def _check_floats(tensors: Mapping[str, Any], adapter_dir: Path) -> None:
+    packed = sorted(name for name, t in tensors.items() if not t.is_floating_point() or t.element_size() == 1)
+    if packed:
+        name = packed[0]
+        raise BadInputError(
+            f"adapter {adapter_dir} cannot be loaded: its weights are packed ({name} is {tensors[name].dtype}); take "
+            "the unpacked adapter",
+            details=packed,
         )
 
 

@@ -14,6 +14,7 @@ from curator.scoring.engines.torch_folder import (
     check_adapter,
     check_finite,
     check_model,
+    ignoring_newer_settings,
     loading,
     quiet,
     read_config,
@@ -146,7 +147,7 @@ def with_adapter(
 
     adapted = isinstance(model, peft.PeftModel)
     check_adapter(model.get_base_model() if adapted else model, adapter_dir, switchable=switchable)
-    with loading(f"adapter {adapter_dir}"), warnings.catch_warnings():
+    with loading(f"adapter {adapter_dir}"), ignoring_newer_settings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of an adapter that was refused
         if adapted:
             model.load_adapter(adapter_dir, adapter_name=name, autocast_adapter_dtype=False)

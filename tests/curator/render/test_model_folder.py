@@ -71,6 +71,18 @@ def test_template_sources(tmp_path: Path) -> None:
     assert {other.renderer_id for other in others} == {direct.renderer_id}
 
 
+def test_the_tokenizers_own_template_counts_as_in_transformers(tmp_path: Path) -> None:
+    """Before the one of chat_template.json, which transformers reads for processors alone."""
+    folder = tiny_tokenizer_folder(tmp_path / "both", None)
+    edit_json(folder / "tokenizer_config.json", chat_template=CHATML)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHATML.replace("<|im_end|>", "")}))
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(MESSAGES, tokenize=True)["input_ids"]
+    assert Renderer.from_folder(folder).render(MESSAGES).input_ids.tolist() == expected
+    (folder / "chat_template.jinja").write_bytes(b"{# caf\xe9 #}" + CHATML.encode())
+    with pytest.raises(RenderError, match="is not UTF-8"):
+        Renderer.from_folder(folder)
+
+
 def test_tokens_that_only_the_config_names(tmp_path: Path) -> None:
     folder = tiny_tokenizer_folder(tmp_path, specials=("<|endoftext|>", "<|im_start|>"), eos="<|im_end|>")
     n_vocab = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
