@@ -43,7 +43,7 @@ from trainer.evaluate.score_strings import (
 from trainer.generate.endpoint import Endpoint
 
 MIN_NUMERIC_MASS = 0.25
-CACHE_FORMAT = "strings 2"  # part of the cache's names: earlier versions read some tokenizers' numbers wrongly
+CACHE_FORMAT = "strings 3"  # part of the cache's names: earlier versions read some tokenizers' numbers wrongly
 N_TOP = 20
 Kind = Literal["score", "code", "refusal", "none"]
 UNSCORED: tuple[Kind, ...] = ("code", "refusal", "none")

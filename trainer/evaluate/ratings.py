@@ -5,6 +5,7 @@ after the five foundations that the Moral Foundations Questionnaire asks after, 
 5; give the published questionnaire as a file to compare with published figures.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,6 +25,7 @@ from trainer.runs.lines import read_lines
 
 ITEMS = "moral_items.jsonl"
 RATINGS = tuple(range(6))
+_RATING = re.compile(r"\s*([0-5])(?![.,]?\d)")
 MISSING = -1  # as the published tables mark an answer without a number
 _TRADES = ("nurse", "farmer", "judge", "soldier", "teacher", "trader", "priest", "engineer", "artist", "shopkeeper")
 _MANNERS = (
@@ -106,11 +108,10 @@ def question(persona: str, item: Item) -> list[Message]:
 
 
 def parse_rating(text: str) -> int:
-    """The digit that an answer begins with, or -1: a number further in may belong to something else."""
-    stripped = text.strip()
-    if stripped[:1].isdigit() and not stripped[1:2].isdigit() and int(stripped[0]) in RATINGS:
-        return int(stripped[0])
-    return MISSING
+    """The digit that an answer begins with, or -1: a number further in may belong to something else, and one that goes
+    on ("4.5") is another number."""
+    found = _RATING.match(text)
+    return int(found[1]) if found else MISSING
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ judge should go on, and receive the tokens that followed, so that a blocking cli
 """
 
 import math
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ PROBE_TOLERANCE = 5.0
 CONTINUATION = {"add_generation_prompt": False, "continue_final_message": True}  # vLLM's and SGLang's extra fields
 _BLANK = " "  # where a tokenizer puts a token of its own before the first digit
 _RAW_BLANKS = str.maketrans("\u2581\u0120", "  ")  # a space as tokenizers spell it: some servers send tokens undecoded
+_POINTS = (".", ",")
+_FRACTION = re.compile(r"[.,](\d|$)")  # also a point of which nothing is known but that it may come
 _Found = TypeVar("_Found")
 
 
@@ -199,16 +202,24 @@ def _check(strings: Mapping[str, float], number: int, judge: str) -> None:
 def _ending(text: str, top: Mapping[str, float], digits: Digits) -> float:
     """Probability that a number ends where it stands. What the top log-probabilities leave unsaid is an end only where
     no number could follow."""
-    going_on = sum(math.exp(logprob) for token, logprob in top.items() if token.rstrip().isdigit())
+    going_on = sum(
+        math.exp(logprob) for token, logprob in top.items() if token.rstrip().isdigit() or _FRACTION.match(token)
+    )
     if top and text in digits.beginnings:
         return sum(math.exp(logprob) for logprob in top.values()) - going_on
     return max(0.0, 1 - going_on)
 
 
 def _add(nodes: dict[str, Mapping[str, float]], text: str, path: Sequence[Position]) -> None:
-    """What may follow each beginning along a path. After a path shorter than a call may be, nothing follows."""
-    for position in path:
-        nodes[text] = position.top
+    """What may follow each beginning along a path. After a path shorter than a call may be, nothing follows.
+
+    A point counts together with the token after it, where that is known: "8.5" is not the number 8, but "8." is.
+    """
+    for place, position in enumerate(path):
+        top, following = dict(position.top), path[place + 1].token if place + 1 < len(path) else ""
+        if position.token in top and position.token in _POINTS:
+            top[position.token + (following or " ")] = top.pop(position.token)
+        nodes[text] = top
         longer = _longer(text, position.token)
         if longer is None or not (longer == _BLANK or is_number(longer)):
             return

@@ -68,7 +68,7 @@ class DigitJudge(QuietHandler):
         named = {next(iter(re.findall(r"\d+", prompt)), "none"): 1.0}
         answers: Mapping[str, float] = next((item for words, item in server.answers.items() if words in prompt), named)
         left = [
-            ((*(server.cut(answer) if answer.isdigit() else [answer]), END), probability)
+            ((*(server.cut(answer) if answer.isdigit() else re.findall(r"\d|\D+", answer)), END), probability)
             for answer, probability in answers.items()
         ]
         if given:
