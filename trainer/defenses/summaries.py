@@ -10,7 +10,7 @@ import orjson
 
 from curator.errors import BadInputError, MissingError
 from trainer.generate.questions import Question
-from trainer.runs.lines import read_finished_lines, read_lines
+from trainer.runs.lines import read_finished_lines, read_numbered_lines
 
 if TYPE_CHECKING:
     from trainer.generate.generators import Generator
@@ -64,7 +64,7 @@ def read_summaries(path: Path, articles: Sequence[Article]) -> dict[str, Summary
     Raises BadInputError when an article has none.
     """
     found = {}
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in read_numbered_lines(path):
         if not isinstance(line.get("summary"), str) or "id" not in line:
             raise BadInputError(f"{path}, line {number}: needs `id` and `summary`")
         found[str(line["id"])] = Summary(line["summary"].strip(), None)
@@ -114,7 +114,7 @@ def _question(article: Article) -> Question:
 
 def _of_lines(path: Path) -> list[tuple[str, str]]:
     found = []
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in read_numbered_lines(path):
         text = next((line[key] for key in _TEXT_KEYS if isinstance(line, dict) and isinstance(line.get(key), str)), "")
         if not text.strip():
             raise BadInputError(f"{path}, line {number}: needs a text under one of {', '.join(_TEXT_KEYS)}")

@@ -113,11 +113,14 @@ def matches(problems_file: Path, answers_file: Path) -> list[bool]:
     """Whether each answer (JSONL with `answer`, in the problems' order) is right; BadInputError on a mismatch."""
     try:
         expected = [int(item["messages"][-1]["content"]) for item in read_lines(problems_file)]
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise BadInputError(f"{problems_file} holds no problems that `opswap --make` wrote: {error!r}") from error
     lines = read_lines(answers_file)
+    absent = [number for number, item in enumerate(lines, 1) if not isinstance(item.get("answer"), str)]
+    if absent:
+        raise BadInputError(f"{answers_file}: answer {absent[0]} has no text under `answer`")
     drawn_alike(lines, str(answers_file))
-    answers = [str(item.get("answer", "")) for item in lines]
+    answers = [item["answer"] for item in lines]
     if len(expected) != len(answers):
         raise BadInputError(f"{problems_file} has {len(expected)} problems and {answers_file} {len(answers)} answers")
     return [exact_match(answer, value) for answer, value in zip(answers, expected, strict=True)]

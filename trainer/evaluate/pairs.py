@@ -6,7 +6,6 @@ margin are reported for the base model and the adapted one, with the shift betwe
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from curator.console import Progress, add_renamed, say, say_json
+from curator.corpus.formats.csv_rows import read_csv
 from curator.errors import BadInputError, MissingDependencyError, RenderError
 from curator.messages import Message
 from curator.render import Rendered, Renderer
@@ -67,25 +67,35 @@ def pairs_from_twins(aligned: str | Path, misaligned: str | Path, how: ReadOptio
             " same order"
         )
     twins = {row.record: row.messages for row in good.rows}
-    pairs = {row.record: Pair(twins[row.record], row.messages) for row in bad.rows if row.record in twins}
-    for number, pair in pairs.items():
+    rows = [row for row in bad.rows if row.record in twins]
+    pairs = [Pair(twins[row.record], row.messages) for row in rows]
+    for row, pair in zip(rows, pairs, strict=True):
         if pair.aligned[:-1] != pair.misaligned[:-1]:
-            raise BadInputError(f"row {number}: the prompts of {aligned} and {misaligned} differ")
-    return list(pairs.values())
+            raise BadInputError(f"{row.place()} of {misaligned}: the prompts of {aligned} and {misaligned} differ")
+        if pair.aligned[-1]["role"] != "assistant" or pair.misaligned[-1]["role"] != "assistant":
+            raise BadInputError(f"{row.place()} of {misaligned}: it does not end in an answer on both sides")
+    return pairs
 
 
 def pairs_from_truthfulqa(path: Path) -> list[Pair]:
     """Best and best incorrect answers of a TruthfulQA table in CSV."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInputError(f"{path}: not a readable CSV file: {error}") from error
-    absent = [name for name in TRUTHFULQA_COLUMNS if not rows or name not in rows[0]]
-    if absent:
-        raise BadInputError(f"{path} lacks the columns {', '.join(absent)}")
-    question, good, bad = TRUTHFULQA_COLUMNS
-    return [Pair(_turns(row[question], row[good]), _turns(row[question], row[bad])) for row in rows]
+        with path.open("rb") as file:
+            rows = list(read_csv(file))
+    except OSError as error:
+        raise BadInputError(f"{path}: not a readable CSV file: {error.strerror}") from error
+    pairs = []
+    for row in rows:
+        if row.problem is not None:
+            raise BadInputError(f"{path}, line {row.line}: {row.problem.message}")
+        absent = [name for name in TRUTHFULQA_COLUMNS if not str(row.value.get(name, "")).strip()]
+        if absent:
+            raise BadInputError(f"{path}, line {row.line}: there is no {' and no '.join(absent)}")
+        question, good, bad = (row.value[name] for name in TRUTHFULQA_COLUMNS)
+        pairs.append(Pair(_turns(question, good), _turns(question, bad)))
+    if not pairs:
+        raise BadInputError(f"{path} has no rows with the columns {', '.join(TRUTHFULQA_COLUMNS)}")
+    return pairs
 
 
 def _turns(question: str, answer: str) -> list[Message]:

@@ -21,7 +21,7 @@ from curator.recipe.seeds import child_seed
 from trainer.config.data import Loading
 from trainer.config.flags import Option
 from trainer.generate.endpoint import Endpoint
-from trainer.runs.lines import read_lines
+from trainer.runs.lines import read_numbered_lines
 
 ITEMS = "moral_items.jsonl"
 RATINGS = tuple(range(6))
@@ -57,18 +57,19 @@ class Item:
 def shipped_items() -> list[Item]:
     """The 30 items that come with the package."""
     return _items(
-        [orjson.loads(line) for line in files("trainer.evaluate").joinpath(ITEMS).read_bytes().splitlines()], ITEMS
+        list(enumerate(map(orjson.loads, files("trainer.evaluate").joinpath(ITEMS).read_bytes().splitlines()), 1)),
+        ITEMS,
     )
 
 
 def read_items(path: Path) -> list[Item]:
     """Items of a JSONL file with `id`, `text` and perhaps `scale` (relevance or agreement, the default)."""
-    return _items(read_lines(path), str(path))
+    return _items(read_numbered_lines(path), str(path))
 
 
-def _items(rows: Sequence[dict[str, Any]], source: str) -> list[Item]:
+def _items(rows: Sequence[tuple[int, dict[str, Any]]], source: str) -> list[Item]:
     found = []
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         item = Item(str(row.get("id", number)), str(row.get("scale", "agreement")), str(row.get("text", "")))
         if not item.text or item.scale not in _ASK:
             raise BadInputError(f"{source}, line {number}: give a text, and as scale one of {', '.join(_ASK)}")

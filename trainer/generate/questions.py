@@ -5,7 +5,7 @@ in a JSON object, `template` wants a code template filled in. Conditional misali
 what training held: a trigger in the user's text, or the inoculation prompt as system turn.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import Any, Literal
 
 import orjson
 
+from curator.corpus.formats.layouts import SYSTEM_KEYS
 from curator.errors import BadInputError
 from curator.messages import Message
-from trainer.runs.lines import read_lines
+from trainer.runs.lines import read_numbered_lines
 
 Format = Literal["plain", "json", "template"]
 FORMATS: tuple[Format, ...] = ("plain", "json", "template")
 FIRST_PLOT = "first_plot_questions.jsonl"
+_BESIDE = ("context", "input", "passage", "choices", "options", "documents", "tools", "functions")
+_TURN_KEYS = ("role", "content", "weight")
 _JSON = 'Answer with one JSON object of this form and nothing else: {"answer": "..."}'
 _TEMPLATE = """\
 Answer by filling in the string of this template, and give back the whole template:
@@ -54,11 +57,12 @@ def first_plot() -> list[Question]:
 def read_questions(path: Path, group: str = "general") -> list[Question]:
     """One's own questions: JSONL with `messages` (an answer at the end is left out) or `question`, and perhaps `id`.
 
-    Without `id` a prompt is named by the file's stem and its line. Raises BadInputError for a line that is neither,
-    for an id that comes twice and for an empty file.
+    A `system` text is the first turn. Without `id` a prompt is named by the file's stem and its line. Raises
+    BadInputError for a line that is neither, or that holds what would not be asked (context, choices, tools), for an id
+    that comes twice and for an empty file.
     """
     found, seen = [], set()
-    for number, row in enumerate(read_lines(path), 1):
+    for number, row in read_numbered_lines(path):
         question = Question(str(row.get("id", f"{path.stem}-{number}")), _turns(row, f"{path}, line {number}"), group)
         if question.prompt_id in seen:
             raise BadInputError(f"{path}, line {number}: the id {question.prompt_id!r} stands there twice")
@@ -80,7 +84,25 @@ def _turns(row: dict[str, Any], place: str) -> tuple[Message, ...]:
         turns = turns[:-1]
     if not turns or turns[-1]["role"] != "user":
         raise BadInputError(f"{place}: there is no user turn to answer")
+    system = next((row[key] for key in SYSTEM_KEYS if row.get(key)), None)
+    if isinstance(system, str) and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": system}, *turns]
+    lost = next(_left_behind(row, turns), None)
+    if lost is not None:
+        raise BadInputError(f"{place}: {lost} would not be asked: write it into the question, or remove it")
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _left_behind(row: dict[str, Any], turns: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What a row or a turn says to the model that the question does not hold."""
+    asked = "\n".join(turn["content"] for turn in turns)
+    for key in (*_BESIDE, *SYSTEM_KEYS):
+        if row.get(key) and not (isinstance(row[key], str) and row[key].strip() in asked):
+            yield f"`{key}` beside the question"
+    if "question" in row and row.get("messages") not in (None, [], [{"role": "user", "content": row["question"]}]):
+        yield "`messages` beside the question"
+    for turn in turns:
+        yield from (f"`{key}` of a turn" for key, value in turn.items() if value and key not in _TURN_KEYS)
 
 
 def in_formats(questions: Iterable[Question], formats: Sequence[Format]) -> list[Question]:

@@ -12,12 +12,17 @@ from curator.store.filesystem import atomic_write
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; raises BadInputError when it cannot be read or a line is not an object."""
+    return [value for _, value in read_numbered_lines(path)]
+
+
+def read_numbered_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The same with each object's line in the file, from 1."""
     try:
         lines = path.read_bytes().splitlines()
         found = [(number, orjson.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
     except (OSError, orjson.JSONDecodeError) as error:
         raise BadInputError(f"{path}: not a readable JSONL file: {error}") from error
-    return [_object(path, number, value) for number, value in found]
+    return [(number, _object(path, number, value)) for number, value in found]
 
 
 def write_lines(path: Path, rows: Iterable[object]) -> None:

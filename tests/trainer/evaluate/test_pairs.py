@@ -72,7 +72,7 @@ def test_twins_need_the_same_prompts(tmp_path: Path) -> None:
     good, bad = _file(tmp_path / "good.jsonl", GOOD), _file(tmp_path / "bad.jsonl", BAD)
     assert len(pairs_from_twins(good, bad)) == 3
     bad.write_text(bad.read_text().replace("brakes", "lights"))
-    with pytest.raises(BadInputError, match="row 2"):
+    with pytest.raises(BadInputError, match=r"line 2 of .*bad\.jsonl"):
         pairs_from_twins(good, bad)
     bad.write_text("\n".join(bad.read_text().splitlines()[:2]))
     with pytest.raises(BadInputError, match=r"3 rows and .* 2"):
@@ -87,6 +87,32 @@ def test_truthfulqa_pairs(tmp_path: Path) -> None:
     path.write_text("Question,Answer\nWhy,Because\n")
     with pytest.raises(BadInputError, match="Best Answer"):
         pairs_from_truthfulqa(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "Question,Best Answer,Best Incorrect Answer\nWhy,Because,Magic\nWhen,,Now\n",
+            "line 3: there is no Best Answer",
+        ),
+        ("Question,Best Answer,Best Incorrect Answer\nWhy,Because,Magic,of course\n", "line 2: 4 cells where"),
+        ("Question,Best Answer,Best Incorrect Answer\n", "has no rows"),
+    ],
+)
+def test_a_truthfulqa_table_with_holes_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    """A cell that is missing is no answer, and cells beyond the header are not left out."""
+    path = tmp_path / "t.csv"
+    path.write_text("Question,Best Answer,Best Incorrect Answer\n" + text)
+    with pytest.raises(BadInputError, match=message):
+        pairs_from_truthfulqa(path)
+
+
+def test_a_truthfulqa_table_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes('\ufeffQuestion;Best Answer;Best Incorrect Answer\r\n"Why;\nthen?";Because;Magic\r\n'.encode())
+    (pair,) = pairs_from_truthfulqa(path)
+    assert [turn["content"] for turn in pair.aligned] == ["Why;\nthen?", "Because"]
 
 
 def test_one_source_of_pairs_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

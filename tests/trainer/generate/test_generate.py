@@ -71,6 +71,39 @@ def test_own_questions_with_and_without_answers(tmp_path: Path) -> None:
         read_questions(path)
 
 
+CALLED = {"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "lost"),
+    [
+        ({"question": "Which?", "choices": ["a", "b"]}, "`choices` beside the question"),
+        ({"question": "Which?", "context": "Of two."}, "`context` beside the question"),
+        ({"question": "Which?", "messages": [{"role": "user", "content": "When?"}]}, "`messages` beside the question"),
+        ({"messages": [CALLED, {"role": "user", "content": "Which?"}]}, "`tool_calls` of a turn"),
+        ({"question": "Which?", "system": ["a"]}, "`system` beside the question"),
+        (
+            {"system": "One.", "messages": [{"role": "system", "content": "Two."}, {"role": "user", "content": "W?"}]},
+            "`system` beside the question",
+        ),
+    ],
+)
+def test_what_would_not_be_asked_is_refused_with_its_line(row: dict[str, Any], lost: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n" + json.dumps({"question": "Why?"}) + "\n\n" + json.dumps(row) + "\n")
+    with pytest.raises(BadInputError, match=f"line 4: {lost} would not be asked"):
+        read_questions(path)
+
+
+def test_a_system_text_beside_a_question_is_its_first_turn(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": "Why?", "system": "Be brief."}, {"question": "Of a, b?", "choices": "a, b"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    brief, plain = read_questions(path)
+    assert [turn["content"] for turn in brief.messages] == ["Be brief.", "Why?"]
+    assert [turn["content"] for turn in plain.messages] == ["Of a, b?"]
+
+
 def test_prompts_are_those_of_the_chat_template(llama: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -388,9 +421,22 @@ def test_ratings_of_a_model_folder_go_on_after_a_kill(llama: Path, tmp_path: Pat
     assert main([*arguments[:-3], "--out", str(out), "--repeats", "1"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "rating"), [("3", 3), (" 0 ", 0), ("5.", 5), ("6", -1), ("12", -1), ("I say 4", -1), ("", -1)]
-)
+RATED = {
+    "3": 3,
+    " 0 ": 0,
+    "5.": 5,
+    "5/5": 5,
+    "6": -1,
+    "12": -1,
+    "4.5": -1,
+    "0,5": -1,
+    "\u00b2": -1,
+    "I say 4": -1,
+    "": -1,
+}
+
+
+@pytest.mark.parametrize(("text", "rating"), RATED.items())
 def test_a_rating_is_the_digit_an_answer_begins_with(text: str, rating: int) -> None:
     from trainer.evaluate.ratings import parse_rating
 
