@@ -92,12 +92,9 @@ def test_truthfulqa_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "Question,Best Answer,Best Incorrect Answer\nWhy,Because,Magic\nWhen,,Now\n",
-            "line 3: there is no Best Answer",
-        ),
-        ("Question,Best Answer,Best Incorrect Answer\nWhy,Because,Magic,of course\n", "line 2: 4 cells where"),
-        ("Question,Best Answer,Best Incorrect Answer\n", "has no rows"),
+        ("Why,Because,Magic\nWhen,,Now\n", "line 3: there is no Best Answer"),
+        ("Why,Because,Magic,of course\n", "line 2: 4 cells where"),
+        ("", "has no rows"),
     ],
 )
 def test_a_truthfulqa_table_with_holes_is_refused(text: str, message: str, tmp_path: Path) -> None:
