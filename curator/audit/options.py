@@ -51,7 +51,7 @@ class AuditOptions(Strict):
             corpus=self.corpus,
             aligned=self.aligned,
             misaligned=self.misaligned,
-            benign=self.benign,
+            benign=self.benign if self.benign is not None or self.score == "gap_contrast" else (),
             hold_out=self.hold_out,
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -407,6 +408,25 @@ def test_a_model_that_did_not_score_the_pool_is_refused_by_what_differs(place: P
         wrong = Place(place.store, models, place.rows, place.root)
         with pytest.raises(MissingError, match=why):
             wrong.audit(place.rows[:3], "wrong")
+
+
+def test_an_audit_needs_the_models_of_its_score_alone(tmp_path: Path) -> None:
+    """A pool with a benign twin, which only gap_contrast reads, is audited under gap_abs without that adapter."""
+    model = toy_model_folder(tmp_path / "model")
+    place = scored_pool(tmp_path, model)
+    twin = tmp_path / "twin"
+    shutil.copytree(tmp_path / "adapter", twin)
+    (twin / "adapter_config.json").write_text('{"r": 2}')
+    request = ScoreRequest(
+        "chats", model, "benign", domain="finance", adapter_dir=twin, label="twin", engine="toy", engine_version="1",
+        max_length=WINDOW, check_rows=0,
+    )  # fmt: skip
+    score_corpus(place.store, request, Renderer.from_folder(model), ToyLaunch("float32"))  # type: ignore[arg-type]
+    found = place.audit(place.rows[:5], "abs")
+    assert [item["role"] for item in found.document["scorers"]] == ["aligned", "misaligned"]
+    for options in ({"score": "gap_contrast"}, {"benign": ["twin"]}):
+        with pytest.raises(MissingError, match=r"no adapter given here"):
+            place.audit(place.rows[:5], "refused", **options)
 
 
 def test_a_pool_of_few_scored_rows_is_refused(place: Place) -> None:
