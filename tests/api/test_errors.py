@@ -64,6 +64,8 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/v1/audits", {"json": {"rows": [], "recipe": {}}}, 422, "unknown_part"),
     ("GET", "/v1/audits/{job_id}", {}, 404, "not_found"),
     ("GET", "/v1/audits/{job_id}/rows", {}, 404, "not_found"),
+    ("POST", "/v1/token-losses", {"json": {"corpus": "chats", "example_id": "x"}}, 422, "bad_parameters"),
+    ("GET", "/v1/token-losses/{job_id}", {}, 404, "not_found"),
     ("GET", "/v1/corpora", {}, 500, "internal"),
     ("GET", "/v1/corpora/{corpus}", {}, 404, "not_found"),
     ("GET", "/v1/corpora/{corpus}/gap", {}, 404, "not_found"),
