@@ -32,9 +32,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> ScoredByModels:
 @pytest.fixture(scope="module")
 def hostile_id(scored: ScoredByModels) -> str:
     with connect(scored.store) as connection:
-        found = connection.sql("select example_id from examples where n_turns = 4").fetchone()
-    assert found is not None
-    return str(found[0])
+        ((found,),) = connection.sql("select example_id from examples where n_turns = 4").fetchall()
+    return str(found)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,7 @@ def test_the_page_waits_and_then_draws_each_token(scored: ScoredByModels, http: 
         assert look[0] == ("z" if abs(difference) < 0.1 else "n" if difference < 0 else "p")
     assert "<img" not in drawn.split('id="losses"')[1]
     assert "U+202E" in drawn.split('class="tokens heat"')[1].split("</div>")[0]
-    table = drawn.split("The same as a table")[1]
+    table = drawn.split("The same as a table")[1].split("</table>")[0]
     assert table.count('<th scope="row">') == found["n_response_tokens"]
     under = http.get(where, params={"losses": job_id, "under": found["models"][1]["scorer_id"]}).text
     assert f"{found['models'][1]['mean_nll']:.3f} nats per token under reckless" in html.unescape(under)
