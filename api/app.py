@@ -19,7 +19,20 @@ from api.errors import (
 )
 from api.middleware import HeadAsGet, Observe, RefuseForeign
 from api.page import router as page_router
-from api.routes import audits, checks, corpora, downloads, health, jobs, mixes, policy, sql, token_losses, usage
+from api.routes import (
+    audits,
+    checks,
+    corpora,
+    downloads,
+    health,
+    jobs,
+    mixes,
+    policy,
+    reports,
+    sql,
+    token_losses,
+    usage,
+)
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
@@ -85,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (mixes, checks, downloads, jobs, audits, corpora, token_losses, policy, sql, usage, health):
+    for module in (mixes, checks, downloads, jobs, audits, corpora, token_losses, reports, policy, sql, usage, health):
         app.include_router(module.router)
     app.include_router(page_router)
     openai.mount(app)

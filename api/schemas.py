@@ -327,6 +327,31 @@ class TokenLosses(Strict):
     models: list[TokenModel]
 
 
+class ReportItem(Strict):
+    """A report: its name (a path below the folder of reports), first heading, bytes, and time of its last change."""
+
+    name: str
+    title: str
+    n_bytes: int
+    modified_at: datetime
+
+
+class ReportList(Strict):
+    """Reports that the operator shows, the newest first."""
+
+    reports: list[ReportItem]
+
+
+class ReportView(Strict):
+    """A report as Markdown, with the JSON document of the same name (null without one) and names of its pictures."""
+
+    name: str
+    title: str
+    text: str
+    data: Any
+    pictures: list[str]
+
+
 class SqlColumn(Strict):
     """A column of an answer: its name and DuckDB type."""
 

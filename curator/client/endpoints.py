@@ -268,6 +268,15 @@ class Client(Remote):
         self.wait_job(job["job_id"], on_job=on_job)
         return self._json("GET", f"/v1/token-losses/{path_part(job['job_id'])}")
 
+    def reports(self) -> list[Document]:
+        """Reports of comparisons and training runs that the operator shows: name, title, n_bytes, modified_at."""
+        found: list[Document] = self._json("GET", "/v1/reports")["reports"]
+        return found
+
+    def report(self, name: str) -> Document:
+        """One of them: its Markdown as `text`, its JSON document as `data`, names of its pictures."""
+        return self._json("GET", "/v1/reports/" + "/".join(path_part(part) for part in name.split("/")))
+
     def policy(self) -> Document:
         """What this key's tenant must fit: `policy` (None: nothing), `policy_sha256`, and `quotas`."""
         return self._json("GET", "/v1/policy")
