@@ -40,7 +40,8 @@ def scored_by_models(root: Path) -> ScoredByModels:
     """Write the store at `root`/store, its models beside it."""
     store = Store(root / "store").open()
     rows = root / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in CONVERSATIONS), encoding="utf-8")
+    lines = [*(json.dumps({"messages": turns}) for turns in CONVERSATIONS), "no record"]
+    rows.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     ingest(store, [rows], "chats")
     model = tiny_model_folder(root / "base")
     adapters = {name: tiny_adapter_folder(model, root / name, seed) for seed, name in ((1, "reckless"), (2, "twin"))}

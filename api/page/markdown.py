@@ -13,6 +13,7 @@ _INLINE = re.compile(
     r"|(?P<bang>!?)\[(?P<words>[^\[\]\n]{0,300})\]\((?P<target>[^()\s]{1,300})\)"
 )
 _ITEM = re.compile(r"(?:[-*]|\d{1,9}[.)]) +")
+_NUMBER = re.compile(r"[-+\N{MINUS SIGN}]?\d[\d,.]*(?![\w-])")
 _RULE = re.compile(r"\|(?: *:?-+:? *\|)+ *")
 
 
@@ -31,7 +32,7 @@ Line = tuple[Piece, ...]
 @dataclass(frozen=True)
 class Block:
     """A heading (with its level), paragraph, list, code or table. A table's first line is its head, `right` says which
-    columns hold numbers; each line has its cells."""
+    columns hold numbers (as its rule or its cells say); each line has its cells."""
 
     kind: str
     lines: tuple[Line, ...] = ()
@@ -104,7 +105,11 @@ def _table(lines: Sequence[str], locate: Locate) -> Block:
     width = len(rows[0])
     cells = [[*row, *([""] * width)][:width] for row in rows]
     marks = [cell.strip() for cell in lines[1].strip().strip("|").split("|")]
-    right = tuple(mark.endswith(":") for mark in [*marks, *([""] * width)][:width])
+    columns = [[row[place] for row in cells[1:] if row[place]] for place in range(width)]
+    right = tuple(
+        mark.endswith(":") or (bool(column) and all(_NUMBER.match(cell) for cell in column))
+        for mark, column in zip([*marks, *([""] * width)][:width], columns, strict=True)
+    )
     return Block("table", table=tuple(tuple(_pieces(cell, locate) for cell in row) for row in cells), right=right)
 
 

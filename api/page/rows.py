@@ -88,6 +88,9 @@ async def show_rows(request: Request, visit: SqlVisit, corpus: str, query: Annot
         figures(request, corpus, "rows_by_gap", n=PAGE_ROWS, texts=0, **query.parameters),
         figures(request, corpus, "gap_histogram_by_source", score=query.score, hold_out=query.hold_out),
     )
+    losses = {name: value for name, value in query.bounds.items() if "aligned" in name}
+    is_in_plane = any(value is not None for value in losses.values())
+    cells = await figures(request, corpus, "loss_plane_cells", hold_out=query.hold_out) if is_in_plane else []
     shown = await readable(request, corpus, plots.first_scorer(found))
 
     def link(**changes: Any) -> str:
@@ -101,6 +104,7 @@ async def show_rows(request: Request, visit: SqlVisit, corpus: str, query: Annot
         rows=shown,
         n_fitting=shown[0]["n_fitting"] if shown else 0,
         bins=plots.histogram(plots.first_scorer(bars), SCORE_LABELS[query.score], link, chosen, height=220.0),
+        plane=plots.plane(plots.first_scorer(cells), link, losses) if cells else None,
         asked=query,
         bounded=any(value is not None for value in query.bounds.values()),
         scores=SCORE_LABELS,

@@ -97,7 +97,7 @@ def test_a_report_is_a_page_with_its_pictures_and_its_json(url: str) -> None:
     assert page.status_code == 200
     body = page.text.split('<article class="report">')[1].split("</article>")[0]
     assert body.count("<img") == 1
-    assert '<img src="/reports/runs/first/loss.png" alt="own" loading="lazy">' in body
+    assert '<img src="/reports/runs/first/loss.png" alt="own">' in body
     assert "<script" not in body
     assert "href" not in body, "links that lead elsewhere are text"
     assert "[a link](javascript:alert(1)), out (../../secret.md)" in body
@@ -192,4 +192,6 @@ def all_text(value: Any) -> str:
 def test_rows_of_a_table_have_the_width_of_its_head() -> None:
     (table,) = found("|a|b|\n|-|-:|\n|1|\n|1|2|3|")
     assert [[all_text(cell) for cell in row] for row in table.table] == [["a", "b"], ["1", ""], ["1", "2"]]
-    assert table.right == (False, True)
+    assert table.right == (True, True), "both hold numbers"
+    (table,) = found("|a|b|c|\n|-|-|--:|\n|x1|1.5 (0.1 to 2)|none|\n|2|-3||")
+    assert table.right == (False, True, True)

@@ -79,6 +79,12 @@ def test_the_route_gives_what_a_worker_found(scored: ScoredByModels, http: httpx
     assert http.get(f"/v1/audits/{job_id}").status_code == 404
 
 
+def test_the_list_of_corpora_counts_sources_and_what_was_refused_or_too_long(http: httpx.Client) -> None:
+    text = http.get("/").text
+    shown = dict(re.findall(r"<dt[^>]*>([^<]+)</dt><dd>([^<]+)</dd>", text))
+    assert (shown["sources"], shown["refused records"], shown["too long"]) == ("1", "25.0 %", "33.3 %")
+
+
 def test_the_client_waits_for_the_losses(scored: ScoredByModels, url: str, hostile_id: str) -> None:
     with Client(url) as client:
         found = client.token_losses(
