@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pyarrow as pa
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
@@ -56,12 +57,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     log_event(logging.INFO, "confinement of statements", landlock=there["landlock"], seccomp=there["seccomp"])
     sweeping = asyncio.create_task(_sweep(service))
     service.webhooks.start()
-    warming = asyncio.create_task(run_in_threadpool(service.builders.warm))
+    warming = asyncio.create_task(run_in_threadpool(_warm, service))
     yield
     service.stopping = True
     sweeping.cancel()
     await warming
     service.close()
+
+
+def _warm(service: Service) -> None:
+    """Do beforehand what the first requests would wait for."""
+    pa.array([None])  # pyarrow imports pandas for its first array: half a second where that is installed
+    service.builders.warm()
 
 
 async def _sweep(service: Service) -> None:
