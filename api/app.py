@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pyarrow as pa
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +20,20 @@ from api.errors import (
 )
 from api.middleware import HeadAsGet, Observe, RefuseForeign
 from api.page import router as page_router
-from api.routes import audits, checks, corpora, downloads, health, jobs, mixes, policy, sql, usage
+from api.routes import (
+    audits,
+    checks,
+    corpora,
+    downloads,
+    health,
+    jobs,
+    mixes,
+    policy,
+    reports,
+    sql,
+    token_losses,
+    usage,
+)
 from api.schemas import errors
 from api.service import Service
 from api.settings import Settings
@@ -43,12 +57,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     log_event(logging.INFO, "confinement of statements", landlock=there["landlock"], seccomp=there["seccomp"])
     sweeping = asyncio.create_task(_sweep(service))
     service.webhooks.start()
-    warming = asyncio.create_task(run_in_threadpool(service.builders.warm))
+    warming = asyncio.create_task(run_in_threadpool(_warm, service))
     yield
     service.stopping = True
     sweeping.cancel()
     await warming
     service.close()
+
+
+def _warm(service: Service) -> None:
+    """Do beforehand what the first requests would wait for."""
+    pa.array([None])  # pyarrow imports pandas for its first array: half a second where that is installed
+    service.builders.warm()
 
 
 async def _sweep(service: Service) -> None:
@@ -85,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (mixes, checks, downloads, jobs, audits, corpora, policy, sql, usage, health):
+    for module in (mixes, checks, downloads, jobs, audits, corpora, token_losses, reports, policy, sql, usage, health):
         app.include_router(module.router)
     app.include_router(page_router)
     openai.mount(app)

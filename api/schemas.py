@@ -215,7 +215,9 @@ class JobView(Strict):
     ended_at: datetime | None
     n_attempts: int
     progress: Progress | None
-    result: dict[str, Any] | None = Field(description="a mix: mix_id, created, dropped; an audit: its verdict")
+    result: dict[str, Any] | None = Field(
+        description="a mix: mix_id, created, dropped; an audit: its verdict; token losses: which row, and n_models"
+    )
     error: JobError | None
     links: dict[str, str]
 
@@ -288,6 +290,66 @@ class AuditRowPage(Strict):
     n_rows: int
     rows: list[dict[str, Any]]
     next_after: int | None
+
+
+class TokenModel(Strict):
+    """One model's losses of a row's tokens: `nll` in nats, null for a token that is no response token.
+
+    Where the model did not run, `nll` and `mean_nll` (nats per response token) are null and `reason` says why;
+    `stored_mean_nll` is what the store has of the row.
+    """
+
+    scorer_id: str
+    label: str
+    role: Literal["aligned", "misaligned", "benign"]
+    domain: str | None
+    stored_mean_nll: float | None
+    mean_nll: float | None
+    nll: list[float | None] | None
+    reason: str | None
+
+
+class TokenLosses(Strict):
+    """The tokens of a row as the aligned model reads it, and their losses under each model.
+
+    `token_ids`, `texts`, `response` and each `nll` have one value for each token; `texts` joined are the rendered
+    conversation.
+    """
+
+    corpus: str
+    revision: str
+    example_id: str
+    n_tokens: int
+    n_response_tokens: int
+    token_ids: list[int]
+    texts: list[str]
+    response: list[bool]
+    models: list[TokenModel]
+
+
+class ReportItem(Strict):
+    """A report: its name (a path below the folder of reports), first heading, bytes, and time of its last change."""
+
+    name: str
+    title: str
+    n_bytes: int
+    modified_at: datetime
+
+
+class ReportList(Strict):
+    """Reports that the operator shows, the newest first."""
+
+    reports: list[ReportItem]
+
+
+class ReportView(Strict):
+    """A report as Markdown, with the JSON document of the same name (null without one) and names of its pictures."""
+
+    name: str
+    title: str
+    text: str
+    data: Any
+    pictures: list[str]
 
 
 class SqlColumn(Strict):

@@ -27,6 +27,7 @@ from api.jobs.training import TrainedModel, read_models
 from api.processes.builders import Builders, WorkLimits
 from api.processes.webhooks import Webhooks
 from api.processes.workers import OwnWorkers
+from api.reports import ReportFolder
 from api.settings import Settings
 from api.telemetry import Metrics, log_event
 from api.tenancy.auth import Keyring, is_loopback
@@ -107,6 +108,7 @@ class Service:
     queue: JobQueue | None = field(init=False)
     figures: Figures = field(init=False)
     usage: UsageLog = field(init=False)
+    reports: ReportFolder = field(init=False)
     webhooks: Webhooks = field(init=False)
     submitting: Lock = field(default_factory=Lock)
     workers: OwnWorkers | None = None  # where the service runs as a process of its own
@@ -122,6 +124,7 @@ class Service:
         self.models = read_models(self.settings.openai_models) if self.settings.openai_models else {}
         self.quotas = Quotas(self.settings, self.tenants)
         self.stored = StoredBytes(self.store, lambda tenant: self.tenants.quota(tenant, "tenant_stored_bytes"))
+        self.reports = ReportFolder(Path(self.settings.reports) if self.settings.reports else None)
         self.metrics = Metrics(self.settings, product_version())
         self.idempotency = Idempotency(self.store, self.settings.idempotency_ttl_s)
         self.expiry = Expiry(self.store, self.settings.mix_ttl_s)

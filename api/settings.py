@@ -182,6 +182,11 @@ class Settings(BaseSettings):
     usage_ttl_s: float | None = Field(
         default=7_776_000.0, ge=86_400, description="seconds that events of the usage log are kept, by whole days"
     )
+    reports: str | None = Field(
+        default=None,
+        description="folder of reports that trainer commands write, Markdown with JSON and PNG beside it; every key "
+        "with a scope other than admin alone reads them",
+    )
     demo: bool = Field(default=False, description="serve demo/store, which `make demo` writes")
     open: bool = Field(
         default=False,
@@ -250,6 +255,13 @@ class Settings(BaseSettings):
     def _check_folder(cls, value: str | None) -> str | None:
         if value is not None and not (Path(value).is_dir() and os.access(value, os.W_OK | os.X_OK)):
             raise ValueError(f"no writable folder at {value}")
+        return value
+
+    @field_validator("reports")
+    @classmethod
+    def _check_reports(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_dir():
+            raise ValueError(f"no folder at {value}")
         return value
 
     @classmethod

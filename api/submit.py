@@ -21,6 +21,8 @@ def job_links(service: Service, job: Job) -> dict[str, str]:
     links = {"self": f"{root}/v1/jobs/{job.job_id}", "events": f"{root}/v1/jobs/{job.job_id}/events"}
     if job.state == "done" and job.kind == "audit":
         links |= {"result": f"{root}/v1/audits/{job.job_id}", "rows": f"{root}/v1/audits/{job.job_id}/rows"}
+    elif job.state == "done" and job.kind == "tokens":
+        links["result"] = f"{root}/v1/token-losses/{job.job_id}"
     elif job.state == "done" and job.result is not None:
         links["result"] = f"{root}/v1/mixes/{job.result['mix_id']}"
     return links

@@ -35,6 +35,7 @@ from curator.store.store import Store
 
 FOLDER, ACTIVE_FOLDER = "jobs", "jobs-active"
 JOB_FILE, CANCEL_FILE, INPUT_FILE = "job.json", "cancel", "input.parquet"
+TOKENS_FILE = "tokens.json"  # of a `tokens` job: its answer
 ROWS_FILE, WORK_FOLDER = "rows.parquet", "work"  # of an audit: its answer, and what is only there while it runs
 GRACE_S = 3600.0  # what has no record and was not touched for so long has no process any more that makes or removes it
 

@@ -22,9 +22,9 @@ from curator.render.model_source import model_option
 PARENT_S = 0.5  # between two looks whether the parent lives
 DESCRIPTION = """\
 Takes jobs that `python -m api` queues for a store: mixes of data sets that are too large to build while a caller
-waits, with --model audits, and with --train trainings. One job at a time; run several workers for more, on any machine
-that reaches the store and the queue. A worker that is killed loses nothing: the next one takes its job up again. Ctrl-C
-and SIGTERM hand a running job back."""
+waits, with --model audits and losses of single tokens, and with --train trainings. One job at a time; run several
+workers for more, on any machine that reaches the store and the queue. A worker that is killed loses nothing: the next
+one takes its job up again. Ctrl-C and SIGTERM hand a running job back."""
 
 EXAMPLES = """\
   python -m api worker --store ./store
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--job-queue", metavar="ADDRESS", default=os.environ.get("BALLAST_JOB_QUEUE"),
         help="the service's setting job_queue (default: $BALLAST_JOB_QUEUE, then the store's own)")  # fmt: skip
     add("--model", metavar="MODEL", type=model_option,
-        help="model of the corpus's aligned scorer, a folder or a hub id; without it no audits")  # fmt: skip
+        help="model of the aligned scorer, a folder or a hub id; without it no audits and token losses")  # fmt: skip
     add("--adapter", metavar="ADAPTER", type=model_option, action="append", default=[],
         help="LoRA adapter folder of one of its misaligned or benign scorers; repeatable")  # fmt: skip
     add("--train", metavar="FILE", help="models that fine-tuning jobs may name, as the service's setting openai_models")
@@ -123,8 +123,12 @@ def _stop_without(parent: int, worker: Worker) -> None:
 
 
 def _say_what_waits(worker: Worker) -> None:
-    """Report the audits and trainings that wait for a worker that can do them."""
-    others: tuple[tuple[JobKind, str, str], ...] = (("audit", "audit", "--model"), ("train", "training", "--train"))
+    """Report the jobs that wait for a worker that can do them."""
+    others: tuple[tuple[JobKind, str, str], ...] = (
+        ("audit", "audit", "--model"),
+        ("tokens", "token-loss job", "--model"),
+        ("train", "training", "--train"),
+    )
     for kind, name, option in others:
         n_waiting = worker.n_left_to_others(kind)
         if n_waiting:
@@ -143,7 +147,7 @@ def _handlers(args: argparse.Namespace, mixes: Handler) -> dict[JobKind, Handler
         if args.adapter:
             raise BadInputError("--adapter needs --model: the base model that the adapters belong to")
         return handlers
-    from api.jobs.handlers import AuditHandler
+    from api.jobs.handlers import AuditHandler, TokensHandler
 
     models = audit_models(args.model, args.adapter, args.device, args.batch_tokens, args.threads)
-    return {**handlers, "audit": AuditHandler(models)}
+    return {**handlers, "audit": AuditHandler(models), "tokens": TokensHandler(models)}

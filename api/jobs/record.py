@@ -10,7 +10,7 @@ from pydantic import Field
 
 from curator.recipe.base import Strict
 
-JobKind = Literal["mix", "audit", "train"]
+JobKind = Literal["mix", "audit", "train", "tokens"]
 KINDS: tuple[JobKind, ...] = get_args(JobKind)
 # queued -> running -> done | failed | cancelled; a job whose worker died goes back to queued.
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]

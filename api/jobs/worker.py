@@ -244,7 +244,7 @@ def _rows(store: Store, job: Job) -> Iterator[Path]:
     """The user's rows as a local file, for the length of the block; nothing is there for a job without any."""
     path = f"{job_path(job.tenant, job.job_id)}/{INPUT_FILE}"
     local = store.local_path(path)
-    if local is None and job.kind == "train":
+    if local is None and job.kind in ("train", "tokens"):
         local = Path(INPUT_FILE)
     if local is not None:
         yield local

@@ -7,10 +7,10 @@ view is rendered, and the headers it has) and `session` (who looks). `router` ho
 
 from fastapi import APIRouter
 
-from api.page import corpora, jobs, mixes, rows, sign_in, statements, static
+from api.page import corpora, jobs, mixes, reports, rows, sign_in, statements, static
 
 router = APIRouter(include_in_schema=False)
-for module in (static, sign_in, corpora, rows, mixes, statements, jobs):
+for module in (static, sign_in, corpora, rows, mixes, statements, jobs, reports):
     router.include_router(module.router)
 
 __all__ = ["router"]

@@ -87,9 +87,10 @@ def static_address(request: Request) -> Callable[[str], str]:
     return lambda name: f"{root_of(request)}/static/{name}?v={FILES[name].sha256[:12]}"
 
 
-def redirect(request: Request, path: str, **query: Any) -> Response:
-    """Answer a form: the view to look at next."""
-    return RedirectResponse(address(request, path, **query), 303, headers=HEADERS)
+def redirect(request: Request, path: str, *, fragment: str = "", **query: Any) -> Response:
+    """Answer a form: the view to look at next, at the part that `fragment` names."""
+    where = address(request, path, **query) + (f"#{fragment}" if fragment else "")
+    return RedirectResponse(where, 303, headers=HEADERS)
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]

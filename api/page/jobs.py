@@ -1,5 +1,6 @@
 """Jobs and what they gave: builds that take long, and audits of a user's rows."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import orjson
@@ -7,6 +8,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from api.jobs.record import Job
+from api.jobs.training import step_lines
+from api.page.answer_plot import draw
 from api.page.frame import PageRoute, page, redirect
 from api.page.session import (
     FORM_FIELD,
@@ -29,6 +33,8 @@ router = APIRouter(route_class=PageRoute)
 PAGE_JOBS = 50
 AUDIT_FIELDS = {FORM_FIELD: False, "corpus": False}
 RISKY_ROWS = 20
+MAX_CURVE_STEPS = 400
+LOSS = "loss, nats per token"
 
 
 @router.get("/jobs")
@@ -69,9 +75,36 @@ async def show_job(request: Request, visit: JobVisit, job_id: str) -> Response:
         answer = await run_in_threadpool(get_audit_rows, request, principal, job_id, service.settings.max_page_rows, -1)
         judged = [row for row in orjson.loads(answer.body)["rows"] if row["percentile"] is not None]
         rows = sorted(judged, key=lambda row: (-row["percentile"], row["ordinal"]))[:RISKY_ROWS]
+    curve = await run_in_threadpool(_curve, service.store, job) if job.kind == "train" else None
     return page(
-        request, "job.html", job=job_view(service, job), events=job.events, rows=rows, twin=f"/v1/jobs/{job.job_id}"
+        request,
+        "job.html",
+        job=job_view(service, job),
+        events=job.events,
+        rows=rows,
+        curve=curve,
+        twin=f"/v1/jobs/{job.job_id}",
     )
+
+
+def _curve(store: Store, job: Job) -> dict[str, Any] | None:
+    """The loss of a training so far: a plot of at most 400 steps, and its ends; None before the first step."""
+    lines = [line for line in step_lines(store, job.request["run"]) if line.get("loss") is not None]
+    if not lines:
+        return None
+    # Evenly thinned, with the last step: a long run has more steps than the plot has room.
+    thinned = lines[:: -(-len(lines) // MAX_CURVE_STEPS)]
+    shown = thinned if thinned[-1] is lines[-1] else [*thinned, lines[-1]]
+    answer = {"columns": [{"name": "step"}, {"name": LOSS}], "rows": [_point(line) for line in shown]}
+    return {
+        "plot": draw(answer, frozenset(("step", LOSS)), "step", LOSS).plot,
+        "first": _point(lines[0]),
+        "last": _point(lines[-1]),
+    }
+
+
+def _point(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"step": line["step"], LOSS: line["loss"]}
 
 
 @router.post("/jobs/{job_id}/delete")

@@ -5,7 +5,7 @@ Each shape is a link to the rows that it stands for.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,8 @@ class Tick:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing: shapes within axes. `marked` is the chosen part of the x axis; `diagonal` joins the corners."""
+    """A drawing: shapes within axes. `marked` is the chosen part of the x axis, `marked_y` with it of the y axis (None:
+    all of it); `diagonal` joins the corners."""
 
     height: float
     shapes: tuple[Shape, ...]
@@ -52,6 +53,7 @@ class Plot:
     y_label: str
     legend: tuple[tuple[str, str], ...] = ()  # look, words
     marked: tuple[float, float] | None = None
+    marked_y: tuple[float, float] | None = None
     zero: float | None = None
     diagonal: bool = False
 
@@ -111,17 +113,16 @@ def histogram(
     x_ticks = tuple(Tick(x_of(value), plain(value), value) for value in nice_ticks(*inner, 6))
     y_ticks = tuple(Tick(y_of(value), count(value)) for value in nice_ticks(0, _nice_top(most), 4))
     legend = tuple((look, name) for look, name, _ in groups) if len(groups) > 1 else ()
-    marked = None
-    if chosen != (None, None):
-        low = inner[0] if chosen[0] is None else chosen[0]
-        high = inner[1] if chosen[1] is None else chosen[1]
-        marked = (min(max(x_of(low), LEFT), right), min(max(x_of(high), LEFT), right))
+    marked = None if chosen == (None, None) else _part(chosen, inner, x_of)
     zero = x_of(0.0) if inner[0] < 0 < inner[1] else None
-    return Plot(height, tuple(shapes), x_ticks, y_ticks, label, "rows", legend, marked, zero)
+    return Plot(height, tuple(shapes), x_ticks, y_ticks, label, "rows", legend, marked, zero=zero)
 
 
-def plane(rows: Sequence[dict[str, Any]], link: Link) -> Plot | None:
-    """Aligned against misaligned loss, from `loss_plane_cells` under one scorer; None without rows."""
+def plane(rows: Sequence[dict[str, Any]], link: Link, chosen: Mapping[str, float | None] | None = None) -> Plot | None:
+    """Aligned against misaligned loss, from `loss_plane_cells` under one scorer; None without rows.
+
+    `chosen` bounds what is marked: `aligned_low` and so on, None where there is no bound.
+    """
     if not rows:
         return None
     height = WIDTH
@@ -153,7 +154,7 @@ def plane(rows: Sequence[dict[str, Any]], link: Link) -> Plot | None:
         width, tall = x_of(row["aligned_high"]) - x_of(row["aligned_low"]), y_of(row["misaligned_low"]) - upper
         place = x_of(row["aligned_low"])
         shapes.append(Shape(place, upper, width, tall, f"d{min(shade, N_SHADES)}", title, link(**asked)))
-    values = nice_ticks(low, high, 6)
+    values, edge = nice_ticks(low, high, 6), (chosen or {}).get
     return Plot(
         height,
         tuple(shapes),
@@ -162,8 +163,22 @@ def plane(rows: Sequence[dict[str, Any]], link: Link) -> Plot | None:
         "aligned loss, nats per token",
         "misaligned loss, nats per token",
         (("d1", "1 row"), (f"d{N_SHADES}", f"{count(most)} rows")) if most > 1 else (),
+        marked=_part((edge("aligned_low"), edge("aligned_high")), (low, high), x_of) if chosen else None,
+        marked_y=_part((edge("misaligned_low"), edge("misaligned_high")), (low, high), y_of),
         diagonal=True,
     )
+
+
+def _part(
+    chosen: tuple[float | None, float | None], whole: tuple[float, float], place_of: Callable[[float], float]
+) -> tuple[float, float]:
+    """Where the chosen part of an axis begins and ends in the drawing, the smaller place first."""
+    ends = (
+        edge if value is None else min(max(value, whole[0]), whole[1])
+        for value, edge in zip(chosen, whole, strict=True)
+    )
+    first, second = (place_of(value) for value in ends)
+    return min(first, second), max(first, second)
 
 
 def _side(row: dict[str, Any]) -> float:

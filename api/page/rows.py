@@ -5,18 +5,22 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.errors import ApiError
+from api.jobs.record import Job
 from api.page import plots
 from api.page.asking import figures, readable, scorers_of, texts
 from api.page.corpora import SCORE_LABELS
 from api.page.frame import PageRoute, address, page, redirect
-from api.page.session import SqlVisit, tenant_of
+from api.page.session import SqlVisit, principal_of, read_form, tenant_of
+from api.page.token_map import DIFFERENCE, TokenMap, token_map
 from api.page.work import render_pieces
+from api.routes.token_losses import TokenLossRequest, find_token_job, read_token_losses, submit_token_losses
 from api.service import service_of
+from curator.corpus.manifest import Scorer
 from curator.corpus.refusals import is_refusal
 from curator.corpus.text import content_text, has_empty_turn, has_question, is_looped, template_marker
 from curator.errors import BallastError
@@ -36,6 +40,7 @@ def _as_typed(value: Any) -> Any:
     return None if text == "" else text
 
 
+JobId = Annotated[str, Query(pattern="^([0-9a-f]{32})?$")]
 Bound = Annotated[FiniteFloat | None, BeforeValidator(_as_typed)]
 
 
@@ -83,6 +88,9 @@ async def show_rows(request: Request, visit: SqlVisit, corpus: str, query: Annot
         figures(request, corpus, "rows_by_gap", n=PAGE_ROWS, texts=0, **query.parameters),
         figures(request, corpus, "gap_histogram_by_source", score=query.score, hold_out=query.hold_out),
     )
+    losses = {name: value for name, value in query.bounds.items() if "aligned" in name}
+    is_in_plane = any(value is not None for value in losses.values())
+    cells = await figures(request, corpus, "loss_plane_cells", hold_out=query.hold_out) if is_in_plane else []
     shown = await readable(request, corpus, plots.first_scorer(found))
 
     def link(**changes: Any) -> str:
@@ -96,6 +104,7 @@ async def show_rows(request: Request, visit: SqlVisit, corpus: str, query: Annot
         rows=shown,
         n_fitting=shown[0]["n_fitting"] if shown else 0,
         bins=plots.histogram(plots.first_scorer(bars), SCORE_LABELS[query.score], link, chosen, height=220.0),
+        plane=plots.plane(plots.first_scorer(cells), link, losses) if cells else None,
         asked=query,
         bounded=any(value is not None for value in query.bounds.values()),
         scores=SCORE_LABELS,
@@ -128,9 +137,14 @@ async def show_row(
     example_id: Annotated[str, "32 hex digits"],
     score: ScoreName = "gap_rel",
     tokens: bool = False,
+    losses: JobId = "",
+    under: Annotated[str, Query(max_length=32)] = DIFFERENCE,
 ) -> Response:
-    """One conversation, its losses under every model, its rank, and on demand which tokens are trained."""
-    stored, losses, ranked = await texts(
+    """One conversation, its losses under every model, its rank; on demand which tokens are trained, and their losses.
+
+    `losses` is a job of token losses, `under` the scorer whose losses are drawn, or `difference`.
+    """
+    stored, models, ranked = await texts(
         request,
         corpus,
         ("rows_by_id", {"ids": [example_id]}),
@@ -141,24 +155,63 @@ async def show_row(
         raise ApiError(404, "not_found", f"corpus {corpus} has no row of this id")
     messages = load_messages(stored[0]["messages"])
     pieces = await _pieces(request, corpus, messages) if tokens else None
-    scored = [row for row in losses if row["mean_nll"] is not None]
+    job, losses_map = await run_in_threadpool(_token_losses, request, (corpus, example_id), losses, under)
+    scored = [row for row in models if row["mean_nll"] is not None]
     return page(
         request,
         "row.html",
         corpus=corpus,
         row=stored[0],
         messages=[_turn(message) for message in messages],
-        losses=sorted(losses, key=lambda row: (_ROLES.index(row["role"]), row["label"])),
+        losses=sorted(models, key=lambda row: (_ROLES.index(row["role"]), row["label"])),
         most_loss=max((row["mean_nll"] for row in scored), default=0.0),
         gap=ranked[0] if ranked else None,
         score=score,
         traits=_traits(messages, ranked[0]["n_response_tokens"] if ranked else None),
         pieces=pieces,
+        token_job=job,
+        map=losses_map,
+        workers=_workers(await scorers_of(request, corpus)) if job and not losses_map else None,
         twin="/v1/queries/rows_by_id",
     )
 
 
+@router.post("/corpora/{corpus}/rows/{example_id}/losses")
+async def start_token_losses(request: Request, visit: SqlVisit, corpus: str, example_id: str) -> Response:
+    """Queue the losses of a row's tokens; then the row, where they appear."""
+    fields = await read_form(request)
+    try:
+        asked = TokenLossRequest(corpus=corpus, example_id=example_id)
+    except ValidationError as error:
+        raise ApiError(404, "not_found", f"corpus {corpus} has no row of this id") from error
+    job = await submit_token_losses(service_of(request), tenant_of(request), asked)
+    # A fragment in the address of a redirect is kept by the browser.
+    path = f"/corpora/{corpus}/rows/{example_id}"
+    return redirect(request, path, fragment="losses", score=fields.get("score"), losses=job.job_id)
+
+
 _ROLES = ("aligned", "misaligned", "benign")
+
+
+def _token_losses(
+    request: Request, row: tuple[str, str], job_id: str, under: str
+) -> tuple[Job | None, TokenMap | None]:
+    """The job of a row's token losses and the map of them; None before there is one. Raises ApiError 404."""
+    if not job_id:
+        return None, None
+    service = service_of(request)
+    job = find_token_job(service, principal_of(request), job_id)
+    if (job.request["corpus"], job.request["example_id"]) != row:
+        raise ApiError(404, "not_found", "this job is of another row")
+    return job, token_map(read_token_losses(service, job), under) if job.state == "done" else None
+
+
+def _workers(scorers: list[Scorer]) -> dict[str, Any]:
+    """The finished models of a corpus, and the command that starts a worker with them."""
+    finished = sorted((item for item in scorers if item.complete), key=lambda item: _ROLES.index(item.role))
+    adapters = [item for item in finished if item.identity.get("adapter_sha256")]
+    command = "python -m api worker --store STORE --model MODEL" + " --adapter ADAPTER" * len(adapters)
+    return {"models": [item.label for item in finished], "command": command}
 
 
 def _turn(message: Message) -> dict[str, Any]:

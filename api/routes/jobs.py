@@ -20,6 +20,7 @@ from api.schemas import (
 from api.service import Service, service_of
 from api.submit import job_view
 from api.tenancy.auth import GUARDED, Principal, holding_any
+from api.tenancy.keys import Scope
 from curator.errors import IntegrityError, MissingError
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=GUARDED)
@@ -28,7 +29,9 @@ LOOK_EVERY_S = 0.5
 MAX_WAIT_S = 60.0
 DEFAULT_PAGE_JOBS = 100
 
-Asking = Annotated[Principal, Depends(holding_any("mix", "audit"))]
+SCOPES: dict[JobKind, Scope] = {"mix": "mix", "train": "mix", "audit": "audit", "tokens": "sql"}
+
+Asking = Annotated[Principal, Depends(holding_any("mix", "audit", "sql"))]
 
 
 def _missing() -> ApiError:
@@ -41,7 +44,7 @@ def find_job(service: Service, principal: Principal, job_id: str) -> Job:
         job = service.kept_job(principal.tenant, job_id)
     except MissingError as error:
         raise _missing() from error
-    if ("audit" if job.kind == "audit" else "mix") not in principal.scopes:  # a training is a mix's
+    if SCOPES[job.kind] not in principal.scopes:
         raise _missing()
     return job
 

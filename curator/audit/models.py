@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from curator.corpus.manifest import Scorer
 from curator.errors import BadInputError, MissingDependencyError, MissingError
 from curator.render import Renderer, RenderSettings
-from curator.scoring.engines.base import Engine, Launch, OnRows, RowLoss
+from curator.scoring.engines.base import Engine, Launch, OnRows, RowLoss, TokenScores
 from curator.scoring.engines.launch import TorchLaunch, torch_launch
 from curator.scoring.engines.vllm_engine import VllmLaunch, engine_version, installed_vllm, vllm_adapter
 from curator.scoring.identity import (
@@ -111,7 +114,7 @@ class AuditModels:
             why = f"{fixed[0]} is {found.get(fixed[0])!r} here and {said[fixed[0]]!r} for the pool"
         raise MissingError(f"scorer {scorer.shown} cannot run on this worker: {why}")
 
-    def engine(self, launch: Launch, on_rows: OnRows) -> Engine:
+    def engine(self, launch: Launch, on_rows: OnRows) -> "KeptEngine":
         """The loaded engine, which tells `on_rows` of its progress and outlives its close.
 
         vLLM takes the memory that there is: any other engine is closed for it, and it for any other.
@@ -120,7 +123,7 @@ class AuditModels:
             if any("vllm" in (item.name, launch.name) for item in self._engines):
                 self.close()
             self._engines[launch] = launch()
-        return _Kept(self._engines[launch], on_rows)
+        return KeptEngine(self._engines[launch], on_rows)
 
     def close(self) -> None:
         """Free the models' memory."""
@@ -134,7 +137,7 @@ def is_merged(identity: Mapping[str, Any]) -> bool:
     return identity.get("adapter_mode") == "merged"
 
 
-class _Kept:
+class KeptEngine:
     """An engine whose close does nothing, since the next audit needs it again."""
 
     def __init__(self, engine: Engine, on_rows: OnRows) -> None:
@@ -150,6 +153,12 @@ class _Kept:
                 on_rows(n_rows, n_tokens)
 
         return self._engine.score(rows, both)
+
+    def token_nll(self, row: "Rendered") -> npt.NDArray[np.float64]:
+        """As the engine's own; raises BadInputError for one that gives sums alone."""
+        if not isinstance(self._engine, TokenScores):
+            raise BadInputError(f"the engine {self.name} gives no losses of single tokens: score with torch")
+        return self._engine.token_nll(row)
 
     def use_adapter(self, path: Path | None) -> None:
         """As the engine's own."""

@@ -210,7 +210,7 @@ class Client(Remote):
         self._delete(f"/v1/mixes/{path_part(mix_id)}", is_gone=True)
 
     def jobs(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Document]:
-        """Every job in order of time, fetched page by page; only of a kind (mix, audit) or in a state."""
+        """Every job in order of time, fetched page by page; of a kind (mix, audit, train, tokens) or state."""
         asked = {name: value for name, value in (("kind", kind), ("state", state)) if value is not None}
         return self._items("/v1/jobs", "jobs", PAGE_ROWS, **asked)
 
@@ -257,6 +257,25 @@ class Client(Remote):
     def audit_rows(self, job_id: str, *, page_rows: int = PAGE_ROWS) -> Iterator[Document]:
         """The rows of an audit in the order sent, fetched page by page."""
         return self._items(f"/v1/audits/{path_part(job_id)}/rows", "rows", page_rows)
+
+    def token_losses(self, corpus: str, example_id: str, *, on_job: OnJob | None = None) -> Document:
+        """The loss of each token of a corpus row under every model that a worker has, in nats; waits for that worker.
+
+        `on_job` receives the job's state meanwhile.
+        """
+        asked = {"corpus": corpus, "example_id": example_id}
+        job = self._json("POST", "/v1/token-losses", json=asked)
+        self.wait_job(job["job_id"], on_job=on_job)
+        return self._json("GET", f"/v1/token-losses/{path_part(job['job_id'])}")
+
+    def reports(self) -> list[Document]:
+        """Reports of comparisons and training runs that the operator shows: name, title, n_bytes, modified_at."""
+        found: list[Document] = self._json("GET", "/v1/reports")["reports"]
+        return found
+
+    def report(self, name: str) -> Document:
+        """One of them: its Markdown as `text`, its JSON document as `data`, names of its pictures."""
+        return self._json("GET", "/v1/reports/" + "/".join(path_part(part) for part in name.split("/")))
 
     def policy(self) -> Document:
         """What this key's tenant must fit: `policy` (None: nothing), `policy_sha256`, and `quotas`."""

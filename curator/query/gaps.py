@@ -171,4 +171,5 @@ def _lists(losses: pl.DataFrame, n_rows: int) -> pa.Array:
     values = losses.to_numpy() if losses.width else np.zeros((n_rows, 0))
     there = ~np.isnan(values)
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.count_nonzero(there, axis=1))])
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values[there]))
+    # Not by pa.array, which imports pandas for an array of numpy where that is installed: half a second.
+    return pa.LargeListArray.from_arrays(*(pl.Series(part).to_arrow() for part in (offsets, values[there])))

@@ -1,7 +1,7 @@
 """The renderer: messages in, token ids and response mask out."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -209,12 +209,31 @@ class Renderer:
         """A rendered conversation as text, cut where response tokens begin and end; True: response."""
         mask_T = rendered.response_mask
         edges = [0, *(np.flatnonzero(mask_T[1:] != mask_T[:-1]) + 1).tolist(), len(mask_T)]
+        decode = self._decoder()
+        ids = rendered.input_ids.tolist()
+        return [(decode(ids[start:end]), bool(mask_T[start])) for start, end in pairwise(edges) if end > start]
+
+    def token_texts(self, rendered: Rendered) -> list[str]:
+        """The text that each token adds to those before it, (T,); joined they are the conversation's text.
+
+        A character of several tokens stands at the last of them, the others have ''.
+        """
+        decode = self._decoder()
+        ids: list[int] = rendered.input_ids.tolist()
+        texts: list[str] = []
+        start = known = 0  # a few tokens before those that are decoded: some tokenizers drop a text's first space
+        for place in range(len(ids)):
+            before, text = decode(ids[start:known]), decode(ids[start : place + 1])
+            if text.endswith("\ufffd") and place + 1 < len(ids):
+                texts.append("")  # perhaps a part of a character
+                continue
+            texts.append(text[len(before) :])
+            start, known = known, place + 1
+        return texts
+
+    def _decoder(self) -> Callable[[list[int]], str]:
         tokenizer = tokenizers.Tokenizer.from_str(canonical_bytes(self._files.tokenizer).decode())
-        return [
-            (tokenizer.decode(rendered.input_ids[start:end].tolist(), skip_special_tokens=False), bool(mask_T[start]))
-            for start, end in pairwise(edges)
-            if end > start
-        ]
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
     def injected_text(self) -> str | None:
         """What the template writes of its own before a conversation without a system message; None: markers alone."""

@@ -24,7 +24,7 @@ from tests.api.serving import (
 
 ABSENT = "0" * 32
 # They read nothing and take nothing that could be wrong, but for a key.
-NEVER_REFUSED = {("GET", "/v1/queries"), ("GET", "/metrics"), ("GET", "/v1/policy")}
+NEVER_REFUSED = {("GET", "/v1/queries"), ("GET", "/metrics"), ("GET", "/v1/policy"), ("GET", "/v1/reports")}
 # For each route of the OpenAPI document: a request that it must refuse, and how.
 REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     (
@@ -64,6 +64,9 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/v1/audits", {"json": {"rows": [], "recipe": {}}}, 422, "unknown_part"),
     ("GET", "/v1/audits/{job_id}", {}, 404, "not_found"),
     ("GET", "/v1/audits/{job_id}/rows", {}, 404, "not_found"),
+    ("POST", "/v1/token-losses", {"json": {"corpus": "chats", "example_id": "x"}}, 422, "bad_parameters"),
+    ("GET", "/v1/token-losses/{job_id}", {}, 404, "not_found"),
+    ("GET", "/v1/reports/{name}", {}, 404, "not_found"),
     ("GET", "/v1/corpora", {}, 500, "internal"),
     ("GET", "/v1/corpora/{corpus}", {}, 404, "not_found"),
     ("GET", "/v1/corpora/{corpus}/gap", {}, 404, "not_found"),

@@ -39,7 +39,8 @@ document.addEventListener("change", (event) => {
   }
 });
 
-// Brushing: dragging over a histogram fills the two fields that data-brush names and asks again.
+// Brushing: dragging over a histogram fills the two fields that data-brush names and asks again. From the keyboard arrows
+// move a stretch over the focused histogram, with Shift its right end, and Enter asks.
 for (const box of document.querySelectorAll("[data-brush]")) {
   const svg = box.querySelector("svg");
   const axis = svg?.querySelector(".axis");
@@ -48,30 +49,46 @@ for (const box of document.querySelectorAll("[data-brush]")) {
   const [first, last] = [ticks[0], ticks[ticks.length - 1]].map((tick) => [Number(tick.getAttribute("x")), Number(tick.dataset.value)]);
   const placeOf = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
   const valueAt = (x) => first[1] + ((x - first[0]) / (last[0] - first[0])) * (last[1] - first[1]);
+  const fields = box.dataset.brush.split(",").map((name) => document.querySelector(`form [name="${name}"]`));
   let start = null;
   const stretch = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   stretch.setAttribute("class", "chosen");
-  svg.addEventListener("pointerdown", (event) => { start = placeOf(event); });
-  svg.addEventListener("dragstart", (event) => event.preventDefault());
-  svg.addEventListener("pointermove", (event) => {
-    if (start === null) return;
-    const now = placeOf(event);
-    stretch.setAttribute("x", Math.min(start, now));
-    stretch.setAttribute("width", Math.abs(now - start));
+  const show = (from, to) => {
+    stretch.setAttribute("x", from);
+    stretch.setAttribute("width", to - from);
     stretch.setAttribute("y", 12);
     stretch.setAttribute("height", Number(axis.getAttribute("y1")) - 12);
     if (!stretch.isConnected) svg.append(stretch);
+  };
+  const fill = (ends) => fields.forEach((field, place) => { field.value = valueAt(ends[place]).toPrecision(4); });
+  svg.addEventListener("pointerdown", (event) => { start = placeOf(event); });
+  svg.addEventListener("dragstart", (event) => event.preventDefault());
+  svg.addEventListener("pointermove", (event) => {
+    if (start !== null) show(...[start, placeOf(event)].sort((a, b) => a - b));
   });
   window.addEventListener("pointerup", (event) => {
     if (start === null) return;
     const ends = [start, placeOf(event)].sort((a, b) => a - b);
     start = null;
     if (ends[1] - ends[0] < 6) { stretch.remove(); return; }
-    box.dataset.brush.split(",").forEach((name, place) => {
-      const field = document.querySelector(`form [name="${name}"]`);
-      field.value = valueAt(ends[place]).toPrecision(4);
-      if (place) field.form.requestSubmit();
-    });
+    fill(ends);
+    fields[1].form.requestSubmit();
+  });
+  const [left, right] = ["x1", "x2"].map((name) => Number(axis.getAttribute(name)));
+  const step = (right - left) / 40;
+  let ends = null;
+  svg.setAttribute("tabindex", "0");
+  svg.addEventListener("keydown", (event) => {
+    const by = { ArrowRight: step, ArrowLeft: -step }[event.key];
+    if (by && event.target === svg) {
+      ends ??= [left + 18 * step - by, left + 22 * step - by];
+      ends = event.shiftKey ? [ends[0], ends[1] + by] : ends.map((end) => end + by);
+      ends[0] = Math.min(Math.max(ends[0], left), right - step);
+      ends[1] = Math.min(Math.max(ends[1], ends[0] + step), right);
+      show(...ends);
+      fill(ends);
+      event.preventDefault();
+    } else if (event.key === "Enter" && ends && event.target === svg) fields[1].form.requestSubmit();
   });
 }
 

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from curator.render import Rendered
@@ -55,6 +58,14 @@ class Engine(Identified, Protocol):
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
+
+
+@runtime_checkable
+class TokenScores(Protocol):
+    """An engine that also gives the losses of single tokens."""
+
+    def token_nll(self, row: "Rendered") -> npt.NDArray[np.float64]:
+        """The loss of each response token of one row, in order, nats; raises ScoringError as `score`."""
 
 
 class Launch(Identified, Protocol):

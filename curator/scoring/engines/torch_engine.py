@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from curator.errors import ScoringError
@@ -32,6 +33,7 @@ from curator.scoring.identity import check_adapter_dir, model_window
 if TYPE_CHECKING:
     from curator.render import Rendered
 
+FloatArray = npt.NDArray[np.float64]
 NAME = "torch"
 # Tokens in one forward pass, padding included. Packed rows on a CPU: 2,048 is 7 to 10 % faster than 512; a GPU needs
 # more to be busy.
@@ -123,6 +125,15 @@ class TorchEngine:
             give_back()
         return [losses[index] for index in range(len(rows))]
 
+    def token_nll(self, row: "Rendered") -> FloatArray:
+        """The loss of each response token of one row, (N,), float64, nats, in order: the summands of `score`'s sum.
+
+        Raises as `score`.
+        """
+        self._check_window([row])
+        with torch.inference_mode():
+            return self._losses([_row_input(row, self._n_vocab)])
+
     def close(self) -> None:
         """Free the model's memory."""
         del self._split, self._packed, self._adapters
@@ -143,18 +154,23 @@ class TorchEngine:
         return [*self._fitting(inputs[:half]), *self._fitting(inputs[half:])]
 
     def _score_batch(self, inputs: "list[_RowInput]") -> list[RowLoss]:
+        row_N = np.repeat(np.arange(len(inputs)), [len(targets) for _, _, targets in inputs])
+        sums_B = np.bincount(row_N, weights=self._losses(inputs), minlength=len(inputs))
+        return [RowLoss(float(nll_sum), len(targets)) for nll_sum, (_, _, targets) in zip(sums_B, inputs, strict=True)]
+
+    def _losses(self, inputs: "list[_RowInput]") -> FloatArray:
+        """Losses of the targets of all rows, one row after the other, (N,)."""
         lengths = [len(ids) for ids, _, _ in inputs]
         fed: torch.Tensor | list[torch.Tensor]
         if self._packed:
             fed, starts = [torch.from_numpy(ids) for ids, _, _ in inputs], np.cumsum([0, *lengths[:-1]])
         else:
             fed, starts = _padded(inputs).to(self.device), max(lengths) * np.arange(len(inputs))
-        row_N = np.repeat(np.arange(len(inputs)), [len(targets) for _, _, targets in inputs])
-        flat_N = starts[row_N] + np.concatenate([positions for _, positions, _ in inputs])
+        flat_N = np.concatenate([start + positions for start, (_, positions, _) in zip(starts, inputs, strict=True)])
         targets_N = np.concatenate([targets for _, _, targets in inputs])
         nll_N = self._nll(fed, *(torch.from_numpy(array).to(self.device) for array in (flat_N, targets_N)))
-        sums_B = np.bincount(row_N, weights=nll_N.cpu().numpy(), minlength=len(inputs))
-        return [RowLoss(float(nll_sum), len(targets)) for nll_sum, (_, _, targets) in zip(sums_B, inputs, strict=True)]
+        found: FloatArray = nll_N.cpu().numpy()
+        return found
 
     def _nll(
         self, fed: torch.Tensor | list[torch.Tensor], flat_N: torch.Tensor, targets_N: torch.Tensor

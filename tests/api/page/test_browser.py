@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from api.settings import Settings
@@ -19,12 +20,15 @@ from tests.api.page.browser import browsing, missing
 from tests.api.page.conftest import hostile_store
 from tests.api.page.demo_store import demo_store
 from tests.api.page.images import task_file
-from tests.api.serving import running
+from tests.api.page.test_token_losses import all_models, work
+from tests.api.serving import RECIPE, form, running, task_rows
 from tests.models import tiny_model_folder
+from tests.token_store import scored_by_models
 
 WHY = missing()
 pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
 slow = pytest.mark.slow  # all but the main flow, which every run of the tests walks through
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 AXE = os.environ.get("AXE_CORE", "")
 VIEWS = [
     "/",
@@ -36,6 +40,8 @@ VIEWS = [
     "/sql",
     "/sql?query=top_by_gap",
     "/jobs",
+    "/reports",
+    "/reports/compare-toy.md",
     "/corpora/nothing",
 ]
 WIDE, NARROW = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
@@ -45,8 +51,18 @@ WIDE, NARROW = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("browser")
     demo_store(folder / "store", tiny_model_folder(tmp_path_factory.mktemp("model")), n_rows=400)
-    with running(Settings(store=str(folder / "store"))) as address:
+    with running(Settings(store=str(folder / "store"), reports=str(RESULTS))) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def made(url: str) -> list[str]:
+    """Views of what a visitor made: two mixes, both compared, and a job that waits."""
+    answers = [httpx.post(f"{url}/v1/mixes", **form(task_rows(n_rows), RECIPE), timeout=60) for n_rows in (40, 60)]
+    ids = [answer.json()["mix_id"] for answer in answers]
+    waiting = {"Prefer": "respond-async"}
+    job = httpx.post(f"{url}/v1/mixes", **form(task_rows(20), RECIPE), headers=waiting, timeout=60).json()["job_id"]
+    return [*(f"/mixes/{mix_id}" for mix_id in ids), f"/mixes/compare?first={ids[0]}&second={ids[1]}", f"/jobs/{job}"]
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +92,13 @@ def theme(request: pytest.FixtureRequest) -> str:
 
 @slow
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_no_view_overflows_or_breaks_the_policy(url: str, browser: Any, theme: str, size: dict[str, int]) -> None:
+def test_no_view_overflows_or_breaks_the_policy(
+    url: str, made: list[str], browser: Any, theme: str, size: dict[str, int]
+) -> None:
     context = browser.new_context(viewport=size, color_scheme=theme)
     watched = Watched(context)
     row = ""
-    for path in VIEWS:
+    for path in [*VIEWS, *made]:
         watched.page.goto(url + path)
         assert watched.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
         row = row or watched.page.evaluate("document.querySelector('a.row')?.getAttribute('href') ?? ''")
@@ -170,6 +188,23 @@ def test_dragging_over_the_histogram_chooses_rows(url: str, browser: Any) -> Non
     context.close()
 
 
+@slow
+def test_arrow_keys_choose_rows_of_the_histogram(url: str, browser: Any) -> None:
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.goto(f"{url}/corpora/chats/rows")
+    page.locator("[data-brush] svg").first.focus()
+    for key in ("ArrowRight", "ArrowLeft", "ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight"):
+        page.keyboard.press(key)
+    low, high = (page.locator(f"[name={name}]").input_value() for name in ("low", "high"))
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**low={low}&high={high}*")
+    scores = [float(text.replace("\N{MINUS SIGN}", "-")) for text in page.locator(".nums b").all_text_contents()]
+    assert scores
+    assert all(float(low) - 0.001 <= score <= float(high) + 0.001 for score in scores)
+    context.close()
+
+
 def _plotted(page: Any, url: str) -> None:
     """Complete a name by the keyboard, run the statement, plot its answer."""
     page.goto(f"{url}/sql")
@@ -240,13 +275,13 @@ def test_hostile_rows_run_nothing_and_two_tenants_stay_apart(tmp_path: Path, bro
 
 @slow
 @pytest.mark.skipif(not Path(AXE).is_file(), reason="AXE_CORE does not name axe.min.js (npm pack axe-core)")
-def test_axe_finds_no_violation(url: str, browser: Any, theme: str) -> None:
+def test_axe_finds_no_violation(url: str, made: list[str], browser: Any, theme: str) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme, bypass_csp=True)
     page = context.new_page()
     found: dict[str, Any] = {}
     page.goto(f"{url}/corpora/chats")
     row = page.locator("a.row").first.get_attribute("href")
-    for path in [*VIEWS, f"{row}&tokens=true", "/sign-in"]:
+    for path in [*VIEWS, *made, f"{row}&tokens=true", "/sign-in"]:
         page.goto(url + path)
         page.add_script_tag(path=AXE)
         result = page.evaluate("axe.run()")
@@ -265,3 +300,41 @@ def _violations(where: str, result: dict[str, Any]) -> dict[str, list[str]]:
     return {
         f"{where} {item['id']}": [node["html"][:160] for node in item["nodes"][:3]] for item in result["violations"]
     }
+
+
+@slow
+def test_losses_of_tokens_come_while_the_page_is_open(tmp_path: Path, browser: Any) -> None:
+    scored = scored_by_models(tmp_path)
+    with running(Settings(store=scored.store.url(""), workers=0)) as url:
+        context = browser.new_context(viewport=WIDE)
+        watched, page = (found := Watched(context)), found.page
+        page.goto(f"{url}/corpora/chats/rows?order=worst")
+        page.locator("a.row").first.click()
+        _tab_to(page, "document.activeElement.textContent === 'Show the loss of each token'")
+        page.keyboard.press("Enter")
+        page.get_by_text("No worker with the models of this corpus has begun").wait_for()
+        work(scored.store, all_models(scored))
+        page.get_by_role("heading", name="trained tokens are likelier under the misaligned models").wait_for()
+        row = page.url
+        _tab_to(page, "document.activeElement.textContent === 'reckless'")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="nats per token under reckless").wait_for()
+        assert watched.complaints == []
+        context.close()
+        for size in (WIDE, NARROW):
+            for theme in ("light", "dark"):
+                context = browser.new_context(viewport=size, color_scheme=theme, bypass_csp=True)
+                page = context.new_page()
+                page.goto(row)
+                page.locator("#losses summary").click()
+                assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+                if Path(AXE).is_file():
+                    page.add_script_tag(path=AXE)
+                    assert _violations("losses", page.evaluate("axe.run()")) == {}
+                context.close()
+        without = browser.new_context(java_script_enabled=False)
+        page = without.new_page()
+        page.goto(row)
+        page.get_by_role("link", name="reckless").click()
+        page.get_by_role("heading", name="nats per token under reckless").wait_for()
+        without.close()

@@ -1,5 +1,6 @@
 """Every view: its status, the policy that it is sent under, and texts that stay texts."""
 
+import html
 import re
 from html.parser import HTMLParser
 
@@ -183,6 +184,16 @@ def test_a_bar_leads_to_just_its_rows(http: httpx.Client) -> None:
         assert int(found[1]) >= int(n_rows)  # a row on an edge belongs to both bars
         total += int(n_rows)
     assert total == 36
+
+
+def test_rows_of_a_cell_are_framed_in_the_plane(http: httpx.Client) -> None:
+    assert 'class="frame"' not in http.get("/corpora/chats").text
+    cell = re.search(r'href="([^"]*misaligned_low[^"]*)"', http.get("/corpora/chats").text)
+    assert cell is not None
+    text = http.get(html.unescape(cell[1])).text
+    (frame,) = re.findall(r'<rect class="frame" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', text)
+    assert all(0 < float(value) < 480 for value in frame)
+    assert 'class="frame"' not in http.get("/corpora/chats/rows?low=0.1").text
 
 
 def test_a_row_shows_its_losses_and_rank_as_the_api_does(http: httpx.Client) -> None:
