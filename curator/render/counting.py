@@ -124,7 +124,7 @@ class QuickCounter:
         answers_A3 = np.array(answers, dtype=np.int64).reshape(-1, 3)
         spans_A2 = np.stack([ends[answers_A3[:, 1]], ends[answers_A3[:, 1] + 1] + answers_A3[:, 2]], axis=1)
         controls_U = self._controls(units)
-        before_P = np.concatenate(([0], np.cumsum(units.counts_U[units.codes_P])))  # tokens before each unit
+        before_P = np.concatenate(([0], np.cumsum(units.counts()[units.codes_P])))  # tokens before each unit
         n_controls_P = np.concatenate(([0], np.cumsum(controls_U[units.codes_P])))
         rows_at = np.searchsorted(units.cuts, ends[[*begins, -1]])
         bounds = before_P[rows_at]
@@ -143,8 +143,8 @@ class QuickCounter:
 
     def _controls(self, units: Units) -> NDArray[np.int64]:
         """Control tokens of each text of the units."""
-        counts_U = units.counts_U
-        totals = np.concatenate(([0], np.cumsum(self._guard.is_control(units.table_M3[:, 0]))))
+        counts_U = units.counts()
+        totals = np.concatenate(([0], np.cumsum(self._guard.is_control(units.table()[:, 0]))))
         ends = np.cumsum(counts_U)
         return totals[ends] - totals[ends - counts_U]
 
@@ -152,8 +152,8 @@ class QuickCounter:
 def _answer_tokens(
     units: Units, before_P: NDArray[np.int64], controls_U: NDArray[np.int64], spans_A2: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """The first token of each span of bytes, the one after its last, and whether units alone tell (`mask` has the rule):
-    the span ends where a unit does, and begins where one does or in one without control tokens."""
+    """The first token of each span of bytes, the one after its last, and whether units alone tell (`mask` has the
+    rule): the span ends where a unit does, and begins where one does or in one without control tokens."""
     starts_A, ends_A = spans_A2.T
     first_A = np.searchsorted(units.cuts, starts_A, side="right") - 1
     last_A = np.searchsorted(units.cuts, ends_A)

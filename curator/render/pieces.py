@@ -1,7 +1,7 @@
-"""ASCII text to token ids, piece by piece: a piece is what a byte-level BPE tokenizer encodes without looking around it.
+"""ASCII text to token ids, piece by piece: what a byte-level BPE tokenizer encodes without looking around it.
 
-The tokenizer's own search for pieces takes most of its time. Over ASCII text its rules mean the same to Python's regular
-expressions, which are several times faster, and most pieces were met before. Everything else is left to the tokenizer.
+The tokenizer's own search for pieces takes most of its time. Over ASCII text its rules mean the same to Python's
+regular expressions, and most pieces were met before. Everything else is left to the tokenizer.
 """
 
 import re
@@ -68,12 +68,12 @@ class PieceEncoder:
 
     def encode(self, texts: Sequence[str]) -> dict[str, bytes]:
         """Three numbers a token as `units` packs them, by text; a text that is not for this way is left out."""
-        found = {}
+        found, kept = {}, self._kept  # another thread may put a new one in its place
         for text in filter(self._fitting.fullmatch, texts):
             pieces = [text]
             for stage in self._stages:
                 pieces = [piece for longer in pieces for piece in stage.findall(longer)]
-            packed = [self._kept[piece] if piece in self._kept else self._encode(piece) for piece in pieces]
+            packed = [kept[piece] if piece in kept else self._encode(piece) for piece in pieces]
             if None not in packed:
                 found[text] = b"".join(packed)  # type: ignore[arg-type]
         return found
@@ -87,6 +87,6 @@ class PieceEncoder:
         )
         packed = b"".join(_TOKEN.pack(*item) for item in numbers) if whole else None
         if len(self._kept) >= MAX_PIECES:
-            self._kept = {}  # another thread may read the old one
+            self._kept = {}
         self._kept[piece] = packed
         return packed

@@ -30,6 +30,7 @@ _NO_TOKEN = -2  # in the place of an id
 _PACKED_BYTES = 12  # of a token
 _NO_TOKEN_PACKED = array("i", (_NO_TOKEN, 0, 0)).tobytes()
 _SENTINEL_BYTES, _DIGIT_BYTES = SENTINEL.encode(), len(encode_number(0).encode())
+_SENTINELS = re.compile(_SENTINEL_BYTES)
 _SPACE_AFTER_TEXT = re.compile(r"\S ")
 _END_OF_WORD = re.compile(rf"[{_ALNUM}](?=[\x00-\x7f])[^{_ALNUM}]")
 # Bytes by what may stand on the two sides of a cut: where both share a bit there is one.
@@ -94,14 +95,12 @@ class Units:
     texts: list[bytes]
     packed: list[bytes]
 
-    @property
-    def table_M3(self) -> NDArray[np.int32]:
-        """The tokens of all texts, three numbers each (see `UnitEncoder`)."""
+    def table(self) -> NDArray[np.int32]:
+        """The tokens of all texts, (M, 3), three numbers each (see `UnitEncoder`)."""
         return np.frombuffer(b"".join(self.packed), np.int32).reshape(-1, 3)
 
-    @property
-    def counts_U(self) -> NDArray[np.int64]:
-        """Tokens of each text."""
+    def counts(self) -> NDArray[np.int64]:
+        """Tokens of each text, (U,)."""
         return np.fromiter(map(len, self.packed), np.int64, len(self.packed)) // _PACKED_BYTES
 
     def tokens_until(self, place: int, n_bytes: int) -> int:
@@ -180,7 +179,7 @@ def _cuts(data: bytes, row_starts: NDArray[np.int64], broken: Sequence[bytes]) -
     np.not_equal(before_N[:-1] & after_N[1:], 0, out=is_cut_N[1:-1])
     if not data.isascii():
         is_cut_N[_spaces_after_wide_ones(np.frombuffer(data, np.uint8))] = False
-        controls = np.fromiter(_places_of(_SENTINEL_BYTES, data), np.int64)
+        controls = np.array([found.start() for found in _SENTINELS.finditer(data)], np.int64)
         is_cut_N[controls] = True
         is_cut_N[controls + len(_SENTINEL_BYTES) + _DIGIT_BYTES] = True
     for token in broken:
@@ -245,7 +244,7 @@ class UnitEncoder:
         units = self.units(data, row_starts)
         if units is None:
             return None
-        table_M3, counts_U, places_P = units.table_M3, units.counts_U, units.codes_P
+        table_M3, counts_U, places_P = units.table(), units.counts(), units.codes_P
         starts_U = np.cumsum(counts_U) - counts_U
         counts_P = counts_U[places_P]
         after_P = np.concatenate(([0], np.cumsum(counts_P)))

@@ -42,6 +42,7 @@ ODD = (
 TEXTS = st.one_of(
     st.lists(st.sampled_from(ODD), max_size=12).map("".join),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+    st.text(st.characters(max_codepoint=127), max_size=30),
     st.sampled_from(["", " ", "\n", " two words ", "two words", "<|im_end|>", "</s>", "\ufdd0", "\ud800"]),
 )
 
