@@ -8,6 +8,7 @@ import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -154,11 +155,16 @@ def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
     path = workdir / f"task-rows-{secrets.token_hex(8)}.parquet"
     digest, codes, rejects, n_rows = hashlib.sha256(), Counter[str](), list[Reject](), 0
     sources, labelled = hashlib.sha256(), False
+    encoded: Future[None] | None = None
     schema = arrow_schema(TASK_ROWS)
     group: list[tuple[bytes, str | None]] = []
     try:
         # Read again and again and kept for a mix alone: cheap to write and read counts more than a third of the size.
-        with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=["source"]) as writer:
+        # Groups are encoded by a thread of their own, while the next rows are read.
+        with (
+            pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=["source"]) as writer,
+            ThreadPoolExecutor(1) as encoder,
+        ):
             for item in items:
                 if isinstance(item, Reject):
                     codes[item.code] += 1
@@ -166,13 +172,18 @@ def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
                         rejects.append(item)
                     continue
                 digest.update(item.json + b"\n")
-                sources.update(orjson.dumps(item.source) + b"\n")
+                sources.update(b"null\n" if item.source is None else orjson.dumps(item.source) + b"\n")
                 labelled = labelled or item.source is not None
                 group.append((item.json, item.source))
                 n_rows += 1
                 if len(group) == GROUP_ROWS:
-                    writer.write_table(_group_table(group, n_rows, schema))
+                    table = _group_table(group, n_rows, schema)
+                    if encoded is not None:
+                        encoded.result()
+                    encoded = encoder.submit(writer.write_table, table)
                     group = []
+            if encoded is not None:
+                encoded.result()
             writer.write_table(_group_table(group, n_rows, schema))
     except BaseException:
         path.unlink(missing_ok=True)

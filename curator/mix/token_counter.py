@@ -51,14 +51,14 @@ class TokenCounter:
         return TokenCount(total=sums.total, response=sums.response, n_rows_not_rendered=sums.n_failed, dropped=dropped)
 
     def _count(self, origins: Sequence[str], messages: Sequence[str]) -> None:
-        rows = self._renderer.render_all(map(load_messages, messages), self._mask_rule)
+        rows = self._renderer.count_all(map(load_messages, messages), self._mask_rule)
         for origin, row in zip(origins, rows, strict=True):
             sums = self._sums[origin]
             if isinstance(row, RenderError):
                 sums.n_failed += 1
                 continue
-            sums.total += row.n_tokens
-            sums.response += row.n_response_tokens
+            sums.total += row.total
+            sums.response += row.response
             if row.dropped:
                 sums.dropped.update(row.dropped)
 

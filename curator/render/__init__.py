@@ -2,8 +2,8 @@
 
 In: canonical messages, and the tokenizer and chat template of a model folder. Out: `Rendered`. `renderer.Renderer` does
 it: `template` writes the text, `spans` finds the answers in it, `tokenizer` keeps users' text from becoming control
-tokens, `mask` says which tokens are response tokens, `presence` what the template left out. `skeletons`, `tracing` and
-`units` make it fast and change nothing that is rendered.
+tokens, `mask` says which tokens are response tokens, `presence` what the template left out. `skeletons`, `tracing`,
+`units` and `pieces` make it fast and change nothing that is rendered; `counting` counts tokens without making them.
 """
 
 from curator.render.cache import RENDERERS, RendererCache

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from curator.errors import BadInputError, IntegrityError, RenderError
 from curator.messages import Message
 from curator.render.arguments import ArgumentForms
+from curator.render.counting import QuickCounter, RowTokens
 from curator.render.marks import Assembled
 from curator.render.mask import response_mask, token_classes
 from curator.render.model_folder import RendererFiles, canonical_bytes, read_folder
@@ -95,6 +96,8 @@ class Renderer:
         self.control_texts = tuple(_control_texts(files, self._template))  # that only the template may write
         self._guard = GuardedTokenizer(files.tokenizer, self.control_texts, by_units=not careful)
         self._spans = SpanFinder(self._template, self._guard, by_skeletons=not careful)
+        skeletons = self._spans.skeletons
+        self._counter = skeletons and QuickCounter(self._guard, self._spans, skeletons)
         self._arguments = ArgumentForms(self._template)
         self._presence = PresenceCheck(self._template, self._guard)
         self._turns = TurnCheck(self._template)
@@ -204,6 +207,18 @@ class Renderer:
         found = [self._located(messages, mask_rule, classes) for messages in conversations]
         rendered = iter(self._tokenised([item for item in found if isinstance(item, _Located)], classes))
         return [next(rendered) if isinstance(item, _Located) else item for item in found]
+
+    def count_all(
+        self, conversations: Iterable[Sequence[Mapping[str, Any]]], mask_rule: MaskRule = "all"
+    ) -> list[RowTokens | RenderError]:
+        """Tokens of what `render` gives for each conversation, or the error it raises; several times faster."""
+        rows = list(conversations)
+        counts: Sequence[RowTokens | RenderError | None] = [None] * len(rows)
+        if self._counter is not None:
+            quick = [row if _is_known(row) else () for row in rows]
+            counts = self._counter.count(quick, [_wanted(row, mask_rule) for row in quick])
+        others = iter(self.render_all([row for row, n in zip(rows, counts, strict=True) if n is None], mask_rule))
+        return [_row_tokens(next(others)) if count is None else count for count in counts]
 
     def pieces(self, rendered: Rendered) -> list[tuple[str, bool]]:
         """A rendered conversation as text, cut where response tokens begin and end; True: response."""
@@ -347,7 +362,18 @@ def _answers(messages: Sequence[Message]) -> list[int]:
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _wanted(messages: Sequence[Message], mask_rule: MaskRule) -> list[int]:
+def _is_known(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each message has a known role; False without messages."""
+    return bool(messages) and all(message.get("role") in ROLES for message in messages)
+
+
+def _row_tokens(found: Rendered | RenderError) -> RowTokens | RenderError:
+    if isinstance(found, RenderError):
+        return found
+    return RowTokens(found.n_tokens, found.n_response_tokens, found.dropped)
+
+
+def _wanted(messages: Sequence[Mapping[str, Any]], mask_rule: MaskRule) -> list[int]:
     answers = _answers(messages)
     if mask_rule == "last":
         answers = answers[-1:]

@@ -6,7 +6,7 @@ constant text for its sequence of roles, with the contents put in. A skeleton is
 one conversation. Whatever has no skeleton is rendered by the template.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from curator.render.tracing import Condition, Conditions, Content
 
 MAX_SKELETONS = 4_096  # then all are forgotten: a corpus has far fewer sequences of roles, hostile input may not
 
-_Shape = tuple[str | tuple[str, str], ...]
+Shape = tuple[str | tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,13 @@ class Skeleton:
     n_controls: int
     conditions: tuple[Condition, ...]
 
+    def fits(self, contents: Sequence[str]) -> bool:
+        """Whether these contents meet the conditions."""
+        return all(meets(contents[index]) for index, meets in self.conditions)
+
     def fill(self, contents: Sequence[str]) -> Assembled | None:
         """The rendering of these contents; None where one does not meet a condition."""
-        if not all(meets(contents[index]) for index, meets in self.conditions):
+        if not self.fits(contents):
             return None
         pieces = [self.texts[0]]
         result = Assembled("", self.n_controls)
@@ -56,7 +60,7 @@ class Skeletons:
         self, template: ChatTemplate, guard: GuardedTokenizer, render: Callable[[Sequence[Message]], Assembled]
     ) -> None:
         self._template, self._guard, self._render = template, guard, render
-        self._known: dict[_Shape, Skeleton | None] = {}
+        self._known: dict[Shape, Skeleton | None] = {}
 
     def fill(self, messages: Sequence[Message]) -> Assembled | None:
         """The rendering of escaped messages, contents marked; None where the template itself is needed."""
@@ -64,17 +68,21 @@ class Skeletons:
         # Escapes are plain text to the tokenizer, so a template that wrote one would write something else here.
         if any(type(content) is not str or ESCAPE in content for content in contents):
             return None
-        shape = _shape(messages)
+        skeleton = self.of(messages)
+        return None if skeleton is None else skeleton.fill(contents)
+
+    def of(self, messages: Sequence[Mapping[str, Any]]) -> Skeleton | None:
+        """The skeleton for messages of these roles whose contents are texts; None where there is none."""
+        shape = shape_of(messages)
         if shape is None:
             return None
         if shape not in self._known:
             if len(self._known) >= MAX_SKELETONS:
                 self._known.clear()
             self._known[shape] = self._find(messages)
-        skeleton = self._known.get(shape)
-        return None if skeleton is None else skeleton.fill(contents)
+        return self._known.get(shape)
 
-    def _find(self, messages: Sequence[Message]) -> Skeleton | None:
+    def _find(self, messages: Sequence[Mapping[str, Any]]) -> Skeleton | None:
         conditions = Conditions()
         stand_ins = [{**message, "content": Content(conditions, index)} for index, message in enumerate(messages)]
         written = self._template.trace(stand_ins, conditions)
@@ -90,7 +98,7 @@ class Skeletons:
         )
         return found if self._holds(found, messages) else None
 
-    def _holds(self, skeleton: Skeleton, messages: Sequence[Message]) -> bool:
+    def _holds(self, skeleton: Skeleton, messages: Sequence[Mapping[str, Any]]) -> bool:
         """Whether it gives what the template gives, contents being two words for each message."""
         contents = [f"content {index}" for index in range(len(messages))]
         probe = [{**message, "content": text} for message, text in zip(messages, contents, strict=True)]
@@ -100,7 +108,7 @@ class Skeletons:
             return False
 
 
-def _shape(messages: Sequence[Message]) -> _Shape | None:
+def shape_of(messages: Sequence[Mapping[str, Any]]) -> Shape | None:
     """What skeletons are kept under: roles, and weights where there are any; None for messages with further keys."""
     shape: list[str | tuple[str, str]] = []
     for message in messages:

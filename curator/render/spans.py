@@ -73,12 +73,12 @@ class SpanFinder:
     def __init__(self, template: ChatTemplate, guard: GuardedTokenizer, *, by_skeletons: bool = True) -> None:
         self._template = template
         self._guard = guard
-        self._skeletons = Skeletons(template, guard, self._marked) if by_skeletons else None
+        self.skeletons = Skeletons(template, guard, self._marked) if by_skeletons else None
         self._closings = self._probe_closings()
 
     def assemble(self, messages: Sequence[Message]) -> Assembled:
         """One rendering of escaped messages, contents marked; raises RenderError when the template refuses them."""
-        return (self._skeletons and self._skeletons.fill(messages)) or self._marked(messages)
+        return (self.skeletons and self.skeletons.fill(messages)) or self._marked(messages)
 
     def locate(self, assembled: Assembled, messages: Sequence[Message], wanted: Sequence[int]) -> list[Span]:
         """The spans of the wanted assistant turns in the messages' rendering, with closing marker.
@@ -86,6 +86,17 @@ class SpanFinder:
         Raises RenderError when the template hides where a wanted turn stands.
         """
         return [self._turn(assembled, messages, index) for index in wanted]
+
+    def closing_bytes(self, after: str, is_end: bool) -> int | None:
+        """Bytes of the closing marker after an answer's content, white space before it too; 0 without one.
+
+        `after` is the text that follows up to another content, or up to the end. None where that content may decide.
+        """
+        at = _skip_space(after, 0)
+        ambiguous = [closing.startswith(after[place:]) for closing in self._closings for place in (0, at)]
+        if not is_end and (at == len(after) or any(ambiguous)):
+            return None
+        return len(after[: self._with_closing(after, 0)].encode())
 
     def _marked(self, messages: Sequence[Message]) -> Assembled:
         direct = self._template.render(messages)

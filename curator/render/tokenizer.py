@@ -33,6 +33,7 @@ from curator.render.marks import (
 from curator.render.units import (
     Tokens,
     UnitEncoder,
+    Units,
     has_units,
     joined,
 )
@@ -121,6 +122,10 @@ class GuardedTokenizer:
             return [self.escape(item, where) for item in value]
         return value
 
+    def is_plain(self, text: str) -> bool:
+        """Whether `escape` gives the text itself: it holds no control token's text and no reserved character."""
+        return (text.isascii() or not RESERVED.search(text)) and not self._controls.search(text)
+
     def escape_message(self, message: Mapping[str, Any], index: int) -> Message:
         """The message with every field but its role escaped (roles come from a closed list)."""
         return {
@@ -175,6 +180,10 @@ class GuardedTokenizer:
     def encode_whole(self, texts: Sequence[str]) -> Tokens:
         """The tokens of assembled texts, each encoded as one."""
         return joined([self._tokenizer.encode(text, add_special_tokens=False) for text in texts], texts)
+
+    def units(self, data: bytes, row_starts: NDArray[np.int64]) -> Units | None:
+        """The units of assembled texts in UTF-8 (see `UnitEncoder`); None where there are none for these."""
+        return self._units.units(data, row_starts) if self._units else None
 
     def is_control(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which ids are control tokens that the template wrote (ordinary text yields none)."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from curator.render.marks import SENTINEL, encode_number
+from curator.render.pieces import BYTE_LEVEL_SPLIT, PieceEncoder
 
 MAX_UNITS = 1 << 18  # kept, about 220 bytes each; then all are forgotten, and the frequent ones soon back
 _LONGEST = 48  # bytes of a unit that is kept: longer ones hardly come again
@@ -29,6 +30,7 @@ _NO_TOKEN = -2  # in the place of an id
 _PACKED_BYTES = 12  # of a token
 _NO_TOKEN_PACKED = array("i", (_NO_TOKEN, 0, 0)).tobytes()
 _SENTINEL_BYTES, _DIGIT_BYTES = SENTINEL.encode(), len(encode_number(0).encode())
+_SENTINELS = re.compile(_SENTINEL_BYTES)
 _SPACE_AFTER_TEXT = re.compile(r"\S ")
 _END_OF_WORD = re.compile(rf"[{_ALNUM}](?=[\x00-\x7f])[^{_ALNUM}]")
 # Bytes by what may stand on the two sides of a cut: where both share a bit there is one.
@@ -55,7 +57,7 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = frozenset(
     {
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+        BYTE_LEVEL_SPLIT,
         # Llama-3
         rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{_SPACES}",
         # Qwen-2, Qwen-3
@@ -79,6 +81,34 @@ class Tokens:
     ends_N: NDArray[np.int64]
     bounds: NDArray[np.int64]  # (R + 1,)
     origins: NDArray[np.int64]  # (R,)
+
+
+@dataclass(frozen=True)
+class Units:
+    """UTF-8 text cut into units: `cuts` are the bytes where they begin, and the text's length.
+
+    Unit p is `texts[codes_P[p]]`, and `packed` has its tokens. No text stands twice in `texts`.
+    """
+
+    cuts: NDArray[np.int64]  # (P + 1,)
+    codes_P: NDArray[np.int64]
+    texts: list[bytes]
+    packed: list[bytes]
+
+    def table(self) -> NDArray[np.int32]:
+        """The tokens of all texts, (M, 3), three numbers each (see `UnitEncoder`)."""
+        return np.frombuffer(b"".join(self.packed), np.int32).reshape(-1, 3)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Tokens of each text, (U,)."""
+        return np.fromiter(map(len, self.packed), np.int64, len(self.packed)) // _PACKED_BYTES
+
+    def tokens_until(self, place: int, n_bytes: int) -> int:
+        """How many tokens of unit `place` end within its first bytes, which end with a character."""
+        code = self.codes_P[place]
+        n_chars = len(self.texts[code][:n_bytes].decode())
+        ends = np.cumsum(np.frombuffer(self.packed[code], np.int32).reshape(-1, 3)[:, 1])
+        return int(np.searchsorted(ends, n_chars, side="right"))
 
 
 def places(encoding: Encoding) -> NDArray[np.int64]:
@@ -149,7 +179,7 @@ def _cuts(data: bytes, row_starts: NDArray[np.int64], broken: Sequence[bytes]) -
     np.not_equal(before_N[:-1] & after_N[1:], 0, out=is_cut_N[1:-1])
     if not data.isascii():
         is_cut_N[_spaces_after_wide_ones(np.frombuffer(data, np.uint8))] = False
-        controls = np.fromiter(_places_of(_SENTINEL_BYTES, data), np.int64)
+        controls = np.array([found.start() for found in _SENTINELS.finditer(data)], np.int64)
         is_cut_N[controls] = True
         is_cut_N[controls + len(_SENTINEL_BYTES) + _DIGIT_BYTES] = True
     for token in broken:
@@ -184,7 +214,24 @@ class UnitEncoder:
         self._tokenizer = tokenizer
         self._broken = [text.encode() for text in broken]
         self._starters = {text[0] for text in broken}
+        self._pieces = PieceEncoder(tokenizer, document)
         self._kept: dict[bytes, bytes] = {}
+
+    def units(self, data: bytes, row_starts: NDArray[np.int64]) -> Units | None:
+        """The units of UTF-8 texts put together, of which one begins at each of `row_starts`.
+
+        None where one has characters without a token, whose places units do not keep. What is packed has three numbers
+        a token: id, characters from the last token's end to its own, and its length.
+        """
+        cuts = _cuts(data, row_starts, self._broken)
+        units = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(cuts) - 1, [None, pa.py_buffer(cuts), pa.py_buffer(data)]
+        ).dictionary_encode()
+        texts = units.dictionary.to_pylist()
+        packed = self._packed(texts)
+        if _NO_TOKEN_PACKED in packed:
+            return None
+        return Units(cuts, units.indices.to_numpy(), texts, packed)
 
     def encode(self, texts: Sequence[str]) -> Tokens | None:
         """The tokens of the texts; None where one has characters without a token, whose places units do not keep.
@@ -194,28 +241,22 @@ class UnitEncoder:
         encoded = [text.encode() for text in texts]
         data = b"".join(encoded)
         row_starts = np.cumsum([0, *map(len, encoded)])
-        cuts = _cuts(data, row_starts, self._broken)
-        units = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(cuts) - 1, [None, pa.py_buffer(cuts), pa.py_buffer(data)]
-        ).dictionary_encode()
-        packed = self._packed(units.dictionary.to_pylist())
-        if _NO_TOKEN_PACKED in packed:
+        units = self.units(data, row_starts)
+        if units is None:
             return None
-        table_M3 = np.frombuffer(b"".join(packed), np.int32).reshape(-1, 3)
-        counts_U = np.fromiter(map(len, packed), np.int64) // _PACKED_BYTES
+        table_M3, counts_U, places_P = units.table(), units.counts(), units.codes_P
         starts_U = np.cumsum(counts_U) - counts_U
-        places_P = units.indices.to_numpy()
         counts_P = counts_U[places_P]
         after_P = np.concatenate(([0], np.cumsum(counts_P)))
         # Token t of a unit's occurrence is token t of the unit in the table.
         found_N3 = table_M3[np.arange(after_P[-1]) + np.repeat(starts_U[places_P] - after_P[:-1], counts_P)]
         ends_N = np.cumsum(found_N3[:, 1], dtype=np.int64)
-        bounds = after_P[np.searchsorted(cuts, row_starts)]
+        bounds = after_P[np.searchsorted(units.cuts, row_starts)]
         origins = np.cumsum([0, *map(len, texts)], dtype=np.int64)[:-1]
         return Tokens(found_N3[:, 0].copy(), ends_N - found_N3[:, 2], ends_N, bounds, origins)
 
     def _packed(self, units: Sequence[bytes]) -> list[bytes]:
-        """For each unit three numbers a token: id, characters from the last token's end to its own, and its length."""
+        """The packed tokens of each unit, or _NO_TOKEN_PACKED."""
         found = list(map(self._kept.get, units))
         places = [place for place, item in enumerate(found) if item is None] if None in found else []
         if places:
@@ -230,10 +271,15 @@ class UnitEncoder:
         return cast(list[bytes], found)
 
     def _encode_new(self, units: Sequence[str]) -> list[bytes]:
-        """Most of them as one text: a text costs as much as five tokens."""
-        joinable = [unit for unit in units if _JOINABLE.fullmatch(unit) and self._starters.isdisjoint(unit)]
+        """By pieces; most of the others as one text: a text costs as much as five tokens."""
+        found = self._pieces.encode(units)
+        joinable = [
+            unit
+            for unit in units
+            if unit not in found and _JOINABLE.fullmatch(unit) and self._starters.isdisjoint(unit)
+        ]
         packed = self._encode_joined(joinable) if len(joinable) > 1 else None
-        found = {} if packed is None else dict(zip(joinable, packed, strict=True))
+        found |= {} if packed is None else dict(zip(joinable, packed, strict=True))
         others = [unit for unit in units if unit not in found]
         encodings = self._tokenizer.encode_batch(others, add_special_tokens=False)
         found |= {unit: _pack(unit, encoding) for unit, encoding in zip(others, encodings, strict=True)}

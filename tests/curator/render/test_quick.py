@@ -42,6 +42,7 @@ ODD = (
 TEXTS = st.one_of(
     st.lists(st.sampled_from(ODD), max_size=12).map("".join),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+    st.text(st.characters(max_codepoint=127), max_size=30),
     st.sampled_from(["", " ", "\n", " two words ", "two words", "<|im_end|>", "</s>", "\ufdd0", "\ud800"]),
 )
 
@@ -83,6 +84,21 @@ def outcomes(renderer: Renderer, rows: Sequence[Messages], **how: Any) -> list[R
     ]
 
 
+def counts(renderer: Renderer, rows: Sequence[Messages], rule: Any, *, quick: bool) -> list[Row]:
+    """Tokens, response tokens and left out parts of each row: as counted, or from the rendered rows."""
+    if quick:
+        return [
+            (found.reason, found.message) if isinstance(found, RenderError) else tuple(found)
+            for found in renderer.count_all(rows, rule)
+        ]
+    return [
+        (found.reason, found.message)
+        if isinstance(found, RenderError)
+        else (len(found.input_ids), int(found.response_mask[1:].sum()), found.dropped)
+        for found in renderer.render_all(rows, rule)
+    ]
+
+
 @pytest.mark.parametrize("name", [family.name for family in FAMILIES])
 def test_both_ways_give_the_same_tokens_and_masks(name: str) -> None:
     quick, careful = family(name)
@@ -93,6 +109,7 @@ def test_both_ways_give_the_same_tokens_and_masks(name: str) -> None:
         expected = outcomes(careful, rows, mask_rule=rule, classes=classes)
         assert outcomes(quick, rows, mask_rule=rule, classes=classes) == expected
         assert [outcomes(quick, [row], mask_rule=rule, classes=classes)[0] for row in rows] == expected
+        assert counts(quick, rows, rule, quick=True) == counts(careful, rows, rule, quick=False)
 
     check()
 
@@ -103,8 +120,10 @@ def test_every_family_has_skeletons(name: str, monkeypatch: pytest.MonkeyPatch) 
     quick, careful = family(name)
     rows = [[turn for turn in row if turn["role"] != "system"] for row in random_conversations(12)]
     assert outcomes(quick, rows) == outcomes(careful, rows)
+    expected = counts(quick, rows, "all", quick=True)
     monkeypatch.setattr(quick._template, "_compiled", None)
     assert outcomes(quick, rows) == outcomes(careful, rows)
+    assert counts(quick, rows, "all", quick=True) == expected == counts(careful, rows, "all", quick=False)
 
 
 READS_CONTENTS = (
@@ -164,7 +183,10 @@ def test_a_template_that_reads_contents_gives_the_same_as_well(piece: str, tmp_p
     ]
     weight: dict[str, Any] = {"weight": 1}
     rows += [[row[0] | weight, row[1]] for row in rows[::7]]
+    rows += [[row[0], row[1] | weight] for row in rows[::5]]
     assert outcomes(quick, rows) == outcomes(careful, rows)
+    for rule in ("all", "last"):
+        assert counts(quick, rows, rule, quick=True) == counts(careful, rows, rule, quick=False)
 
 
 def pre_tokenizer_of(kind: str) -> Any:
