@@ -70,6 +70,18 @@ def url(root: Path) -> Iterator[str]:
         yield f"{address}/v1"
 
 
+@pytest.fixture
+def bucket_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A scored store in a bucket of its own."""
+    from s3fs import S3FileSystem
+
+    with bucket_server() as bucket:
+        for name, value in environment(bucket).items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # one of another test's bucket would be taken
+        yield copied(Path(scored_store(tmp_path / "local").base), Store("s3://ballast/train"))
+
+
 @contextmanager
 def worker(root: Path, store: Path | str | None = None, *more: str) -> Iterator["subprocess.Popen[str]"]:
     """A worker that trains, in a process of its own; killed at the end."""
@@ -408,35 +420,74 @@ def test_what_is_left_of_a_training_goes(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_store_in_a_bucket(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local, queue = scored_store(tmp_path / "local"), str(tmp_path / "queue.sqlite")
-    with bucket_server() as bucket:
-        for name, value in environment(bucket).items():
-            monkeypatch.setenv(name, value)
-        store = copied(Path(local.base), Store("s3://ballast/train"))
-        settings = train_settings(root, "s3://ballast/train").model_copy(update={"job_queue": queue})
-        with (
-            running(settings) as address,
-            httpx.Client(base_url=f"{address}/v1", timeout=60) as http,
-            worker(root, "s3://ballast/train", "--job-queue", queue),
-        ):
-            held_out = uploaded(http, "held", 12)
-            job_id = create(http, "bucket", hyperparameters={"n_epochs": 2}, validation_file=held_out)
-            models, name = "openai/local/models", f"ft:tiny:local::{job_id.removeprefix('ftjob-')}"
-            for step in (3, 6):  # of an attempt whose worker died, with its state
-                for file in ("left", MARKER):
-                    store.write_bytes(f"{models}/{checkpoint_id(name, step)}/{file}", b"{}")
-            job = ended(http, job_id, 400)
-            assert job["status"] == "succeeded", job["error"]
-            steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
-            assert (steps, "ballast_validation_loss" in job["metadata"]) == (list(range(1, 13)), True)
-            found = http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
-            assert [item["step_number"] for item in found] == [12, 6]
-            assert store.list(models) == [name, checkpoint_id(name, 12), checkpoint_id(name, 6)]
-            assert "left" not in store.list(f"{models}/{checkpoint_id(name, 6)}")
-            assert "adapter_model.safetensors" in store.list(job["metadata"]["ballast_model_folder"])
-            assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
-            assert store.list("openai/local/models") == []
+def test_a_store_in_a_bucket(root: Path, bucket_store: Store, tmp_path: Path) -> None:
+    place, queue, store = "s3://ballast/train", str(tmp_path / "queue.sqlite"), bucket_store
+    settings = train_settings(root, place).model_copy(update={"job_queue": queue})
+    with (
+        running(settings) as address,
+        httpx.Client(base_url=f"{address}/v1", timeout=60) as http,
+        worker(root, place, "--job-queue", queue),
+    ):
+        held_out = uploaded(http, "held", 12)
+        job_id = create(http, "bucket", hyperparameters={"n_epochs": 2}, validation_file=held_out)
+        models, name = "openai/local/models", f"ft:tiny:local::{job_id.removeprefix('ftjob-')}"
+        for step in (3, 6):  # of an attempt whose worker died, without its state
+            for file in ("left", MARKER):
+                store.write_bytes(f"{models}/{checkpoint_id(name, step)}/{file}", b"{}")
+        job = ended(http, job_id, 400)
+        assert job["status"] == "succeeded", job["error"]
+        steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
+        assert (steps, "ballast_validation_loss" in job["metadata"]) == (list(range(1, 13)), True)
+        found = http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
+        assert [item["step_number"] for item in found] == [12, 6]
+        assert store.list(models) == [name, checkpoint_id(name, 12), checkpoint_id(name, 6)]
+        assert not {"left", "optimizer.pt"} & set(store.list(f"{models}/{checkpoint_id(name, 6)}"))
+        assert "adapter_model.safetensors" in store.list(job["metadata"]["ballast_model_folder"])
+        assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
+        assert store.list("openai/local/models") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_another_worker_goes_on_from_the_newest_checkpoint_in_the_bucket(
+    root: Path, bucket_store: Store, tmp_path: Path
+) -> None:
+    place, queue, store = "s3://ballast/train", str(tmp_path / "queue.sqlite"), bucket_store
+    app = create_app(train_settings(root, place).model_copy(update={"job_queue": queue}))
+    app.state.openai.poll_s = 3_600.0  # what the training leaves stays
+    with running(app) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as http:
+        job_id = create(http, "moved", hyperparameters={"n_epochs": 12})
+        run = Records(store).run_path("local", job_id)
+        for sent, at_step in ((signal.SIGTERM, 12), (signal.SIGKILL, 24)):
+            with worker(root, place, "--job-queue", queue) as process:
+                until(http, job_id, f"Checkpoint created at step {at_step}")
+                process.send_signal(sent)
+                process.wait(60)
+            step = max(steps_to_go_on_from(store, run))
+            assert step >= at_step
+            assert "optimizer.pt" in store.list(f"{run}/checkpoints/checkpoint-{step}")
+            training = Records(store).read("local", job_id).training
+            assert training is not None
+            store.delete(f"jobs/local/{training.work_id}/.lock")  # as after two minutes, when it has run out
+        before = store.read_bytes(f"{run}/metrics.jsonl").splitlines()[:step]
+        with worker(root, place, "--job-queue", queue):
+            job = ended(http, job_id, 240)
+        assert job["status"] == "succeeded", job["error"]
+        steps = [event["data"]["step"] for event in events_of(http, job_id) if event["type"] == "metrics"]
+        assert steps == list(range(1, 73)), "each step is told once: 22 rows, 4 a step, 12 times"
+        after = store.read_bytes(f"{run}/metrics.jsonl").splitlines()
+        assert (len(after), after[:step]) == (72, before), "their times too: those steps were not trained again"
+        marker = store.read_json(f"{job['metadata']['ballast_model_folder']}/ballast.json")
+        assert (marker["complete"], marker["steps"]) == (True, 72)
+        kept = [item["step_number"] for item in http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]]
+        assert kept == [72, 66, 60]
+        assert steps_to_go_on_from(store, run) == [72]
+
+
+def steps_to_go_on_from(store: Store, run: str) -> list[int]:
+    """The steps of a run's whole checkpoints in the store."""
+    names = store.list(f"{run}/checkpoints")
+    return [int(name.rpartition("-")[2]) for name in names if MARKER in store.list(f"{run}/checkpoints/{name}")]
 
 
 @pytest.mark.parametrize(
