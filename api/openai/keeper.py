@@ -12,6 +12,7 @@ from api.openai.progress import advance, is_made
 from api.openai.records import JobRecord, Records
 from api.openai.training import tidy
 from api.openai.uploads import Uploads
+from api.processes.webhooks import EndedWork
 from api.service import Service
 from api.telemetry import log_event
 from curator.errors import MissingError
@@ -92,6 +93,17 @@ class Keeper:
                 return None
             record = found
         tidy(records, record)
+        return record if record.is_active or not record.is_to_be_told else self._told(records, record)
+
+    def _told(self, records: Records, record: JobRecord) -> JobRecord | None:
+        """The job whose end the webhook has got; None when another process holds it. A kill in between repeats it."""
+        with records.held(record.tenant, record.id) as is_ours:
+            if not is_ours:
+                return None
+            folder = records.path(record.tenant, record.id)
+            self.service.webhooks.tell(record.tenant, record.id, EndedWork(folder=folder, report=record.report()))
+            record = records.read(record.tenant, record.id).model_copy(update={"is_to_be_told": False})
+            records.write(record)
         return record
 
     def _run(self) -> None:

@@ -72,7 +72,8 @@ class Training(Strict):
 
 class JobRecord(Strict):
     """One fine-tuning job. Times are seconds since 1970. `asked` is the request, `facts` what is added to its metadata,
-    `attempt` counts creates that were repeated on purpose after a failure or cancel."""
+    `attempt` counts creates that were repeated on purpose after a failure or cancel. `is_to_be_told`: its end is to be
+    handed to the tenant's webhook."""
 
     format_version: Literal[1] = 1
     id: str
@@ -97,6 +98,7 @@ class JobRecord(Strict):
     events: list[JobEvent] = Field(default_factory=list)
     upstream: Upstream | None = None
     training: Training | None = None
+    is_to_be_told: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -141,6 +143,16 @@ class JobRecord(Strict):
             "estimated_finish": None,
             "integrations": [],
             "metadata": {**self.asked["metadata"], **self.facts},
+        }
+
+    def report(self) -> dict[str, Any]:
+        """What a webhook is told of its end, as OpenAI's own webhooks have it."""
+        return {
+            "id": f"evt_{self.id.removeprefix('ftjob-')}",
+            "object": "event",
+            "created_at": int(self.finished_s or 0.0),
+            "type": f"fine_tuning.job.{self.status}",
+            "data": {"id": self.id},
         }
 
     @property

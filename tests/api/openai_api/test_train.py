@@ -40,7 +40,11 @@ OPTIONS: dict[str, Any] = {"device": "cpu", "lora_r": 4, "lora_alpha": 8, "warmu
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("train")
+    return train_root(tmp_path_factory.mktemp("train"))
+
+
+def train_root(path: Path) -> Path:
+    """A folder with a scored store, a tiny model, a recipe and a file of models."""
     scored_store(path / "store")
     tiny_model_folder(path / "model")
     (path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
