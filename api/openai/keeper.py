@@ -93,7 +93,8 @@ class Keeper:
                 return None
             record = found
         tidy(records, record)
-        return record if record.is_active or not record.is_to_be_told else self._told(records, record)
+        is_to_be_told = record.is_to_be_told and not record.is_active and not records.is_told(record)
+        return self._told(records, record) if is_to_be_told else record
 
     def _told(self, records: Records, record: JobRecord) -> JobRecord | None:
         """The job whose end the webhook has got; None when another process holds it. A kill in between repeats it."""
@@ -102,8 +103,7 @@ class Keeper:
                 return None
             folder = records.path(record.tenant, record.id)
             self.service.webhooks.tell(record.tenant, record.id, EndedWork(folder=folder, report=record.report()))
-            record = records.read(record.tenant, record.id).model_copy(update={"is_to_be_told": False})
-            records.write(record)
+            records.mark_told(record)
         return record
 
     def _run(self) -> None:

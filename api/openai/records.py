@@ -22,6 +22,7 @@ from curator.store.store import Store
 
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
 RECORD_FILE, CANCEL_FILE, VALIDATION_FILE, RUN_FOLDER = "job.json", "cancel", "validation.jsonl", "run"
+TOLD_FILE = "told"  # its end was handed to the webhook
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 MAX_EVENTS = 10_000
@@ -228,6 +229,14 @@ class Records:
     def cancel_asked(self, tenant: str, ft_id: str) -> bool:
         """Whether somebody wants a job to end."""
         return self.store.exists(f"{self.path(tenant, ft_id)}/{CANCEL_FILE}")
+
+    def mark_told(self, record: JobRecord) -> None:
+        """Note that a job's end was handed to the webhook."""
+        self.store.write_bytes(f"{self.path(record.tenant, record.id)}/{TOLD_FILE}", b"")
+
+    def is_told(self, record: JobRecord) -> bool:
+        """Whether a job's end was handed to the webhook."""
+        return self.store.exists(f"{self.path(record.tenant, record.id)}/{TOLD_FILE}")
 
     def validation_path(self, tenant: str, ft_id: str) -> str:
         """Where a forwarded job's own copy of its validation file lies."""

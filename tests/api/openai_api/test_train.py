@@ -112,7 +112,7 @@ def create(http: httpx.Client, text: str, **more: Any) -> str:
 
 def until(http: httpx.Client, job_id: str, text: str) -> None:
     """Wait until an event of the job contains the text."""
-    deadline_s = time.monotonic() + 180
+    deadline_s = time.monotonic() + 400
     while not any(text in event["message"] for event in events_of(http, job_id)):
         assert time.monotonic() < deadline_s, events_of(http, job_id)
         time.sleep(0.1)
