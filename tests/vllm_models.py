@@ -87,7 +87,7 @@ def vllm_server(model: Path, name: str, adapters: Mapping[str, Path]) -> Iterato
             process.wait(30)
 
 
-def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 400.0) -> None:
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 1_200.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -19,7 +19,7 @@ from tests.api.serving import RECIPE, json_lines, running, scored_store, task_ro
 from tests.vllm_models import vllm_model_folder, vllm_server
 
 # vLLM and its own dependencies warn about many things that are not ours to mend.
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 CHAT = [{"role": "user", "content": "question 3"}]
 
 
@@ -54,7 +54,7 @@ def jobs(root: Path) -> Iterator[dict[str, dict[str, Any]]]:
         try:
             bodies = [{"model": name, "training_file": file_id} for name in ("tiny", "whole")]
             ids = [http.post("/fine_tuning/jobs", json=body).json()["id"] for body in bodies]
-            yield {body["model"]: ended(http, job_id, 400) for body, job_id in zip(bodies, ids, strict=True)}
+            yield {body["model"]: ended(http, job_id, 900) for body, job_id in zip(bodies, ids, strict=True)}
         finally:
             worker.kill()
             worker.wait()

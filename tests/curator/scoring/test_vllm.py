@@ -26,7 +26,7 @@ from tests.toy_scoring import chat_file
 from tests.vllm_models import WINDOW, vllm_adapter_folder, vllm_model_folder, vllm_server
 
 # vLLM and its own dependencies warn about many things that are not ours to mend.
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
 BOUND = {"float32": 1e-4, "bfloat16": 0.03}
 LENGTHS = (7, 40, 3, 90, 21, 12, 256, 65)
 
