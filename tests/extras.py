@@ -167,14 +167,19 @@ def install(wheel: Path, extras: str, folder: Path) -> Path:
     pins = [] if extras in FREE else ["-c", str(ROOT / "constraints.txt")]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", str(python), "install"]
     wanted = f"{wheel}[{extras}]" if extras else str(wheel)
-    subprocess.run([*pip, "--no-compile", *pins, wanted], check=True)
+    subprocess.run([*pip, "--no-compile", *pins, wanted], check=True, env=_environment())
     return python
 
 
 def run_added(python: Path, extra: str, folder: Path) -> None:
     """Run what an extra adds, and the console command, away from any checkout; raises CalledProcessError."""
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "BALLAST_PROGRESS": "0"}
     command = [str(python.parent / "ballast"), "--help"]
-    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([str(python), "-I", "-c", ADDS[extra]], cwd=folder, env=environment, check=True)
+    subprocess.run(command, cwd=folder, env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([str(python), "-I", "-c", ADDS[extra]], cwd=folder, env=_environment(), check=True)
+
+
+def _environment() -> dict[str, str]:
+    """Without PYTHONPATH: pip would take a checkout in it for the installed product."""
+    own = {"HF_HUB_OFFLINE": "1", "BALLAST_PROGRESS": "0"}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own

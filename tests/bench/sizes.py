@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra", action="append", help="an extra to install; rows of others stay (default: each)")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="ballast-size-") as folder:
+    with tempfile.TemporaryDirectory(prefix="size-of-ballast-") as folder:
         wheel = build_wheel(Path(folder))
         for extra in ADDS if args.extra is None else args.extra:
             row = _row(wheel, extra)
@@ -57,7 +57,7 @@ def _shown(extra: str) -> str:
 
 def _row(wheel: Path, extra: str) -> str:
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ballast-size-") as name:
+    with tempfile.TemporaryDirectory(prefix="size-of-ballast-") as name:
         folder = Path(name)
         python = install(wheel, extra, folder / "env")
         (site,) = (folder / "env").glob("lib/python*/site-packages")

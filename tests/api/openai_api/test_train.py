@@ -451,8 +451,51 @@ def test_a_store_in_a_bucket(root: Path, bucket_store: Store, tmp_path: Path) ->
         assert store.list("openai/local/models") == []
 
 
+def test_a_run_goes_through_a_bucket_with_the_state_of_its_newest_checkpoint(tmp_path: Path) -> None:
+    board = Board(Store(f"memory://{tmp_path.name}"))
+    control = Control(board, board.create("local", "train", {}))
+    request = {"run": "openai/local/jobs/one/run", "models": "openai/local/models", "model_id": "m"}
+    first = _Run(board.store, tmp_path / "first", request, control)
+    first.begin()
+    for step in (3, 6):
+        checkpoint = first.folder / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth"):
+            (checkpoint / name).write_text(f"{name} {step}")
+        (first.folder / "config.json").write_text('{"resolved": {"steps": 9}}')
+        (first.folder / "metrics.jsonl").write_text("{}\n" * step)
+        first.look()
+        assert board.store.list("openai/local/models") == ([checkpoint_id("m", 3)] if step == 6 else [])
+        (checkpoint / MARKER).write_text("{}")  # comes last
+        first.look()
+    assert board.store.list("openai/local/models") == [checkpoint_id("m", 3), checkpoint_id("m", 6)]
+    served = board.store.list(f"openai/local/models/{checkpoint_id('m', 6)}")
+    assert served == ["adapter_model.safetensors", MARKER]
+    assert steps_to_go_on_from(board.store, request["run"]) == [6]
+
+    (first.folder / "checkpoints/checkpoint-6" / MARKER).unlink()  # of a later one that a kill left half written
+    half = first.folder / "checkpoints/checkpoint-9"
+    half.mkdir()
+    (half / "optimizer.pt").write_text("torn")
+    board.store.write_bytes(f"{request['run']}/checkpoints/checkpoint-9/optimizer.pt", b"torn")
+    second = _Run(board.store, tmp_path / "second", request, control)
+    second.begin()
+    found = {str(path.relative_to(second.folder)): path.read_text() for path in second.folder.rglob("*.*")}
+    place = "checkpoints/checkpoint-6"
+    assert found == {
+        "config.json": '{"resolved": {"steps": 9}}',
+        "metrics.jsonl": "{}\n" * 6,
+        f"{place}/{MARKER}": "{}",
+        f"{place}/adapter_model.safetensors": "adapter_model.safetensors 6",
+        f"{place}/optimizer.pt": "optimizer.pt 6",
+        f"{place}/rng_state.pth": "rng_state.pth 6",
+    }
+    second.look()
+    assert board.store.list("openai/local/models") == [checkpoint_id("m", 6)]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_another_worker_goes_on_from_the_newest_checkpoint_in_the_bucket(
     root: Path, bucket_store: Store, tmp_path: Path
 ) -> None:
