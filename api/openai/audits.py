@@ -10,7 +10,7 @@ from typing import Any
 from api.jobs.control import task_document
 from api.openai.records import JobRecord
 from api.service import Service
-from api.submit import submit
+from api.submit import PART_OF, submit
 from api.uploads.rows import dropped_rows
 from curator.audit.options import AuditOptions
 from curator.corpus.task_set import TaskSet
@@ -48,6 +48,7 @@ def with_audit(
         "audit": options.model_dump(mode="json"),
         "task": task_document(task_set),
         "dropped": dropped_rows(task_set, service.settings).model_dump(mode="json"),
+        PART_OF: record.id,
     }
     submit(service, record.tenant, "audit", request, task_set.path, announce)
     return made

@@ -18,7 +18,7 @@ from api.openai.recipes import asked_recipe, job_recipe, shown
 from api.openai.records import RECORD_FILE, JobRecord, Records, Training, job_id
 from api.routes.mixes import mix_request
 from api.service import RETRY_AFTER_S, Service
-from api.submit import submit
+from api.submit import PART_OF, submit
 from curator.corpus.task_set import TaskSet
 from curator.errors import BadInputError, MissingError
 from curator.recipe import Recipe
@@ -138,7 +138,7 @@ def _make(service: Service, records: Records, record: JobRecord, asked: _Asked, 
     def announce(work_id: str) -> None:
         keep(made.model_copy(update={"work_id": work_id}))
 
-    request = mix_request(service, asked.recipe, task_set, asked.tenant)
+    request = {**mix_request(service, asked.recipe, task_set, asked.tenant), PART_OF: record.id}
     service.stored.check(asked.tenant, task_set.path.stat().st_size)
     try:
         made = with_audit(service, made, asked.recipe, task_set, keep)
@@ -164,6 +164,7 @@ def _new(service: Service, asked: _Asked, ft_id: str, attempt: int) -> JobRecord
         recipe=asked.recipe.model_dump(mode="json"),
         seed=int(ft_id[-7:], 16) if seed is None else seed,
         training=None if asked.hyperparameters is None else Training(hyperparameters=asked.hyperparameters),
+        is_to_be_told=service.tenants.webhook(asked.tenant) is not None,
     )
     record = record.event(f"Created fine-tuning job: {ft_id}")
     files = f"training file: {request['training_file']}"

@@ -12,6 +12,7 @@ from api.openai.progress import advance, is_made
 from api.openai.records import JobRecord, Records
 from api.openai.training import tidy
 from api.openai.uploads import Uploads
+from api.processes.webhooks import EndedWork
 from api.service import Service
 from api.telemetry import log_event
 from curator.errors import MissingError
@@ -92,6 +93,17 @@ class Keeper:
                 return None
             record = found
         tidy(records, record)
+        is_to_be_told = record.is_to_be_told and not record.is_active and not records.is_told(record)
+        return self._told(records, record) if is_to_be_told else record
+
+    def _told(self, records: Records, record: JobRecord) -> JobRecord | None:
+        """The job whose end the webhook has got; None when another process holds it. A kill in between repeats it."""
+        with records.held(record.tenant, record.id) as is_ours:
+            if not is_ours:
+                return None
+            folder = records.path(record.tenant, record.id)
+            self.service.webhooks.tell(record.tenant, record.id, EndedWork(folder=folder, report=record.report()))
+            records.mark_told(record)
         return record
 
     def _run(self) -> None:

@@ -22,6 +22,7 @@ from curator.store.store import Store
 
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
 RECORD_FILE, CANCEL_FILE, VALIDATION_FILE, RUN_FOLDER = "job.json", "cancel", "validation.jsonl", "run"
+TOLD_FILE = "told"  # its end was handed to the webhook
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 MAX_EVENTS = 10_000
@@ -72,7 +73,8 @@ class Training(Strict):
 
 class JobRecord(Strict):
     """One fine-tuning job. Times are seconds since 1970. `asked` is the request, `facts` what is added to its metadata,
-    `attempt` counts creates that were repeated on purpose after a failure or cancel."""
+    `attempt` counts creates that were repeated on purpose after a failure or cancel. `is_to_be_told`: its end is to be
+    handed to the tenant's webhook."""
 
     format_version: Literal[1] = 1
     id: str
@@ -97,6 +99,7 @@ class JobRecord(Strict):
     events: list[JobEvent] = Field(default_factory=list)
     upstream: Upstream | None = None
     training: Training | None = None
+    is_to_be_told: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -141,6 +144,16 @@ class JobRecord(Strict):
             "estimated_finish": None,
             "integrations": [],
             "metadata": {**self.asked["metadata"], **self.facts},
+        }
+
+    def report(self) -> dict[str, Any]:
+        """What a webhook is told of its end, as OpenAI's own webhooks have it."""
+        return {
+            "id": f"evt_{self.id.removeprefix('ftjob-')}",
+            "object": "event",
+            "created_at": int(self.finished_s or 0.0),
+            "type": f"fine_tuning.job.{self.status}",
+            "data": {"id": self.id},
         }
 
     @property
@@ -216,6 +229,14 @@ class Records:
     def cancel_asked(self, tenant: str, ft_id: str) -> bool:
         """Whether somebody wants a job to end."""
         return self.store.exists(f"{self.path(tenant, ft_id)}/{CANCEL_FILE}")
+
+    def mark_told(self, record: JobRecord) -> None:
+        """Note that a job's end was handed to the webhook."""
+        self.store.write_bytes(f"{self.path(record.tenant, record.id)}/{TOLD_FILE}", b"")
+
+    def is_told(self, record: JobRecord) -> bool:
+        """Whether a job's end was handed to the webhook."""
+        return self.store.exists(f"{self.path(record.tenant, record.id)}/{TOLD_FILE}")
 
     def validation_path(self, tenant: str, ft_id: str) -> str:
         """Where a forwarded job's own copy of its validation file lies."""

@@ -13,7 +13,7 @@ from api.jobs.training import CONFIG, MARKER, RESULT, checkpoint_id, step_lines
 from api.openai.files import content_id
 from api.openai.records import COMPLETED, JobRecord, Records, Training
 from api.service import Service
-from api.submit import submit
+from api.submit import PART_OF, submit
 from api.tenancy.quotas import TENANT_FULL
 from curator.errors import MissingError
 
@@ -91,6 +91,7 @@ def _submit(service: Service, records: Records, record: JobRecord) -> JobRecord:
         "model_id": model_id(record),
         "run": records.run_path(record.tenant, record.id),
         "models": records.models_path(record.tenant),
+        PART_OF: record.id,
     }
     service.stored.check(record.tenant, 0)  # how large the model will be is not known
     submit(service, record.tenant, "train", request, None, announce)

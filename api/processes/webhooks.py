@@ -1,9 +1,10 @@
 """Webhooks: the end of a job is posted to its tenant's URL, signed as Standard Webhooks 1.0 describes.
 
-A pending file under `webhooks/` is written before the job's record, so that no end is missed, and goes when the report
-was taken or given up; what was tried then lies in the job's folder. Delivery is at least once: a
-process that dies after the answer repeats it, under the same `webhook-id`. URLs come from the operator's file of
-tenants, never from a request.
+Of a job of `api.jobs` the report is made when its end is seen; of other work, such as a fine-tuning job, it is given
+whole once that has ended (`tell`). A pending file under `webhooks/` is written before the job's record, so that no end
+is missed, and goes when the report was taken or given up; what was tried then lies in the job's folder. Delivery is at
+least once: a process that dies after the answer repeats it, under the same `webhook-id`. URLs come from the operator's
+file of tenants, never from a request.
 """
 
 import base64
@@ -11,9 +12,12 @@ import binascii
 import hashlib
 import hmac
 import logging
+import re
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +27,10 @@ import orjson
 from pydantic import ValidationError
 
 from api.jobs.board import ACTIVE_FOLDER, Board, job_path
-from api.jobs.record import JOB_ID, Job
+from api.jobs.record import Job
 from api.telemetry import log_event
 from api.tenancy.tenants import Tenants, Webhook
-from curator.errors import BadInputError, BallastError, MissingError, StoreError
+from curator.errors import BadInputError, BallastError, LockedError, MissingError, StoreError
 from curator.mix.files import is_tenant
 from curator.recipe.base import Strict
 from curator.store.store import Store
@@ -43,6 +47,7 @@ N_TENANTS = 8  # served side by side
 DELAYS_S = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 36_000.0)
 SECRET_PREFIX = "whsec_"
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64
+_NAME = re.compile(r"[0-9a-z-]{1,64}")  # of a job
 GONE = 410  # the receiver wants no more of this
 
 
@@ -52,6 +57,13 @@ class Attempt(Strict):
     at_s: float
     status: int | None = None
     error: str | None = None
+
+
+class EndedWork(Strict):
+    """Work beside the jobs of `api.jobs` that has ended: its folder in the store, and what is to be posted."""
+
+    folder: str
+    report: dict[str, Any]
 
 
 class Delivery(Strict):
@@ -64,6 +76,12 @@ class Delivery(Strict):
     state: Literal["pending", "delivered", "given_up"] = "pending"
     not_before_s: float = 0.0
     attempts: tuple[Attempt, ...] = ()
+    ended: EndedWork | None = None
+
+    @property
+    def folder(self) -> str:
+        """Of the work: its lock is held during a try, and the outcome is kept there."""
+        return job_path(self.tenant, self.job_id) if self.ended is None else self.ended.folder
 
 
 def read_secrets(path: Path) -> list[bytes]:
@@ -121,6 +139,11 @@ class Webhooks:
         if self.tenants.webhook(tenant) is not None:
             self._write(Delivery(webhook_id=f"msg_{job_id}", tenant=tenant, job_id=job_id))
 
+    def tell(self, tenant: str, name: str, ended: EndedWork) -> None:
+        """Post the report of work that has ended, where its tenant has a URL; `name` tells it from all other work."""
+        if self.tenants.webhook(tenant) is not None:
+            self._write(Delivery(webhook_id=f"msg_{name}", tenant=tenant, job_id=name, ended=ended))
+
     def forget(self, tenant: str, job_id: str) -> None:
         """Drop what `expect` kept, of a job that was never made."""
         self.store.delete(_path(tenant, job_id))
@@ -150,7 +173,7 @@ class Webhooks:
         active = {name.rpartition("~")[2] for name in self.store.list(ACTIVE_FOLDER)}
         due: dict[str, list[str]] = {}
         for tenant, job_id in pending:
-            if job_id not in active and is_tenant(tenant) and JOB_ID.fullmatch(job_id):
+            if job_id not in active and is_tenant(tenant) and _NAME.fullmatch(job_id):
                 due.setdefault(tenant, []).append(job_id)
         with ThreadPoolExecutor(N_TENANTS) as pool:
             list(pool.map(self._try_all, due, due.values()))
@@ -175,19 +198,19 @@ class Webhooks:
                 log_event(logging.WARNING, "webhook failed", error, job_id=job_id)
 
     def _try(self, tenant: str, job_id: str) -> None:
-        delivery, hook, board = self._read(tenant, job_id), self.tenants.webhook(tenant), Board(self.store)
+        delivery, hook = self._read(tenant, job_id), self.tenants.webhook(tenant)
         if delivery is None or delivery.not_before_s > time.time():
             return
-        if hook is None or not board.has_record(tenant, job_id):
+        if hook is None or not (delivery.ended or Board(self.store).has_record(tenant, job_id)):
             # The URL is gone, or the job was removed before its end was posted; one that is being made has time.
             if hook is None or self.store.age_s(_path(tenant, job_id)) > self.grace_s:
                 self.forget(tenant, job_id)
             return
-        with board.held(tenant, job_id) as job:  # None: another process is at it
+        with self._held(delivery) as report:  # None: another process is at it
             delivery = self._read(tenant, job_id)  # again: another process may have been faster
-            if job is None or job.active or delivery is None or delivery.not_before_s > time.time():
+            if report is None or delivery is None or delivery.not_before_s > time.time():
                 return
-            delivery = self._attempt(hook, delivery, job)
+            delivery = self._attempt(hook, delivery, report)
             try:
                 self._keep(delivery)
                 self.usage.add(tenant, "webhook", job_id=job_id, status=delivery.attempts[-1].status)
@@ -195,8 +218,23 @@ class Webhooks:
                 self._paused_s[job_id] = time.monotonic() + STORE_PAUSE_S
                 raise
 
-    def _attempt(self, hook: Webhook, delivery: Delivery, job: Job) -> Delivery:
-        body = orjson.dumps(self._report(job))
+    @contextmanager
+    def _held(self, delivery: Delivery) -> Iterator[dict[str, Any] | None]:
+        """What is to be posted, with the lock of its work held; None when another process holds it or it goes on."""
+        if delivery.ended is None:
+            with Board(self.store).held(delivery.tenant, delivery.job_id) as job:
+                yield None if job is None or job.active else self._report(job)
+            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.store.lock(delivery.folder))
+            except LockedError:
+                yield None
+                return
+            yield delivery.ended.report
+
+    def _attempt(self, hook: Webhook, delivery: Delivery, report: dict[str, Any]) -> Delivery:
+        body = orjson.dumps(report)
         timestamp = int(time.time())
         headers = {
             "content-type": "application/json",
@@ -246,8 +284,7 @@ class Webhooks:
         if delivery.state == "pending":
             self._write(delivery)
             return
-        path = f"{job_path(delivery.tenant, delivery.job_id)}/{RECORD_FILE}"
-        self.store.write_json(path, delivery.model_dump(mode="json"))
+        self.store.write_json(f"{delivery.folder}/{RECORD_FILE}", delivery.model_dump(mode="json"))
         self.forget(delivery.tenant, delivery.job_id)
 
     def _read(self, tenant: str, job_id: str) -> Delivery | None:

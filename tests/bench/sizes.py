@@ -1,7 +1,6 @@
-"""What an installation takes on the disk, by extra: each in a fresh virtual environment, with the pinned versions."""
+"""What an installation takes on the disk, by extra: each in a fresh environment, where what it adds is run."""
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -10,15 +9,16 @@ from pathlib import Path
 
 from curator.console import say
 from curator.store.filesystem import atomic_write
+from tests.extras import ADDS, build_wheel, install, run_added
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "sizes.md"
-EXTRAS = ("", "plot", "api", "api,sign", "api,s3")
 INTRO = """\
 # Installed sizes
 
-`python -m tests.bench sizes --write` installed the product with each extra into a fresh virtual environment (pinned
-versions, pip not counted) and summed the files of its `site-packages`, without what Python compiles on first use.
+`python -m tests.bench sizes --write` built the product's wheel, installed it with each extra alone into a fresh virtual
+environment (pinned versions but for `inspect`, pip not counted), summed the files of its `site-packages`, without what
+Python compiles on first use, and ran there what the extra adds (`tests/extras.py`).
 
 | extra | MB | packages | largest |
 |---|---|---|---|
@@ -26,39 +26,48 @@ versions, pip not counted) and summed the files of its `site-packages`, without 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and print the page or write it."""
+    """Measure and check; prints a row for each extra, and may write it into the page."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench sizes", description=__doc__)
-    parser.add_argument(
-        "--extra", action="append", help=f"extras to install, by comma (default: {' and '.join(EXTRAS)})"
-    )
+    parser.add_argument("--extra", action="append", help="an extra to install; rows of others stay (default: each)")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     args = parser.parse_args(argv)
-    rows = [_row(extra) for extra in (EXTRAS if args.extra is None else args.extra)]
-    page = INTRO + "\n".join(rows) + "\n"
-    if args.write:
-        with atomic_write(PAGE, durable=False) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    say(page)
+    with tempfile.TemporaryDirectory(prefix="size-of-ballast-") as folder:
+        wheel = build_wheel(Path(folder))
+        for extra in ADDS if args.extra is None else args.extra:
+            row = _row(wheel, extra)
+            say(row)
+            if args.write:
+                _write(row)
     return 0
 
 
-def _row(extra: str) -> str:
+def _write(row: str) -> None:
+    """Put a row into the page, in the place of an earlier one of the same extra."""
+    kept = {line.split("|")[1]: line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")}
+    kept[row.split("|")[1]] = row
+    order = [f" {_shown(extra)} " for extra in ADDS]
+    rows = [kept[name] for name in order if name in kept]
+    with atomic_write(PAGE, durable=False) as temporary:
+        temporary.write_text(INTRO + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _shown(extra: str) -> str:
+    return f"`{extra}`" if extra else "none (the core)"
+
+
+def _row(wheel: Path, extra: str) -> str:
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ballast-size-") as folder:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-        wanted = str(ROOT) + (f"[{extra}]" if extra else "")
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", f"{folder}/bin/python"]
-        constraints = str(ROOT / "constraints.txt")
-        subprocess.run([*command, "install", "--no-compile", "-c", constraints, wanted], check=True)
-        (site,) = Path(folder).glob("lib/python*/site-packages")
+    with tempfile.TemporaryDirectory(prefix="size-of-ballast-") as name:
+        folder = Path(name)
+        python = install(wheel, extra, folder / "env")
+        (site,) = (folder / "env").glob("lib/python*/site-packages")
         sizes = {path.name: _size(path) for path in site.iterdir() if path.suffix != ".dist-info"}
         n_packages = sum(path.suffix == ".dist-info" for path in site.iterdir())
         total = _size(site)
-    shown = ", ".join(
-        f"{name.removesuffix('.libs')} {sizes[name] / 1e6:.0f}" for name in sorted(sizes, key=sizes.__getitem__)[:-6:-1]
-    )
+        run_added(python, extra, folder / "work")
+    shown = ", ".join(f"{name} {sizes[name] / 1e6:.0f}" for name in sorted(sizes, key=sizes.__getitem__)[:-6:-1])
     sys.stderr.write(f"{extra or 'core'}: {total / 1e6:.0f} MB in {time.monotonic() - began_s:.0f} s\n")
-    return f"| {f'`{extra}`' if extra else 'none (the core)'} | {total / 1e6:.0f} | {n_packages} | {shown} |"
+    return f"| {_shown(extra)} | {total / 1e6:.0f} | {n_packages} | {shown} |"
 
 
 def _size(path: Path) -> int:

@@ -40,7 +40,11 @@ OPTIONS: dict[str, Any] = {"device": "cpu", "lora_r": 4, "lora_alpha": 8, "warmu
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("train")
+    return train_root(tmp_path_factory.mktemp("train"))
+
+
+def train_root(path: Path) -> Path:
+    """A folder with a scored store, a tiny model, a recipe and a file of models."""
     scored_store(path / "store")
     tiny_model_folder(path / "model")
     (path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
@@ -70,6 +74,18 @@ def url(root: Path) -> Iterator[str]:
         yield f"{address}/v1"
 
 
+@pytest.fixture
+def bucket_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A scored store in a bucket of its own."""
+    from s3fs import S3FileSystem
+
+    with bucket_server() as bucket:
+        for name, value in environment(bucket).items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # one of another test's bucket would be taken
+        yield copied(Path(scored_store(tmp_path / "local").base), Store("s3://ballast/train"))
+
+
 @contextmanager
 def worker(root: Path, store: Path | str | None = None, *more: str) -> Iterator["subprocess.Popen[str]"]:
     """A worker that trains, in a process of its own; killed at the end."""
@@ -96,7 +112,7 @@ def create(http: httpx.Client, text: str, **more: Any) -> str:
 
 def until(http: httpx.Client, job_id: str, text: str) -> None:
     """Wait until an event of the job contains the text."""
-    deadline_s = time.monotonic() + 180
+    deadline_s = time.monotonic() + 400
     while not any(text in event["message"] for event in events_of(http, job_id)):
         assert time.monotonic() < deadline_s, events_of(http, job_id)
         time.sleep(0.1)
@@ -408,35 +424,117 @@ def test_what_is_left_of_a_training_goes(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_store_in_a_bucket(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local, queue = scored_store(tmp_path / "local"), str(tmp_path / "queue.sqlite")
-    with bucket_server() as bucket:
-        for name, value in environment(bucket).items():
-            monkeypatch.setenv(name, value)
-        store = copied(Path(local.base), Store("s3://ballast/train"))
-        settings = train_settings(root, "s3://ballast/train").model_copy(update={"job_queue": queue})
-        with (
-            running(settings) as address,
-            httpx.Client(base_url=f"{address}/v1", timeout=60) as http,
-            worker(root, "s3://ballast/train", "--job-queue", queue),
-        ):
-            held_out = uploaded(http, "held", 12)
-            job_id = create(http, "bucket", hyperparameters={"n_epochs": 2}, validation_file=held_out)
-            models, name = "openai/local/models", f"ft:tiny:local::{job_id.removeprefix('ftjob-')}"
-            for step in (3, 6):  # of an attempt whose worker died, with its state
-                for file in ("left", MARKER):
-                    store.write_bytes(f"{models}/{checkpoint_id(name, step)}/{file}", b"{}")
-            job = ended(http, job_id, 400)
-            assert job["status"] == "succeeded", job["error"]
-            steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
-            assert (steps, "ballast_validation_loss" in job["metadata"]) == (list(range(1, 13)), True)
-            found = http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
-            assert [item["step_number"] for item in found] == [12, 6]
-            assert store.list(models) == [name, checkpoint_id(name, 12), checkpoint_id(name, 6)]
-            assert "left" not in store.list(f"{models}/{checkpoint_id(name, 6)}")
-            assert "adapter_model.safetensors" in store.list(job["metadata"]["ballast_model_folder"])
-            assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
-            assert store.list("openai/local/models") == []
+def test_a_store_in_a_bucket(root: Path, bucket_store: Store, tmp_path: Path) -> None:
+    place, queue, store = "s3://ballast/train", str(tmp_path / "queue.sqlite"), bucket_store
+    settings = train_settings(root, place).model_copy(update={"job_queue": queue})
+    with (
+        running(settings) as address,
+        httpx.Client(base_url=f"{address}/v1", timeout=60) as http,
+        worker(root, place, "--job-queue", queue),
+    ):
+        held_out = uploaded(http, "held", 12)
+        job_id = create(http, "bucket", hyperparameters={"n_epochs": 2}, validation_file=held_out)
+        models, name = "openai/local/models", f"ft:tiny:local::{job_id.removeprefix('ftjob-')}"
+        for step in (3, 6):  # of an attempt whose worker died, without its state
+            for file in ("left", MARKER):
+                store.write_bytes(f"{models}/{checkpoint_id(name, step)}/{file}", b"{}")
+        job = ended(http, job_id, 400)
+        assert job["status"] == "succeeded", job["error"]
+        steps = [event["data"]["step"] for event in events_of(http, job_id) if "step" in event["data"]]
+        assert (steps, "ballast_validation_loss" in job["metadata"]) == (list(range(1, 13)), True)
+        found = http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]
+        assert [item["step_number"] for item in found] == [12, 6]
+        assert store.list(models) == [name, checkpoint_id(name, 12), checkpoint_id(name, 6)]
+        assert not {"left", "optimizer.pt"} & set(store.list(f"{models}/{checkpoint_id(name, 6)}"))
+        assert "adapter_model.safetensors" in store.list(job["metadata"]["ballast_model_folder"])
+        assert http.delete(f"/models/{job['fine_tuned_model']}").status_code == 200
+        assert store.list("openai/local/models") == []
+
+
+def test_a_run_goes_through_a_bucket_with_the_state_of_its_newest_checkpoint(tmp_path: Path) -> None:
+    board = Board(Store(f"memory://{tmp_path.name}"))
+    control = Control(board, board.create("local", "train", {}))
+    request = {"run": "openai/local/jobs/one/run", "models": "openai/local/models", "model_id": "m"}
+    first = _Run(board.store, tmp_path / "first", request, control)
+    first.begin()
+    for step in (3, 6):
+        checkpoint = first.folder / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth"):
+            (checkpoint / name).write_text(f"{name} {step}")
+        (first.folder / "config.json").write_text('{"resolved": {"steps": 9}}')
+        (first.folder / "metrics.jsonl").write_text("{}\n" * step)
+        first.look()
+        assert board.store.list("openai/local/models") == ([checkpoint_id("m", 3)] if step == 6 else [])
+        (checkpoint / MARKER).write_text("{}")  # comes last
+        first.look()
+    assert board.store.list("openai/local/models") == [checkpoint_id("m", 3), checkpoint_id("m", 6)]
+    served = board.store.list(f"openai/local/models/{checkpoint_id('m', 6)}")
+    assert served == ["adapter_model.safetensors", MARKER]
+    assert steps_to_go_on_from(board.store, request["run"]) == [6]
+
+    (first.folder / "checkpoints/checkpoint-6" / MARKER).unlink()  # of a later one that a kill left half written
+    half = first.folder / "checkpoints/checkpoint-9"
+    half.mkdir()
+    (half / "optimizer.pt").write_text("torn")
+    board.store.write_bytes(f"{request['run']}/checkpoints/checkpoint-9/optimizer.pt", b"torn")
+    second = _Run(board.store, tmp_path / "second", request, control)
+    second.begin()
+    found = {str(path.relative_to(second.folder)): path.read_text() for path in second.folder.rglob("*.*")}
+    place = "checkpoints/checkpoint-6"
+    assert found == {
+        "config.json": '{"resolved": {"steps": 9}}',
+        "metrics.jsonl": "{}\n" * 6,
+        f"{place}/{MARKER}": "{}",
+        f"{place}/adapter_model.safetensors": "adapter_model.safetensors 6",
+        f"{place}/optimizer.pt": "optimizer.pt 6",
+        f"{place}/rng_state.pth": "rng_state.pth 6",
+    }
+    second.look()
+    assert board.store.list("openai/local/models") == [checkpoint_id("m", 6)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_another_worker_goes_on_from_the_newest_checkpoint_in_the_bucket(
+    root: Path, bucket_store: Store, tmp_path: Path
+) -> None:
+    place, queue, store = "s3://ballast/train", str(tmp_path / "queue.sqlite"), bucket_store
+    app = create_app(train_settings(root, place).model_copy(update={"job_queue": queue}))
+    app.state.openai.poll_s = 3_600.0  # what the training leaves stays
+    with running(app) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as http:
+        job_id = create(http, "moved", hyperparameters={"n_epochs": 12})
+        run = Records(store).run_path("local", job_id)
+        for sent, at_step in ((signal.SIGTERM, 12), (signal.SIGKILL, 24)):
+            with worker(root, place, "--job-queue", queue) as process:
+                until(http, job_id, f"Checkpoint created at step {at_step}")
+                process.send_signal(sent)
+                process.wait(60)
+            step = max(steps_to_go_on_from(store, run))
+            assert step >= at_step
+            assert "optimizer.pt" in store.list(f"{run}/checkpoints/checkpoint-{step}")
+            training = Records(store).read("local", job_id).training
+            assert training is not None
+            store.delete(f"jobs/local/{training.work_id}/.lock")  # as after two minutes, when it has run out
+        before = store.read_bytes(f"{run}/metrics.jsonl").splitlines()[:step]
+        with worker(root, place, "--job-queue", queue):
+            job = ended(http, job_id, 240)
+        assert job["status"] == "succeeded", job["error"]
+        steps = [event["data"]["step"] for event in events_of(http, job_id) if event["type"] == "metrics"]
+        assert steps == list(range(1, 73)), "each step is told once: 22 rows, 4 a step, 12 times"
+        after = store.read_bytes(f"{run}/metrics.jsonl").splitlines()
+        assert (len(after), after[:step]) == (72, before), "their times too: those steps were not trained again"
+        marker = store.read_json(f"{job['metadata']['ballast_model_folder']}/ballast.json")
+        assert (marker["complete"], marker["steps"]) == (True, 72)
+        kept = [item["step_number"] for item in http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]]
+        assert kept == [72, 66, 60]
+        assert steps_to_go_on_from(store, run) == [72]
+
+
+def steps_to_go_on_from(store: Store, run: str) -> list[int]:
+    """The steps of a run's whole checkpoints in the store."""
+    names = store.list(f"{run}/checkpoints")
+    return [int(name.rpartition("-")[2]) for name in names if MARKER in store.list(f"{run}/checkpoints/{name}")]
 
 
 @pytest.mark.parametrize(

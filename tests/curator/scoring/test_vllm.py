@@ -1,17 +1,11 @@
 """The vLLM engine and a vLLM server on loopback, for real, against the plain torch reference; `make test-vllm`."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -29,12 +23,11 @@ from curator.scoring.engines.server_engine import ServerLaunch, find_version
 from curator.scoring.engines.vllm_engine import VllmEngine, VllmLaunch, engine_version, vllm_adapter
 from curator.store.store import Store
 from tests.toy_scoring import chat_file
-from tests.vllm_models import vllm_adapter_folder, vllm_model_folder
+from tests.vllm_models import WINDOW, vllm_adapter_folder, vllm_model_folder, vllm_server
 
 # vLLM and its own dependencies warn about many things that are not ours to mend.
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
 BOUND = {"float32": 1e-4, "bfloat16": 0.03}
-WINDOW = 300
 LENGTHS = (7, 40, 3, 90, 21, 12, 256, 65)
 
 
@@ -201,56 +194,12 @@ def test_adapters_that_vllm_computes_otherwise_are_refused_by_name(folders: dict
         vllm_adapter(dora)
 
 
-@contextmanager
-def server(folders: dict[str, Path], dtype: str) -> Iterator[str]:
-    """vLLM's own HTTP server with the base model and one adapter, on a free port of loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shape = vllm_adapter(folders["all"])
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folders["base"]),
-        "--served-model-name", "base", "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port), "--enforce-eager",
-        "--no-enable-prefix-caching", "--max-model-len", str(WINDOW), "--enable-lora", "--max-lora-rank",
-        str(shape.max_rank), "--lora-target-modules", *shape.modules, "--lora-modules", f"bad={folders['all']}",
-        "--max-num-batched-tokens", "512",
-    ]  # fmt: skip
-    environment = {
-        **os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    log = folders["base"].parent / f"server-{port}.log"
-    with log.open("w") as sink:
-        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 400.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"the server did not start: {log.read_text()[-2000:]}")
-
-
 def test_a_real_server_gives_the_losses_of_plain_torch(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path / "store").open()
     ingest(store, [chat_file(tmp_path / "chats.jsonl", 25)], "chats")
-    with server(folders, "float32") as url:
+    with vllm_server(folders["base"], "base", {"bad": folders["all"]}) as url:
         version, window = find_version(url, "base")
         assert version.startswith("vllm ")
         assert window == WINDOW
