@@ -5,7 +5,7 @@ lengths. Its tokens are those of its units, which are counted a batch of rows at
 tokens in a content, further keys, a template that reads contents) is left to the renderer, whose counts are the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,10 +43,16 @@ class _Plan:
 
 
 class QuickCounter:
-    """Counts for one renderer. Safe to share by threads."""
+    """Counts for one renderer, which `accepts` conversations or refuses them. Safe to share by threads."""
 
-    def __init__(self, guard: GuardedTokenizer, spans: SpanFinder, skeletons: Skeletons) -> None:
-        self._guard, self._spans, self._skeletons = guard, spans, skeletons
+    def __init__(
+        self,
+        guard: GuardedTokenizer,
+        spans: SpanFinder,
+        skeletons: Skeletons,
+        accepts: Callable[[Messages], bool],
+    ) -> None:
+        self._guard, self._spans, self._skeletons, self._accepts = guard, spans, skeletons, accepts
         self._plans: dict[tuple[Shape, tuple[int, ...]], _Plan | None] = {}
 
     def count(self, rows: Sequence[Messages], wanted: Sequence[Sequence[int]]) -> list[RowTokens | None]:
@@ -90,6 +96,9 @@ class QuickCounter:
         skeleton = self._skeletons.of(messages)
         # A message that the template leaves out is for the renderer to judge.
         if skeleton is None or set(skeleton.places) != set(range(len(messages))):
+            return None
+        # What the renderer refuses for its template (turns in another order, answers under another role) goes by shape.
+        if not self._accepts([{**message, "content": f"content {index}"} for index, message in enumerate(messages)]):
             return None
         first, *others = (text.encode() for text in skeleton.texts)
         answers = []
@@ -146,7 +155,8 @@ class QuickCounter:
         counts_U = units.counts()
         totals = np.concatenate(([0], np.cumsum(self._guard.is_control(units.table()[:, 0]))))
         ends = np.cumsum(counts_U)
-        return totals[ends] - totals[ends - counts_U]
+        controls_U: NDArray[np.int64] = totals[ends] - totals[ends - counts_U]
+        return controls_U
 
 
 def _answer_tokens(

@@ -97,7 +97,7 @@ class Renderer:
         self._guard = GuardedTokenizer(files.tokenizer, self.control_texts, by_units=not careful)
         self._spans = SpanFinder(self._template, self._guard, by_skeletons=not careful)
         skeletons = self._spans.skeletons
-        self._counter = skeletons and QuickCounter(self._guard, self._spans, skeletons)
+        self._counter = None if skeletons is None else QuickCounter(self._guard, self._spans, skeletons, self._accepts)
         self._arguments = ArgumentForms(self._template)
         self._presence = PresenceCheck(self._template, self._guard)
         self._turns = TurnCheck(self._template)
@@ -282,6 +282,9 @@ class Renderer:
         parts = tuple(part for part in PARTS if any(item.part == part for item in dropped))
         return _Located(escaped, assembled, dict(zip(located, spans, strict=True)), wanted, parts)
 
+    def _accepts(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        return not isinstance(self._located(messages, "all", False), RenderError)
+
     def _check_dropped(self, dropped: Sequence[Dropped], messages: Sequence[Message]) -> None:
         for item in dropped:
             if item.part not in self.settings.accept_dropped:
@@ -358,7 +361,7 @@ def _control_texts(files: RendererFiles, template: ChatTemplate) -> Iterable[str
             yield item["content"]
 
 
-def _answers(messages: Sequence[Message]) -> list[int]:
+def _answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 
