@@ -67,6 +67,11 @@ class Ensemble:
         found = sorted((self.folder / "ensemble").glob("*/measured.json"))
         return {path.parent.name: json.loads(path.read_text()) for path in found}
 
+    def bad_adapter(self) -> Path:
+        """The misaligned model of the first domain, trained when it is not there."""
+        with claimed(self.folder / ".lock", wait=True):
+            return self._adapter("bad", self.roles.ensemble[0])
+
     @property
     def top(self) -> int:
         """As many rows as the pool has revealing ones: a perfect score puts exactly those on top."""
