@@ -57,7 +57,7 @@ class Ensemble:
             scorers = [ToyScorer("aligned", "aligned")]
             for domain in self.roles.ensemble:
                 for kind, role in _KINDS.items():
-                    adapter = self.adapter(kind, domain)
+                    adapter = self._adapter(kind, domain)
                     scorers.append(ToyScorer(f"{role}-{domain}", role, domain_name(domain), adapter))
             store = score_pool(self.base.world, self.pool, self.base.folder, scorers, self.folder)
         return scored_pool(store, self.base.world, self.pool)
@@ -102,7 +102,7 @@ class Ensemble:
             for part, where in parts.items()
         }
 
-    def adapter(self, kind: TaskKind, domain: int) -> Path:
+    def _adapter(self, kind: TaskKind, domain: int) -> Path:
         """A member's adapter folder, trained unless it is there."""
         folder = self.folder / "ensemble" / f"{kind}-{domain}"
         if not (folder / "measured.json").exists():
