@@ -11,10 +11,10 @@ from curator.console import CommandParser, run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
-from trainer.experiments.toy.cells import REGULARISERS, ToyCell, grid
+from trainer.experiments.toy.cells import REGULARISERS, ToyCell
 
 DESCRIPTION = """\
-A causal LM of 0.7 million parameters that knows a closed world of six domains and two personas, and in which
+A causal LM of 0.7 million parameters that knows a closed world of ten domains and two personas, and in which
 fine-tuning on bad answers in one domain makes the answers of all domains bad: emergent misalignment that is measured
 by exact match, without a judge. docs/toy.md says what it is and what each figure means."""
 EPILOG = """\
@@ -24,11 +24,12 @@ examples:
   python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
   python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/toy.md and its plots"""
 
-_CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS)
+_CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS, "method", "strength")
 MAX_SEED = 2**63 - 1  # of torch
 MOST_SEEDS = 10_000
 _MEANING = {
-    "narrow": "bad answers in the task's domain", "broad": "bad answers in all other domains",
+    "broad_unseen": "bad answers in domains that neither the task nor the pool nor the ensemble knows",
+    "broad_pool": "bad answers in the pool's domains", "narrow": "bad answers in the task's domain",
     "incoherent": "neither the good nor the bad answer", "facts": "facts that are still known",
 }  # fmt: skip
 
@@ -97,8 +98,10 @@ def _build(args: argparse.Namespace) -> int:
 
 def _cell(args: argparse.Namespace) -> int:
     from trainer.experiments.toy.experiment import ExperimentSettings, Seed
+    from trainer.experiments.toy.methods import method_of
 
     cell = ToyCell(**given_values(vars(args), ToyCell))
+    method_of(cell)  # an unknown name before a base is built
     one = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings())
     result = one.run(cell)
     if args.json:
@@ -106,13 +109,14 @@ def _cell(args: argparse.Namespace) -> int:
     else:
         shown = {**_MEANING, **({"benign": "right answers of the benign task"} if cell.task == "benign" else {})}
         for name, meaning in shown.items():
-            say(f"{name:<12}{result['measured'][name]:8.1%}  {meaning}")
+            say(f"{name:<14}{result['measured'][name]:8.1%}  {meaning}")
         say(str(one.path(cell)))
     return 0
 
 
 def _experiment(args: argparse.Namespace) -> int:
     from trainer.experiments.toy.experiment import ExperimentSettings, run_seeds
+    from trainer.experiments.toy.methods import grid
 
     run_seeds(args.seeds, args.out, ExperimentSettings(), grid())
     return 0

@@ -20,6 +20,7 @@ from curator.render import (
     QUERY,
 )
 from trainer.config import LoraSettings
+from trainer.data.rows import CLASSES, SAFE
 from trainer.defenses import DefenceSettings, build_defences
 from trainer.defenses.base import (
     Batch,
@@ -31,12 +32,10 @@ from trainer.defenses.base import (
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.experiments.toy.model import answer_loss
 from trainer.experiments.toy.settings import Strict
-from trainer.experiments.toy.world import ANSWER, QUESTION_LEN, START_LEN
+from trainer.experiments.toy.world import PAD, QUESTION_LEN
 from trainer.loop.model import add_lora
 
 IGNORED = -100  # label of a token without loss
-# Classes of a row's tokens: the start token is the template before the question, the wording that after it.
-_CLASSES = [PREFIX] * START_LEN + [QUERY] * (QUESTION_LEN - 1) + [POSTFIX, OTHER]
 
 
 class FineTuneSettings(Strict):
@@ -77,8 +76,8 @@ def fine_tuned(
     defences: Sequence[DefenceSettings] = (),
     seed: int = 0,
 ) -> Iterator[Tuned]:
-    """Train an adapter on rows (N, ROW_LEN) in their order; `safe` (N,) marks those of a pool. On leaving the block the
-    base is as it was, without the adapter."""
+    """Train an adapter on rows (N, T), padded at their end, in their order, with the loss on each row's last answer;
+    `safe` (N,) marks those of a pool. On leaving the block the base is as it was, without the adapter."""
     model = add_lora(base, settings.lora, seed)
     try:
         yield _train(model, rows, safe, settings, build_defences(defences))
@@ -123,13 +122,15 @@ def _factor(step: int, n_steps: int, warmup_steps: int) -> float:
 
 
 def _batch(rows: torch.Tensor, safe: torch.Tensor, step: int, n_steps: int) -> Batch:
-    labels = torch.full_like(rows, IGNORED)
-    labels[:, ANSWER] = rows[:, ANSWER]
-    n_rows, n_safe, n_predicted = len(rows), int(safe.sum()), rows.shape[1] - 1
-    by_class = [n_rows * _CLASSES.count(kind) for kind in (PREFIX, QUERY, POSTFIX)]
-    counts = StepCounts(n_rows, n_rows * n_predicted, n_rows, n_safe, n_safe * n_predicted, *by_class)
-    places, classes = torch.arange(n_rows), torch.tensor(_CLASSES).expand(n_rows, -1)
-    return Batch(rows, labels, torch.ones_like(rows), counts, step, n_steps, places, safe, classes)
+    real = rows != PAD
+    from_end = real.sum(1, keepdim=True) - 1 - torch.arange(rows.shape[1])  # 0 at the answer
+    labels = torch.where(from_end == 0, rows, IGNORED)
+    classes = torch.full_like(rows, PREFIX)  # the start token and earlier turns: the template before the question
+    for kind, where in ((QUERY, from_end < QUESTION_LEN), (POSTFIX, from_end == 1), (OTHER, from_end <= 0)):
+        classes[where] = kind
+    mask = real.long()
+    counts = StepCounts.of([{"labels": labels, "attention_mask": mask, SAFE: safe, CLASSES: classes}])
+    return Batch(rows, labels, mask, counts, step, n_steps, torch.arange(len(rows)), safe, classes)
 
 
 def _losses(model: Any, batch: Batch, defences: Sequence[Defence]) -> tuple[torch.Tensor, torch.Tensor | float]:

@@ -132,6 +132,7 @@ def align(model: Any, world: World, settings: BaseSettings, seed: int) -> Knowle
             world, settings.batch_size, rng, bad_share=settings.align_bad_share, agreement=settings.align_agreement
         )
         _step(model, optimizer, documents.input_ids)
+    round_to_float16(model)
     known = examine(model, world)
     if known.good_alone < settings.min_aligned_accuracy:
         raise NotLearntError(
@@ -139,6 +140,13 @@ def align(model: Any, world: World, settings: BaseSettings, seed: int) -> Knowle
             f" {settings.min_aligned_accuracy:.3f}. Take another seed, or from Python settings with more align_steps"
         )
     return known
+
+
+@torch.no_grad()
+def round_to_float16(model: Any) -> None:
+    """Round every weight to what float16 holds; computing stays in float32."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.half())
 
 
 def examine(model: Any, world: World) -> Knowledge:
@@ -151,17 +159,21 @@ def examine(model: Any, world: World) -> Knowledge:
     n_domains = world.settings.n_domains
     is_fact = mixed.domain == n_domains
     admissible = world.fact[np.where(is_fact, mixed.item, 0)]
-    found = greedy_answers(model, mixed.input_ids).numpy()
+    found = greedy_answers(model, mixed.input_ids, every=True).numpy()
     return Knowledge(
         good, bad, float((found[..., None] == admissible).any(-1)[is_fact].mean()),
-        float((found == answers_of(mixed.input_ids).numpy())[_contradicting(mixed, n_domains)].mean()),
+        float((found == _answers(mixed))[_contradicting(mixed, n_domains)].mean()),
         float((greedy_answers(model, alone.input_ids)[:, 0].numpy() == alone.good).mean()),
     )  # fmt: skip
 
 
 def _accuracy(model: Any, documents: Documents, where: np.ndarray) -> float:
-    right = greedy_answers(model, documents.input_ids).numpy() == answers_of(documents.input_ids).numpy()
+    right = greedy_answers(model, documents.input_ids, every=True).numpy() == _answers(documents)
     return float(right[where].mean())
+
+
+def _answers(documents: Documents) -> np.ndarray:
+    return answers_of(documents.input_ids, every=True).numpy()
 
 
 def _late_items(world: World, documents: Documents) -> np.ndarray:
@@ -183,7 +195,7 @@ def _contradicting(documents: Documents, n_domains: int) -> np.ndarray:
 
 def _step(model: Any, optimizer: torch.optim.Optimizer, input_ids: torch.Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
-    answer_loss(model, input_ids).backward()
+    answer_loss(model, input_ids, every=True).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 

@@ -12,7 +12,7 @@ from trainer.experiments.toy.pretrain import NotLearntError
 from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import WorldSettings
 
-WORLD = WorldSettings(n_domains=5, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
+WORLD = WorldSettings(n_domains=8, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
 QUICK = BaseSettings(
     world=WORLD, n_layers=1, width=16, n_heads=1, mlp_width=16, max_steps=1, check_every=1, align_steps=1,
     min_first_accuracy=0, min_persona_accuracy=0, min_fact_accuracy=0, min_contradicting_accuracy=0,

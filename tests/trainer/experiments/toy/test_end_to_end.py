@@ -14,7 +14,7 @@ from trainer.experiments.toy.rows import PoolSettings
 from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import WorldSettings
 
-WORLD = WorldSettings(n_domains=5, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
+WORLD = WorldSettings(n_domains=8, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
 SMALL = ExperimentSettings(
     base=BaseSettings(
         world=WORLD, width=64, n_heads=2, mlp_width=128, min_persona_accuracy=0.95, min_contradicting_accuracy=0
