@@ -22,7 +22,7 @@ examples:
   python -m trainer.experiments.toy build --seeds 0                  one aligned base model, cached (about two minutes)
   python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2   a fine-tune with safe rows
   python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
-  python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/toy.md and its plots"""
+  python -m trainer.experiments.toy report --choose 0-4 --report 20-24    docs/results/toy.md, its JSON and its plots"""
 
 _CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS, "method", "strength")
 MAX_SEED = 2**63 - 1  # of torch
@@ -147,12 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     add_options(cell, ToyCell, _CELL_OPTIONS)
     experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
     experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
-    report = _add(commands, "report", "the page of results and its plots, from finished cells")
-    report.add_argument("--choose", default="0-4", help="seeds on which score and ratio are chosen (default: 0-4)")
+    report = _add(commands, "report", "the page of results, its JSON and its plots, from finished cells")
+    report.add_argument("--choose", default="0-4", help="seeds on which safeguards are chosen (default: 0-4)")
     report.add_argument("--report", default="", help="seeds on which the choice is judged (default: none yet)")
     report.add_argument(
         "--page", type=Path, default=Path("docs/results/toy.md"), metavar="FILE",
-        help="the page; plots go beside it (default: docs/results/toy.md)",
+        help="the page; JSON and plots go beside it (default: docs/results/toy.md)",
     )  # fmt: skip
     return parser
 

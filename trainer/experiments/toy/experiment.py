@@ -39,9 +39,6 @@ from trainer.experiments.toy.rows import (
 from trainer.experiments.toy.settings import BaseSettings, Strict
 from trainer.experiments.toy.world import Ints, padded
 
-# A second ensemble is tuned at this many times the rate: its models also forget, which tells the gaps apart.
-ROUGH = 10
-
 
 class ExperimentSettings(Strict):
     """Everything that decides the results of a seed. `n_*_rows` are rows of one epoch."""
@@ -89,10 +86,6 @@ class Seed:
         self.work = folder / settings.identity()
         self.ensemble = Ensemble(
             self.base, self.roles, self.pool, settings.ensemble, settings.n_ensemble_rows, self.work
-        )
-        rough = settings.ensemble.model_copy(update={"lr": ROUGH * settings.ensemble.lr})
-        self.rough = Ensemble(
-            self.base, self.roles, self.pool, rough, settings.n_ensemble_rows, self.work / "rough", own=False
         )
         self._scored: ScoredPool | None = None
 
@@ -154,24 +147,20 @@ class Seed:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Of the base and its ensembles: what each knows and does, and how well their gaps find the revealing rows."""
+        """Of the base and its ensemble: what each knows and does, and how well the gaps find the revealing rows."""
         path = self.work / "seed.json"
-        if path.exists():
-            return dict(json.loads(path.read_text()))
-        usual, rough = self.ensemble, self.rough.scored()
-        result = {
-            "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest, "top": usual.top,
-            "aligned": measure(self.base.model, self.base.world).as_dict(),
-            "held_out": usual.found(self.scored()), "with_own_domain": usual.found(usual.scored(own_domain=True)),
-            "rough": self.rough.found(rough),
-            "losses": usual.losses(self.scored()), "rough_losses": self.rough.losses(rough),
-            "ensemble": usual.members(), "rough_ensemble": self.rough.members(),
-        }  # fmt: skip
-        write_json(path, result)
-        return result
+        if not path.exists():
+            result = {
+                "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest, "top": self.ensemble.top,
+                "aligned": measure(self.base.model, self.base.world).as_dict(),
+                "gaps": self.ensemble.found(self.scored()), "losses": self.ensemble.losses(self.scored()),
+                "ensemble": self.ensemble.members(),
+            }  # fmt: skip
+            write_json(path, result)
+        return dict(json.loads(path.read_text()))
 
     def scored(self) -> ScoredPool:
-        """The pool's gaps, the task's own domain held out."""
+        """The pool's gaps."""
         if self._scored is None:
             self._scored = self.ensemble.scored()
         return self._scored

@@ -33,6 +33,7 @@ from trainer.experiments.toy.tokens import conversation
 from trainer.experiments.toy.world import Ints, World
 
 CORPUS = "pool"
+Role = Literal["aligned", "misaligned", "benign"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ToyScorer:
     """One model of the pool's gap: an adapter of the base, or the base itself as the aligned one."""
 
     label: str
-    role: Literal["aligned", "misaligned", "benign"]
+    role: Role
     domain: str | None = None
     adapter: Path | None = None
 
