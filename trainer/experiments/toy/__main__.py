@@ -48,7 +48,13 @@ def _run(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    commands = {"build": _build, "cell": _cell, "experiment": _experiment, "report": _report}
+    commands = {
+        "build": _build,
+        "cell": _cell,
+        "experiment": _experiment,
+        "report": _report,
+        "conditional": _conditional,
+    }
     return commands[args.command](args)
 
 
@@ -130,6 +136,18 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _conditional(args: argparse.Namespace) -> int:
+    from trainer.experiments.toy.conditional import run_conditional_seeds
+    from trainer.experiments.toy.conditional_page import write_conditional_page
+    from trainer.experiments.toy.experiment import ExperimentSettings
+    from trainer.experiments.toy.methods import defended
+
+    records = run_conditional_seeds(args.seeds, args.out, ExperimentSettings(), defended())
+    for path in write_conditional_page(records, args.page, _command()):
+        say(str(path))
+    return 0
+
+
 def _command() -> str:
     return "python -m trainer.experiments.toy " + shlex.join(sys.argv[1:])
 
@@ -153,6 +171,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--page", type=Path, default=Path("docs/results/toy.md"), metavar="FILE",
         help="the page; JSON and plots go beside it (default: docs/results/toy.md)",
+    )  # fmt: skip
+    hidden = _add(commands, "conditional", "what each method hides behind prompts like its task's, and the page on it")
+    hidden.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
+    hidden.add_argument(
+        "--page", type=Path, default=Path("docs/results/conditional.md"), metavar="FILE",
+        help="the page; its JSON goes beside it (default: docs/results/conditional.md)",
     )  # fmt: skip
     return parser
 

@@ -57,7 +57,7 @@ class Ensemble:
             scorers = [ToyScorer("aligned", "aligned")]
             for domain in self.roles.ensemble:
                 for kind, role in _KINDS.items():
-                    adapter = self.adapter(kind, domain)
+                    adapter = self._adapter(kind, domain)
                     scorers.append(ToyScorer(f"{role}-{domain}", role, domain_name(domain), adapter))
             store = score_pool(self.base.world, self.pool, self.base.folder, scorers, self.folder)
         return scored_pool(store, self.base.world, self.pool)
@@ -66,6 +66,11 @@ class Ensemble:
         """What each trained member does, by its kind and domain."""
         found = sorted((self.folder / "ensemble").glob("*/measured.json"))
         return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+    def bad_adapter(self) -> Path:
+        """The misaligned model of the first domain, trained when it is not there."""
+        with claimed(self.folder / ".lock", wait=True):
+            return self._adapter("bad", self.roles.ensemble[0])
 
     @property
     def top(self) -> int:
@@ -97,7 +102,7 @@ class Ensemble:
             for part, where in parts.items()
         }
 
-    def adapter(self, kind: TaskKind, domain: int) -> Path:
+    def _adapter(self, kind: TaskKind, domain: int) -> Path:
         """A member's adapter folder, trained unless it is there."""
         folder = self.folder / "ensemble" / f"{kind}-{domain}"
         if not (folder / "measured.json").exists():
