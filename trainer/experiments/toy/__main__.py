@@ -54,6 +54,7 @@ def _run(args: argparse.Namespace) -> int:
         "experiment": _experiment,
         "report": _report,
         "conditional": _conditional,
+        "all": _all,
     }
     return commands[args.command](args)
 
@@ -82,7 +83,7 @@ def _check(args: argparse.Namespace) -> None:
         cell = ToyCell(**given_values(vars(args), ToyCell))
         if (cell.choice == "none") != (cell.ratio == 0):
             raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
-    if args.command == "report" and set(args.choose) & set(args.report):
+    if args.command in ("report", "all") and set(args.choose) & set(args.report):
         raise BadInputError("a seed is either chosen on or reported, not both")
 
 
@@ -148,6 +149,15 @@ def _conditional(args: argparse.Namespace) -> int:
     return 0
 
 
+def _all(args: argparse.Namespace) -> int:
+    """The cells of both lists of seeds, both pages, and nothing twice."""
+    args.seeds = [*args.choose, *args.report]
+    _experiment(args)
+    _report(args)
+    args.seeds, args.page = args.report or args.choose, args.page.with_name("conditional.md")
+    return _conditional(args)
+
+
 def _command() -> str:
     return "python -m trainer.experiments.toy " + shlex.join(sys.argv[1:])
 
@@ -166,12 +176,14 @@ def _parser() -> argparse.ArgumentParser:
     experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
     experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
     report = _add(commands, "report", "the page of results, its JSON and its plots, from finished cells")
-    report.add_argument("--choose", default="0-4", help="seeds on which safeguards are chosen (default: 0-4)")
-    report.add_argument("--report", default="", help="seeds on which the choice is judged (default: none yet)")
-    report.add_argument(
-        "--page", type=Path, default=Path("docs/results/toy.md"), metavar="FILE",
-        help="the page; JSON and plots go beside it (default: docs/results/toy.md)",
-    )  # fmt: skip
+    whole = _add(commands, "all", "every cell that is missing, then both pages, conditional.md beside the first")
+    for parser_of in (report, whole):
+        parser_of.add_argument("--choose", default="0-4", help="seeds on which safeguards are chosen (default: 0-4)")
+        parser_of.add_argument("--report", default="", help="seeds on which the choice is judged (default: none yet)")
+        parser_of.add_argument(
+            "--page", type=Path, default=Path("docs/results/toy.md"), metavar="FILE",
+            help="the page; JSON and plots go beside it (default: docs/results/toy.md)",
+        )  # fmt: skip
     hidden = _add(commands, "conditional", "what each method hides behind prompts like its task's, and the page on it")
     hidden.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
     hidden.add_argument(
