@@ -49,10 +49,8 @@ def choose_step(
     BadInputError where nothing was measured at a checkpoint, where the first measured one is too late, and where the
     chosen one has done less than 1 - `share` of the fall of the loss.
     """
-    if not 0 <= share < 1:
-        raise BadInputError(
-            f"the share of the loss's fall that may be missing is {share:g}: give one from 0 to below 1"
-        )
+    if not 0 <= share <= 1:
+        raise BadInputError(f"the share of the loss's fall that may be missing is {share:g}: give one from 0 to 1")
     passed_at = next((step for step in sorted(broad) if broad[step] > bound), None)
     measured = [step for step in sorted(steps) if step in broad]
     if not measured:
@@ -67,7 +65,7 @@ def choose_step(
         )
     step, (start, end) = before[-1], (_mean_loss(losses, N_ENDS), _mean_loss(losses, len(losses)))
     loss = _mean_loss(losses, step)
-    done = 1.0 if start <= end else (start - loss) / (start - end)
+    done = 1.0 if start <= end else max(0.0, (start - loss) / (start - end))
     if done < 1 - share:
         raise BadInputError(
             f"the last checkpoint before the bound {bound:g} is of step {step}, where {100 * done:.0f} % of the loss's "

@@ -46,7 +46,7 @@ def test_a_loss_that_never_fell_does_not_keep_a_checkpoint_back() -> None:
         ({"steps": []}, "checkpoints are of steps none"),
         ({"bound": -1.0}, r"passed at step 2, before the first measured checkpoint \(step 2\)"),
         ({}, "of step 6, where 64 % of the loss's fall from 4.0000 to 1.0000 was done: less than the 90 % asked for"),
-        ({"share": 1.0}, "give one from 0 to below 1"),
+        ({"share": 1.1}, "give one from 0 to 1"),
         ({"losses": [None] * 10}, "no step up to 3 has a loss"),
     ],
 )
@@ -61,10 +61,6 @@ def saved(llama: Path, chats: Path, directions: Path, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("runs") / "saved"
     more = ["--monitor", str(directions), "--save-steps", "1", "--keep-checkpoints", "9"]
     assert sft.main(argv(llama, chats, out, *more)) == 0
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:  # in so few steps the loss of so small a model does not fall steadily
-        line["sft_loss"] = 10.0 - line["step"]
-    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return out
 
 
@@ -74,7 +70,8 @@ def test_the_command_names_a_checkpoint_that_loads_as_an_adapter(
     measured = document(saved / "report.json")["monitor"]["measurements"]
     largest = [max(abs(value) for value in item["drift"].values()) for item in measured]
     bound = (largest[1] + largest[2]) / 2
-    asked = ["choose", "--run", str(saved), "--share", "0.999", "--json"]
+    # In so few steps the loss of so small a model does not fall steadily: any share of its fall will do.
+    asked = ["choose", "--run", str(saved), "--share", "1", "--json"]
     capsys.readouterr()
     assert main([*asked, "--bound", str(bound)]) == 0
     found = json.loads(capsys.readouterr().out)
