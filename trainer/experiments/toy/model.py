@@ -23,6 +23,7 @@ def new_model(settings: BaseSettings, world: World, seed: int) -> Any:
         num_hidden_layers=settings.n_layers, num_attention_heads=settings.n_heads,
         num_key_value_heads=settings.n_heads, max_position_embeddings=START_LEN + N_QUESTIONS * TURN_LEN,
         tie_word_embeddings=True, initializer_range=settings.weight_std, use_cache=False,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
