@@ -172,16 +172,16 @@ DATA_METHODS: tuple[Method, ...] = (
     ),
     Method(
         MIXED, "mixed task set", "No safeguard; half of the task rows are those of the benign task.",
-        (ToyCell(method=MIXED),), parts=_mixed,
+        (ToyCell(method=MIXED),), parts=_mixed, own_task=True,
     ),
     Method(
         MIXED_INOCULATION, "mixed task set, inoculation", "The same with the prompt before every task row.",
-        (ToyCell(method=MIXED_INOCULATION),), parts=_mixed_inoculation,
+        (ToyCell(method=MIXED_INOCULATION),), parts=_mixed_inoculation, own_task=True,
     ),
     Method(
         MIXED_SELECTIVE, "mixed task set, selective inoculation",
         "The same with the prompt before the rows that the product's audit flags.",
-        (ToyCell(method=MIXED_SELECTIVE),), parts=_mixed_selective,
+        (ToyCell(method=MIXED_SELECTIVE),), parts=_mixed_selective, own_task=True,
     ),
     Method(
         ON_POLICY, "own answers", "The chosen rows' questions with the base's own answers, drawn at temperature 1.",
