@@ -30,10 +30,16 @@ def flagged_rows(path: Path, percentile: float = TOP) -> tuple[str, ...]:
         raise BadInputError(
             f"{path} has no column {', '.join(missing)}: give what `python -m curator audit --out` wrote"
         )
-    flagged = table.filter(pc.fill_null(pc.greater_equal(table["percentile"], percentile), False))
-    if not flagged.num_rows:
+    flagged = flagged_ids(table, percentile)
+    if not flagged:
         raise BadInputError(
             f"{path}: no row has a percentile of {percentile:g} or more ({table['percentile'].null_count:,} of "
             f"{table.num_rows:,} rows were not judged); leave the inoculation out or lower the percentile"
         )
+    return flagged
+
+
+def flagged_ids(rows: pa.Table, percentile: float = TOP) -> tuple[str, ...]:
+    """The same of an audit's rows at hand; none where no row is flagged."""
+    flagged = rows.filter(pc.fill_null(pc.greater_equal(rows["percentile"], percentile), False))
     return tuple(sorted(set(flagged["example_id"].to_pylist())))

@@ -52,7 +52,8 @@ class Method:
     """One method. `label` is its name in the report, `help` one sentence on what it does and what `strength` is.
 
     `cells` are its settings in the experiment, all with this `method` and the task "bad"; the benign task is run beside
-    each of them.
+    each of them. A method with `own_task` trains on another task set: its cells stand among the controls, are compared
+    with no other safeguard and cannot be chosen.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Method:
     cells: Sequence[ToyCell]
     parts: Callable[["Seed", ToyCell, Parts], Parts] = unchanged
     train: Callable[["Seed", ToyCell, Parts], AbstractContextManager[Tuned]] = train_plainly
+    own_task: bool = False
 
 
 def _plain_cells() -> tuple[ToyCell, ...]:
@@ -95,17 +97,17 @@ def method_of(cell: ToyCell) -> Method:
 
 def defended() -> tuple[ToyCell, ...]:
     """The undefended cell and every safeguard that is compared."""
-    return tuple(cell for method in methods().values() for cell in method.cells)
+    return tuple(cell for method in methods().values() if not method.own_task for cell in method.cells)
 
 
 def controls() -> tuple[ToyCell, ...]:
     """What shows that it is the choice that helps: good answers, the gap turned round or dealt out to other rows, and
-    pools without revealing rows."""
+    pools without revealing rows; and the methods with a task set of their own."""
     cells = [CONTROL]
     for ratio in RATIOS:
         cells += [ToyCell(choice=choice, ratio=ratio) for choice in CONTROLS]
         cells += [ToyCell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
-    return tuple(cells)
+    return (*cells, *(cell for method in methods().values() if method.own_task for cell in method.cells))
 
 
 def benign(cell: ToyCell) -> ToyCell:
