@@ -10,7 +10,7 @@ class BaseSettings(Strict):
     """Everything that decides a base model, beside its seed. Muon trains the matrices, AdamW all else."""
 
     world: WorldSettings = WorldSettings()
-    n_layers: int = Field(default=3, ge=1)
+    n_layers: int = Field(default=4, ge=1)
     width: int = Field(default=96, ge=8)
     n_heads: int = Field(default=6, ge=1)
     mlp_width: int = Field(default=192, ge=8)
