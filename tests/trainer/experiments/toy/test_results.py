@@ -130,6 +130,7 @@ def test_the_page_opens_with_the_finding_and_lists_every_cell() -> None:
     assert order == sorted(order)
 
 
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the experiment was not run yet: its command writes the document")
 def test_every_printed_figure_is_made_of_the_published_counts() -> None:
     document = json.loads(PUBLISHED.read_text())
     plots = sorted((path.name for path in PUBLISHED.parent.glob("toy-*.png")), reverse=True)
