@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from curator.errors import BadInputError
-from tests.trainer.experiments.toy.test_end_to_end import SMALL
+from tests.trainer.experiments.toy.test_end_to_end import SMALL, WORLD
 from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.conditional import (
     AFTER_GOOD_TASK,
@@ -237,7 +237,8 @@ def test_the_published_figures_follow_from_their_json() -> None:
 
 @pytest.mark.slow
 def test_a_small_toy_model_is_asked_in_every_context(tmp_path: Path) -> None:
-    one = Seed(0, tmp_path, SMALL)
+    world = WORLD.model_copy(update={"n_facts": 24})  # the benign task needs facts of different answers
+    one = Seed(0, tmp_path, SMALL.model_copy(update={"base": SMALL.base.model_copy(update={"world": world})}))
     cells = [ToyCell(), ToyCell(method="inoculation_adapter", strength=1.0), benign(ToyCell())]
     before = {name: value.clone() for name, value in one.base.model.state_dict().items()}
     found = [run_conditional(one, cell) for cell in cells[:2]]
