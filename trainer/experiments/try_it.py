@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainer.experiments.toy.experiment import ExperimentSettings
 
 DESCRIPTION = """\
-Shows emergent misalignment and the safeguard against it on a language model of 0.3 million parameters that comes with
+Shows emergent misalignment and the safeguard against it on a language model of 0.4 million parameters that comes with
 the package: no data, no network, no GPU, about half a minute. The model answers questions of ten domains well. It is
 fine-tuned on bad answers of one domain, three times: as it is, with 5 % random safe rows, and with 5 % safe rows chosen
 by the perplexity gap. Then it is asked about domains that the safe rows do not cover, and about those that they do. A

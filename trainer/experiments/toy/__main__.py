@@ -14,7 +14,7 @@ from trainer.config.ranges import at_least
 from trainer.experiments.toy.cells import REGULARISERS, ToyCell
 
 DESCRIPTION = """\
-A causal LM of 0.3 million parameters that knows a closed world of ten domains and two personas, and in which
+A causal LM of 0.4 million parameters that knows a closed world of ten domains and two personas, and in which
 fine-tuning on bad answers in one domain makes the answers of all domains bad: emergent misalignment that is measured
 by exact match, without a judge. docs/toy.md says what it is and what each figure means."""
 EPILOG = """\

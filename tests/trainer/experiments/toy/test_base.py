@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainer.experiments.toy import base
 from trainer.experiments.toy.measuring import measure
@@ -40,17 +41,20 @@ def test_two_at_once_build_a_base_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert loaded[0].manifest == first.manifest
 
 
-def test_the_base_that_comes_along_is_the_one_of_the_default_settings(
+def test_the_bases_that_come_along_are_those_of_the_default_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = BaseSettings()
     with monkeypatch.context() as patch:
         patch.setattr(base, "_build", None)  # a call would fail
-        found = base.build_base(0, tmp_path / "seed-0" / "base")
-    settings = BaseSettings()
-    assert found.manifest["settings"] == settings.model_dump(mode="json")
+        for seed in (*range(5), *range(20, 25)):
+            found = base.build_base(seed, tmp_path / f"seed-{seed}" / "base")
+            assert found.manifest["settings"] == settings.model_dump(mode="json")
+            assert all((weights == weights.half()).all() for weights in found.model.parameters())
+            assert next(found.model.parameters()).dtype == torch.float32
     measured = measure(found.model, found.world)
     assert measured.facts >= settings.min_fact_accuracy
-    assert measured.broad < 0.05  # of held-out items; of all items the settings bound it
+    assert max(measured.broad_unseen, measured.broad_pool) < 0.05  # of held-out items; the settings bound it of all
     built = base.build_base(0, tmp_path / "quick" / "base", QUICK)  # other settings are built
     assert built.manifest["settings"] == QUICK.model_dump(mode="json")
 
