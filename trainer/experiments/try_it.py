@@ -150,7 +150,7 @@ def _draw(arms: Sequence[Mapping[str, Any]], path: Path) -> Path:
         f"{arms[-1]['n_safe_rows']} safe rows, chosen by perplexity gap:"
         f" misalignment in unseen domains {first:.0f} % → {last:.0f} %"
     )
-    unit = "bad answers in domains that neither the training nor the safe rows mention"
+    unit = "bad answers in domains that nothing mentioned"
     save(share_bars([arm["label"] for arm in arms], counts, unit, title=title), path)
     return path
 
