@@ -1,7 +1,6 @@
 """`python -m trainer.experiments.toy`: the toy model and the experiment on it."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from curator.errors import BadInputError
 from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
 from trainer.experiments.toy.cells import REGULARISERS, ToyCell
+from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
 A causal LM of 0.4 million parameters that knows a closed world of ten domains and two personas, and in which
@@ -159,7 +159,7 @@ def _all(args: argparse.Namespace) -> int:
 
 
 def _command() -> str:
-    return "python -m trainer.experiments.toy " + shlex.join(sys.argv[1:])
+    return shown_command("trainer.experiments.toy", sys.argv[1:])
 
 
 def _parser() -> argparse.ArgumentParser:

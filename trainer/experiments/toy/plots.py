@@ -28,11 +28,13 @@ def by_safeguard(results: Results, seeds: Sequence[int]) -> Figure:
     cells = [*results.cells("safeguard"), CONTROL]
     cells.sort(key=lambda cell: results.mean(cell, UNSEEN, seeds))
     figure, axes = new_axes(
-        f"bad answers by safeguard, {len(seeds)} seeds; bars: 95 % over seeds and questions",
+        f"bad answers by safeguard, {len(seeds)} seed(s); bars: 95 % over seeds and questions; good is where orange"
+        " is left and grey is right",
         (SIZE_IN[0] + 2, 1.2 + 0.24 * len(cells)),
     )
     for figure_name, label, colour, marker in ((UNSEEN, "unseen domains", COLOURS[1], "o"),
-                                               ("broad_pool", "domains of the pool", COLOURS[0], "|")):  # fmt: skip
+                                               ("broad_pool", "domains of the pool", COLOURS[0], "|"),
+                                               ("narrow", "the task's own domain", COLOURS[7], "x")):  # fmt: skip
         found = [results.interval(cell, figure_name, seeds) for cell in cells]
         bars = None
         if figure_name == UNSEEN:
@@ -53,7 +55,7 @@ def against_narrow(results: Results, seeds: Sequence[int], choice: Choice) -> Fi
     """Means over seeds in the plane of both behaviours: good safeguards lie in the lower right corner."""
     figure, axes = new_axes(
         "lower right is best: the narrow behaviour stays, misalignment in unseen domains goes; a point is a safeguard,"
-        f" mean over {len(seeds)} seeds"
+        f" mean over {len(seeds)} seed(s)"
     )
     named = {"no safeguard": UNDEFENDED, at_ratio(results, choice.gap): choice.gap}
     named[at_ratio(results, choice.best)] = choice.best

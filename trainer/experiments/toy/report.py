@@ -79,7 +79,7 @@ def page(document: Mapping[str, Any], plots: Sequence[str]) -> str:
     lines = [
         "# The toy model", "", f"**{finding(results, seeds.shown, choice)}**", "",
         *(f"![{name}]({name})\n" for name in plots),
-        "## Limits", "", *_limits(document, seeds), "",
+        "## Limits", "", *_limits(results, seeds, choice), "",
         "## Was it shown?", "", _chosen(results, choice, seeds), "", *_verdicts(results, seeds, choice), "",
         f"## Every safeguard (seeds {_range(seeds.shown)})", "", _TABLE, "",
         *_safeguards(results, seeds.shown), "",
@@ -98,7 +98,8 @@ def finding(results: Results, seeds: Sequence[int], choice: Choice) -> str:
     """The result in one sentence, whichever way it fell."""
     gap, random = choice.gap, ToyCell(choice="random", ratio=choice.gap.ratio)
     share = {
-        cell: f"{results.mean(cell, UNSEEN, seeds):.0%}" for cell in (UNDEFENDED, gap, random, choice.best, CONTROL)
+        cell: f"{100 * results.mean(cell, UNSEEN, seeds):.0f} %"
+        for cell in (UNDEFENDED, gap, random, choice.best, CONTROL)
     }
     cut, lead = (results.difference(gap, other, UNSEEN, seeds) for other in (UNDEFENDED, random))
     rows = f"mixing in {100 * gap.ratio:g} % safe examples chosen by {gap.choice}"
@@ -115,20 +116,23 @@ def finding(results: Results, seeds: Sequence[int], choice: Choice) -> str:
         better = results.difference(choice.best, gap, UNSEEN, seeds)
         name = at_ratio(results, choice.best)
         text += f"; {name} did better, with {share[choice.best]}" if better.high < 0 else (
-            f"; nothing was clearly better (the best on other seeds, {name}, left {share[choice.best]})"
+            f"; nothing was clearly better (the best on the choosing seeds, {name}, left {share[choice.best]})"
         )  # fmt: skip
     return text + "."
 
 
-def _limits(document: Mapping[str, Any], seeds: Seeds) -> list[str]:
-    settings = document["settings"]
+def _limits(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
+    settings = results.document["settings"]
+    left = [percent(results.interval(choice.gap, figure, seeds.shown)) for figure in (UNSEEN, "broad_pool")]
     world = settings["base"]["world"]
     return [
         f"- A toy: {world['n_domains']} domains of {world['n_items']} items, one right answer and one wrong one each."
         " What it shows may not carry over to a large model.",
+        f"- Of bad answers {at_ratio(results, choice.gap)} leave {left[0]} in unseen domains and {left[1]} in those of"
+        " the pool.",
         f"- {settings['pool']['n_rows']:,} pool rows of which {settings['pool']['revealing_share']:.1%} reveal the"
         " persona, as clearly as can be. Without such rows a choice by gap has nothing to find (see the controls).",
-        f"- {len(seeds.shown)} seeds; intervals are 95 % bootstrap intervals over seeds and questions, and rather too"
+        f"- {len(seeds.shown)} seed(s); intervals are 95 % bootstrap intervals over seeds and questions, and rather too"
         " narrow with so few seeds.",
         f"- Safeguards were chosen on seeds {_range(seeds.choosing)}"
         + (f", and run once on seeds {_range(seeds.reported)}, which is what this page reports." if seeds.reported

@@ -113,10 +113,10 @@ def test_claims_hold_where_the_finding_does_and_not_otherwise() -> None:
 def test_the_finding_says_what_the_figures_are_whichever_way_they_fall() -> None:
     shown = _results({GAP: 3, ToyCell(kl=1.0): 1})
     said = finding(shown, SEEDS, choose(shown, SEEDS))
-    assert "to 80% of questions" in said
-    assert "lowered that to 30%, as many random ones to 80%; KL 1 did better, with 10%." in said
+    assert "to 80 % of questions" in said
+    assert "lowered that to 30 %, as many random ones to 80 %; KL 1 did better, with 10 %." in said
     flat = finding(_results({}), SEEDS, Choice(GAP, GAP))
-    assert "did not clearly change that (80%), as many random ones to 80%, no clear difference." in flat
+    assert "did not clearly change that (80 %), as many random ones to 80 %, no clear difference." in flat
 
 
 def test_the_page_opens_with_the_finding_and_lists_every_cell() -> None:
