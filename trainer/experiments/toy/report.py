@@ -112,13 +112,13 @@ def finding(results: Results, seeds: Sequence[int], choice: Choice) -> str:
         f"{rows} lowered that to {share[gap]}" if cut.high < 0 else f"{rows} did not clearly change that ({share[gap]})"
     )
     text += f", as many random ones to {share[random]}" + ("" if lead.high < 0 else ", no clear difference")
-    if choice.best != gap and choice.best != UNDEFENDED:
-        better = results.difference(choice.best, gap, UNSEEN, seeds)
-        name = at_ratio(results, choice.best)
-        text += f"; {name} did better, with {share[choice.best]}" if better.high < 0 else (
-            f"; nothing was clearly better (the best on the choosing seeds, {name}, left {share[choice.best]})"
-        )  # fmt: skip
-    return text + "."
+    if choice.best == gap:
+        return text + "; of the other safeguards that cost nothing else, none left less on the choosing seeds."
+    better = results.difference(choice.best, gap, UNSEEN, seeds)
+    name = at_ratio(results, choice.best)
+    if better.high < 0:
+        return text + f"; {name} did better, with {share[choice.best]}."
+    return text + f"; nothing was clearly better (the best on the choosing seeds, {name}, left {share[choice.best]})."
 
 
 def _limits(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
