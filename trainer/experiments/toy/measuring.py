@@ -1,5 +1,6 @@
 """Greedy exact match on questions without context: good, bad, or incoherent."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,8 +78,8 @@ class Measured:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values, as JSON gives them back."""
+        return dict(json.loads(json.dumps(asdict(self))))
 
 
 def single_questions(world: World, items: Ints | None = None) -> Questions:
