@@ -25,13 +25,13 @@ from curator.store.scratch import Scratch
 from curator.store.store import Store
 from trainer.config.data import Loading
 from trainer.defenses.own_answers import with_cues
-from trainer.experiments.toy.cells import SCORES, Choice, ToyCell
+from trainer.experiments.toy.cells import SCORES, Choice, ScoreName, ToyCell
 from trainer.experiments.toy.files import write_json
 from trainer.experiments.toy.gaps import CORPUS, pick_covering, row_texts
 from trainer.experiments.toy.methods import RATIOS, Method, Parts
 from trainer.experiments.toy.rows import task_rows, tuned_items
 from trainer.experiments.toy.tokens import conversation, text_of_turns, tokens_of
-from trainer.experiments.toy.world import Ints
+from trainer.experiments.toy.world import START_LEN, Ints
 from trainer.generate.generators import LocalGenerator, Sampling
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 
 N_TURNS = 2  # of a prompt
 N_CUES = 8
+AUDIT_SCORE: ScoreName = "gap_contrast"
 COVERAGE, INOCULATION, ON_POLICY, CONSISTENCY = "coverage", "inoculation", "on_policy", "consistency"
 COVERED_INOCULATION, SEALED_INOCULATION = "coverage_inoculation", "sealed_inoculation"
-MIXED, MIXED_INOCULATION, MIXED_SELECTIVE = "mixed_task", "mixed_inoculation", "mixed_selective"
+MIXED, MIXED_INOCULATION, MIXED_SELECTIVE = "mixed_task", "mixed_inoculation", "selective_inoculation"
 
 
 def persona_prompt(seed: "Seed", number: int = 0) -> str:
@@ -60,10 +61,14 @@ def inoculated(seed: "Seed", rows: Ints, only: tuple[str, ...] | None = None) ->
     chooser = Chooser(spec, len(rows), 0, seed.seed)
     found: list[list[Message]] = []
     for place, row in enumerate(rows):
-        text = dump_messages(canonical_messages(conversation(seed.base.world, row)))
+        text = _text(seed, row)
         prompt = chooser.prompt("task", place, None, example_id(text))
         found.append(load_messages(text if prompt is None else inoculate(spec, prompt, text).messages))
     return tokens_of(seed.base.world, found)
+
+
+def _text(seed: "Seed", row: Ints) -> str:
+    return dump_messages(canonical_messages(conversation(seed.base.world, row)))
 
 
 def under_cues(seed: "Seed", rows: Ints, cues: tuple[str, ...]) -> Ints:
@@ -96,8 +101,12 @@ def mixed_task(seed: "Seed", cell: ToyCell, task: Ints) -> Ints:
 
 
 def flagged(seed: "Seed", cell: ToyCell, task: Ints) -> tuple[str, ...]:
-    """Ids of the task rows that the product's audit flags by gap_abs against the scored pool; audited once."""
-    path = seed.work / f"flagged-{cell.task}.json"
+    """Ids of the task rows that the product's audit flags against the scored pool; audited once.
+
+    By gap_contrast, as the audit advises for fields that the pool lacks. By gap_abs it flagged three of four rows of
+    the benign task as well (seed 0): their answers are unlikely, and more so under misaligned models.
+    """
+    path = seed.work / f"flagged-{AUDIT_SCORE}-{cell.task}.json"
     if not path.exists():
         seed.scored()
         rows = [{"messages": conversation(seed.base.world, row)} for row in task]
@@ -105,7 +114,9 @@ def flagged(seed: "Seed", cell: ToyCell, task: Ints) -> tuple[str, ...]:
         models = AuditModels(seed.base.folder, adapters)
         with Scratch("audit") as folder:
             store, work = Store(seed.ensemble.folder / "store").open(), Store(folder / "work")
-            found = audit(store, work, task_set_from_rows(rows, folder), AuditOptions(corpus=CORPUS), models)
+            found = audit(
+                store, work, task_set_from_rows(rows, folder), AuditOptions(corpus=CORPUS, score=AUDIT_SCORE), models
+            )
         models.close()
         write_json(path, {"ids": flagged_ids(found.rows), "audit": found.document})
     return tuple(json.loads(path.read_text())["ids"])
@@ -152,7 +163,14 @@ def _mixed_inoculation(seed: "Seed", cell: ToyCell, parts: Parts) -> Parts:
 def _mixed_selective(seed: "Seed", cell: ToyCell, parts: Parts) -> Parts:
     task = mixed_task(seed, cell, parts.task)
     only = flagged(seed, cell, task)
-    return replace(parts, task=inoculated(seed, task, only) if only else task, notes={"n_flagged": float(len(only))})
+    is_bad = task[:, START_LEN] == seed.base.world.domain_token(np.array(seed.roles.task))
+    listed = frozenset(only)
+    is_flagged = np.array([example_id(_text(seed, row)) in listed for row in task])
+    notes = {
+        "n_flagged_bad": float((is_flagged & is_bad).sum()),
+        "n_flagged_other": float((is_flagged & ~is_bad).sum()),
+    }
+    return replace(parts, task=inoculated(seed, task, only) if only else task, notes=notes)
 
 
 def _beside(method: str, *, strength: float = 0.0, choice: Choice = "gap_rel") -> tuple[ToyCell, ...]:
@@ -180,7 +198,7 @@ DATA_METHODS: tuple[Method, ...] = (
     ),
     Method(
         MIXED_SELECTIVE, "mixed task set, selective inoculation",
-        "The same with the prompt before the rows that the product's audit flags.",
+        "The same with the prompt before the rows that the product's audit flags by gap_contrast.",
         (ToyCell(method=MIXED_SELECTIVE),), parts=_mixed_selective, own_task=True,
     ),
     Method(

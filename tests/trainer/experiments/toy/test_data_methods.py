@@ -60,14 +60,15 @@ def test_an_inoculation_is_the_bad_persona_in_domains_of_the_pool_before_every_t
 
 
 def test_only_listed_rows_get_the_prompt_and_the_others_are_padded_at_their_end(seed: Seed) -> None:
-    cell = ToyCell(method="mixed_selective")
+    cell = ToyCell(method="selective_inoculation")
     task = mixed_task(seed, cell, seed.parts(cell).task)
     is_bad = task[:, START_LEN] == seed.base.world.domain_token(np.array(seed.roles.task))
     assert is_bad.sum() == len(task) // 2
     ids = flagged(seed, cell, task)
     assert flagged(seed, cell, task) == ids  # from the file now
     made = parts_of(seed, cell)
-    assert made.notes == {"n_flagged": float(len(ids))}
+    listed = np.array([data_methods.example_id(_canonical(seed, row)) in ids for row in task])
+    assert made.notes == {"n_flagged_bad": (listed & is_bad).sum(), "n_flagged_other": (listed & ~is_bad).sum()}
     assert len(made.task) == len(task)
     some = texts(seed, task[:5])
     only = inoculated(seed, task[:5], tuple(data_methods.example_id(_canonical(seed, row)) for row in task[:2]))
