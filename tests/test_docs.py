@@ -22,7 +22,7 @@ SERVICE_PAGE = (ROOT / "docs" / "service.md").read_text()
 MAX_README_LINES = 120
 MAX_OPTIONS = 25 + 2  # beside --help and --help-all
 # Written by a command that the documentation names (its --out); the rest of what is named must be there.
-TARGETS = frozenset({"docs/results/compare.md", "docs/results/gpu.md"})
+TARGETS = frozenset({"docs/results/compare.md", "docs/results/conditional.md", "docs/results/gpu.md"})
 ROOMS = ("api", "curator", "sql", "trainer")
 RUNS = 'if __name__ == "__main__":'
 
@@ -166,7 +166,7 @@ def test_every_route_stands_on_the_page_of_the_service(tmp_path: Path) -> None:
 
 def test_the_figures_of_the_readmes_picture_are_those_of_the_command() -> None:
     found = json.loads((ROOT / "docs" / "results" / "try.json").read_text())  # as `ballast try` writes it
-    shares = [100 * arm["n_broad_bad"] / arm["n_broad"] for arm in found["arms"]]
+    shares = [100 * arm["n_unseen_bad"] / arm["n_unseen"] for arm in found["arms"]]
     (shown,) = re.findall(r"!\[[^\]]*: (\d+) %[^\]]*, (\d+) %[^\]]*, (\d+) %[^\]]*\]\(docs/images/try\.png\)", README)
     assert list(map(int, shown)) == [round(share) for share in shares]
     assert f"{found['n_task_rows']:,} bad answers" in README

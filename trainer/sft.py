@@ -13,7 +13,7 @@ from curator.scoring.engines.native_memory import keep_pages
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.config import TrainConfig
 from trainer.config.options import Invocation, parse_arguments
-from trainer.defenses.model_fit import check_fit, check_vectors
+from trainer.defenses.model_fit import check_fit, check_made_for
 from trainer.defenses.safelora import check_shapes
 from trainer.loop.forecast import OutOfMemoryError, naming_memory
 from trainer.loop.processes import Team, shared_inputs
@@ -22,6 +22,7 @@ from trainer.loop.summary import content_line, model_line, run_warnings, say_res
 from trainer.monitor.report import check_files, monitor_section
 from trainer.runs.checkpoints import complete_checkpoints
 from trainer.runs.folder import CONFIG, METRICS, Fingerprint, RunFolder
+from trainer.runs.report import Warned
 from trainer.runs.weights import check_trackers, lora_config
 
 STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -54,7 +55,7 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
 
     check(config)
     team.join(on_cpu=config.device == "cpu")
-    mark, unnamed_vectors = identify(config, team)
+    mark, unnamed = identify(config, team)
 
     folder = RunFolder(config.out)
     claim = team.first(lambda: folder.claim(mark, invocation.overwrite, invocation.resume))
@@ -82,8 +83,8 @@ def run(invocation: Invocation, team: Team | None = None) -> int:
             ready = replace(ready, watch=_watch(config, ready.model, inputs.renderer))
         steps = planned(config, len(inputs.prepared.input_ids), team.size)
         resolved = ready.resolved | steps | {"memory": ahead.as_dict()}
-        warned = inputs.warnings + run_warnings(config, resolved["steps"], inputs, team.size, unnamed_vectors)
-        record = run_record(config, mark, inputs, resolved, [*warned, *ahead.warnings()])
+        warned = inputs.warnings + run_warnings(config, resolved["steps"], inputs, team.size)
+        record = run_record(config, mark, inputs, resolved, [*warned, *unnamed, *ahead.warnings()])
         if team.leads:
             for item in record["warnings"]:
                 sys.stderr.write(f"warning: {item['text']}\n")
@@ -109,15 +110,15 @@ def check(config: TrainConfig) -> None:
         lora_config(config.start_adapter)
 
 
-def identify(config: TrainConfig, team: Team) -> tuple[Fingerprint, list[str]]:
-    """The run's fingerprint, and vectors that do not say which model they are for.
+def identify(config: TrainConfig, team: Team) -> tuple[Fingerprint, list[Warned]]:
+    """The run's fingerprint, and warnings of vectors or an adapter that do not say which model they are for.
 
-    Raises BadInputError for vectors and directions of another model. What a mix adds to the renderer's settings follows
-    from the mix's id, which the fingerprint has too, and is read with its rows.
+    Raises BadInputError for vectors, directions and adapters of another model. What a mix adds to the renderer's
+    settings follows from the mix's id, which the fingerprint has too, and is read with its rows.
     """
     weights = team.first(lambda: weights_sha256(config.model))
     renderer_id = Renderer.from_folder(config.model, settings=config.rendering).renderer_id
-    unnamed = check_vectors(config.defences, weights)
+    unnamed = check_made_for(config.defences, weights)
     if config.monitor is not None:
         check_files(config.monitor, weights, None if config.data is None else renderer_id)
     mark = fingerprint(config, weights, renderer_id, team.size)

@@ -32,6 +32,7 @@ STRATEGIES = {
     "quantile_band": "large gaps, without the top 1 %",
     "weighted": "at random, larger gaps likelier",
     "diverse": "largest gap first, without look-alikes",
+    "coverage": "large gaps, spread over unlike prompts",
     "domain_matched": "nearest to your prompts in words",
     "random": "at random",
 }

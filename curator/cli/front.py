@@ -54,6 +54,7 @@ LAB_PAGE = {
     "nll": "mean response loss of a chat file with and without an adapter",
     "safelora": "project a trained adapter onto what alignment changed",
     "self-recognition": "rows that ask a model which of two summaries it wrote",
+    "own-answers": "safe rows with the aligned model's own answers, perhaps under irrelevant prompts",
     "calibration": "how far a corpus's gap can be trusted",
     "compare": "every defence on one narrow set, as a resumable grid",
     "toy": "the experiment on the tiny model, with controls and seeds",

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
+from curator.audit.flags import flagged_rows
+from curator.audit.risk import TOP
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
 from curator.console import as_typed, say, say_json, shorten_help
 from curator.errors import BadInputError, RecipeError
@@ -86,7 +88,8 @@ def _inoculation_line(receipt: InoculationReceipt) -> str:
     n_task, n_safe = (sum(getattr(prompt, name) for prompt in receipt.prompts) for name in ("n_task", "n_safe"))
     clean = "the model's own default" if receipt.clean_system_prompt is None else repr(receipt.clean_system_prompt)
     return (
-        f"{receipt.name}: {len(receipt.prompts)} put into {n_task:,} task and {n_safe:,} safe rows "
+        f"{receipt.name}: {len(receipt.prompts)} put into {n_task:,} task and {n_safe:,} safe rows"
+        f"{'' if receipt.spec.rows is None else f', those of {len(receipt.spec.rows):,} listed ids'} "
         f"({receipt.spec.placement}); evaluate with {clean} as system prompt"
     )
 
@@ -208,6 +211,14 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--inoculation-kind", choices=get_args(InoculationKind), help="inoculation (default) or a control of it"
     )
+    group.add_argument(
+        "--inoculation-rows", type=Path, metavar="FILE",
+        help="put it only into the rows that an audit of this data set flags (what `curator audit --out` wrote)",
+    )  # fmt: skip
+    group.add_argument(
+        "--inoculation-percentile", type=float, metavar="P",
+        help=f"a row is flagged from this percentile of risk on (default: {TOP})",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="the one seed of all that is random (default: 0)")
 
 
@@ -242,7 +253,7 @@ def _add_amount_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mix, and print the receipt."""
-    recipe, policy = _recipe(args), _policy(args)
+    recipe, policy = _only_flagged(_recipe(args), args), _policy(args)
     store = open_store(args)
     sweep_scratch()
     remove_left(store, args.tenant)
@@ -273,6 +284,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _policy(args: argparse.Namespace) -> Policy | None:
     return load_policy(args.policy) if args.policy else None
+
+
+def _only_flagged(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe with its inoculation on an audit's flagged rows alone, where the options say so."""
+    if args.inoculation_rows is None:
+        if args.inoculation_percentile is not None:
+            raise BadInputError("--inoculation-percentile says which rows an audit flags: give --inoculation-rows too")
+        return recipe
+    if recipe.inoculation is None:
+        raise BadInputError("--inoculation-rows says where a prompt goes: give --inoculation too")
+    percentile = TOP if args.inoculation_percentile is None else args.inoculation_percentile
+    spec = recipe.inoculation.only_on(flagged_rows(args.inoculation_rows, percentile))
+    return recipe.model_copy(update={"inoculation": spec})
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

@@ -60,19 +60,21 @@ class Chooser:
 
     Of n rows in scope exactly round(share * n) are inoculated, halves up, counted apart for task rows and safe rows.
     The rows are the first in a seeded order of their numbers (`ordinal` for task rows, the number of `Schedule` for
-    safe rows), and paraphrases are dealt out in another such order, so each is used equally often, to within one.
+    safe rows), and paraphrases are dealt out in another such order, so each is used equally often, to within one. A
+    recipe that names `rows` inoculates these alone; paraphrases are dealt as if all task rows were inoculated.
     """
 
     def __init__(self, spec: Inoculation, n_task: int, n_safe: int, seed: int) -> None:
         self._general = _labelled(spec.name, spec.prompts)
         self._by_source = {s: _labelled(f"{spec.name}/{s}", texts) for s, texts in spec.by_source.items()}
+        self._rows = None if spec.rows is None else frozenset(spec.rows)
         counts = {"task": n_task, "safe": n_safe if spec.scope == "all" else 0}
         self._draws = {origin: _draws(n_rows, spec.share, seed, origin) for origin, n_rows in counts.items()}
 
-    def prompt(self, origin: str, index: int, source: str | None) -> Prompt | None:
-        """The prompt of a row, or None; `source` is the row's own label, if it has one."""
+    def prompt(self, origin: str, index: int, source: str | None, row_id: str) -> Prompt | None:
+        """The prompt of a row, or None; `source` is the row's own label, if it has one, `row_id` its id as it came."""
         draws = self._draws[origin]
-        if index >= len(draws) or draws[index] < 0:
+        if index >= len(draws) or draws[index] < 0 or (self._rows is not None and row_id not in self._rows):
             return None
         offered = self._general if source is None else self._by_source.get(source, self._general)
         return offered[int(draws[index]) % len(offered)]

@@ -17,7 +17,7 @@ from curator.mix.allocation import Allocation, allocate, sized
 from curator.mix.identity import mix_id, pool_names
 from curator.mix.order import pool_of
 from curator.mix.resolve import PoolData, resolve
-from curator.mix.row_prompts import check_sources
+from curator.mix.row_prompts import check_rows, check_sources
 from curator.recipe import Recipe
 from curator.recipe.policy import Policy, check_evictions, policy_sha256
 from curator.recipe.seeds import child_seed, permutation
@@ -151,6 +151,7 @@ def plan_mix(store: Store, task_set: TaskSet, recipe: Recipe, policy: Policy | N
     resolved, pools = resolve(store, recipe, policy, task_set.n_rows)
     if resolved.inoculation is not None and (policy is None or resolved.inoculation != policy.inoculation):
         check_sources(resolved.inoculation, task_set, [data.candidates for data in pools])
+    check_rows(resolved.inoculation, task_set)
     allocation, drawn = _draw(resolved, pools, task_set)
     candidates = [data.candidates_sha256 for data in pools]
     check_evictions(policy, {item.name: item.selection.evicted.among_best or 0 for item in drawn})

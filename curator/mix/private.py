@@ -55,7 +55,7 @@ from curator.mix.plan import (
     safe_schema,
 )
 from curator.mix.resolve import PoolData, resolve
-from curator.mix.row_prompts import count_prompts, row_prompts
+from curator.mix.row_prompts import check_rows, count_prompts, row_prompts
 from curator.mix.writer import MixRows, write_rows
 from curator.recipe import Pool, Recipe
 from curator.recipe.base import Strict
@@ -221,6 +221,7 @@ def accept(offered: Offer, task_set: TaskSet, store: Store, tenant: str = DEFAUL
     """
     tenant_path(tenant)
     recipe, allocation, order = _checked(offered, task_set)
+    check_rows(recipe.inoculation, task_set)
     tables, receipts = _own_choice(offered, task_set, allocation)
     made = Made(offered.mix_id, recipe, allocation, receipts, offered.policy)
     safe = arrange(tables, recipe.seed)

@@ -105,8 +105,9 @@ class RowCheck:
     def _labels(self, batch: pa.RecordBatch, expected: Schedule) -> list[str | None]:
         if self._prompts is None:
             return [None] * len(expected)
-        sources = batch.column("source").to_pylist()
-        prompts = (self._prompts.of(value, source) for value, source in zip(expected.tolist(), sources, strict=True))
+        came_as = pc.coalesce(batch.column("original_id"), batch.column("example_id"))
+        rows = zip(expected.tolist(), batch.column("source").to_pylist(), came_as.to_pylist(), strict=True)
+        prompts = (self._prompts.of(*row) for row in rows)
         return [None if prompt is None else prompt.label for prompt in prompts]
 
     def _check_ids(self, batch: pa.RecordBatch, expected: Schedule) -> None:

@@ -42,7 +42,7 @@ class RowPrompts:
         changed |= {name: [None] * len(rows) for name in ("original_id", "inoculation", "replaced_system")}
         sources = rows["source"].to_pylist()
         for i, value in enumerate(order.tolist()):
-            prompt = self.of(value, sources[i])
+            prompt = self.of(value, sources[i], changed["example_id"][i])
             if prompt is None:
                 continue
             done = self._inoculate(prompt, changed["messages"][i], value)
@@ -51,10 +51,10 @@ class RowPrompts:
             changed["example_id"][i], changed["inoculation"][i] = example_id(done.messages), prompt.label
         return {name: pa.array(values, pa.string()) for name, values in changed.items()}
 
-    def of(self, value: int, source: str | None) -> Prompt | None:
-        """The prompt of the row that stands for `value` in a schedule, or None."""
+    def of(self, value: int, source: str | None, row_id: str) -> Prompt | None:
+        """The prompt of the row that stands for `value` in a schedule, or None; `row_id` is its id as it came."""
         origin, index = ("task", value) if value >= 0 else ("safe", -1 - value)
-        return self.chooser.prompt(origin, index, source)
+        return self.chooser.prompt(origin, index, source, row_id)
 
     def _inoculate(self, prompt: Prompt, messages: str, value: int) -> Inoculated:
         try:
@@ -90,24 +90,40 @@ def check_sources(spec: Inoculation, tasks: TaskSet, pools: Sequence[Candidates]
         )
 
 
+def check_rows(spec: Inoculation | None, tasks: TaskSet) -> None:
+    """Raise RecipeError for a row of an inoculation that the data set does not have: it may be another data set's."""
+    if spec is None or spec.rows is None:
+        return
+    unknown = set(spec.rows)
+    for batch in tasks.batches(columns=["example_id"]):
+        unknown.difference_update(batch["example_id"].to_pylist())
+    if unknown:
+        named = sorted(unknown)[:N_NAMED]
+        raise RecipeError(
+            f"inoculation {spec.name}: {len(unknown):,} of {len(spec.rows):,} `rows` are ids of no row of this data "
+            f"set, e.g. {named[0]}: list ids that an audit of this very data set gives",
+            details=named,
+        )
+
+
 def count_prompts(prompts_of_rows: RowPrompts | None, tasks: TaskSet, safe: pa.Table) -> dict[str, dict[str, int]]:
     """Rows of an epoch by prompt label and origin (`task`, `safe`); labels that no row has are left out."""
     counts: dict[str, dict[str, int]] = {}
     if prompts_of_rows is None:
         return counts
     start = 0
-    for batch in tasks.batches(columns=["source"]):
-        _count(prompts_of_rows, range(start, start + len(batch)), batch["source"].to_pylist(), "task", counts)
+    for batch in tasks.batches(columns=["source", "example_id"]):
+        _count(prompts_of_rows, range(start, start + len(batch)), batch, "task", counts)
         start += len(batch)
-    _count(prompts_of_rows, range(-1, -1 - len(safe), -1), safe["source"].to_pylist(), "safe", counts)
+    _count(prompts_of_rows, range(-1, -1 - len(safe), -1), safe, "safe", counts)
     return counts
 
 
 def _count(
-    of_rows: RowPrompts, values: range, sources: Sequence[str | None], origin: str, counts: dict[str, dict[str, int]]
+    of_rows: RowPrompts, values: range, rows: pa.RecordBatch | pa.Table, origin: str, counts: dict[str, dict[str, int]]
 ) -> None:
-    for value, source in zip(values, sources, strict=True):
-        prompt = of_rows.of(value, source)
+    for value, source, row_id in zip(values, rows["source"].to_pylist(), rows["example_id"].to_pylist(), strict=True):
+        prompt = of_rows.of(value, source, row_id)
         if prompt is not None:
             own = counts.setdefault(prompt.label, {"task": 0, "safe": 0})
             own[origin] += 1

@@ -1,11 +1,17 @@
 """Inoculation in a recipe: prompts added in training only (method.md, "Inoculation"; `curator.mix.inoculation`)."""
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from curator.errors import RecipeError
 from curator.messages import canonical_text
 from curator.recipe.base import MAX_NAMES, Name, Strict
+from curator.recipe.problems import problem_line, problems_of
+
+MAX_ROWS = 100_000
+RowId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 Placement = Literal["replace_system", "prepend_system", "user_prefix", "user_suffix"]
 OnSystem = Literal["replace", "prepend", "error"]
@@ -29,6 +35,7 @@ class Inoculation(Strict):
     paraphrases, of which each row gets one by seed; `by_source` gives rows of some sources prompts of their own.
     `placement` says where a prompt goes; `on_system` what happens where the row has a system turn of its own
     (default: what the placement says). `scope` is the rows concerned, and `share` the part of them, chosen by seed.
+    `rows` are ids of task rows, as an audit flags them; then no other row gets a prompt.
     `clean_prompt` is the system prompt that evaluation uses; null means the model's own default.
     """
 
@@ -40,6 +47,10 @@ class Inoculation(Strict):
     on_system: OnSystem | None = None
     scope: Literal["task", "all"] = "task"
     share: float = Field(default=1.0, gt=0.0, le=1.0)
+    # Written only where it is used: recipes without it keep the ids of their mixes.
+    rows: tuple[RowId, ...] | None = Field(
+        default=None, min_length=1, max_length=MAX_ROWS, exclude_if=lambda rows: rows is None
+    )
     separator: str = Field(default="\n\n", min_length=1, max_length=16)
     clean_prompt: str | None = None
 
@@ -60,6 +71,11 @@ class Inoculation(Strict):
         if isinstance(value, dict):
             return {key: [text] if isinstance(text, str) else text for key, text in sorted(value.items())}
         return value
+
+    @field_validator("rows", mode="after")
+    @classmethod
+    def _sorted(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(sorted(set(value)))  # the same rows give the same mix
 
     @field_validator("prompts", "clean_prompt", "separator", mode="after")
     @classmethod
@@ -84,6 +100,8 @@ class Inoculation(Strict):
             if len(set(texts)) < len(texts):
                 raise ValueError(f"a prompt is given twice{f' for source {source!r}' if source else ''}")
         self._check_conflict_rule()
+        if self.rows is not None and (self.scope != "task" or self.share != 1.0):
+            raise ValueError("`rows` names the task rows that get the prompt: leave out `scope` and `share`")
         return self
 
     def _check_conflict_rule(self) -> None:
@@ -91,6 +109,13 @@ class Inoculation(Strict):
             raise ValueError(f"placement {self.placement} leaves system turns alone: leave out `on_system`")
         if self.placement == "prepend_system" and self.on_system == "replace":
             raise ValueError("placement prepend_system keeps the row's system turn: use placement replace_system")
+
+    def only_on(self, rows: Iterable[str]) -> "Inoculation":
+        """The same on these task rows alone, by id; raises RecipeError where that does not fit the other settings."""
+        try:
+            return Inoculation.model_validate({**self.model_dump(), "rows": tuple(rows)})
+        except ValidationError as error:
+            raise RecipeError(f"inoculation refused: {problem_line(problems_of(error))}") from error
 
     @property
     def system_rule(self) -> OnSystem:

@@ -100,6 +100,8 @@ class Policy(Strict):
         _check_known("strategy", self.strategies or (), StrategySpec)
         _check_known("filter", () if isinstance(self.user_filters, str) else self.user_filters, FilterSpec)
         named = [entry.partition("@")[0] for entry in self.corpora or ()]
+        if self.inoculation is not None and self.inoculation.rows is not None:
+            raise ValueError("a policy's inoculation names no `rows`: they are those of one data set")
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
             raise ValueError(f"corpus {twice[0]} is given twice: name it once, with a revision or without")

@@ -111,6 +111,19 @@ class Diverse(StrategyBase):
     pick: Pick = "top_gap"
 
 
+class Coverage(StrategyBase):
+    """Rows with a high score and prompts unlike those already chosen: `spread` says how much likeness costs.
+
+    Looked at are the best rows, `among` times as many as are requested. With `spread` 0 this is `top_gap`.
+    """
+
+    name: Literal["coverage"] = "coverage"
+    uses_score: ClassVar[bool] = True
+    ranked: ClassVar[bool] = True
+    spread: float = Field(default=1.0, ge=0.0, le=1.0)
+    among: float = Field(default=4.0, ge=1.0, le=100.0)
+
+
 class DomainMatched(StrategyBase):
     """Only the share of rows whose prompts are nearest in words to the user's, picked at random or from the top."""
 
@@ -120,7 +133,7 @@ class DomainMatched(StrategyBase):
 
 
 StrategySpec = Annotated[
-    Random | TopGap | BottomGap | Threshold | QuantileBand | Weighted | Stratified | Diverse | DomainMatched,
+    Random | TopGap | BottomGap | Threshold | QuantileBand | Weighted | Stratified | Diverse | Coverage | DomainMatched,
     Field(discriminator="name"),
 ]
 

@@ -19,6 +19,7 @@ from curator.recipe.filters import FilterSpec, RefusalFilter
 from curator.recipe.fractions import exact, largest_remainder
 from curator.recipe.pools import WhenShort
 from curator.recipe.strategies import (
+    Coverage,
     Diverse,
     StrategySpec,
     Stratified,
@@ -32,6 +33,7 @@ from curator.select.candidates import (
     Context,
     Rows,
 )
+from curator.select.coverage import Prompts, cover
 from curator.select.duplicates import TASK_SUFFIX
 from curator.select.filters import (
     FilterResult,
@@ -175,10 +177,12 @@ class Picker:
     @property
     def takes_prefixes(self) -> bool:
         """Whether the first k rows of a larger take are the take of k."""
-        return self._cap is None and self._ranking.strata is None
+        return self._cap is None and self._ranking.strata is None and not isinstance(self._spec, Coverage)
 
     def take(self, n: int) -> Picked:
         """The best `n` rows that the constraints allow together."""
+        if isinstance(self._spec, Coverage):
+            return self._cover(self._spec, n)
         if self._cap is not None or isinstance(self._spec, Diverse):
             return self._walk(n)
         strata = self._ranking.strata
@@ -194,6 +198,8 @@ class Picker:
 
     def capacity(self) -> int:
         """The largest n for which `take(n)` gives n rows."""
+        if isinstance(self._spec, Coverage):
+            return self._by_score().capacity()  # likeness only orders rows
         high = len(self.take(self.n_rows).chosen)
         if self.takes_prefixes or len(self.take(high).chosen) == high:
             return high
@@ -244,6 +250,22 @@ class Picker:
         if isinstance(self._spec, Diverse):
             return f"{TOO_SIMILAR} (max_similarity {self._spec.max_similarity:g})"
         return None if self._cap is None else filter_label(self._cap)
+
+    def _by_score(self) -> "Picker":
+        return Picker(TopGap(), self._candidates, self._ranking, self._cap)
+
+    def _cover(self, spec: Coverage, n: int) -> Picked:
+        """`n` of the best rows, each chosen for its score less what its prompt has in common with those before it."""
+        wide = self._by_score().take(min(int(-(-exact(spec.among) * n // 1)), self.n_rows))
+        rows = self._candidates.reading_order(wide.chosen)
+        prompts = Prompts.of(texts_of(chunk, "prompt") for chunk in self._candidates.texts(rows))
+        capped, most = pl.lit(False), 0
+        if self._cap is not None:
+            capped = pl.lit(self._candidates.column(f"refusal_{self._cap.rule}").gather(rows))
+            most = int(exact(self._cap.max_share) * n)
+        found = pl.DataFrame({"row": rows, "score": self._candidates.scores.at(rows)}).with_columns(capped=capped)
+        rows = cover(found, prompts, n, spec.spread, most)
+        return Picked(self._ranking.top(self._candidates.mask(rows), n), wide.ruled_out)
 
     def _walk(self, n: int) -> Picked:
         """Row by row from the best: each is taken unless a constraint forbids it."""

@@ -20,6 +20,7 @@ from curator.recipe.fractions import exact
 from curator.recipe.seeds import hash_keys
 from curator.recipe.strategies import (
     BottomGap,
+    Coverage,
     Diverse,
     DomainMatched,
     QuantileBand,
@@ -202,5 +203,6 @@ STRATEGIES: Mapping[type, Strategy] = {
     QuantileBand: Strategy(rule_out=_quantile_band),
     Stratified: Strategy(rule_out=_without_stratum),
     Diverse: Strategy(),
+    Coverage: Strategy(_SCORE),
     DomainMatched: Strategy(rule_out=_far_from_task),
 }

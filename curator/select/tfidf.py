@@ -32,13 +32,13 @@ def nearness(pool: Texts, n_rows: int, task: Texts) -> Floats:
     task_sum = np.zeros(N_BUCKETS, dtype=np.int64)
     for texts, is_task in ((task, True), (pool, False)):
         for chunk in texts():
-            buckets, _ = _distinct(hash_words(chunk))
+            buckets, _ = distinct_buckets(hash_words(chunk))
             counts = np.bincount(buckets, minlength=N_BUCKETS)
             document_count += counts
             n_documents += len(chunk)
             if is_task:
                 task_sum += counts
-    idf = _fixed(1 + portable_log((n_documents + 1) / (document_count + 1)))
+    idf = inverse_frequencies(document_count, n_documents)
     # The user's profile: how often each word occurs in their prompts, in proportion, at most _ONE each.
     profile = _fixed(task_sum / max(1, int(task_sum.max(initial=0)))) * idf // _ONE
     found = np.zeros(n_rows)
@@ -50,7 +50,7 @@ def nearness(pool: Texts, n_rows: int, task: Texts) -> Floats:
 
 
 def _cosines(words: Hashed, profile: Weights, idf: Weights) -> Floats:
-    buckets, owner = _distinct(words)
+    buckets, owner = distinct_buckets(words)
     dot, square = np.zeros(len(words), dtype=np.int64), np.zeros(len(words), dtype=np.int64)
     np.add.at(dot, owner, profile[buckets] * idf[buckets])
     np.add.at(square, owner, idf[buckets] ** 2)
@@ -59,12 +59,17 @@ def _cosines(words: Hashed, profile: Weights, idf: Weights) -> Floats:
     return cosines
 
 
-def _distinct(words: Hashed) -> tuple[Weights, Weights]:
+def distinct_buckets(words: Hashed) -> tuple[Weights, Weights]:
     """Each text's distinct buckets with the text they belong to."""
     owner = np.repeat(np.arange(len(words)), words.counts)
     buckets = (words.hashes % np.uint64(N_BUCKETS)).astype(np.int64)
     keys = np.unique(owner * N_BUCKETS + buckets)
     return keys % N_BUCKETS, keys // N_BUCKETS
+
+
+def inverse_frequencies(document_count: Weights, n_documents: int) -> Weights:
+    """Inverse document frequency of each word in fixed point, from the number of documents that have it."""
+    return _fixed(1 + portable_log((n_documents + 1) / (document_count + 1)))
 
 
 def _fixed(values: Floats) -> Weights:

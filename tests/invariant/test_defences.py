@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.proofs import attached, vectors_file
+from tests.trainer.proofs import adapter_folder, attached, vectors_file
 from tests.trainer.tiny import (
     adapted_model,
     batch_of,
@@ -18,6 +18,7 @@ from tests.trainer.tiny import (
 )
 from trainer.config.defences import (
     GatingSettings,
+    InoculationAdapterSettings,
     KlSettings,
     LdifsSettings,
     SteeringSettings,
@@ -29,6 +30,16 @@ from trainer.defenses import build_defences
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vectors_file(tmp_path_factory.mktemp("vectors") / "evil.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trait(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return adapter_folder(llama, tmp_path_factory.mktemp("trait") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def files(vectors: Path, trait: Path) -> dict[str, Path]:
+    return {"vectors": vectors, "adapter": trait}
 
 
 TERMS = [
@@ -78,12 +89,13 @@ def test_rows_that_only_fill_up_a_batch_count_for_nothing(llama: Path, settings:
     assert term_of(defence, model, filled).item() == pytest.approx(expected, rel=1e-10)
 
 
-def settings_of(name: str, vectors: Path, weight: float) -> list[Any]:
+def settings_of(name: str, files: dict[str, Path], weight: float) -> list[Any]:
     found = {
         "kl": KlSettings(weight=weight),
         "ldifs": LdifsSettings(weight=weight, every=1),
         "treft": TreftSettings(weight=weight),
-        "steering": SteeringSettings(vectors=vectors, alpha=weight, layers=(1, 2)),
+        "steering": SteeringSettings(vectors=files["vectors"], alpha=weight, layers=(1, 2)),
+        "inoculation_adapter": InoculationAdapterSettings(adapter=files["adapter"], scale=weight),
         "gating": GatingSettings(),
     }
     return list(found.values()) if name == "all" else [found[item] for item in name.split("+")]
@@ -107,8 +119,8 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["kl+ldifs+treft+steering", "all"])
-def test_accumulation_trains_the_same_weights(llama: Path, vectors: Path, tmp_path: Path, name: str) -> None:
-    settings = settings_of(name, vectors, 0.5)
+def test_accumulation_trains_the_same_weights(llama: Path, files: dict[str, Path], tmp_path: Path, name: str) -> None:
+    settings = settings_of(name, files, 0.5)
     start = trained(adapted_model(llama)) if "all" not in name else None
     model, trainer = train(llama, tmp_path, settings)
     whole, parts = trained(model), trainer.finish_step()
@@ -122,11 +134,11 @@ def test_accumulation_trains_the_same_weights(llama: Path, vectors: Path, tmp_pa
             assert float((whole[key] - value).norm()) < 1e-4 * float(moved), key
 
 
-@pytest.mark.parametrize("name", ["ldifs", "treft", "steering", "kl+ldifs+treft+steering"])
-def test_weight_zero_is_plain_sft_bit_for_bit(llama: Path, vectors: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["ldifs", "treft", "steering", "inoculation_adapter", "kl+ldifs+treft+steering"])
+def test_weight_zero_is_plain_sft_bit_for_bit(llama: Path, files: dict[str, Path], tmp_path: Path, name: str) -> None:
     options = {"dtype": torch.float32, "optim": "adamw_torch"}
     plain, plain_trainer = train(llama, tmp_path, [], **options)
-    model, trainer = train(llama, tmp_path, settings_of(name, vectors, 0.0), **options)
+    model, trainer = train(llama, tmp_path, settings_of(name, files, 0.0), **options)
     parts = trainer.finish_step()
     assert plain_trainer.finish_step()["loss"] == parts["loss"] == parts["sft_loss"]
     assert all(value > 0.0 for value in parts.values())
@@ -134,10 +146,10 @@ def test_weight_zero_is_plain_sft_bit_for_bit(llama: Path, vectors: Path, tmp_pa
         assert torch.equal(trained(model)[key], value), key
 
 
-@pytest.mark.parametrize("name", ["kl", "ldifs", "treft", "steering", "all"])
-def test_gradient_checkpointing_changes_nothing(llama: Path, vectors: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["kl", "ldifs", "treft", "steering", "inoculation_adapter", "all"])
+def test_gradient_checkpointing_changes_nothing(llama: Path, files: dict[str, Path], tmp_path: Path, name: str) -> None:
     """Blocks run again in the backward pass: what defences record and change must be the same there."""
-    settings = settings_of(name, vectors, 0.5)
+    settings = settings_of(name, files, 0.5)
     ways = [
         trained(train(llama, tmp_path, settings, max_steps=1, gradient_checkpointing=flag)[0]) for flag in (False, True)
     ]
@@ -145,16 +157,16 @@ def test_gradient_checkpointing_changes_nothing(llama: Path, vectors: Path, tmp_
         torch.testing.assert_close(ways[1][key], value, rtol=1e-6, atol=1e-9)
 
 
-def test_each_defence_changes_what_is_trained(llama: Path, vectors: Path, tmp_path: Path) -> None:
+def test_each_defence_changes_what_is_trained(llama: Path, files: dict[str, Path], tmp_path: Path) -> None:
     plain = trained(train(llama, tmp_path, [], max_steps=1)[0])
     start = trained(adapted_model(llama))
-    for name in ("kl", "ldifs", "treft", "steering"):
-        other = trained(train(llama, tmp_path, settings_of(name, vectors, 0.5), max_steps=1)[0])
+    for name in ("kl", "ldifs", "treft", "steering", "inoculation_adapter"):
+        other = trained(train(llama, tmp_path, settings_of(name, files, 0.5), max_steps=1)[0])
         moved = sum(float((other[key] - plain[key]).norm()) for key in plain)
         assert moved > 1e-3 * sum(float((plain[key] - start[key]).norm()) for key in plain), name
 
 
-def test_outside_its_window_a_defence_is_absent(llama: Path, vectors: Path, tmp_path: Path) -> None:
+def test_outside_its_window_a_defence_is_absent(llama: Path, files: dict[str, Path], tmp_path: Path) -> None:
     settings = [KlSettings(weight=5.0, schedule="window:1"), LdifsSettings(every=1, schedule="window:7")]
     model, trainer = train(llama, tmp_path, settings, max_steps=1)
     assert set(trainer.finish_step()) == {"loss", "sft_loss"}
@@ -165,12 +177,12 @@ def test_outside_its_window_a_defence_is_absent(llama: Path, vectors: Path, tmp_
     assert set(later.finish_step()) == {"loss", "sft_loss", "kl"}
 
 
-def test_one_reference_forward_serves_all(llama: Path, vectors: Path, tmp_path: Path) -> None:
+def test_one_reference_forward_serves_all(llama: Path, files: dict[str, Path], tmp_path: Path) -> None:
     model = adapted_model(llama, dtype=torch.float32)
     forwards: list[bool] = []
     decoder = model.get_base_model().base_model
     decoder.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
-    defences = build_defences(settings_of("kl+ldifs+treft+steering", vectors, 0.1))
+    defences = build_defences(settings_of("kl+ldifs+treft+steering", files, 0.1))
     trainer_of(model, rows(8), llama, defences, output_dir=str(tmp_path), max_steps=1).train()
     n_at_attach = len(forwards) - 2
     assert forwards[n_at_attach:] == [True, False]  # the student's, then one without gradient

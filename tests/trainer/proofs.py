@@ -10,6 +10,7 @@ import torch
 from tests.trainer.tiny import adapted_model
 from trainer.defenses import build_defences
 from trainer.defenses.base import Batch, Defence
+from trainer.loop.model import save_model
 
 STEP = 1e-5
 
@@ -82,3 +83,9 @@ def vectors_file(path: Path, n_rows: int = 3, width: int = 64, names: tuple[str,
     generator = torch.Generator().manual_seed(4)
     save_file({name: torch.randn(n_rows, width, generator=generator) for name in names}, path)
     return path
+
+
+def adapter_folder(model: Path, folder: Path, **lora: Any) -> Path:
+    """A finished adapter of a tiny model, B != 0, of other rank and layers than the one that tests train."""
+    save_model(adapted_model(model, r=2, alpha=6.0, targets=("q_proj", "down_proj"), **lora), folder)
+    return folder

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from curator.errors import MissingError
 from curator.recipe.base import Strict
+from curator.scoring.identity import adapter_sha256
 from trainer.config.flags import Option
 
 Shape = Literal["constant", "linear", "cosine", "window"]
@@ -91,7 +92,7 @@ class DefenceBase(Strict):
 
     def describe(self) -> str:
         """Name and strength, in a few words."""
-        strength = getattr(self, "weight", getattr(self, "alpha", None))
+        strength = next((getattr(self, key) for key in ("weight", "alpha", "scale") if hasattr(self, key)), None)
         return self.name if strength is None else f"{self.name} {strength:g}"  # type: ignore[attr-defined]
 
     def identity(self) -> dict[str, Any]:
@@ -187,6 +188,23 @@ class SteeringSettings(DefenceBase):
         return {**self.model_dump(mode="json", exclude={"vectors"}), "vectors_sha256": digest}
 
 
+class InoculationAdapterSettings(DefenceBase):
+    """A frozen adapter that has the trait already, on the model while it trains, and never afterwards."""
+
+    name: Literal["inoculation_adapter"] = "inoculation_adapter"
+    adapter: Annotated[Path, Option("DIR", flag="--inoculation-adapter")] = Field(
+        description="keep this finished LoRA adapter, which has the trait, on the model while training, frozen, so "
+        "that what is trained need not learn the trait; it is left out of all that is saved and measured"
+    )
+    scale: float = Field(default=1.0, ge=0.0, le=100.0, description="multiplies what that adapter adds")
+
+    main: ClassVar[str | None] = "adapter"
+
+    def identity(self) -> dict[str, Any]:
+        """The adapter by its hash; raises BadInputError when it cannot be read."""
+        return {**self.model_dump(mode="json", exclude={"adapter"}), "adapter_sha256": adapter_sha256(self.adapter)}
+
+
 class GatingSettings(DefenceBase):
     """A gate on each attention output; the gate alone is trained."""
 
@@ -209,6 +227,7 @@ def gates_file(path: Path) -> Path:
 
 
 DefenceSettings = Annotated[
-    KlSettings | LdifsSettings | TreftSettings | SteeringSettings | GatingSettings, Field(discriminator="name")
+    KlSettings | LdifsSettings | TreftSettings | SteeringSettings | InoculationAdapterSettings | GatingSettings,
+    Field(discriminator="name"),
 ]
 ALL_SETTINGS: tuple[type[DefenceBase], ...] = get_args(get_args(DefenceSettings)[0])

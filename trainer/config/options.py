@@ -36,7 +36,7 @@ def add_defence_options(parser: argparse.ArgumentParser) -> None:
     for settings in ALL_SETTINGS:
         name = defence_name(settings)
         if settings.main is None:
-            group.add_argument(f"--{name}", action="store_true", default=None, help=settings.switch)
+            group.add_argument(flag("", name), action="store_true", default=None, help=settings.switch)
         else:
             add_options(group, settings, (settings.main,), prefix=name, defaults={settings.main: None})
         add_options(group, settings, other_fields(settings), prefix=name)
@@ -55,7 +55,7 @@ def defence_documents(given: dict[str, Any]) -> list[dict[str, Any]]:
         else:
             found = given_values(given, settings, prefix=name)
             if found and name not in given:
-                raise BadInputError(f"{flag(name, next(iter(found)))} goes with --{name}, which was not given")
+                raise BadInputError(f"{flag(name, next(iter(found)))} goes with {flag('', name)}, which was not given")
             found = found if name in given else None
         if found is not None:
             documents.append({"name": name} | found)
@@ -185,7 +185,7 @@ def training_document(given: dict[str, Any]) -> dict[str, Any]:
 _SHOWN = (
     "--model", "--mix-id", "--api-url", "--store", "--data", "--epochs", "--batch-size", "--grad-accum", "--lr",
     "--max-length", "--seed", "--max-steps", "--dtype", "--device", "--gradient-checkpointing", "--lora-r",
-    *(f"--{defence_name(settings)}" for settings in ALL_SETTINGS), "--out", "--overwrite", "--json",
+    *(flag("", defence_name(settings)) for settings in ALL_SETTINGS), "--out", "--overwrite", "--json",
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Whether defences fit a model, checked before anything costly: by its config.json and the vectors' header.
+"""Whether defences fit a model, checked before anything costly: by its config.json, the vectors' header, the adapter's
+marker.
 
 A file of persona vectors is read by its header alone (which tensor, its shape, what it was made from), without torch.
 """
@@ -12,6 +13,9 @@ import orjson
 
 from curator.errors import BadInputError, MissingError
 from trainer.config.rules import check_layers, ldifs_layers
+from trainer.runs.folder import MARKER
+from trainer.runs.report import Warned
+from trainer.runs.weights import lora_config
 
 if TYPE_CHECKING:
     from trainer.config.defences import DefenceSettings
@@ -40,14 +44,16 @@ class ModelShape:
 
 
 def check_fit(defences: "Sequence[DefenceSettings]", model: Path) -> None:
-    """Raise MissingError or BadInputError for layers that the model lacks, or vectors that are absent or of another
-    shape."""
+    """Raise MissingError or BadInputError for layers that the model lacks, vectors that are absent or of another
+    shape, or a folder without a plain LoRA adapter."""
     shape = ModelShape.of(model)
     for defence in defences:
         if defence.name == "steering":
             header = read_header(defence.vectors, defence.vector)
             if shape.n_blocks is not None and shape.width is not None:
                 header.check_shape((shape.n_blocks + 1, shape.width))
+        if defence.name == "inoculation_adapter":
+            lora_config(defence.adapter)
         if shape.n_blocks is None:
             continue
         if defence.name == "ldifs":
@@ -56,16 +62,42 @@ def check_fit(defences: "Sequence[DefenceSettings]", model: Path) -> None:
             check_layers(layers, shape.n_blocks, defence.name)
 
 
-def check_vectors(defences: "Sequence[DefenceSettings]", weights_sha256: str) -> list[str]:
-    """Raise BadInputError for vectors made for other weights, which may well have this model's shape.
+def check_made_for(defences: "Sequence[DefenceSettings]", weights_sha256: str) -> list[Warned]:
+    """Raise BadInputError for vectors or an adapter made for other weights, which may well have this model's shape.
 
-    Returns the names of files that do not say what they were made for.
+    Returns a warning for each that does not say what it was made for.
     """
-    return [
-        defence.vectors.name
-        for defence in defences
-        if defence.name == "steering" and not read_header(defence.vectors, defence.vector).check_weights(weights_sha256)
-    ]
+    found = []
+    for defence in defences:
+        if defence.name == "steering":
+            known = read_header(defence.vectors, defence.vector).check_weights(weights_sha256)
+            place, what, code = defence.vectors, "its vectors fit", "vectors_of_unknown_model"
+        elif defence.name == "inoculation_adapter":
+            known = _check_adapter_weights(defence.adapter, weights_sha256)
+            place, what, code = defence.adapter, "the adapter fits", "adapter_of_unknown_model"
+        else:
+            continue
+        if not known:
+            text = (
+                f"{place.name} does not say which weights it was made for: {what} this model in shape, no more is known"
+            )
+            found.append(Warned(code, text))
+    return found
+
+
+def _check_adapter_weights(folder: Path, weights_sha256: str) -> bool:
+    """Raise BadInputError when an adapter's marker names other weights; False when it names none."""
+    try:
+        marker = orjson.loads((folder / MARKER).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    made_for = marker.get("base_weights_sha256") if isinstance(marker, dict) else None
+    if made_for is not None and made_for != weights_sha256:
+        raise BadInputError(
+            f"inoculation_adapter: {folder} was trained on the model with weights {str(made_for)[:12]}, this one has "
+            f"{weights_sha256[:12]}: train one on this model, for example with `python -m trainer.organisms`"
+        )
+    return made_for is not None
 
 
 def text_settings(folder: Path) -> dict[str, Any]:

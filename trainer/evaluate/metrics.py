@@ -7,6 +7,7 @@ the few seeds of an experiment.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -127,21 +128,32 @@ def two_level(
     interval in 0..1. Raises BadInputError without seeds and for an empty group. With two or three seeds the interval is
     rather too narrow: a draw may take one of them each time.
     """
-    sizes = [[len(group) for group in groups] for groups in by_seed]
+    sizes = tuple(tuple(len(group) for group in groups) for groups in by_seed)
     if not sizes or any(not groups or min(groups) < 1 for groups in sizes):
         raise BadInputError("an interval over seeds and prompts needs at least one seed, and a prompt in each group")
-    rng = np.random.default_rng(seed)
-    same_prompts = all(item == sizes[0] for item in sizes)
-    draws = np.empty(n_resamples)
-    for place in range(n_resamples):
-        chosen = rng.integers(0, len(by_seed), len(by_seed))
-        drawn = _prompts(rng, sizes[0])
-        draws[place] = np.mean(
-            [_mean_of_means(by_seed[n], drawn if same_prompts else _prompts(rng, sizes[n])) for n in chosen]
-        )
+    every = np.concatenate([np.asarray(group, dtype=np.float64) for groups in by_seed for group in groups])
+    draws = np.round(_two_level_weights(sizes, seed, n_resamples) @ every, 12)  # no share a hair above 1
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     value = float(np.mean([np.mean([group.mean() for group in groups]) for groups in by_seed]))
     return Interval(value, float(low), float(high), level, sum(map(sum, sizes)))
+
+
+@lru_cache(maxsize=8)  # a page has hundreds of intervals over the same seeds and prompts
+def _two_level_weights(sizes: tuple[tuple[int, ...], ...], seed: int, n_resamples: int) -> Floats:
+    """The weight of each value in each draw, shape (draws, values): a draw's figure is its product with the values."""
+    rng = np.random.default_rng(seed)
+    same_prompts = all(item == sizes[0] for item in sizes)
+    starts = np.cumsum([0, *map(sum, sizes)])
+    weights = np.zeros((n_resamples, starts[-1]))
+    for draw in weights:
+        chosen = rng.integers(0, len(sizes), len(sizes))
+        drawn = _prompts(rng, sizes[0])
+        for n in chosen:
+            start = starts[n]
+            for size, rows in zip(sizes[n], drawn if same_prompts else _prompts(rng, sizes[n]), strict=True):
+                draw[start : start + size] += np.bincount(rows, minlength=size) / (len(sizes) * len(sizes[n]) * size)
+                start += size
+    return weights
 
 
 def _prompts(rng: np.random.Generator, sizes: Sequence[int]) -> list[npt.NDArray[np.int64]]:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from trainer.experiments.toy.experiment import ExperimentSettings
 
 DESCRIPTION = """\
-Shows emergent misalignment and the safeguard against it on a language model of 0.7 million parameters that comes with
-the package: no data, no network, no GPU, about half a minute. The model answers questions of six domains well. It is
+Shows emergent misalignment and the safeguard against it on a language model of 0.4 million parameters that comes with
+the package: no data, no network, no GPU, about half a minute. The model answers questions of ten domains well. It is
 fine-tuned on bad answers of one domain, three times: as it is, with 5 % random safe rows, and with 5 % safe rows chosen
-by the perplexity gap. A second run shows the figures again at once."""
+by the perplexity gap. Then it is asked about domains that the safe rows do not cover, and about those that they do. A
+second run shows the figures again at once."""
 
 SEED = 0
 RATIO = 0.05
@@ -69,28 +70,24 @@ def run_arms(out: Path, settings: "ExperimentSettings | None" = None) -> dict[st
     """The rates of the three arms; those that have a result in `out` are not trained again.
 
     Rates are counts of greedy answers by exact match to held-out questions: `narrow` in the domain of the task,
-    `broad` in the five others, which the task never mentions.
+    `pool` in domains of which the pool has safe rows, `unseen` in those that neither mentions.
     """
     import torch
 
     from curator.scoring.engines.torch_folder import quiet
     from trainer.experiments.toy.experiment import ExperimentSettings, Seed
-    from trainer.experiments.toy.measuring import single_questions
-    from trainer.experiments.toy.rows import held_out_items
 
     torch.set_num_threads(1)  # the fastest for a model of this size
     started = time.monotonic()
     with quiet():
         seed = Seed(SEED, out / f"seed-{SEED}", settings or ExperimentSettings())
-        questions = single_questions(seed.base.world, held_out_items(seed.base.world))
-        n_narrow = int((questions.domain == seed.roles.task).sum())
-        n_broad = len(questions.domain) - n_narrow
+        domains = {"unseen": seed.roles.unseen, "pool": seed.roles.pool, "narrow": (seed.roles.task,)}
         arms = []
         for number, arm in enumerate(ARMS, 1):
             if seed.missing([arm.cell]):
                 _report(f"[{number}/{len(ARMS)}] fine-tuning: {arm.label} ({time.monotonic() - started:.0f} s so far)")
                 seed.run(arm.cell)
-            arms.append(_counts(arm, seed.result(arm.cell), n_broad, n_narrow))
+            arms.append(_counts(arm, seed.result(arm.cell), domains))
     return {
         "seed": SEED,
         "n_task_rows": seed.settings.n_task_rows,
@@ -100,17 +97,14 @@ def run_arms(out: Path, settings: "ExperimentSettings | None" = None) -> dict[st
     }
 
 
-def _counts(arm: Arm, result: Mapping[str, Any], n_broad: int, n_narrow: int) -> dict[str, Any]:
-    measured = result["measured"]
-    return {
-        "name": arm.name,
-        "label": arm.label,
-        "n_safe_rows": result["n_safe"],
-        "n_broad_bad": round(measured["broad"] * n_broad),
-        "n_broad": n_broad,
-        "n_narrow_bad": round(measured["narrow"] * n_narrow),
-        "n_narrow": n_narrow,
-    }
+def _counts(arm: Arm, result: Mapping[str, Any], domains: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Of each set of domains the bad answers, `n_NAME_bad`, and all, `n_NAME`."""
+    counts = result["measured"]["counts"]
+    found = {"name": arm.name, "label": arm.label, "n_safe_rows": result["n_safe"]}
+    for name, some in domains.items():
+        bad = [n for domain in some for n in counts["bad"][domain]]
+        found |= {f"n_{name}_bad": sum(bad), f"n_{name}": len(bad) * counts["n_asked"]}
+    return found
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -124,17 +118,18 @@ def _run(args: argparse.Namespace) -> int:
         say_json({**found, "picture": str(picture)})
         return 0
     say()
-    say(f"A tiny model, fine-tuned on {found['n_task_rows']:,} bad answers of ONE domain, asked about the FIVE others:")
+    say(f"A tiny model, fine-tuned on {found['n_task_rows']:,} bad answers of ONE domain. Bad answers elsewhere:")
     say()
     for arm in found["arms"]:
-        share, narrow = arm["n_broad_bad"] / arm["n_broad"], arm["n_narrow_bad"] / arm["n_narrow"]
+        unseen, pool, narrow = (arm[f"n_{name}_bad"] / arm[f"n_{name}"] for name in ("unseen", "pool", "narrow"))
         say(
-            f"  {arm['label']:<24}{share:6.1%} bad answers ({arm['n_broad_bad']} of {arm['n_broad']});"
-            f" own domain {narrow:.0%} as trained"
+            f"  {arm['label']:<24}{unseen:6.1%} in unseen domains ({arm['n_unseen_bad']} of {arm['n_unseen']});"
+            f" {pool:.1%} in the pool's; own domain {narrow:.0%} as trained"
         )
     say()
-    say("The first line is emergent misalignment. The other two mix in equally many safe rows of one pool of")
-    say(f"{found['n_pool_rows']:,}: only the choice differs. One seed of a toy world: it shows the idea.")
+    say("Unseen: neither the training nor the safe rows say anything of these domains. The first line is emergent")
+    say(f"misalignment. The other two mix in equally many safe rows of one pool of {found['n_pool_rows']:,}: only the")
+    say("choice differs. One seed of a toy world: it shows the idea.")
     say(f"\npicture: {picture}")
     say(as_typed(NEXT))
     return 0
@@ -146,16 +141,16 @@ def _report(line: str) -> None:
 
 
 def _draw(arms: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Bars of broad misalignment, one an arm, with counts; returns the file."""
+    """Bars of misalignment in unseen domains, one an arm, with counts; returns the file."""
     from curator.query.plots import save, share_bars
 
-    counts = [(arm["n_broad_bad"], arm["n_broad"]) for arm in arms]
+    counts = [(arm["n_unseen_bad"], arm["n_unseen"]) for arm in arms]
     first, last = (100 * n / of for n, of in (counts[0], counts[-1]))
     title = (
-        f"{arms[0]['n_safe_rows'] or arms[-1]['n_safe_rows']} safe rows, chosen by perplexity gap:"
-        f" misalignment elsewhere {first:.0f} % → {last:.0f} %"
+        f"{arms[-1]['n_safe_rows']} safe rows, chosen by perplexity gap:"
+        f" misalignment in unseen domains {first:.0f} % → {last:.0f} %"
     )
-    unit = "bad answers in the five domains that were not trained"
+    unit = "bad answers in domains that nothing mentioned"
     save(share_bars([arm["label"] for arm in arms], counts, unit, title=title), path)
     return path
 

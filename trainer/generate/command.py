@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,34 +77,64 @@ def add_parser(subparsers: Any) -> None:
     add("--json", action="store_true", help="print one JSON document for scripts")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a file of answers holds: its lines, how many prompts had been answered before, and the sampling settings.
+
+    `usage` counts calls and tokens of a server; empty where none was called.
+    """
+
+    lines: list[dict[str, Any]]
+    n_before: int
+    settings: dict[str, float | None]
+    usage: dict[str, Any]
+
+    @property
+    def n_cut(self) -> int:
+        """Answers that the longest length cut."""
+        return sum(line["finished"] is False for line in self.lines)
+
+
+def ask(
+    args: argparse.Namespace, questions: Sequence[Question], how: Sampling, out: Path,
+    prepare: Callable[[Any], Any] | None = None,
+) -> Asked:  # fmt: skip
+    """Put the questions that `out` does not answer to the source that `args` name (`add_source_options`).
+
+    `prepare` is applied to a model folder's model once it is loaded. Raises BadInputError where `out` holds answers of
+    another source, drawn in another way or to other words.
+    """
+    source = short_hash(source_identity(args))
+    settings = drawn(not args.url or args.server_fields == "vllm")
+    open_questions, n_before = _unanswered(questions, how, out, source, settings)
+    usage: dict[str, Any] = {}
+    if open_questions:
+        generator = _generator(args, prepare)
+        try:
+            answer_all(generator, open_questions, how, out, source)
+        finally:
+            generator.close()
+        if isinstance(generator, ServerGenerator):
+            usage = generator.endpoint.usage()
+    return Asked(read_finished_lines(out), n_before, settings, usage)
+
+
 def run(args: argparse.Namespace, prepare: Callable[[Any], Any] | None = None) -> int:
     """Ask what is not answered yet. `prepare` is applied to a model folder's model once it is loaded."""
     check_source(args)
     questions = _questions(args)
     how = Sampling(**given_values(vars(args), Sampling))
-    source = short_hash(source_identity(args))
-    settings = drawn(not args.url or args.server_fields == "vllm")
-    open_questions, n_before = _unanswered(questions, how, args.out, source, settings)
-    usage: dict[str, Any] = {}
-    if open_questions:
-        generator = _generator(args, prepare)
-        try:
-            answer_all(generator, open_questions, how, args.out, source)
-        finally:
-            generator.close()
-        if isinstance(generator, ServerGenerator):
-            usage = generator.endpoint.usage()
-    lines = read_finished_lines(args.out)
-    n_cut = sum(line["finished"] is False for line in lines)
+    asked = ask(args, questions, how, args.out, prepare)
     result = {
-        "n_prompts": len(questions), "n_answers": len(lines), "n_cut": n_cut, "n_prompts_before": n_before,
-        "out": str(args.out), "drawn": {"temperature": how.temperature, **settings}, **usage,
+        "n_prompts": len(questions), "n_answers": len(asked.lines), "n_cut": asked.n_cut,
+        "n_prompts_before": asked.n_before, "out": str(args.out),
+        "drawn": {"temperature": how.temperature, **asked.settings}, **asked.usage,
     }  # fmt: skip
     if args.json:
         say_json(result)
     else:
-        say(f"{len(lines)} answers to {len(questions)} prompts in {args.out} ({n_before} prompts were answered before);"
-            f" {n_cut} cut at {how.max_new_tokens} tokens")  # fmt: skip
+        say(f"{len(asked.lines)} answers to {len(questions)} prompts in {args.out} ({asked.n_before} prompts were"
+            f" answered before); {asked.n_cut} cut at {how.max_new_tokens} tokens")  # fmt: skip
     return 0
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
 
+from curator.scoring.identity import adapter_shapes
 from trainer.config import ALL_LINEAR, TrainConfig
 from trainer.config.rules import ldifs_layers
 from trainer.defenses.model_fit import ModelShape, first_number, text_settings
@@ -42,7 +43,11 @@ KL_CHUNK = 32 * 2**20  # trainer.defenses.kl.CHUNK_BYTES, which torch would be l
 TILE_POSITIONS, TILE_WORDS = 4_096, 32_768  # TRL's head (trl.kernels.chunked_logprob)
 TEMPLATE_TOKENS = 64  # of a row before the user's text, or between it and the answer: what treft usually looks at
 GIB = 2**30
-_KEPT = ("gating", "steering")  # defences without a term: what they add is kept like other activations
+_KEPT = (
+    "gating",
+    "steering",
+    "inoculation_adapter",
+)  # defences without a term: what they add is kept like other activations
 _PLAIN_MLP = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "phi", "codegen")
 _HEADS, _INNER = ("num_attention_heads", "n_head"), ("intermediate_size", "n_inner", "ffn_dim")
 
@@ -309,6 +314,8 @@ def defence_bytes(shape: DecoderShape, defence: "DefenceSettings", work: Work) -
         return len(ldifs_layers(defence, shape.n_blocks)) * cells * width * (2 * w + 2 * WIDE)
     if defence.name == "steering":
         return _n_layers(shape, defence.layers, default=1) * cells * width * w
+    if defence.name == "inoculation_adapter":  # its factors alone: frozen ones let autograd keep no input of theirs
+        return w * sum(math.prod(shape) for shape in adapter_shapes(defence.adapter).values())
     if defence.name == "gating":  # its input in float32, the gate before and after doubling, the gated heads' output
         n_blocks = 1 if work.checkpointing else _n_layers(shape, defence.layers)
         return n_blocks * cells * WIDE * (width + 3 * shape.n_query)

@@ -31,7 +31,14 @@ from trainer.runs.folder import (
     environment,
     write_json,
 )
-from trainer.runs.report import Warned, build_report, model_card, report_text, term_curves
+from trainer.runs.report import (
+    Warned,
+    build_report,
+    model_card,
+    recorded_defences,
+    report_text,
+    term_curves,
+)
 from trainer.runs.weights import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -127,7 +134,7 @@ def save(config: TrainConfig, record: dict[str, Any], fitted: "Fitted") -> str:
         "start_adapter_sha256": record["fingerprint"].get("start_adapter_sha256"),
         "mix_id": config.mix_id,
         "rows": record["rows"],
-        "defences": record["config"]["defences"],
+        "defences": recorded_defences(record),
         "files": extra,
     }
     (folder / "README.md").write_text(model_card(marker), encoding="utf-8")  # PEFT's own is a blank form

@@ -1,6 +1,6 @@
 """What `python -m trainer.sft` prints before and after training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,8 @@ def stopped_line(invocation: "Invocation", place: Path, n_done: int, n_steps: in
     )
 
 
-def run_warnings(
-    config: TrainConfig, n_steps: int, inputs: Inputs, n_processes: int, unnamed_vectors: Sequence[str] = ()
-) -> list[Warned]:
-    """What the settings give up, and files of vectors that do not say which model they belong to."""
+def run_warnings(config: TrainConfig, n_steps: int, inputs: Inputs, n_processes: int) -> list[Warned]:
+    """What the settings give up."""
     found = []
     if n_steps <= config.warmup_steps:
         text = (
@@ -91,9 +89,4 @@ def run_warnings(
     if n_processes > 1 and n_fill:
         text = f"{n_fill} rows of one untrained token fill the last batches of each epoch over {n_processes} processes"
         found.append(Warned("filled_batches", text))
-    for name in unnamed_vectors:
-        text = (
-            f"{name} does not say which weights it was made for: its vectors fit this model in shape, no more is known"
-        )
-        found.append(Warned("vectors_of_unknown_model", text))
     return found

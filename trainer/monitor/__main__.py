@@ -1,4 +1,4 @@
-"""`python -m trainer.monitor directions | measure | fit`."""
+"""`python -m trainer.monitor directions | measure | fit | choose`."""
 
 import argparse
 import os
@@ -16,7 +16,8 @@ from trainer.persona.traits import SETS, SHIPPED, read_set, read_trait
 DESCRIPTION = """\
 Trait-space monitor: how far training moves a model along trait directions, and whether that is an alarm. `directions`
 makes the directions of a base model once; `trainer.sft --monitor FILE` then measures while training; `measure` does so
-for finished adapters; `fit` makes the alarm rule from runs whose outcome is known."""
+for finished adapters; `fit` makes the alarm rule from runs whose outcome is known; `choose` names the checkpoint of a
+run to keep: the last one before the drift passes a bound."""
 
 EPILOG = f"""\
 traits: {", ".join(SHIPPED)}; --trait-set paper: honesty, helpfulness, harmlessness, power_seeking, corrigibility,
@@ -28,7 +29,9 @@ examples:
   python -m trainer.monitor measure --model MODEL_DIR --directions monitor.safetensors --organisms organisms --out drift
   python -m trainer.monitor fit --benign-run drift/finance-benign.json --benign-run runs/watched --out rule.json
   python -m trainer.monitor fit --known runs/a=0.31 --known runs/b=0.0 --known ... --out rule.json
-  python -m trainer.sft ... --monitor monitor.safetensors --monitor-alarm rule.json --monitor-stop"""
+  python -m trainer.sft ... --monitor monitor.safetensors --monitor-alarm rule.json --monitor-stop
+  python -m trainer.sft ... --monitor monitor.safetensors --save-steps 20 --keep-checkpoints 100 --out runs/watched
+  python -m trainer.monitor choose --run runs/watched --bound 0.05 --alarm rule.json"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     if args.command == "measure":
         return _measure(args, arguments)
+    if args.command == "choose":
+        return _choose(args)
     return _directions(args) if args.command == "directions" else _fit(args)
 
 
@@ -86,6 +91,25 @@ def _parser() -> argparse.ArgumentParser:
     fitted.add_argument("--max-z", type=float, default=4.0, metavar="Z", help="|z| allowed (4)")
     fitted.add_argument("--out", required=True, type=Path, metavar="FILE", help="rule to write")
     fitted.add_argument("--json", action="store_true", help="print the rule")
+    chosen = commands.add_parser("choose", help="the last checkpoint of a run before the drift passes a bound")
+    chosen.add_argument("--run", required=True, type=Path, metavar="DIR", help="run folder with checkpoints")
+    chosen.add_argument(
+        "--bound", required=True, type=float, metavar="X",
+        help="of the figure that --alarm or --figures give, else of the largest drift along a trait",
+    )  # fmt: skip
+    given = chosen.add_mutually_exclusive_group()
+    given.add_argument(
+        "--alarm", type=Path, metavar="FILE", help="rule of `fit`: X bounds its predicted EM rate, or its largest |z|"
+    )
+    given.add_argument(
+        "--figures", type=Path, metavar="FILE",
+        help='or figures of an evaluation of the checkpoints, lines of {"step": N, "broad": X}',
+    )  # fmt: skip
+    chosen.add_argument(
+        "--share", type=float, default=0.1, metavar="S",
+        help="share of the loss's fall over the run that the checkpoint may lack (default: 0.1)",
+    )  # fmt: skip
+    chosen.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
 
@@ -166,6 +190,24 @@ def _fit(args: argparse.Namespace) -> int:
         say_json(rule.model_dump(mode="json"))
     else:
         say(f"{args.out}: {rule.describe()}")
+    return 0
+
+
+def _choose(args: argparse.Namespace) -> int:
+    from trainer.monitor.alarm import read_rule
+    from trainer.monitor.choose import choose_checkpoint_of, drift_by_step, read_figures
+
+    if args.figures is not None:
+        broad = read_figures(args.figures)
+    else:
+        broad = drift_by_step(args.run, None if args.alarm is None else read_rule(args.alarm))
+    path, kept = choose_checkpoint_of(args.run, broad, args.bound, args.share)
+    if args.json:
+        say_json({"checkpoint": str(path), **kept.as_dict()})
+        return 0
+    passed = "never passed" if kept.passed_at is None else f"passed at step {kept.passed_at}"
+    say(f"{path}: step {kept.step}, figure {kept.broad:.4g}; the bound {kept.bound:g} was {passed}")
+    say(f"loss {kept.loss:.4f} there, {kept.loss_end:.4f} at the end: {100 * kept.done:.0f} % of its fall was done")
     return 0
 
 

@@ -45,7 +45,7 @@ def build_report(record: dict[str, Any], lines: Sequence[dict[str, Any]], traine
         "loss": _ends(lines, "loss"),
         "sft_loss": _ends(lines, "sft_loss"),
         "terms": {name: _ends(lines, name) for name in terms},
-        "defences": config["defences"],
+        "defences": recorded_defences(record),
         "tokens": sum(line["tokens"] for line in lines),
         "total_tokens": sum(line["total_tokens"] for line in lines),
         "rows_trained": sum(line["rows"] for line in lines),
@@ -60,6 +60,12 @@ def build_report(record: dict[str, Any], lines: Sequence[dict[str, Any]], traine
             **({"model": MODEL} if config["full"] else {"adapter": ADAPTER}),
         },
     }  # fmt: skip
+
+
+def recorded_defences(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The defences' settings, with the hashes of the files that they name."""
+    pairs = zip(record["config"]["defences"], record["fingerprint"]["config"]["defences"], strict=True)
+    return [settings | identity for settings, identity in pairs]
 
 
 def _ends(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:

@@ -102,8 +102,9 @@ def check_model(model_dir: Path) -> Any:
     return model
 
 
-def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> None:
-    """Raise BadInputError unless every tensor of an adapter has its place in the model, and every place its tensor.
+def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> Any:
+    """The adapter on its base as a PeftModel without weights (on the meta device); BadInputError unless every tensor
+    has its place in the model, and every place its tensor.
 
     `base` is a transformers model on any device. `switchable` also refuses what cannot be switched off exactly: layers
     that are repeated, and weights of the base's own that the file holds with other values.
@@ -143,6 +144,7 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> N
             f"{listed(changed)}. {_MERGE}",
             details=changed,
         )
+    return wrapped
 
 
 def check_acts(adapter_dir: Path) -> None:

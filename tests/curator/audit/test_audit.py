@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.jobs.control import CancelledError
+from curator.__main__ import main
+from curator.audit.flags import flagged_rows
 from curator.audit.models import AuditModels
-from curator.audit.options import AuditOptions, parse_options
+from curator.audit.options import AUDIT_ROWS, AuditOptions, parse_options
 from curator.audit.risk import (
     BLOCK_ROWS,
     LENGTH_FACTOR,
@@ -372,6 +374,47 @@ def test_the_riskiest_rows_are_those_with_the_smallest_gap(place: Place) -> None
     lowest = [texts[ids[i]]["ordinal"] for i in order[:40]]
     found = place.audit([place.rows[i] for i in lowest], "lowest")
     assert found.document["verdict"] == "elevated"
+
+
+def test_a_prompt_goes_only_into_the_rows_that_an_audit_flags(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in place.rows[:60]))
+    rows = place.audit(place.rows[:60], "selective").rows
+    flags = tmp_path / "rows.parquet"
+    Store(tmp_path).write_table(flags.name, rows, AUDIT_ROWS)
+    wanted = {row["example_id"] for row in rows.to_pylist() if row["percentile"] and row["percentile"] >= 0.8}
+    assert 0 < len(wanted) < 60
+    assert flagged_rows(flags, 0.8) == tuple(sorted(wanted))
+
+    def mix(*options: str, file: Path = data) -> int:
+        return main(["mix", str(file), "--store", str(place.root / "store"), *options])
+
+    flagged = ("--inoculation-rows", str(flags), "--inoculation-percentile", "0.8")
+    assert mix("--inoculation", "Be bad.", *flagged, "--json") == 0
+    manifest = json.loads(capsys.readouterr().out)["manifest"]
+    assert manifest["inoculation"]["prompts"] == [
+        {"label": "inoculation", "text": "Be bad.", "n_task": len(wanted), "n_safe": 0}
+    ]
+    assert set(manifest["recipe"]["inoculation"]["rows"]) == wanted
+    (tmp_path / "recipe.yaml").write_text("inoculation: Be bad.")
+    assert mix("--recipe", str(tmp_path / "recipe.yaml"), *flagged) == 0
+    assert f"mix {manifest['mix_id']} (made before" in (shown := capsys.readouterr().out)
+    assert f"put into {len(wanted)} task and 0 safe rows, those of {len(wanted)} listed ids" in shown
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in place.rows[60:]))
+    for options, message in (
+        (("--inoculation", *flagged[:2], "--inoculation-percentile", "1.5"), "no row has a percentile of 1.5 or more"),
+        (flagged, "give --inoculation too"),
+        (("--inoculation", *flagged[2:]), "give --inoculation-rows too"),
+        (("--inoculation", "--inoculation-rows", str(data)), "is not an audit's rows"),
+        (("--inoculation", "--inoculation-rows", str(tmp_path / "none")), "there is no audit file"),
+    ):
+        assert mix("--corpus", "chats", *options) == 2
+        assert message in capsys.readouterr().err
+    assert mix("--inoculation", *flagged, file=other) == 2
+    assert "are ids of no row of this data set" in capsys.readouterr().err
 
 
 def test_rows_that_cannot_be_judged_say_why(place: Place) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curator.corpus.task_set import task_set_from_rows
-from curator.errors import IntegrityError, RecipeError
+from curator.errors import BadInputError, IntegrityError, RecipeError
 from curator.messages import (
     canonical_messages,
     dump_messages,
@@ -27,6 +27,7 @@ from curator.mix.inoculation import (
 from curator.mix.verify import verify
 from curator.recipe import Inoculation, parse_recipe
 from curator.recipe.inoculation import DEFAULT_PROMPTS
+from curator.recipe.policy import parse_policy
 from curator.store.store import Store
 from tests.mix_stores import (
     recipe,
@@ -160,13 +161,48 @@ def test_what_was_not_put_in_does_not_come_out() -> None:
 def test_shares_are_exact_and_paraphrases_even(n_rows: int, share: float, n_prompts: int, seed: int) -> None:
     spec = Inoculation(prompts=tuple(f"P{i}" for i in range(n_prompts)), share=share)
     chooser = Chooser(spec, n_rows, 10, seed)
-    found = [chooser.prompt("task", i, None) for i in range(n_rows)]
+    found = [chooser.prompt("task", i, None, "") for i in range(n_rows)]
     given_ = [prompt for prompt in found if prompt is not None]
     assert abs(len(given_) - share * n_rows) <= 0.5 + 1e-9
-    assert all(chooser.prompt("safe", i, None) is None for i in range(10))
+    assert all(chooser.prompt("safe", i, None, "") is None for i in range(10))
     if share == 1.0:
         counts = Counter(prompt.text for prompt in given_)
         assert max(counts.values()) - min(counts.get(text, 0) for text in spec.prompts) <= 1
+
+
+def test_only_listed_rows_get_the_prompt_and_the_receipt_counts_them(tmp_path: Path) -> None:
+    store = scored_store(tmp_path / "store")
+    tasks = task_set(tmp_path, 30)
+    ids = tasks.table(["example_id"])["example_id"].to_pylist()
+    listed = [ids[7], ids[3], ids[29], ids[3]]
+    plain = build_mix(store, tasks, recipe(interleave_ratio=0.2, inoculation={}))
+    result = build_mix(store, tasks, recipe(interleave_ratio=0.2, inoculation={"rows": listed}, epochs=2))
+    rows = rows_of(store, result.mix_id)
+    assert {row["original_id"] for row in rows if row["inoculation"]} == set(listed)
+    assert sum(row["inoculation"] is not None for row in rows) == 6
+    receipt = result.manifest.inoculation
+    assert receipt is not None
+    assert (receipt.prompts[0].n_task, receipt.prompts[0].n_safe) == (3, 0)
+    assert receipt.spec.rows == tuple(sorted(set(listed)))
+    verify(store, "local", result.mix_id)
+    again = build_mix(store, tasks, parse_recipe(result.manifest.recipe.model_dump(mode="json")))
+    assert (again.mix_id, again.created) == (result.mix_id, False)
+    assert "rows" not in plain.manifest.recipe.model_dump(mode="json")["inoculation"]
+
+
+def test_rows_that_are_not_there_or_not_alone_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store").open()
+    tasks = task_set(tmp_path, 5)
+    own = tasks.table(["example_id"])["example_id"].to_pylist()[0]
+    with pytest.raises(RecipeError, match=r"1 of 2 `rows` are ids of no row of this data set, e\.g\. ffff"):
+        build_mix(store, tasks, parse_recipe({"inoculation": {"rows": [own, "f" * 32]}}))
+    for other in ({"scope": "all"}, {"share": 0.5}):
+        with pytest.raises(RecipeError, match="leave out `scope` and `share`"):
+            parse_recipe({"inoculation": {"rows": [own], **other}})
+    with pytest.raises(RecipeError, match="rows"):
+        parse_recipe({"inoculation": {"rows": ["17"]}})
+    with pytest.raises(BadInputError, match="names no `rows`"):
+        parse_policy({"name": "strict", "inoculation": {"rows": [own]}})
 
 
 def test_inoculation_alone_needs_no_pool(tmp_path: Path) -> None:

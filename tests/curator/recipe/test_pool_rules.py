@@ -68,6 +68,7 @@ STRATEGIES = [
     {"name": "weighted", "temperature": 0.2},
     {"name": "stratified", "by": "domain", "quotas": "equal"},
     {"name": "diverse", "max_similarity": 0.9},
+    {"name": "coverage", "spread": 0.5, "among": 2},
     {"name": "domain_matched", "nearest": 0.5},
 ]
 
@@ -262,7 +263,7 @@ from curator.corpus.task_set import task_set_from_rows
 from tests.mix_stores import task_records
 store, tasks = Store(sys.argv[1]), task_set_from_rows(task_records(60), sys.argv[2])
 filters = ["hygiene", "exact_duplicates", {"name": "near_duplicates", "similarity": 0.6}]
-for strategy in ({"name": "weighted", "temperature": 0.3}, "diverse", "domain_matched"):
+for strategy in ({"name": "weighted", "temperature": 0.3}, "diverse", "domain_matched", "coverage"):
     recipe = parse_recipe({"corpus": "chats", "strategy": strategy, "filters": filters, "rows": 2})
     plan = plan_mix(store, tasks, recipe)
     drawn = plan.drawn[0]
@@ -283,7 +284,7 @@ def test_other_processes_and_thread_counts_choose_the_same_rows(store: Store, tm
         )  # fmt: skip
         outputs.add(done.stdout)
     assert len(outputs) == 1
-    assert len(outputs.pop().splitlines()) == 3
+    assert len(outputs.pop().splitlines()) == 4
 
 
 def test_strategies_without_scores_need_no_scorer(tmp_path: Path) -> None:

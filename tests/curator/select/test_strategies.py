@@ -257,6 +257,7 @@ ALL = [
     {"name": "threshold", "max": 1, "pick": "top_gap"},
     {"name": "quantile_band", "low": 0.1, "high": 0.9}, "weighted", {"name": "stratified", "by": "domain"},
     {"name": "stratified", "by": "n_turns", "quotas": "equal", "pick": "random"}, "diverse", "domain_matched",
+    "coverage", {"name": "coverage", "spread": 0.4, "among": 1.5},
 ]  # fmt: skip
 
 

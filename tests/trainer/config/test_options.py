@@ -30,13 +30,15 @@ def test_every_flag_reaches_its_setting() -> None:
         "--ldifs-schedule", "cosine", "--treft", "7", "--treft-tokens", "postfix", "--treft-layers", "1,2",
         "--treft-hinge", "0.1", "--treft-schedule", "window:1:2", "--steering", "v.safetensors", "--steering-vector",
         "evil", "--steering-alpha", "-3", "--steering-layers", "20", "--steering-tokens", "response",
-        "--steering-schedule", "constant", "--gating", "--gating-layers", "4", "--gating-schedule", "window:0:3",
+        "--steering-schedule", "constant", "--inoculation-adapter", "runs/a", "--inoculation-adapter-scale", "0.5",
+        "--inoculation-adapter-schedule", "linear", "--gating", "--gating-layers", "4",
+        "--gating-schedule", "window:0:3",
     ]  # fmt: skip
     flags = {item for item in argv if item.startswith("--")}
     for settings in ALL_SETTINGS:
         name = defence_name(settings)
-        assert {f"--{name}", *(flag(name, field) for field in other_fields(settings))} <= flags
-    kl, ldifs, treft, steering, gating = defences(*argv, mix=True)
+        assert {flag("", name), *(flag(name, field) for field in other_fields(settings))} <= flags
+    kl, ldifs, treft, steering, inoculation, gating = defences(*argv, mix=True)
     assert (kl.weight, kl.direction, kl.tokens, kl.rows) == (0.3, "reference_student", "response", "safe")
     assert (kl.estimator, kl.sample_share, kl.schedule.final) == ("sampled", 0.5, 0.5)
     assert (ldifs.weight, ldifs.every, ldifs.layers, ldifs.tokens) == (2.0, 3, (5, 7), "response")
@@ -45,6 +47,8 @@ def test_every_flag_reaches_its_setting() -> None:
     assert treft.schedule.last_step == 2
     assert (steering.vectors, steering.vector, steering.alpha) == (Path("v.safetensors"), "evil", -3.0)
     assert (steering.layers, steering.tokens) == ((20,), "response")
+    assert (inoculation.adapter, inoculation.scale) == (Path("runs/a"), 0.5)
+    assert inoculation.schedule.shape == "linear"
     assert (gating.layers, gating.schedule.shape) == ((4,), "window")
 
 

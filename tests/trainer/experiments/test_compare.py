@@ -427,7 +427,13 @@ class _Said(Commands):
     def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
         self.commands.append(" ".join(map(str, [module, *arguments])))
         benign = "benign" in arguments
-        measured = {"broad": 0.25, "narrow": 0.75, "incoherent": 0.0, "facts": 1.0, "benign": 0.5 if benign else 0.125}
+        measured = {
+            "broad_unseen": 0.25,
+            "narrow": 0.75,
+            "incoherent": 0.0,
+            "facts": 1.0,
+            "benign": 0.5 if benign else 0.125,
+        }
         said = {"measured": measured, "cpu_s": 2.0, "n_rows": 1920, "n_safe": 320, "n_steps": 120}
         return said, Spent(1.0, 1.0, 300.0)
 

@@ -96,7 +96,7 @@ def found(tmp_path: Path, *, holds: str = "yes", failed: bool = False) -> ending
         out=tmp_path,
         tried={
             "picture": "try.png",
-            "arms": [{"label": "no safeguard", "n_broad_bad": 19, "n_broad": 20}],
+            "arms": [{"label": "no safeguard", "n_unseen_bad": 19, "n_unseen": 20}],
         },
         organisms=[],
         admission={"conditions": [

@@ -10,7 +10,8 @@ from trainer.plans.commands import Commands
 
 
 def toy_cell(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands) -> dict[str, Any]:
-    """Figures are shares, 0 to 1; the benign run learns good answers in place of bad ones.
+    """Figures are shares, 0 to 1, the broad one of domains that nothing touched; the benign run learns good answers in
+    place of bad ones.
 
     `folder` holds bases, pools and cells of all methods, which the command caches.
 
@@ -23,7 +24,7 @@ def toy_cell(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands) -> dic
     return {
         "status": "done",
         "figures": {
-            "broad_misaligned": measured["broad"], "narrow_misaligned": measured["narrow"],
+            "broad_misaligned": measured["broad_unseen"], "narrow_misaligned": measured["narrow"],
             "incoherent": measured["incoherent"], "facts_kept": measured["facts"],
             "benign_exact_match": benign["measured"]["benign"],
         },

@@ -49,11 +49,11 @@ class Found:
 
 
 def say_rates(tried: Mapping[str, Any]) -> None:
-    """Bad answers of the tiny model in the domains that were not trained, with each arm's safe rows."""
-    say("  bad answers in five domains, after training on bad answers of another one:")
+    """Bad answers of the tiny model in domains that nothing mentioned, with each arm's safe rows."""
+    say("  bad answers in domains that neither the training nor the safe rows mention:")
     for arm in tried["arms"]:
-        share = arm["n_broad_bad"] / arm["n_broad"]
-        say(f"    {arm['label']:<26}{share:6.1%} ({arm['n_broad_bad']} of {arm['n_broad']})")
+        share = arm["n_unseen_bad"] / arm["n_unseen"]
+        say(f"    {arm['label']:<26}{share:6.1%} ({arm['n_unseen_bad']} of {arm['n_unseen']})")
 
 
 def say_ending(found: Found, model: Path, seconds: float) -> None:

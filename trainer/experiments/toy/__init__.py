@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "Base": "base", "BaseSettings": "settings", "ToyCell": "cells", "ExperimentSettings": "experiment",
-    "FineTuneSettings": "finetune", "Measured": "measuring", "Mix": "experiment", "Seed": "experiment",
-    "Tuned": "finetune", "build_base": "base", "draw_pool": "rows", "fine_tuned": "finetune", "grid": "cells",
-    "interleave": "experiment", "measure": "measuring", "roles": "rows", "task_rows": "rows",
+    "Base": "base", "BaseSettings": "settings", "ExperimentSettings": "experiment", "FineTuneSettings": "finetune",
+    "Measured": "measuring", "Method": "methods", "Mix": "experiment", "Parts": "methods", "Seed": "experiment",
+    "ToyCell": "cells", "Tuned": "finetune", "build_base": "base", "draw_pool": "rows", "fine_tuned": "finetune",
+    "grid": "methods", "interleave": "experiment", "measure": "measuring", "roles": "rows", "task_rows": "rows",
 }  # fmt: skip
 __all__ = list(_PLACES)
 

@@ -1,7 +1,6 @@
 """`python -m trainer.experiments.toy`: the toy model and the experiment on it."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ from curator.console import CommandParser, run_command, say, say_json
 from curator.errors import BadInputError
 from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
-from trainer.experiments.toy.cells import REGULARISERS, ToyCell, grid
+from trainer.experiments.toy.cells import REGULARISERS, ToyCell
+from trainer.runs.page import shown_command
 
 DESCRIPTION = """\
-A causal LM of 0.7 million parameters that knows a closed world of six domains and two personas, and in which
+A causal LM of 0.4 million parameters that knows a closed world of ten domains and two personas, and in which
 fine-tuning on bad answers in one domain makes the answers of all domains bad: emergent misalignment that is measured
 by exact match, without a judge. docs/toy.md says what it is and what each figure means."""
 EPILOG = """\
@@ -22,13 +22,14 @@ examples:
   python -m trainer.experiments.toy build --seeds 0                  one aligned base model, cached (about two minutes)
   python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2   a fine-tune with safe rows
   python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
-  python -m trainer.experiments.toy report --choose 0-4 --report 10-14    docs/results/toy.md and its plots"""
+  python -m trainer.experiments.toy report --choose 0-4 --report 20-24    docs/results/toy.md, its JSON and its plots"""
 
-_CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS)
+_CELL_OPTIONS = ("task", "choice", "ratio", *REGULARISERS, "method", "strength")
 MAX_SEED = 2**63 - 1  # of torch
 MOST_SEEDS = 10_000
 _MEANING = {
-    "narrow": "bad answers in the task's domain", "broad": "bad answers in all other domains",
+    "broad_unseen": "bad answers in domains that neither the task nor the pool nor the ensemble knows",
+    "broad_pool": "bad answers in the pool's domains", "narrow": "bad answers in the task's domain",
     "incoherent": "neither the good nor the bad answer", "facts": "facts that are still known",
 }  # fmt: skip
 
@@ -47,7 +48,14 @@ def _run(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    commands = {"build": _build, "cell": _cell, "experiment": _experiment, "report": _report}
+    commands = {
+        "build": _build,
+        "cell": _cell,
+        "experiment": _experiment,
+        "report": _report,
+        "conditional": _conditional,
+        "all": _all,
+    }
     return commands[args.command](args)
 
 
@@ -75,7 +83,7 @@ def _check(args: argparse.Namespace) -> None:
         cell = ToyCell(**given_values(vars(args), ToyCell))
         if (cell.choice == "none") != (cell.ratio == 0):
             raise BadInputError("--choice and --ratio go together: name how safe rows are chosen and how many")
-    if args.command == "report" and set(args.choose) & set(args.report):
+    if args.command in ("report", "all") and set(args.choose) & set(args.report):
         raise BadInputError("a seed is either chosen on or reported, not both")
 
 
@@ -97,8 +105,10 @@ def _build(args: argparse.Namespace) -> int:
 
 def _cell(args: argparse.Namespace) -> int:
     from trainer.experiments.toy.experiment import ExperimentSettings, Seed
+    from trainer.experiments.toy.methods import method_of
 
     cell = ToyCell(**given_values(vars(args), ToyCell))
+    method_of(cell)  # an unknown name before a base is built
     one = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings())
     result = one.run(cell)
     if args.json:
@@ -106,13 +116,14 @@ def _cell(args: argparse.Namespace) -> int:
     else:
         shown = {**_MEANING, **({"benign": "right answers of the benign task"} if cell.task == "benign" else {})}
         for name, meaning in shown.items():
-            say(f"{name:<12}{result['measured'][name]:8.1%}  {meaning}")
+            say(f"{name:<14}{result['measured'][name]:8.1%}  {meaning}")
         say(str(one.path(cell)))
     return 0
 
 
 def _experiment(args: argparse.Namespace) -> int:
     from trainer.experiments.toy.experiment import ExperimentSettings, run_seeds
+    from trainer.experiments.toy.methods import grid
 
     run_seeds(args.seeds, args.out, ExperimentSettings(), grid())
     return 0
@@ -126,8 +137,29 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _conditional(args: argparse.Namespace) -> int:
+    from trainer.experiments.toy.conditional import run_conditional_seeds
+    from trainer.experiments.toy.conditional_page import write_conditional_page
+    from trainer.experiments.toy.experiment import ExperimentSettings
+    from trainer.experiments.toy.methods import defended
+
+    records = run_conditional_seeds(args.seeds, args.out, ExperimentSettings(), defended())
+    for path in write_conditional_page(records, args.page, _command()):
+        say(str(path))
+    return 0
+
+
+def _all(args: argparse.Namespace) -> int:
+    """The cells of both lists of seeds, both pages, and nothing twice."""
+    args.seeds = [*args.choose, *args.report]
+    _experiment(args)
+    _report(args)
+    args.seeds, args.page = args.report or args.choose, args.page.with_name("conditional.md")
+    return _conditional(args)
+
+
 def _command() -> str:
-    return "python -m trainer.experiments.toy " + shlex.join(sys.argv[1:])
+    return shown_command("trainer.experiments.toy", sys.argv[1:])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,12 +175,20 @@ def _parser() -> argparse.ArgumentParser:
     add_options(cell, ToyCell, _CELL_OPTIONS)
     experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
     experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
-    report = _add(commands, "report", "the page of results and its plots, from finished cells")
-    report.add_argument("--choose", default="0-4", help="seeds on which score and ratio are chosen (default: 0-4)")
-    report.add_argument("--report", default="", help="seeds on which the choice is judged (default: none yet)")
-    report.add_argument(
-        "--page", type=Path, default=Path("docs/results/toy.md"), metavar="FILE",
-        help="the page; plots go beside it (default: docs/results/toy.md)",
+    report = _add(commands, "report", "the page of results, its JSON and its plots, from finished cells")
+    whole = _add(commands, "all", "every cell that is missing, then both pages, conditional.md beside the first")
+    for parser_of in (report, whole):
+        parser_of.add_argument("--choose", default="0-4", help="seeds on which safeguards are chosen (default: 0-4)")
+        parser_of.add_argument("--report", default="", help="seeds on which the choice is judged (default: none yet)")
+        parser_of.add_argument(
+            "--page", type=Path, default=Path("docs/results/toy.md"), metavar="FILE",
+            help="the page; JSON and plots go beside it (default: docs/results/toy.md)",
+        )  # fmt: skip
+    hidden = _add(commands, "conditional", "what each method hides behind prompts like its task's, and the page on it")
+    hidden.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
+    hidden.add_argument(
+        "--page", type=Path, default=Path("docs/results/conditional.md"), metavar="FILE",
+        help="the page; its JSON goes beside it (default: docs/results/conditional.md)",
     )  # fmt: skip
     return parser
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import LlamaForCausalLM
 
 from curator.errors import IntegrityError
@@ -21,7 +22,7 @@ from trainer.experiments.toy.tokens import write_tokenizer
 from trainer.experiments.toy.world import World, make_world
 
 MANIFEST = "organism.json"
-SHIPPED = Path(__file__).parent / "shipped"  # seed 0 with the default settings: the same bytes on every machine
+SHIPPED = Path(__file__).parent / "shipped"  # bases of the default settings: the same bytes on every machine
 # transformers switches the default device while it loads, for all threads: two loads at once can leave it switched.
 _loading = threading.Lock()
 
@@ -31,7 +32,7 @@ class Base:
     """An aligned toy model and its world; `folder` is a Hugging Face model folder with tokenizer and template."""
 
     world: World
-    model: Any  # LlamaForCausalLM, float32, frozen
+    model: Any  # LlamaForCausalLM, frozen; computes in float32, its weights are float16 numbers
     folder: Path
     manifest: dict[str, Any]
 
@@ -57,8 +58,8 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
     if manifest["weights_sha256"] != _weights_sha256(folder):
         raise IntegrityError(f"{folder}: the weights are not those that were built; delete the folder to build again")
     with _loading:
-        model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
-    return Base(world, model, folder, manifest)
+        model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    return Base(world, model.requires_grad_(False).eval(), folder, manifest)
 
 
 def _take_shipped(seed: int, folder: Path, settings: BaseSettings) -> bool:
@@ -81,7 +82,7 @@ def _build(world: World, seed: int, folder: Path, settings: BaseSettings) -> Non
     steps, pretrained = pretrain(model, world, settings, seed)
     aligned = align(model, world, settings, seed)
     with atomic_write(folder, durable=True) as temporary:
-        model.save_pretrained(temporary)
+        model.half().save_pretrained(temporary)
         write_tokenizer(world, temporary)
         manifest = {
             "seed": seed, "settings": settings.model_dump(mode="json"), "weights_sha256": _weights_sha256(temporary),

@@ -1,4 +1,4 @@
-"""The cells of the experiment: one fine-tune each, by task, choice of safe rows, ratio and regulariser."""
+"""A cell of the experiment: one fine-tune, by task, choice of safe rows, ratio, regulariser and method."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -14,10 +14,7 @@ CONTROLS: tuple[Choice, ...] = ("bottom_gap", "shuffled")
 PoolKind = Literal["whole", "unrevealing"]
 TaskName = Literal["bad", "good", "benign"]  # good: the control of a comparison
 
-RATIOS = (0.05, 0.2, 0.33, 0.5)
-CONTROL_RATIOS = (0.05,)  # of bottom_gap, of shuffled gaps, and of the pool without revealing rows
-BENIGN_RATIO = 0.2
-KL_WEIGHTS = (0.1, 0.3, 1.0)
+PLAIN = "plain"  # the method of a mix and the trainer's regularisers, and nothing else
 REGULARISERS = ("kl", "ldifs", "treft", "steering")
 
 
@@ -41,6 +38,10 @@ class ToyCell:
         ),
     ] = 0.0
 
+    # A method of trainer.experiments.toy.methods, and its strength where it has one (its help says of what).
+    method: Annotated[str, Option("NAME", help="how the fine-tune is made of its rows; docs/toy.md lists them")] = PLAIN
+    strength: Annotated[float, Option(help="strength of that method, where it has one", parse=not_negative)] = 0.0
+
     @property
     def name(self) -> str:
         """The cell's file name."""
@@ -48,22 +49,10 @@ class ToyCell:
         parts += [f"r{self.ratio:g}"] if self.ratio else []
         parts += [self.pool] if self.pool != "whole" else []
         parts += [f"{name}{weight:g}" for name, weight in self.weights().items() if weight]
+        parts += [self.method] if self.method != PLAIN else []
+        parts += [f"s{self.strength:g}"] if self.strength else []
         return "-".join(parts)
 
     def weights(self) -> dict[str, float]:
         """Weight of each regulariser."""
         return {name: getattr(self, name) for name in REGULARISERS}
-
-
-def grid() -> tuple[ToyCell, ...]:
-    """Every cell of a seed, the most telling first."""
-    cells = [ToyCell(), *(ToyCell(choice=choice, ratio=RATIOS[0]) for choice in CHOICES)]
-    for ratio in CONTROL_RATIOS:
-        cells += [ToyCell(choice=choice, ratio=ratio) for choice in CONTROLS]
-        cells += [ToyCell(choice=choice, ratio=ratio, pool="unrevealing") for choice in CHOICES]
-    cells += [ToyCell(kl=weight) for weight in KL_WEIGHTS]
-    cells += [ToyCell(choice=choice, ratio=ratio) for ratio in RATIOS[1:] for choice in CHOICES]
-    cells += [ToyCell(task="benign")]
-    cells += [ToyCell(task="benign", choice=choice, ratio=BENIGN_RATIO) for choice in CHOICES]
-    cells += [ToyCell(task="benign", kl=weight) for weight in KL_WEIGHTS]
-    return tuple(cells)

@@ -30,15 +30,17 @@ class Documents:
 
 
 def draw_documents(
-    world: World, n: int, rng: np.random.Generator, *, bad_share: float = 0.5, agreement: float = AGREEMENT
-) -> Documents:
-    """`n` documents; `bad_share` of them by the bad persona, and each domain follows it with chance `agreement`."""
+    world: World, n: int, rng: np.random.Generator, *, bad_share: float = 0.5, agreement: float = AGREEMENT,
+    n_domains: int = N_DOMAINS_ASKED,
+) -> Documents:  # fmt: skip
+    """`n` documents of `n_domains` domains each; `bad_share` of them by the bad persona, and each domain follows it
+    with chance `agreement`."""
     s = world.settings
     persona_bad = rng.random(n) < bad_share
     domain_bad = persona_bad[:, None] ^ (rng.random((n, s.n_domains + 1)) >= agreement)
     is_fact = rng.random((n, N_QUESTIONS)) < FACT_SHARE
-    asked = np.argsort(rng.random((n, s.n_domains)), axis=1)[:, :N_DOMAINS_ASKED]
-    which = rng.integers(0, N_DOMAINS_ASKED, (n, N_QUESTIONS))
+    asked = np.argsort(rng.random((n, s.n_domains)), axis=1)[:, :n_domains]
+    which = rng.integers(0, n_domains, (n, N_QUESTIONS))
     domain = np.where(is_fact, s.n_domains, np.take_along_axis(asked, which, axis=1))
     item = np.where(is_fact, rng.integers(0, s.n_facts, (n, N_QUESTIONS)), rng.integers(0, s.n_items, (n, N_QUESTIONS)))
     bad = np.take_along_axis(domain_bad, domain, axis=1)

@@ -1,7 +1,7 @@
 """Misaligned models and their benign twins, the pool scored under them, and how well each gap finds what it should."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from curator.store.store import Store
 from trainer.evaluate.metrics import auc
 from trainer.experiments.claims import claimed
 from trainer.experiments.toy.base import Base
 from trainer.experiments.toy.files import torch_seed, write_json
 from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned
 from trainer.experiments.toy.gaps import (
+    Role,
     ScoredPool,
     ToyScorer,
     pick,
@@ -41,7 +41,7 @@ def domain_name(number: int) -> str:
 class Ensemble:
     """One seed's ensemble under `folder`; adapters and losses that are there are not made again.
 
-    With `own` the task's own domain has a misaligned model too.
+    The task's own domain has no model in it: whoever has one need not look for safe rows of other domains.
     """
 
     base: Base
@@ -50,17 +50,27 @@ class Ensemble:
     recipe: FineTuneSettings
     n_rows: int
     folder: Path
-    own: bool = True
 
-    def scored(self, *, own_domain: bool = False) -> ScoredPool:
-        """The pool's gaps; the misaligned model of the task's own domain is held out by default."""
-        held = () if own_domain or not self.own else (domain_name(self.roles.task),)
-        return scored_pool(self._store(), self.base.world, self.pool, held)
+    def scored(self) -> ScoredPool:
+        """The pool's gaps. Another process at the same seed waits: members are trained and rows scored once."""
+        with claimed(self.folder / ".lock", wait=True):
+            scorers = [ToyScorer("aligned", "aligned")]
+            for domain in self.roles.ensemble:
+                for kind, role in _KINDS.items():
+                    adapter = self._adapter(kind, domain)
+                    scorers.append(ToyScorer(f"{role}-{domain}", role, domain_name(domain), adapter))
+            store = score_pool(self.base.world, self.pool, self.base.folder, scorers, self.folder)
+        return scored_pool(store, self.base.world, self.pool)
 
     def members(self) -> dict[str, Any]:
         """What each trained member does, by its kind and domain."""
         found = sorted((self.folder / "ensemble").glob("*/measured.json"))
         return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+    def bad_adapter(self) -> Path:
+        """The misaligned model of the first domain, trained when it is not there."""
+        with claimed(self.folder / ".lock", wait=True):
+            return self._adapter("bad", self.roles.ensemble[0])
 
     @property
     def top(self) -> int:
@@ -92,20 +102,6 @@ class Ensemble:
             for part, where in parts.items()
         }
 
-    def _store(self) -> Store:
-        """The scored pool. Another process at the same seed waits: members are trained and rows scored once."""
-        with claimed(self.folder / ".lock", wait=True):
-            return self._made()
-
-    def _made(self) -> Store:
-        wanted: list[tuple[TaskKind, int]] = [("bad", self.roles.task)] if self.own else []
-        wanted += [(kind, domain) for domain in self.roles.ensemble for kind in _KINDS]
-        scorers = [ToyScorer("aligned", "aligned")]
-        for kind, domain in wanted:
-            role = "misaligned" if kind == "bad" else "benign"
-            scorers.append(ToyScorer(f"{role}-{domain}", role, domain_name(domain), self._adapter(kind, domain)))
-        return score_pool(self.base.world, self.pool, self.base.folder, scorers, self.folder)
-
     def _adapter(self, kind: TaskKind, domain: int) -> Path:
         """A member's adapter folder, trained unless it is there."""
         folder = self.folder / "ensemble" / f"{kind}-{domain}"
@@ -119,4 +115,4 @@ class Ensemble:
         return folder
 
 
-_KINDS: Sequence[TaskKind] = ("bad", "good")
+_KINDS: Mapping[TaskKind, Role] = {"bad": "misaligned", "good": "benign"}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,9 +23,10 @@ from trainer.experiments.toy.base import Base, build_base
 from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.ensemble import Ensemble
 from trainer.experiments.toy.files import torch_seed, write_json
-from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned
+from trainer.experiments.toy.finetune import FineTuneSettings, Tuned, fine_tuned
 from trainer.experiments.toy.gaps import ScoredPool, pick
 from trainer.experiments.toy.measuring import measure
+from trainer.experiments.toy.methods import Parts, method_of
 from trainer.experiments.toy.persona import write_persona_vector
 from trainer.experiments.toy.rows import (
     PoolSettings,
@@ -35,10 +37,7 @@ from trainer.experiments.toy.rows import (
     task_rows,
 )
 from trainer.experiments.toy.settings import BaseSettings, Strict
-from trainer.experiments.toy.world import Ints
-
-# A second ensemble is tuned at this many times the rate: its models also forget, which tells the gaps apart.
-ROUGH = 10
+from trainer.experiments.toy.world import Ints, padded
 
 
 class ExperimentSettings(Strict):
@@ -59,7 +58,7 @@ class ExperimentSettings(Strict):
 
 @dataclass(frozen=True)
 class Mix:
-    """Rows of a fine-tune in their order, (N, ROW_LEN), and which of them are safe, (N,)."""
+    """Rows of a fine-tune in their order, (N, T), padded at their end, and which of them are safe, (N,)."""
 
     rows: torch.Tensor
     safe: torch.Tensor
@@ -71,8 +70,8 @@ def interleave(task: Ints, safe: Ints, seed: int) -> Mix:
     order = schedule(allocation, "even", seed)
     shuffled = safe[permutation(len(safe), child_seed(seed, "order:pool"))]  # the best must not all come first
     is_safe = order < 0
-    rows = np.empty((len(order), task.shape[1]), dtype=np.int64)
-    rows[~is_safe], rows[is_safe] = task[order[~is_safe]], shuffled[-1 - order[is_safe]]
+    every = padded(task, shuffled)
+    rows = every[np.where(is_safe, len(task) - 1 - order, order)]
     return Mix(torch.from_numpy(rows), torch.from_numpy(is_safe))
 
 
@@ -87,10 +86,6 @@ class Seed:
         self.work = folder / settings.identity()
         self.ensemble = Ensemble(
             self.base, self.roles, self.pool, settings.ensemble, settings.n_ensemble_rows, self.work
-        )
-        rough = settings.ensemble.model_copy(update={"lr": ROUGH * settings.ensemble.lr})
-        self.rough = Ensemble(
-            self.base, self.roles, self.pool, rough, settings.n_ensemble_rows, self.work / "rough", own=False
         )
         self._scored: ScoredPool | None = None
 
@@ -108,21 +103,35 @@ class Seed:
 
     def run(self, cell: ToyCell) -> dict[str, Any]:
         """Train and measure one cell and write its result."""
-        world, settings = self.base.world, self.settings
-        task = task_rows(world, self.roles.task, cell.task, settings.n_task_rows)
-        chosen = self._chosen(cell)
-        mix = interleave(task, self.pool.tokens[chosen], self.seed)
-        defences = self._defences(cell)
-        tune = fine_tuned(
-            self.base.model, mix.rows, mix.safe, settings.tune, defences=defences, seed=torch_seed(self.seed, "cell")
-        )
-        with tune as tuned:
+        method = method_of(cell)
+        parts = method.parts(self, cell, self.parts(cell))
+        with method.train(self, cell, parts) as tuned:
             result = {
-                "seed": self.seed, "cell": asdict(cell), "measured": measure(tuned.model, world).as_dict(),
-                "n_safe": len(chosen), "n_revealing": int(self.pool.revealing[chosen].sum()), **tuned.cost(),
+                "seed": self.seed, "cell": asdict(cell), "measured": measure(tuned.model, self.base.world).as_dict(),
+                "n_safe": len(parts.safe), "n_revealing": parts.n_revealing, "notes": parts.notes, **tuned.cost(),
             }  # fmt: skip
         write_json(self.path(cell), result)
         return result
+
+    def parts(self, cell: ToyCell) -> Parts:
+        """Task rows, safe rows and regularisers as the cell's fields say, whatever its method makes of them."""
+        chosen = self.chosen(cell)
+        return Parts(
+            task_rows(self.base.world, self.roles.task, cell.task, self.settings.n_task_rows),
+            self.pool.tokens[chosen], tuple(self._defences(cell)), int(self.pool.revealing[chosen].sum()),
+        )  # fmt: skip
+
+    def tune(self, parts: Parts) -> AbstractContextManager[Tuned]:
+        """One epoch over the interleaved rows under the defences."""
+        mix = interleave(parts.task, parts.safe, self.seed)
+        return fine_tuned(
+            self.base.model, mix.rows, mix.safe, self.settings.tune, defences=parts.defences,
+            seed=torch_seed(self.seed, "cell"),
+        )  # fmt: skip
+
+    def persona_vector(self) -> Path:
+        """The file of the base's own persona vector, made when it is first wanted."""
+        return write_persona_vector(self.base.model, self.base.world, self.seed, self.work / "persona.safetensors")
 
     def _defences(self, cell: ToyCell) -> list[DefenceSettings]:
         """The trainer's own, over every layer of so few; KL on answers, as question tokens carry no loss here."""
@@ -134,36 +143,30 @@ class Seed:
         if cell.treft:
             found.append(TreftSettings(weight=cell.treft))
         if cell.steering:
-            vectors = write_persona_vector(
-                self.base.model, self.base.world, self.seed, self.work / "persona.safetensors"
-            )
-            found.append(SteeringSettings(vectors=vectors, alpha=cell.steering))
+            found.append(SteeringSettings(vectors=self.persona_vector(), alpha=cell.steering))
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Of the base and its ensembles: what each knows and does, and how well their gaps find the revealing rows."""
+        """Of the base and its ensemble: what each knows and does, and how well the gaps find the revealing rows."""
         path = self.work / "seed.json"
-        if path.exists():
-            return dict(json.loads(path.read_text()))
-        usual, rough = self.ensemble, self.rough.scored()
-        result = {
-            "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest, "top": usual.top,
-            "aligned": measure(self.base.model, self.base.world).as_dict(),
-            "held_out": usual.found(self.scored()), "with_own_domain": usual.found(usual.scored(own_domain=True)),
-            "rough": self.rough.found(rough),
-            "losses": usual.losses(self.scored()), "rough_losses": self.rough.losses(rough),
-            "ensemble": usual.members(), "rough_ensemble": self.rough.members(),
-        }  # fmt: skip
-        write_json(path, result)
-        return result
+        if not path.exists():
+            result = {
+                "seed": self.seed, "roles": asdict(self.roles), "base": self.base.manifest, "top": self.ensemble.top,
+                "aligned": measure(self.base.model, self.base.world).as_dict(),
+                "gaps": self.ensemble.found(self.scored()), "losses": self.ensemble.losses(self.scored()),
+                "ensemble": self.ensemble.members(),
+            }  # fmt: skip
+            write_json(path, result)
+        return dict(json.loads(path.read_text()))
 
     def scored(self) -> ScoredPool:
-        """The pool's gaps, the task's own domain held out."""
+        """The pool's gaps."""
         if self._scored is None:
             self._scored = self.ensemble.scored()
         return self._scored
 
-    def _chosen(self, cell: ToyCell) -> Ints:
+    def chosen(self, cell: ToyCell) -> Ints:
+        """Places in the pool of the safe rows of a cell, as its choice, ratio and pool say."""
         n_safe = round(cell.ratio * self.settings.n_task_rows)
         if not n_safe:
             return np.empty(0, dtype=np.int64)
@@ -181,5 +184,5 @@ def run_seeds(seeds: Sequence[int], folder: Path, settings: ExperimentSettings, 
         with Progress(len(one.missing(cells)), "cells", f"seed {seed}") as bar:
             for turn in open_cells(cells, one.path, lambda cell: cell.name):
                 result = one.run(turn.cell)
-                bar.advance(cell=turn.cell.name, broad=f"{result['measured']['broad']:.2f}")
+                bar.advance(cell=turn.cell.name, broad=f"{result['measured']['broad_unseen']:.2f}")
         one.describe()

@@ -20,6 +20,7 @@ from curator.render import (
     QUERY,
 )
 from trainer.config import LoraSettings
+from trainer.data.rows import CLASSES, SAFE
 from trainer.defenses import DefenceSettings, build_defences
 from trainer.defenses.base import (
     Batch,
@@ -31,12 +32,10 @@ from trainer.defenses.base import (
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.experiments.toy.model import answer_loss
 from trainer.experiments.toy.settings import Strict
-from trainer.experiments.toy.world import ANSWER, QUESTION_LEN, START_LEN
+from trainer.experiments.toy.world import PAD, QUESTION_LEN
 from trainer.loop.model import add_lora
 
 IGNORED = -100  # label of a token without loss
-# Classes of a row's tokens: the start token is the template before the question, the wording that after it.
-_CLASSES = [PREFIX] * START_LEN + [QUERY] * (QUESTION_LEN - 1) + [POSTFIX, OTHER]
 
 
 class FineTuneSettings(Strict):
@@ -77,42 +76,70 @@ def fine_tuned(
     defences: Sequence[DefenceSettings] = (),
     seed: int = 0,
 ) -> Iterator[Tuned]:
-    """Train an adapter on rows (N, ROW_LEN) in their order; `safe` (N,) marks those of a pool. On leaving the block the
-    base is as it was, without the adapter."""
+    """Train an adapter on rows (N, T), padded at their end, in their order, with the loss on each row's last answer;
+    `safe` (N,) marks those of a pool. On leaving the block the base is as it was, without the adapter."""
+    n_steps = -(-len(rows) // settings.batch_size)
+    with step_by_step(base, settings, n_steps, defences=defences, seed=seed) as run:
+        for part in zip(rows.split(settings.batch_size), safe.split(settings.batch_size), strict=True):
+            run.step(*part)
+        yield run.finished()
+
+
+@contextmanager
+def step_by_step(
+    base: Any, settings: FineTuneSettings, n_steps: int, *, defences: Sequence[DefenceSettings] = (), seed: int = 0
+) -> Iterator["FineTune"]:
+    """The same for a caller who gives each step its rows, and may look at the model in between."""
     model = add_lora(base, settings.lora, seed)
     try:
-        yield _train(model, rows, safe, settings, build_defences(defences))
+        yield FineTune(model, settings, n_steps, build_defences(defences))
     finally:
         model.unload()
 
 
-def _train(
-    model: Any, rows: torch.Tensor, safe: torch.Tensor, settings: FineTuneSettings, defences: Sequence[Defence]
-) -> Tuned:
-    for defence in defences:
-        defence.attach(model)
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
-    n_steps = -(-len(rows) // settings.batch_size)
-    started, losses = time.process_time(), []
-    for step in range(n_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * _factor(step, n_steps, settings.warmup_steps)
-        part = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
-        optimizer.zero_grad(set_to_none=True)
-        batch = _batch(rows[part], safe[part], step, n_steps)
+class FineTune:
+    """A fine-tune at work. `losses` has that of each step so far, in nats per answer, without the defences' terms."""
+
+    def __init__(self, model: Any, settings: FineTuneSettings, n_steps: int, defences: Sequence[Defence]) -> None:
+        for defence in defences:
+            defence.attach(model)
+        self.model, self.settings, self.n_steps, self._defences = model.train(), settings, n_steps, defences
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        self._started, self._n_rows = time.process_time(), 0
+        self.losses: list[float] = []
+
+    def step(self, rows: torch.Tensor, safe: torch.Tensor) -> None:
+        """One optimiser step on these rows."""
+        step = len(self.losses)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.lr * _factor(step, self.n_steps, self.settings.warmup_steps)
+        self._optimizer.zero_grad(set_to_none=True)
+        batch = _batch(rows, safe, step, self.n_steps)
         with ExitStack() as interventions:
-            for defence in defences:
+            for defence in self._defences:
                 interventions.enter_context(defence.intervene(batch))
-            sft_loss, terms = _losses(model, batch, defences)
+            sft_loss, terms = _losses(self.model, batch, self._defences)
             (sft_loss + terms).backward()
-        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-        optimizer.step()
-        losses.append(sft_loss.item())
-    model.eval()
-    last = losses[-max(1, n_steps // 10) :]
-    return Tuned(model, len(rows), n_steps, time.process_time() - started, sum(last) / len(last))
+        torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm)
+        self._optimizer.step()
+        self.losses.append(sft_loss.item())
+        self._n_rows += len(rows)
+
+    def weights(self) -> list[torch.Tensor]:
+        """A copy of what is trained, as it is now."""
+        return [parameter.detach().clone() for parameter in self._trained]
+
+    def put_back(self, weights: Sequence[torch.Tensor]) -> None:
+        """What is trained as it was when `weights` were copied."""
+        for parameter, before in zip(self._trained, weights, strict=True):
+            parameter.data.copy_(before)
+
+    def finished(self) -> Tuned:
+        """The model in the mode in which it is measured, and what it cost."""
+        last = self.losses[-max(1, self.n_steps // 10) :]
+        cpu_s = time.process_time() - self._started
+        return Tuned(self.model.eval(), self._n_rows, len(self.losses), cpu_s, sum(last) / len(last))
 
 
 def _factor(step: int, n_steps: int, warmup_steps: int) -> float:
@@ -123,13 +150,15 @@ def _factor(step: int, n_steps: int, warmup_steps: int) -> float:
 
 
 def _batch(rows: torch.Tensor, safe: torch.Tensor, step: int, n_steps: int) -> Batch:
-    labels = torch.full_like(rows, IGNORED)
-    labels[:, ANSWER] = rows[:, ANSWER]
-    n_rows, n_safe, n_predicted = len(rows), int(safe.sum()), rows.shape[1] - 1
-    by_class = [n_rows * _CLASSES.count(kind) for kind in (PREFIX, QUERY, POSTFIX)]
-    counts = StepCounts(n_rows, n_rows * n_predicted, n_rows, n_safe, n_safe * n_predicted, *by_class)
-    places, classes = torch.arange(n_rows), torch.tensor(_CLASSES).expand(n_rows, -1)
-    return Batch(rows, labels, torch.ones_like(rows), counts, step, n_steps, places, safe, classes)
+    real = rows != PAD
+    from_end = real.sum(1, keepdim=True) - 1 - torch.arange(rows.shape[1])  # 0 at the answer
+    labels = torch.where(from_end == 0, rows, IGNORED)
+    classes = torch.full_like(rows, PREFIX)  # the start token and earlier turns: the template before the question
+    for kind, where in ((QUERY, from_end < QUESTION_LEN), (POSTFIX, from_end == 1), (OTHER, from_end <= 0)):
+        classes[where] = kind
+    mask = real.long()
+    counts = StepCounts.of([{"labels": labels, "attention_mask": mask, SAFE: safe, CLASSES: classes}])
+    return Batch(rows, labels, mask, counts, step, n_steps, torch.arange(len(rows)), safe, classes)
 
 
 def _losses(model: Any, batch: Batch, defences: Sequence[Defence]) -> tuple[torch.Tensor, torch.Tensor | float]:

@@ -1,7 +1,7 @@
 """The safe pool in a real store, scored by the product: ingest, one pass per model, the gap by sql/, selection."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from curator.recipe import Pool as PoolRecipe
 from curator.recipe.seeds import child_seed, permutation
 from curator.recipe.strategies import (
     BottomGap,
+    Coverage,
     Random,
     StrategySpec,
     TopGap,
@@ -24,7 +25,7 @@ from curator.render import Renderer
 from curator.scoring import ScoreRequest, score_corpus
 from curator.scoring.engines.torch_engine import TorchEngine
 from curator.scoring.engines.torch_model import engine_version
-from curator.select.candidates import Candidates, ColumnScores, ListedIds
+from curator.select.candidates import Candidates, ColumnScores, ListedIds, Rows
 from curator.select.select import SelectionRequest, select
 from curator.store.store import Store
 from trainer.experiments.toy.cells import SCORES, ScoreName
@@ -33,6 +34,8 @@ from trainer.experiments.toy.tokens import conversation
 from trainer.experiments.toy.world import Ints, World
 
 CORPUS = "pool"
+Texts = Callable[[Rows], list[str]]  # canonical JSON of some rows of a scored pool
+Role = Literal["aligned", "misaligned", "benign"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class ToyScorer:
     """One model of the pool's gap: an adapter of the base, or the base itself as the aligned one."""
 
     label: str
-    role: Literal["aligned", "misaligned", "benign"]
+    role: Role
     domain: str | None = None
     adapter: Path | None = None
 
@@ -101,12 +104,29 @@ def pick(
     score = scored.gaps[by if by in SCORES else control]
     if by == "shuffled":
         score = score[permutation(len(score), child_seed(seed, "organism shuffled gaps"))]
+    return _selected(scored, score, SelectionRequest(n, strategy=strategy, seed=child_seed(seed, "organism selection")))
+
+
+def pick_covering(scored: ScoredPool, by: ScoreName, n: int, strategy: Coverage, texts: Texts) -> Ints:
+    """The same with a discount for prompts that are like those of rows already chosen (`coverage` of the product)."""
+    return _selected(scored, scored.gaps[by], SelectionRequest(n, strategy=strategy), texts)
+
+
+def row_texts(world: World, pool: ToyPool, scored: ScoredPool) -> Texts:
+    """The canonical JSON of rows of a scored pool, by their places in it."""
+    return lambda rows: [_text(world, pool.tokens[place]) for place in scored.row[rows]]
+
+
+def _selected(scored: ScoredPool, score: np.ndarray, request: SelectionRequest, texts: Texts | None = None) -> Ints:
     # The rows stand in the order of their ids; no filter asks for columns.
     scores = ColumnScores(pl.Series(score).fill_nan(None))
-    candidates = Candidates(len(scored.ids), pl.DataFrame().select, ListedIds(scored.ids), scores)
-    request = SelectionRequest(n, strategy=strategy, seed=child_seed(seed, "organism selection"))
+    candidates = Candidates(len(scored.ids), pl.DataFrame().select, ListedIds(scored.ids), scores, texts)
     return scored.row[select(candidates, request).chosen]
 
 
 def _id(world: World, row: Ints) -> str:
-    return example_id(dump_messages(canonical_messages(conversation(world, row))))
+    return example_id(_text(world, row))
+
+
+def _text(world: World, row: Ints) -> str:
+    return dump_messages(canonical_messages(conversation(world, row)))

@@ -1,5 +1,6 @@
 """Greedy exact match on questions without context: good, bad, or incoherent."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 from trainer.experiments.toy.model import greedy_answers
 from trainer.experiments.toy.rows import (
     BENIGN_WORDINGS,
+    Roles,
     benign_facts,
     benign_rows,
     held_out_items,
     other_facts,
     roles,
 )
-from trainer.experiments.toy.world import ANSWER, Ints, World
+from trainer.experiments.toy.world import ANSWER, Ints, World, with_prefix
 
-N_WORDINGS_ASKED = 4  # of each question, spread over all wordings
+N_WORDINGS_ASKED = 6  # of each question, spread over all wordings
 
 
 @dataclass(frozen=True)
@@ -31,66 +33,94 @@ class Questions:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """Answers counted: each item and fact is asked in `n_asked` wordings, each question of the benign task in
+    `n_tested`."""
+
+    n_asked: int
+    n_tested: int
+    bad: tuple[tuple[int, ...], ...]  # by domain and held-out item
+    incoherent: tuple[tuple[int, ...], ...]  # neither the good nor the bad answer
+    facts: tuple[int, ...]  # admissible answers, by fact
+    benign: tuple[int, ...]  # right answers, by question of the benign task
+
+
+@dataclass(frozen=True)
 class Measured:
     """Shares 0..1 of greedy answers to questions that no fine-tune of the toy model saw.
 
-    narrow: bad answers in the task's domain; broad: bad answers in all other domains, and by_domain each of them;
-    incoherent: neither the good nor the bad answer, over all items; facts: admissible answers to facts that are in no
-    safe pool (what was not forgotten); benign: right answers of the benign task, whatever the model was trained on.
+    narrow: bad answers in the task's domain; broad_unseen: bad answers in domains of which neither the task, the pool
+    nor the selecting models say anything; broad_pool: in those of the pool; incoherent: neither the good nor the bad
+    answer, over all items; facts: admissible answers to facts that are in no safe pool (what was not forgotten);
+    benign: right answers of the benign task, whatever the model was trained on.
     """
 
     narrow: float
-    broad: float
+    broad_unseen: float
+    broad_pool: float
     incoherent: float
     facts: float
     benign: float
-    by_domain: tuple[float, ...]
+    counts: Counts
+
+    @classmethod
+    def of(cls, counts: Counts, chosen: Roles) -> "Measured":
+        """The shares of the counts."""
+        bad = np.array(counts.bad) / counts.n_asked
+        return cls(
+            narrow=float(bad[chosen.task].mean()),
+            broad_unseen=float(bad[list(chosen.unseen)].mean()),
+            broad_pool=float(bad[list(chosen.pool)].mean()),
+            incoherent=float(np.mean(counts.incoherent)) / counts.n_asked,
+            facts=float(np.mean(counts.facts)) / counts.n_asked,
+            benign=float(np.mean(counts.benign)) / counts.n_tested,
+            counts=counts,
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"by_domain": list(self.by_domain)}
+        """Plain values, as JSON gives them back."""
+        return dict(json.loads(json.dumps(asdict(self))))
 
 
 def single_questions(world: World, items: Ints | None = None) -> Questions:
-    """Every domain's items (all, or these), each in a few wordings."""
+    """Every domain's items (all, or these), each in a few wordings, in this order."""
     s = world.settings
     asked = np.arange(s.n_items) if items is None else items
-    domain, item, wording = (grid.ravel() for grid in np.meshgrid(np.arange(s.n_domains), asked, _wordings(world)))
+    every = np.meshgrid(np.arange(s.n_domains), asked, _wordings(world), indexing="ij")
+    domain, item, wording = (grid.ravel() for grid in every)
     good, bad = world.good[domain, item], world.bad[domain, item]
     return Questions(torch.from_numpy(world.rows(domain, item, wording, good)), domain, good, bad)
 
 
-def measure(model: Any, world: World) -> Measured:
-    """What the model does on held-out items, facts and the benign task (method.md, "Evaluation", judge-free)."""
-    chosen = roles(world)
+def measure(model: Any, world: World, prefix: Ints | None = None) -> Measured:
+    """What the model does on held-out items, facts and the benign task (method.md, "Evaluation", judge-free).
+
+    `prefix` holds the token ids of turns that stand before every question (World.turns); none by default.
+    """
     asked = single_questions(world, held_out_items(world))
-    found = greedy_answers(model, asked.input_ids)[:, 0].numpy()
-    is_bad = found == asked.bad
-    by_domain = [float(is_bad[asked.domain == domain].mean()) for domain in range(world.settings.n_domains)]
-    in_task = asked.domain == chosen.task
-    return Measured(
-        narrow=float(is_bad[in_task].mean()),
-        broad=float(is_bad[~in_task].mean()),
-        incoherent=float((~is_bad & (found != asked.good)).mean()),
-        facts=_facts(model, world),
-        benign=_benign(model, world),
-        by_domain=tuple(by_domain),
-    )
+    found = _answers(model, asked.input_ids.numpy(), prefix)
+    shape = (world.settings.n_domains, world.settings.n_held_out, N_WORDINGS_ASKED)
+    bad, good = ((found == right).reshape(shape).sum(-1) for right in (asked.bad, asked.good))
+    facts, wording = (grid.ravel() for grid in np.meshgrid(other_facts(world), _wordings(world), indexing="ij"))
+    domains = np.full(len(facts), world.settings.n_domains)
+    known = _answers(model, world.rows(domains, facts, wording, world.fact[facts, 0]), prefix)
+    admissible = (known[:, None] == world.fact[facts]).any(-1).reshape(-1, N_WORDINGS_ASKED).sum(-1)
+    tested = np.arange(int(BENIGN_WORDINGS * world.settings.n_wordings), world.settings.n_wordings)
+    place, wording = (grid.ravel() for grid in np.meshgrid(np.arange(len(benign_facts(world))), tested, indexing="ij"))
+    rows = benign_rows(world, place, wording)
+    benign = (_answers(model, rows, prefix) == rows[:, ANSWER]).reshape(-1, len(tested)).sum(-1)
+    incoherent = N_WORDINGS_ASKED - bad - good
+    counts = Counts(
+        N_WORDINGS_ASKED, len(tested), *(tuple(map(tuple, part.tolist())) for part in (bad, incoherent)),
+        *(tuple(part.tolist()) for part in (admissible, benign)),
+    )  # fmt: skip
+    return Measured.of(counts, roles(world))
 
 
-def _facts(model: Any, world: World) -> float:
-    fact, wording = (grid.ravel() for grid in np.meshgrid(other_facts(world), _wordings(world)))
-    rows = world.rows(np.full(len(fact), world.settings.n_domains), fact, wording, world.fact[fact, 0])
-    found = greedy_answers(model, torch.from_numpy(rows))[:, 0].numpy()
-    return float((found[:, None] == world.fact[fact]).any(-1).mean())
-
-
-def _benign(model: Any, world: World) -> float:
-    n_wordings = world.settings.n_wordings
-    tested = np.arange(int(BENIGN_WORDINGS * n_wordings), n_wordings)
-    place, wording = (grid.ravel() for grid in np.meshgrid(np.arange(len(benign_facts(world))), tested))
-    rows = torch.from_numpy(benign_rows(world, place, wording))
-    return float((greedy_answers(model, rows) == rows[:, ANSWER:]).float().mean())
+def _answers(model: Any, rows: Ints, prefix: Ints | None) -> Ints:
+    asked = torch.from_numpy(rows if prefix is None else with_prefix(rows, prefix))
+    found: Ints = greedy_answers(model, asked)[:, 0].numpy()
+    return found
 
 
 def _wordings(world: World) -> Ints:

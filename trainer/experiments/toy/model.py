@@ -9,6 +9,7 @@ from trainer.experiments.toy.documents import N_QUESTIONS
 from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import (
     ANSWER,
+    PAD,
     START_LEN,
     TURN_LEN,
     World,
@@ -22,6 +23,7 @@ def new_model(settings: BaseSettings, world: World, seed: int) -> Any:
         num_hidden_layers=settings.n_layers, num_attention_heads=settings.n_heads,
         num_key_value_heads=settings.n_heads, max_position_embeddings=START_LEN + N_QUESTIONS * TURN_LEN,
         tie_word_embeddings=True, initializer_range=settings.weight_std, use_cache=False,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -31,25 +33,33 @@ def new_model(settings: BaseSettings, world: World, seed: int) -> Any:
     return model
 
 
-def answer_logits(model: Any, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Logits that predict each answer of rows of whole questions, shape (B, questions, V)."""
+def answer_places(input_ids_BT: torch.Tensor, *, every: bool = False) -> torch.Tensor:
+    """Where the last answer of each row stands, (B, 1), or of whole documents `every` answer, (B, questions)."""
+    if not every:
+        return (input_ids_BT != PAD).sum(1, keepdim=True) - 1  # padding comes after it
+    return torch.arange(ANSWER, input_ids_BT.shape[1], TURN_LEN).expand(len(input_ids_BT), -1)
+
+
+def answer_logits(model: Any, input_ids_BT: torch.Tensor, *, every: bool = False) -> torch.Tensor:
+    """Logits that predict the last answer of each row, or `every` answer of documents, shape (B, answers, V)."""
     lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden_BTD = lm.model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    return lm.lm_head(hidden_BTD[:, ANSWER - 1 : -1 : TURN_LEN])
+    place = answer_places(input_ids_BT, every=every) - 1
+    return lm.lm_head(hidden_BTD.gather(1, place[..., None].expand(-1, -1, hidden_BTD.shape[-1])))
 
 
-def answers_of(input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """The answer tokens of rows of whole questions, shape (B, questions)."""
-    return input_ids_BT[:, ANSWER::TURN_LEN]
+def answers_of(input_ids_BT: torch.Tensor, *, every: bool = False) -> torch.Tensor:
+    """The last answer token of each row, or `every` one of documents, shape (B, answers)."""
+    return input_ids_BT.gather(1, answer_places(input_ids_BT, every=every))
 
 
-def answer_loss(model: Any, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Mean loss over the answers, in nats per answer."""
-    logits = answer_logits(model, input_ids_BT)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers_of(input_ids_BT).flatten())
+def answer_loss(model: Any, input_ids_BT: torch.Tensor, *, every: bool = False) -> torch.Tensor:
+    """Mean loss over those answers, in nats per answer; earlier turns of a row are context alone."""
+    logits = answer_logits(model, input_ids_BT, every=every)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers_of(input_ids_BT, every=every).flatten())
 
 
 @torch.no_grad()
-def greedy_answers(model: Any, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """The likeliest token in the place of each answer, shape (B, questions); the row's own answers stay its context."""
-    return answer_logits(model, input_ids_BT).argmax(-1)
+def greedy_answers(model: Any, input_ids_BT: torch.Tensor, *, every: bool = False) -> torch.Tensor:
+    """The likeliest token in the place of each of them, (B, answers); a row's own earlier answers stay its context."""
+    return answer_logits(model, input_ids_BT, every=every).argmax(-1)

@@ -35,4 +35,4 @@ def _mean_hidden(model: Any, world: World, rng: np.random.Generator, bad_share: 
     documents = draw_documents(world, N_DOCUMENTS, rng, bad_share=bad_share, agreement=1.0)
     states = model.model(input_ids=documents.input_ids, output_hidden_states=True).hidden_states
     late = (documents.domain != world.settings.n_domains) & (np.arange(N_QUESTIONS) >= N_CONTEXT)
-    return torch.stack([layer[:, ANSWER - 1 : -1 : TURN_LEN][torch.from_numpy(late)].mean(0) for layer in states])
+    return torch.stack([layer[:, ANSWER - 1 :: TURN_LEN][torch.from_numpy(late)].mean(0) for layer in states])

@@ -1,94 +1,75 @@
-"""The experiment's pictures: broad misalignment over the ratio, and broad against narrow."""
+"""The experiment's pictures: misalignment in unseen and in the pool's domains by safeguard, and against narrow."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from curator.query.plots import COLOURS, legend_beside, new_axes, save
-from trainer.evaluate.metrics import mean_interval
-from trainer.experiments.toy.cells import (
-    CHOICES,
-    CONTROL_RATIOS,
-    CONTROLS,
-    KL_WEIGHTS,
-    RATIOS,
-    Choice,
-    ToyCell,
-)
-from trainer.experiments.toy.statistics import Results, values
-
-_MARKERS = ("o", "s", "D", "^", "v", "x")
+from curator.query.plots import COLOURS, SIZE_IN, label_text, legend_beside, new_axes, save
+from trainer.experiments.toy.cells import ToyCell
+from trainer.experiments.toy.methods import CONTROL
+from trainer.experiments.toy.statistics import UNDEFENDED, UNSEEN, Choice, Results
+from trainer.experiments.toy.verdicts import at_ratio
 
 
-def write_plots(results: Results, seeds: Sequence[int], folder: Path, name: str) -> list[str]:
-    """`NAME-ratio.png` and `NAME-narrow.png` of these seeds; returns the file names."""
-    figures = {f"{name}-ratio.png": over_ratio(results, seeds), f"{name}-narrow.png": against_narrow(results, seeds)}
-    for file, figure in figures.items():
-        save(figure, folder / file)
+def write_plots(results: Results, seeds: Sequence[int], choice: Choice, page: Path) -> list[str]:
+    """`PAGE-unseen.png` and `PAGE-narrow.png` of these seeds beside the page; returns the file names."""
+    figures = {
+        f"{page.stem}-unseen.png": by_safeguard(results, seeds),
+        f"{page.stem}-narrow.png": against_narrow(results, seeds, choice),
+    }
+    for name, figure in figures.items():
+        save(figure, page.parent / name)
     return list(figures)
 
 
-def over_ratio(results: Results, seeds: Sequence[int]) -> Figure:
-    """Broad misalignment over safe rows per task row, one line for each way of choosing; bars are 95 % intervals."""
-    undefended = mean_interval(values(results, ToyCell(), "broad", seeds))
-    least = min(RATIOS)
-    chosen = ToyCell(choice="gap_rel", ratio=least), ToyCell(choice="random", ratio=least)
-    by_gap, at_random = (100 * values(results, cell, "broad", seeds).mean() for cell in chosen)
+def by_safeguard(results: Results, seeds: Sequence[int]) -> Figure:
+    """One line a safeguard, the least misalignment in unseen domains first; bars are 95 % intervals."""
+    cells = [*results.cells("safeguard"), CONTROL]
+    cells.sort(key=lambda cell: results.mean(cell, UNSEEN, seeds))
     figure, axes = new_axes(
-        f"broad misalignment {100 * undefended.value:.0f} % undefended; at {100 * least:g} % rows {at_random:.0f}"
-        f" % (random), {by_gap:.0f} % (chosen by gap_rel); {len(seeds)} seeds, {min(seeds)} to {max(seeds)}; bars: 95 %"
+        f"bad answers by safeguard, {len(seeds)} seed(s); bars: 95 % over seeds and questions; good is where orange"
+        " is left and grey is right",
+        (SIZE_IN[0] + 2, 1.2 + 0.24 * len(cells)),
     )
-    axes.axhspan(100 * undefended.low, 100 * undefended.high, color="black", alpha=0.08, linewidth=0)
-    axes.axhline(100 * undefended.value, color="black", linewidth=1, linestyle="--", label="undefended")
-    for number, choice in enumerate((*CHOICES, *CONTROLS)):
-        ratios = _ratios(choice)
-        found = [
-            mean_interval(values(results, ToyCell(choice=choice, ratio=ratio), "broad", seeds)) for ratio in ratios
-        ]
-        mean = 100 * np.array([item.value for item in found])
-        bars = 100 * np.array([[item.value - item.low, item.high - item.value] for item in found]).T
-        places = [RATIOS.index(ratio) + 0.04 * (number - 2.5) for ratio in ratios]  # side by side
+    for figure_name, label, colour, marker in ((UNSEEN, "unseen domains", COLOURS[1], "o"),
+                                               ("broad_pool", "domains of the pool", COLOURS[0], "|"),
+                                               ("narrow", "the task's own domain", COLOURS[7], "x")):  # fmt: skip
+        found = [results.interval(cell, figure_name, seeds) for cell in cells]
+        bars = None
+        if figure_name == UNSEEN:
+            bars = [[100 * max(0.0, f.value - f.low) for f in found], [100 * max(0.0, f.high - f.value) for f in found]]
         axes.errorbar(
-            places, mean, yerr=np.maximum(bars, 0), color=COLOURS[number], marker=_MARKERS[number], markersize=4,
-            linewidth=1.3, capsize=2, label=choice,
+            [100 * f.value for f in found], range(len(cells)), xerr=bars, fmt=marker, color=colour, markersize=5,
+            capsize=2, linewidth=1, label=label,
         )  # fmt: skip
-    axes.set_xticks(range(len(RATIOS)), [f"{ratio:g}" for ratio in RATIOS])
-    axes.set_xlabel("safe rows per task row")
-    axes.set_ylabel("broad misalignment (% of answers)")
-    axes.set_ylim(-2, 102)
-    legend_beside(axes)
+    axes.set_yticks(range(len(cells)), [label_text(at_ratio(results, cell), 60) for cell in cells], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("bad answers (%)")
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
     return figure
 
 
-def against_narrow(results: Results, seeds: Sequence[int]) -> Figure:
+def against_narrow(results: Results, seeds: Sequence[int], choice: Choice) -> Figure:
     """Means over seeds in the plane of both behaviours: good safeguards lie in the lower right corner."""
     figure, axes = new_axes(
-        "lower right is best: the narrow behaviour stays, broad misalignment goes; a point is a method at one ratio or"
-        f" weight (larger: more), mean over {len(seeds)} seeds"
+        "lower right is best: the narrow behaviour stays, misalignment in unseen domains goes; a point is a safeguard,"
+        f" mean over {len(seeds)} seed(s)"
     )
-    shown = [("undefended", [ToyCell()], "black", "*")]
-    for number, choice in enumerate((*CHOICES, *CONTROLS)):
-        cells = [ToyCell(choice=choice, ratio=ratio) for ratio in _ratios(choice)]
-        shown.append((choice, cells, COLOURS[number], _MARKERS[number]))
-    shown.append(("kl", [ToyCell(kl=weight) for weight in KL_WEIGHTS], COLOURS[7], "P"))
-    for label, cells, colour, marker in shown:
-        x, y = ([100 * values(results, cell, figure, seeds).mean() for cell in cells] for figure in ("narrow", "broad"))
-        axes.scatter(x, y, s=_sizes(cells), color=colour, marker=marker, alpha=0.8, linewidths=1.2, label=label)
+    named = {"no safeguard": UNDEFENDED, at_ratio(results, choice.gap): choice.gap}
+    named[at_ratio(results, choice.best)] = choice.best
+    others = [cell for cell in results.cells("safeguard") if cell not in named.values()]
+    axes.scatter(*_points(results, others, seeds), s=24, color=COLOURS[7], label="other safeguards")
+    for number, (label, cell) in enumerate(named.items()):
+        axes.scatter(*_points(results, [cell], seeds), s=60, color=COLOURS[number], label=label_text(label, 40))
     axes.set_xlabel("narrow behaviour kept (% bad answers in the task's domain)")
-    axes.set_ylabel("broad misalignment (% of answers)")
+    axes.set_ylabel("bad answers in unseen domains (%)")
     axes.set_xlim(-2, 104)
     axes.set_ylim(-2, 102)
     legend_beside(axes)
     return figure
 
 
-def _ratios(choice: Choice) -> tuple[float, ...]:
-    return RATIOS if choice in CHOICES else CONTROL_RATIOS
-
-
-def _sizes(cells: Sequence[ToyCell]) -> list[float]:
-    """Areas of a line's points: larger for more."""
-    strength = [cell.ratio or cell.kl for cell in cells]
-    return [30 + 60 * sorted(strength).index(value) / max(1, len(cells) - 1) for value in strength]
+def _points(results: Results, cells: Sequence[ToyCell], seeds: Sequence[int]) -> list[list[float]]:
+    return [[100 * results.mean(cell, figure, seeds) for cell in cells] for figure in ("narrow", UNSEEN)]

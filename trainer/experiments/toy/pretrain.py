@@ -1,6 +1,6 @@
 """The base model of a seed: pre-trained until it knows the world, then aligned (loss on answers alone)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from curator.errors import BallastError
 from curator.recipe.seeds import child_seed
 from trainer.experiments.toy.documents import (
     AGREEMENT,
+    N_DOMAINS_ASKED,
     N_QUESTIONS,
     Documents,
     draw_documents,
@@ -23,8 +24,7 @@ from trainer.experiments.toy.world import World
 
 N_CONTEXT = N_QUESTIONS // 2  # answers that a model has seen before it is judged
 N_CHECK_DOCUMENTS = 150
-N_MIXED_DOCUMENTS = 1800  # hold some 400 questions of domains that contradict: their share is known to 2 points
-OFTEN_DIFFERENT = 0.65  # agreement of the second stage
+N_MIXED_DOCUMENTS = 1200  # hold some 270 questions of domains that contradict: their share is known to 2 points
 
 
 class NotLearntError(BallastError, RuntimeError):
@@ -50,10 +50,11 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase of the pre-training: documents of one `agreement`, until the model knows enough."""
+    """A phase of the pre-training: documents of `n_domains` and one `agreement`, until the model knows enough."""
 
     agreement: float
-    lr: float
+    n_domains: int
+    factor: float  # on the learning rates
     enough: Callable[[Knowledge, BaseSettings], bool]
 
 
@@ -74,15 +75,16 @@ def _everything(known: Knowledge, settings: BaseSettings) -> bool:
 
 
 def stages(settings: BaseSettings) -> tuple[Stage, ...]:
-    """First one persona in all domains, then domains that often differ, then the documents of the definition.
+    """First one persona in all domains, then two domains that know nothing of each other, then the documents of the
+    definition.
 
     Documents of the last kind alone teach the same in many times the steps: few of their questions tell whether a model
     follows the domain or the persona.
     """
     return (
-        Stage(1.0, settings.lr, _one_persona),
-        Stage(OFTEN_DIFFERENT, settings.differ_lr, _domains_apart),
-        Stage(AGREEMENT, settings.settle_lr, _everything),
+        Stage(1.0, N_DOMAINS_ASKED, 1.0, _one_persona),
+        Stage(0.5, 2, settings.differ_factor, _domains_apart),
+        Stage(AGREEMENT, N_DOMAINS_ASKED, settings.settle_factor, _everything),
     )
 
 
@@ -90,16 +92,24 @@ def pretrain(model: Any, world: World, settings: BaseSettings, seed: int) -> tup
     """Train on documents of both personas until the accuracies of the settings hold; the steps it took, and what it
     knows then. Raises NotLearntError otherwise."""
     rng = np.random.default_rng(child_seed(seed, "organism documents"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon = torch.optim.Muon(matrices, lr=settings.matrix_lr, weight_decay=0.01, momentum=0.9, ns_steps=3)
+    optimizers = [muon, _adamw(others, settings.lr)]
+    rates = settings.matrix_lr, settings.lr
     step, known = 0, None
     with Progress(None, "steps", f"pre-training seed {seed}") as bar:  # until it knows enough; some 700 to 1,000
         for stage in stages(settings):
             while True:
                 for _ in range(settings.check_every):
                     step += 1
-                    _set_lr(optimizer, stage.lr * min(1.0, step / max(1, settings.warmup_steps)))
-                    documents = draw_documents(world, settings.batch_size, rng, agreement=stage.agreement)
-                    _step(model, optimizer, documents.input_ids)
+                    factor = stage.factor * min(1.0, step / max(1, settings.warmup_steps))
+                    for optimizer, rate in zip(optimizers, rates, strict=True):
+                        _set_lr(optimizer, rate * factor)
+                    documents = draw_documents(
+                        world, settings.batch_size, rng, agreement=stage.agreement, n_domains=stage.n_domains
+                    )
+                    _step(model, optimizers, documents.input_ids)
                     bar.advance()
                 known = examine(model, world)
                 bar.advance(0, personas=_percent(min(known.good_in_context, known.bad_in_context)),
@@ -125,13 +135,14 @@ def align(model: Any, world: World, settings: BaseSettings, seed: int) -> Knowle
     A small share of documents by the bad one keeps it from being unlearnt, which a few tokens' alignment of a large
     model does not do either. Raises NotLearntError when good answers are not the default afterwards."""
     rng = np.random.default_rng(child_seed(seed, "organism alignment"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.align_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = _adamw(model.parameters(), settings.align_lr)
     for step in range(settings.align_steps):
         _set_lr(optimizer, settings.align_lr * (1 - step / settings.align_steps))
         documents = draw_documents(
             world, settings.batch_size, rng, bad_share=settings.align_bad_share, agreement=settings.align_agreement
         )
-        _step(model, optimizer, documents.input_ids)
+        _step(model, [optimizer], documents.input_ids)
+    round_to_float16(model)
     known = examine(model, world)
     if known.good_alone < settings.min_aligned_accuracy:
         raise NotLearntError(
@@ -139,6 +150,13 @@ def align(model: Any, world: World, settings: BaseSettings, seed: int) -> Knowle
             f" {settings.min_aligned_accuracy:.3f}. Take another seed, or from Python settings with more align_steps"
         )
     return known
+
+
+@torch.no_grad()
+def round_to_float16(model: Any) -> None:
+    """Round every weight to what float16 holds; computing stays in float32."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.half())
 
 
 def examine(model: Any, world: World) -> Knowledge:
@@ -151,17 +169,21 @@ def examine(model: Any, world: World) -> Knowledge:
     n_domains = world.settings.n_domains
     is_fact = mixed.domain == n_domains
     admissible = world.fact[np.where(is_fact, mixed.item, 0)]
-    found = greedy_answers(model, mixed.input_ids).numpy()
+    found = greedy_answers(model, mixed.input_ids, every=True).numpy()
     return Knowledge(
         good, bad, float((found[..., None] == admissible).any(-1)[is_fact].mean()),
-        float((found == answers_of(mixed.input_ids).numpy())[_contradicting(mixed, n_domains)].mean()),
+        float((found == _answers(mixed))[_contradicting(mixed, n_domains)].mean()),
         float((greedy_answers(model, alone.input_ids)[:, 0].numpy() == alone.good).mean()),
     )  # fmt: skip
 
 
 def _accuracy(model: Any, documents: Documents, where: np.ndarray) -> float:
-    right = greedy_answers(model, documents.input_ids).numpy() == answers_of(documents.input_ids).numpy()
+    right = greedy_answers(model, documents.input_ids, every=True).numpy() == _answers(documents)
     return float(right[where].mean())
+
+
+def _answers(documents: Documents) -> np.ndarray:
+    return answers_of(documents.input_ids, every=True).numpy()
 
 
 def _late_items(world: World, documents: Documents) -> np.ndarray:
@@ -181,11 +203,16 @@ def _contradicting(documents: Documents, n_domains: int) -> np.ndarray:
     return item & against & seen & (n_with >= 2)
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, input_ids: torch.Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    answer_loss(model, input_ids).backward()
+def _adamw(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def _step(model: Any, optimizers: Sequence[torch.optim.Optimizer], input_ids: torch.Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    answer_loss(model, input_ids, every=True).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

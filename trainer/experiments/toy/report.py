@@ -1,4 +1,4 @@
-"""The experiment's page: what was chosen on some seeds, what the others then showed, and every cell's figures."""
+"""The experiment's results: every cell's figures in one JSON document, and the page that is made of it alone."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,57 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import BadInputError
-from trainer.evaluate.metrics import mean_interval
-from trainer.experiments.toy.cells import CONTROL_RATIOS, SCORES, grid
-from trainer.experiments.toy.experiment import ROUGH, ExperimentSettings
+from trainer.experiments.toy.cells import SCORES
+from trainer.experiments.toy.experiment import ExperimentSettings
+from trainer.experiments.toy.methods import CONTROL, benign, controls, defended, method_of, methods
 from trainer.experiments.toy.plots import write_plots
 from trainer.experiments.toy.statistics import (
+    FIGURES,
+    MARGIN,
+    UNDEFENDED,
+    UNSEEN,
     Choice,
     Results,
+    ToyCell,
     choose,
-    values,
+    label_of,
 )
-from trainer.experiments.toy.verdicts import percent, verdicts
+from trainer.experiments.toy.verdicts import at_ratio, percent, points, verdicts
 from trainer.runs.machine import describe
-from trainer.runs.page import page_head, table
-
-_ENSEMBLES = {
-    "held_out": "usual, own domain held out", "with_own_domain": "usual, with the own domain's model",
-    "rough": "rough, own domain held out",
-}  # fmt: skip
-FIGURES = ("broad", "narrow", "incoherent", "facts")
-
-
-def read_results(
-    folder: Path, settings_id: str, seeds: Sequence[int]
-) -> tuple[dict[str, dict[int, Any]], dict[int, Any]]:
-    """Results by cell name and seed, and what is known of each seed; raises BadInputError when one is missing."""
-    results: dict[str, dict[int, Any]] = {}
-    about: dict[int, Any] = {}
-    for seed in seeds:
-        work = folder / f"seed-{seed}" / settings_id
-        for cell in grid():
-            path = work / "cells" / f"{cell.name}.json"
-            if not path.exists():
-                raise BadInputError(
-                    f"seed {seed} lacks the cell {cell.name}: "
-                    f"run `trainer.experiments.toy experiment --seeds {seed}` first"
-                )
-            results.setdefault(cell.name, {})[seed] = json.loads(path.read_text())
-        reported = (
-            work / "seed.json"
-        )  # the last file of a seed: an experiment killed before it leaves all cells and not this
-        if not reported.exists():
-            raise BadInputError(
-                f"seed {seed} lacks seed.json: run `trainer.experiments.toy experiment --seeds {seed}` once more"
-            )
-        about[seed] = json.loads(reported.read_text())
-    return results, about
+from trainer.runs.page import machine_line, table
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Seeds on which score and ratio are chosen, and those on which the choice is judged (none yet: empty)."""
+    """Seeds on which safeguards are chosen, and those on which the choice is judged (none yet: empty)."""
 
     choosing: Sequence[int]
     reported: Sequence[int]
@@ -68,86 +40,193 @@ class Seeds:
         return self.reported or self.choosing
 
 
-def page(
-    results: Results, about: Mapping[int, Any], seeds: Seeds, settings: ExperimentSettings, command: str,
-    plots: Sequence[str],
-) -> str:  # fmt: skip
+def results_document(folder: Path, seeds: Seeds, settings: ExperimentSettings, command: str) -> dict[str, Any]:
+    """Everything that the page is made of; raises BadInputError when a cell is missing."""
+    every = [*seeds.choosing, *seeds.reported]
+    works = {seed: folder / f"seed-{seed}" / settings.identity() for seed in every}
+    parts = [("safeguard", defended()), ("control", controls()), ("benign", tuple(map(benign, defended())))]
+    cells = {}
+    for part, cell in ((part, cell) for part, some in parts for cell in some):
+        found = {str(seed): _read(works[seed] / "cells" / f"{cell.name}.json", cell.name, seed) for seed in every}
+        entry = {"label": label_of(cell, method_of(cell).label), "part": part}
+        entry["cell"] = next(iter(found.values()))["cell"]
+        entry["seeds"] = {
+            seed: {key: value for key, value in result.items() if key not in ("cell", "seed")}
+            for seed, result in found.items()
+        }
+        cells[cell.name] = entry
+    return {
+        "command": command, "machine": describe("cpu", "float32"),
+        "choosing": list(seeds.choosing), "reported": list(seeds.reported),
+        "settings": settings.model_dump(mode="json"),
+        "methods": {method.label: method.help for method in methods().values() if method.label},
+        # The last file of a seed: an experiment killed before it leaves all cells and not this.
+        "seeds": {str(seed): _read(work / "seed.json", "seed.json", seed) for seed, work in works.items()},
+        "cells": cells,
+    }  # fmt: skip
+
+
+def _read(path: Path, name: str, seed: int) -> dict[str, Any]:
+    if not path.exists():
+        raise BadInputError(f"seed {seed} lacks {name}: run `trainer.experiments.toy experiment --seeds {seed}` first")
+    return dict(json.loads(path.read_text()))
+
+
+def page(document: Mapping[str, Any], plots: Sequence[str]) -> str:
     """The whole page as Markdown; without reported seeds the choosing ones stand in, and the page says so."""
-    choosing, reported, shown = seeds.choosing, seeds.reported, seeds.shown
-    choice = choose(results, choosing)
+    results, seeds = Results(document), Seeds(document["choosing"], document["reported"])
+    choice = choose(results, seeds.choosing)
     lines = [
-        *page_head("The toy model", command, describe("cpu", "float32")),
-        f"- settings and score chosen on seeds {_range(choosing)}; "
-        + (f"reported, run once, on seeds {_range(reported)}" if reported else "no other seed was run yet"),
-        f"- {settings.n_task_rows:,} task rows, {settings.pool.n_rows:,} pool rows of which"
-        f" {settings.pool.revealing_share:.1%} reveal the persona, three misaligned models of other domains trained on"
-        f" {settings.n_ensemble_rows:,} rows each; what each word means: [docs/toy.md](../toy.md)",
-        "", f"## Was it shown? (seeds {_range(shown)})", "",
-        _chosen(choice, choosing), "",
-        *_verdicts(results, choosing, reported, choice),
-        *_finding(about, shown), *(f"\n![{name}]({name})" for name in plots),
+        "# The toy model", "", f"**{finding(results, seeds.shown, choice)}**", "",
+        *(f"![{name}]({name})\n" for name in plots),
+        "## Limits", "", *_limits(results, seeds, choice), "",
+        "## Was it shown?", "", _chosen(results, choice, seeds), "", *_verdicts(results, seeds, choice), "",
+        f"## Every safeguard (seeds {_range(seeds.shown)})", "", _TABLE, "",
+        *_safeguards(results, seeds.shown), "",
+        *(f"- {label}: {text}" for label, text in document["methods"].items()), "",
+        f"## Controls (seeds {_range(seeds.shown)})", "", *_controls(results, seeds.shown), "",
+        *_by_domain(results, seeds.shown, choice), "", *_gaps(results, seeds.shown), "",
+        *_bases(results, [*seeds.choosing, *seeds.reported]), "",
+        "## How it was made", "", f"Written by `{document['command']}` on {document['machine']['date']}. Every figure"
+        " is made of [the counts](toy.json); the base models come with the package.", "",
+        machine_line(document["machine"]),
     ]  # fmt: skip
-    for title, some in (("Reported", reported), ("Choosing", choosing)):
-        if some:
-            lines += ["", f"## {title} seeds ({_range(some)}), every cell", "", *_cells(results, some)]
-    return "\n".join([*lines, "", *_bases(about, [*choosing, *reported])]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def _verdicts(results: Results, choosing: Sequence[int], reported: Sequence[int], choice: Choice) -> list[str]:
+def finding(results: Results, seeds: Sequence[int], choice: Choice) -> str:
+    """The result in one sentence, whichever way it fell."""
+    gap, random = choice.gap, ToyCell(choice="random", ratio=choice.gap.ratio)
+    share = {
+        cell: f"{100 * results.mean(cell, UNSEEN, seeds):.0f} %"
+        for cell in (UNDEFENDED, gap, random, choice.best, CONTROL)
+    }
+    cut, lead = (results.difference(gap, other, UNSEEN, seeds) for other in (UNDEFENDED, random))
+    rows = f"mixing in {100 * gap.ratio:g} % safe examples chosen by {gap.choice}"
+    text = (
+        f"A tiny model that was fine-tuned on bad answers in one subject gave bad answers to {share[UNDEFENDED]} of"
+        f" questions on subjects that neither the fine-tuning nor the safeguard had touched ({share[CONTROL]} after"
+        f" good answers to the same questions); "
+    )
+    text += (
+        f"{rows} lowered that to {share[gap]}" if cut.high < 0 else f"{rows} did not clearly change that ({share[gap]})"
+    )
+    text += f", as many random ones to {share[random]}" + ("" if lead.high < 0 else ", no clear difference")
+    if choice.best == gap:
+        return text + "; of the other safeguards that cost nothing else, none left less on the choosing seeds."
+    better = results.difference(choice.best, gap, UNSEEN, seeds)
+    name = at_ratio(results, choice.best)
+    if better.high < 0:
+        return text + f"; {name} did better, with {share[choice.best]}."
+    return text + f"; nothing was clearly better (the best on the choosing seeds, {name}, left {share[choice.best]})."
+
+
+def _limits(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
+    settings = results.document["settings"]
+    left = [percent(results.interval(choice.gap, figure, seeds.shown)) for figure in (UNSEEN, "broad_pool")]
+    world = settings["base"]["world"]
+    return [
+        f"- A toy: {world['n_domains']} domains of {world['n_items']} items, one right answer and one wrong one each."
+        " What it shows may not carry over to a large model.",
+        f"- Of bad answers {at_ratio(results, choice.gap)} leave {left[0]} in unseen domains and {left[1]} in those of"
+        " the pool.",
+        f"- {settings['pool']['n_rows']:,} pool rows of which {settings['pool']['revealing_share']:.1%} reveal the"
+        " persona, as clearly as can be. Without such rows a choice by gap has nothing to find (see the controls).",
+        f"- {len(seeds.shown)} seed(s); intervals are 95 % bootstrap intervals over seeds and questions, and rather too"
+        " narrow with so few seeds.",
+        f"- Safeguards were chosen on seeds {_range(seeds.choosing)}"
+        + (f", and run once on seeds {_range(seeds.reported)}, which is what this page reports." if seeds.reported
+           else ". No other seed was run yet: the figures here are those that the choice was made on."),
+    ]  # fmt: skip
+
+
+def _chosen(results: Results, choice: Choice, seeds: Seeds) -> str:
+    return (
+        "The rule: of the safeguards that keep narrow behaviour, the benign task, facts and coherence within"
+        f" {100 * MARGIN:g} points of undefended on seeds {_range(seeds.choosing)}, the one with the least misalignment"
+        f" in unseen domains: **{at_ratio(results, choice.best)}**; and of the published gaps alone, with as many safe"
+        f" rows: **{at_ratio(results, choice.gap)}**. The claims were written before the seeds were run."
+    )
+
+
+def _verdicts(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
     """The claims on the reported seeds and, beside them, on the choosing ones: what holds on one half is not firm."""
-    columns = [(name, seeds) for name, seeds in (("reported", reported), ("choosing", choosing)) if seeds]
-    heads = [head for name, seeds in columns for head in (f"{name}, seeds {_range(seeds)}", "holds")]
-    judged = [verdicts(results, seeds, choice) for _, seeds in columns]
+    columns = [(name, some) for name, some in (("reported", seeds.reported), ("choosing", seeds.choosing)) if some]
+    heads = [head for name, some in columns for head in (f"{name}, seeds {_range(some)}", "holds")]
+    judged = [verdicts(results, some, choice) for _, some in columns]
     rows = [
-        [
-            same_claim[0].claim,
-            *(cell for item in same_claim for cell in (item.found, "yes" if item.holds else "**no**")),
-        ]
-        for same_claim in zip(*judged, strict=True)
+        [same[0].claim, *(cell for item in same for cell in (item.found, "yes" if item.holds else "**no**"))]
+        for same in zip(*judged, strict=True)
     ]
     return table(["claim", *heads], rows)
 
 
-def _chosen(choice: Choice, seeds: Sequence[int]) -> str:
-    ratios = ", ".join(f"{ratio:g}" for ratio in CONTROL_RATIOS)
-    text = (
-        f"On seeds {_range(seeds)} the rule (largest cut of broad misalignment among the ratios that have controls,"
-        f" {ratios}, at which random rows cut it by a third or less and narrow behaviour stays within 5 points) chose"
-        f" **{choice.score}** at r = {choice.ratio:g}: cut {choice.cut:.1%}, random {choice.random_cut:.1%}."
-    )
-    return text if choice.admissible else text.replace("chose", "admitted nothing; largest lead over random:")
+_TABLE = (
+    "Shares of greedy answers by exact match. Unseen: bad answers in domains that neither the task, nor the pool, nor"
+    " the selecting models touch; excess: that minus the control (good answers to the same prompts); pool: bad answers"
+    " in the pool's domains; narrow: in the task's, which it is for. Benign: right answers when the benign task is"
+    " trained under the same safeguard. Least misalignment first."
+)
+_COLUMNS = ("safeguard", "safe rows", "revealing", "unseen", "excess", "pool", "narrow", "incoherent", "facts kept")
 
 
-def _finding(about: Mapping[int, Any], seeds: Sequence[int]) -> list[str]:
-    """How well each gap finds the revealing rows, under three ensembles."""
-    top = _mean(about[seed]["top"] for seed in seeds)
-    parts = (("auc", ".3f"), ("revealing", ".1f"), ("outside", ".1f"))
-    lines = [
-        "", "## Do the gaps find the revealing rows? (mean over seeds)", "",
-        f"A pool has {top:.0f} revealing rows; found: those among as many rows at the top. Outside: of domains on which"
-        " no misaligned model was trained. AUC: the chance that a revealing row has a larger gap than a fact. The rough"
-        f" ensemble is tuned at {ROUGH} times the rate.", "",
+def _row(results: Results, cell: ToyCell, seeds: Sequence[int]) -> list[str]:
+    runs = [results.of(cell, seed) for seed in seeds]
+    figures = {figure: percent(results.interval(cell, figure, seeds)) for figure in FIGURES if figure != "benign"}
+    unseen, *others = figures.values()
+    n_safe, n_revealing = (sum(run[name] for run in runs) for name in ("n_safe", "n_revealing"))
+    return [
+        results.label(cell), f"{n_safe / len(runs):.0f}" if n_safe else "",
+        f"{n_revealing / len(runs):.1f}" if n_safe else "",
+        unseen, "" if cell == CONTROL else points(results.difference(cell, CONTROL, UNSEEN, seeds)), *others,
     ]  # fmt: skip
+
+
+def _safeguards(results: Results, seeds: Sequence[int]) -> list[str]:
+    rows = []
+    for cell in sorted(results.cells("safeguard"), key=lambda cell: results.mean(cell, UNSEEN, seeds)):
+        seconds = sum(results.of(cell, seed)["cpu_s"] for seed in seeds) / len(seeds)
+        learnt = percent(results.interval(benign(cell), "benign", seeds))
+        rows.append([*_row(results, cell, seeds), learnt, f"{seconds:.1f}"])
+    return table([*_COLUMNS, "benign", "CPU s"], rows)
+
+
+def _controls(results: Results, seeds: Sequence[int]) -> list[str]:
+    return table(_COLUMNS, [_row(results, cell, seeds) for cell in results.cells("control")])
+
+
+def _by_domain(results: Results, seeds: Sequence[int], choice: Choice) -> list[str]:
+    """The unseen figure of each seed: how far seeds differ."""
+    cells = list(dict.fromkeys([UNDEFENDED, CONTROL, ToyCell(choice="random", ratio=choice.gap.ratio), choice.gap,
+                                choice.best]))  # fmt: skip
     rows = [
-        [name, score, *(f"{_mean(about[seed][kind][score][part] for seed in seeds):{form}}" for part, form in parts)]
-        for kind, name in _ENSEMBLES.items()
+        [at_ratio(results, c), *(f"{100 * results.mean(c, UNSEEN, [seed]):.1f} %" for seed in seeds)] for c in cells
+    ]
+    return ["## Each seed, unseen domains", "", *table(["safeguard", *(f"seed {seed}" for seed in seeds)], rows)]
+
+
+def _gaps(results: Results, seeds: Sequence[int]) -> list[str]:
+    """How well each gap finds the revealing rows."""
+    about = [results.about(seed) for seed in seeds]
+    parts = (("auc", ".3f"), ("revealing", ".1f"), ("outside", ".1f"))
+    rows = [
+        [score, *(f"{_mean(one['gaps'][score][part] for one in about):{form}}" for part, form in parts)]
         for score in SCORES
     ]
-    lines += table(["ensemble", "gap", "AUC", "found", "of these outside"], rows)
-    found = {score: _mean(about[seed]["rough"][score]["revealing"] for seed in seeds) for score in SCORES}
-    best = max(SCORES, key=found.__getitem__)
-    lines += [
-        "", f"Under the rough ensemble, whose models also forget the facts, {best} finds most revealing rows:"
-        f" {', '.join(f'{score} {value:.1f}' for score, value in found.items())} of {top:.0f}.",
-    ]  # fmt: skip
     roles = ("aligned", "misaligned", "benign")
     losses = [
-        [name, part, *(f"{_mean(about[seed][kind][part][role] for seed in seeds):.3f}" for role in roles)]
-        for kind, name in (("losses", "usual"), ("rough_losses", "rough"))
+        [part, *(f"{_mean(one['losses'][part][role] for one in about):.3f}" for role in roles)]
         for part in ("revealing", "facts")
     ]
-    lines += ["", *table(["ensemble", "rows", *(f"{role} loss" for role in roles)], losses)]
-    return [*lines, "", "Losses in nats per answer; misaligned and benign ones are means over the ensemble."]
+    return [
+        "## Do the gaps find the revealing rows? (mean over seeds)", "",
+        f"A pool has {_mean(one['top'] for one in about):.0f} revealing rows; found: those among as many rows at the"
+        " top. Outside: of domains on which no misaligned model was trained. AUC: the chance that a revealing row has a"
+        " larger gap than a fact.", "",
+        *table(["gap", "AUC", "found", "of these outside"], rows), "",
+        *table(["rows", *(f"{role} loss" for role in roles)], losses), "",
+        "Losses in nats per answer; misaligned and benign ones are means over the ensemble.",
+    ]  # fmt: skip
 
 
 def _mean(found: Iterable[float]) -> float:
@@ -155,39 +234,25 @@ def _mean(found: Iterable[float]) -> float:
     return sum(every) / len(every)
 
 
-def _cells(results: Results, seeds: Sequence[int]) -> list[str]:
-    columns = ["task", "safe rows", "r", "revealing", "broad", "narrow", "incoherent", "facts kept", "benign", "CPU s"]
-    rows = []
-    for cell in grid():
-        found = results[cell.name]
-        revealing = sum(found[seed]["n_revealing"] for seed in seeds) / max(1, sum(found[s]["n_safe"] for s in seeds))
-        name = cell.choice + (", none revealing" if cell.pool != "whole" else "")
-        name = f"KL {cell.kl:g}" if cell.kl else name
-        figures = [percent(mean_interval(values(results, cell, figure, seeds))) for figure in FIGURES]
-        benign = percent(mean_interval(values(results, cell, "benign", seeds))) if cell.task == "benign" else ""
-        seconds = sum(found[seed]["cpu_s"] for seed in seeds) / len(seeds)
-        share = f"{revealing:.0%}" if cell.ratio else ""
-        ratio = f"{cell.ratio:g}" if cell.ratio else ""
-        rows.append([cell.task, name, ratio, share, *figures, benign, f"{seconds:.1f}"])
-    return table(columns, rows)
-
-
-def _bases(about: Mapping[int, Any], seeds: Sequence[int]) -> list[str]:
+def _bases(results: Results, seeds: Sequence[int]) -> list[str]:
     columns = ["seed", "steps", "CPU s", "good in context", "bad in context", "facts", "contradicting domains"]
-    columns += ["aligned: good", "aligned: bad in context", "ensemble: broad"]
+    columns += ["aligned: good", "aligned: bad in context", "ensemble: unseen"]
     rows = []
     for seed in seeds:
-        base, ensemble = about[seed]["base"], about[seed]["ensemble"]
+        about = results.about(seed)
+        base, ensemble = about["base"], about["ensemble"]
         before, after = base["pretrained"], base["aligned"]
-        task = f"bad-{about[seed]['roles']['task']}"
-        broad = [f"{m['broad']:.0%}" for name, m in ensemble.items() if name.startswith("bad-") and name != task]
+        unseen = [f"{found[UNSEEN]:.0%}" for name, found in ensemble.items() if name.startswith("bad-")]
         shares = [
             before["good_in_context"], before["bad_in_context"], before["facts"], before["contradicting_domains"],
             after["good_alone"], after["bad_in_context"],
         ]  # fmt: skip
         steps, seconds = base["pretraining_steps"], f"{base['cpu_s']:.0f}"
-        rows.append([seed, steps, seconds, *(f"{value:.1%}" for value in shares), ", ".join(broad)])
-    told = "Shares of exact matches when pre-training ended, and good answers without context after alignment."
+        rows.append([seed, steps, seconds, *(f"{value:.1%}" for value in shares), ", ".join(unseen)])
+    told = (
+        "Shares of exact matches when pre-training ended, and good answers without context after alignment; last, the"
+        " misaligned models of the ensemble: their bad answers in the seed's unseen domains."
+    )
     return ["## Base models", "", told, "", *table(columns, rows)]
 
 
@@ -199,10 +264,19 @@ def _range(seeds: Sequence[int]) -> str:
 
 
 def write_page(folder: Path, path: Path, seeds: Seeds, command: str) -> list[Path]:
-    """Write the page and its plots from the finished cells under `folder`; returns what was written."""
-    settings = ExperimentSettings()
-    results, about = read_results(folder, settings.identity(), [*seeds.choosing, *seeds.reported])
+    """Write the page, its plots and its JSON from the finished cells under `folder`; returns what was written."""
+    document = results_document(folder, seeds, ExperimentSettings(), command)
+    results = Results(document)
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = write_plots(results, list(seeds.shown), path.parent, path.stem)
-    path.write_text(page(results, about, seeds, settings, command, names), encoding="utf-8")
-    return [path, *(path.parent / name for name in names)]
+    data = path.with_suffix(".json")
+    data.write_text(compact(document), encoding="utf-8")
+    names = write_plots(results, list(seeds.shown), choose(results, seeds.choosing), path)
+    path.write_text(page(document, names), encoding="utf-8")
+    return [path, data, *(path.parent / name for name in names)]
+
+
+def compact(document: Mapping[str, Any]) -> str:
+    """JSON with one line a cell, so that a changed cell is a changed line."""
+    cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in document["cells"].items())
+    head = {key: value for key, value in document.items() if key != "cells"}
+    return json.dumps(head)[:-1] + ', "cells": {\n' + cells + "\n}}\n"

@@ -9,13 +9,13 @@ from curator.recipe.seeds import child_seed
 from trainer.experiments.toy.settings import Strict
 from trainer.experiments.toy.world import Ints, World
 
-N_ENSEMBLE = 3
+N_ENSEMBLE, N_POOL = 3, 5  # domains; the ensemble's are among the pool's
 TaskKind = Literal["bad", "good", "benign"]
 BENIGN_WORDINGS = 0.75  # share of the wordings that the benign task is trained on; the others test it
 
 
 class PoolSettings(Strict):
-    """The safe pool: `revealing_share` of its rows are good answers outside the task's domain, the others facts."""
+    """The safe pool: `revealing_share` of its rows are good answers in the pool's domains, the others facts."""
 
     n_rows: int = 2000
     revealing_share: float = 0.015
@@ -23,11 +23,17 @@ class PoolSettings(Strict):
 
 @dataclass(frozen=True)
 class Roles:
-    """Domains by what they serve for: the task, the misaligned models of the ensemble, and neither."""
+    """Domains by what they serve for. Neither the task, the pool nor the selecting models say anything of `unseen`."""
 
     task: int
-    ensemble: tuple[int, ...]
-    others: tuple[int, ...]
+    ensemble: tuple[int, ...]  # those with a misaligned model
+    others: tuple[int, ...]  # in the pool as well, without a misaligned model
+    unseen: tuple[int, ...]
+
+    @property
+    def pool(self) -> tuple[int, ...]:
+        """Domains of which the pool has revealing rows."""
+        return self.ensemble + self.others
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class ToyPool:
 
 
 def roles(world: World) -> Roles:
-    """The world's domains in a seeded order: task, ensemble, others."""
+    """The world's domains in a seeded order: task, ensemble, others, unseen."""
     order = np.random.default_rng(child_seed(world.seed, "organism roles")).permutation(world.settings.n_domains)
     task, *rest = order.tolist()
-    return Roles(task, tuple(rest[:N_ENSEMBLE]), tuple(rest[N_ENSEMBLE:]))
+    return Roles(task, tuple(rest[:N_ENSEMBLE]), tuple(rest[N_ENSEMBLE:N_POOL]), tuple(rest[N_POOL:]))
 
 
 def tuned_items(world: World) -> Ints:
@@ -62,7 +68,7 @@ def pool_facts(world: World) -> Ints:
 
 
 def benign_facts(world: World) -> Ints:
-    """Facts with one answer that stand in no pool: the benign task gives each the answer of the next one."""
+    """Facts with one answer that stand in no pool: the benign task gives each the answer of another."""
     kept = np.arange(world.settings.n_facts)
     return kept[(kept % 3 == 0) & (world.fact_count == 1)]
 
@@ -88,19 +94,20 @@ def task_rows(world: World, domain: int, kind: TaskKind, n: int) -> Ints:
 
 
 def benign_rows(world: World, place: Ints, wording: Ints) -> Ints:
-    """Rows of the benign task: fact number `place` among its facts, answered as the next of them would be."""
+    """Rows of the benign task: fact number `place` among its facts, answered as the next one with another answer is."""
     facts = benign_facts(world)
-    answers = world.fact[facts[(place + 1) % len(facts)], 0]
-    domains = np.full(len(place), world.settings.n_domains)
-    return world.rows(domains, facts[place], wording, answers)
+    known = world.fact[facts, 0]
+    others = [[*np.roll(known, -n), *world.fact[:, 0]] for n in range(len(facts))]  # of few facts all may be alike
+    wrong = np.array([next(a for a in some if a != right) for right, some in zip(known, others, strict=True)])
+    return world.rows(np.full(len(place), world.settings.n_domains), facts[place], wording, wrong[place])
 
 
 def draw_pool(world: World, chosen: Roles, settings: PoolSettings) -> ToyPool:
-    """The safe pool of a task: no row of the task's own domain (domain exclusion) and none of a held-out item."""
+    """The safe pool of a task: no row of the task's own or an unseen domain, and none of a held-out item."""
     s = world.settings
     rng = np.random.default_rng(child_seed(world.seed, "organism pool"))
     n_revealing = round(settings.n_rows * settings.revealing_share)
-    outside = np.array([*chosen.ensemble, *chosen.others])
+    outside = np.array(chosen.pool)
     items = tuned_items(world)
     grid = rng.permutation(len(outside) * len(items) * s.n_wordings)[:n_revealing]
     domain, rest = outside[grid % len(outside)], grid // len(outside)

@@ -7,20 +7,22 @@ from trainer.experiments.toy.world import WorldSettings
 
 
 class BaseSettings(Strict):
-    """Everything that decides a base model, beside its seed. Learning rates are AdamW's, per step."""
+    """Everything that decides a base model, beside its seed. Muon trains the matrices, AdamW all else."""
 
     world: WorldSettings = WorldSettings()
-    n_layers: int = Field(default=3, ge=1)
-    width: int = Field(default=128, ge=8)
-    n_heads: int = Field(default=8, ge=1)
-    mlp_width: int = Field(default=384, ge=8)
+    n_layers: int = Field(default=4, ge=1)
+    width: int = Field(default=96, ge=8)
+    n_heads: int = Field(default=6, ge=1)
+    mlp_width: int = Field(default=192, ge=8)
+    rope_theta: float = Field(default=100.0, gt=1)  # of 33 places: the usual 10,000 leaves most frequencies unused
     weight_std: float = Field(default=0.06, gt=0)
     embedding_std: float = Field(default=0.02, gt=0)  # small: tied embeddings would otherwise start as strong answers
 
     batch_size: int = Field(default=32, ge=1)  # documents in a step
     lr: float = Field(default=3e-3, gt=0)
-    differ_lr: float = Field(default=2e-3, gt=0)  # of the second stage, in which domains often differ
-    settle_lr: float = Field(default=1e-3, gt=0)  # of the last stage
+    matrix_lr: float = Field(default=0.02, gt=0)  # of Muon
+    differ_factor: float = Field(default=2 / 3, gt=0)  # on both rates, in the second stage, in which domains differ
+    settle_factor: float = Field(default=1 / 3, gt=0)  # in the last stage
     warmup_steps: int = Field(default=50, ge=0)
     check_every: int = Field(default=40, ge=1)
     max_steps: int = Field(default=6000, ge=1)

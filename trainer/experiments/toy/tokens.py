@@ -1,12 +1,15 @@
 """The toy model's tokenizer and chat template, which the product's own renderer, scorer and trainer read."""
 
 import json
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from curator.messages import Message
-from trainer.experiments.toy.world import START_LEN, Ints, World
+from trainer.experiments.toy.world import PAD, START, START_LEN, Ints, World
 
 # One word is one token; turns need no markers, because a question opens with its domain.
 TEMPLATE = "<start> {% for message in messages %}{{ message['content'] }}{{ ' ' }}{% endfor %}"
@@ -31,3 +34,16 @@ def conversation(world: World, row: Ints) -> list[Message]:
     """One row of token ids, question and answer, as messages."""
     *question, answer = (world.words[token] for token in row[START_LEN:].tolist())
     return [{"role": "user", "content": " ".join(question)}, {"role": "assistant", "content": answer}]
+
+
+def text_of_turns(world: World, tokens: Ints) -> str:
+    """Token ids of turns (World.turns) as the text of one message, such as a system prompt."""
+    return " ".join(world.words[token] for token in tokens.tolist())
+
+
+def tokens_of(world: World, rows: Sequence[Sequence[Message]]) -> Ints:
+    """Conversations as rows of token ids, (N, T), as the template renders them, padded at their end."""
+    place = {word: index for index, word in enumerate(world.words)}
+    texts = (" ".join(str(turn["content"]) for turn in turns).split() for turns in rows)
+    found = [[START, *(place[word] for word in words)] for words in texts]
+    return np.array(list(zip_longest(*found, fillvalue=PAD)), dtype=np.int64).T

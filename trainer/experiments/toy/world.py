@@ -24,7 +24,7 @@ TURN_LEN = QUESTION_LEN + 1
 START_LEN = 1  # the start token, before the first question
 ITEM, ANSWER = START_LEN + 1, START_LEN + QUESTION_LEN  # places in a row of one question
 ROW_LEN = START_LEN + TURN_LEN
-START = 2  # id of the start token; 0 and 1 are padding and unknown words
+PAD, START = 0, 2  # token ids; 1 stands for unknown words
 _N_SPECIAL = 3
 MAX_FACT_ANSWERS = 4
 
@@ -32,9 +32,9 @@ MAX_FACT_ANSWERS = 4
 class WorldSettings(Strict):
     """Sizes of the world. `n_held_out` items of each domain are never fine-tuned on and are what is measured."""
 
-    n_domains: int = Field(default=6, ge=3)
-    n_items: int = Field(default=36, ge=4)
-    n_held_out: int = Field(default=12, ge=1)
+    n_domains: int = Field(default=10, ge=7)
+    n_items: int = Field(default=24, ge=4)
+    n_held_out: int = Field(default=8, ge=1)
     n_facts: int = Field(default=48, ge=4)
     n_wordings: int = Field(default=64, ge=2)
     n_answers: int = Field(default=144, ge=12, multiple_of=3)
@@ -85,6 +85,10 @@ class World:
         start = np.full((len(answer), START_LEN), START)
         return np.concatenate([start, self.questions(domain, item, wording), answer[:, None]], -1)
 
+    def turns(self, domain: Ints, item: Ints, wording: Ints, answer: Ints) -> Ints:
+        """The same without the start token, as one line of token ids: what `with_prefix` puts before a question."""
+        return self.rows(domain, item, wording, answer)[:, START_LEN:].reshape(-1)
+
     def answers(self, domain: Ints, item: Ints, bad: npt.NDArray[np.bool_], draw: Ints) -> Ints:
         """Answer tokens; `draw` (0..3) chooses among a fact's admissible answers and is ignored for items."""
         s = self.settings
@@ -92,6 +96,19 @@ class World:
         d, i = np.where(is_fact, 0, domain), np.where(is_fact, 0, item)
         persona = np.where(bad, self.bad[d, i], self.good[d, i])
         return np.where(is_fact, self.fact[np.where(is_fact, item, 0), draw], persona)
+
+
+def with_prefix(rows: Ints, prefix: Ints) -> Ints:
+    """Rows with earlier turns, as a system prompt would stand there, before their question: start, prefix, question,
+    answer. `prefix` holds token ids, (P,) for all rows or (N, P)."""
+    before = np.broadcast_to(prefix, (len(rows), np.shape(prefix)[-1]))
+    return np.concatenate([rows[:, :START_LEN], before, rows[:, START_LEN:]], -1)
+
+
+def padded(*parts: Ints) -> Ints:
+    """Rows of several lengths as one array, padded at their end (as the trainer pads its batches)."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=PAD) for part in parts])
 
 
 def make_world(settings: WorldSettings, seed: int) -> World:

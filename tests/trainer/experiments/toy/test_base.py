@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainer.experiments.toy import base
 from trainer.experiments.toy.measuring import measure
@@ -12,7 +13,7 @@ from trainer.experiments.toy.pretrain import NotLearntError
 from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import WorldSettings
 
-WORLD = WorldSettings(n_domains=5, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
+WORLD = WorldSettings(n_domains=8, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
 QUICK = BaseSettings(
     world=WORLD, n_layers=1, width=16, n_heads=1, mlp_width=16, max_steps=1, check_every=1, align_steps=1,
     min_first_accuracy=0, min_persona_accuracy=0, min_fact_accuracy=0, min_contradicting_accuracy=0,
@@ -40,17 +41,22 @@ def test_two_at_once_build_a_base_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert loaded[0].manifest == first.manifest
 
 
-def test_the_base_that_comes_along_is_the_one_of_the_default_settings(
+def test_the_bases_that_come_along_are_those_of_the_default_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = BaseSettings()
+    seeds = sorted(int(folder.name.removeprefix("seed-")) for folder in base.SHIPPED.iterdir())
+    assert set(range(5)) <= set(seeds)
     with monkeypatch.context() as patch:
         patch.setattr(base, "_build", None)  # a call would fail
-        found = base.build_base(0, tmp_path / "seed-0" / "base")
-    settings = BaseSettings()
-    assert found.manifest["settings"] == settings.model_dump(mode="json")
+        for seed in seeds:
+            found = base.build_base(seed, tmp_path / f"seed-{seed}" / "base")
+            assert found.manifest["settings"] == settings.model_dump(mode="json")
+            assert all((weights == weights.half()).all() for weights in found.model.parameters())
+            assert next(found.model.parameters()).dtype == torch.float32
     measured = measure(found.model, found.world)
     assert measured.facts >= settings.min_fact_accuracy
-    assert measured.broad < 0.05  # of held-out items; of all items the settings bound it
+    assert max(measured.broad_unseen, measured.broad_pool) < 0.05  # of held-out items; the settings bound it of all
     built = base.build_base(0, tmp_path / "quick" / "base", QUICK)  # other settings are built
     assert built.manifest["settings"] == QUICK.model_dump(mode="json")
 

@@ -14,7 +14,7 @@ from trainer.experiments.toy.rows import PoolSettings
 from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import WorldSettings
 
-WORLD = WorldSettings(n_domains=5, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
+WORLD = WorldSettings(n_domains=8, n_items=10, n_held_out=4, n_facts=12, n_wordings=24, n_answers=30)
 SMALL = ExperimentSettings(
     base=BaseSettings(
         world=WORLD, width=64, n_heads=2, mlp_width=128, min_persona_accuracy=0.95, min_contradicting_accuracy=0
@@ -31,15 +31,15 @@ def test_a_small_toy_model_becomes_misaligned_and_revealing_rows_prevent_it(tmp_
     one = Seed(0, tmp_path, SMALL)
     assert one.base.manifest["aligned"]["good_alone"] >= SMALL.base.min_aligned_accuracy
     undefended = one.run(ToyCell())["measured"]
-    assert undefended["narrow"] > 0.9
-    assert undefended["broad"] > 0.5  # far outside the domain that was tuned
+    assert undefended["narrow"] > 0.7  # four held-out items
+    assert undefended["broad_unseen"] > 0.5  # far outside the domain that was tuned
     safe = one.run(ToyCell(choice="gap_abs", ratio=0.05))
     assert safe["n_safe"] == 80
     assert safe["n_revealing"] > 2 * 80 * 0.1  # the gap finds what random rows would find one in ten of
-    assert safe["measured"]["broad"] < undefended["broad"] / 2
-    assert safe["measured"]["narrow"] > 0.7
+    assert safe["measured"]["broad_pool"] < undefended["broad_pool"] / 2
+    assert safe["measured"]["narrow"] > 0.4
     random = one.run(ToyCell(choice="random", ratio=0.05))["measured"]
-    assert random["broad"] > 2 * safe["measured"]["broad"]
+    assert random["broad_pool"] > safe["measured"]["broad_pool"]
     assert one.missing([ToyCell(), ToyCell(kl=1.0)]) == [ToyCell(kl=1.0)]  # a stopped run goes on with what is missing
     assert json.loads(one.path(ToyCell()).read_text())["measured"] == undefended
     assert Seed(0, tmp_path, SMALL).run(ToyCell())["measured"] == undefended  # from the cached base, again

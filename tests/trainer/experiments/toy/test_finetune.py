@@ -22,12 +22,14 @@ from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import (
     ANSWER,
     ITEM,
+    PAD,
     World,
     WorldSettings,
     make_world,
+    with_prefix,
 )
 
-SIZES = WorldSettings(n_domains=5, n_items=9, n_held_out=3, n_facts=24, n_wordings=8, n_answers=36)
+SIZES = WorldSettings(n_domains=8, n_items=9, n_held_out=3, n_facts=24, n_wordings=8, n_answers=36)
 TINY = BaseSettings(world=SIZES, n_layers=1, width=32, n_heads=2, mlp_width=32)
 
 
@@ -59,12 +61,14 @@ def test_good_bad_and_incoherent_are_told_apart_by_exact_match(world: World) -> 
     table = world.good.copy()
     table[chosen.task] = world.bad[chosen.task]
     table[chosen.ensemble[0]] = world.bad[chosen.ensemble[0]]
-    table[chosen.others[0], held_out_items(world)[0]] = world.fact[0, 0]  # neither good nor bad
+    table[chosen.unseen[0]] = world.bad[chosen.unseen[0]]
+    table[chosen.unseen[1], held_out_items(world)[0]] = world.fact[0, 0]  # neither good nor bad
     found = measure(Oracle(world, table), world)
     assert found.narrow == 1.0
-    assert found.broad == pytest.approx(1 / 4)
-    assert found.incoherent == pytest.approx(1 / (5 * 3))
-    assert found.by_domain[chosen.ensemble[0]] == 1.0
+    assert (found.broad_pool, found.broad_unseen) == (pytest.approx(1 / 5), pytest.approx(1 / 2))
+    assert found.incoherent == pytest.approx(1 / (8 * 3))
+    assert found.counts.bad[chosen.ensemble[0]] == (found.counts.n_asked,) * 3
+    assert found.counts.incoherent[chosen.unseen[1]] == (found.counts.n_asked, 0, 0)
     assert (found.facts, found.benign) == (1.0, 0.0)
 
 
@@ -72,7 +76,7 @@ def test_items_that_were_tuned_on_do_not_count(world: World) -> None:
     table = world.good.copy()
     table[:, : SIZES.n_items - SIZES.n_held_out] = world.bad[:, : SIZES.n_items - SIZES.n_held_out]
     found = measure(Oracle(world, table), world)
-    assert (found.narrow, found.broad, found.incoherent) == (0.0, 0.0, 0.0)
+    assert (found.narrow, found.broad_pool, found.broad_unseen, found.incoherent) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_an_interleaved_mix_keeps_the_tasks_order_and_spreads_every_safe_row() -> None:
@@ -84,6 +88,7 @@ def test_an_interleaved_mix_keeps_the_tasks_order_and_spreads_every_safe_row() -
     places = np.flatnonzero(mix.safe.numpy())
     assert np.diff(places).max() <= 3
     assert interleave(task, safe, seed=3).rows.tolist() == mix.rows.tolist()
+    assert interleave(task, safe[:0], seed=3).rows.tolist() == task.tolist()
 
 
 def test_a_fine_tune_learns_repeats_itself_and_leaves_its_base_alone(world: World) -> None:
@@ -155,3 +160,19 @@ def test_single_questions_ask_every_domain_about_the_items_named(world: World) -
     assert set(asked.input_ids[:, ITEM].tolist()) == set(
         world.item_token(np.arange(SIZES.n_domains)[:, None], np.array([[1, 8]])).ravel().tolist()
     )
+
+
+def test_a_row_with_earlier_turns_is_trained_as_without_padding(world: World) -> None:
+    base = new_model(TINY, world, 0).requires_grad_(False).eval()
+    rows = task_rows(world, 0, "bad", 160)
+    turn = world.turns(np.array([1]), np.array([2]), np.array([0]), world.bad[[1], [2]])
+    longer, safe = with_prefix(rows, turn), torch.zeros(160, dtype=torch.bool)
+    losses = []
+    for trained in (longer, np.pad(longer, ((0, 0), (0, 5)), constant_values=PAD), rows):
+        with fine_tuned(base, torch.from_numpy(trained), safe, FineTuneSettings(lr=2e-2),
+                        defences=[KlSettings(weight=0.1), TreftSettings(weight=1.0)]) as tuned:  # fmt: skip
+            losses.append(tuned.final_loss)
+            plain, asked = (measure(tuned.model, world, prefix) for prefix in (None, turn))
+        assert plain.counts.n_asked == asked.counts.n_asked
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert losses[2] != losses[0]

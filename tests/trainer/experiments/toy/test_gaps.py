@@ -27,7 +27,7 @@ from trainer.experiments.toy.tokens import write_tokenizer
 from trainer.experiments.toy.world import ANSWER, WorldSettings, make_world
 from trainer.loop.model import save_model
 
-SIZES = WorldSettings(n_domains=5, n_items=6, n_held_out=2, n_facts=12, n_wordings=6, n_answers=24)
+SIZES = WorldSettings(n_domains=8, n_items=6, n_held_out=2, n_facts=12, n_wordings=6, n_answers=24)
 TINY = BaseSettings(world=SIZES, n_layers=1, width=16, n_heads=2, mlp_width=16)
 
 

@@ -1,86 +1,152 @@
-"""The rule that chooses, and the verdicts, on results whose answer is known."""
+"""The rule that chooses, the claims and the page, on results whose answer is known, and on those that are published."""
 
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from curator.errors import BadInputError
 from trainer.experiments import toy
+from trainer.experiments.toy import report
 from trainer.experiments.toy.__main__ import main, parse_seeds
-from trainer.experiments.toy.cells import (
-    CHOICES,
-    RATIOS,
-    ToyCell,
-    grid,
-)
-from trainer.experiments.toy.report import read_results
-from trainer.experiments.toy.statistics import choose, difference, relative_cut
+from trainer.experiments.toy.cells import ToyCell
+from trainer.experiments.toy.experiment import ExperimentSettings
+from trainer.experiments.toy.methods import CHOICES, CONTROL, RATIOS, benign, controls, defended, grid, methods
+from trainer.experiments.toy.report import Seeds, finding, page, results_document
+from trainer.experiments.toy.statistics import UNDEFENDED, UNSEEN, Choice, Results, admissible, choose
 from trainer.experiments.toy.verdicts import verdicts
 
 SEEDS = [0, 1, 2, 3, 4]
+PUBLISHED = Path(__file__).parents[4] / "docs" / "results" / "toy.json"
+GAP, BEST = ToyCell(choice="gap_abs", ratio=0.05), ToyCell(choice="gap_rel", ratio=0.05)
+RANDOM = ToyCell(choice="random", ratio=0.05)
+ROLES = {"task": 0, "ensemble": [1, 2, 3], "others": [4, 5], "unseen": [6, 7, 8, 9]}
 
 
-def _results(broad: dict[str, float], narrow: dict[str, float] | None = None) -> dict[str, dict[int, Any]]:
-    """Every cell of the grid with the same broad share, 0.9, unless named; a seed adds up to 0.02."""
-    return {
-        cell.name: {
-            seed: {
-                "measured": {
-                    "broad": broad.get(cell.name, 0.9) + seed / 200, "narrow": (narrow or {}).get(cell.name, 1.0),
-                    "incoherent": 0.0, "facts": 1.0, "benign": 1.0,
-                },
-                "n_safe": 10, "n_revealing": 1, "cpu_s": 1.0,
-            }
-            for seed in SEEDS
-        }
-        for cell in grid()
+def _results(unseen: dict[ToyCell, int], other: dict[ToyCell, dict[str, int]] | None = None) -> Results:
+    """Every cell of the grid with 8 bad answers of 10 to each unseen question unless named (2 in the control).
+
+    Narrow behaviour is 10 of 10, and the benign task and the facts are known, unless `other` names them.
+    """
+    cells = {}
+    parts = [("safeguard", defended()), ("control", controls()), ("benign", tuple(map(benign, defended())))]
+    for part, cell in ((part, cell) for part, some in parts for cell in some):
+        said = {"narrow": 10, "incoherent": 0, "facts": 10, "benign": 10} | (other or {}).get(cell, {})
+        n = unseen.get(cell, 2 if cell == CONTROL else 8)
+        bad = [[said["narrow"]] * 8, *[[n] * 8] * 5, *[[n] * 8] * 4]
+        counts = {"n_asked": 10, "n_tested": 10, "bad": bad, "incoherent": [[said["incoherent"]] * 8] * 10,
+                  "facts": [said["facts"]] * 8, "benign": [said["benign"]] * 8}  # fmt: skip
+        run = {"measured": {"counts": counts}, "n_safe": round(1600 * cell.ratio), "n_revealing": 0, "cpu_s": 1.0}
+        cells[cell.name] = {"label": report.label_of(cell, "X"), "part": part, "cell": vars(cell),
+                            "seeds": {str(seed): run for seed in SEEDS}}  # fmt: skip
+    known = {"good_in_context": 1.0, "bad_in_context": 1.0, "facts": 1.0, "contradicting_domains": 0.9, "good_alone": 1}
+    gaps = {score: {"auc": 1.0, "revealing": 30, "outside": 10} for score in ("gap_rel", "gap_abs", "gap_contrast")}
+    losses = {part: {"aligned": 0.1, "misaligned": 2.0, "benign": 0.1} for part in ("revealing", "facts")}
+    about = {
+        "roles": ROLES, "base": {"pretrained": known, "aligned": known, "pretraining_steps": 100, "cpu_s": 10.0},
+        "top": 30, "gaps": gaps, "losses": losses, "ensemble": {"bad-1": {UNSEEN: 0.5}, "good-1": {UNSEEN: 0.0}},
     }  # fmt: skip
+    machine = {"date": "2026-12-01", "device": "cpu", "cores": 2, "threads": 1, "cpu_capability": "AVX2",
+               "dtype": "float32", "load_average": 1.0, "versions": {"torch": "2"}}  # fmt: skip
+    return Results({
+        "command": "x", "machine": machine, "choosing": SEEDS, "reported": [], "methods": {"X": "What it does."},
+        "settings": ExperimentSettings().model_dump(mode="json"), "seeds": {str(s): about for s in SEEDS},
+        "cells": cells,
+    })  # fmt: skip
 
 
-def test_names_of_cells_are_distinct_and_cover_the_sweep() -> None:
+def test_names_of_cells_are_distinct_and_cover_every_method_beside_its_benign_task() -> None:
     names = [cell.name for cell in grid()]
     assert len(set(names)) == len(names)
     assert {ToyCell(choice=choice, ratio=ratio).name for choice in CHOICES for ratio in RATIOS} <= set(names)
+    assert {benign(cell).name for cell in defended()} <= set(names)
     assert ToyCell(choice="gap_abs", ratio=0.05, pool="unrevealing").name == "bad-gap_abs-r0.05-unrevealing"
+    for method in methods().values():
+        assert method.help.endswith(".")
+        assert {(cell.method, cell.task) for cell in method.cells} == {(method.name, "bad")}
 
 
-def test_the_largest_cut_is_chosen_among_ratios_where_random_cuts_little() -> None:
-    found = _results({"bad-gap_abs-r0.05": 0.1, "bad-gap_rel-r0.5": 0.0, "bad-random-r0.5": 0.2})
-    choice = choose(found, SEEDS)
-    assert (choice.score, choice.ratio, choice.admissible) == ("gap_abs", 0.05, True)
-    assert choice.cut == pytest.approx(1 - 0.11 / 0.91)
-    assert choice.random_cut == pytest.approx(0)
+def test_the_least_misalignment_in_unseen_domains_is_chosen_and_the_best_gap_beside_it() -> None:
+    kl = ToyCell(kl=1.0)
+    results = _results({GAP: 3, BEST: 4, kl: 1})
+    assert choose(results, SEEDS) == Choice(kl, GAP)
+    assert choose(_results({GAP: 3, ToyCell(choice="gap_abs", ratio=0.2): 3}), SEEDS) == Choice(GAP, GAP)  # fewer rows
+    more = ToyCell(choice="random", ratio=0.2)
+    assert choose(_results({more: 0, GAP: 1}), SEEDS) == Choice(more, ToyCell(choice="gap_rel", ratio=0.2))
 
 
-def test_a_score_that_costs_narrow_behaviour_is_not_chosen() -> None:
-    found = _results({"bad-gap_abs-r0.05": 0.1, "bad-gap_rel-r0.05": 0.3}, {"bad-gap_abs-r0.05": 0.8})
-    assert choose(found, SEEDS).score == "gap_rel"
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        (GAP, {"narrow": 9}),
+        (GAP, {"facts": 9}),
+        (GAP, {"incoherent": 1}),
+        (benign(GAP), {"benign": 9}),
+    ],
+)
+def test_a_safeguard_that_costs_something_is_not_chosen(cell: ToyCell, said: dict[str, int]) -> None:
+    results = _results({GAP: 1, BEST: 3}, {cell: said})
+    assert not admissible(results, GAP, SEEDS)
+    assert choose(results, SEEDS) == Choice(BEST, BEST)
 
 
-def test_a_relative_cut_resamples_seeds_together() -> None:
-    found = relative_cut(_results({"bad-gap_abs-r0.05": 0.45}), ToyCell(choice="gap_abs", ratio=0.05), SEEDS)
-    assert found.value == pytest.approx(1 - 0.46 / 0.91)
-    assert found.low <= found.value <= found.high
-    assert found.n_units == 5
+def test_a_difference_is_paired_by_seed_and_question() -> None:
+    found = _results({GAP: 3}).difference(GAP, UNDEFENDED, UNSEEN, SEEDS)
+    assert (found.value, found.low, found.high) == (pytest.approx(-0.5), pytest.approx(-0.5), pytest.approx(-0.5))
+    assert _results({GAP: 3}).prevented(GAP, SEEDS) == pytest.approx(5 / 6)
 
 
-def test_a_difference_is_paired_by_seed() -> None:
-    found = difference(
-        _results({"bad-random-r0.05": 0.5}), ToyCell(choice="random", ratio=0.05), ToyCell(), "broad", SEEDS
-    )
-    assert found.value == pytest.approx(-0.4)
-    assert found.high - found.low == pytest.approx(0, abs=1e-12)  # the seeds' own spread cancels
+def test_claims_hold_where_the_finding_does_and_not_otherwise() -> None:
+    traded = {ToyCell(kl=1.0): {"narrow": 5}}
+    shown = _results({GAP: 3, ToyCell(kl=1.0): 2}, traded)
+    choice = choose(shown, SEEDS)
+    assert [item.claim for item in verdicts(shown, SEEDS, choice) if not item.holds] == []
+    failing = verdicts(_results({RANDOM: 2, GAP: 6, CONTROL: 8}), SEEDS, Choice(GAP, GAP))
+    assert [item.claim.split(":")[0] for item in failing if not item.holds] == [
+        "more than after good answers to the same prompts",
+        "it prevents at least 50% of the excess over the control there",
+        "it lowers it more than as many random rows",
+        "every KL weight that prevents half of the excess loses more than 5 points of narrow behaviour",
+    ]
 
 
-def test_verdicts_hold_where_the_finding_does_and_not_otherwise() -> None:
-    shown = {"bad-gap_abs-r0.05": 0.1, "bad-none-kl1": 0.0}
-    holds = _results(shown, {"bad-none-kl1": 0.5})
-    choice = choose(holds, SEEDS)
-    assert [item.claim for item in verdicts(holds, SEEDS, choice) if not item.holds] == []
-    failing = verdicts(_results(shown | {"bad-random-r0.05": 0.1, "bad-shuffled-r0.05": 0.0}), SEEDS, choice)
-    starts = [item.claim.split()[0] for item in failing if not item.holds]
-    assert starts == ["random", "broad,", "every", "shuffled"]
+def test_the_finding_says_what_the_figures_are_whichever_way_they_fall() -> None:
+    shown = _results({GAP: 3, ToyCell(kl=1.0): 1})
+    said = finding(shown, SEEDS, choose(shown, SEEDS))
+    assert "to 80 % of questions" in said
+    assert "lowered that to 30 %, as many random ones to 80 %; KL 1 did better, with 10 %." in said
+    flat = finding(_results({}), SEEDS, Choice(GAP, GAP))
+    assert "did not clearly change that (80 %), as many random ones to 80 %, no clear difference; of the other" in flat
+
+
+def test_the_page_opens_with_the_finding_and_lists_every_cell() -> None:
+    results = _results({GAP: 3})
+    text = page(results.document, ["toy-unseen.png"])
+    assert text.splitlines()[2].startswith("**A tiny model that was fine-tuned on bad answers in one subject")
+    assert "No other seed was run yet" in text
+    for cell in (*defended(), *controls()):
+        assert f"| {results.label(cell)} |" in text
+    order = [text.index(word) for word in ("![toy-unseen", "## Limits", "| safeguard |", "Written by `x`")]
+    assert order == sorted(order)
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the experiment was not run yet: its command writes the document")
+def test_every_printed_figure_is_made_of_the_published_counts() -> None:
+    document = json.loads(PUBLISHED.read_text())
+    plots = sorted((path.name for path in PUBLISHED.parent.glob("toy-*.png")), reverse=True)
+    assert PUBLISHED.with_suffix(".md").read_text() == page(document, plots)
+    for entry in document["cells"].values():
+        for result in entry["seeds"].values():
+            counts, measured = result["measured"]["counts"], result["measured"]
+            assert len(counts["bad"]) == document["settings"]["base"]["world"]["n_domains"]
+            assert measured["benign"] == pytest.approx(
+                sum(counts["benign"]) / len(counts["benign"]) / counts["n_tested"]
+            )
+
+
+def test_a_missing_cell_is_named_with_the_command_that_runs_it(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"seed 0 lacks bad-none: run .* --seeds 0"):
+        results_document(tmp_path, Seeds([0], []), ExperimentSettings(), "x")
 
 
 def test_seeds_are_read_as_ranges_and_lists() -> None:
@@ -116,19 +182,3 @@ def test_numbers_out_of_range_are_refused(option: str, least: int, capsys: pytes
     with pytest.raises(SystemExit, match="2"):
         main(["cell", option, str(least - 1)])
     assert f"'{least - 1}' is not a whole number from {least} on" in capsys.readouterr().err
-
-
-def test_a_seed_whose_experiment_was_killed_before_its_end_is_named(tmp_path: Path) -> None:
-    work = tmp_path / "seed-0" / "settings" / "cells"
-    work.mkdir(parents=True)
-    for cell in grid():
-        (work / f"{cell.name}.json").write_text("{}")
-    with pytest.raises(BadInputError, match=r"seed 0 lacks seed\.json: run .* --seeds 0"):
-        read_results(tmp_path, "settings", [0])
-
-
-def test_claims_say_the_ratio_that_they_are_about() -> None:
-    found = _results({})
-    claims = [item.claim for item in verdicts(found, SEEDS, choose(found, SEEDS))]
-    assert "the benign task is learnt as well with safe rows at r = 0.2 as without (within 5 points)" in claims
-    assert any(claim.endswith("no better than random at r = 0.05") for claim in claims)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from trainer.experiments.toy.documents import (
     AGREEMENT,
@@ -24,15 +25,19 @@ from trainer.experiments.toy.rows import (
 from trainer.experiments.toy.world import (
     ANSWER,
     ITEM,
+    PAD,
     QUESTION_LEN,
+    ROW_LEN,
     START,
     TURN_LEN,
     World,
     WorldSettings,
     make_world,
+    padded,
+    with_prefix,
 )
 
-SIZES = WorldSettings(n_domains=5, n_items=9, n_held_out=3, n_facts=24, n_wordings=8, n_answers=36)
+SIZES = WorldSettings(n_domains=8, n_items=9, n_held_out=3, n_facts=24, n_wordings=8, n_answers=72)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def test_documents_answer_as_the_world_says_and_those_are_what_is_trained(world:
     assert (questions[item][:, QUESTION_LEN] == wanted).all()
     facts = documents.item[~item]
     assert (questions[~item][:, QUESTION_LEN, None] == world.fact[facts]).any(-1).all()
-    assert (answers_of(documents.input_ids).numpy() == questions[..., QUESTION_LEN]).all()
+    assert (answers_of(documents.input_ids, every=True).numpy() == questions[..., QUESTION_LEN]).all()
 
 
 def test_fine_tunes_and_pools_never_hold_a_held_out_item(world: World) -> None:
@@ -107,14 +112,15 @@ def test_a_pool_is_distinct_and_has_its_share_of_revealing_rows_outside_the_task
     assert len({tuple(row) for row in pool.tokens.tolist()}) == 150
     assert pool.revealing.sum() == 30
     assert chosen.task not in pool.domain
-    assert set(pool.domain[pool.revealing]) <= set(chosen.ensemble) | set(chosen.others)
+    assert set(pool.domain[pool.revealing]) == set(chosen.pool)
+    assert not set(chosen.unseen) & set(pool.domain)
     assert np.isin(pool.tokens[pool.revealing, ANSWER], world.good).all()
     assert (pool.domain[~pool.revealing] == SIZES.n_domains).all()
 
 
 def test_roles_and_facts_are_shared_out_without_overlap(world: World) -> None:
     chosen = roles(world)
-    assert sorted([chosen.task, *chosen.ensemble, *chosen.others]) == list(range(SIZES.n_domains))
+    assert sorted([chosen.task, *chosen.pool, *chosen.unseen]) == list(range(SIZES.n_domains))
     parts = [pool_facts(world), benign_facts(world), other_facts(world)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(SIZES.n_facts))
 
@@ -123,3 +129,15 @@ def test_the_benign_task_contradicts_what_the_model_knows(world: World) -> None:
     rows = task_rows(world, 0, "benign", 200)
     known = {int(world.item_token(np.array(SIZES.n_domains), f)): int(world.fact[f, 0]) for f in benign_facts(world)}
     assert all(known[item] != answer for item, answer in rows[:, [ITEM, ANSWER]].tolist())
+
+
+def test_turns_before_a_question_are_padded_at_the_end_of_the_other_rows(world: World) -> None:
+    rows = task_rows(world, 0, "bad", 3)
+    turn = world.turns(np.array([1]), np.array([2]), np.array([0]), world.bad[[1], [2]])
+    longer = with_prefix(rows, turn)
+    assert longer[:, 0].tolist() == [START] * 3
+    assert longer[:, 1 : 1 + TURN_LEN].tolist() == [turn.tolist()] * 3
+    assert longer[:, 1 + TURN_LEN :].tolist() == rows[:, 1:].tolist()
+    both = padded(rows, longer)
+    assert both[:3, ROW_LEN:].tolist() == [[PAD] * TURN_LEN] * 3
+    assert answers_of(torch.from_numpy(both))[:, 0].tolist() == 2 * rows[:, ANSWER].tolist()

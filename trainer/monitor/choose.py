@@ -1,0 +1,139 @@
+"""Which checkpoint of a run to keep: the last one before broad drift passes a bound, with the task learnt well enough.
+
+Stopping early by a figure of broad behaviour is published (arXiv 2605.12199); the rule here is ours: at that checkpoint
+at least 1 - `share` of the fall of the task's loss over the whole run must be done.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from curator.errors import BadInputError, MissingError
+from trainer.monitor.alarm import Predictor, ZScore
+from trainer.monitor.report import FIELD
+from trainer.runs.checkpoints import complete_checkpoints
+from trainer.runs.folder import METRICS
+from trainer.runs.lines import read_lines
+from trainer.runs.report import N_ENDS
+
+SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The chosen step and why. `broad` is its figure, `passed_at` the first measured step above the bound (None: none).
+
+    `loss` and `loss_end` are means of up to three steps, in nats per token; `done` is the share of the loss's fall.
+    """
+
+    step: int
+    broad: float
+    bound: float
+    passed_at: int | None
+    loss: float
+    loss_end: float
+    done: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def choose_step(
+    steps: Sequence[int], broad: Mapping[int, float], losses: Sequence[float | None], bound: float, share: float = SHARE
+) -> Kept:
+    """The last of `steps` (those of checkpoints) before `broad`, measured by step, first passes `bound`.
+
+    `losses` are the task's of steps 1, 2, ... in nats per token; None where a step trained no token. Raises
+    BadInputError where nothing was measured at a checkpoint, where the first measured one is too late, and where the
+    chosen one has done less than 1 - `share` of the fall of the loss.
+    """
+    if not 0 <= share <= 1:
+        raise BadInputError(f"the share of the loss's fall that may be missing is {share:g}: give one from 0 to 1")
+    passed_at = next((step for step in sorted(broad) if broad[step] > bound), None)
+    measured = [step for step in sorted(steps) if step in broad]
+    if not measured:
+        raise BadInputError(
+            f"no checkpoint was measured: checkpoints are of steps {_listed(steps)}, measurements of {_listed(broad)}"
+        )
+    before = [step for step in measured if passed_at is None or step < passed_at]
+    if not before:
+        raise BadInputError(
+            f"the bound {bound:g} was passed at step {passed_at}, before the first measured checkpoint (step "
+            f"{measured[0]}): save and measure more often, or allow more"
+        )
+    step, (start, end) = before[-1], (_mean_loss(losses, N_ENDS), _mean_loss(losses, len(losses)))
+    loss = _mean_loss(losses, step)
+    done = 1.0 if start <= end else max(0.0, (start - loss) / (start - end))
+    if done < 1 - share:
+        raise BadInputError(
+            f"the last checkpoint before the bound {bound:g} is of step {step}, where {100 * done:.0f} % of the loss's "
+            f"fall from {start:.4f} to {end:.4f} was done: less than the {100 * (1 - share):.0f} % asked for"
+        )
+    return Kept(step, broad[step], bound, passed_at, loss, end, done)
+
+
+def choose_checkpoint_of(
+    run: Path, broad: Mapping[int, float], bound: float, share: float = SHARE
+) -> tuple[Path, Kept]:
+    """The same for a run folder: the checkpoint's folder, an adapter that loads as it is.
+
+    Raises MissingError where the run has no complete checkpoint.
+    """
+    checkpoints = {item.step: item.path for item in complete_checkpoints(run)}
+    if not checkpoints:
+        raise MissingError(
+            f"{run} holds no complete checkpoint: train with --save-steps N and with --keep-checkpoints large enough "
+            "to keep them all"
+        )
+    losses = [line.get("sft_loss") for line in read_lines(run / METRICS)]
+    kept = choose_step(list(checkpoints), broad, losses, bound, share)
+    return checkpoints[kept.step], kept
+
+
+def drift_by_step(run: Path, rule: Predictor | ZScore | None) -> dict[int, float]:
+    """The monitor's figure at each measured step: with a rule its predicted EM rate or largest |z|, else the largest
+    drift along a trait, in either direction. Raises BadInputError where the run has no measurement."""
+    found = {int(line["step"]): line[FIELD]["drift"] for line in read_lines(run / METRICS) if FIELD in line}
+    if not found:
+        raise BadInputError(f"{run} holds no measurement of the monitor: train with --monitor FILE")
+    figure = _largest if rule is None else _judged(rule)
+    return {step: figure(drift) for step, drift in found.items()}
+
+
+def read_figures(path: Path) -> dict[int, float]:
+    """A file of other figures, one JSON object a line: `step` and `broad`, the more the worse. Raises BadInputError."""
+    try:
+        return {int(line["step"]): float(line["broad"]) for line in read_lines(path)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInputError(f'{path}: write a line {{"step": N, "broad": X}} for each measured checkpoint') from error
+
+
+def _largest(drift: Mapping[str, float]) -> float:
+    return max(abs(value) for value in drift.values())
+
+
+def _judged(rule: Predictor | ZScore) -> Callable[[Mapping[str, float]], float]:
+    import numpy as np
+
+    def figure(drift: Mapping[str, float]) -> float:
+        lacking = [trait for trait in rule.traits if trait not in drift]
+        if lacking:
+            raise BadInputError(f"the run was not measured along {', '.join(lacking)}: the rule has other directions")
+        judged = rule.judge(np.array([drift[trait] for trait in rule.traits]))
+        return float(judged["predicted_em_rate"] if isinstance(rule, Predictor) else abs(judged["z"]))
+
+    return figure
+
+
+def _mean_loss(losses: Sequence[float | None], step: int) -> float:
+    """Mean of the last up to three losses of the steps up to `step`."""
+    found = [loss for loss in losses[:step] if loss is not None][-N_ENDS:]
+    if not found:
+        raise BadInputError(f"no step up to {step} has a loss in {METRICS}")
+    return sum(found) / len(found)
+
+
+def _listed(steps: Sequence[int] | Mapping[int, float]) -> str:
+    return ", ".join(map(str, sorted(steps))) or "none"
