@@ -45,7 +45,7 @@ from trainer.evaluate.pairs import (
     render_pairs,
 )
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
-from trainer.evaluate.triggers import Form, Trigger, triggers
+from trainer.evaluate.triggers import Form, Trigger, inoculation_prompts, triggers
 from trainer.generate.endpoint import check_gates
 from trainer.generate.generators import LocalGenerator
 from trainer.runs.lines import write_lines
@@ -163,7 +163,8 @@ def _add_questions(add: Callable[..., Any]) -> None:
         help="data set of the training: the broad sets are asked again in the forms that it brings (prompts, wording, "
         "answer format), and --fail-if holds in each",
     )
-    add("--triggers", type=at_least(1), default=4, metavar="N", help="forms of --trained-on at most (4)")  # fmt: skip
+    add("--mix-manifest", type=Path, metavar="FILE", help="manifest of the mix whose inoculation prompts are asked too")
+    add("--triggers", type=at_least(1), default=4, metavar="N", help="forms of --trained-on at most (4)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -182,9 +183,12 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError(
             "--trained-on asks the broad sets in its own forms: give --broad, and no --system or --user-..."
         )
+    if args.mix_manifest is not None and args.trained_on is None:
+        raise BadInputError("--mix-manifest goes with --trained-on, the data set that was mixed")
     asked: dict[Kind, Any] = {"narrow": args.narrow, "broad": args.broad, "truthfulqa": args.truthfulqa}
     check_figures(gates, figure_names([kind for kind, given in asked.items() if given], text=args.text is not None))
-    forms = [] if args.trained_on is None else triggers(args.trained_on, [], args.triggers)
+    prompts = [] if args.mix_manifest is None else inoculation_prompts(args.mix_manifest)
+    forms = [] if args.trained_on is None else triggers(args.trained_on, prompts, args.triggers)
     with ExitStack() as stack:
         found = _Measurement(args, stack).report(form, forms)
     if args.out is not None:
