@@ -16,7 +16,7 @@ from curator.errors import BadInputError, MissingDependencyError
 from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Rendered, Renderer
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import check_adapter_dir, check_model_dir, fitting_length, weights_sha256
 from trainer.config.data import Loading, add_model_options, add_read_options, loading_of, reading_of
 from trainer.config.flags import add_options
@@ -109,9 +109,15 @@ def add_parser(subparsers: Any) -> None:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--model", type=model_option, required=True, metavar="MODEL", help="the model before training (theta_0)")
-    add("--adapter", type=model_option, metavar="MODEL", help="its fine-tune: a LoRA adapter")
-    add("--tuned", type=model_option, metavar="MODEL", help="or: a whole fine-tuned model")
+    add(
+        "--model",
+        type=model_option,
+        required=True,
+        metavar="MODEL",
+        help=f"the model before training (theta_0): {MODEL_FORMS}",
+    )
+    add("--adapter", type=model_option, metavar="MODEL", help=f"its fine-tune, a LoRA adapter: {MODEL_FORMS}")
+    add("--tuned", type=model_option, metavar="MODEL", help=f"or: a whole fine-tuned model: {MODEL_FORMS}")
     add("--gates", type=Path, metavar="DIR", help="or: gates on the model (the adapter's folder, or gates.safetensors)")
     add("--reverse", action="store_true", help="the gates as the defence uses them: 2 - g instead of g")
     _add_questions(add)

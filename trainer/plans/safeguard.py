@@ -25,7 +25,7 @@ from curator.mix.snippets import KINDS
 from curator.recipe import parse_recipe
 from curator.recipe.base import Strict
 from curator.recipe.policy import load_policy
-from curator.render.model_source import locate_model, model_option
+from curator.render.model_source import MODEL_FORMS, locate_model, model_option
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
 from curator.store.filesystem import atomic_write
 from curator.store.store import Store
@@ -72,7 +72,7 @@ class SafeguardSettings(Strict):
     """
 
     data: str = Field(description="the data set")
-    model: str = Field(description="Hugging Face model: a folder, or a hub id as ORG/NAME[@REVISION]")
+    model: str = Field(description=f"Hugging Face model: {MODEL_FORMS}")
     store: Annotated[str, Option("STORE")] = Field(description="store of the scored pool, or the service's URL")
     out: Path = Field(description="folder of everything that comes out")
     corpus: str | None = Field(
@@ -391,7 +391,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--fail-if", action="append", default=[], metavar="CONDITION",
         help=f"the gate fails when this holds (default: {', '.join(DEFAULT_GATE)}); repeatable")  # fmt: skip
     add("--mix-only", action="store_true", help="stop at the mix")
-    add("--evaluate", type=model_option, metavar="ADAPTER", help="judge this adapter, trained elsewhere on the mix")
+    add(
+        "--evaluate",
+        type=model_option,
+        metavar="ADAPTER",
+        help=f"judge this adapter, trained elsewhere on the mix: {MODEL_FORMS}",
+    )
     add("--settings", type=Path, metavar="FILE",
         help="YAML file with the same names, and `recipe`, `train` and `measure` for further options")  # fmt: skip
     add_plan_options(parser)

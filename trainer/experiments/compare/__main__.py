@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from curator.console import CommandParser, add_renamed, run_command, say, say_json
+from curator.errors import BadInputError
+from curator.render.model_source import locate_model
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.experiments.compare.cells import (
     RESULT,
@@ -62,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     plan, changed = read_plan(args.plan, args.override)
     if isinstance(plan, Plan):
-        weights = _weights(Path(plan.model), needed=not args.page_only)
-        plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
+        model, weights = _model(plan.model, needed=not args.page_only)
+        found = {"model": str(model), "weights_sha256": weights}
+        plan = with_contents(plan, needed=not args.page_only).model_copy(update=found)
     cells = grid(plan)
     if args.page_only and isinstance(plan, Plan):
         check_cells_found(plan, results(cells, args.work, plan), args.work)
@@ -77,13 +80,19 @@ def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     return _finish(args, plan, cells, shared, Invocation(command, changed, failed))
 
 
-def _weights(model: Path, *, needed: bool) -> str | None:
-    """The model's hash. It is part of every cell's folder name; a page can be written without the model only if its
-    cells were."""
+def _model(source: str, *, needed: bool) -> tuple[str | Path, str | None]:
+    """The model's folder and hash. The hash is part of every cell's folder name; a page can be written without the
+    model only if its cells were."""
+    try:
+        model = locate_model(source)
+    except BadInputError:
+        if needed:
+            raise
+        return source, None
     if not needed and not model.exists():
-        return None
+        return source, None
     check_model_dir(model)
-    return weights_sha256(model)
+    return model, weights_sha256(model)
 
 
 def _run(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.render.model_source import model_name
 from trainer.evaluate.metrics import OverSeeds
 from trainer.experiments.compare.finding import finding, nothing_to_prevent
 from trainer.experiments.compare.methods import UNDEFENDED
@@ -117,8 +118,8 @@ def _limits(rows: Sequence[TableRow], plan: AnyPlan) -> list[str]:
     n_seeds = len({seed for row in rows for seed in row.seeds})
     stand_ins = [domain.name for domain in plan.domains if domain.broad_rows and not domain.aligned]
     lines = [
-        f"- One model ({Path(plan.model).name}), one narrow set of {plan.task.rows:,} rows, {n_seeds} seed(s): other"
-        " models and larger sets may do otherwise.",
+        f"- One model ({model_name(Path(plan.model))}), one narrow set of {plan.task.rows:,} rows, {n_seeds} seed(s):"
+        " other models and larger sets may do otherwise.",
         "- A margin says which of two written answers the model finds likelier, not what it would answer; no judge read"
         " answers of its own.",
         "- Bad answers share a tone as well as bad advice: a shift beyond the benign run's may come from the tone.",
@@ -149,7 +150,7 @@ def _what(context: Context) -> list[str]:
     lines = [
         "## What was compared",
         "",
-        f"- model: {Path(plan.model).name}; narrow set: {plan.task.rows:,} rows of {Path(plan.task.file).name} "
+        f"- model: {model_name(Path(plan.model))}; narrow set: {plan.task.rows:,} rows of {Path(plan.task.file).name} "
         f"({plan.task.domain}), {plan.task.narrow_rows} others measure narrow behaviour",
         f"- pool: {plan.pool.rows:,} ordinary conversations of at most {plan.pool.max_length} tokens; scored by",
         f"  adapters of {', '.join(scored) or 'no domain'}; rows are ranked by {plan.score}",
