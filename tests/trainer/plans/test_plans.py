@@ -261,6 +261,11 @@ def test_a_mix_has_the_planned_rows_and_they_lie_beside_their_cards(
     assert [row["position"] for row in rows] == list(range(manifest["n_rows"]))
     assert planned.count(f"{manifest['n_rows']:,} rows") == 2  # of the mix, and of a training of one epoch
     assert "hours, memory" in planned
+    left_out = planned.partition("Not measured, so not in these hours: ")[2].splitlines()[0]
+    assert "Mix" in left_out
+    assert "Learnt" in left_out
+    assert "Behaviour, asked plainly" in left_out
+    assert "Train a LoRA" not in left_out
 
 
 def run(module: str, *words: str, kill_after_s: float | None = None) -> int:
