@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from curator.errors import BadInputError
 from curator.mix.cards import CARD_FILE
 from curator.scoring.organisms import Organism
 from curator.store.store import Store
+from tests.crash.test_store_faults import small_disk
 from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
@@ -131,6 +133,46 @@ def test_provision_refuses_in_one_line(
     assert provision.main(words) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def ready(place: Path, tmp_path: Path) -> Path:
+    """A folder with a scored store and a file that holds no row."""
+    scored_store(tmp_path / "store", place / "m")
+    (tmp_path / "broken.jsonl").write_text('{"messages": [}\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("plan", "words", "says"),
+    [
+        (provision, ["--corpus", "{ready}/broken.jsonl", "--out", "{ready}/s"], "none of its 1 records can be kept"),
+        (provision, ["--corpus", "{place}/chats.jsonl", "--out", "{disk}/s"], "No space left on device"),
+        (safeguard, ["{ready}/broken.jsonl", "--store", "{ready}/store", "--out", "{ready}/r"], "no row can be used"),
+        (safeguard, ["{ready}/absent.jsonl", "--store", "{ready}/store", "--out", "{ready}/r"], "there is no file"),
+        (safeguard, ["{place}/task.jsonl", "--store", "{ready}/store", "--out", "{disk}/r"], "No space left on device"),
+        (
+            safeguard,
+            ["{place}/task.jsonl", "--model", "org/absent@v2", "--store", "{ready}/store", "--out", "{ready}/r"],
+            "run `hf download org/absent --revision v2`",
+        ),
+    ],
+)
+def test_what_cannot_be_ends_in_one_line(
+    plan: ModuleType, words: list[str], says: str, place: Path, ready: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A refused file, a full disk, a wrong model id; whichever command of the plan says it, once."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with small_disk(ready / "disk", 4096) as disk:
+        if disk.limit_bytes is not None and "{disk}" in " ".join(words):
+            pytest.skip("mounting a small tmpfs needs root and a mount that is allowed")
+        named = [word.format(ready=ready, place=place, disk=disk.path) for word in words]
+        assert plan.main(["--model", str(place / "m"), *named]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line.lower()]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
 
 
 def test_a_missing_pool_is_said_before_the_plan(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
