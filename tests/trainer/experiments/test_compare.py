@@ -404,7 +404,7 @@ def _prompts_of(broad: Mapping[str, float], name: str, seed: int) -> dict[str, A
     ("broad", "seeds", "sentence"),
     [
         ({"none": 0.5, "benign": 0.5}, 3, "No emergent misalignment was seen, so there was nothing to prevent: "),
-        ({"none": 0.5, "benign": 0.1}, 3, "There is emergent misalignment to prevent: "),
+        ({"none": 0.5, "benign": 0.1}, 3, "There is misalignment to prevent: "),
         ({"none": 0.5, "benign": 0.1}, 1, "One seed decides nothing: "),
     ],
 )
@@ -421,6 +421,7 @@ def test_the_page_opens_with_the_finding_and_ends_with_the_command(
     assert main(["--plan", str(path), "--work", str(tmp_path), "--page-only", "--out", str(out)]) == 0
     text = out.read_text()
     assert text.splitlines()[2].startswith(sentence)
+    assert ("no defence is measured yet" in text) == sentence.startswith("There is")
     assert "bad answers about finance moved the model towards bad answers in law by" in text
     headings = re.findall("^## (.+)", text, re.MULTILINE)
     assert (headings[0], headings[-1]) == ("Limits", "Command")

@@ -49,7 +49,9 @@ def finding(rows: Sequence[TableRow], plan: AnyPlan) -> str:
         return f"One seed decides nothing: {moved}."
     if not is_shown(found):
         return f"No emergent misalignment was seen, so there was nothing to prevent: {moved}."
-    return f"There is emergent misalignment to prevent: {moved}; {all_met(rows)}."
+    others = [row for row in rows if row.method != UNDEFENDED]
+    met = all_met(others) if any(row.verdicts for row in others) else "no defence is measured yet"
+    return f"There is misalignment to prevent: {moved} (part of it may be tone); {met}."
 
 
 def all_met(rows: Sequence[TableRow]) -> str:
