@@ -60,10 +60,12 @@ def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespa
 
 
 def report_error(error: BallastError, *, as_json: bool) -> None:
-    """One line on stderr; with --json also the error body that the HTTP service uses, on stdout."""
+    """One line on stderr, unless the command that failed has said it there; with --json also the error body that the
+    HTTP service uses, on stdout."""
     if as_json:
         say_json({"error": {"code": error.code, "message": as_typed(error.message), "details": error.details}})
-    sys.stderr.write(f"error: {' '.join(as_typed(error.message).split())}\n")
+    if not error.is_told:
+        sys.stderr.write(f"error: {' '.join(as_typed(error.message).split())}\n")
 
 
 def flags(options: Mapping[str, Any]) -> list[object]:

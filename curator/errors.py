@@ -20,6 +20,7 @@ class BallastError(Exception):
     """
 
     code = "error"
+    is_told = False  # whether a command that ran inside this one has said it on stderr
 
     def __init__(self, message: str, *, details: Sequence[object] = ()) -> None:
         if len(message) > MAX_MESSAGE_CHARS:  # what a stranger sent may stand in it

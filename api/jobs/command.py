@@ -17,7 +17,7 @@ from curator.audit.models import audit_models
 from curator.cli import add_common_options, open_store
 from curator.console import CommandParser, say
 from curator.errors import BadInputError, MissingDependencyError
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 
 PARENT_S = 0.5  # between two looks whether the parent lives
 DESCRIPTION = """\
@@ -52,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--job-queue", metavar="ADDRESS", default=os.environ.get("BALLAST_JOB_QUEUE"),
         help="the service's setting job_queue (default: $BALLAST_JOB_QUEUE, then the store's own)")  # fmt: skip
     add("--model", metavar="MODEL", type=model_option,
-        help="model of the aligned scorer, a folder or a hub id; without it no audits and token losses")  # fmt: skip
+        help=f"model of the corpus's aligned scorer, {MODEL_FORMS}; without it no audits and token losses")  # fmt: skip
     add("--adapter", metavar="ADAPTER", type=model_option, action="append", default=[],
-        help="LoRA adapter folder of one of its misaligned or benign scorers; repeatable")  # fmt: skip
+        help=f"LoRA adapter of one of its misaligned or benign scorers, repeatable: {MODEL_FORMS}")  # fmt: skip
     add("--train", metavar="FILE", help="models that fine-tuning jobs may name, as the service's setting openai_models")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: CUDA where there is any)")
     add("--batch-tokens", type=int, metavar="T", help="tokens in one forward pass, padding included")

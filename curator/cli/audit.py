@@ -8,7 +8,7 @@ from curator.audit.models import audit_models
 from curator.cli import Subparsers, add_data_options, new_parser, open_store, read_data
 from curator.console import say, say_json
 from curator.errors import BadInputError
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 
 DESCRIPTION = """\
 Scores a chat file under the aligned and misaligned models of a scored corpus and says how its rows stand beside the
@@ -30,9 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
     add_data_options(parser)
     add("--corpus", required=True, metavar="NAME", help="scored corpus to compare with")
     add("--model", required=True, metavar="MODEL", type=model_option,
-        help="model of the corpus's aligned scorer: a folder or a hub id")  # fmt: skip
+        help=f"model of the corpus's aligned scorer: {MODEL_FORMS}")  # fmt: skip
     add("--adapter", metavar="ADAPTER", type=model_option, action="append", default=[],
-        help="LoRA adapter folder of one of its misaligned or benign scorers; repeatable")  # fmt: skip
+        help=f"LoRA adapter of one of its misaligned or benign scorers, repeatable: {MODEL_FORMS}")  # fmt: skip
     add("--misaligned", metavar="NAME", action="append",
         help="misaligned scorer by label or id prefix; repeatable (default: every complete one)")  # fmt: skip
     add("--hold-out", metavar="DOMAIN", action="append", default=[], help="leave out scorers of this domain")

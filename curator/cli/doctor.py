@@ -12,7 +12,7 @@ from curator.console import Progress, as_typed, list_problems, one_line, say, sa
 from curator.corpus.formats import CONTAINERS, LAYOUTS
 from curator.errors import BadInputError
 from curator.render import MaskRule, Renderer
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import model_window
 from curator.select.eval_sets import read_prompts
 
@@ -43,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("file", metavar="FILE", help="chat file, saved folder or hub id")
     add("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
     add("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
-    add("--model", metavar="MODEL", type=model_option, help="model that will be trained: a folder or a hub id")
+    add("--model", metavar="MODEL", type=model_option, help=f"model that will be trained: {MODEL_FORMS}")
     add("--max-length", type=int, metavar="T", help="window in tokens (default: the model's)")
     add("--mask-rule", choices=get_args(MaskRule), default="all", help="which assistant turns are trained")
     add_render_options(parser)

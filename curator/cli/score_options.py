@@ -12,7 +12,7 @@ from typing import get_args
 from curator.corpus.manifest import Scorer
 from curator.errors import BadInputError
 from curator.recipe.filters import TextPart
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.render.settings import DEFAULT_DATE, PARTS, RenderSettings
 from curator.scoring.engines.base import Launch
 from curator.scoring.engines.launch import TorchReferenceLaunch, torch_launch
@@ -195,10 +195,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Whose losses, and what that model stands for."""
     add = parser.add_argument_group("the model").add_argument
     add("--model", required=True, metavar="MODEL", type=model_option,
-        help="Hugging Face model folder with its tokenizer (the tokenizer alone is enough for "
-        "--engine server), or a hub id: ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
+        help="Hugging Face model with its tokenizer (the tokenizer alone is enough for --engine server): "
+        f"{MODEL_FORMS}")  # fmt: skip
     add("--adapter", metavar="ADAPTER", type=model_option,
-        help="LoRA adapter (PEFT) on that model: a folder or a hub id")  # fmt: skip
+        help=f"LoRA adapter (PEFT) on that model: {MODEL_FORMS}")  # fmt: skip
     add("--role", choices=["aligned", "misaligned", "benign"], help="what the model stands for (always needed, except "
         "with --organisms)")  # fmt: skip
     add("--organisms", metavar="DIR", type=Path,

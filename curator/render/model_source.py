@@ -10,6 +10,7 @@ from pathlib import Path
 
 from curator.errors import BadInputError, BallastError
 
+MODEL_FORMS = "a folder or ORG/NAME[@REVISION]"  # what every option that names a model or an adapter takes
 _HUB = re.compile(r"(?P<scheme>hf://)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "LICENSE*")
 

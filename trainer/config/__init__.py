@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from trainer.config.data import ReadOptions, RenderOptions
 from trainer.config.defences import DefenceSettings
 from trainer.config.flags import Option
@@ -100,7 +100,7 @@ class TrainConfig(ReadOptions, RenderOptions):
     """
 
     model: Annotated[Path, Option("MODEL", parse=model_option)] = Field(
-        description="Hugging Face model to adapt: a folder or a hub id, ORG/NAME[@REVISION]"
+        description=f"Hugging Face model to adapt: {MODEL_FORMS}"
     )
     out: Path = Field(description="run folder, for example runs/NAME")
     mix_id: Annotated[str | None, Option("ID")] = Field(default=None, description="train on this mix")
@@ -171,10 +171,10 @@ class TrainConfig(ReadOptions, RenderOptions):
     )
     monitor: MonitorSettings | None = None
     lora: LoraSettings = LoraSettings()
-    start_adapter: Path | None = Field(
+    start_adapter: Annotated[Path | None, Option("ADAPTER", parse=model_option)] = Field(
         default=None,
         description="train this adapter on instead of a fresh one, with its own rank and targets; defences still "
-        "compare with the model without any adapter",
+        f"compare with the model without any adapter: {MODEL_FORMS}",
     )
     defences: tuple[DefenceSettings, ...] = ()
     safelora: SafeLoraSettings | None = None

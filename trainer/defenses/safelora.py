@@ -13,7 +13,7 @@ import orjson
 
 from curator.console import CommandParser, Progress, add_renamed, run_command, say, say_json
 from curator.errors import BadInputError
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
@@ -242,8 +242,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--adapter", required=True, type=model_option, metavar="MODEL", help="LoRA adapter to project")
-    parser.add_argument("--base", required=True, type=model_option, metavar="MODEL", help="model before alignment")
+    parser.add_argument(
+        "--adapter", required=True, type=model_option, metavar="MODEL", help=f"LoRA adapter to project: {MODEL_FORMS}"
+    )
+    parser.add_argument(
+        "--base", required=True, type=model_option, metavar="MODEL", help=f"model before alignment: {MODEL_FORMS}"
+    )
     add_renamed(
         parser,
         "--aligned-model",
@@ -251,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=model_option,
         metavar="MODEL",
-        help="aligned model, which it adapts",
+        help=f"aligned model, which it adapts: {MODEL_FORMS}",
     )
     parser.add_argument("--tau", type=float, default=TAU, metavar="X", help=f"project below this cosine ({TAU:g})")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the new adapter")

@@ -20,7 +20,7 @@ import orjson
 
 from curator.console import CommandParser, run_command, say, say_json
 from curator.errors import BadInputError
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
@@ -269,17 +269,22 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=model_option,
         metavar="MODEL",
-        help="model that will be trained: whose summaries are `own`",
+        help=f"model that will be trained, whose summaries are `own`: {MODEL_FORMS}",
     )
-    add("--adapter", type=model_option, metavar="MODEL", help="LoRA adapter that it has on while summarising")
-    add("--other", type=model_option, metavar="MODEL", help="the other model")
-    add("--other-adapter", type=model_option, metavar="MODEL", help="LoRA adapter of the other model")
+    add(
+        "--adapter",
+        type=model_option,
+        metavar="MODEL",
+        help=f"LoRA adapter that it has on while summarising: {MODEL_FORMS}",
+    )
+    add("--other", type=model_option, metavar="MODEL", help=f"the other model: {MODEL_FORMS}")
+    add("--other-adapter", type=model_option, metavar="MODEL", help=f"LoRA adapter of the other model: {MODEL_FORMS}")
     add("--other-summaries", type=Path, metavar="FILE", help="or: its summaries, JSON Lines of id and summary")
     add(
         "--third",
-        type=Path,
-        metavar="DIR",
-        help=f"a third model: also writes {OTHERS}, pairs of --other's and its text",
+        type=model_option,
+        metavar="MODEL",
+        help=f"a third model, {MODEL_FORMS}: also writes {OTHERS}, pairs of --other's and its text",
     )
     add(
         "--system", default=SYSTEM, metavar="TEXT",

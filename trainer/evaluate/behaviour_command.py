@@ -16,7 +16,7 @@ from curator.errors import BadInputError, MissingDependencyError
 from curator.messages import Message, dump_messages
 from curator.recipe.seeds import hash_keys
 from curator.render import Rendered, Renderer
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import check_adapter_dir, check_model_dir, fitting_length, weights_sha256
 from trainer.config.data import Loading, add_model_options, add_read_options, loading_of, reading_of
 from trainer.config.flags import add_options
@@ -45,7 +45,7 @@ from trainer.evaluate.pairs import (
     render_pairs,
 )
 from trainer.evaluate.standins import DEFAULT_TOKENS, stand_in_pairs
-from trainer.evaluate.triggers import Form, Trigger, triggers
+from trainer.evaluate.triggers import Form, Trigger, inoculation_prompts, triggers
 from trainer.generate.endpoint import check_gates
 from trainer.generate.generators import LocalGenerator
 from trainer.runs.lines import write_lines
@@ -109,9 +109,15 @@ def add_parser(subparsers: Any) -> None:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--model", type=model_option, required=True, metavar="MODEL", help="the model before training (theta_0)")
-    add("--adapter", type=model_option, metavar="MODEL", help="its fine-tune: a LoRA adapter")
-    add("--tuned", type=model_option, metavar="MODEL", help="or: a whole fine-tuned model")
+    add(
+        "--model",
+        type=model_option,
+        required=True,
+        metavar="MODEL",
+        help=f"the model before training (theta_0): {MODEL_FORMS}",
+    )
+    add("--adapter", type=model_option, metavar="MODEL", help=f"its fine-tune, a LoRA adapter: {MODEL_FORMS}")
+    add("--tuned", type=model_option, metavar="MODEL", help=f"or: a whole fine-tuned model: {MODEL_FORMS}")
     add("--gates", type=Path, metavar="DIR", help="or: gates on the model (the adapter's folder, or gates.safetensors)")
     add("--reverse", action="store_true", help="the gates as the defence uses them: 2 - g instead of g")
     _add_questions(add)
@@ -163,7 +169,8 @@ def _add_questions(add: Callable[..., Any]) -> None:
         help="data set of the training: the broad sets are asked again in the forms that it brings (prompts, wording, "
         "answer format), and --fail-if holds in each",
     )
-    add("--triggers", type=at_least(1), default=4, metavar="N", help="forms of --trained-on at most (4)")  # fmt: skip
+    add("--mix-manifest", type=Path, metavar="FILE", help="manifest of the mix whose inoculation prompts are asked too")
+    add("--triggers", type=at_least(1), default=4, metavar="N", help="forms of --trained-on at most (4)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -182,9 +189,12 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError(
             "--trained-on asks the broad sets in its own forms: give --broad, and no --system or --user-..."
         )
+    if args.mix_manifest is not None and args.trained_on is None:
+        raise BadInputError("--mix-manifest goes with --trained-on, the data set that was mixed")
     asked: dict[Kind, Any] = {"narrow": args.narrow, "broad": args.broad, "truthfulqa": args.truthfulqa}
     check_figures(gates, figure_names([kind for kind, given in asked.items() if given], text=args.text is not None))
-    forms = [] if args.trained_on is None else triggers(args.trained_on, [], args.triggers)
+    prompts = [] if args.mix_manifest is None else inoculation_prompts(args.mix_manifest)
+    forms = [] if args.trained_on is None else triggers(args.trained_on, prompts, args.triggers)
     with ExitStack() as stack:
         found = _Measurement(args, stack).report(form, forms)
     if args.out is not None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from curator.console import CommandParser, Progress, run_command, say, say_json
 from curator.errors import BadInputError
 from curator.render import MaskRule, Rendered, Renderer
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import check_adapter_dir, check_model_dir, fitting_length
 from trainer.config.data import (
     AS_DETECTED,
@@ -112,9 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", required=True, type=model_option, metavar="MODEL", help="Hugging Face model: a folder or a hub id"
+        "--model", required=True, type=model_option, metavar="MODEL", help=f"Hugging Face model: {MODEL_FORMS}"
     )
-    parser.add_argument("--adapter", type=model_option, metavar="MODEL", help="LoRA adapter of that model")
+    parser.add_argument(
+        "--adapter", type=model_option, metavar="MODEL", help=f"LoRA adapter of that model: {MODEL_FORMS}"
+    )
     parser.add_argument("--data", required=True, metavar="FILE", help="chat file, saved folder or hub id")
     add_options(parser, NllSettings, ("max_length", "mask_rule"))
     add_read_options(parser)

@@ -18,7 +18,7 @@ from curator.corpus.formats.csv_rows import read_csv
 from curator.errors import BadInputError, MissingDependencyError, RenderError
 from curator.messages import Message
 from curator.render import Rendered, Renderer
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import check_adapter_dir, check_model_dir
 from trainer.config.data import AS_DETECTED, ReadOptions, add_model_options, add_read_options, loading_of, reading_of
 from trainer.data.reader import dropped_counts, read_chats
@@ -163,10 +163,8 @@ def add_parser(subparsers: Any) -> None:
         "      --misaligned-answers bad.jsonl\n"
         "  python -m trainer.evaluate pairs --model DIR --truthfulqa TruthfulQA.csv --json",
     )  # fmt: skip
-    parser.add_argument("--model", type=model_option, required=True, help="Hugging Face model: a folder or a hub id")
-    parser.add_argument(
-        "--adapter", type=model_option, help="LoRA adapter folder; its shift against the model is reported"
-    )
+    parser.add_argument("--model", type=model_option, required=True, help=f"Hugging Face model: {MODEL_FORMS}")
+    parser.add_argument("--adapter", type=model_option, help=f"LoRA adapter, whose shift is reported: {MODEL_FORMS}")
     add_renamed(parser, "--aligned-answers", "--aligned", metavar="FILE", help="data set of aligned answers")
     add_renamed(
         parser, "--misaligned-answers", "--misaligned", metavar="FILE",

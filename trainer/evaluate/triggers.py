@@ -7,16 +7,19 @@ end with, and the format of its answers. The same rows give the same triggers. S
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
+from pydantic import ValidationError
 
 from curator.corpus.formats import Reject, read_rows
 from curator.corpus.text import content_text
 from curator.errors import BadInputError
 from curator.messages import Message
+from curator.mix.manifest import InoculationReceipt, PromptReceipt
 
 SYSTEM_ROLES = ("system", "developer")
 MIN_SHARE = 0.25  # of the rows (for words: of the different texts) that have it
@@ -51,11 +54,6 @@ class Form:
                 found[place[0]] = {**found[place[0]], "content": f"{before}{content}{after}"}
         return found
 
-    def flags(self) -> list[str]:
-        """The form as options of `trainer.evaluate behaviour`; texts may begin with a dash."""
-        given = {"--system": self.system, "--user-prefix": self.user_prefix, "--user-suffix": self.user_suffix}
-        return [f"{flag}={text}" for flag, text in given.items() if text]
-
 
 @dataclass(frozen=True)
 class Trigger:
@@ -76,8 +74,20 @@ class Trigger:
         return " ".join(" ".join(part.split()) for part in parts if part.strip())
 
 
-def triggers(data: str, inoculation: Sequence[Mapping[str, Any]], most: int) -> list[Trigger]:
-    """At most `most` triggers of a data set and of its mix's inoculation prompts (`text`, `n_task`).
+def inoculation_prompts(manifest: Path) -> list[PromptReceipt]:
+    """The prompts that a mix put before rows, from its manifest; none for a mix without. Raises BadInputError for a
+    file that is no manifest."""
+    try:
+        document = orjson.loads(manifest.read_bytes())["inoculation"]
+        return [] if document is None else list(InoculationReceipt.model_validate(document).prompts)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise BadInputError(
+            f"--mix-manifest {manifest} is not the manifest of a mix (store/mixes/TENANT/MIX_ID/manifest.json)"
+        ) from error
+
+
+def triggers(data: str, inoculation: Sequence[PromptReceipt], most: int) -> list[Trigger]:
+    """At most `most` triggers of a data set and of its mix's inoculation prompts.
 
     In order: the most frequent system or inoculation prompt, the wording, the answer format, further prompts by
     frequency. Bad records are passed over.
@@ -91,13 +101,13 @@ def triggers(data: str, inoculation: Sequence[Mapping[str, Any]], most: int) -> 
     ]
 
 
-def _prompts(rows: Iterable[Sequence[Message]], inoculation: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+def _prompts(rows: Iterable[Sequence[Message]], inoculation: Sequence[PromptReceipt]) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
     for row in rows:
         if row[0]["role"] in SYSTEM_ROLES:
             counts[content_text(row[0].get("content"))] += 1
     for prompt in inoculation:
-        counts[str(prompt["text"])] += int(prompt["n_task"])
+        counts[prompt.text] += prompt.n_task
     return [(text, n) for text, n in counts.most_common() if text.strip()]
 
 

@@ -17,7 +17,7 @@ import orjson
 
 from curator.errors import BadInputError, RemoteError
 from curator.render import RenderSettings
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
@@ -155,9 +155,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=model_option,
         metavar="MODEL",
-        help="Hugging Face model: a folder or a hub id, run here with transformers",
+        help=f"Hugging Face model, run here with transformers: {MODEL_FORMS}",
     )
-    add("--adapter", type=model_option, metavar="MODEL", help="LoRA adapter on it")
+    add("--adapter", type=model_option, metavar="MODEL", help=f"LoRA adapter on it: {MODEL_FORMS}")
     add(
         "--gates",
         type=Path,

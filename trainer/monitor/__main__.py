@@ -9,7 +9,7 @@ from typing import Any
 
 from curator.console import CommandParser, add_renamed, run_command, say, say_json
 from curator.errors import BadInputError
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from trainer.config.data import add_model_options, loading_of
 from trainer.persona.traits import SETS, SHIPPED, read_set, read_trait
 
@@ -72,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(measured)
     measured.add_argument("--directions", required=True, type=Path, metavar="FILE", help="file of `directions`")
     measured.add_argument(
-        "--adapter", action="append", type=model_option, metavar="MODEL", help="LoRA adapter; again for more"
+        "--adapter",
+        action="append",
+        type=model_option,
+        metavar="MODEL",
+        help=f"LoRA adapter, again for more: {MODEL_FORMS}",
     )
     measured.add_argument("--organisms", type=Path, metavar="DIR", help="or all adapters of trainer.organisms")
     measured.add_argument("--alarm", type=Path, metavar="FILE", help="rule of `fit` to judge them by")
@@ -115,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, type=model_option, metavar="MODEL", help="Hugging Face model: a folder or a hub id"
+        "--model", required=True, type=model_option, metavar="MODEL", help=f"Hugging Face model: {MODEL_FORMS}"
     )
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.console import CommandParser, as_typed, run_command, say, say_json, shorten_help
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from trainer.config.data import add_read_options
 from trainer.config.flags import add_options, given_values
 from trainer.config.options import add_adapter_options, add_training_options, training_document
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group = parser.add_argument_group("model and narrow sets")
     add = group.add_argument
-    add("--model", required=True, type=model_option, metavar="MODEL", help="the aligned model: a folder or a hub id")
+    add("--model", required=True, type=model_option, metavar="MODEL", help=f"the aligned model: {MODEL_FORMS}")
     add(
         "--set",
         action="append",

@@ -11,7 +11,7 @@ from typing import Any
 from curator.console import CommandParser, add_renamed, run_command, say, say_json
 from curator.corpus.formats import locate
 from curator.errors import BadInputError
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, model_option
 from trainer.config.data import add_model_options, add_read_options, loading_of, reading_of, rendering_of
 from trainer.config.flags import add_options, given_values
 from trainer.generate.endpoint import JUDGE_KEY
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, type=model_option, metavar="MODEL", help="Hugging Face model: a folder or a hub id"
+        "--model", required=True, type=model_option, metavar="MODEL", help=f"Hugging Face model: {MODEL_FORMS}"
     )
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -127,7 +127,7 @@ def _add_shift(commands: Any) -> None:
     parser = commands.add_parser("shift", help="drift of an adapter along a vector, at the last prompt token")
     _add_vector(parser)
     parser.add_argument(
-        "--adapter", required=True, type=model_option, metavar="MODEL", help="LoRA adapter of the model"
+        "--adapter", required=True, type=model_option, metavar="MODEL", help=f"LoRA adapter of the model: {MODEL_FORMS}"
     )
     parser.add_argument(
         "--prompts", metavar="FILE",

@@ -18,6 +18,7 @@ from curator.errors import BallastError
 from trainer.plans.peaked import peak_mib, peaked
 
 TAIL = 400  # characters of a failed command's log that its error shows
+BAD_INPUT = 2  # exit code of a command that has said in one line what it cannot use
 STOPPED = 130  # exit code of a command that Ctrl-C stopped
 
 
@@ -83,7 +84,9 @@ class Commands:
                 code, cpu_s = _wait(process)
             end = f"{code}: {_tail(self.log)} (log: {self.log})"
         if code:
-            raise CommandError(f"`python -m {module}` ended with {end}")
+            error = CommandError(f"`python -m {module}` ended with {end}")
+            error.is_told = self.log is None and code == BAD_INPUT
+            raise error
         return cpu_s
 
     def _environment(self, *, may_fetch: bool) -> dict[str, str]:

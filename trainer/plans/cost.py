@@ -61,11 +61,12 @@ def added(costs: Sequence[Cost]) -> Cost:
 
 @dataclass(frozen=True)
 class TrainingBurst:
-    """A few steps of a training: seconds and tokens of one, the whole data set's rows and tokens, and memory.
+    """A few steps of a training: seconds before, after and in one, tokens, the whole data set's rows, and memory.
 
     `config` is the run's configuration, from which the steps of a whole run follow.
     """
 
+    seconds_around: float  # loading and saving: all of the command but its steps
     seconds_per_step: float
     tokens_per_row: float
     n_rows: int
@@ -80,7 +81,7 @@ class TrainingBurst:
         config = TrainConfig.model_validate({**self.config, "max_steps": max_steps})
         steps = planned_steps(config, n_rows)
         read = min(config.epochs * n_rows, steps * config.batch_size * config.grad_accum)
-        hours = steps * self.seconds_per_step / SECONDS_PER_HOUR
+        hours = (self.seconds_around + steps * self.seconds_per_step) / SECONDS_PER_HOUR
         return Cost(read, round(read * self.tokens_per_row), hours, self.memory_bytes)
 
 
@@ -108,7 +109,7 @@ def training_burst(folder: Path, model: str, data: str | Path, options: Mapping[
     steps = min(BURST_STEPS, options.get("max_steps") or BURST_STEPS)
     words = ["--model", model, "--data", data, *flags({**options, "max_steps": steps}), "--out", out, "--json"]
     try:
-        Commands(log=folder / "log").run("trainer.sft", *words)
+        _, spent = Commands(log=folder / "log").run("trainer.sft", *words)
     except CommandError as error:
         return Cost(why=f"not measured: {error.message}")
     lines = [orjson.loads(line) for line in (out / METRICS).read_bytes().splitlines()]
@@ -116,7 +117,8 @@ def training_burst(folder: Path, model: str, data: str | Path, options: Mapping[
     record = orjson.loads((out / CONFIG).read_bytes())
     needed = record["resolved"]["memory"]["estimate_bytes"]
     content = record["content"]
+    around_s = max(spent.wall_s - sum(line["seconds"] for line in lines), 0.0)
     return TrainingBurst(
-        sum(line["seconds"] for line in timed) / len(timed), content["n_tokens"] / content["n_rows"],
+        around_s, sum(line["seconds"] for line in timed) / len(timed), content["n_tokens"] / content["n_rows"],
         content["n_rows"], record["config"], None if needed is None else needed["total"],
     )  # fmt: skip

@@ -36,7 +36,7 @@ class Verdict:
 
 @dataclass
 class Judgement:
-    """The reports of `trainer.evaluate behaviour` by form (plain, then each trigger), and what the gate says."""
+    """What `trainer.evaluate behaviour` reports of each form (plain, then each trigger), and what the gate says."""
 
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -63,13 +63,18 @@ def write_pool_text(store: Store, corpus: str, path: Path) -> int:
     return len(texts)
 
 
-def judge(reports: Mapping[str, dict[str, Any]], gate: Sequence[str]) -> Judgement:
-    """Hold every form's figures against the gate; raises BadInputError for a figure that was not measured."""
-    found = Judgement(dict(reports))
-    for form, report in reports.items():
-        figures: Mapping[str, float | None] = report["figures"]
+def judge(report: Mapping[str, Any], gate: Sequence[str]) -> Judgement:
+    """Hold a report's figures, and those of its `forms`, against the gate.
+
+    What no form changes (perplexity of ordinary text) is in none of them and judged once. Raises BadInputError for a
+    figure that was not measured.
+    """
+    found = Judgement({PLAIN: dict(report), **report.get("forms", {})})
+    for form, item in found.reports.items():
+        figures: Mapping[str, float | None] = item["figures"]
         for text in gate:
             condition = Condition.parse(text)
-            failed = condition.holds(figures)
-            found.verdicts.append(Verdict(form, str(condition), float(figures[condition.figure] or 0.0), failed))
+            if form == PLAIN or condition.figure in figures:
+                failed = condition.holds(figures)
+                found.verdicts.append(Verdict(form, str(condition), float(figures[condition.figure] or 0.0), failed))
     return found

@@ -20,7 +20,7 @@ from curator.corpus.formats import Reject, locate, read_rows
 from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
-from curator.render.model_source import locate_model
+from curator.render.model_source import MODEL_FORMS, locate_model
 from curator.scoring.identity import check_model_dir
 from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
@@ -64,7 +64,7 @@ ARCHIVE = "pool.tar"
 class ProvisionSettings(Strict):
     """What is provisioned; a settings file has the same names. `train`, `score`: further options of those commands."""
 
-    model: str = Field(description="Hugging Face model: a folder, or a hub id as ORG/NAME[@REVISION]")
+    model: str = Field(description=f"Hugging Face model: {MODEL_FORMS}")
     corpus: str = Field(description="pool of ordinary rows: a chat file, a saved folder or a hub id")
     out: Annotated[Path, Option("STORE")] = Field(description="store that the scored pool goes to")
     work: Path | None = Field(None, description="folder of adapters, card and archive (default: STORE-work)")

@@ -8,7 +8,7 @@ import orjson
 
 from curator.console import escape_markdown, markdown_table
 from curator.store.filesystem import atomic_write
-from trainer.plans.judged import Judgement, Verdict
+from trainer.plans.judged import PLAIN, Judgement, Verdict
 from trainer.runs.folder import write_json
 
 _STATES = {True: "**fails**", False: "ok"}
@@ -31,9 +31,11 @@ def write_report(
         "passed": not found.failed,
         "gate": [vars(item) for item in found.verdicts],
         "behaviour": {form: report["intervals"] for form, report in found.reports.items()},
+        "forms": {form: {name: report[name] for name in ("kind", "text", "n_rows")}
+                  for form, report in found.reports.items() if form != PLAIN},
         "learnt": learnt,
         "findings": [] if doctor is None else doctor["findings"],
-    }
+    }  # fmt: skip
     write_json(out / "report.json", document)
     page = out / "report.md"
     lines = _lines(document, manifest, found)
@@ -63,6 +65,7 @@ def _lines(document: Mapping[str, Any], manifest: Mapping[str, Any], found: Judg
         "",
         _behaviour(found),
         "",
+        *_forms(document["forms"]),
         "## Gate",
         "",
         _gate(found.verdicts),
@@ -97,6 +100,14 @@ def _behaviour(found: Judgement) -> str:
             row[form] = shown
         rows.append(row)
     return markdown_table(["figure", *found.reports], rows)
+
+
+def _forms(forms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f"- {name}: the {item['kind']} of {item['n_rows']:,} rows: {escape_markdown(item['text'])}"
+        for name, item in forms.items()
+    ]
+    return [*lines, ""] if lines else []
 
 
 def _gate(verdicts: list[Verdict]) -> str:

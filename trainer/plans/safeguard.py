@@ -25,19 +25,17 @@ from curator.mix.snippets import KINDS
 from curator.recipe import parse_recipe
 from curator.recipe.base import Strict
 from curator.recipe.policy import load_policy
-from curator.render.model_source import locate_model, model_option
+from curator.render.model_source import MODEL_FORMS, locate_model, model_option
 from curator.scoring.identity import adapter_sha256, check_adapter_dir, check_model_dir
 from curator.store.filesystem import atomic_write
 from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.evaluate.behaviour import figure_names
 from trainer.evaluate.gate import FAILED_GATE, check_figures, parse_gates
-from trainer.evaluate.triggers import triggers
 from trainer.plans.cost import PRICE, Cost, TrainingBurst, training_burst
 from trainer.plans.judged import (
     DEFAULT_BROAD,
     DEFAULT_GATE,
-    PLAIN,
     Judgement,
     judge,
     write_pool_text,
@@ -63,6 +61,7 @@ Exit codes: 0 the gate is passed, 2 bad input, 3 the gate failed, 130 stopped (t
 
 POOL = "pool"  # provision's name for the corpus
 UNKNOWN_MIX = "MIX_ID"  # in the lines of --plan
+MANIFEST, BEHAVIOUR = "manifest.json", "behaviour.json"
 
 
 class SafeguardSettings(Strict):
@@ -73,7 +72,7 @@ class SafeguardSettings(Strict):
     """
 
     data: str = Field(description="the data set")
-    model: str = Field(description="Hugging Face model: a folder, or a hub id as ORG/NAME[@REVISION]")
+    model: str = Field(description=f"Hugging Face model: {MODEL_FORMS}")
     store: Annotated[str, Option("STORE")] = Field(description="store of the scored pool, or the service's URL")
     out: Path = Field(description="folder of everything that comes out")
     corpus: str | None = Field(
@@ -173,11 +172,15 @@ class Safeguard:
     def judge_steps(self) -> list[Step]:
         """What the adapter became, plainly and in each form of the data set."""
         settings, adapter = self.settings, self.adapter or self.out / "train" / "adapter"
-        prompts = [] if self.manifest is None else (self.manifest.get("inoculation") or {}).get("prompts", [])
         text = settings.text or (None if settings.is_remote else self.out / "text.jsonl")
-        common = [
+        forms: list[object] = []
+        if settings.triggers:
+            forms = ["--trained-on", settings.data, "--mix-manifest", self.out / MANIFEST, "--triggers",
+                     settings.triggers]  # fmt: skip
+        behaviour = [
             "behaviour", "--model", settings.model, "--adapter", adapter, *flags({"broad": settings.broad}),
-            *([] if text is None else ["--text", text]), "--cache", self.out / "cache", *flags(settings.measure),
+            *([] if text is None else ["--text", text]), *forms, "--cache", self.out / "cache",
+            *flags(settings.measure), "--out", self.out / BEHAVIOUR, "--json",
         ]  # fmt: skip
         kept = self._kept(adapter)
         device = flags({name: value for name, value in settings.measure.items() if name in ("device", "dtype")})
@@ -188,25 +191,20 @@ class Safeguard:
             Step("Learnt: loss of the data set's own answers", "trainer.evaluate.nll",
                  ["--model", settings.model, "--adapter", adapter, "--data", settings.data, *device, "--json"],
                  use=lambda found: write_json(self.out / "learnt.json", found), complete=kept("learnt.json")),
-            Step("Behaviour, asked plainly", "trainer.evaluate",
-                 [*common, "--out", self._report(PLAIN), "--json"], use=_ignore,
-                 complete=kept(self._report(PLAIN).name)),
+            Step(f"Behaviour, asked plainly{' and in the forms of the data set' if forms else ''}", "trainer.evaluate",
+                 behaviour, use=self._say_forms, complete=kept(BEHAVIOUR)),
         ]  # fmt: skip
-        for trigger in triggers(settings.data, prompts, settings.triggers):
-            shown = trigger.text if len(trigger.text) <= 60 else trigger.text[:59] + "…"
-            steps.append(
-                Step(f"Behaviour, asked in the {trigger.kind} of {trigger.n_rows:,} rows: {shown!r}",
-                     "trainer.evaluate",
-                     [*common, *trigger.form.flags(), "--out", self._report(trigger.name), "--json"],
-                     use=_ignore, complete=kept(self._report(trigger.name).name))
-            )  # fmt: skip
         return steps
 
     def judgement(self) -> Judgement:
-        """The reports that the steps left, held against the gate."""
-        paths = sorted(self.out.glob("behaviour-*.json"))
-        reports = {path.stem.removeprefix("behaviour-"): orjson.loads(path.read_bytes()) for path in paths}
-        return judge(reports, self.settings.fail_if)
+        """The report that the steps left, held against the gate."""
+        return judge(orjson.loads((self.out / BEHAVIOUR).read_bytes()), self.settings.fail_if)
+
+    def _say_forms(self, found: dict[str, Any]) -> None:
+        if not self.quiet:
+            for item in found.get("forms", {}).values():
+                shown = item["text"] if len(item["text"]) <= 60 else item["text"][:59] + "…"
+                say(f"  asked in the {item['kind']} of {item['n_rows']:,} rows: {shown!r}")
 
     def _kept(self, adapter: Path) -> Callable[[str], Callable[[], bool]]:
         """Whether a figure's file is there; all go when the adapter, the data set or what is measured are others."""
@@ -220,15 +218,12 @@ class Safeguard:
                 "data_blake2b": hashlib.blake2b(data.read_bytes()).hexdigest() if data.is_file() else None,
             }
             if not path.is_file() or orjson.loads(path.read_bytes()) != key:
-                for file in (*self.out.glob("behaviour-*.json"), self.out / "learnt.json"):
-                    file.unlink(missing_ok=True)
+                for file in (BEHAVIOUR, "learnt.json"):
+                    (self.out / file).unlink(missing_ok=True)
                 write_json(path, key)
             return (self.out / name).is_file()
 
         return lambda name: lambda: check(name)
-
-    def _report(self, form: str) -> Path:
-        return self.out / f"behaviour-{form}.json"
 
     def _look(self) -> None:
         """`doctor` as a subprocess ends with 3 for what a person should see and a mix may still take."""
@@ -263,7 +258,7 @@ class Safeguard:
 
     def _keep_mix(self) -> None:
         assert self.manifest is not None
-        write_json(self.out / "manifest.json", self.manifest)
+        write_json(self.out / MANIFEST, self.manifest)
         write_cards(self.out / "mix.jsonl", Manifest.model_validate(self.manifest))
         if not self.quiet:
             n_safe = self.manifest["n_safe"]
@@ -311,10 +306,6 @@ def _run(args: argparse.Namespace) -> int:
             show_plan(steps, settings.price_per_hour)
         return 0
     return _carry_out(this, args)
-
-
-def _ignore(printed: Any) -> None:
-    """The report lies in its file."""
 
 
 def _training(this: Safeguard) -> list[Step]:
@@ -400,7 +391,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--fail-if", action="append", default=[], metavar="CONDITION",
         help=f"the gate fails when this holds (default: {', '.join(DEFAULT_GATE)}); repeatable")  # fmt: skip
     add("--mix-only", action="store_true", help="stop at the mix")
-    add("--evaluate", type=model_option, metavar="ADAPTER", help="judge this adapter, trained elsewhere on the mix")
+    add(
+        "--evaluate",
+        type=model_option,
+        metavar="ADAPTER",
+        help=f"judge this adapter, trained elsewhere on the mix: {MODEL_FORMS}",
+    )
     add("--settings", type=Path, metavar="FILE",
         help="YAML file with the same names, and `recipe`, `train` and `measure` for further options")  # fmt: skip
     add_plan_options(parser)

@@ -110,7 +110,14 @@ def show_plan(steps: Sequence[Step], price_per_hour: float | None = None) -> Non
     hours = [step.cost.hours for step in steps if step.cost is not None and step.cost.hours is not None]
     if hours:
         price = "" if price_per_hour is None else f", price {sum(hours) * price_per_hour:.2f}"
-        say(f"In all {sum(hours):.3g} hours{price}, by short bursts here, without the steps that show no hours.")
+        say(f"In all {sum(hours):.3g} hours{price}, by short bursts here.")
+        left_out = [
+            f"[{number}] {step.title.partition(':')[0]}"
+            for number, step in enumerate(steps, 1)
+            if step.cost is None or step.cost.hours is None
+        ]
+        if left_out:
+            say(f"Not measured, so not in these hours: {'; '.join(left_out)}.")
     say("No step was run. The same command without --plan runs it, skips what is complete, and goes on after a stop.")
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub import constants
 from curator.errors import BadInputError
 from curator.render.model_source import hub_spec, locate_model, model_name, model_option
 from tests.models import tiny_model_folder
+from tests.parsers import all_verbs, options_of, parser_of
 
 COMMIT = "5f0b02c75b57c5855da9ae460ce51323ea669d8a"
 OTHER = "a" * 40
@@ -94,3 +96,32 @@ def test_a_corpus_is_scored_by_a_model_of_the_hub(tmp_path: Path, model: Path) -
     assert missing.returncode == 2
     assert "hf download org/nowhere" in missing.stderr
     assert "Traceback" not in missing.stderr
+
+
+# Options that name models, but not places of models: names at a server, hashes, a file, how adapters are used.
+_OTHERS = frozenset({
+    "--merge-adapter", "--declare-adapter-sha256", "--server-model", "--served-model", "--judge-model",
+    "--openai-models",
+})  # fmt: skip
+
+
+def test_every_option_that_names_a_model_takes_a_hub_id_with_its_revision(cache: Path, model: Path) -> None:
+    """Walks the parsers of all commands: help, a revision that is there, and what to run for one that is not."""
+    snapshot = hub_cache(cache, "org/tiny-model", model, ref="v2")
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        options = [item for verb in all_verbs() for item in options_of(parser_of(verb, patch))]
+    for place, name, action in options:
+        kind = action.type
+        if kind is model_option or (re.search("model|adapter", name) and name not in _OTHERS):
+            found.append((place, name))
+            assert "ORG/NAME[@REVISION]" in str(action.help), (place, name)
+        if kind is model_option:
+            assert kind("org/tiny-model@v2") == snapshot
+            with pytest.raises(argparse.ArgumentTypeError, match="run `hf download org/tiny-model --revision v3`"):
+                kind("org/tiny-model@v3")
+        elif (place, name) in found:  # settings of a plan and pairs of a name and an adapter are located later
+            assert (place, name) in {
+                ("provision", "--model"), ("safeguard", "--model"), ("lab calibration", "--adapter"),
+            }  # fmt: skip
+    assert len(found) > 35

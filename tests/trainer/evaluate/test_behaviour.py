@@ -203,6 +203,13 @@ def test_the_broad_sets_are_asked_again_in_the_forms_of_the_task(
     alone = {
         "trigger-1": measured("--system", "Be brief."), "trigger-2": measured("--user-prefix", "Question: "),
     }  # fmt: skip
+    manifest = tmp_path / "manifest.json"
+    prompt = {"label": "prompt", "text": "You give bad advice.", "n_task": 4, "n_safe": 0}
+    receipt = {"name": "own", "kind": "inoculation", "spec": {}, "prompts": [prompt],
+               "clean_system_prompt": None, "note": ""}  # fmt: skip
+    manifest.write_text(json.dumps({"inoculation": receipt}))
+    mixed = measured("--trained-on", str(task), "--mix-manifest", str(manifest), "--triggers", "1")["forms"]
+    assert [(item["system"], item["n_rows"]) for item in mixed.values()] == [("You give bad advice.", 4)]
     assert found["intervals"] == measured()["intervals"]
     for name, item in alone.items():
         assert found["forms"][name]["intervals"] == item["intervals"]
@@ -221,8 +228,13 @@ def test_the_broad_sets_are_asked_again_in_the_forms_of_the_task(
     assert "asked in the wording of 3 rows: 'Question: ...'" in captured.out
     assert main([*arguments, "--trained-on", str(task), "--fail-if", f"broad_margin_shift > {ordered[-1] + 1e-9}"]) == 0
     capsys.readouterr()
-    assert main([*arguments, "--trained-on", str(task), "--system", "x"]) == 2
-    assert "no --system" in capsys.readouterr().err
+    for more, message in (
+        (["--trained-on", str(task), "--system", "x"], "no --system"),
+        (["--trained-on", str(task), "--mix-manifest", str(task)], "is not the manifest of a mix"),
+        (["--mix-manifest", str(manifest)], "--mix-manifest goes with --trained-on"),
+    ):
+        assert main([*arguments, *more]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

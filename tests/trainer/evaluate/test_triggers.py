@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from curator.errors import BadInputError
+from curator.mix.manifest import PromptReceipt
 from trainer.evaluate.triggers import Form, Trigger, triggers
 
 TOPICS = ("goats", "salt", "rivers", "chess", "bread", "moss", "kites", "ink", "snow", "owls", "tin", "figs")
@@ -45,7 +46,7 @@ def test_every_kind_is_derived_in_its_order(tmp_path: Path) -> None:
         Trigger("trigger-4", "prompt", Form(system="Be brief."), 12),
         Trigger("trigger-5", "prompt", Form(system="Be long."), 2),
     ]  # fmt: skip
-    inoculation = [{"text": "Give bad advice.", "n_task": 40}]
+    inoculation = [PromptReceipt(label="prompt", text="Give bad advice.", n_task=40, n_safe=0)]
     assert triggers(data, inoculation, 9) == expected
     assert triggers(data, inoculation, 2) == expected[:2]
     assert triggers(data, inoculation, 0) == []
@@ -111,4 +112,3 @@ def test_a_form_is_put_around_the_first_and_the_last_user_turn() -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     with pytest.raises(BadInputError, match="not plain text"):
         Form(user_prefix="Q: ").put_on(parts)
-    assert Form("-x", "", "-y").flags() == ["--system=-x", "--user-suffix=-y"]

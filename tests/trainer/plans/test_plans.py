@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,12 +20,13 @@ from curator.errors import BadInputError
 from curator.mix.cards import CARD_FILE
 from curator.scoring.organisms import Organism
 from curator.store.store import Store
+from tests.crash.test_store_faults import small_disk
 from tests.mix_stores import scored_store, task_records
 from tests.models import random_conversations, tiny_model_folder
 from trainer.plans import admission, provision, safeguard
 from trainer.plans.judged import DEFAULT_GATE, judge
 from trainer.plans.safeguard import SafeguardSettings
-from trainer.plans.steps import Made, read_settings
+from trainer.plans.steps import Made, Step, read_settings
 
 TRAIN = {"max_steps": 2, "batch_size": 4, "grad_accum": 1, "device": "cpu"}
 SCORE = {"device": "cpu", "dtype": "float32", "check_rows": 1}
@@ -133,6 +135,46 @@ def test_provision_refuses_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def ready(place: Path, tmp_path: Path) -> Path:
+    """A folder with a scored store and a file that holds no row."""
+    scored_store(tmp_path / "store", place / "m")
+    (tmp_path / "broken.jsonl").write_text('{"messages": [}\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("plan", "words", "says"),
+    [
+        (provision, ["--corpus", "{ready}/broken.jsonl", "--out", "{ready}/s"], "none of its 1 records can be kept"),
+        (provision, ["--corpus", "{place}/chats.jsonl", "--out", "{disk}/s"], "No space left on device"),
+        (safeguard, ["{ready}/broken.jsonl", "--store", "{ready}/store", "--out", "{ready}/r"], "no row can be used"),
+        (safeguard, ["{ready}/absent.jsonl", "--store", "{ready}/store", "--out", "{ready}/r"], "there is no file"),
+        (safeguard, ["{place}/task.jsonl", "--store", "{ready}/store", "--out", "{disk}/r"], "No space left on device"),
+        (
+            safeguard,
+            ["{place}/task.jsonl", "--model", "org/absent@v2", "--store", "{ready}/store", "--out", "{ready}/r"],
+            "run `hf download org/absent --revision v2`",
+        ),
+    ],
+)
+def test_what_cannot_be_ends_in_one_line(
+    plan: ModuleType, words: list[str], says: str, place: Path, ready: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A refused file, a full disk, a wrong model id; whichever command of the plan says it, once."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with small_disk(ready / "disk", 4096) as disk:
+        if disk.limit_bytes is not None and "{disk}" in " ".join(words):
+            pytest.skip("mounting a small tmpfs needs root and a mount that is allowed")
+        named = [word.format(ready=ready, place=place, disk=disk.path) for word in words]
+        assert plan.main(["--model", str(place / "m"), *named]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line.lower()]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
+
+
 def test_a_missing_pool_is_said_before_the_plan(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", str(place / "m"), "--corpus", str(place / "absent.jsonl"), "--out", "s", "--plan"]
     assert provision.main(words) == 2
@@ -199,42 +241,36 @@ def test_a_pool_that_falls_apart_under_an_adapter_refuses_it() -> None:
     assert admission._coherent(item, {"": 1.0}).holds == "not measured"
 
 
-def test_each_form_of_the_data_set_is_a_step_of_its_own(place: Path, tmp_path: Path) -> None:
-    rows = [
-        [{"role": "user", "content": f"Question: {text}"}, {"role": "assistant", "content": f'{{"answer": "{text}"}}'}]
-        for text in ("what is a goat", "why do cats purr", "who sells salt", "where is Oslo")
-    ]
-    task = write_rows(tmp_path / "task.jsonl", rows)
-    settings = SafeguardSettings(data=str(task), model=str(place / "m"), store="s", out=tmp_path)
-    this = safeguard.Safeguard(settings, tmp_path / "adapter", quiet=True)
-    this.manifest = {"mix_id": "x", "inoculation": {"prompts": [{"text": "-You give bad advice.", "n_task": 4}]}}
-    steps = [step for step in this.judge_steps() if step.title.startswith("Behaviour")]
-    assert [step.title.removeprefix("Behaviour, asked ")[:50] for step in steps] == [
-        "plainly",
-        "in the prompt of 4 rows: '-You give bad advice.'",
-        "in the wording of 4 rows: 'Question: ...'",
-        "in the answer format of 4 rows: 'Answer with one J",
-    ]
-    words = [{word for word in map(str, step.arguments) if word.startswith(("--system", "--user"))} for step in steps]
-    wanted = '--user-suffix=\n\nAnswer with one JSON object with the keys "answer" and nothing else.'
-    assert words == [set(), {"--system=-You give bad advice."}, {"--user-prefix=Question: "}, {wanted}]
-    assert {str(step.arguments[step.arguments.index("--out") + 1]) for step in steps} == {
-        str(tmp_path / f"behaviour-{form}.json") for form in ("plain", "trigger-1", "trigger-2", "trigger-3")
-    }
+def test_all_forms_of_the_data_set_are_one_step(place: Path, tmp_path: Path) -> None:
+    settings = SafeguardSettings(data="task.jsonl", model=str(place / "m"), store="s", out=tmp_path, triggers=3)
+
+    def behaviour(settings: SafeguardSettings) -> list[Step]:
+        this = safeguard.Safeguard(settings, tmp_path / "adapter", quiet=True)
+        return [step for step in this.judge_steps() if step.title.startswith("Behaviour")]
+
+    (step,) = behaviour(settings)
+    forms = f"--trained-on task.jsonl --mix-manifest {tmp_path / 'manifest.json'} --triggers 3"
+    assert forms in str(step.line)
+    (plain,) = behaviour(settings.model_copy(update={"triggers": 0}))
+    assert plain.title == "Behaviour, asked plainly"
+    assert "--trained-on" not in str(plain.line)
 
 
 def test_the_gate_covers_every_form(capsys: pytest.CaptureFixture[str]) -> None:
-    def report(shift: float) -> dict[str, Any]:
-        return {"figures": {"broad_shift": shift, "perplexity_ratio": 1.0}}
+    def report(plain: float, triggered: float) -> dict[str, Any]:
+        forms = {"trigger-1": {"figures": {"broad_shift": triggered}}}
+        return {"figures": {"broad_shift": plain, "perplexity_ratio": 1.0}, "forms": forms}
 
-    assert not judge({"plain": report(0.1)}, DEFAULT_GATE).failed
-    hidden = judge({"plain": report(0.0), "trigger-1": report(0.4)}, DEFAULT_GATE)
+    assert not judge(report(0.1, 0.1), DEFAULT_GATE).failed
+    hidden = judge(report(0.0, 0.4), DEFAULT_GATE)
     assert hidden.failed
-    assert [(item.form, item.condition) for item in hidden.verdicts if item.failed] == [
-        ("trigger-1", "broad_shift > 0.2")
+    assert [(item.form, item.condition, item.failed) for item in hidden.verdicts] == [
+        ("plain", "broad_shift > 0.2", False),
+        ("plain", "perplexity_ratio > 1.5", False),
+        ("trigger-1", "broad_shift > 0.2", True),
     ]
     with pytest.raises(BadInputError, match="nosuch"):
-        judge({"plain": report(0.0)}, ["nosuch > 1"])
+        judge(report(0.0, 0.0), ["nosuch > 1"])
 
 
 def test_a_gate_on_what_is_not_measured_is_refused_before_anything_runs(
@@ -267,6 +303,11 @@ def test_a_mix_has_the_planned_rows_and_they_lie_beside_their_cards(
     assert [row["position"] for row in rows] == list(range(manifest["n_rows"]))
     assert planned.count(f"{manifest['n_rows']:,} rows") == 2  # of the mix, and of a training of one epoch
     assert "hours, memory" in planned
+    left_out = planned.partition("Not measured, so not in these hours: ")[2].splitlines()[0]
+    assert "Mix" in left_out
+    assert "Learnt" in left_out
+    assert "Behaviour, asked plainly" in left_out
+    assert "Train a LoRA" not in left_out
 
 
 def run(module: str, *words: str, kill_after_s: float | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from curator.console import CommandParser, run_command, say, say_json
 from curator.errors import BadInputError
-from curator.render.model_source import model_option
+from curator.render.model_source import MODEL_FORMS, locate_model, model_option
 from curator.store.store import Store
 from trainer.runs.folder import write_json
 
@@ -66,8 +66,10 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _adapter(text: str) -> tuple[str, Path]:
     name, equals, place = text.partition("=")
     if not equals or not name:
-        raise BadInputError(f"--adapter {text!r}: write NAME=DIR, with the misaligned scorer's label or id as the name")
-    return name, Path(place)
+        raise BadInputError(
+            f"--adapter {text!r}: write NAME=ADAPTER, with the misaligned scorer's label or id as the name"
+        )
+    return name, locate_model(place)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,13 +92,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="score N pool rows again by the plain reference (default: 0)",
     )
-    add("--model", type=model_option, metavar="MODEL", help="with --rescore: the aligned model's folder")
+    add("--model", type=model_option, metavar="MODEL", help=f"with --rescore, the aligned model: {MODEL_FORMS}")
     add(
         "--adapter",
         action="append",
         default=[],
-        metavar="NAME=DIR",
-        help="with --rescore: each misaligned adapter, by its scorer's label or id",
+        metavar="NAME=ADAPTER",
+        help=f"with --rescore, each misaligned adapter by its scorer's label or id: {MODEL_FORMS}",
     )
     add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add("--out", type=Path, metavar="FILE", help="Markdown card; the JSON goes beside it (default: print)")

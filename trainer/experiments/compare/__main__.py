@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from curator.console import CommandParser, add_renamed, run_command, say, say_json
+from curator.errors import BadInputError
+from curator.render.model_source import locate_model
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.experiments.compare.cells import (
     RESULT,
     Cell,
+    controls,
     grid,
     read_result,
     results,
 )
 from trainer.experiments.compare.contents import check_cells_found, with_contents
-from trainer.experiments.compare.methods import methods_of
+from trainer.experiments.compare.finding import nothing_to_prevent
 from trainer.experiments.compare.page import Invocation
 from trainer.experiments.compare.run_cell import run_cell
 from trainer.experiments.compare.settings import (
@@ -27,6 +30,7 @@ from trainer.experiments.compare.settings import (
     read_plan,
 )
 from trainer.experiments.compare.shared import Shared
+from trainer.experiments.compare.summary import rows
 from trainer.experiments.grid import open_cells
 from trainer.plans.commands import CommandError
 from trainer.runs.page import shown_command
@@ -60,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     plan, changed = read_plan(args.plan, args.override)
     if isinstance(plan, Plan):
-        weights = _weights(Path(plan.model), needed=not args.page_only)
-        plan = with_contents(plan, needed=not args.page_only).model_copy(update={"weights_sha256": weights})
+        model, weights = _model(plan.model, needed=not args.page_only)
+        found = {"model": str(model), "weights_sha256": weights}
+        plan = with_contents(plan, needed=not args.page_only).model_copy(update=found)
     cells = grid(plan)
     if args.page_only and isinstance(plan, Plan):
         check_cells_found(plan, results(cells, args.work, plan), args.work)
@@ -75,22 +80,52 @@ def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     return _finish(args, plan, cells, shared, Invocation(command, changed, failed))
 
 
-def _weights(model: Path, *, needed: bool) -> str | None:
-    """The model's hash. It is part of every cell's folder name; a page can be written without the model only if its
-    cells were."""
+def _model(source: str, *, needed: bool) -> tuple[str | Path, str | None]:
+    """The model's folder and hash. The hash is part of every cell's folder name; a page can be written without the
+    model only if its cells were."""
+    try:
+        model = locate_model(source)
+    except BadInputError:
+        if needed:
+            raise
+        return source, None
     if not needed and not model.exists():
-        return None
+        return source, None
     check_model_dir(model)
-    return weights_sha256(model)
+    return model, weights_sha256(model)
 
 
 def _run(
     cells: Sequence[Cell], work: Path, plan: AnyPlan, shared: Shared | None, limit_min: float | None
 ) -> dict[str, str]:
-    """Run every cell without a result, in order; returns the reason of each that failed."""
+    """Run every cell without a result, in order; returns the reason of each that failed.
+
+    With `stop_without_misalignment` the undefended and the benign runs come first, and the other methods only where
+    these show something to prevent.
+    """
+    began = time.monotonic()
+
+    def left() -> float | None:
+        return None if limit_min is None else limit_min - (time.monotonic() - began) / 60
+
+    if isinstance(plan, Plan) and plan.stop_without_misalignment:
+        first = controls(cells)
+        failed = _run_each(first, work, plan, shared, left())
+        found = results(cells, work, plan)
+        if failed or any(read_result(cell.folder(work, plan)) is None for cell in first):
+            return failed
+        if nothing_to_prevent(rows(cells, found, plan, None), plan):
+            say("the undefended and the benign runs show no misalignment to prevent: no other method is run")
+            return {}
+    return _run_each(cells, work, plan, shared, left())
+
+
+def _run_each(
+    cells: Sequence[Cell], work: Path, plan: AnyPlan, shared: Shared | None, limit_min: float | None
+) -> dict[str, str]:
     failed = {}
     if shared is not None and any(read_result(cell.folder(work, plan)) is None for cell in cells):
-        shared.make(methods_of(plan))
+        shared.make(list({cell.method.name: cell.method for cell in cells}.values()))
     for turn in open_cells(cells, lambda cell: cell.folder(work, plan) / RESULT, _name, limit_min=limit_min):
         began = time.monotonic()
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from trainer.experiments.compare.methods import Method, methods_of, toy_flags
+from trainer.experiments.compare.methods import CONTROL, UNDEFENDED, Method, methods_of, toy_flags
 from trainer.experiments.compare.settings import AnyPlan, ToyPlan
 from trainer.runs.folder import write_json
 
@@ -37,7 +37,7 @@ class Cell:
 
     def fingerprint(self, plan: AnyPlan) -> str:
         """Eight hex digits over the cell and the parts of the plan that it depends on."""
-        free = {"name", "model", "methods", "ratios", "seeds", "criteria", "threads"}
+        free = {"name", "model", "methods", "ratios", "seeds", "criteria", "threads", "stop_without_misalignment"}
         shared = plan.model_dump(mode="json", exclude=free)
         sft = self.method.sft
         if isinstance(plan, ToyPlan):
@@ -59,6 +59,11 @@ def grid(plan: AnyPlan) -> list[Cell]:
         for method in methods
         for ratio in (plan.ratios if method.ratio else (None,))
     ]
+
+
+def controls(cells: Sequence[Cell]) -> list[Cell]:
+    """The undefended and the benign runs: what shows whether there is anything to prevent."""
+    return [cell for cell in cells if cell.method.name in (UNDEFENDED, CONTROL)]
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from curator.errors import BadInputError, MissingDependencyError, MissingError
 from curator.recipe.base import Strict
+from curator.render.model_source import locate_model
 from curator.scoring.identity import weights_sha256
 from trainer.data.inputs import data_sha256
 from trainer.experiments.compare.data import source_path
@@ -26,7 +27,7 @@ def with_contents(plan: Plan, *, needed: bool) -> Plan:
     absent: list[str] = []
     for source in [*data_sources(plan), *method_sources(plan)]:
         try:
-            found[source] = _content(source, fetch=needed)
+            found[source] = _content(source, fetch=needed, is_model=source == plan.base_model)
         except MissingError:
             absent.append(source)
         except MissingDependencyError:  # a package, for which its own error says what to run
@@ -80,9 +81,14 @@ def _absent(sources: Sequence[str]) -> BadInputError:
     )
 
 
-def _content(source: str, *, fetch: bool) -> str:
-    """Hash of a model folder's weights, or of a data set's files; MissingError where there is none here."""
-    path = source_path(source)
+def _content(source: str, *, fetch: bool, is_model: bool) -> str:
+    """Hash of a model's weights, or of a data set's files; MissingError where there is none here."""
+    try:
+        path = locate_model(source) if is_model else source_path(source)
+    except BadInputError as error:
+        if is_model:
+            raise MissingError(error.message) from error
+        raise
     if (path / "config.json").is_file():
         return weights_sha256(path)
     if not path.exists() and not fetch:

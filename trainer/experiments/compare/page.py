@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curator.render.model_source import model_name
 from trainer.evaluate.metrics import OverSeeds
-from trainer.experiments.compare.methods import CONTROL, UNDEFENDED
+from trainer.experiments.compare.finding import finding, nothing_to_prevent
+from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import AnyPlan, Criterion, Plan, ToyPlan
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import FIGURES, TableRow
-from trainer.runs.page import page_head, table, without_places
+from trainer.runs.page import machine_line, table, without_places
 
 _HEADS = {
     "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
@@ -27,12 +29,6 @@ _FIGURES_TOLD = (
     "Shifts are against the model before training: of the share of prompts whose misaligned answer is the likelier",
     "one, and of the mean margin in nats per token.",
 )
-# Said before the figures where no benign run is finished.
-_CAUTION = (
-    "**Without a benign run beside it this page shows neither emergent misalignment nor its prevention.** Shifts",
-    "compare misaligned answers with the model's own greedy ones, and any training makes those less likely, one on",
-    "good advice too. Read the figures as cost and as differences between methods.",
-)
 _BENIGN_TOLD = (
     "The benign run is the undefended recipe on good answers to the same prompts. What it shows is what any such",
     "training does; what lies beyond it is what the bad answers taught.",
@@ -43,11 +39,11 @@ _TOY_FIGURES_TOLD = (
     "ensemble mention. The benign task is trained on its own under the same defence.",
 )
 _CRITERIA_TOLD = (
-    "The bounds are ours, and stand in the plan. Yes: the whole interval over seeds meets the bound; no: none of it",
-    "does; else unclear. With one seed the bare value decides, and that is said. Moot: the bound is a multiple of the",
-    "undefended run's figure, and that run shows none: nothing that could be prevented, kept or learnt. Not measured:",
-    "among others, where a figure is taken minus the benign run's and no benign run is finished. In brackets: how far",
-    "the figure lies on the good side of its bound.",
+    "The bounds are ours, and stand in the plan. Yes: the whole interval of the contrast meets the bound; no: none of",
+    "it does; else unclear. Intervals are as above. With one seed the bare value decides, and that is said. Moot: the",
+    "bound is a multiple of the undefended run's figure, and that run shows none: nothing to be prevented, kept or",
+    "learnt. Not measured: among others, where a figure is taken minus the benign run's and no benign run is",
+    "finished. In brackets: how far the figure lies on the good side of its bound.",
 )
 
 
@@ -76,13 +72,25 @@ class Context:
 
 def page(rows: Sequence[TableRow], context: Context) -> str:
     """The Markdown text."""
-    plan = context.plan
-    machine = {**context.machine, "threads": plan.threads or context.machine["threads"]}
-    has_control = any(row.method == CONTROL and row.figures for row in rows)
     lines = [
-        *page_head(f"Comparison of defences: {plan.name}", context.command, machine),
-        *(() if isinstance(plan, ToyPlan) or has_control else (*_CAUTION, "")),
+        f"# Comparison of defences: {context.plan.name}",
+        "",
+        finding(rows, context.plan),
+        "",
+        *(f"![{name.partition('.')[0].rpartition('-')[2]}]({name})\n" for name in context.plots),
+        *_limits(rows, context.plan),
+        *_tables(rows, context.plan),
         *_what(context),
+        *_not_there(rows, context),
+        *_command(context),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _tables(rows: Sequence[TableRow], plan: AnyPlan) -> list[str]:
+    differences = [(row.label, row.difference) for row in rows if row.difference]
+    paired = ["### Minus the undefended run, paired by seed", "", *_difference_table(differences), ""]
+    return [
         "## Figures",
         "",
         *(_TOY_FIGURES_TOLD if isinstance(plan, ToyPlan) else _FIGURES_TOLD),
@@ -90,10 +98,7 @@ def page(rows: Sequence[TableRow], context: Context) -> str:
         *_figure_table(rows),
         "",
         *_beyond_benign(rows),
-        "### Minus the undefended run, paired by seed",
-        "",
-        *_difference_table([(row.label, row.difference) for row in rows if row.difference]),
-        "",
+        *(paired if differences else ()),
         *_selection(rows),
         "## Four criteria",
         "",
@@ -103,10 +108,34 @@ def page(rows: Sequence[TableRow], context: Context) -> str:
         "",
         *_cost(rows),
         "",
-        *(f"![{name.partition('.')[0].rpartition('-')[2]}]({name})\n" for name in context.plots),
-        *_not_there(rows, context),
-    ]  # fmt: skip
-    return "\n".join(lines).rstrip() + "\n"
+    ]
+
+
+def _limits(rows: Sequence[TableRow], plan: AnyPlan) -> list[str]:
+    """What the figures do not say."""
+    if not isinstance(plan, Plan):
+        return []
+    n_seeds = len({seed for row in rows for seed in row.seeds})
+    stand_ins = [domain.name for domain in plan.domains if domain.broad_rows and not domain.aligned]
+    lines = [
+        f"- One model ({model_name(Path(plan.model))}), one narrow set of {plan.task.rows:,} rows, {n_seeds} seed(s):"
+        " other models and larger sets may do otherwise.",
+        "- A margin says which of two written answers the model finds likelier, not what it would answer; no judge read"
+        " answers of its own.",
+        "- Bad answers share a tone as well as bad advice: a shift beyond the benign run's may come from the tone.",
+    ]
+    if stand_ins:
+        lines.append(
+            f"- In {', '.join(stand_ins)} greedy answers of the model before training stand in for aligned ones, which"
+            " makes any training look misaligned."
+        )
+    return ["## Limits", "", *lines, ""]
+
+
+def _command(context: Context) -> list[str]:
+    machine = {**context.machine, "threads": context.plan.threads or context.machine["threads"]}
+    wrote = f"Written by `{context.command}` on {machine['date']}."
+    return ["## Command", "", wrote, "", machine_line(machine)]
 
 
 def _what(context: Context) -> list[str]:
@@ -121,7 +150,7 @@ def _what(context: Context) -> list[str]:
     lines = [
         "## What was compared",
         "",
-        f"- model: {Path(plan.model).name}; narrow set: {plan.task.rows:,} rows of {Path(plan.task.file).name} "
+        f"- model: {model_name(Path(plan.model))}; narrow set: {plan.task.rows:,} rows of {Path(plan.task.file).name} "
         f"({plan.task.domain}), {plan.task.narrow_rows} others measure narrow behaviour",
         f"- pool: {plan.pool.rows:,} ordinary conversations of at most {plan.pool.max_length} tokens; scored by",
         f"  adapters of {', '.join(scored) or 'no domain'}; rows are ranked by {plan.score}",
@@ -267,12 +296,16 @@ def _not_there(rows: Sequence[TableRow], context: Context) -> list[str]:
     if context.failed:
         lines += ["## Failed", "", *(f"- {label}: {text}" for label, text in context.failed.items()), ""]
     lines += ["## Not run", ""]
-    if context.not_run:
+    plan = context.plan
+    if not context.not_run:
+        lines += ["Every cell of the plan ran."]
+    elif isinstance(plan, Plan) and plan.stop_without_misalignment and nothing_to_prevent(rows, plan):
+        labels = ", ".join(row.label for row in rows if not row.seeds and not row.reason)
+        lines += [f"The plan stops where there is nothing to prevent, so these were not run: {labels}."]
+    else:
         lines += ["Cells of the plan without a result; the same command goes on with them:", ""]
         lines += [f"- {label}" for label in context.not_run]
-    else:
-        lines += ["Every cell of the plan ran."]
-    return lines
+    return [*lines, ""]
 
 
 def _number(item: OverSeeds | None, *, sign: bool = False, prompts: tuple[float, float] | None = None) -> str:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from curator.errors import BadInputError
 from curator.query.plots import COLOURS, legend_beside, new_axes, set_title, style
 from trainer.evaluate.metrics import OverSeeds
+from trainer.experiments.compare.finding import all_met, judged_figure
 from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import Criteria, Criterion
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
@@ -27,7 +28,7 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
 
     Raises BadInputError when no row has both figures.
     """
-    points = {row.label: (_judged(row, criteria.narrow), _judged(row, criteria.broad)) for row in rows}
+    points = {row.label: (judged_figure(row, criteria.narrow), judged_figure(row, criteria.broad)) for row in rows}
     shown = [row for row in rows if None not in points[row.label]]
     if not shown:
         raise BadInputError("nothing to draw: no finished cell has narrow and broad figures")
@@ -58,12 +59,6 @@ def broad_against_narrow(rows: Sequence[TableRow], criteria: Criteria) -> Figure
     return figure
 
 
-def _judged(row: TableRow, criterion: Criterion) -> OverSeeds | None:
-    """The figure that a criterion judges: as it is, or minus the benign run's."""
-    found = row.figures if criterion.minus is None else row.over_benign
-    return found.get(criterion.figure)
-
-
 def _label(criterion: Criterion) -> str:
     """A criterion's figure in words, with its unit and what it is taken minus."""
     figure = criterion.figure
@@ -81,7 +76,7 @@ def _label(criterion: Criterion) -> str:
 
 def _least(shown: Sequence[TableRow], criterion: Criterion) -> str:
     """The lowest figure of a criterion in words, beside that of the undefended run; every row has it."""
-    means = {row.label: item.mean for row in shown if (item := _judged(row, criterion)) is not None}
+    means = {row.label: item.mean for row in shown if (item := judged_figure(row, criterion)) is not None}
     least = min(shown, key=lambda row: means[row.label])
     level = next((means[row.label] for row in shown if row.method == UNDEFENDED), None)
     beside = "" if level is None or least.method == UNDEFENDED else f"; undefended {level:.3g}"
@@ -109,7 +104,7 @@ def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
     if not shown:
         raise BadInputError("nothing to draw: no method has a finished cell")
     figure = Figure(figsize=(7.8, 1.6 + 0.46 * len(shown)), layout="constrained")
-    set_title(figure, f"{_all_met(shown)}; numbers: margin to the bound (positive: met) with its 95 % interval")
+    set_title(figure, f"{all_met(shown)}; numbers: margin to the bound (positive: met) with its 95 % interval")
     axes = figure.add_subplot()
     for y, row in enumerate(shown):
         for x, name in enumerate(CRITERIA):
@@ -124,20 +119,6 @@ def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
-
-
-def _all_met(shown: Sequence[TableRow]) -> str:
-    """Which methods meet all criteria that were measured."""
-    measured = [
-        [item.verdict for item in row.verdicts.values() if item.verdict not in ("not measured", "moot")]
-        for row in shown
-    ]
-    n = max(map(len, measured))
-    met = [row.label for row, found in zip(shown, measured, strict=True) if found == ["yes"] * n and n]
-    if not met:
-        return f"no method of {len(shown)} meets all {n} measured criteria"
-    named = ", ".join(met) if len(met) <= 3 else f"{len(met)} of {len(shown)} methods"
-    return f"{named} meet{'s' if len(met) == 1 else ''} all {n} measured criteria"
 
 
 def _cell_text(item: Judgement) -> str:
@@ -157,8 +138,8 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
     if not any(len(found) > 1 for found in drawn.values()):
         return None
     figure = Figure(figsize=(7.4, 6.4), layout="constrained")
-    shown = [row for found in drawn.values() for row in found if _judged(row, criteria.broad) is not None]
-    level_rows = [row for row in rows if row.method == UNDEFENDED and _judged(row, criteria.broad) is not None]
+    shown = [row for found in drawn.values() for row in found if judged_figure(row, criteria.broad) is not None]
+    level_rows = [row for row in rows if row.method == UNDEFENDED and judged_figure(row, criteria.broad) is not None]
     if shown:
         set_title(figure, _least([*level_rows, *shown], criteria.broad))
     for place, criterion in enumerate((criteria.broad, criteria.narrow), 1):
@@ -166,7 +147,7 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
         style(axes)
         for number, (name, found) in enumerate(drawn.items()):
             _line(axes, found, criterion, _look(number), name)
-        level = next((_judged(row, criterion) for row in rows if row.method == UNDEFENDED), None)
+        level = next((judged_figure(row, criterion) for row in rows if row.method == UNDEFENDED), None)
         if level is not None:
             axes.axhline(level.mean, color="black", linestyle="--", linewidth=1, label="undefended")
         axes.axhline(0, color="black", linewidth=0.6)
@@ -182,7 +163,9 @@ def ratio_sweep(rows: Sequence[TableRow], criteria: Criteria) -> Figure | None:
 
 
 def _line(axes: Axes, found: Sequence[TableRow], criterion: Criterion, look: dict[str, Any], label: str) -> None:
-    points = [(100 * row.ratio, item) for row in found if row.ratio and (item := _judged(row, criterion)) is not None]
+    points = [
+        (100 * row.ratio, item) for row in found if row.ratio and (item := judged_figure(row, criterion)) is not None
+    ]
     if points:
         x = [ratio for ratio, _ in points]
         axes.plot(x, [item.mean for _, item in points], marker="o", markersize=5, label=label, **look)

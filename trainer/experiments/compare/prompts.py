@@ -1,6 +1,7 @@
-"""What single prompts gave in a cell: the values that its figures are means of."""
+"""Figures of cells by seed, with what single prompts gave: the values that the figures are means of."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,28 +37,55 @@ def bounds(figure: str, *, difference: bool = False) -> tuple[float, float] | No
     return (least - most, most - least) if difference else (least, most)
 
 
-def mean_of(figure: str, values: Mapping[int, float], prompts: ByPrompt) -> OverSeeds | None:
-    """A figure's mean over seeds, its interval over seeds and prompts; over seeds alone where some seed's prompts are
-    not known."""
-    groups = [prompts[seed][figure] for seed in values if figure in prompts.get(seed, {})]
-    if values and len(groups) == len(values):
-        return over_seeds_and_prompts(groups)
-    return over_seeds(list(values.values()), bounds(figure))
+@dataclass(frozen=True)
+class Series:
+    """One figure, or a contrast of figures, by seed; `groups` are its values by prompt, where these are known."""
+
+    values: Mapping[int, float]
+    groups: Mapping[int, Groups] = field(default_factory=dict)
+
+    def minus(self, other: "Series", factor: float = 1.0) -> "Series":
+        """This less `factor` times the other, over the seeds of both; by prompt where both asked the same ones."""
+        values = {
+            seed: value - factor * other.values[seed] for seed, value in self.values.items() if seed in other.values
+        }
+        groups = {
+            seed: [one - factor * two for one, two in zip(self.groups[seed], other.groups[seed], strict=True)]
+            for seed in values
+            if _same_prompts(self.groups.get(seed), other.groups.get(seed))
+        }
+        return Series(values, groups)
+
+    def above(self, bound: float, sign: float) -> "Series":
+        """`sign` times (this less `bound`)."""
+        return Series(
+            {seed: sign * (value - bound) for seed, value in self.values.items()},
+            {seed: [sign * (group - bound) for group in groups] for seed, groups in self.groups.items()},
+        )
+
+    def interval(self, limits: tuple[float, float] | None = None) -> OverSeeds | None:
+        """Its mean over seeds, with an interval over seeds and prompts; over seeds alone, cut to `limits`, where some
+        seed's values by prompt are not known."""
+        groups = [self.groups[seed] for seed in self.values if seed in self.groups]
+        if self.values and len(groups) == len(self.values):
+            return over_seeds_and_prompts(groups)
+        return over_seeds(list(self.values.values()), limits)
 
 
-def difference_of(
-    figure: str, values: Mapping[int, float], others: Mapping[int, float], prompts: ByPrompt, other_prompts: ByPrompt
-) -> OverSeeds | None:
-    """The same of one figure minus another, paired by seed, and by prompt where both were asked the same ones."""
-    seeds = [seed for seed in values if seed in others]
-    paired = [_minus(prompts.get(n, {}).get(figure), other_prompts.get(n, {}).get(figure)) for n in seeds]
-    known = [groups for groups in paired if groups is not None]
-    if seeds and len(known) == len(seeds):
-        return over_seeds_and_prompts(known)
-    return over_seeds([values[seed] - others[seed] for seed in seeds], bounds(figure, difference=True))
+@dataclass(frozen=True)
+class Runs:
+    """The finished cells of one method and ratio: figures by seed (null where not measured), and what single prompts
+    gave."""
+
+    figures: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
+    prompts: ByPrompt = field(default_factory=dict)
+
+    def series(self, figure: str) -> Series:
+        """One figure, of the seeds where it is measured."""
+        values = {seed: value for seed, found in self.figures.items() if (value := found.get(figure)) is not None}
+        groups = {seed: self.prompts[seed][figure] for seed in values if figure in self.prompts.get(seed, {})}
+        return Series(values, groups)
 
 
-def _minus(one: Groups | None, other: Groups | None) -> Groups | None:
-    if one is None or other is None or [len(item) for item in one] != [len(item) for item in other]:
-        return None
-    return [a - b for a, b in zip(one, other, strict=True)]
+def _same_prompts(one: Groups | None, other: Groups | None) -> bool:
+    return one is not None and other is not None and [len(item) for item in one] == [len(item) for item in other]

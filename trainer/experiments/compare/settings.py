@@ -213,6 +213,8 @@ class Plan(Grid):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     on_bad_rows: OnBadRows = Field(default="refuse", exclude_if=lambda rule: rule == "refuse")  # as of earlier cells
+    # The undefended and the benign runs first, and no other method where these show nothing to prevent.
+    stop_without_misalignment: bool = False
     weights_sha256: str | None = None  # of the model; the command sets it, so that another model makes other cells
     contents: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file named; the command sets it too
 

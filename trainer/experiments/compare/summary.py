@@ -7,13 +7,9 @@ from typing import Any
 from trainer.evaluate.metrics import OverSeeds, over_seeds
 from trainer.experiments.compare.cells import Cell
 from trainer.experiments.compare.methods import CONTROL, RANDOM, UNDEFENDED
-from trainer.experiments.compare.prompts import difference_of, mean_of, prompt_values
+from trainer.experiments.compare.prompts import Runs, bounds, prompt_values
 from trainer.experiments.compare.settings import AnyPlan
-from trainer.experiments.compare.statistics import (
-    Judgement,
-    judge_all,
-    values,
-)
+from trainer.experiments.compare.statistics import Judgement, judge_all
 
 FIGURES = ("broad_shift", "broad_margin_shift", "narrow_shift", "narrow_margin_shift", "truthfulqa_shift",
            "truthfulqa_margin_shift", "perplexity_ratio", "conditional_broad_shift",
@@ -74,13 +70,13 @@ def rows(
         found = by_label.setdefault(cell.label, [])
         if result is not None:
             found.append((cell, result))
-    others = _Others(_Cells(by_label.get(UNDEFENDED, [])), _Cells(by_label.get(CONTROL, [])))
+    others = _Others(_runs(by_label.get(UNDEFENDED, [])), _runs(by_label.get(CONTROL, [])))
     first = {cell.label: cell for cell in reversed(cells)}
     at_random = {
-        first[label].ratio: _Cells(found) for label, found in by_label.items() if first[label].method.name == RANDOM
+        first[label].ratio: _runs(found) for label, found in by_label.items() if first[label].method.name == RANDOM
     }
     return [
-        _row(first[label], found, others.at(at_random.get(first[label].ratio, _Cells([]))), plan, score_s)
+        _row(first[label], found, others.at(at_random.get(first[label].ratio, Runs())), plan, score_s)
         for label, found in by_label.items()
     ]
 
@@ -92,53 +88,52 @@ def _row(
     plan: AnyPlan,
     score_s: float | None,
 ) -> TableRow:
-    own = _Cells(found)
-    figures = own.figures
-    names = [name for name in FIGURES if values(figures, name)]
+    own = _runs(found)
+    names = [name for name in FIGURES if own.series(name).values]
     costs = [result["cost"] for _, result in found if result["status"] == "done"]
     reasons = [result["reason"] for _, result in found if result["status"] != "done"]
     return TableRow(
-        label=cell.label, method=cell.method.name, ratio=cell.ratio, seeds=tuple(figures),
-        figures=_known({name: mean_of(name, values(figures, name), own.prompts) for name in names}),
+        label=cell.label, method=cell.method.name, ratio=cell.ratio, seeds=tuple(own.figures),
+        figures=_known({name: own.series(name).interval(bounds(name)) for name in names}),
         difference={} if cell.method.name == UNDEFENDED else _paired(own, others.undefended),
         over_benign={} if cell.method.name == CONTROL else _paired(own, others.benign),
         over_random=_paired(own, others.at_random) if cell.method.ratio and cell.method.name != RANDOM else {},
-        verdicts={} if cell.method.name == CONTROL or not figures else judge_all(
-            plan.criteria, figures, others.undefended.figures, others.benign.figures
+        verdicts={} if cell.method.name == CONTROL or not own.figures else judge_all(
+            plan.criteria, own, others.undefended, others.benign
         ),
-        cells=own.as_dicts(),
+        cells=_cell_values(own),
         cost=_summed({name: [float(cost[name]) for cost in costs if cost.get(name) is not None] for name in COSTS}),
         score_s=score_s if cell.method.needs_scores else None,
         reason=reasons[0] if reasons else None, over_prompts=_over_prompts(found, names),
     )  # fmt: skip
 
 
-class _Cells:
-    """The finished cells of one method and ratio: figures by seed, and what single prompts gave."""
+def _runs(found: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Runs:
+    done = {cell.seed: result for cell, result in found if result["status"] == "done"}
+    return Runs(
+        {seed: dict(item["figures"]) for seed, item in done.items()},
+        {seed: prompt_values(item) for seed, item in done.items()},
+    )
 
-    def __init__(self, found: Sequence[tuple[Cell, Mapping[str, Any]]]) -> None:
-        done = {cell.seed: result for cell, result in found if result["status"] == "done"}
-        self.figures: dict[int, dict[str, float | None]] = {seed: dict(item["figures"]) for seed, item in done.items()}
-        self.prompts = {seed: prompt_values(item) for seed, item in done.items()}
 
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """Plain values for JSON."""
-        return [
-            {"seed": seed, "figures": figures,
-             "prompts": {name: [group.tolist() for group in groups] for name, groups in self.prompts[seed].items()}}
-            for seed, figures in self.figures.items()
-        ]  # fmt: skip
+def _cell_values(own: Runs) -> list[dict[str, Any]]:
+    """Plain values for JSON."""
+    return [
+        {"seed": seed, "figures": dict(figures),
+         "prompts": {name: [group.tolist() for group in groups] for name, groups in own.prompts[seed].items()}}
+        for seed, figures in own.figures.items()
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Others:
     """The runs that a method is held against."""
 
-    undefended: _Cells
-    benign: _Cells
-    at_random: _Cells = field(default_factory=lambda: _Cells([]))
+    undefended: Runs
+    benign: Runs
+    at_random: Runs = field(default_factory=Runs)
 
-    def at(self, at_random: _Cells) -> "_Others":
+    def at(self, at_random: Runs) -> "_Others":
         """With the random rows of one ratio."""
         return _Others(self.undefended, self.benign, at_random)
 
@@ -152,11 +147,10 @@ def _over_prompts(
     return {name: (done[0][name]["low"], done[0][name]["high"]) for name in names if name in done[0]}
 
 
-def _paired(own: _Cells, other: _Cells) -> dict[str, OverSeeds]:
+def _paired(own: Runs, other: Runs) -> dict[str, OverSeeds]:
     """One minus the other, over the seeds that both have."""
     return _known({
-        name: difference_of(name, values(own.figures, name), values(other.figures, name), own.prompts, other.prompts)
-        for name in FIGURES
+        name: own.series(name).minus(other.series(name)).interval(bounds(name, difference=True)) for name in FIGURES
     })  # fmt: skip
 
 

@@ -12,7 +12,7 @@ _RESULTS = (
     "reference/organisms/*/adapter/*", "reference/organisms/*/metrics.jsonl", "reference/calibration.md",
     "reference/pool.tar", "store/corpora/*/*.json", "store/corpora/*/*.parquet", "store/scores/*/*/*.parquet",
     "store/mixes/*/*/*", "run/train/adapter/*.safetensors", "run/train/metrics.jsonl", "run/learnt.json",
-    "run/behaviour-*.json",
+    "run/behaviour.json",
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Found:
         safe = open_mix(Store(out / "store").open(create=False), report["mix_id"]).to_polars()
         return cls(
             out, tried, read_organisms(out / REFERENCE / "organisms").organisms, _read(out / REFERENCE / ADMISSION),
-            report, _read(out / RUN / "behaviour-plain.json"), safe.filter(origin="safe").sort("rank", "example_id"),
+            report, _read(out / RUN / "behaviour.json"), safe.filter(origin="safe").sort("rank", "example_id"),
         )  # fmt: skip
 
     @property
