@@ -65,7 +65,8 @@ def test_turns_in_another_order_are_refused(
     assert caught.value.reason == "turns_reordered"
     assert f"writes messages[{index}]" in caught.value.message
     (counted,) = renderer.count_all([messages])
-    assert isinstance(counted, RenderError) and counted.reason == "turns_reordered"
+    assert isinstance(counted, RenderError)
+    assert counted.reason == "turns_reordered"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,8 @@ def test_answers_under_another_role_are_refused(
             renderer.render(messages)
         assert caught.value.reason == "role_not_written"
         (counted,) = renderer.count_all([messages])
-        assert isinstance(counted, RenderError) and counted.reason == "role_not_written"
+        assert isinstance(counted, RenderError)
+        assert counted.reason == "role_not_written"
 
 
 # A system text within the last question (Mistral), a prompt that opens reasoning, contents without any header.
