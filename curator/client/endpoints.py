@@ -266,7 +266,11 @@ class Client(Remote):
         asked = {"corpus": corpus, "example_id": example_id}
         job = self._json("POST", "/v1/token-losses", json=asked)
         self.wait_job(job["job_id"], on_job=on_job)
-        return self._json("GET", f"/v1/token-losses/{path_part(job['job_id'])}")
+        return self.token_loss_result(job["job_id"])
+
+    def token_loss_result(self, job_id: str) -> Document:
+        """What a finished job for token losses found."""
+        return self._json("GET", f"/v1/token-losses/{path_part(job_id)}")
 
     def reports(self) -> list[Document]:
         """Reports of comparisons and training runs that the operator shows: name, title, n_bytes, modified_at."""

@@ -174,7 +174,7 @@ def test_corpora_of_other_models_are_refused(store: Path, capsys: pytest.Capture
     assert main(["--store", str(store), "--corpus", "pool", "--probe", "probe"]) == 2
     assert "only one has extra" in capsys.readouterr().err
     assert main(["--store", str(store), "--corpus", "pool", "--probe", "probe", "--adapter", "x"]) == 2
-    assert "NAME=DIR" in capsys.readouterr().err
+    assert "NAME=ADAPTER" in capsys.readouterr().err
 
 
 def test_the_same_models_under_another_engine_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
