@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from trainer.config.monitor import ReserveSettings
-from trainer.data.rows import ROW
-
-IGNORED = -100  # label of a token without loss
+from trainer.data.rows import IGNORED, ROW
 
 
 def reserve_rows(safe: Sequence[bool], share: float) -> list[int]:
