@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.trainer.sftruns import SMALL, document
 from trainer import sft
 from trainer.config import parse_config
 from trainer.config.monitor import ReserveSettings
+from trainer.data.order import OrderCheck
 from trainer.loop.reserve import Reserve, reserve_rows
 
 
@@ -57,8 +59,16 @@ def test_rows_of_the_reserve_carry_no_loss_while_it_is_off_and_others_are_as_the
 
 
 def test_a_run_trains_its_reserve_from_the_measurement_that_passes_the_bound(
-    mix: list[str], directions: Path, tmp_path: Path
+    mix: list[str], directions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    trained: list[int] = []
+    check = OrderCheck.see
+
+    def see(order: OrderCheck, rows: Sequence[int]) -> None:
+        trained.extend(rows)
+        check(order, rows)
+
+    monkeypatch.setattr(OrderCheck, "see", see)
     watch = ["--monitor", str(directions), "--monitor-every", "1"]
     runs = {
         "plain": [],
@@ -69,6 +79,8 @@ def test_a_run_trains_its_reserve_from_the_measurement_that_passes_the_bound(
     for name, more in runs.items():
         assert sft.main([*mix, *watch, *more, "--out", str(tmp_path / name)]) == 0
         found[name] = lines_of(tmp_path / name)
+        assert trained == list(range(24))  # the order of the mix, whatever is held back
+        trained.clear()
     plain, led, never = found.values()
     assert [line["rows"] for line in led] == [line["rows"] for line in never] == [line["rows"] for line in plain]
     assert [line["total_tokens"] for line in led] == [line["total_tokens"] for line in plain]
@@ -82,6 +94,19 @@ def test_a_run_trains_its_reserve_from_the_measurement_that_passes_the_bound(
     assert report["reserve"] == {"share": 1.0, "bound": 0.0, "on_after_steps": steps}
     assert document(tmp_path / "never" / "report.json")["reserve"]["on_after_steps"] == []
     assert not any(line["monitor"]["reserve"] for line in never)
+
+
+def test_a_step_of_rows_in_reserve_alone_has_no_loss_and_later_steps_go_on(
+    mix: list[str], directions: Path, tmp_path: Path
+) -> None:
+    argv = [*mix, "--monitor", str(directions), "--monitor-every", "1", "--reserve", "1", "--reserve-bound", "99"]
+    assert sft.main([*argv, "--batch-size", "1", "--max-steps", "24", "--out", str(tmp_path / "run")]) == 0
+    found = lines_of(tmp_path / "run")
+    held = [line for line in found if not line["tokens"]]
+    assert [len(found), len(held)] == [24, 4]
+    assert {line["sft_loss"] for line in held} == {None}
+    assert all(line["grad_norm"] == 0.0 for line in held)
+    assert all(line["sft_loss"] > 0 for line in found if line["tokens"])
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_knows_whether_its_reserve_was_on(
@@ -118,5 +143,7 @@ def test_a_reserve_without_a_row_is_refused(
     argv = [*mix, "--monitor", str(directions), "--monitor-every", "1", "--reserve", "0.01", "--reserve-bound", "1"]
     assert sft.main([*argv, "--out", str(tmp_path / "run")]) == 2
     assert "reserve: 0.01 of the 4 safe rows of this mix is no row" in capsys.readouterr().err
+    assert sft.main([*mix, *argv[len(mix) : -4], "--reserve", "0.5", "--out", str(tmp_path / "run")]) == 2
+    assert "/reserve/bound: " in capsys.readouterr().err
     assert sft.main([*mix, "--reserve-bound", "1", "--out", str(tmp_path / "run")]) == 2
     assert "--reserve-bound goes with --reserve, which was not given" in capsys.readouterr().err
