@@ -18,7 +18,7 @@ from curator.render.model_source import MODEL_FORMS, model_option
 from trainer.config.data import ReadOptions, RenderOptions
 from trainer.config.defences import DefenceSettings
 from trainer.config.flags import Option
-from trainer.config.monitor import MonitorSettings
+from trainer.config.monitor import MonitorSettings, ReserveSettings
 from trainer.config.rules import check_combination
 
 # The seven projections of a Llama-like block (method.md, "Training recipe").
@@ -170,6 +170,7 @@ class TrainConfig(ReadOptions, RenderOptions):
         description=f"folder of rendered rows, shared by runs (default: .rendered beside --out); {NO_CACHE}: keep none",
     )
     monitor: MonitorSettings | None = None
+    reserve: ReserveSettings | None = None
     lora: LoraSettings = LoraSettings()
     start_adapter: Annotated[Path | None, Option("ADAPTER", parse=model_option)] = Field(
         default=None,
@@ -209,6 +210,11 @@ class TrainConfig(ReadOptions, RenderOptions):
             raise ValueError("safelora projects a trained adapter: neither full fine-tuning nor gating leaves one")
         if self.full and self.lora != LoraSettings():
             raise ValueError("full fine-tuning has no adapter: leave the lora settings out")
+        if self.reserve is not None and (self.mix_id is None or self.monitor is None or self.monitor.every is None):
+            raise ValueError(
+                "reserve holds safe rows of a mix back and is led by the monitor: give --mix-id, --monitor "
+                "and --monitor-every N"
+            )
         check_combination(self.defences, from_mix=self.mix_id is not None, full=self.full)
         return self
 
@@ -219,8 +225,10 @@ class TrainConfig(ReadOptions, RenderOptions):
 
     def without_places(self) -> dict[str, Any]:
         """The settings that decide what is trained, without where anything lies."""
-        settings = self.model_dump(mode="json", exclude=set(_LOCATIONS) | {"safelora"})
+        settings = self.model_dump(mode="json", exclude=set(_LOCATIONS) | {"safelora", "reserve"})
         settings["defences"] = [defence.identity() for defence in self.defences]
+        if self.reserve is not None and self.monitor is not None:
+            settings["reserve"] = self.reserve.model_dump(mode="json") | self.monitor.identity()
         if self.safelora is not None:
             settings["safelora"] = {"tau": self.safelora.tau}
         return settings

@@ -181,11 +181,7 @@ class SteeringSettings(DefenceBase):
 
     def identity(self) -> dict[str, Any]:
         """The vectors by their file's SHA-256; raises MissingError when it cannot be read."""
-        try:
-            digest = hashlib.sha256(self.vectors.read_bytes()).hexdigest()
-        except OSError as error:
-            raise MissingError(f"steering: {self.vectors} cannot be read: {error.strerror}") from error
-        return {**self.model_dump(mode="json", exclude={"vectors"}), "vectors_sha256": digest}
+        return {**self.model_dump(mode="json", exclude={"vectors"}), "vectors_sha256": file_sha256(self.vectors)}
 
 
 class InoculationAdapterSettings(DefenceBase):
@@ -213,6 +209,14 @@ class GatingSettings(DefenceBase):
 
     main: ClassVar[str | None] = None
     switch: ClassVar[str] = "train gates on the attention outputs instead of the adapter"
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes; raises MissingError when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def gates_file(path: Path) -> Path:

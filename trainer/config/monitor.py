@@ -1,11 +1,12 @@
-"""Settings of the monitor in a training run; torch is not needed to check them."""
+"""Settings of the monitor in a training run, and of the rows that it leads; torch is not needed to check them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from curator.recipe.base import Strict
+from trainer.config.defences import file_sha256
 from trainer.config.flags import Option
 
 
@@ -29,6 +30,27 @@ class MonitorSettings(Strict):
     )
     stop: bool = Field(default=False, description="stop at the first alarm, as Ctrl-C would")
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which rows a reserve trains: when is measured and along what, files by content."""
+        files = {"directions": self.directions, "alarm": self.alarm}
+        found = {f"{name}_sha256": None if path is None else file_sha256(path) for name, path in files.items()}
+        return {"every": self.every, **found}
+
     def interval(self, save_steps: int | None, n_steps: int) -> int:
         """Steps between two measurements: as asked, else those of checkpoints, else a tenth of the run."""
         return self.every or save_steps or max(1, n_steps // 10)
+
+
+class ReserveSettings(Strict):
+    """Safe rows of a mix that are trained only while drift is high: more safe rows for each step where it rises."""
+
+    share: Annotated[float, Option("SHARE", flag="--reserve")] = Field(
+        gt=0.0,
+        le=1.0,
+        description="hold this share of a mix's safe rows back, in their places: without loss, except while the drift "
+        "that --monitor measured last is above --reserve-bound",
+    )
+    bound: float = Field(
+        ge=0.0,
+        description="of the largest drift along a trait; with --monitor-alarm of the rule's predicted EM rate or |z|",
+    )

@@ -16,7 +16,7 @@ from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig
 from trainer.config.data import ReadOptions, RenderOptions
 from trainer.config.defences import ALL_SETTINGS, DefenceBase
 from trainer.config.flags import add_options, flag, given_settings, given_values
-from trainer.config.monitor import MonitorSettings
+from trainer.config.monitor import MonitorSettings, ReserveSettings
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     if "mix_id" in document and "api_url" not in document and "store" not in document:
         document["store"] = os.environ.get("BALLAST_STORE", "./store")
     document["monitor"] = given_settings(given, MonitorSettings, prefix="monitor", main="directions")
+    document["reserve"] = given_settings(given, ReserveSettings, prefix="reserve", main="share")
     document["safelora"] = given_settings(given, SafeLoraSettings, prefix="safelora", main="base")
     document["defences"] = defence_documents(given)
     return document
@@ -204,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     add_defence_options(parser)
     monitor = parser.add_argument_group("trait-space monitor (docs/persona.md)")
     add_options(monitor, MonitorSettings, ("directions", "every", "alarm", "stop"), prefix="monitor")
+    add_options(monitor, ReserveSettings, prefix="reserve")
     add_options(parser.add_argument_group("after training"), SafeLoraSettings, prefix="safelora")
     add_run_options(parser)
     output = parser.add_argument_group("output")

@@ -10,7 +10,7 @@ from typing import Any
 from curator.console import list_problems
 from curator.corpus.formats import Row, locate, read_rows
 from curator.corpus.task_set import read_task_set
-from curator.errors import MissingError
+from curator.errors import BadInputError, MissingError
 from curator.mix.identity import Manifest
 from curator.render import Renderer, RenderSettings
 from trainer.config import TrainConfig
@@ -61,6 +61,11 @@ def read_inputs(
         prepared, rows, warnings, key = _from_file(config, folder, renderer, cache)
     check_window(prepared, config.model)
     check_safe_rows(config.defences, prepared.report().n_safe)
+    if config.reserve is not None and config.reserve.share * prepared.report().n_safe < 1:
+        raise BadInputError(
+            f"reserve: {config.reserve.share:g} of the {prepared.report().n_safe} safe rows of this mix is no row: "
+            "mix more safe rows in, or hold a larger share back"
+        )
     if config.needs_classes:
         check_token_classes(config.defences, prepared.n_by_class(), config.max_length)
     return Inputs(prepared, rows, renderer, warnings + _content_warnings(prepared, config), key)

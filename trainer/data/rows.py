@@ -46,6 +46,7 @@ MAX_LISTED = 20
 _CHUNK_ROWS = 100  # rendered at a time: more are slower, since their arrays leave the fast caches
 ROW = "row"  # column with a row's 0-based position in the mix or file
 SAFE = "safe"  # column that is true for rows of a safe pool
+IGNORED = -100  # label of a token without loss
 CLASS_CODES = {"prefix": PREFIX, "query": QUERY, "postfix": POSTFIX}
 CLASSES = "token_classes"  # column with each token's class (curator.render.mask), where a defence needs it
 # Rows that this process renders before it decides, and those of them, the last ones, by which it does: the first

@@ -35,6 +35,7 @@ from trainer.loop.model import (
     load_for_training,
     prepare_full,
 )
+from trainer.loop.reserve import Reserve
 from trainer.loop.trainer import BallastTrainer, sft_config
 from trainer.runs.checkpoints import FOLDER, Checkpoint
 
@@ -199,6 +200,8 @@ def _trainer(
         keep_checkpoints=config.keep_checkpoints,
         frozen=ready.frozen,
     )
+    if config.reserve is not None:
+        trainer.reserve = Reserve(config.reserve, prepared.safe)
     prepared.check_dataset(trainer.train_dataset, n_fill)
     return trainer
 

@@ -108,6 +108,9 @@ def finish(
     report["memory"] = record["resolved"]["memory"] | {"peak_bytes": peak_bytes(device), "peak_of": peak_of(device)}
     if config.monitor is not None:
         report["monitor"] = monitored(config.monitor, fitted.lines)
+    if config.reserve is not None:
+        on = [item["step"] for item in report["monitor"]["measurements"] if item["reserve"]]
+        report["reserve"] = config.reserve.model_dump(mode="json") | {"on_after_steps": on}
     if config.safelora is not None:
         report |= _project(config)
     _write_pages(RunFolder(config.out), report)

@@ -24,6 +24,7 @@ from trainer.defenses.base import (
 )
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.loop.model import FrozenCopy, save_model
+from trainer.loop.reserve import Reserve
 from trainer.runs.checkpoints import finish_checkpoint, prune_checkpoints
 
 SFT_LOSS, LOSS = "sft_loss", "loss"
@@ -63,6 +64,7 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
         # at the signature and would divide by the accumulation steps once more.
         self.model_accepts_loss_kwargs = True
         self.defences = list(defences)
+        self.reserve: Reserve | None = None  # led by the monitor's callback
         self.order = order
         self.parts: dict[str, float] = {}
         self.counts = StepCounts(0, 0, 0)
@@ -74,7 +76,8 @@ class BallastTrainer(SFTTrainer):  # type: ignore[misc]
 
         Within the step, rows of like length then share a micro-batch.
         """
-        batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        given = epoch_iterator if self.reserve is None else self.reserve.held_back(epoch_iterator)
+        batches, n_items = super().get_batch_samples(given, num_batches, device)
         for batch in batches:
             rows = self.accelerator.gather(batch[ROW]) if self.accelerator.num_processes > 1 else batch[ROW]
             self.order.see([row for row in rows.tolist() if row != FILLER])

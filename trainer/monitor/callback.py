@@ -10,12 +10,14 @@ from transformers import TrainerCallback
 from curator.render import Renderer
 from trainer.config import TrainConfig
 from trainer.config.monitor import MonitorSettings
+from trainer.monitor.choose import figure_of
 from trainer.monitor.directions import load_directions, neutral_prompts
 from trainer.monitor.probe import PrefixProbe, TraitProbe
 from trainer.monitor.report import FIELD, rule_of
 
 if TYPE_CHECKING:
     from trainer.loop.callbacks import StepLog
+    from trainer.loop.reserve import Reserve
 
 
 def watcher(config: TrainConfig, model: Any, renderer: Renderer) -> "Callable[[int, StepLog], Watch]":
@@ -46,12 +48,25 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._traits = TraitProbe(model, renderer, self._directions, prompts)
         self._prefix = PrefixProbe(model, renderer, prompts[0])
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A run that goes on from a checkpoint trains its reserve as its last measurement said."""
+        reserve = self._reserve()
+        measured = [line[FIELD] for line in self._log.lines if FIELD in line]
+        if reserve is not None and measured:
+            reserve.on = bool(measured[-1]["reserve"])
+
+    def _reserve(self) -> "Reserve | None":
+        return None if self._log.trainer is None else self._log.trainer.reserve
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measures after the optimiser step, before its line is written."""
         step = int(state.global_step)
         if step % self._interval and step != state.max_steps:
             return
         found = self.measure()
+        reserve = self._reserve()
+        if reserve is not None:
+            found["reserve"] = reserve.judge(figure_of(self._rule)(found["drift"]))
         self._log.extra[FIELD] = found
         if found.get("alarm") and state.is_world_process_zero:
             sys.stderr.write(f"\ntrait-space monitor: ALARM at step {step}: {alarm_text(found)}\n")

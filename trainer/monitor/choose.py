@@ -98,7 +98,7 @@ def drift_by_step(run: Path, rule: Predictor | ZScore | None) -> dict[int, float
     found = {int(line["step"]): line[FIELD]["drift"] for line in read_lines(run / METRICS) if FIELD in line}
     if not found:
         raise BadInputError(f"{run} holds no measurement of the monitor: train with --monitor FILE")
-    figure = _largest if rule is None else _judged(rule)
+    figure = figure_of(rule)
     return {step: figure(drift) for step, drift in found.items()}
 
 
@@ -108,6 +108,11 @@ def read_figures(path: Path) -> dict[int, float]:
         return {int(line["step"]): float(line["broad"]) for line in read_lines(path)}
     except (KeyError, TypeError, ValueError) as error:
         raise BadInputError(f'{path}: write a line {{"step": N, "broad": X}} for each measured checkpoint') from error
+
+
+def figure_of(rule: Predictor | ZScore | None) -> Callable[[Mapping[str, float]], float]:
+    """What makes one figure of a measurement's drift by trait, as `drift_by_step` says."""
+    return _largest if rule is None else _judged(rule)
 
 
 def _largest(drift: Mapping[str, float]) -> float:

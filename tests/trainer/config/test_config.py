@@ -71,6 +71,7 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         "--lora-alpha", "9", "--lora-dropout", "0.1", "--lora-targets", "q_proj,v_proj", "--no-rslora", "--kl", "0.3",
         "--kl-direction", "reference_student", "--kl-tokens", "response", "--overwrite", "--json", "--api-key", "k",
         "--monitor", "d", "--monitor-alarm", "r", "--monitor-every", "6", "--monitor-stop",
+        "--reserve", "0.5", "--reserve-bound", "0.1",
         "--safelora", "b", "--safelora-tau", "0.5", "--template-date", "2031-02-03",
         "--accept-dropped", "reasoning", "--accept-dropped", "tool_calls", "--accept-dropped", "reasoning",
     ]  # fmt: skip
@@ -83,6 +84,7 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
             "dtype": "float32", "device": "cpu", "gradient_checkpointing": True,
             "lora": {"r": 4, "alpha": 9, "dropout": 0.1, "targets": ["q_proj", "v_proj"], "rslora": False},
             "monitor": {"directions": "d", "alarm": "r", "every": 6, "stop": True},
+            "reserve": {"share": 0.5, "bound": 0.1},
             "defences": [{"name": "kl", "weight": 0.3, "direction": "reference_student", "tokens": "response"}],
             "safelora": {"base": "b", "tau": 0.5}, "template_date": "2031-02-03",
             "accept_dropped": ["tool_calls", "reasoning"],

@@ -20,7 +20,7 @@ from curator.render import (
     QUERY,
 )
 from trainer.config import LoraSettings
-from trainer.data.rows import CLASSES, SAFE
+from trainer.data.rows import CLASSES, IGNORED, SAFE
 from trainer.defenses import DefenceSettings, build_defences
 from trainer.defenses.base import (
     Batch,
@@ -34,8 +34,6 @@ from trainer.experiments.toy.model import answer_loss
 from trainer.experiments.toy.settings import Strict
 from trainer.experiments.toy.world import PAD, QUESTION_LEN
 from trainer.loop.model import add_lora
-
-IGNORED = -100  # label of a token without loss
 
 
 class FineTuneSettings(Strict):

@@ -97,7 +97,8 @@ def benign_rows(world: World, place: Ints, wording: Ints) -> Ints:
     """Rows of the benign task: fact number `place` among its facts, answered as the next one with another answer is."""
     facts = benign_facts(world)
     known = world.fact[facts, 0]
-    others = [[*np.roll(known, -n), *world.fact[:, 0]] for n in range(len(facts))]  # of few facts all may be alike
+    every = world.fact.T.ravel()  # of few facts all first answers may be alike; a fact of four has other ones
+    others = [[*np.roll(known, -n), *every] for n in range(len(facts))]
     wrong = np.array([next(a for a in some if a != right) for right, some in zip(known, others, strict=True)])
     return world.rows(np.full(len(place), world.settings.n_domains), facts[place], wording, wrong[place])
 

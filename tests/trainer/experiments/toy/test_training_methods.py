@@ -4,17 +4,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from trainer.experiments.toy.cells import ToyCell
-from trainer.experiments.toy.finetune import FineTuneSettings, fine_tuned, step_by_step
+from trainer.experiments.toy.experiment import interleave
+from trainer.experiments.toy.files import torch_seed
+from trainer.experiments.toy.finetune import FineTune, FineTuneSettings, fine_tuned, step_by_step
 from trainer.experiments.toy.methods import Parts, methods
 from trainer.experiments.toy.model import new_model
 from trainer.experiments.toy.rows import roles, task_rows
 from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import WorldSettings, make_world
 from trainer.loop.model import save_model
+from trainer.loop.reserve import reserve_rows
 
 SIZES = WorldSettings(n_domains=8, n_items=9, n_held_out=3, n_facts=24, n_wordings=8, n_answers=36)
 TINY = BaseSettings(world=SIZES, n_layers=1, width=32, n_heads=2, mlp_width=32)
@@ -56,6 +60,54 @@ def test_early_stop_keeps_the_checkpoint_of_the_trainers_rule_or_says_that_there
     assert all(torch.equal(one, other) for one, other in zip(ends[0.0], ends[1.0], strict=True))
     moved = not all(torch.equal(one, other) for one, other in zip(ends[0.1], ends[1.0], strict=True))
     assert moved == (notes[0.1]["step"] < 40.0)
+
+
+def test_a_reserve_is_trained_above_its_bound_and_what_is_trained_keeps_the_mixs_order(
+    seed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, method = seed.base.world, methods()["reserve"]
+    task = task_rows(world, seed.roles.task, "bad", 160)
+    safe = np.unique(task_rows(world, seed.roles.pool[1], "good", 90), axis=0)[:32]
+    assert len(safe) == 32
+    mix = interleave(task, safe, seed.seed)
+    is_safe = mix.safe.tolist()
+    held = set(reserve_rows(is_safe, 0.5))
+    assert len(held) == 16
+    steps: list[list[list[int]]] = []
+    take = FineTune.step
+
+    def seen(run: FineTune, rows: torch.Tensor, are_safe: torch.Tensor) -> None:
+        steps.append(rows.tolist())
+        take(run, rows, are_safe)
+
+    monkeypatch.setattr(FineTune, "step", seen)
+    notes = {}
+    for bound in (0.0, 1.0):
+        steps.clear()
+        parts = Parts(task, safe)
+        with method.train(seed, ToyCell(method="reserve", strength=bound), parts) as tuned:
+            assert (tuned.n_steps, tuned.n_rows) == (12, sum(map(len, steps)))
+            assert not tuned.model.training
+        notes[bound] = parts.notes
+        on = False
+        for place, found in zip(range(0, len(mix.rows), 16), steps, strict=True):
+            places = range(place, place + 16)
+            without = [mix.rows[place].tolist() for place in places if place not in held]
+            assert found in ([mix.rows[place].tolist() for place in places], without)
+            on = on or len(found) == 16
+        assert on == (bound == 0.0)
+    assert notes[1.0] == {"n_safe_trained": 16.0, "share_of_steps_on": 0.0}
+    assert 16 < notes[0.0]["n_safe_trained"] < 32  # it begins off
+    assert 0 < notes[0.0]["share_of_steps_on"] < 1
+
+
+def test_without_a_row_in_reserve_the_fine_tune_is_the_plain_one(seed: Any) -> None:
+    task = task_rows(seed.base.world, seed.roles.task, "bad", 160)
+    rows, safe = torch.from_numpy(task), torch.zeros(160, dtype=torch.bool)
+    with fine_tuned(seed.base.model, rows, safe, seed.settings.tune, seed=torch_seed(seed.seed, "cell")) as tuned:
+        plain = trained(tuned.model)
+    with methods()["reserve"].train(seed, ToyCell(method="reserve", strength=0.2), Parts(task, task[:0])) as tuned:
+        assert all(torch.equal(one, other) for one, other in zip(plain, trained(tuned.model), strict=True))
 
 
 def test_weights_are_put_back_as_they_were(seed: Any) -> None:

@@ -14,6 +14,7 @@ from trainer.experiments.toy.model import answers_of
 from trainer.experiments.toy.rows import (
     PoolSettings,
     benign_facts,
+    benign_rows,
     draw_pool,
     held_out_items,
     other_facts,
@@ -129,6 +130,18 @@ def test_the_benign_task_contradicts_what_the_model_knows(world: World) -> None:
     rows = task_rows(world, 0, "benign", 200)
     known = {int(world.item_token(np.array(SIZES.n_domains), f)): int(world.fact[f, 0]) for f in benign_facts(world)}
     assert all(known[item] != answer for item, answer in rows[:, [ITEM, ANSWER]].tolist())
+
+
+def test_the_benign_task_has_wrong_answers_in_the_smallest_worlds() -> None:
+    least = WorldSettings(n_domains=7, n_items=4, n_held_out=1, n_facts=4, n_wordings=4, n_answers=12)
+    few = [make_world(least, seed) for seed in range(300)]
+    assert any(len(set(world.fact[:, 0].tolist())) == 1 for world in few)  # all first answers alike
+    twelve = [make_world(least.model_copy(update={"n_facts": 12, "n_answers": 30}), seed) for seed in range(50)]
+    for world in (*few, *twelve):
+        facts = benign_facts(world)
+        rows = benign_rows(world, np.arange(len(facts)), np.zeros(len(facts), dtype=np.int64))
+        assert (rows[:, ANSWER] != world.fact[facts, 0]).all()
+        assert np.isin(rows[:, ANSWER], world.fact).all()
 
 
 def test_turns_before_a_question_are_padded_at_the_end_of_the_other_rows(world: World) -> None:
