@@ -8,6 +8,7 @@ from api.errors import ApiError
 from api.openai.errors import refused
 from api.openai.records import JobRecord, Records
 from api.openai.training import remove_models
+from api.openai.upload_routes import LOCK_WAIT_S
 from api.openai.upstream import UpstreamDownError, UpstreamRefusedError, quoted
 from api.service import RETRY_AFTER_S, service_of
 from api.tenancy.auth import MixTenant
@@ -32,12 +33,16 @@ def get_model(request: Request, tenant: MixTenant, model: str) -> dict[str, Any]
 def delete_model(request: Request, tenant: MixTenant, model: str) -> dict[str, Any]:
     """Delete a model with its checkpoints here, or at the upstream that trained it."""
     records = Records(service_of(request).store)
-    record = _find(records, tenant, model)
-    if record.training is not None:
-        remove_models(records, record)
-    else:
-        _delete_upstream(request, model)
-    records.write(record.model_copy(update={"model_deleted": True}))
+    ft_id = _find(records, tenant, model).id
+    with records.held(tenant, ft_id, LOCK_WAIT_S) as is_ours:
+        if not is_ours:
+            raise _later("busy", "the job that made this model is at work: try again")
+        record = _find(records, tenant, model)  # as it is now that nobody else changes it
+        if record.training is not None:
+            remove_models(records, record)
+        else:
+            _delete_upstream(request, model)
+        records.write(record.model_copy(update={"model_deleted": True}))
     return {"id": model, "object": "model", "deleted": True}
 
 
@@ -51,8 +56,11 @@ def _delete_upstream(request: Request, model: str) -> None:
         if error.status != 404:  # gone already: what a repeated delete finds
             raise refused(400, error.code, error.message, "model") from error
     except UpstreamDownError as error:
-        headers = {"Retry-After": str(RETRY_AFTER_S)}
-        raise ApiError(503, "unavailable", "the upstream gives no answer: try again", headers=headers) from error
+        raise _later("unavailable", "the upstream gives no answer: try again") from error
+
+
+def _later(code: str, message: str) -> ApiError:
+    return ApiError(503, code, message, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def _has_model(record: JobRecord) -> bool:

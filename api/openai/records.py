@@ -256,10 +256,10 @@ class Records:
         return [name for name in self.store.list(FOLDER) if is_tenant(name)]
 
     @contextmanager
-    def held(self, tenant: str, ft_id: str) -> Iterator[bool]:
-        """Whether the lock of a job is ours, for the length of the block."""
+    def held(self, tenant: str, ft_id: str, wait_s: float = 0.0) -> Iterator[bool]:
+        """Whether the lock of a job is ours, for the length of the block; waits `wait_s` seconds for another holder."""
         try:
-            lock = self.store.lock(self.path(tenant, ft_id))
+            lock = self.store.lock(self.path(tenant, ft_id), wait_s)
             lock.__enter__()
         except LockedError:
             yield False

@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1/uploads", include_in_schema=False)
 MAX_UPLOADS = 100  # of a tenant within an hour
 MAX_PARTS = 1_000
 DATA_PART = "data"
-LOCK_WAIT_S = 10.0  # for another request over the same upload
+LOCK_WAIT_S = 10.0  # for whoever else changes the same upload or job
 
 
 class ExpiresAfter(Strict):

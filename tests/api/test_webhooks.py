@@ -42,8 +42,8 @@ class Receiver:
         wait_for(lambda: len(self.seen) >= n_seen)
 
 
-def wait_for(reached: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 60
+def wait_for(reached: Callable[[], bool], within_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + within_s
     while not reached():
         assert time.monotonic() < deadline_s, "it did not come"
         time.sleep(0.02)

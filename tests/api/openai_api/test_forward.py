@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,6 +134,34 @@ def test_the_mix_is_trained_at_the_upstream_and_mirrored(place_of: Any, caplog: 
         kept = [path for path in Path(place.store.base).rglob("*") if path.is_file()]
         assert not [path for path in kept if KEY.encode() in path.read_bytes()]
         assert KEY not in caplog.text
+
+
+def test_the_deletion_of_a_model_waits_for_whoever_changes_its_job(
+    place_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with upstream() as found, place_of(found) as place:
+        job_id = place.create("deleted")
+        model = place.steps(job_id).model
+        records = Records(place.store)
+        with ThreadPoolExecutor(1) as pool:
+            with records.held("local", job_id):
+                deleting = pool.submit(place.http.delete, f"/models/{model}")
+                time.sleep(0.3)
+                assert not deleting.done()
+                assert found.deleted == []
+                records.write(records.read("local", job_id).event("meanwhile"))
+            assert deleting.result().status_code == 200
+        record = records.read("local", job_id)
+        assert (record.events[-1].message, record.model_deleted) == ("meanwhile", True)
+
+        other_id = place.create("held")
+        model = place.steps(other_id).model
+        monkeypatch.setattr("api.openai.model_routes.LOCK_WAIT_S", 0.0)
+        with records.held("local", other_id):
+            answer = place.http.delete(f"/models/{model}")
+        assert error_of(answer, 503)["code"] == "busy"
+        assert answer.headers["retry-after"] == "5"
+        assert place.http.get(f"/models/{model}").status_code == 200
 
 
 @pytest.mark.parametrize(

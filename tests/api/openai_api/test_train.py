@@ -1,6 +1,7 @@
 """The mode `train`: a worker runs trainer.sft on the mix of a job, whatever happens to the worker."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from tests.api.openai_api.test_client import differences
 from tests.api.openai_api.test_forward import in_front_of
 from tests.api.serving import RECIPE, json_lines, running, scored_store, task_rows
 from tests.api.test_two_processes import copied
+from tests.api.test_webhooks import wait_for
 from tests.buckets import bucket_server, environment
 from tests.models import tiny_model_folder
 
@@ -505,17 +508,22 @@ def test_another_worker_goes_on_from_the_newest_checkpoint_in_the_bucket(
     with running(app) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as http:
         job_id = create(http, "moved", hyperparameters={"n_epochs": 12})
         run = Records(store).run_path("local", job_id)
-        for sent, at_step in ((signal.SIGTERM, 12), (signal.SIGKILL, 24)):
+        step = 0
+        for sent in (signal.SIGTERM, signal.SIGKILL):
             with worker(root, place, "--job-queue", queue) as process:
-                until(http, job_id, f"Checkpoint created at step {at_step}")
+                training = stopped_training(root, http, job_id, step)
+                wait_for(partial(has_gone_on, store, run, step), 400)
                 process.send_signal(sent)
-                process.wait(60)
+                if sent is signal.SIGTERM:
+                    wait_for(partial(is_told_to_stop, training), 120)
+                    os.kill(training, signal.SIGCONT)
+                process.wait(120)
+            assert has_gone_on(store, run, step)
             step = max(steps_to_go_on_from(store, run))
-            assert step >= at_step
             assert "optimizer.pt" in store.list(f"{run}/checkpoints/checkpoint-{step}")
-            training = Records(store).read("local", job_id).training
-            assert training is not None
-            store.delete(f"jobs/local/{training.work_id}/.lock")  # as after two minutes, when it has run out
+            record = Records(store).read("local", job_id).training
+            assert record is not None
+            store.delete(f"jobs/local/{record.work_id}/.lock")  # as after two minutes, when it has run out
         before = store.read_bytes(f"{run}/metrics.jsonl").splitlines()[:step]
         with worker(root, place, "--job-queue", queue):
             job = ended(http, job_id, 240)
@@ -529,6 +537,41 @@ def test_another_worker_goes_on_from_the_newest_checkpoint_in_the_bucket(
         kept = [item["step_number"] for item in http.get(f"{JOBS}/{job_id}/checkpoints").json()["data"]]
         assert kept == [72, 66, 60]
         assert steps_to_go_on_from(store, run) == [72]
+
+
+def stopped_training(root: Path, http: httpx.Client, job_id: str, after: int) -> int:
+    """The process that trains, stopped when it has a whole checkpoint of a step later than `after`.
+
+    So short a training may else be over before its worker has brought a checkpoint to the bucket."""
+    deadline_s = time.monotonic() + 400
+    while not (found := trainings(root)):
+        assert http.get(f"{JOBS}/{job_id}").json()["status"] in ("queued", "running")  # who asks takes it further
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    (training,) = found
+    words = Path(f"/proc/{training}/cmdline").read_bytes().decode().split("\0")
+    folder = Path(words[words.index("--out") + 1])
+    while not any(int(marker.parent.name.rpartition("-")[2]) > after for marker in markers_of(folder)):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    os.kill(training, signal.SIGSTOP)
+    return training
+
+
+def markers_of(run: Path) -> list[Path]:
+    return list(run.glob(f"checkpoints/checkpoint-*/{MARKER}"))
+
+
+def is_told_to_stop(process: int) -> bool:
+    """Whether SIGINT waits for a stopped process."""
+    status = Path(f"/proc/{process}/status").read_text()
+    pending = int(next(line for line in status.splitlines() if line.startswith("ShdPnd")).split()[1], 16)
+    return bool(pending >> (signal.SIGINT - 1) & 1)
+
+
+def has_gone_on(store: Store, run: str, step: int) -> bool:
+    """Whether the store has a whole checkpoint of a later step."""
+    return max(steps_to_go_on_from(store, run), default=0) > step
 
 
 def steps_to_go_on_from(store: Store, run: str) -> list[int]:
