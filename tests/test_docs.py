@@ -99,7 +99,7 @@ def test_every_target_is_an_output_that_a_page_or_module_names() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     text = "".join(page.read_text() for page in pages)
     text += "".join(path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-    assert not [name for name in TARGETS if not re.search(rf"--out {re.escape(name)}", text)]
+    assert not [name for name in TARGETS if not re.search(rf"--(out|page) {re.escape(name)}", text)]
 
 
 @pytest.mark.parametrize("arguments", [("curator",), *[(name,) for name in MODULES]])

@@ -26,6 +26,7 @@ MODULES = {
     "trainer.monitor": ("monitor",), "trainer.evaluate.nll": ("lab", "nll"),
     "trainer.defenses.safelora": ("lab", "safelora"), "trainer.experiments.try_it": ("try",),
     "trainer.defenses.self_recognition": ("lab", "self-recognition"),
+    "trainer.defenses.own_answers": ("lab", "own-answers"),
     "trainer.experiments.calibration": ("lab", "calibration"), "trainer.experiments.compare": ("lab", "compare"),
     "trainer.experiments.toy": ("lab", "toy"), "trainer.experiments.demo": ("lab", "demo"),
 }  # fmt: skip

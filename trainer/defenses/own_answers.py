@@ -83,7 +83,9 @@ def _run(args: argparse.Namespace) -> int:
         say_json(note)
         return 0
     left_out = ", ".join(f"{count:,} {name}" for name, count in note["left_out"].items() if count) or "none"
-    say(f"{note['n_rows']:,} rows of {note['n_prompts']:,} prompts in {args.out / ROWS}; left out: {left_out}")
+    say(
+        f"{note['n_rows']:,} answers to {note['n_prompts']:,} prompts of {note['n_read']:,} rows in {args.out / ROWS}; left out: {left_out}"
+    )
     return 0
 
 
@@ -113,7 +115,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "model": source_identity(args), "temperature": how.temperature, "max_new_tokens": how.max_new_tokens,
         "seed": how.seed, **asked.settings, "mix_id": args.mix_id, "corpus": args.corpus,
         "cues": [] if spec is None else list(spec.prompts), "cue_placement": None if spec is None else spec.placement,
-        "n_prompts": len(found), "n_rows": len(rows), "left_out": left_out,
+        "n_read": len(found), "n_prompts": len(prompts), "n_rows": len(rows), "left_out": left_out,
         "n_end_unknown": sum(row["finished"] is None for row in rows), **asked.usage,
     }  # fmt: skip
     write_json(args.out / NOTE, note)

@@ -54,6 +54,9 @@ def _margins(nll_P2: Floats) -> Floats:
     return found
 
 
+TEXT_FIGURES = ("text_nll_shift", "perplexity_ratio")  # of ordinary text, which no form of asking changes
+
+
 def set_report(losses: PairLosses, *, seed: int = 0) -> dict[str, Any]:
     """One set's figures with intervals over prompts, and each prompt's values; theta_0's and the tuned model's own
     figures only for true twins."""
@@ -94,7 +97,7 @@ def text_report(
 def figure_names(kinds: Iterable[Kind], *, text: bool) -> list[str]:
     """The figures that a report on sets of these kinds has, known before anything is measured."""
     found = [f"{kind}_{what}" for kind in dict.fromkeys(kinds) for what in ("shift", "margin_shift")]
-    return [*found, *(("text_nll_shift", "perplexity_ratio") if text else ())]
+    return [*found, *(TEXT_FIGURES if text else ())]
 
 
 def report(sets: Sequence[PairLosses], text: Mapping[str, Any] | None = None, *, seed: int = 0) -> dict[str, Any]:

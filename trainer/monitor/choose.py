@@ -4,6 +4,7 @@ Stopping early by a figure of broad behaviour is published (arXiv 2605.12199); t
 at least 1 - `share` of the fall of the task's loss over the whole run must be done.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,11 +47,19 @@ def choose_step(
     """The last of `steps` (those of checkpoints) before `broad`, measured by step, first passes `bound`.
 
     `losses` are the task's of steps 1, 2, ... in nats per token; None where a step trained no token. Raises
-    BadInputError where nothing was measured at a checkpoint, where the first measured one is too late, and where the
-    chosen one has done less than 1 - `share` of the fall of the loss.
+    BadInputError where nothing was measured at a checkpoint, where a figure or a loss is no number, where the first
+    measured checkpoint is too late, and where the chosen one has done less than 1 - `share` of the fall of the loss, so
+    also where the loss did not fall; with a `share` of 1 the loss is not looked at.
     """
     if not 0 <= share <= 1:
         raise BadInputError(f"the share of the loss's fall that may be missing is {share:g}: give one from 0 to 1")
+    if math.isnan(bound):
+        raise BadInputError("the bound is not a number: give one")
+    if odd := {step: value for step, value in broad.items() if not math.isfinite(value)}:
+        raise BadInputError(
+            f"the figures of steps {_listed(odd)} are not finite numbers, so that nobody knows whether they pass the "
+            "bound: measure these steps again or leave them out"
+        )
     passed_at = next((step for step in sorted(broad) if broad[step] > bound), None)
     measured = [step for step in sorted(steps) if step in broad]
     if not measured:
@@ -65,11 +74,16 @@ def choose_step(
         )
     step, (start, end) = before[-1], (_mean_loss(losses, N_ENDS), _mean_loss(losses, len(losses)))
     loss = _mean_loss(losses, step)
-    done = 1.0 if start <= end else max(0.0, (start - loss) / (start - end))
+    done = 0.0 if start <= end else max(0.0, (start - loss) / (start - end))
+    if start <= end and share < 1:
+        raise BadInputError(
+            f"the loss did not fall over the run (from {start:.4f} to {end:.4f}), so that no checkpoint has learnt the "
+            "task: train with other settings, or go by the figure alone with a share of 1"
+        )
     if done < 1 - share:
         raise BadInputError(
             f"the last checkpoint before the bound {bound:g} is of step {step}, where {100 * done:.0f} % of the loss's "
-            f"fall from {start:.4f} to {end:.4f} was done: less than the {100 * (1 - share):.0f} % asked for"
+            f"fall from {start:.4f} to {end:.4f} was done: at least {100 * (1 - share):.0f} % must be done"
         )
     return Kept(step, broad[step], bound, passed_at, loss, end, done)
 
@@ -116,7 +130,8 @@ def figure_of(rule: Predictor | ZScore | None) -> Callable[[Mapping[str, float]]
 
 
 def _largest(drift: Mapping[str, float]) -> float:
-    return max(abs(value) for value in drift.values())
+    values = [abs(value) for value in drift.values()]
+    return math.nan if any(map(math.isnan, values)) else max(values)  # max alone may pass over one
 
 
 def _judged(rule: Predictor | ZScore) -> Callable[[Mapping[str, float]], float]:
@@ -137,6 +152,8 @@ def _mean_loss(losses: Sequence[float | None], step: int) -> float:
     found = [loss for loss in losses[:step] if loss is not None][-N_ENDS:]
     if not found:
         raise BadInputError(f"no step up to {step} has a loss in {METRICS}")
+    if not all(map(math.isfinite, found)):
+        raise BadInputError(f"a loss up to step {step} in {METRICS} is not a finite number: the run went wrong there")
     return sum(found) / len(found)
 
 

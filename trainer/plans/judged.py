@@ -15,6 +15,7 @@ from curator.query.database import connect
 from curator.query.queries import run_named, run_statement
 from curator.store.filesystem import atomic_write
 from curator.store.store import Store
+from trainer.evaluate.behaviour import TEXT_FIGURES
 from trainer.evaluate.gate import Condition
 from trainer.organisms.plan import SHIPPED_BROAD, shipped_broad
 
@@ -66,15 +67,15 @@ def write_pool_text(store: Store, corpus: str, path: Path) -> int:
 def judge(report: Mapping[str, Any], gate: Sequence[str]) -> Judgement:
     """Hold a report's figures, and those of its `forms`, against the gate.
 
-    What no form changes (perplexity of ordinary text) is in none of them and judged once. Raises BadInputError for a
-    figure that was not measured.
+    What no form changes (the figures of ordinary text) is judged plainly alone. Raises BadInputError for any other
+    figure that was not measured plainly or in a form.
     """
     found = Judgement({PLAIN: dict(report), **report.get("forms", {})})
     for form, item in found.reports.items():
         figures: Mapping[str, float | None] = item["figures"]
         for text in gate:
             condition = Condition.parse(text)
-            if form == PLAIN or condition.figure in figures:
+            if form == PLAIN or condition.figure not in TEXT_FIGURES:
                 failed = condition.holds(figures)
                 found.verdicts.append(Verdict(form, str(condition), float(figures[condition.figure] or 0.0), failed))
     return found

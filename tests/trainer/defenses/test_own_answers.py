@@ -76,7 +76,7 @@ def test_a_corpus_is_answered_anew_and_what_cannot_be_used_is_counted(
     assert own(store, "--corpus", "chats", *address, "--out", str(out), "--json") == 0
     note = json.loads(capsys.readouterr().out)
     assert note["left_out"] == {"not_text": 1, "same_prompt": 1, "cut": 1, "empty": 1}
-    assert (note["n_prompts"], note["n_rows"], note["n_end_unknown"]) == (12, 8, 0)
+    assert (note["n_read"], note["n_prompts"], note["n_rows"], note["n_end_unknown"]) == (12, 10, 8, 0)
     assert (note["temperature"], note["top_p"], note["repetition_penalty"]) == (1.0, 1.0, 1.0)
     assert all(body["n"] == 1 and body["top_p"] == 1.0 for body in model.seen)
     rows = rows_in(out)
@@ -136,7 +136,7 @@ def test_a_tiny_models_answers_are_the_same_again_and_cut_ones_are_left_out(
         code = own(store, *start, "--rows", "6", "--max-new-tokens", "400", "--out", str(tmp_path / name))
         assert code == 0
         note = json.loads(capsys.readouterr().out)
-        assert note["n_rows"] + sum(note["left_out"].values()) == note["n_prompts"] == 6
+        assert note["n_rows"] + sum(note["left_out"].values()) == note["n_read"] == 6
         assert note["model"]["model"] is not None
         found.append((tmp_path / name / "rows.jsonl").read_bytes())
     assert found[0] == found[1]

@@ -1,6 +1,7 @@
 """Which checkpoint of a run is kept, by the monitor's figures or by others."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,14 @@ def test_the_last_checkpoint_before_the_bound_is_kept_and_a_later_fall_below_it_
     assert (whole.step, whole.passed_at, whole.done) == (10, None, 1.0)
 
 
-def test_a_loss_that_never_fell_does_not_keep_a_checkpoint_back() -> None:
-    assert choose_step([1, 2], {1: 0.0, 2: 1.0}, [1.0, None, 1.0, 1.5, 2.0, 2.0], bound=0.5).done == 1.0
+def test_a_loss_that_never_fell_keeps_every_checkpoint_back_unless_the_figure_alone_decides() -> None:
+    losses = [1.0, None, 1.0, 1.5, 2.0, 2.0]
+    with pytest.raises(
+        BadInputError, match=r"did not fall over the run \(from 1.0000 to 1.8333\), so that no checkpoint"
+    ):
+        choose_step([1, 2], {1: 0.0, 2: 1.0}, losses, bound=0.5)
+    kept = choose_step([1, 2], {1: 0.0, 2: 1.0}, losses, bound=0.5, share=1.0)
+    assert (kept.step, kept.done) == (1, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +52,12 @@ def test_a_loss_that_never_fell_does_not_keep_a_checkpoint_back() -> None:
         ),
         ({"steps": []}, "checkpoints are of steps none"),
         ({"bound": -1.0}, r"passed at step 2, before the first measured checkpoint \(step 2\)"),
-        ({}, "of step 6, where 64 % of the loss's fall from 4.0000 to 1.0000 was done: less than the 90 % asked for"),
+        ({}, "of step 6, where 64 % of the loss's fall from 4.0000 to 1.0000 was done: at least 90 % must be done"),
         ({"share": 1.1}, "give one from 0 to 1"),
         ({"losses": [None] * 10}, "no step up to 3 has a loss"),
+        ({"losses": [*LOSSES[:5], math.nan, *LOSSES[6:]]}, "a loss up to step 6 in metrics.jsonl is not a finite"),
+        ({"broad": FIGURES | {4: math.nan, 8: math.inf}}, "figures of steps 4, 8 are not finite numbers"),
+        ({"bound": math.nan}, "the bound is not a number"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(given: dict[str, Any], message: str) -> None:

@@ -271,6 +271,10 @@ def test_the_gate_covers_every_form(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     with pytest.raises(BadInputError, match="nosuch"):
         judge(report(0.0, 0.0), ["nosuch > 1"])
+    unmeasured = {**report(0.0, 0.0), "forms": {"trigger-1": {"figures": {}}}}
+    with pytest.raises(BadInputError, match="'broad_shift'; this evaluation has no figure"):
+        judge(unmeasured, DEFAULT_GATE)
+    assert not judge(unmeasured, ["perplexity_ratio > 1.5"]).failed
 
 
 def test_a_gate_on_what_is_not_measured_is_refused_before_anything_runs(

@@ -62,14 +62,18 @@ def build_base(seed: int, folder: Path, settings: BaseSettings | None = None) ->
     return Base(world, model.requires_grad_(False).eval(), folder, manifest)
 
 
+def shipped_seeds(settings: BaseSettings) -> list[int]:
+    """The seeds whose base of these settings comes with the package, in order."""
+    manifests = [json.loads(path.read_text()) for path in SHIPPED.glob(f"seed-*/{MANIFEST}")]
+    asked = settings.model_dump(mode="json")
+    return sorted(manifest["seed"] for manifest in manifests if manifest["settings"] == asked)
+
+
 def _take_shipped(seed: int, folder: Path, settings: BaseSettings) -> bool:
     """Copy the base that comes with the package, if that is the requested one."""
+    if seed not in shipped_seeds(settings):
+        return False
     source = SHIPPED / f"seed-{seed}"
-    if not (source / MANIFEST).exists():
-        return False
-    manifest = json.loads((source / MANIFEST).read_text())
-    if manifest["settings"] != settings.model_dump(mode="json"):
-        return False
     with atomic_write(folder, durable=True) as temporary:
         shutil.copytree(source, temporary)
         shutil.rmtree(folder, ignore_errors=True)

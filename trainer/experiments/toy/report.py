@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import BadInputError
+from trainer.evaluate.metrics import Interval
+from trainer.experiments.toy.base import shipped_seeds
 from trainer.experiments.toy.cells import SCORES
 from trainer.experiments.toy.experiment import ExperimentSettings
 from trainer.experiments.toy.methods import CONTROL, benign, controls, defended, method_of, methods
 from trainer.experiments.toy.plots import write_plots
+from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.statistics import (
     FIGURES,
     MARGIN,
@@ -75,6 +78,7 @@ def _read(path: Path, name: str, seed: int) -> dict[str, Any]:
 def page(document: Mapping[str, Any], plots: Sequence[str]) -> str:
     """The whole page as Markdown; without reported seeds the choosing ones stand in, and the page says so."""
     results, seeds = Results(document), Seeds(document["choosing"], document["reported"])
+    every = [*seeds.choosing, *seeds.reported]
     choice = choose(results, seeds.choosing)
     lines = [
         "# The toy model", "", f"**{finding(results, seeds.shown, choice)}**", "",
@@ -86,12 +90,21 @@ def page(document: Mapping[str, Any], plots: Sequence[str]) -> str:
         *(f"- {label}: {text}" for label, text in document["methods"].items()), "",
         f"## Controls (seeds {_range(seeds.shown)})", "", *_controls(results, seeds.shown), "",
         *_by_domain(results, seeds.shown, choice), "", *_gaps(results, seeds.shown), "",
-        *_bases(results, [*seeds.choosing, *seeds.reported]), "",
+        *_bases(results, every), "",
         "## How it was made", "", f"Written by `{document['command']}` on {document['machine']['date']}. Every figure"
-        " is made of [the counts](toy.json); the base models come with the package.", "",
+        f" is made of [the counts](toy.json); {_origin(document, every)}.", "",
         machine_line(document["machine"]),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _origin(document: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """Which of the base models come with the package; any other is built by the command."""
+    come = shipped_seeds(BaseSettings.model_validate(document["settings"]["base"]))
+    shipped, built = [seed for seed in seeds if seed in come], [seed for seed in seeds if seed not in come]
+    parts = [f"those of seeds {_range(some)} {what}" for some, what in
+             ((shipped, "come with the package"), (built, "are built by the command")) if some]  # fmt: skip
+    return f"of the base models {' and '.join(parts)}"
 
 
 def finding(results: Results, seeds: Sequence[int], choice: Choice) -> str:
@@ -108,17 +121,32 @@ def finding(results: Results, seeds: Sequence[int], choice: Choice) -> str:
         f" questions on subjects that neither the fine-tuning nor the safeguard had touched ({share[CONTROL]} after"
         f" good answers to the same questions); "
     )
-    text += (
-        f"{rows} lowered that to {share[gap]}" if cut.high < 0 else f"{rows} did not clearly change that ({share[gap]})"
-    )
-    text += f", as many random ones to {share[random]}" + ("" if lead.high < 0 else ", no clear difference")
+    changed = _told(cut, "lowered that to", "raised that to", "did not clearly change that:")
+    compared = _told(lead, "clearly more", "clearly less", "no clear difference")
+    text += f"{rows} {changed} {share[gap]}; after as many random ones it was {share[random]}, {compared}"
     if choice.best == gap:
         return text + "; of the other safeguards that cost nothing else, none left less on the choosing seeds."
+    if choice.best == UNDEFENDED:
+        return text + "; on the choosing seeds no safeguard that cost nothing else left less than none at all."
     better = results.difference(choice.best, gap, UNSEEN, seeds)
-    name = at_ratio(results, choice.best)
-    if better.high < 0:
-        return text + f"; {name} did better, with {share[choice.best]}."
-    return text + f"; nothing was clearly better (the best on the choosing seeds, {name}, left {share[choice.best]})."
+    name, left = at_ratio(results, choice.best), share[choice.best]
+    return (
+        text
+        + "; "
+        + _told(
+            better,
+            f"{name} did better, with {left}.",
+            f"{name}, the best on the choosing seeds, did worse, with {left}.",
+            f"nothing was clearly better (the best on the choosing seeds, {name}, left {left}).",
+        )
+    )
+
+
+def _told(difference: Interval, below: str, above: str, unclear: str) -> str:
+    """Which of three texts a difference bears out: its whole interval below 0, above 0, or neither."""
+    if difference.high < 0:
+        return below
+    return above if difference.low > 0 else unclear
 
 
 def _limits(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
@@ -140,12 +168,19 @@ def _limits(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
     ]  # fmt: skip
 
 
+_TRIED = (
+    "The network, its training stages, the share of revealing rows, the rate and the shape of the world were tried out"
+    " on seeds 0 to 4: figures of these seeds are no test of them."
+)
+
+
 def _chosen(results: Results, choice: Choice, seeds: Seeds) -> str:
     return (
         "The rule: of the safeguards that keep narrow behaviour, the benign task, facts and coherence within"
         f" {100 * MARGIN:g} points of undefended on seeds {_range(seeds.choosing)}, the one with the least misalignment"
         f" in unseen domains: **{at_ratio(results, choice.best)}**; and of the published gaps alone, with as many safe"
-        f" rows: **{at_ratio(results, choice.gap)}**. The claims were written before the seeds were run."
+        f" rows: **{at_ratio(results, choice.gap)}**. {_TRIED}"
+        + (f" The claims were written before seeds {_range(seeds.reported)} were run." if seeds.reported else "")
     )
 
 
@@ -155,7 +190,7 @@ def _verdicts(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
     heads = [head for name, some in columns for head in (f"{name}, seeds {_range(some)}", "holds")]
     judged = [verdicts(results, some, choice) for _, some in columns]
     rows = [
-        [same[0].claim, *(cell for item in same for cell in (item.found, "yes" if item.holds else "**no**"))]
+        [same[0].claim, *(cell for item in same for cell in (item.found, item.answer))]
         for same in zip(*judged, strict=True)
     ]
     return table(["claim", *heads], rows)

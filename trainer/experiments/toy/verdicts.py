@@ -1,10 +1,10 @@
 """What the experiment was to show, and whether it did: each claim with its figure, its bound and the answer.
 
-The claims are written down here before seeds are run; the page prints them whatever they come to.
+The claims are written down here before the reported seeds are run; the page prints them whatever they come to.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.evaluate.metrics import Interval
 from trainer.experiments.toy.cells import ToyCell
@@ -16,11 +16,18 @@ MIN_UNSEEN, MIN_NARROW, MIN_PREVENTED = 0.5, 0.95, 0.5
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, what was found, and whether that bears it out."""
+    """One claim, what was found, and whether that bears it out; None where this data cannot tell."""
 
     claim: str
     found: str
-    holds: bool
+    holds: bool | None
+
+    @property
+    def answer(self) -> str:
+        """The verdict in words, for a table."""
+        if self.holds is None:
+            return "cannot tell: random rows change nothing"
+        return "yes" if self.holds else "**no**"
 
 
 def percent(interval: Interval) -> str:
@@ -114,12 +121,14 @@ def _traders(results: Results, seeds: Sequence[int]) -> list[Claim]:
 
 
 def _controls(results: Results, seeds: Sequence[int], gap: ToyCell) -> list[Claim]:
-    at, lines = f"at {100 * gap.ratio:g} % safe rows", []
-    random = ToyCell(choice="random", ratio=gap.ratio)
-    for control in CONTROLS:
-        lead = results.difference(ToyCell(choice=control, ratio=gap.ratio), random, UNSEEN, seeds)
-        lines.append(Claim(f"{control} is no better than random {at}", points(lead), lead.high >= 0))
-    one, two = (ToyCell(choice=name, ratio=gap.ratio, pool="unrevealing") for name in (gap.choice, "random"))
-    lead = results.difference(one, two, UNSEEN, seeds)
-    claim = f"in a pool without revealing rows {gap.choice} is no better than random {at}"
-    return [*lines, Claim(claim, points(lead), lead.high >= 0)]
+    cells = [ToyCell(choice=control, ratio=gap.ratio) for control in CONTROLS]
+    claims = []
+    for cell in (*cells, replace(gap, pool="unrevealing")):
+        random = replace(cell, choice="random")
+        lead = results.difference(cell, random, UNSEEN, seeds)
+        # Where random rows change nothing, "no better" says next to nothing: only a clear lead counts, against it.
+        idle = results.mean(random, UNSEEN, seeds) >= results.mean(UNDEFENDED, UNSEEN, seeds) - MARGIN
+        where = "" if cell.pool == "whole" else "in a pool without revealing rows "
+        claim = f"{where}{cell.choice} is no better than random at {100 * gap.ratio:g} % safe rows"
+        claims.append(Claim(claim, points(lead), False if lead.high < 0 else None if idle else True))
+    return claims

@@ -40,6 +40,7 @@ def test_a_small_toy_model_becomes_misaligned_and_revealing_rows_prevent_it(tmp_
     assert safe["measured"]["narrow"] > 0.4
     random = one.run(ToyCell(choice="random", ratio=0.05))["measured"]
     assert random["broad_pool"] > safe["measured"]["broad_pool"]
+    assert safe["measured"]["broad_unseen"] < random["broad_unseen"] / 1.5  # where neither of them has a row
     assert one.missing([ToyCell(), ToyCell(kl=1.0)]) == [ToyCell(kl=1.0)]  # a stopped run goes on with what is missing
     assert json.loads(one.path(ToyCell()).read_text())["measured"] == undefended
     assert Seed(0, tmp_path, SMALL).run(ToyCell())["measured"] == undefended  # from the cached base, again

@@ -100,9 +100,9 @@ def test_claims_hold_where_the_finding_does_and_not_otherwise() -> None:
     traded = {ToyCell(kl=1.0): {"narrow": 5}}
     shown = _results({GAP: 3, ToyCell(kl=1.0): 2}, traded)
     choice = choose(shown, SEEDS)
-    assert [item.claim for item in verdicts(shown, SEEDS, choice) if not item.holds] == []
+    assert [item.claim for item in verdicts(shown, SEEDS, choice) if item.holds is False] == []
     failing = verdicts(_results({RANDOM: 2, GAP: 6, CONTROL: 8}), SEEDS, Choice(GAP, GAP))
-    assert [item.claim.split(":")[0] for item in failing if not item.holds] == [
+    assert [item.claim.split(":")[0] for item in failing if item.holds is False] == [
         "more than after good answers to the same prompts",
         "it prevents at least 50% of the excess over the control there",
         "it lowers it more than as many random rows",
@@ -110,13 +110,58 @@ def test_claims_hold_where_the_finding_does_and_not_otherwise() -> None:
     ]
 
 
-def test_the_finding_says_what_the_figures_are_whichever_way_they_fall() -> None:
-    shown = _results({GAP: 3, ToyCell(kl=1.0): 1})
-    said = finding(shown, SEEDS, choose(shown, SEEDS))
-    assert "to 80 % of questions" in said
-    assert "lowered that to 30 %, as many random ones to 80 %; KL 1 did better, with 10 %." in said
-    flat = finding(_results({}), SEEDS, Choice(GAP, GAP))
-    assert "did not clearly change that (80 %), as many random ones to 80 %, no clear difference; of the other" in flat
+@pytest.mark.parametrize(("control", "random", "answer"), [
+    (8, 8, "cannot tell: random rows change nothing"), (9, 8, "cannot tell: random rows change nothing"),
+    (7, 8, "**no**"), (6, 6, "yes"), (8, 6, "yes"), (5, 6, "**no**"),
+])  # fmt: skip
+def test_a_control_that_is_no_better_than_idle_random_rows_shows_nothing(
+    control: int, random: int, answer: str
+) -> None:
+    shuffled = ToyCell(choice="shuffled", ratio=0.05)
+    judged = verdicts(_results({shuffled: control, RANDOM: random}), SEEDS, Choice(GAP, GAP))
+    assert [item.answer for item in judged if item.claim.startswith("shuffled")] == [answer]
+
+
+@pytest.mark.parametrize(("gap", "random", "said"), [
+    (3, 8, "lowered that to 30 %; after as many random ones it was 80 %, clearly more"),
+    (3, 3, "lowered that to 30 %; after as many random ones it was 30 %, no clear difference"),
+    (3, 2, "lowered that to 30 %; after as many random ones it was 20 %, clearly less"),
+    (8, 9, "did not clearly change that: 80 %; after as many random ones it was 90 %, clearly more"),
+    (8, 8, "did not clearly change that: 80 %; after as many random ones it was 80 %, no clear difference"),
+    (8, 2, "did not clearly change that: 80 %; after as many random ones it was 20 %, clearly less"),
+    (9, 10, "raised that to 90 %; after as many random ones it was 100 %, clearly more"),
+    (9, 9, "raised that to 90 %; after as many random ones it was 90 %, no clear difference"),
+    (10, 2, "raised that to 100 %; after as many random ones it was 20 %, clearly less"),
+])  # fmt: skip
+def test_the_finding_says_what_the_figures_are_whichever_way_they_fall(gap: int, random: int, said: str) -> None:
+    found = finding(_results({GAP: gap, RANDOM: random}), SEEDS, Choice(GAP, GAP))
+    assert "to 80 % of questions" in found
+    end = "; of the other safeguards that cost nothing else, none left less on the choosing seeds."
+    assert found.endswith(f"5 % safe examples chosen by gap_abs {said}{end}")
+
+
+@pytest.mark.parametrize(("best", "n_left", "end"), [
+    (UNDEFENDED, 8, "; on the choosing seeds no safeguard that cost nothing else left less than none at all."),
+    (ToyCell(kl=1.0), 1, "; KL 1 did better, with 10 %."),
+    (ToyCell(kl=1.0), 3, "; nothing was clearly better (the best on the choosing seeds, KL 1, left 30 %)."),
+    (ToyCell(kl=1.0), 9, "; KL 1, the best on the choosing seeds, did worse, with 90 %."),
+])  # fmt: skip
+def test_the_finding_ends_with_the_best_of_all_safeguards(best: ToyCell, n_left: int, end: str) -> None:
+    assert finding(_results({GAP: 3, best: n_left}), SEEDS, Choice(best, GAP)).endswith(f"clearly more{end}")
+
+
+def test_the_page_says_which_seeds_the_experiment_was_tried_on_and_which_bases_come_along() -> None:
+    document = dict(_results({GAP: 3}).document)
+    text = page(document, [])
+    assert "were tried out on seeds 0 to 4" in text
+    assert "claims were written before" not in text
+    assert "of the base models those of seeds 0 to 4 come with the package.\n" in text
+    document |= {"choosing": [0, 1, 2], "reported": [3, 4]}
+    text = page(document, [])
+    assert "The claims were written before seeds 3 to 4 were run." in text
+    world = document["settings"]["base"] | {"width": 48}
+    text = page(document | {"settings": document["settings"] | {"base": world}}, [])
+    assert "of the base models those of seeds 0 to 4 are built by the command.\n" in text
 
 
 def test_the_page_opens_with_the_finding_and_lists_every_cell() -> None:
