@@ -327,8 +327,7 @@ class _Run:
         """Copy a folder's files to the store, but for markers and those whose names are to be left out."""
         for item in sorted(source.iterdir()):
             if item.is_file() and item.name != MARKER and not leave_out(item.name):
-                with self.store.fill(f"{target}/{item.name}") as path:
-                    shutil.copyfile(item, path)
+                self.store.put_file(f"{target}/{item.name}", item)
 
     def _fetch(self, path: str, target: Path) -> None:
         """Copy a file of the store to this machine."""
