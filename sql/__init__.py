@@ -5,8 +5,8 @@ One statement a file. The gap and its sign are defined here and nowhere else. Th
 Python: any DuckDB connection that holds the base tables (`BASE_TABLES`) can run `view_text` of `VIEWS` in order.
 
 A query file opens with comments: what a row is and its units, then one line per parameter,
-`-- param: NAME TYPE DEFAULT meaning`, where TYPE is integer, double, text, text(N) for at most N characters, double[] or
-text[], and DEFAULT is a value, `null`, `[]` or `required`. Parameters are bound as `$NAME`, never formatted in.
+`-- param: NAME TYPE DEFAULT meaning`, where TYPE is integer, double, text, text(N) for at most N characters, double[]
+or text[], and DEFAULT is a value, `null`, `[]` or `required`. Parameters are bound as `$NAME`, never formatted in.
 """
 
 import re

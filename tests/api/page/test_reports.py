@@ -121,7 +121,8 @@ def test_a_report_is_a_page_with_its_pictures_and_its_json(url: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "../secret.md", "%2e%2e/secret.md", "..%2fsecret.png", "runs/../../secret.md", "linked.md", "/etc/passwd", "hidden.md", "config.md",
+        "../secret.md", "%2e%2e/secret.md", "..%2fsecret.png", "runs/../../secret.md", "linked.md", "/etc/passwd",
+        "hidden.md", "config.md",
         ".hidden/report.md", "runs//first/report.md", "runs/first/config.json", "runs/first/fake.png", "runs/first",
         "a%00.md",        "x" * 3_000 + ".md", "none.md", "runs/first/report.md/",
     ],
