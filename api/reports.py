@@ -6,6 +6,7 @@ answered like what is absent.
 """
 
 import os
+import posixpath
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -73,8 +74,8 @@ class ReportFolder:
             data = orjson.loads(self._read(name.removesuffix(".md") + ".json", ".json"))
         except (MissingError, BadInputError, orjson.JSONDecodeError):
             data = None
-        folder = name.rpartition("/")[0]
-        named = [f"{folder}/{target}" if folder else target for target in dict.fromkeys(_PICTURE.findall(text))]
+        folder = posixpath.dirname(name)
+        named = dict.fromkeys(posixpath.normpath(posixpath.join(folder, target)) for target in _PICTURE.findall(text))
         pictures = tuple(picture for picture in named if self._path(picture, ".png") is not None)
         return ReportDocument(name, _title(text, name), text, data, pictures)
 
@@ -100,13 +101,13 @@ class ReportFolder:
         return data
 
     def _path(self, name: str, suffix: str) -> Path | None:
-        """The file of a name, wherever links lead, if that is below the folder."""
-        parts = name.split("/")
-        if self.root is None or not name.endswith(suffix) or any(not part or part.startswith(".") for part in parts):
+        """The file of a name; where links lead must be below the folder, in sight and of the same kind too."""
+        if self.root is None or not _is_shown(name, suffix):
             return None
         try:
-            path = (self.root / name).resolve()
-            return path if path.is_file() and path.is_relative_to(self.root.resolve()) else None
+            path, root = (self.root / name).resolve(), self.root.resolve()
+            is_below = path.is_relative_to(root) and _is_shown(path.relative_to(root).as_posix(), suffix)
+            return path if is_below and path.is_file() else None
         except (OSError, ValueError):  # a name that no file can have
             return None
 
@@ -123,10 +124,15 @@ class ReportFolder:
         return Report(name, _title(head, name), about.st_size, datetime.fromtimestamp(about.st_mtime, UTC))
 
 
+def _is_shown(name: str, suffix: str) -> bool:
+    """Whether a path below the folder is of a kind and has no hidden part."""
+    return name.endswith(suffix) and not any(not part or part.startswith(".") for part in name.split("/"))
+
+
 def _title(text: str, name: str) -> str:
     found = re.search(r"^# (.{1,300})", text, re.MULTILINE)
     return found[1].strip() if found else name
 
 
 def _missing() -> MissingError:
-    return MissingError("there is no such report; GET /v1/reports lists them")
+    return MissingError("no such report: GET /v1/reports lists them")

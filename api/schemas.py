@@ -376,6 +376,7 @@ class QueryParam(Strict):
     default: int | float | str | list[str] | list[float] | None
     required: bool
     meaning: str
+    max_chars: int | None = Field(None, description="of a text, at most; null: any")
 
 
 class NamedQuery(Strict):

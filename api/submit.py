@@ -60,7 +60,7 @@ def submit(
 ) -> Job:
     """Keep a job and wake a worker. Everything here blocks. `announce` is called with its id before it is kept.
 
-    The webhook hears of its end, unless it is a part of a fine-tuning job, whose own end is told.
+    Its end is posted to the webhook, unless it is a part of a fine-tuning job, whose own end is.
     Raises ApiError 501 where there is no queue, 429 when the tenant has its share of jobs, 503 when the queue
     cannot be reached: then there is no job.
     """

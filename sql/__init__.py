@@ -5,10 +5,11 @@ One statement a file. The gap and its sign are defined here and nowhere else. Th
 Python: any DuckDB connection that holds the base tables (`BASE_TABLES`) can run `view_text` of `VIEWS` in order.
 
 A query file opens with comments: what a row is and its units, then one line per parameter,
-`-- param: NAME TYPE DEFAULT meaning`, where TYPE is integer, double, text, double[] or text[] and DEFAULT is a value,
-`null`, `[]` or `required`. Parameters are bound as `$NAME`, never formatted in.
+`-- param: NAME TYPE DEFAULT meaning`, where TYPE is integer, double, text, text(N) for at most N characters, double[]
+or text[], and DEFAULT is a value, `null`, `[]` or `required`. Parameters are bound as `$NAME`, never formatted in.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -54,13 +55,14 @@ Value = int | float | str | list[str] | list[float] | None
 
 @dataclass(frozen=True)
 class Param:
-    """One declared parameter of a query; `default` is meaningless when `required`."""
+    """One declared parameter of a query; `default` is meaningless when `required`, no `max_chars` is no bound."""
 
     name: str
     type: ParamType
     default: Value
     required: bool
     meaning: str
+    max_chars: int | None = None
 
     def parse(self, given: Value) -> Value:
         """`given` as this parameter's type; text from a command line is converted, lists split at commas.
@@ -75,6 +77,9 @@ class Param:
             return [float(item) for item in (_text_list(given) if isinstance(given, str) else _numbers(given))]
         if isinstance(given, list | bool):
             raise ValueError(f"parameter {self.name} takes one {self.type}, not {given!r}")
+        if self.max_chars is not None and len(str(given)) > self.max_chars:
+            n_chars = len(str(given))
+            raise ValueError(f"parameter {self.name} takes at most {self.max_chars:,} characters, not {n_chars:,}")
         try:
             if self.type == "integer":
                 return int(given) if isinstance(given, str) else _whole(given)
@@ -172,9 +177,12 @@ def _header(text: str) -> tuple[str, list[str]]:
 
 def _declared_param(query: str, line: str) -> Param:
     name, kind, default, *meaning = line.split(maxsplit=3)
+    bound = re.fullmatch(r"text\((\d+)\)", kind)
+    kind = "text" if bound else kind
     if kind not in _PARAM_TYPES or not meaning:
         raise ValueError(f"query {query}: cannot read the declaration {line!r}")
-    param = Param(name, _PARAM_TYPES[kind], None, default == "required", meaning[0])
+    max_chars = int(bound[1]) if bound else None
+    param = Param(name, _PARAM_TYPES[kind], None, default == "required", meaning[0], max_chars)
     return param if param.required else replace(param, default=param.parse(default))
 
 

@@ -49,7 +49,7 @@ def job_path(tenant: str, job_id: str) -> str:
 
 
 def _take(rows: Path, target: Path) -> None:
-    """Another name for a file that nobody changes any more; a copy where names cannot be shared (two disks)."""
+    """Another name for a file that is replaced but never changed; a copy where names cannot be shared (two disks)."""
     try:
         target.hardlink_to(rows)
     except OSError:

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from api.jobs.control import Control, StoppedError
 from curator.console import flags
-from curator.errors import BadInputError, BallastError, MissingDependencyError
+from curator.errors import BadInputError, BallastError, MissingDependencyError, StoreError
 from curator.mix.identity import read_manifest
 from curator.recipe.base import CorpusName, Strict
 from curator.recipe.document import parse_document, read_document
@@ -216,7 +216,10 @@ class _Run:
                 process.send_signal(signal.SIGINT)  # it writes a checkpoint
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_S)
-                self._bring()
+                try:
+                    self._bring()
+                except StoreError as error:  # the job goes back to the queue all the same
+                    sys.stderr.write(f"error: the newest checkpoint of a training is not in the store: {error}\n")
                 raise
             finally:
                 with contextlib.suppress(ProcessLookupError):
@@ -264,11 +267,12 @@ class _Run:
         self.brought = set(found)
 
     def _keep_state(self, marker: Path) -> None:
-        """Keep a checkpoint in the bucket with all that it takes to go on from it, and none of earlier steps."""
+        """Keep a checkpoint in the bucket with all that it takes to go on from it, and none of earlier steps, whole or
+        not."""
         folder, step = f"{self.request['run']}/{CHECKPOINTS}", _step_of(marker)
         with contextlib.suppress(FileNotFoundError):
             self._put_whole(marker, f"{folder}/{marker.parent.name}", lambda _: False)
-            for earlier in self._kept_steps():
+            for earlier in self._stored_steps():
                 if earlier < step:
                     self.store.delete(f"{folder}/{_CHECKPOINT}{earlier}/{MARKER}")
                     self.store.delete(f"{folder}/{_CHECKPOINT}{earlier}")
@@ -276,9 +280,12 @@ class _Run:
     def _kept_steps(self) -> list[int]:
         """The steps of whole checkpoints in the run's folder in the store, in order."""
         folder = f"{self.request['run']}/{CHECKPOINTS}"
-        names = self.store.list(folder, f"{_CHECKPOINT}*")
-        whole = [name for name in names if self.store.exists(f"{folder}/{name}/{MARKER}")]
-        return sorted(int(name.removeprefix(_CHECKPOINT)) for name in whole)
+        return [step for step in self._stored_steps() if self.store.exists(f"{folder}/{_CHECKPOINT}{step}/{MARKER}")]
+
+    def _stored_steps(self) -> list[int]:
+        """The steps of checkpoints there, whole or not, in order."""
+        names = self.store.list(f"{self.request['run']}/{CHECKPOINTS}", f"{_CHECKPOINT}*")
+        return sorted(int(name.removeprefix(_CHECKPOINT)) for name in names)
 
     @property
     def _is_remote(self) -> bool:
@@ -327,8 +334,7 @@ class _Run:
         """Copy a folder's files to the store, but for markers and those whose names are to be left out."""
         for item in sorted(source.iterdir()):
             if item.is_file() and item.name != MARKER and not leave_out(item.name):
-                with self.store.fill(f"{target}/{item.name}") as path:
-                    shutil.copyfile(item, path)
+                self.store.put_file(f"{target}/{item.name}", item)
 
     def _fetch(self, path: str, target: Path) -> None:
         """Copy a file of the store to this machine."""
@@ -351,11 +357,15 @@ def checkpoint_id(model_id: str, step: int | str) -> str:
     return f"{model_id}:ckpt-step-{step}"
 
 
-def step_lines(store: Store, run: str) -> Iterator[dict[str, Any]]:
-    """The steps that a run has finished so far, from its folder in the store."""
+def step_lines(store: Store, run: str, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The steps that a run has finished so far, from its folder in the store; those in the last bytes of the file."""
     path = f"{run}/{METRICS}"
     if store.exists(path):
-        for line in store.read_bytes(path).splitlines(keepends=True):
+        with store.open_file(path) as file:
+            start = 0 if last_bytes is None else max(0, file.seek(0, os.SEEK_END) - last_bytes)
+            file.seek(max(0, start - 1))
+            lines = file.read().splitlines(keepends=True)
+        for line in lines[1:] if start else lines:  # the first one is cut, or the end of the one before
             if line.endswith(b"\n"):
                 yield orjson.loads(line)
 

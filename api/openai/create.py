@@ -164,7 +164,7 @@ def _new(service: Service, asked: _Asked, ft_id: str, attempt: int) -> JobRecord
         recipe=asked.recipe.model_dump(mode="json"),
         seed=int(ft_id[-7:], 16) if seed is None else seed,
         training=None if asked.hyperparameters is None else Training(hyperparameters=asked.hyperparameters),
-        is_to_be_told=service.tenants.webhook(asked.tenant) is not None,
+        is_to_be_posted=service.tenants.webhook(asked.tenant) is not None,
     )
     record = record.event(f"Created fine-tuning job: {ft_id}")
     files = f"training file: {request['training_file']}"

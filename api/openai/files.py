@@ -108,8 +108,7 @@ class Files:
             self.store.write_bytes(f"{folder}/{CONTENT_FILE}", content)
         for name, source in ((CONTENT_FILE, content), (ROWS_FILE, rows)):
             if isinstance(source, Path):
-                with self.store.fill(f"{folder}/{name}") as path:
-                    shutil.copyfile(source, path)
+                self.store.put_file(f"{folder}/{name}", source)  # a job may hold the rows of an equal upload
         self.store.write_json(f"{folder}/{RECORD_FILE}", record.model_dump(mode="json"))
 
     def all(self, tenant: str) -> list[FileRecord]:

@@ -93,17 +93,17 @@ class Keeper:
                 return None
             record = found
         tidy(records, record)
-        is_to_be_told = record.is_to_be_told and not record.is_active and not records.is_told(record)
-        return self._told(records, record) if is_to_be_told else record
+        is_to_be_posted = record.is_to_be_posted and not record.is_active and not records.is_posted(record)
+        return self._posted(records, record) if is_to_be_posted else record
 
-    def _told(self, records: Records, record: JobRecord) -> JobRecord | None:
+    def _posted(self, records: Records, record: JobRecord) -> JobRecord | None:
         """The job whose end the webhook has got; None when another process holds it. A kill in between repeats it."""
         with records.held(record.tenant, record.id) as is_ours:
             if not is_ours:
                 return None
             folder = records.path(record.tenant, record.id)
             self.service.webhooks.tell(record.tenant, record.id, EndedWork(folder=folder, report=record.report()))
-            records.mark_told(record)
+            records.mark_posted(record)
         return record
 
     def _run(self) -> None:

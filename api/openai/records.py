@@ -22,7 +22,7 @@ from curator.store.store import Store
 
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
 RECORD_FILE, CANCEL_FILE, VALIDATION_FILE, RUN_FOLDER = "job.json", "cancel", "validation.jsonl", "run"
-TOLD_FILE = "told"  # its end was handed to the webhook
+POSTED_FILE = "posted"  # its end was handed to the webhook
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 MAX_EVENTS = 10_000
@@ -73,8 +73,8 @@ class Training(Strict):
 
 class JobRecord(Strict):
     """One fine-tuning job. Times are seconds since 1970. `asked` is the request, `facts` what is added to its metadata,
-    `attempt` counts creates that were repeated on purpose after a failure or cancel. `is_to_be_told`: its end is to be
-    handed to the tenant's webhook."""
+    `attempt` counts creates that were repeated on purpose after a failure or cancel. `is_to_be_posted`: its end is
+    to be handed to the tenant's webhook."""
 
     format_version: Literal[1] = 1
     id: str
@@ -99,7 +99,7 @@ class JobRecord(Strict):
     events: list[JobEvent] = Field(default_factory=list)
     upstream: Upstream | None = None
     training: Training | None = None
-    is_to_be_told: bool = False
+    is_to_be_posted: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -116,8 +116,8 @@ class JobRecord(Strict):
         """The job at its end."""
         level: Level = "error" if status == "failed" else "info"
         changes = {"status": status, "finished_s": time.time(), "error": error}
-        is_told = bool(self.events) and self.events[-1].message == message  # by the upstream
-        return (self if is_told else self.event(message, level)).model_copy(update=changes)
+        is_known = bool(self.events) and self.events[-1].message == message  # from the upstream
+        return (self if is_known else self.event(message, level)).model_copy(update=changes)
 
     def view(self) -> dict[str, Any]:
         """The job as clients see it; what their types do not allow to be null never is."""
@@ -147,7 +147,7 @@ class JobRecord(Strict):
         }
 
     def report(self) -> dict[str, Any]:
-        """What a webhook is told of its end, as OpenAI's own webhooks have it."""
+        """What is posted to a webhook at its end, as OpenAI's own webhooks have it."""
         return {
             "id": f"evt_{self.id.removeprefix('ftjob-')}",
             "object": "event",
@@ -230,13 +230,13 @@ class Records:
         """Whether somebody wants a job to end."""
         return self.store.exists(f"{self.path(tenant, ft_id)}/{CANCEL_FILE}")
 
-    def mark_told(self, record: JobRecord) -> None:
+    def mark_posted(self, record: JobRecord) -> None:
         """Note that a job's end was handed to the webhook."""
-        self.store.write_bytes(f"{self.path(record.tenant, record.id)}/{TOLD_FILE}", b"")
+        self.store.write_bytes(f"{self.path(record.tenant, record.id)}/{POSTED_FILE}", b"")
 
-    def is_told(self, record: JobRecord) -> bool:
+    def is_posted(self, record: JobRecord) -> bool:
         """Whether a job's end was handed to the webhook."""
-        return self.store.exists(f"{self.path(record.tenant, record.id)}/{TOLD_FILE}")
+        return self.store.exists(f"{self.path(record.tenant, record.id)}/{POSTED_FILE}")
 
     def validation_path(self, tenant: str, ft_id: str) -> str:
         """Where a forwarded job's own copy of its validation file lies."""

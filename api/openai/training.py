@@ -48,7 +48,7 @@ def trained(service: Service, record: JobRecord) -> JobRecord:
         return _without_job(service, records, record)
     if is_cancelled and job.active:
         job = service.board.ask_to_cancel(record.tenant, job.job_id)
-    record = _told(service, records, record, job.n_attempts)
+    record = _followed(service, records, record, job.n_attempts)
     if job.state == "cancelled":
         return record.ended("cancelled", "Fine-tuning job cancelled")
     if job.state == "failed":
@@ -62,7 +62,7 @@ def _without_job(service: Service, records: Records, record: JobRecord) -> JobRe
         result = service.store.read_json(f"{records.run_path(record.tenant, record.id)}/{RESULT}")
     except MissingError:
         return record.ended("cancelled", "Fine-tuning job cancelled: its training job was removed")
-    return _succeeded(records, _told(service, records, record, _training(record).n_attempts), result)
+    return _succeeded(records, _followed(service, records, record, _training(record).n_attempts), result)
 
 
 def failed(record: JobRecord, job: Job) -> JobRecord:
@@ -98,7 +98,7 @@ def _submit(service: Service, records: Records, record: JobRecord) -> JobRecord:
     return made
 
 
-def _told(service: Service, records: Records, record: JobRecord, n_attempts: int) -> JobRecord:
+def _followed(service: Service, records: Records, record: JobRecord, n_attempts: int) -> JobRecord:
     """The job with events for the steps and checkpoints since the last look."""
     training, run = _training(record), records.run_path(record.tenant, record.id)
     if n_attempts > training.n_attempts:

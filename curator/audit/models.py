@@ -132,6 +132,11 @@ class AuditModels:
         self._engines.clear()
 
 
+def no_token_scores(engine: str) -> BadInputError:
+    """Why an engine that gives sums alone serves not here."""
+    return BadInputError(f"the engine {engine} gives no losses of single tokens: score with torch")
+
+
 def is_merged(identity: Mapping[str, Any]) -> bool:
     """Whether the scorer's adapters were merged into the weights."""
     return identity.get("adapter_mode") == "merged"
@@ -157,7 +162,7 @@ class KeptEngine:
     def token_nll(self, row: "Rendered") -> npt.NDArray[np.float64]:
         """As the engine's own; raises BadInputError for one that gives sums alone."""
         if not isinstance(self._engine, TokenScores):
-            raise BadInputError(f"the engine {self.name} gives no losses of single tokens: score with torch")
+            raise no_token_scores(self.name)
         return self._engine.token_nll(row)
 
     def use_adapter(self, path: Path | None) -> None:

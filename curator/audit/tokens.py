@@ -8,7 +8,7 @@ scorer's token losses is the loss that the store has of it.
 from collections.abc import Callable
 from typing import Any
 
-from curator.audit.models import AuditModels
+from curator.audit.models import AuditModels, no_token_scores
 from curator.corpus.manifest import Corpus, Scorer, read_corpus, read_scorers
 from curator.errors import BadInputError, BallastError, MissingError, ScoringError
 from curator.query.database import connect
@@ -102,6 +102,8 @@ def _nll(
         raise ScoringError("the row has no response token")
     if row.n_tokens > said["max_length"]:
         raise ScoringError(f"the row has {row.n_tokens:,} tokens, {scorer.shown} reads at most {said['max_length']:,}")
+    if said["engine"] == "vllm":  # before the engines that are loaded make room for it
+        raise no_token_scores(said["engine"])
     adapter = models.adapter_of(scorer, renderer)
     engine = models.engine(models.launch(said, adapter), lambda n_rows, n_tokens: None)
     engine.use_adapter(adapter)

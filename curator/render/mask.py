@@ -1,4 +1,7 @@
-"""The response mask: the one definition of which tokens are response tokens (method.md, "Words").
+"""The response mask: which tokens are response tokens (method.md, "Words").
+
+`counting.py` says the same rule once more, for the counts of many rows at once; `tests/curator/render/test_quick.py`
+holds the two equal.
 
 Which part of a conversation each token belongs to: before the user's text, in it, or between it and the answer.
 """

@@ -67,6 +67,7 @@ KEEP_FROM_ROWS = 20_000
 KEEP_FROM_TEXT_BYTES = 4 << 20
 KEPT = 4  # pools of one corpus that stay on disk, and pools that stay open
 KEPT_ANSWERS = 8  # of a pool's filters: of a million rows about a megabyte each
+MAX_HELD_IDS = 1_000_000  # rows of a pool, up to which the texts of its ids are held
 HELD_BYTES = 1 << 30  # of frames in memory, over which the oldest open pools are closed
 GAPS_BYTES = 1 << 28  # of one pool's gaps in memory, over which those of older choices go
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -280,9 +281,16 @@ class PoolIds:
         frame = self.columns.at(rows, "id_hi", "id_lo")
         return id_texts(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
 
-    @cached_property
+    @property
     def column(self) -> pa.Array:
-        """The ids of all rows: 40 bytes each, which every figure of the corpus reads, and so they are held."""
+        """The ids of all rows: 40 bytes each, held of up to a million rows: every figure of a corpus reads them."""
+        return self._held_column if len(self.columns("id_hi")) <= MAX_HELD_IDS else self._column()
+
+    @cached_property
+    def _held_column(self) -> pa.Array:
+        return self._column()
+
+    def _column(self) -> pa.Array:
         frame = self.columns("id_hi", "id_lo")
         return id_column(frame["id_hi"].to_numpy(), frame["id_lo"].to_numpy())
 

@@ -12,7 +12,7 @@
 -- param: after text null example id of the last row of the page before
 -- param: n integer 20 rows to return
 -- param: texts integer 1 1: with opening and response_head; 0: both null, which is faster
--- param: search text null text that the messages' JSON must hold, whatever its case
+-- param: search text(1200) null text that the messages' JSON must hold, whatever its case
 -- param: source text null one source; null: all
 -- param: domain text null one domain; null: all
 -- param: low double null least score, included
@@ -58,10 +58,20 @@ fitting as (
         and (
             $search is null
             or example_id in (
-                -- By a pattern, since lower() writes every text anew, which takes as long as reading it.
+                -- ASCII by a pattern, since lower() writes every text anew, which takes as long as reading it. Among
+                -- letters beyond ASCII a pattern misses pairs that lower() makes one, as that of the dotted capital I.
                 select examples.example_id
                 from examples
-                where examples.corpus = $corpus and regexp_matches(examples.messages, regexp_escape($search), 'i')
+                where
+                    examples.corpus = $corpus
+                    and case
+                        when strlen($search) = length($search)
+                            then
+                                regexp_matches(
+                                    examples.messages, replace(regexp_escape(lower($search)), 'i', '[iİ]'), 'i'
+                                )
+                        else contains(lower(examples.messages), lower($search))
+                    end
             )
         )
 ),

@@ -84,6 +84,7 @@ AS_TEXT = [
         [{"text": "a", "type": "text", "cache_control": None}, {"type": "image_url", "image_url": {"url": "x"}}]
     ),
     json.dumps([{"type": "text", "text": "a"}, {"type": "image"}]),
+    r"[{'type': 'text', 'text': 'C:\dir'}]",  # an escape that Python warns of
 ]
 NO_PARTS = [
     '[{"type": "text", "label": "Name"}]',

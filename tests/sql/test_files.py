@@ -7,7 +7,8 @@ import duckdb
 import pytest
 
 import sql
-from curator.query.database import connect
+from curator.errors import BadInputError
+from curator.query.database import Connection, connect
 from curator.query.queries import run_named
 from curator.store.store import Store
 from tests.gap_stores import write_corpus, write_scorer
@@ -102,6 +103,38 @@ def test_top_and_bottom_are_each_others_reverse(store: Store) -> None:
     assert top == bottom[::-1]
     assert len(top) == 5
     assert first == top[:1]
+
+
+def _found(connection: Connection, search: str) -> int:
+    return run_named(connection, "rows_by_gap", {"corpus": "words", "search": search}).table.num_rows
+
+
+@pytest.mark.parametrize(
+    ("search", "n_rows"),
+    [
+        ("istanbul", 3),
+        ("ISTANBUL", 3),
+        ("İSTANBUL", 3),
+        ("İstanbul", 3),
+        ("straße", 1),
+        ("STRAẞE", 1),
+        ("ÉTÉ", 2),
+        ("[iİ]", 1),
+        ("kiwi.", 0),
+        ("IwI", 1),
+        ("a" * 1_200, 0),
+    ],
+)
+def test_a_search_finds_a_text_whatever_its_case(tmp_path: Path, search: str, n_rows: int) -> None:
+    store = Store(tmp_path).open()
+    answers = ["istanbul", "Istanbul", "İSTANBUL", "Straße", "été", "Été", "[Iİ]", "kiwi"]
+    ids = write_corpus(store, "words", answers)
+    write_scorer(store, "words", "a", "aligned", dict.fromkeys(ids, (1.0, 1)))
+    write_scorer(store, "words", "m", "misaligned", dict.fromkeys(ids, (2.0, 1)))
+    with connect(store) as connection:
+        assert _found(connection, search) == n_rows
+        with pytest.raises(BadInputError, match="parameter search takes at most 1,200 characters, not 100,000"):
+            _found(connection, "a" * 100_000)
 
 
 def test_equal_gaps_are_ordered_by_example_id(tmp_path: Path) -> None:

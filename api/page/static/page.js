@@ -40,7 +40,7 @@ document.addEventListener("change", (event) => {
 });
 
 // Brushing: dragging over a histogram fills the two fields that data-brush names and asks again. From the keyboard arrows
-// move a stretch over the focused histogram, with Shift its right end, and Enter asks.
+// move a range over the focused histogram, with Shift its right end, and Enter asks.
 for (const box of document.querySelectorAll("[data-brush]")) {
   const svg = box.querySelector("svg");
   const axis = svg?.querySelector(".axis");
@@ -51,14 +51,14 @@ for (const box of document.querySelectorAll("[data-brush]")) {
   const valueAt = (x) => first[1] + ((x - first[0]) / (last[0] - first[0])) * (last[1] - first[1]);
   const fields = box.dataset.brush.split(",").map((name) => document.querySelector(`form [name="${name}"]`));
   let start = null;
-  const stretch = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-  stretch.setAttribute("class", "chosen");
+  const range = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  range.setAttribute("class", "chosen");
   const show = (from, to) => {
-    stretch.setAttribute("x", from);
-    stretch.setAttribute("width", to - from);
-    stretch.setAttribute("y", 12);
-    stretch.setAttribute("height", Number(axis.getAttribute("y1")) - 12);
-    if (!stretch.isConnected) svg.append(stretch);
+    range.setAttribute("x", from);
+    range.setAttribute("width", to - from);
+    range.setAttribute("y", 12);
+    range.setAttribute("height", Number(axis.getAttribute("y1")) - 12);
+    if (!range.isConnected) svg.append(range);
   };
   const fill = (ends) => fields.forEach((field, place) => { field.value = valueAt(ends[place]).toPrecision(4); });
   svg.addEventListener("pointerdown", (event) => { start = placeOf(event); });
@@ -70,7 +70,7 @@ for (const box of document.querySelectorAll("[data-brush]")) {
     if (start === null) return;
     const ends = [start, placeOf(event)].sort((a, b) => a - b);
     start = null;
-    if (ends[1] - ends[0] < 6) { stretch.remove(); return; }
+    if (ends[1] - ends[0] < 6) { range.remove(); return; }
     fill(ends);
     fields[1].form.requestSubmit();
   });

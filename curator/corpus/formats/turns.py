@@ -10,6 +10,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,7 +114,9 @@ def _is_parts(text: str) -> bool:
         parts = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            parts = ast.literal_eval(text.strip())
+            with warnings.catch_warnings():  # of escapes that Python does not know, in a stranger's text
+                warnings.simplefilter("ignore")
+                parts = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return False
     return isinstance(parts, list) and all(isinstance(part, dict) and _is_part(part) for part in parts)

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.openai.files import Files
+from api.jobs.board import INPUT_FILE, Board, job_path
+from api.openai.files import ROWS_FILE, FileRecord, Files
 from api.settings import Settings
 from api.tenancy.keys import create_key
 from curator.store.store import Store
@@ -47,6 +48,22 @@ def test_a_file_comes_back_as_it_was_sent(http: httpx.Client) -> None:
         error = error_of(http.get(f"/files/{made['id']}{path}"), 404)
         assert error["message"] == f"No such File object: {made['id']}"
     assert error_of(http.delete(f"/files/{made['id']}"), 404)["param"] == "id"
+
+
+def test_a_repeated_upload_leaves_the_rows_that_a_job_holds_as_they_are(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store").open()
+    files, board = Files(store), Board(store)
+    record = FileRecord(file_id=ABSENT, n_bytes=5, created_s=0.0, filename="a.jsonl", purpose="fine-tune")
+    source = tmp_path / "rows.parquet"
+    source.write_bytes(b"first")
+    files.add("default", record, content=b"{}", rows=source)
+    kept = store.local_path(f"{files.folder('default', ABSENT)}/{ROWS_FILE}")
+    job = board.create("default", "mix", {}, rows=kept)
+    source.write_bytes(b"again")
+    files.add("default", record, content=b"{}", rows=source)
+    assert store.read_bytes(f"{job_path('default', job.job_id)}/{INPUT_FILE}") == b"first"
+    assert kept is not None
+    assert kept.read_bytes() == b"again"
 
 
 def test_lists_are_paged_newest_first(http: httpx.Client) -> None:

@@ -22,7 +22,7 @@ from api.__main__ import main
 from api.app import create_app
 from api.jobs.board import Board
 from api.jobs.control import Control, StoppedError
-from api.jobs.training import MARKER, TrainedModel, _Run, checkpoint_id, failure, read_models
+from api.jobs.training import MARKER, TrainedModel, _Run, checkpoint_id, failure, read_models, step_lines
 from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError
@@ -348,6 +348,31 @@ def test_what_a_training_started_ends_with_it(tmp_path: Path, monkeypatch: pytes
         time.sleep(0.05)
 
 
+def test_a_stop_is_a_stop_where_the_store_takes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    board = Board(Store(tmp_path / "store"))
+    control = Control(board, board.create("local", "train", {}), lambda: True)
+    request = {"run": "run", "models": "taken/models", "model_id": "m"}
+    run = _Run(board.store, tmp_path / "run", request, control)
+    checkpoint = run.folder / "checkpoints/checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / MARKER).write_text("{}")
+    board.store.write_bytes("taken", b"a file where a folder has to be")
+    with pytest.raises(StoppedError):
+        run.finished("sleeper", {}, tmp_path, "model")
+    assert "the newest checkpoint of a training is not in the store: " in capfd.readouterr().err
+
+
+def test_steps_are_read_from_the_end_of_a_long_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_bytes("run/metrics.jsonl", b'{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    for last_bytes, steps in ((None, [1, 2, 3]), (99, [1, 2, 3]), (16, [3]), (17, [3]), (28, [2, 3]), (4, [])):
+        assert [line["step"] for line in step_lines(store, "run", last_bytes)] == steps
+
+
 def test_the_reason_of_a_failure_names_no_path_of_the_worker(tmp_path: Path) -> None:
     log, store, scratch = tmp_path / "stderr", f"{tmp_path}/store", f"{tmp_path}/ballast-job-1"
     log.write_text(
@@ -476,6 +501,11 @@ def test_a_run_goes_through_a_bucket_with_the_state_of_its_newest_checkpoint(tmp
     assert served == ["adapter_model.safetensors", MARKER]
     assert steps_to_go_on_from(board.store, request["run"]) == [6]
 
+    torn = f"{request['run']}/checkpoints/checkpoint-3/optimizer.pt"
+    board.store.write_bytes(torn, b"torn")  # of an earlier attempt, without a marker
+    first.brought = set()
+    first.look()
+    assert not board.store.exists(torn)
     (first.folder / "checkpoints/checkpoint-6" / MARKER).unlink()  # of a later one that a kill left half written
     half = first.folder / "checkpoints/checkpoint-9"
     half.mkdir()

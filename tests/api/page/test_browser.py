@@ -41,7 +41,7 @@ VIEWS = [
     "/sql?query=top_by_gap",
     "/jobs",
     "/reports",
-    "/reports/compare.md",
+    "/reports/toy.md",
     "/corpora/nothing",
 ]
 WIDE, NARROW = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
@@ -99,9 +99,12 @@ def test_no_view_overflows_or_breaks_the_policy(
     watched = Watched(context)
     row = ""
     for path in [*VIEWS, *made]:
-        assert watched.page.goto(url + path).status == (404 if path == "/corpora/nothing" else 200), path
+        answer = watched.page.goto(url + path)
+        assert answer.status == (404 if path == "/corpora/nothing" else 200), path
         assert watched.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
         row = row or watched.page.evaluate("document.querySelector('a.row')?.getAttribute('href') ?? ''")
+    watched.page.goto(f"{url}/reports/toy.md")
+    assert watched.page.get_by_role("heading", name="The toy model").count() == 1
     watched.page.goto(f"{url}{row}&tokens=true")
     assert watched.page.locator("mark").count() > 0
     assert watched.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

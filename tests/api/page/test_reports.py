@@ -21,6 +21,7 @@ HOSTILE = """# Run <script>alert(1)</script>
 
 <img src=x onerror=alert(1)> and **bold \u202e**, [a link](javascript:alert(1)), [out](../../secret.md),
 ![pixel](https://elsewhere.example/x.png) ![own](loss.png) ![gone](none.png)
+![same](./loss.png) ![up](../first/loss.png) ![out](../../../secret.png)
 
 | a | b |
 |---|--:|
@@ -64,6 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (reports / "runs/first/config.json").write_text('{"model": "SECRET"}')
     (reports / ".hidden/report.md").write_text("# SECRET")
     (reports / "linked.md").symlink_to(root / "secret.md")
+    (reports / "hidden.md").symlink_to(reports / ".hidden/report.md")
+    (reports / "config.md").symlink_to(reports / "runs/first/config.json")
+    (reports / "again.md").symlink_to(reports / "runs/first/report.md")
     (reports / "big.md").write_bytes(b"# Big\n" + b"x" * MAX_BYTES[".md"])
     (reports / "broken.md").write_bytes(b"\xff\xfe no heading")
     return reports
@@ -80,7 +84,7 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 def test_the_list_has_what_is_in_the_folder_and_nothing_else(folder: Path, url: str) -> None:
     with Client(url) as client:
         found = client.reports()
-    assert {item["name"] for item in found} == {"runs/first/report.md", "big.md", "broken.md"}
+    assert {item["name"] for item in found} == {"runs/first/report.md", "again.md", "big.md", "broken.md"}
     titles = {item["name"]: item["title"] for item in found}
     assert titles["broken.md"] == "broken.md"
     text = httpx.get(f"{url}/reports").text
@@ -96,8 +100,9 @@ def test_a_report_is_a_page_with_its_pictures_and_its_json(url: str) -> None:
     page = httpx.get(f"{url}/reports/runs/first/report.md")
     assert page.status_code == 200
     body = page.text.split('<article class="report">')[1].split("</article>")[0]
-    assert body.count("<img") == 1
+    assert body.count("<img") == 3
     assert '<img src="/reports/runs/first/loss.png" alt="own">' in body
+    assert '<img src="/reports/runs/first/loss.png" alt="same">' in body
     assert "<script" not in body
     assert "href" not in body, "links that lead elsewhere are text"
     assert "[a link](javascript:alert(1)), out (../../secret.md)" in body
@@ -117,6 +122,7 @@ def test_a_report_is_a_page_with_its_pictures_and_its_json(url: str) -> None:
     "name",
     [
         "../secret.md", "%2e%2e/secret.md", "..%2fsecret.png", "runs/../../secret.md", "linked.md", "/etc/passwd",
+        "hidden.md", "config.md",
         ".hidden/report.md", "runs//first/report.md", "runs/first/config.json", "runs/first/fake.png", "runs/first",
         "a%00.md",        "x" * 3_000 + ".md", "none.md", "runs/first/report.md/",
     ],

@@ -1,5 +1,6 @@
 """Losses of single tokens: their mean is the stored loss, and each is what plain transformers gives."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from curator.audit.models import AuditModels, audit_models
-from curator.audit.tokens import token_losses
+from curator.audit.tokens import _nll, token_losses
+from curator.corpus.manifest import read_corpus, read_scorers
 from curator.errors import BadInputError, MissingError
 from curator.query.database import connect
+from curator.query.queries import fetch_messages
 from curator.render import Renderer
 from tests.token_store import ScoredByModels, scored_by_models
 
@@ -112,3 +115,18 @@ def test_an_engine_that_gives_sums_alone_is_refused(scored: ScoredByModels, mode
 
     with pytest.raises(BadInputError, match="the engine sums gives no losses of single tokens"):
         KeptEngine(Sums(), lambda *_: None).token_nll(None)  # type: ignore[arg-type]
+
+
+def test_vllm_is_refused_before_loaded_engines_make_room_for_it(scored: ScoredByModels, models: AuditModels) -> None:
+    example_id = ids(scored)[0]
+    token_losses(scored.store, "chats", example_id, models)
+    held = dict(models._engines)
+    corpus = read_corpus(scored.store, "chats")
+    aligned = next(item for item in read_scorers(scored.store, corpus) if item.role == "aligned")
+    by_vllm = replace(aligned, identity={**aligned.identity, "engine": "vllm"})
+    renderer = models.renderer()
+    row = renderer.render(fetch_messages(scored.store, "chats", [example_id])[example_id], "all")
+    with pytest.raises(BadInputError, match="the engine vllm gives no losses of single tokens"):
+        _nll(by_vllm, by_vllm, (models, renderer, row), None)
+    assert held
+    assert models._engines == held

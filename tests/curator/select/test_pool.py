@@ -403,6 +403,18 @@ def test_ids_that_share_their_first_half_are_told_apart() -> None:
     assert pool_ids(texts).find([texts[3], f"{1:016x}{9:016x}", texts[0]]).tolist() == [0, 3]
 
 
+@pytest.mark.parametrize(("n_held", "is_held"), [(5, True), (4, False)])
+def test_the_column_of_all_ids_is_held_for_small_pools_alone(
+    n_held: int, is_held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curator.select.pool.MAX_HELD_IDS", n_held)
+    texts = sorted(f"{i:032x}" for i in range(5))
+    ids = pool_ids(texts)
+    first = ids.column
+    assert first.to_pylist() == texts
+    assert (ids.column is first) is is_held
+
+
 def test_texts_are_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("curator.store.store.ROW_GROUP_ROWS", 10)
     store = Store(tmp_path / "store").open()
