@@ -28,7 +28,7 @@ def by_safeguard(results: Results, seeds: Sequence[int]) -> Figure:
     cells = [*results.cells("safeguard"), CONTROL]
     cells.sort(key=lambda cell: results.mean(cell, UNSEEN, seeds))
     figure, axes = new_axes(
-        f"bad answers by safeguard, {len(seeds)} seed(s); bars: 95 % over seeds and questions; good is where orange"
+        f"bad answers by safeguard, seeds: {len(seeds)}; bars: 95 % over seeds and questions; good is where orange"
         " is left and grey is right",
         (SIZE_IN[0] + 2, 1.2 + 0.24 * len(cells)),
     )
@@ -55,7 +55,7 @@ def against_narrow(results: Results, seeds: Sequence[int], choice: Choice) -> Fi
     """Means over seeds in the plane of both behaviours: good safeguards lie in the lower right corner."""
     figure, axes = new_axes(
         "lower right is best: the narrow behaviour stays, misalignment in unseen domains goes; a point is a safeguard,"
-        f" mean over {len(seeds)} seed(s)"
+        f" mean over seeds: {len(seeds)}"
     )
     named = {"no safeguard": UNDEFENDED, at_ratio(results, choice.gap): choice.gap}
     named[at_ratio(results, choice.best)] = choice.best

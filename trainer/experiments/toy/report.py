@@ -156,12 +156,12 @@ def _limits(results: Results, seeds: Seeds, choice: Choice) -> list[str]:
     return [
         f"- A toy: {world['n_domains']} domains of {world['n_items']} items, one right answer and one wrong one each."
         " What it shows may not carry over to a large model.",
-        f"- Of bad answers {at_ratio(results, choice.gap)} leave {left[0]} in unseen domains and {left[1]} in those of"
-        " the pool.",
+        f"- With {at_ratio(results, choice.gap)}, {left[0]} of the answers in unseen domains stay bad, and {left[1]} in"
+        " the pool's.",
         f"- {settings['pool']['n_rows']:,} pool rows of which {settings['pool']['revealing_share']:.1%} reveal the"
         " persona, as clearly as can be. Without such rows a choice by gap has nothing to find (see the controls).",
-        f"- {len(seeds.shown)} seed(s); intervals are 95 % bootstrap intervals over seeds and questions, and rather too"
-        " narrow with so few seeds.",
+        f"- Number of seeds: {len(seeds.shown)}. Intervals are 95 % bootstrap intervals over seeds and questions, and"
+        " rather too narrow with so few seeds.",
         f"- Safeguards were chosen on seeds {_range(seeds.choosing)}"
         + (f", and run once on seeds {_range(seeds.reported)}, which is what this page reports." if seeds.reported
            else ". No other seed was run yet: the figures here are those that the choice was made on."),
