@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -110,7 +110,7 @@ class Service:
     usage: UsageLog = field(init=False)
     reports: ReportFolder = field(init=False)
     webhooks: Webhooks = field(init=False)
-    submitting: Lock = field(default_factory=Lock)
+    submitting: RLock = field(default_factory=RLock)
     workers: OwnWorkers | None = None  # where the service runs as a process of its own
     readiness: Briefly = field(default_factory=lambda: Briefly(READY_S))
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)

@@ -34,6 +34,7 @@ PAGE_JOBS = 50
 AUDIT_FIELDS = {FORM_FIELD: False, "corpus": False}
 RISKY_ROWS = 20
 MAX_CURVE_STEPS = 400
+MAX_CURVE_BYTES = 2**20  # of metrics.jsonl, read each time that the view looks again
 LOSS = "loss, nats per token"
 
 
@@ -88,8 +89,12 @@ async def show_job(request: Request, visit: JobVisit, job_id: str) -> Response:
 
 
 def _curve(store: Store, job: Job) -> dict[str, Any] | None:
-    """The loss of a training so far: a plot of at most 400 steps, and its ends; None before the first step."""
-    lines = [line for line in step_lines(store, job.request["run"]) if line.get("loss") is not None]
+    """The loss of a training so far: a plot of at most 400 steps, and its ends; None before the first step.
+
+    Of a long run the last megabyte of figures is read, which is thousands of steps.
+    """
+    found = step_lines(store, job.request["run"], last_bytes=MAX_CURVE_BYTES)
+    lines = [line for line in found if line.get("loss") is not None]
     if not lines:
         return None
     # Evenly thinned, with the last step: a long run has more steps than the plot has room.

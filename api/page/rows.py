@@ -1,6 +1,7 @@
 """Rows of a corpus as conversations: lists by the gap, and one row with its losses and what of it is trained."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -31,6 +32,7 @@ from sql import Value
 
 router = APIRouter(route_class=PageRoute)
 PAGE_ROWS = 20
+MAX_LOOKING_S = 3_600.0  # after which a view of a job that has not ended no longer looks by itself
 _ORDERS = {"best": "safest first", "worst": "riskiest first", "shuffled": "shuffled"}
 
 
@@ -40,7 +42,6 @@ def _as_typed(value: Any) -> Any:
     return None if text == "" else text
 
 
-JobId = Annotated[str, Query(pattern="^([0-9a-f]{32})?$")]
 Bound = Annotated[FiniteFloat | None, BeforeValidator(_as_typed)]
 
 
@@ -129,33 +130,34 @@ async def find_row(
     return redirect(request, f"/corpora/{corpus}/rows/{found[0]['example_id']}")
 
 
+class OneRowQuery(BaseModel):
+    """What is shown of one row: `losses` is a job of token losses, `under` the scorer whose losses are drawn, or
+    `difference`."""
+
+    model_config = ConfigDict(extra="ignore")  # as RowQuery
+
+    score: ScoreName = "gap_rel"
+    tokens: bool = False
+    losses: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")] = ""
+    under: Annotated[str, Field(max_length=32)] = DIFFERENCE
+
+
 @router.get("/corpora/{corpus}/rows/{example_id}")
 async def show_row(
-    request: Request,
-    visit: SqlVisit,
-    corpus: str,
-    example_id: Annotated[str, "32 hex digits"],
-    score: ScoreName = "gap_rel",
-    tokens: bool = False,
-    losses: JobId = "",
-    under: Annotated[str, Query(max_length=32)] = DIFFERENCE,
+    request: Request, visit: SqlVisit, corpus: str, example_id: str, query: Annotated[OneRowQuery, Query()]
 ) -> Response:
-    """One conversation, its losses under every model, its rank; on demand which tokens are trained, and their losses.
-
-    `losses` is a job of token losses, `under` the scorer whose losses are drawn, or `difference`.
-    """
+    """One conversation, its losses under every model, its rank, and on demand its trained tokens and their losses."""
     stored, models, ranked = await texts(
         request,
         corpus,
         ("rows_by_id", {"ids": [example_id]}),
         ("row_losses", {"id": example_id}),
-        ("rows_by_gap", {"id": example_id, "score": score, "n": 1, "texts": 0, "hold_out": []}),
+        ("rows_by_gap", {"id": example_id, "score": query.score, "n": 1, "texts": 0, "hold_out": []}),
     )
     if not stored:
         raise ApiError(404, "not_found", f"corpus {corpus} has no row of this id")
     messages = load_messages(stored[0]["messages"])
-    pieces = await _pieces(request, corpus, messages) if tokens else None
-    job, losses_map = await run_in_threadpool(_token_losses, request, (corpus, example_id), losses, under)
+    pieces = await _pieces(request, corpus, messages) if query.tokens else None
     scored = [row for row in models if row["mean_nll"] is not None]
     return page(
         request,
@@ -166,14 +168,39 @@ async def show_row(
         losses=sorted(models, key=lambda row: (_ROLES.index(row["role"]), row["label"])),
         most_loss=max((row["mean_nll"] for row in scored), default=0.0),
         gap=ranked[0] if ranked else None,
-        score=score,
+        score=query.score,
         traits=_traits(messages, ranked[0]["n_response_tokens"] if ranked else None),
         pieces=pieces,
-        token_job=job,
-        map=losses_map,
-        workers=_workers(await scorers_of(request, corpus)) if job and not losses_map else None,
         twin="/v1/queries/rows_by_id",
+        **await _losses_part(request, corpus, example_id, query),
     )
+
+
+@router.get("/corpora/{corpus}/rows/{example_id}/losses")
+async def show_token_losses(
+    request: Request, visit: SqlVisit, corpus: str, example_id: str, query: Annotated[OneRowQuery, Query()]
+) -> Response:
+    """The part of a row's view that waits for the losses of its tokens: no figure of the corpus is asked for it."""
+    part = await _losses_part(request, corpus, example_id, query)
+    if part["token_job"] is None:
+        raise ApiError(404, "not_found", "name a job of token losses")
+    row = {"example_id": example_id}
+    return page(request, "token_losses.html", corpus=corpus, row=row, score=query.score, **part)
+
+
+async def _losses_part(request: Request, corpus: str, example_id: str, query: OneRowQuery) -> dict[str, Any]:
+    """What the template of token losses names: the job, its map, whether to look again, and how to start a worker."""
+    job, found = await run_in_threadpool(_token_losses, request, (corpus, example_id), query.losses, query.under)
+    return {
+        "token_job": job,
+        "map": found,
+        "looks_again": job is not None and job.active and _age_s(job) < MAX_LOOKING_S,
+        "workers": _workers(await scorers_of(request, corpus)) if job and not found else None,
+    }
+
+
+def _age_s(job: Job) -> float:
+    return (datetime.now(UTC) - job.created_at).total_seconds()
 
 
 @router.post("/corpora/{corpus}/rows/{example_id}/losses")

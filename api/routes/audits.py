@@ -14,7 +14,7 @@ from api.idempotency import IdempotencyKey
 from api.jobs.board import ROWS_FILE, job_path
 from api.jobs.control import task_document
 from api.jobs.record import Job
-from api.routes.jobs import find_job
+from api.routes.jobs import find_job, no_such_job
 from api.schemas import (
     AuditReport,
     AuditRowPage,
@@ -131,7 +131,7 @@ def _done(service: Service, asking: Principal, job_id: str) -> Job:
     """The finished job of an audit; raises ApiError 404 as for any absent job, 409 before (or without) its end."""
     job = find_job(service, asking, job_id)
     if job.kind != "audit":
-        raise ApiError(404, "not_found", "there is no such job; GET /v1/jobs lists them")
+        raise no_such_job()
     if job.state != "done":
         raise ApiError(409, "job_not_done", f"the audit is {job.state}: GET /v1/jobs/{job.job_id} says more")
     return job

@@ -34,8 +34,9 @@ SCOPES: dict[JobKind, Scope] = {"mix": "mix", "train": "mix", "audit": "audit", 
 Asking = Annotated[Principal, Depends(holding_any("mix", "audit", "sql"))]
 
 
-def _missing() -> ApiError:
-    return ApiError(404, "not_found", "there is no such job; GET /v1/jobs lists them")
+def no_such_job() -> ApiError:
+    """What is answered for a job that is absent, foreign, expired or of another scope."""
+    return ApiError(404, "not_found", "no such job: GET /v1/jobs lists them")
 
 
 def find_job(service: Service, principal: Principal, job_id: str) -> Job:
@@ -43,9 +44,9 @@ def find_job(service: Service, principal: Principal, job_id: str) -> Job:
     try:
         job = service.kept_job(principal.tenant, job_id)
     except MissingError as error:
-        raise _missing() from error
+        raise no_such_job() from error
     if SCOPES[job.kind] not in principal.scopes:
-        raise _missing()
+        raise no_such_job()
     return job
 
 
@@ -114,7 +115,7 @@ def delete_job(request: Request, asking: Asking, job_id: str) -> Response:
     try:
         job = service.board.ask_to_cancel(asking.tenant, job_id)
     except MissingError as error:
-        raise _missing() from error
+        raise no_such_job() from error
     answer = JobView.model_validate(job_view(service, job))
     status = 202 if job.active else 200
     return Response(answer.model_dump_json(), status, media_type="application/json")

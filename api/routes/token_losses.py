@@ -11,7 +11,7 @@ from api.errors import ApiError
 from api.jobs.board import TOKENS_FILE, job_path
 from api.jobs.record import Job
 from api.routes.corpora import connected, read_scored
-from api.routes.jobs import find_job
+from api.routes.jobs import find_job, no_such_job
 from api.schemas import JobView, TokenLosses, errors
 from api.service import Service, service_of
 from api.submit import job_response, submit
@@ -87,7 +87,7 @@ def find_token_job(service: Service, principal: Principal, job_id: str) -> Job:
     """A job of token losses; raises ApiError 404 as for any absent job."""
     job = find_job(service, principal, job_id)
     if job.kind != "tokens":
-        raise ApiError(404, "not_found", "there is no such job; GET /v1/jobs lists them")
+        raise no_such_job()
     return job
 
 
@@ -105,9 +105,10 @@ def _has_row(service: Service, corpus: Corpus, example_id: str) -> bool:
 
 def _job(service: Service, tenant: str, asked: TokenLossRequest) -> Job:
     request = asked.model_dump()
-    for _, job_id in service.board.active("tokens", tenant):
-        if service.board.has_record(tenant, job_id):
-            job = service.board.read(tenant, job_id)
-            if job.active and {name: job.request.get(name) for name in request} == request:
-                return job
-    return submit(service, tenant, "tokens", request, None)
+    with service.submitting:  # so that two requests of one process cannot both find none
+        for _, job_id in service.board.active("tokens", tenant):
+            if service.board.has_record(tenant, job_id):
+                job = service.board.read(tenant, job_id)
+                if job.active and {name: job.request.get(name) for name in request} == request:
+                    return job
+        return submit(service, tenant, "tokens", request, None)

@@ -3,12 +3,15 @@
 import html
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from api.jobs.board import Board
 from api.jobs.handlers import TokensHandler
 from api.jobs.queue import open_queue
 from api.jobs.worker import Worker
@@ -79,6 +82,15 @@ def test_the_route_gives_what_a_worker_found(scored: ScoredByModels, http: httpx
     assert http.get(f"/v1/audits/{job_id}").status_code == 404
 
 
+def test_two_clicks_at_once_make_one_job(http: httpx.Client, hostile_id: str) -> None:
+    asked = {"corpus": "chats", "example_id": hostile_id}
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: http.post("/v1/token-losses", json=asked), range(8)))
+    assert {answer.status_code for answer in answers} == {202}
+    (job_id,) = {answer.json()["job_id"] for answer in answers}
+    http.delete(f"/v1/jobs/{job_id}")
+
+
 def test_the_list_of_corpora_counts_sources_and_what_was_refused_or_too_long(http: httpx.Client) -> None:
     text = http.get("/").text
     shown = dict(re.findall(r"<dt[^>]*>([^<]+)</dt><dd>([^<]+)</dd>", text))
@@ -122,13 +134,22 @@ def test_the_page_waits_and_then_draws_each_token(scored: ScoredByModels, http: 
     waiting = http.get(where).text
     assert "No worker with the models of this corpus has begun" in waiting
     assert "python -m api worker --store STORE --model MODEL --adapter ADAPTER --adapter ADAPTER" in waiting
-    assert "every 2s" in waiting
+    (again,) = re.findall(r'hx-get="([^"]+)" hx-trigger="every 5s"', waiting)
+    part = http.get(html.unescape(again)).text
+    assert part in waiting
+    assert part.startswith('<section id="losses"')
+    assert http.get(f"/corpora/chats/rows/{hostile_id}/losses").status_code == 404
+    job = Board(scored.store).read("local", where.rpartition("=")[2])
+    Board(scored.store).write(job.model_copy(update={"created_at": job.created_at - timedelta(hours=2)}))
+    left = http.get(where).text
+    assert "every 5s" not in left, "a view that was left open looks no longer"
+    assert "Look again" in left
     work(scored.store, all_models(scored))
     drawn = http.get(where).text
     job_id = where.rpartition("=")[2]
     found = http.get(f"/v1/token-losses/{job_id}").json()
     assert f"/v1/token-losses/{job_id}" in drawn, "the twin"
-    assert "every 2s" not in drawn
+    assert "every 5s" not in drawn
     shown = token_map(found, DIFFERENCE)
     assert re.search(rf"{shown.n_riskier}\s+of\s+{shown.n_trained} trained tokens are likelier", drawn)
     titles = re.findall(r'<span class="(\w\d?)" title="token (\d+): ([^"]+) nats"', drawn)

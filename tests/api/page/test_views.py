@@ -360,7 +360,7 @@ def test_a_long_build_becomes_a_job_that_can_be_cancelled(root: object, http: ht
     shown = http.get(f"/jobs/{job_id}")
     read_page(shown)
     assert "waiting for a worker" in shown.text
-    assert 'hx-trigger="every 2s"' in shown.text
+    assert 'hx-trigger="every 5s"' in shown.text
     assert job_id[:16] in http.get("/jobs").text
     token = form_token(shown.text)
     assert http.post(f"/jobs/{job_id}/delete", data={"form_token": token}).status_code == 303
