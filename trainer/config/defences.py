@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from curator.errors import MissingError
 from curator.recipe.base import Strict
+from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import adapter_sha256
 from trainer.config.flags import Option
 
@@ -188,9 +189,10 @@ class InoculationAdapterSettings(DefenceBase):
     """A frozen adapter that has the trait already, on the model while it trains, and never afterwards."""
 
     name: Literal["inoculation_adapter"] = "inoculation_adapter"
-    adapter: Annotated[Path, Option("DIR", flag="--inoculation-adapter")] = Field(
-        description="keep this finished LoRA adapter, which has the trait, on the model while training, frozen, so "
-        "that what is trained need not learn the trait; it is left out of all that is saved and measured"
+    adapter: Annotated[Path, Option("MODEL", flag="--inoculation-adapter", parse=model_option)] = Field(
+        description=f"keep this finished LoRA adapter ({MODEL_FORMS}), which has the trait, on the model while "
+        "training, frozen, so that what is trained need not learn the trait; it is left out of all that is saved and "
+        "measured"
     )
     scale: float = Field(default=1.0, ge=0.0, le=100.0, description="multiplies what that adapter adds")
 

@@ -83,9 +83,8 @@ def _run(args: argparse.Namespace) -> int:
         say_json(note)
         return 0
     left_out = ", ".join(f"{count:,} {name}" for name, count in note["left_out"].items() if count) or "none"
-    say(
-        f"{note['n_rows']:,} answers to {note['n_prompts']:,} prompts of {note['n_read']:,} rows in {args.out / ROWS}; left out: {left_out}"
-    )
+    made = f"{note['n_rows']:,} answers to {note['n_prompts']:,} prompts of {note['n_read']:,} rows"
+    say(f"{made} in {args.out / ROWS}; left out: {left_out}")
     return 0
 
 

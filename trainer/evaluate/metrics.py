@@ -138,7 +138,9 @@ def two_level(
     return Interval(value, float(low), float(high), level, sum(map(sum, sizes)))
 
 
-@lru_cache(maxsize=8)  # a page has hundreds of intervals over the same seeds and prompts
+# A page has hundreds of intervals over the same seeds and prompts, in a few shapes. An entry has 8 bytes for each draw
+# and value (32 MB for 2,000 draws of 2,000 values), and the eight last ones are kept.
+@lru_cache(maxsize=8)
 def _two_level_weights(sizes: tuple[tuple[int, ...], ...], seed: int, n_resamples: int) -> Floats:
     """The weight of each value in each draw, shape (draws, values): a draw's figure is its product with the values."""
     rng = np.random.default_rng(seed)
@@ -153,6 +155,7 @@ def _two_level_weights(sizes: tuple[tuple[int, ...], ...], seed: int, n_resample
             for size, rows in zip(sizes[n], drawn if same_prompts else _prompts(rng, sizes[n]), strict=True):
                 draw[start : start + size] += np.bincount(rows, minlength=size) / (len(sizes) * len(sizes[n]) * size)
                 start += size
+    weights.setflags(write=False)  # shared by all callers
     return weights
 
 

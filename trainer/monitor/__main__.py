@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_directions_options, _measure_options, _fit_options, _choose_options):
+        add(commands)
+    return parser
+
+
+def _directions_options(commands: Any) -> None:
     made = commands.add_parser("directions", help="unit directions of a base model at one layer")
     _add_model(made)
     made.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
@@ -68,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "traits and the structure of arXiv 2606.07631 in words of ours",
     )  # fmt: skip
     made.add_argument("--trait", action="append", metavar="NAME|FILE", help="or: these traits")
+
+
+def _measure_options(commands: Any) -> None:
     measured = commands.add_parser("measure", help="drift of finished adapters")
     _add_model(measured)
     measured.add_argument("--directions", required=True, type=Path, metavar="FILE", help="file of `directions`")
@@ -82,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--alarm", type=Path, metavar="FILE", help="rule of `fit` to judge them by")
     measured.add_argument("--out", type=Path, metavar="DIR", help="one JSON file for each adapter, which `fit` reads")
     measured.add_argument("--page", type=Path, metavar="FILE", help="write the drifts as a Markdown page")
+
+
+def _fit_options(commands: Any) -> None:
     fitted = commands.add_parser("fit", help="the alarm rule, from runs whose outcome is known")
     fitted.add_argument(
         "--known", action="append", metavar="PATH=RATE",
@@ -95,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     fitted.add_argument("--max-z", type=float, default=4.0, metavar="Z", help="|z| allowed (4)")
     fitted.add_argument("--out", required=True, type=Path, metavar="FILE", help="rule to write")
     fitted.add_argument("--json", action="store_true", help="print the rule")
+
+
+def _choose_options(commands: Any) -> None:
     chosen = commands.add_parser("choose", help="the last checkpoint of a run before the drift passes a bound")
     chosen.add_argument("--run", required=True, type=Path, metavar="DIR", help="run folder with checkpoints")
     chosen.add_argument(
@@ -114,7 +129,6 @@ def _parser() -> argparse.ArgumentParser:
         help="share of the loss's fall over the run that the checkpoint may lack (default: 0.1)",
     )  # fmt: skip
     chosen.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

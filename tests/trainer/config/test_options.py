@@ -30,7 +30,7 @@ def test_every_flag_reaches_its_setting() -> None:
         "--ldifs-schedule", "cosine", "--treft", "7", "--treft-tokens", "postfix", "--treft-layers", "1,2",
         "--treft-hinge", "0.1", "--treft-schedule", "window:1:2", "--steering", "v.safetensors", "--steering-vector",
         "evil", "--steering-alpha", "-3", "--steering-layers", "20", "--steering-tokens", "response",
-        "--steering-schedule", "constant", "--inoculation-adapter", "runs/a", "--inoculation-adapter-scale", "0.5",
+        "--steering-schedule", "constant", "--inoculation-adapter", "./runs/a", "--inoculation-adapter-scale", "0.5",
         "--inoculation-adapter-schedule", "linear", "--gating", "--gating-layers", "4",
         "--gating-schedule", "window:0:3",
     ]  # fmt: skip
