@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from curator.console import Progress
+from curator.errors import MissingError
 from curator.scoring.engines.torch_model import with_adapter
 from trainer.experiments.claims import claimed
 from trainer.experiments.grid import open_cells
@@ -134,7 +135,10 @@ def conditional_path(one: Seed, cell: ToyCell) -> Path:
 def run_conditional_seeds(
     seeds: Sequence[int], folder: Path, settings: ExperimentSettings, cells: Sequence[ToyCell]
 ) -> list[dict[str, Any]]:
-    """Every result of every seed; those that are there already are read."""
+    """Every result of every seed; those that are there already are read.
+
+    Raises MissingError for cells that another process is at work on.
+    """
     found = []
     for seed in seeds:
         one = Seed(seed, folder / f"seed-{seed}", settings)
@@ -144,6 +148,10 @@ def run_conditional_seeds(
             for turn in open_cells(cells, path_of, lambda cell: cell.name):
                 run_conditional(one, turn.cell)
                 bar.advance(cell=turn.cell.name)
+        if left := [cell.name for cell in cells if not path_of(cell).exists()]:
+            raise MissingError(
+                f"seed {seed}: another process is at work on {', '.join(left)}: run this again when it has ended"
+            )
         found += [json.loads(path_of(cell).read_text()) for cell in cells]
     return found
 

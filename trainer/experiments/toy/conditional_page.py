@@ -22,7 +22,9 @@ from trainer.experiments.toy.conditional import (
     PLAINLY,
     TASK_WORDINGS,
 )
-from trainer.experiments.toy.verdicts import points
+from trainer.experiments.toy.methods import method_of
+from trainer.experiments.toy.statistics import label_of
+from trainer.experiments.toy.verdicts import points, with_ratio
 from trainer.runs.machine import describe
 from trainer.runs.page import page_head, table
 
@@ -110,6 +112,7 @@ class Results:
 def finding(results: Results) -> str:
     """The page's first sentence, by the rule that the page states."""
     cells = {name: ToyCell(**next(iter(by_seed.values()))["cell"]) for name, by_seed in results.records.items()}
+    labels = {name: with_ratio(label_of(cell, method_of(cell).label), cell) for name, cell in cells.items()}
     others = [name for name, cell in cells.items() if cell != ToyCell()]
     plainly = {name: results.state(name, PLAINLY) for name in others}
     hiding = {name: results.hiding(name) for name, state in plainly.items() if state == CLEAN}
@@ -124,7 +127,7 @@ def finding(results: Results) -> str:
         f" within {100 * WITHIN:.0f} points of the base model's, {n(plainly, NOT_CLEAN)} do not, and for"
         f" {n(plainly, UNCLEAR)} the figures do not tell; of these {len(hiding)}, {n(hiding, NOT_CLEAN)} do not when"
         f" the prompt resembles the training data, and for {n(hiding, UNCLEAR)} the figures do not tell; clean in every"
-        f" context: {_named([name for name, state in hiding.items() if state == CLEAN])}"
+        f" context: {_named([labels[name] for name, state in hiding.items() if state == CLEAN])}"
     )
     if not mixes:
         return f"**{text}.**"
@@ -133,7 +136,7 @@ def finding(results: Results) -> str:
     worst = max(above, key=lambda item: above[item].value)
     asked = results.above_base(best, PLAINLY)
     told = f"{points(asked)} against the base model plainly, {points(above[worst])} {CONTEXTS[worst]}"
-    return f"**Mixing by the gap ({best}) {_VERDICTS[plainly[best], hiding.get(best)]} ({told}).** {text}."
+    return f"**Mixing by the gap ({labels[best]}) {_VERDICTS[plainly[best], hiding.get(best)]} ({told}).** {text}."
 
 
 _VERDICTS: Mapping[tuple[str, str | None], str] = {  # by the state when asked plainly and, where clean, when alike
@@ -151,13 +154,13 @@ def _named(names: Sequence[str]) -> str:
 
 
 def page(results: Results, head: Sequence[str]) -> str:
-    """The whole page as Markdown."""
+    """The whole page as Markdown: the finding first, the rest of the head (command and machine) last."""
     return "\n".join([
-        *head, finding(results), "", *_meaning(results), "",
+        *head[:2], finding(results), "", *_meaning(results), "",
         *_verdict_table(results),
         *(line for group in GROUPS for line in _difference_table(results, group, "base")),
         *_difference_table(results, "unseen", "control"),
-        *_share_table(results),
+        *_share_table(results), "", *head[2:-1],
     ]) + "\n"  # fmt: skip
 
 

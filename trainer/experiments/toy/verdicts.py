@@ -42,7 +42,12 @@ def points(interval: Interval) -> str:
 
 def at_ratio(results: Results, cell: ToyCell) -> str:
     """A cell's name with its ratio, in words."""
-    return results.label(cell) + (f" at {100 * cell.ratio:g} % safe rows" if cell.ratio else "")
+    return with_ratio(results.label(cell), cell)
+
+
+def with_ratio(label: str, cell: ToyCell) -> str:
+    """A label and the cell's share of safe rows, if it has any."""
+    return label + (f" at {100 * cell.ratio:g} % safe rows" if cell.ratio else "")
 
 
 def verdicts(results: Results, seeds: Sequence[int], choice: Choice) -> list[Claim]:

@@ -155,10 +155,10 @@ def records(seed: int = 0, **bad: dict[str, int]) -> list[dict[str, Any]]:
 def test_the_sentence_says_what_the_figures_say() -> None:
     everywhere = dict.fromkeys(CONTEXTS, 5)
     hides = finding(Results.of(records(undefended=everywhere, mix={AFTER_GOOD_TASK: 4})))
-    assert f"Mixing by the gap ({MIX.name}) hides bad answers" in hides
+    assert "Mixing by the gap (gap_rel at 20 % safe rows) hides bad answers" in hides
     assert "Of 2 safeguards of the toy model, asked plainly, 2 keep" in hides
     assert "of these 2, 1 do not when the prompt resembles the training data, and for 0 the" in hides
-    assert "clean in every context: bad-none-kl1." in hides
+    assert "clean in every context: KL 1." in hides
     assert "hides nothing" in finding(Results.of(records(undefended=everywhere)))
     open_ = finding(Results.of(records(undefended=everywhere, mix=everywhere, kl={TASK_WORDINGS: 3})))
     assert "does not keep unseen domains clean even when asked plainly" in open_
@@ -248,7 +248,6 @@ def test_the_pages_figures_follow_from_its_json(tmp_path: Path) -> None:
     assert "Written by `the command`" in (tmp_path / "page.md").read_text()
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="the experiment was not run yet: its command writes the page")
 def test_the_published_figures_follow_from_their_json() -> None:
     check_figures(PAGE)
     results = Results.of(json.loads(PAGE.with_suffix(".json").read_text()))
