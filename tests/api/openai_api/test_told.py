@@ -93,7 +93,7 @@ def test_an_end_is_told_until_it_is_taken_and_once_over_restarts(tmp_path: Path)
         keeper._over.clear()  # as of a service that was started again
         time.sleep(0.5)
         assert len(receiver.seen) == 2
-        store.delete(f"{Records(store).path('local', job_id)}/told")  # as when it was killed before
+        store.delete(f"{Records(store).path('local', job_id)}/posted")  # as when it was killed before
         keeper._over.clear()
         receiver.wait(3)
         assert len({headers["webhook-id"] for headers, _ in receiver.seen}) == 1, "a receiver knows it by its id"
