@@ -114,7 +114,7 @@ def meaning(found: Found) -> list[str]:
     return [
         *lines,
         "The tiny model shows the effect. A model of 135 million parameters after a few steps shows that the commands",
-        "work together, no more: no emergent misalignment was seen on it, so there was none to prevent (docs/results).",
+        "work together, no more. docs/results/compare.md has what longer runs on it showed.",
     ]
 
 
