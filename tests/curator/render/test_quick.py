@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from curator.errors import RenderError
 from curator.render import Renderer
+from curator.render import pieces as pieces_module
 from curator.render import units as units_module
 from curator.render.mask import response_mask
 from curator.render.units import (
@@ -285,6 +286,7 @@ def test_other_tokenizers_encode_whole_texts(other: Callable[[], dict[str, Any]]
 
 def test_units_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units_module, "MAX_UNITS", 5)
+    monkeypatch.setattr(pieces_module, "MAX_PIECES", 5)
     tokenizer = plain_tokenizer()
     encoder = UnitEncoder(tokenizer, document(tokenizer))
     for start in range(0, 40, 3):
@@ -294,6 +296,8 @@ def test_units_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyP
         assert found.ids_N.tolist() == [i for text in texts for i in tokenizer.encode(text).ids]
         assert len(encoder._kept) <= 9
         assert b"x" * 100 not in encoder._kept
+        assert len(encoder._pieces._kept) <= 5
+        assert "x" * 100 not in encoder._pieces._kept
 
 
 @settings(deadline=None, max_examples=200)
