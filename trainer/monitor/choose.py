@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
+
 from curator.errors import BadInputError, MissingError
-from trainer.monitor.alarm import Predictor, ZScore
+from trainer.monitor.alarm import Predictor, ZScore, read_rule
 from trainer.monitor.report import FIELD
 from trainer.runs.checkpoints import complete_checkpoints
-from trainer.runs.folder import METRICS
+from trainer.runs.folder import CONFIG, METRICS, RunFolder
 from trainer.runs.lines import read_lines
 from trainer.runs.report import N_ENDS
 
@@ -106,14 +109,26 @@ def choose_checkpoint_of(
     return checkpoints[kept.step], kept
 
 
-def drift_by_step(run: Path, rule: Predictor | ZScore | None) -> dict[int, float]:
-    """The monitor's figure at each measured step: with a rule its predicted EM rate or largest |z|, else the largest
-    drift along a trait, in either direction. Raises BadInputError where the run has no measurement."""
+def drift_by_step(run: Path, alarm: Path | None) -> dict[int, float]:
+    """The monitor's figure at each measured step: with a rule's file its predicted EM rate or largest |z|, else the
+    largest drift along a trait, in either direction. Raises BadInputError where the run has no measurement, and for a
+    rule that was fitted with other directions."""
     found = {int(line["step"]): line[FIELD]["drift"] for line in read_lines(run / METRICS) if FIELD in line}
     if not found:
         raise BadInputError(f"{run} holds no measurement of the monitor: train with --monitor FILE")
-    figure = figure_of(rule)
+    figure = figure_of(None if alarm is None else read_rule(alarm, _directions_id(run)))
     return {step: figure(drift) for step, drift in found.items()}
+
+
+def _directions_id(run: Path) -> str:
+    """Of the directions that a run was measured along; a run without a report names their file."""
+    report = RunFolder(run).complete_report()
+    if report is not None:
+        return str(report[FIELD]["directions_id"])
+    from trainer.monitor.directions import load_directions
+
+    settings = orjson.loads((run / CONFIG).read_bytes())["config"][FIELD]
+    return load_directions(Path(settings["directions"])).directions_id
 
 
 def read_figures(path: Path) -> dict[int, float]:
@@ -135,8 +150,6 @@ def _largest(drift: Mapping[str, float]) -> float:
 
 
 def _judged(rule: Predictor | ZScore) -> Callable[[Mapping[str, float]], float]:
-    import numpy as np
-
     def figure(drift: Mapping[str, float]) -> float:
         lacking = [trait for trait in rule.traits if trait not in drift]
         if lacking:

@@ -94,8 +94,15 @@ def test_the_command_names_a_checkpoint_that_loads_as_an_adapter(
         n_measurements=6,
     )  # fmt: skip
     (tmp_path / "rule.json").write_text(rule.model_dump_json())
-    assert main([*asked, "--bound", str(2 * bound), "--alarm", str(tmp_path / "rule.json")]) == 0
-    assert json.loads(capsys.readouterr().out)["step"] == found["step"]  # |z| is twice the drift here
+    stopped = shutil.copytree(saved, tmp_path / "stopped", ignore=shutil.ignore_patterns("report.json"))
+    other = rule.model_copy(update={"directions_id": "f" * 32})
+    (tmp_path / "other.json").write_text(other.model_dump_json())
+    for run in (saved, stopped):
+        asked[2], options = str(run), ["--bound", str(2 * bound), "--alarm"]
+        assert main([*asked, *options, str(tmp_path / "other.json")]) == 2
+        assert "other.json was fitted with other directions" in capsys.readouterr().err
+        assert main([*asked, *options, str(tmp_path / "rule.json")]) == 0
+        assert json.loads(capsys.readouterr().out)["step"] == found["step"]  # |z| is twice the drift here
     (tmp_path / "broad.jsonl").write_text('{"step": 3, "broad": 0.0}\n{"step": 4, "broad": 0.5}\n')
     assert main([*asked[:-1], "--bound", "0.1", "--figures", str(tmp_path / "broad.jsonl")]) == 0
     assert "checkpoint-3: step 3, figure 0; the bound 0.1 was passed at step 4" in capsys.readouterr().out
