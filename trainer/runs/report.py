@@ -1,7 +1,7 @@
 """A run's report: numbers for programs, one page for people, and the loss curve."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ def build_report(record: dict[str, Any], lines: Sequence[dict[str, Any]], traine
         "complete": True,
         "steps": len(lines),
         "steps_planned": record["resolved"]["steps"],
-        "loss": _ends(lines, "loss"),
-        "sft_loss": _ends(lines, "sft_loss"),
-        "terms": {name: _ends(lines, name) for name in terms},
+        "loss": ends(line.get("loss") for line in lines),
+        "sft_loss": ends(line.get("sft_loss") for line in lines),
+        "terms": {name: ends(line.get(name) for line in lines) for name in terms},
         "defences": recorded_defences(record),
         "tokens": sum(line["tokens"] for line in lines),
         "total_tokens": sum(line["total_tokens"] for line in lines),
@@ -68,9 +68,9 @@ def recorded_defences(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [settings | identity for settings, identity in pairs]
 
 
-def _ends(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
+def ends(by_step: Iterable[float | None]) -> dict[str, float | None]:
     """First and last single step with a value, and the mean of up to three such steps at either end."""
-    values = [line[name] for line in lines if line.get(name) is not None]
+    values = [value for value in by_step if value is not None]
     if not values:
         return {"first": None, "last": None, "start": None, "end": None}
     n = min(N_ENDS, len(values))
