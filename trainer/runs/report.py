@@ -106,6 +106,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"Rows: {content['n_rows']:,}, of them {content['n_safe']:,} safe; {content['n_cut']:,} longer than the "
         f"window, {content['n_answers_cut']:,} with a cut answer, {content['n_masked']:,} without a trained token.",
         *_dropped(content),
+        *_reserve(report),
         "",
         "Defences: " + (", ".join(_defence(item) for item in report["defences"]) or "none") + ".",
         "",
@@ -144,6 +145,16 @@ def _dropped(content: dict[str, Any]) -> list[str]:
     return ["", f"Left out by the chat template, as accepted: {counts}."] if counts else []
 
 
+def _reserve(document: Mapping[str, Any]) -> list[str]:
+    """Safe rows of a run or an adapter that were not trained in every step; a report knows how often they were."""
+    held = document.get("reserve")
+    if held is None:
+        return []
+    on = f" (after {len(held['on_after_steps'])} measurements)" if "on_after_steps" in held else ""
+    text = f"In reserve: {held['share']:g} of the safe rows, trained only while drift was above {held['bound']:g}{on}."
+    return ["", text]
+
+
 def model_card(marker: dict[str, Any], measured: Mapping[str, Any] | None = None) -> str:
     """README.md beside an adapter (or model): what it belongs to, what it was trained on, what was not checked.
 
@@ -165,6 +176,7 @@ def model_card(marker: dict[str, Any], measured: Mapping[str, Any] | None = None
         f"Trained for {marker['steps']} steps on {_source(rows)}, {rows['n_rows']:,} rows"
         + (f", of them {rows['n_safe']:,} safe, order {rows['order']}" if rows.get("mix_id") else "")
         + f".{state}",
+        *_reserve(marker),
         "",
         *([f"Rows hash `{rows['rows_sha256']}`.", ""] if rows.get("mix_id") else []),
         *(_started_from(marker)),
