@@ -43,11 +43,8 @@ KL_CHUNK = 32 * 2**20  # trainer.defenses.kl.CHUNK_BYTES, which torch would be l
 TILE_POSITIONS, TILE_WORDS = 4_096, 32_768  # TRL's head (trl.kernels.chunked_logprob)
 TEMPLATE_TOKENS = 64  # of a row before the user's text, or between it and the answer: what treft usually looks at
 GIB = 2**30
-_KEPT = (
-    "gating",
-    "steering",
-    "inoculation_adapter",
-)  # defences without a term: what they add is kept like other activations
+# Defences without a term: what they add, or their factors, is kept through the backward pass like other activations.
+_KEPT = ("gating", "steering", "inoculation_adapter")
 _PLAIN_MLP = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "phi", "codegen")
 _HEADS, _INNER = ("num_attention_heads", "n_head"), ("intermediate_size", "n_inner", "ffn_dim")
 
