@@ -30,12 +30,12 @@ import orjson
 from curator.scoring.identity import adapter_shapes
 from trainer.config import ALL_LINEAR, TrainConfig
 from trainer.config.rules import ldifs_layers
+from trainer.data.rows import IGNORED, PreparedRows
 from trainer.defenses.model_fit import ModelShape, first_number, text_settings
 from trainer.runs.weights import WeightFiles, lora_config
 
 if TYPE_CHECKING:
     from trainer.config.defences import DefenceSettings
-    from trainer.data.rows import PreparedRows
 
 WIDE = 4  # bytes of a number in adapters, gates, norms and terms
 NF4 = 0.53  # bytes of a packed weight, its share of the scales included
@@ -144,13 +144,13 @@ class Work:
     checkpointing: bool
 
     @classmethod
-    def of(cls, config: TrainConfig, prepared: "PreparedRows | None", dtype: str, device: str) -> Self:
+    def of(cls, config: TrainConfig, prepared: PreparedRows | None, dtype: str, device: str) -> Self:
         """The longest rows in one micro-batch, as a step puts its rows together by length; rows that are not read yet
         (None) are taken for as long as `max_length`, and trained in half."""
         n_tokens, n_labelled = config.max_length, config.max_length // 2
         if prepared is not None and prepared.input_ids:
             n_tokens = max(map(len, prepared.input_ids))
-            n_labelled = max(int((labels_T != -100).sum()) for labels_T in prepared.labels)
+            n_labelled = max(int((labels_T != IGNORED).sum()) for labels_T in prepared.labels)
         n_bytes = 2 if dtype == "bfloat16" or config.four_bit else 4
         on_gpu = device.startswith("cuda")
         return cls(
