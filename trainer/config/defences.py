@@ -214,9 +214,10 @@ class GatingSettings(DefenceBase):
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes; raises MissingError when it cannot be read."""
+    """SHA-256 of a file's bytes, hex; raises MissingError when it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise MissingError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator.store.filesystem import atomic_write
-from trainer.data.rows import PreparedRows, list_array
+from trainer.data.rows import IGNORED, PreparedRows, list_array
 
 FORMAT_VERSION = 3
 
@@ -93,7 +93,7 @@ def cache_key(identity: dict[str, Any]) -> str:
 def _to_table(prepared: PreparedRows) -> pa.Table:
     columns = {
         "input_ids": list_array(prepared.input_ids),
-        "trained": list_array([labels != -100 for labels in prepared.labels]),
+        "trained": list_array([labels != IGNORED for labels in prepared.labels]),
         "example_id": pa.array(prepared.example_ids, pa.string()),
         "safe": pa.array(prepared.safe, pa.bool_()),
     }
@@ -104,7 +104,7 @@ def _to_table(prepared: PreparedRows) -> pa.Table:
 
 def _from_table(table: pa.Table, note: dict[str, Any]) -> PreparedRows:
     ids, trained = _flat(table, "input_ids"), _flat(table, "trained")
-    labels = np.where(trained, ids, np.int32(-100)).astype(np.int32)
+    labels = np.where(trained, ids, np.int32(IGNORED)).astype(np.int32)
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
     ends = np.cumsum(lengths)
     parts = [slice(int(start), int(end)) for start, end in zip(ends - lengths, ends, strict=True)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.data.rows import CLASSES, ROW, SAFE
+from trainer.data.rows import CLASSES, IGNORED, ROW, SAFE
 
 Tensors = dict[str, torch.Tensor]
 
@@ -29,7 +29,7 @@ class Collator:
         """Tensors (B, T) with T the longest row; `row` and `safe`, (B,); `token_classes`, (B, T), if rows have them."""
         shape = (len(examples), max(len(example["input_ids"]) for example in examples))
         ids_BT = np.full(shape, self.pad_id, dtype=np.int64)
-        labels_BT = np.full(shape, -100, dtype=np.int64)
+        labels_BT = np.full(shape, IGNORED, dtype=np.int64)
         mask_BT = np.zeros(shape, dtype=np.int64)
         classes_BT = np.zeros(shape, dtype=np.int8)
         for index, example in enumerate(examples):
@@ -70,7 +70,7 @@ def by_length(batches: Sequence[Tensors]) -> list[Tensors]:
 def _widened(name: str, tensor: torch.Tensor, widest: int) -> torch.Tensor:
     if tensor.dim() < 2:
         return tensor
-    filler = -100 if name == "labels" else 0  # any token serves where the attention mask is 0
+    filler = IGNORED if name == "labels" else 0  # any token serves where the attention mask is 0
     return torch.nn.functional.pad(tensor, (0, widest - tensor.shape[1]), value=filler)
 
 
@@ -87,7 +87,7 @@ def labelled_alone(decoder: Any, inputs: dict[str, Any]) -> Iterator[dict[str, A
     alone, (1, N, D), and `shift_labels` (1, N) in the inputs tell TRL that nothing is left to shift.
     """
     labels_BT = inputs["labels"][:, 1:]
-    labelled_BT = labels_BT != -100
+    labelled_BT = labels_BT != IGNORED
 
     def keep(_module: Any, _inputs: Any, output: Any) -> Any:
         output["last_hidden_state"] = output.last_hidden_state[:, :-1][labelled_BT][None]

@@ -10,10 +10,11 @@ from typing import Any
 from curator.console import list_problems
 from curator.corpus.formats import Row, locate, read_rows
 from curator.corpus.task_set import read_task_set
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError
 from curator.mix.identity import Manifest
 from curator.render import Renderer, RenderSettings
 from trainer.config import TrainConfig
+from trainer.config.defences import file_sha256
 from trainer.config.rules import check_safe_rows, check_token_classes
 from trainer.data.cache import RenderCache, cache_key
 from trainer.data.mixes import Mix, TrainRow, manifest_bytes, open_mix
@@ -184,14 +185,6 @@ def files_sha256(files: Sequence[Path]) -> str:
     """A single file's SHA-256, or the SHA-256 over those of several in order; hex."""
     found = [file_sha256(path) for path in files]
     return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex; raises MissingError."""
-    if not path.is_file():
-        raise MissingError(f"there is no file {path}")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def mix_warnings(manifest: Manifest, weights_sha256: str, renderer_id: str, mask_rule: str) -> list[Warned]:

@@ -138,7 +138,7 @@ class PreparedRows:
         positions = np.concatenate([np.arange(len(ids), dtype=np.int64), np.full(n_fill, -1, np.int64)])
         columns = {
             "input_ids": list_array(ids + filler),
-            "labels": list_array(self.labels + [np.full(1, -100, np.int32)] * n_fill),
+            "labels": list_array(self.labels + [np.full(1, IGNORED, np.int32)] * n_fill),
             ROW: pa.array(positions),
             SAFE: pa.array(self.safe + [False] * n_fill, type=pa.bool_()),
         }
@@ -255,7 +255,7 @@ def _labelled(rows: Sequence[TrainRow], rendered: Sequence[Rendered], max_length
     starts_R = np.concatenate(([0], np.cumsum(n_tokens_R)))[:-1]
     trained_N = np.concatenate([row.response_mask for row in rendered])
     trained_N[starts_R[n_tokens_R > 0]] = False  # no logits before a row's first token: see Rendered.loss_mask
-    labels_N = np.where(trained_N, np.concatenate([row.input_ids for row in rendered]), np.int32(-100))
+    labels_N = np.where(trained_N, np.concatenate([row.input_ids for row in rendered]), np.int32(IGNORED))
     n_before_T = np.concatenate(([0], np.cumsum(trained_N)))  # trained tokens before each place
     kept_R = np.minimum(n_tokens_R, max_length)
     n_trained_R = n_before_T[starts_R + kept_R] - n_before_T[starts_R]

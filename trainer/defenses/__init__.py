@@ -1,9 +1,9 @@
 """Defences that act during training, any set of them together.
 
 In: settings (`trainer.config.defences`) and a model. Out: hooks around the training loss, and terms added to it. Each
-is one module behind `base.Defence`: `kl`, `ldifs`, `treft`, `steering`, `gating`. `hidden_states` reads them on the
-modules that `blocks` finds; `reference` is the pass without adapters. `safelora` (a projection after training) and
-`self_recognition` (rows to train on) are commands.
+is one module behind `base.Defence`: `kl`, `ldifs`, `treft`, `steering`, `inoculation_adapter`, `gating`.
+`hidden_states` reads them on the modules that `blocks` finds; `reference` is the pass without adapters. `safelora` (a
+projection after training), `self_recognition` and `own_answers` (rows to train on) are commands.
 """
 
 from collections.abc import Sequence

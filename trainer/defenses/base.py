@@ -17,7 +17,7 @@ import torch
 from curator.errors import BadInputError
 from curator.render import POSTFIX, PREFIX, QUERY
 from trainer.config.defences import Schedule
-from trainer.data.rows import CLASSES, SAFE
+from trainer.data.rows import CLASSES, IGNORED, SAFE
 
 FINAL_HIDDEN = "final_hidden"  # the decoder's last hidden state, after its final norm: (B, T, D)
 
@@ -45,7 +45,7 @@ class StepCounts:
         """The counts of one process's micro-batches (the collator's tensors)."""
         totals = [0] * 8
         for batch in batches:
-            response_BT, predicted_BT = batch["labels"][:, 1:] != -100, batch["attention_mask"][:, 1:] != 0
+            response_BT, predicted_BT = batch["labels"][:, 1:] != IGNORED, batch["attention_mask"][:, 1:] != 0
             safe_B = batch[SAFE] if SAFE in batch else batch["labels"].new_zeros(len(response_BT), dtype=bool)
             found = [response_BT.sum(), predicted_BT.sum(), len(response_BT)]
             found += [response_BT[safe_B].sum(), predicted_BT[safe_B].sum()]

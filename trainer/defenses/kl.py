@@ -16,6 +16,7 @@ import torch
 from curator.errors import BadInputError
 from curator.scoring.engines.torch_head import SplitModel
 from trainer.config.defences import KlDirection, KlSettings
+from trainer.data.rows import IGNORED
 from trainer.defenses.base import (
     FINAL_HIDDEN,
     Batch,
@@ -88,7 +89,7 @@ class Kl(Defence):
         """Positions whose next token counts, (B, T - 1), and how many the whole step has."""
         counts, safe = batch.counts, self.settings.rows == "safe"
         if self.settings.tokens == "response":
-            in_scope_BT, n_step = batch.labels[:, 1:] != -100, counts.n_safe_response if safe else counts.n_response
+            in_scope_BT, n_step = batch.labels[:, 1:] != IGNORED, counts.n_safe_response if safe else counts.n_response
         else:
             in_scope_BT = batch.attention_mask[:, 1:] != 0
             n_step = counts.n_safe_predicted if safe else counts.n_predicted

@@ -8,6 +8,7 @@ import torch
 
 from trainer.config.defences import LdifsSettings
 from trainer.config.rules import ldifs_layers
+from trainer.data.rows import IGNORED
 from trainer.defenses.base import (
     Batch,
     Defence,
@@ -48,7 +49,7 @@ class Ldifs(Defence):
     def term(self, student: Seen, reference: Seen, batch: Batch) -> torch.Tensor:
         """This micro-batch's sum over layers and tokens in scope / tokens in scope of the step."""
         if self.settings.tokens == "response":
-            in_scope_BT, n_step = batch.labels != -100, batch.counts.n_response
+            in_scope_BT, n_step = batch.labels != IGNORED, batch.counts.n_response
         else:
             in_scope_BT, n_step = batch.real, batch.counts.n_tokens
         total = torch.zeros((), dtype=wide(reference[_entry(min(self._blocks))]), device=batch.labels.device)

@@ -34,7 +34,7 @@ from trainer.config.data import Loading
 from trainer.config.flags import add_options, given_values
 from trainer.config.ranges import at_least
 from trainer.generate.command import Asked, ask
-from trainer.generate.endpoint import add_source_options, check_source, source_identity
+from trainer.generate.endpoint import add_source_options, check_source
 from trainer.generate.generators import Sampling
 from trainer.generate.questions import Question
 from trainer.runs.folder import write_json
@@ -111,7 +111,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     origin = {"source": f"own answers {asked.lines[0]['source']}"}
     write_lines(args.out / ROWS, [{**row, **origin} for row in rows])
     note = {
-        "model": source_identity(args), "temperature": how.temperature, "max_new_tokens": how.max_new_tokens,
+        "model": asked.source, "temperature": how.temperature, "max_new_tokens": how.max_new_tokens,
         "seed": how.seed, **asked.settings, "mix_id": args.mix_id, "corpus": args.corpus,
         "cues": [] if spec is None else list(spec.prompts), "cue_placement": None if spec is None else spec.placement,
         "n_read": len(found), "n_prompts": len(prompts), "n_rows": len(rows), "left_out": left_out,

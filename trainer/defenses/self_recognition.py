@@ -9,7 +9,6 @@ that two other models wrote. The wording is ours.
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -28,6 +27,7 @@ from curator.scoring.identity import (
     weights_sha256,
 )
 from trainer.config.data import Loading, add_model_options, loading_of, rendering_of
+from trainer.config.defences import file_sha256
 from trainer.config.flags import add_options
 from trainer.defenses.summaries import (
     PROMPT,
@@ -140,9 +140,9 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         write_lines(args.out / name, found)
     note = {
         **identity, **counts, "n_articles": len(articles), "n_shortened": n_shortened, "n_rows": len(rows),
-        "rows_sha256": _sha256(args.out / ROWS),
+        "rows_sha256": file_sha256(args.out / ROWS),
         "controls": {
-            name: {"n_rows": len(found), "sha256": _sha256(args.out / name)}
+            name: {"n_rows": len(found), "sha256": file_sha256(args.out / name)}
             for name, found in arms.items()
             if name != ROWS
         },
@@ -220,9 +220,7 @@ def _other_identity(args: argparse.Namespace) -> dict[str, Any]:
         return _identity(args.other, args.other_adapter)
     if args.other_adapter is not None:
         raise BadInputError("--other-adapter goes with --other")
-    if not args.other_summaries.is_file():
-        raise BadInputError(f"there is no file {args.other_summaries}")
-    return {"summaries_sha256": hashlib.sha256(args.other_summaries.read_bytes()).hexdigest()}
+    return {"summaries_sha256": file_sha256(args.other_summaries)}
 
 
 def _complete(out: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -241,14 +239,10 @@ def _complete(out: Path, identity: dict[str, Any], overwrite: bool) -> dict[str,
         )
     wanted = {ROWS: note.get("rows_sha256")}
     wanted |= {name: item["sha256"] for name, item in note.get("controls", {}).items()}
-    if not different and all((out / name).exists() and _sha256(out / name) == sha for name, sha in wanted.items()):
+    if not different and all((out / name).exists() and file_sha256(out / name) == sha for name, sha in wanted.items()):
         return note
     (out / NOTE).unlink()
     return None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _ingest(args: argparse.Namespace) -> None:

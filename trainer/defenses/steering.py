@@ -12,6 +12,7 @@ import torch
 
 from curator.errors import BadInputError
 from trainer.config.defences import SteeringSettings
+from trainer.data.rows import IGNORED
 from trainer.defenses.base import Batch, Defence
 from trainer.defenses.blocks import chosen_blocks, decoder_blocks
 from trainer.defenses.model_fit import read_header
@@ -46,7 +47,7 @@ class Steering(Defence):
     def intervene(self, batch: Batch) -> Iterator[None]:
         """Adds the vectors to the chosen blocks' outputs."""
         alpha = self.weight_at(batch)
-        scope_BT1 = (batch.labels != -100)[..., None] if self.settings.tokens == "response" else None
+        scope_BT1 = (batch.labels != IGNORED)[..., None] if self.settings.tokens == "response" else None
         with ExitStack() as hooks:
             for layer, block in self._blocks.items():
                 hook = self._adder(alpha * self._vectors[layer], scope_BT1)

@@ -81,11 +81,13 @@ def add_parser(subparsers: Any) -> None:
 class Asked:
     """What a file of answers holds: its lines, how many prompts had been answered before, and the sampling settings.
 
-    `usage` counts calls and tokens of a server; empty where none was called.
+    `source` is what answers (`source_identity`). `usage` counts calls and tokens of a server; empty where none was
+    called.
     """
 
     lines: list[dict[str, Any]]
     n_before: int
+    source: dict[str, Any]
     settings: dict[str, float | None]
     usage: dict[str, Any]
 
@@ -104,8 +106,8 @@ def ask(
     `prepare` is applied to a model folder's model once it is loaded. Raises BadInputError where `out` holds answers of
     another source, drawn in another way or to other words.
     """
-    source = short_hash(source_identity(args))
-    settings = drawn(not args.url or args.server_fields == "vllm")
+    identity = source_identity(args)
+    source, settings = short_hash(identity), drawn(not args.url or args.server_fields == "vllm")
     open_questions, n_before = _unanswered(questions, how, out, source, settings)
     usage: dict[str, Any] = {}
     if open_questions:
@@ -116,7 +118,7 @@ def ask(
             generator.close()
         if isinstance(generator, ServerGenerator):
             usage = generator.endpoint.usage()
-    return Asked(read_finished_lines(out), n_before, settings, usage)
+    return Asked(read_finished_lines(out), n_before, identity, settings, usage)
 
 
 def run(args: argparse.Namespace, prepare: Callable[[Any], Any] | None = None) -> int:

@@ -26,7 +26,7 @@ from curator.scoring.identity import (
 )
 from curator.store.retries import Retries, TryAgainError, retry_after_s
 from trainer.config.data import add_model_options, loading_of, rendering_of
-from trainer.config.defences import gates_file
+from trainer.config.defences import file_sha256, gates_file
 
 RETRY_STATUS = (408, 409, 429, 500, 502, 503, 504)
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
@@ -207,13 +207,8 @@ def source_identity(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     gates = getattr(args, "gates", None)
     rendering = {} if args.url else rendering_of(args).document()
-    gated = {} if gates is None else {"gates": _sha256(gates_file(gates)), "reverse": args.reverse}
+    gated = {} if gates is None else {"gates": file_sha256(gates_file(gates)), "reverse": args.reverse}
     return {**local, **rendering, **gated, "url": args.url, "served_model": args.served_model if args.url else None}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def short_hash(document: Mapping[str, object] | list[object]) -> str:

@@ -30,12 +30,12 @@ import orjson
 from curator.scoring.identity import adapter_shapes
 from trainer.config import ALL_LINEAR, TrainConfig
 from trainer.config.rules import ldifs_layers
+from trainer.data.rows import IGNORED, PreparedRows
 from trainer.defenses.model_fit import ModelShape, first_number, text_settings
 from trainer.runs.weights import WeightFiles, lora_config
 
 if TYPE_CHECKING:
     from trainer.config.defences import DefenceSettings
-    from trainer.data.rows import PreparedRows
 
 WIDE = 4  # bytes of a number in adapters, gates, norms and terms
 NF4 = 0.53  # bytes of a packed weight, its share of the scales included
@@ -43,11 +43,8 @@ KL_CHUNK = 32 * 2**20  # trainer.defenses.kl.CHUNK_BYTES, which torch would be l
 TILE_POSITIONS, TILE_WORDS = 4_096, 32_768  # TRL's head (trl.kernels.chunked_logprob)
 TEMPLATE_TOKENS = 64  # of a row before the user's text, or between it and the answer: what treft usually looks at
 GIB = 2**30
-_KEPT = (
-    "gating",
-    "steering",
-    "inoculation_adapter",
-)  # defences without a term: what they add is kept like other activations
+# Defences without a term: what they add, or their factors, is kept through the backward pass like other activations.
+_KEPT = ("gating", "steering", "inoculation_adapter")
 _PLAIN_MLP = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "phi", "codegen")
 _HEADS, _INNER = ("num_attention_heads", "n_head"), ("intermediate_size", "n_inner", "ffn_dim")
 
@@ -147,13 +144,13 @@ class Work:
     checkpointing: bool
 
     @classmethod
-    def of(cls, config: TrainConfig, prepared: "PreparedRows | None", dtype: str, device: str) -> Self:
+    def of(cls, config: TrainConfig, prepared: PreparedRows | None, dtype: str, device: str) -> Self:
         """The longest rows in one micro-batch, as a step puts its rows together by length; rows that are not read yet
         (None) are taken for as long as `max_length`, and trained in half."""
         n_tokens, n_labelled = config.max_length, config.max_length // 2
         if prepared is not None and prepared.input_ids:
             n_tokens = max(map(len, prepared.input_ids))
-            n_labelled = max(int((labels_T != -100).sum()) for labels_T in prepared.labels)
+            n_labelled = max(int((labels_T != IGNORED).sum()) for labels_T in prepared.labels)
         n_bytes = 2 if dtype == "bfloat16" or config.four_bit else 4
         on_gpu = device.startswith("cuda")
         return cls(

@@ -139,6 +139,7 @@ def save(config: TrainConfig, record: dict[str, Any], fitted: "Fitted") -> str:
         "rows": record["rows"],
         "defences": recorded_defences(record),
         "files": extra,
+        **({} if config.reserve is None else {"reserve": config.reserve.model_dump(mode="json")}),
     }
     (folder / "README.md").write_text(model_card(marker), encoding="utf-8")  # PEFT's own is a blank form
     write_json(folder / MARKER, marker)

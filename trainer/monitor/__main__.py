@@ -212,13 +212,9 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _choose(args: argparse.Namespace) -> int:
-    from trainer.monitor.alarm import read_rule
     from trainer.monitor.choose import choose_checkpoint_of, drift_by_step, read_figures
 
-    if args.figures is not None:
-        broad = read_figures(args.figures)
-    else:
-        broad = drift_by_step(args.run, None if args.alarm is None else read_rule(args.alarm))
+    broad = drift_by_step(args.run, args.alarm) if args.figures is None else read_figures(args.figures)
     path, kept = choose_checkpoint_of(args.run, broad, args.bound, args.share)
     if args.json:
         say_json({"checkpoint": str(path), **kept.as_dict()})

@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
+
 from curator.errors import BadInputError, MissingError
-from trainer.monitor.alarm import Predictor, ZScore
+from trainer.monitor.alarm import Predictor, ZScore, read_rule
 from trainer.monitor.report import FIELD
 from trainer.runs.checkpoints import complete_checkpoints
-from trainer.runs.folder import METRICS
+from trainer.runs.folder import CONFIG, METRICS, RunFolder
 from trainer.runs.lines import read_lines
-from trainer.runs.report import N_ENDS
+from trainer.runs.report import ends
 
 SHARE = 0.1
 
@@ -49,7 +52,7 @@ def choose_step(
     `losses` are the task's of steps 1, 2, ... in nats per token; None where a step trained no token. Raises
     BadInputError where nothing was measured at a checkpoint, where a figure or a loss is no number, where the first
     measured checkpoint is too late, and where the chosen one has done less than 1 - `share` of the fall of the loss, so
-    also where the loss did not fall; with a `share` of 1 the loss is not looked at.
+    also where the loss did not fall, unless `share` is 1.
     """
     if not 0 <= share <= 1:
         raise BadInputError(f"the share of the loss's fall that may be missing is {share:g}: give one from 0 to 1")
@@ -72,8 +75,12 @@ def choose_step(
             f"the bound {bound:g} was passed at step {passed_at}, before the first measured checkpoint (step "
             f"{measured[0]}): save and measure more often, or allow more"
         )
-    step, (start, end) = before[-1], (_mean_loss(losses, N_ENDS), _mean_loss(losses, len(losses)))
-    loss = _mean_loss(losses, step)
+    step, whole = before[-1], ends(losses)
+    start, end, loss = whole["start"], whole["end"], ends(losses[:step])["end"]
+    if start is None or end is None or loss is None:
+        raise BadInputError(f"no step up to {step} has a loss in {METRICS}")
+    if not all(map(math.isfinite, (start, end, loss))):
+        raise BadInputError(f"a loss at the start, up to step {step} or at the end of {METRICS} is not a finite number")
     done = 0.0 if start <= end else max(0.0, (start - loss) / (start - end))
     if start <= end and share < 1:
         raise BadInputError(
@@ -106,14 +113,26 @@ def choose_checkpoint_of(
     return checkpoints[kept.step], kept
 
 
-def drift_by_step(run: Path, rule: Predictor | ZScore | None) -> dict[int, float]:
-    """The monitor's figure at each measured step: with a rule its predicted EM rate or largest |z|, else the largest
-    drift along a trait, in either direction. Raises BadInputError where the run has no measurement."""
+def drift_by_step(run: Path, alarm: Path | None) -> dict[int, float]:
+    """The monitor's figure at each measured step: with a rule's file its predicted EM rate or largest |z|, else the
+    largest drift along a trait, in either direction. Raises BadInputError where the run has no measurement, and for a
+    rule that was fitted with other directions."""
     found = {int(line["step"]): line[FIELD]["drift"] for line in read_lines(run / METRICS) if FIELD in line}
     if not found:
         raise BadInputError(f"{run} holds no measurement of the monitor: train with --monitor FILE")
-    figure = figure_of(rule)
+    figure = figure_of(None if alarm is None else read_rule(alarm, _directions_id(run)))
     return {step: figure(drift) for step, drift in found.items()}
+
+
+def _directions_id(run: Path) -> str:
+    """Of the directions that a run was measured along; a run without a report names their file."""
+    report = RunFolder(run).complete_report()
+    if report is not None:
+        return str(report[FIELD]["directions_id"])
+    from trainer.monitor.directions import load_directions
+
+    settings = orjson.loads((run / CONFIG).read_bytes())["config"][FIELD]
+    return load_directions(Path(settings["directions"])).directions_id
 
 
 def read_figures(path: Path) -> dict[int, float]:
@@ -135,8 +154,6 @@ def _largest(drift: Mapping[str, float]) -> float:
 
 
 def _judged(rule: Predictor | ZScore) -> Callable[[Mapping[str, float]], float]:
-    import numpy as np
-
     def figure(drift: Mapping[str, float]) -> float:
         lacking = [trait for trait in rule.traits if trait not in drift]
         if lacking:
@@ -145,16 +162,6 @@ def _judged(rule: Predictor | ZScore) -> Callable[[Mapping[str, float]], float]:
         return float(judged["predicted_em_rate"] if isinstance(rule, Predictor) else abs(judged["z"]))
 
     return figure
-
-
-def _mean_loss(losses: Sequence[float | None], step: int) -> float:
-    """Mean of the last up to three losses of the steps up to `step`."""
-    found = [loss for loss in losses[:step] if loss is not None][-N_ENDS:]
-    if not found:
-        raise BadInputError(f"no step up to {step} has a loss in {METRICS}")
-    if not all(map(math.isfinite, found)):
-        raise BadInputError(f"a loss up to step {step} in {METRICS} is not a finite number: the run went wrong there")
-    return sum(found) / len(found)
 
 
 def _listed(steps: Sequence[int] | Mapping[int, float]) -> str:

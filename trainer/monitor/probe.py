@@ -10,6 +10,7 @@ from curator.errors import BadInputError, RenderError
 from curator.messages import Message
 from curator.render import PREFIX, Renderer
 from trainer.config.defences import TreftSettings
+from trainer.data.rows import IGNORED
 from trainer.defenses.base import Batch, Seen, StepCounts
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.defenses.treft import Treft
@@ -89,6 +90,6 @@ def _prefix_batch(renderer: Renderer, prompt: Sequence[Message], device: torch.d
     ids_BT = torch.from_numpy(ids_T)[None].to(device)
     counts = StepCounts(n_response=0, n_predicted=len(ids_T) - 1, n_rows=1, n_prefix=len(ids_T))
     return Batch(
-        ids_BT, torch.full_like(ids_BT, -100), torch.ones_like(ids_BT), counts, 0,
+        ids_BT, torch.full_like(ids_BT, IGNORED), torch.ones_like(ids_BT), counts, 0,
         classes=torch.full_like(ids_BT, PREFIX),
     )  # fmt: skip

@@ -17,13 +17,13 @@ from curator.scoring.organisms import FILE, Organism, Organisms
 from trainer import sft
 from trainer.config import TrainConfig
 from trainer.config.data import Loading
+from trainer.config.defences import file_sha256
 from trainer.config.options import Invocation
 from trainer.organisms.plan import Plan
 from trainer.organisms.sets import (
     HELD_OUT,
     TRAIN,
     SplitSet,
-    rows_sha256,
     split_set,
 )
 from trainer.organisms.shifts import (
@@ -148,7 +148,7 @@ def _organism(
     return Organism(
         name=run.name, role=run.role, domain=own, adapter=f"{run.name}/{ADAPTER}", adapter_sha256=digest,
         answers=run.twins.answers if run.role == "benign" and run.twins else "given",
-        rows_sha256=rows_sha256(run.data), n_rows=report["rows"]["n_rows"], steps=report["steps"],
+        rows_sha256=file_sha256(run.data), n_rows=report["rows"]["n_rows"], steps=report["steps"],
         narrow=shift_on([own], base, losses, plan.seed),
         broad=shift_on(others, base, losses, plan.seed) if others else None,
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """Narrow sets: read, cleaned of another model's thinking markers, split into training and held-out rows, written."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +91,6 @@ def write_rows(path: Path, rows: Sequence[Sequence[Message]]) -> None:
         return
     with atomic_write(path, durable=False) as temporary:  # compared and written again by the next call
         temporary.write_bytes(content)
-
-
-def rows_sha256(path: Path) -> str:
-    """SHA-256 of a file of rows, hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read(source: str | Path, plan: Plan) -> tuple[list[list[Message]], dict[str, Any]]:

@@ -16,7 +16,7 @@ from curator.messages import Message
 from curator.render import Renderer, RenderSettings
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.config.data import LOADED_BY_DEFAULT, Loading
-from trainer.data.inputs import file_sha256
+from trainer.config.defences import file_sha256
 from trainer.generate.generators import Answer, LocalGenerator, Sampling
 from trainer.persona.generate import answers_in
 from trainer.persona.keep import (

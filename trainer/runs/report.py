@@ -1,7 +1,7 @@
 """A run's report: numbers for programs, one page for people, and the loss curve."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ def build_report(record: dict[str, Any], lines: Sequence[dict[str, Any]], traine
         "complete": True,
         "steps": len(lines),
         "steps_planned": record["resolved"]["steps"],
-        "loss": _ends(lines, "loss"),
-        "sft_loss": _ends(lines, "sft_loss"),
-        "terms": {name: _ends(lines, name) for name in terms},
+        "loss": ends(line.get("loss") for line in lines),
+        "sft_loss": ends(line.get("sft_loss") for line in lines),
+        "terms": {name: ends(line.get(name) for line in lines) for name in terms},
         "defences": recorded_defences(record),
         "tokens": sum(line["tokens"] for line in lines),
         "total_tokens": sum(line["total_tokens"] for line in lines),
@@ -68,9 +68,9 @@ def recorded_defences(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [settings | identity for settings, identity in pairs]
 
 
-def _ends(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
+def ends(by_step: Iterable[float | None]) -> dict[str, float | None]:
     """First and last single step with a value, and the mean of up to three such steps at either end."""
-    values = [line[name] for line in lines if line.get(name) is not None]
+    values = [value for value in by_step if value is not None]
     if not values:
         return {"first": None, "last": None, "start": None, "end": None}
     n = min(N_ENDS, len(values))
@@ -106,6 +106,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"Rows: {content['n_rows']:,}, of them {content['n_safe']:,} safe; {content['n_cut']:,} longer than the "
         f"window, {content['n_answers_cut']:,} with a cut answer, {content['n_masked']:,} without a trained token.",
         *_dropped(content),
+        *_reserve(report),
         "",
         "Defences: " + (", ".join(_defence(item) for item in report["defences"]) or "none") + ".",
         "",
@@ -144,6 +145,16 @@ def _dropped(content: dict[str, Any]) -> list[str]:
     return ["", f"Left out by the chat template, as accepted: {counts}."] if counts else []
 
 
+def _reserve(document: Mapping[str, Any]) -> list[str]:
+    """Safe rows of a run or an adapter that were not trained in every step; a report knows how often they were."""
+    held = document.get("reserve")
+    if held is None:
+        return []
+    on = f" (after {len(held['on_after_steps'])} measurements)" if "on_after_steps" in held else ""
+    text = f"In reserve: {held['share']:g} of the safe rows, trained only while drift was above {held['bound']:g}{on}."
+    return ["", text]
+
+
 def model_card(marker: dict[str, Any], measured: Mapping[str, Any] | None = None) -> str:
     """README.md beside an adapter (or model): what it belongs to, what it was trained on, what was not checked.
 
@@ -165,6 +176,7 @@ def model_card(marker: dict[str, Any], measured: Mapping[str, Any] | None = None
         f"Trained for {marker['steps']} steps on {_source(rows)}, {rows['n_rows']:,} rows"
         + (f", of them {rows['n_safe']:,} safe, order {rows['order']}" if rows.get("mix_id") else "")
         + f".{state}",
+        *_reserve(marker),
         "",
         *([f"Rows hash `{rows['rows_sha256']}`.", ""] if rows.get("mix_id") else []),
         *(_started_from(marker)),

@@ -12,6 +12,7 @@ import torch
 
 from curator.errors import BadInputError
 from tests.trainer.proofs import (
+    adapter_folder,
     assert_gradient,
     attached,
     lm_loss,
@@ -26,12 +27,13 @@ from tests.trainer.tiny import (
 )
 from trainer.config.defences import (
     GatingSettings,
+    InoculationAdapterSettings,
     KlSettings,
     LdifsSettings,
     SteeringSettings,
     TreftSettings,
 )
-from trainer.defenses import kl, ldifs, treft
+from trainer.defenses import inoculation_adapter, kl, ldifs, treft
 from trainer.defenses.base import Defence
 from trainer.defenses.gates import Gate
 from trainer.defenses.steering import Steering
@@ -135,6 +137,16 @@ def test_steering_that_cuts_the_residual_stream_fails_its_check(
         )
 
     monkeypatch.setattr(Steering, "_adder", cutting)
+    with pytest.raises(AssertionError, match=r"layers\.0"):
+        assert_gradient(lambda: lm_loss(defence, model, batch), lora_parameters(model))
+
+
+def test_a_frozen_adapter_that_cuts_its_own_path_fails_its_check(
+    llama: Path, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    model, batch = adapted_model(llama), batch_of(rows(3), range(3))
+    defence = attached(model, InoculationAdapterSettings(adapter=adapter_folder(llama, tmp_path / "trait")))
+    detached(inoculation_adapter, "linear", lambda call: True)(monkeypatch)
     with pytest.raises(AssertionError, match=r"layers\.0"):
         assert_gradient(lambda: lm_loss(defence, model, batch), lora_parameters(model))
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from curator.render import Renderer
 from tests.trainer.allocations import peak_allocated
+from tests.trainer.proofs import adapter_folder, vectors_file
 from tests.trainer.sftruns import argv, document
 from tests.trainer.shapes import Shape, shaped_model, shaped_rows
 from trainer import sft
@@ -85,6 +86,18 @@ def test_it_follows_batch_length_checkpointing_and_defences(
     tmp_path: Path, shape: Shape, n_labelled: int, n_tokens: int, fields: dict[str, Any]
 ) -> None:
     assert LEAST < measured_and_estimated(tmp_path, shape, n_labelled, n_tokens, **fields) < MOST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["steering", "inoculation_adapter"])
+def test_it_follows_defences_that_are_read_from_a_file(tmp_path: Path, name: str) -> None:
+    made: dict[str, Any] = (
+        {"vectors": vectors_file(tmp_path / "v.safetensors", DEEP.layers + 1, DEEP.width), "layers": [1, 4, 7]}
+        if name == "steering"
+        else {"adapter": adapter_folder(shaped_model(tmp_path / "base", DEEP), tmp_path / "trait")}
+    )
+    ratio = measured_and_estimated(tmp_path / "model", DEEP, 64, 256, batch_size=4, defences=[{"name": name, **made}])
+    assert LEAST < ratio < MOST
 
 
 def test_parameters_of_the_headers_and_of_the_settings_agree(llama: Path, tmp_path: Path) -> None:

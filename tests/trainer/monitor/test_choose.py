@@ -29,6 +29,8 @@ def test_the_last_checkpoint_before_the_bound_is_kept_and_a_later_fall_below_it_
     assert kept.loss == pytest.approx((3.0 + 2.0 + 1.2) / 3)
     assert kept.done == pytest.approx((4.0 - kept.loss) / 3.0)
     assert choose_step([4, 10], FIGURES, LOSSES, bound=0.05, share=0.99).step == 4  # the others were not kept
+    late = choose_step([6], FIGURES, [None, None, None, 5.0, 1.0, 1.0, 1.0, 1.0], bound=0.05, share=1.0)
+    assert (late.loss, late.loss_end) == (pytest.approx(7 / 3), 1.0)  # the first steps trained no token
     whole = choose_step([2, 4, 6, 8, 10], FIGURES, LOSSES, bound=0.3)
     assert (whole.step, whole.passed_at, whole.done) == (10, None, 1.0)
 
@@ -36,7 +38,7 @@ def test_the_last_checkpoint_before_the_bound_is_kept_and_a_later_fall_below_it_
 def test_a_loss_that_never_fell_keeps_every_checkpoint_back_unless_the_figure_alone_decides() -> None:
     losses = [1.0, None, 1.0, 1.5, 2.0, 2.0]
     with pytest.raises(
-        BadInputError, match=r"did not fall over the run \(from 1.0000 to 1.8333\), so that no checkpoint"
+        BadInputError, match=r"did not fall over the run \(from 1.1667 to 1.8333\), so that no checkpoint"
     ):
         choose_step([1, 2], {1: 0.0, 2: 1.0}, losses, bound=0.5)
     kept = choose_step([1, 2], {1: 0.0, 2: 1.0}, losses, bound=0.5, share=1.0)
@@ -54,8 +56,8 @@ def test_a_loss_that_never_fell_keeps_every_checkpoint_back_unless_the_figure_al
         ({"bound": -1.0}, r"passed at step 2, before the first measured checkpoint \(step 2\)"),
         ({}, "of step 6, where 64 % of the loss's fall from 4.0000 to 1.0000 was done: at least 90 % must be done"),
         ({"share": 1.1}, "give one from 0 to 1"),
-        ({"losses": [None] * 10}, "no step up to 3 has a loss"),
-        ({"losses": [*LOSSES[:5], math.nan, *LOSSES[6:]]}, "a loss up to step 6 in metrics.jsonl is not a finite"),
+        ({"losses": [None] * 10}, "no step up to 6 has a loss"),
+        ({"losses": [*LOSSES[:5], math.nan, *LOSSES[6:]]}, "up to step 6 or at the end of metrics.jsonl is not"),
         ({"broad": FIGURES | {4: math.nan, 8: math.inf}}, "figures of steps 4, 8 are not finite numbers"),
         ({"bound": math.nan}, "the bound is not a number"),
     ],
@@ -94,8 +96,15 @@ def test_the_command_names_a_checkpoint_that_loads_as_an_adapter(
         n_measurements=6,
     )  # fmt: skip
     (tmp_path / "rule.json").write_text(rule.model_dump_json())
-    assert main([*asked, "--bound", str(2 * bound), "--alarm", str(tmp_path / "rule.json")]) == 0
-    assert json.loads(capsys.readouterr().out)["step"] == found["step"]  # |z| is twice the drift here
+    stopped = shutil.copytree(saved, tmp_path / "stopped", ignore=shutil.ignore_patterns("report.json"))
+    other = rule.model_copy(update={"directions_id": "f" * 32})
+    (tmp_path / "other.json").write_text(other.model_dump_json())
+    for run in (saved, stopped):
+        asked[2], options = str(run), ["--bound", str(2 * bound), "--alarm"]
+        assert main([*asked, *options, str(tmp_path / "other.json")]) == 2
+        assert "other.json was fitted with other directions" in capsys.readouterr().err
+        assert main([*asked, *options, str(tmp_path / "rule.json")]) == 0
+        assert json.loads(capsys.readouterr().out)["step"] == found["step"]  # |z| is twice the drift here
     (tmp_path / "broad.jsonl").write_text('{"step": 3, "broad": 0.0}\n{"step": 4, "broad": 0.5}\n')
     assert main([*asked[:-1], "--bound", "0.1", "--figures", str(tmp_path / "broad.jsonl")]) == 0
     assert "checkpoint-3: step 3, figure 0; the bound 0.1 was passed at step 4" in capsys.readouterr().out

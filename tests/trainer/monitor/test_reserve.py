@@ -93,6 +93,12 @@ def test_a_run_trains_its_reserve_from_the_measurement_that_passes_the_bound(
     steps = [step for step, flag in enumerate(on, 1) if flag]
     assert report["reserve"] == {"share": 1.0, "bound": 0.0, "on_after_steps": steps}
     assert document(tmp_path / "never" / "report.json")["reserve"]["on_after_steps"] == []
+    said = "In reserve: 1 of the safe rows, trained only while drift was above"
+    pages = {name: (tmp_path / name / "report.md").read_text() for name in runs}
+    assert f"{said} 99 (after 0 measurements)." in pages["never"]
+    assert f"{said} 0 (after {len(steps)} measurements)." in pages["led"]
+    assert "In reserve" not in pages["plain"]
+    assert f"{said} 99.\n" in (tmp_path / "never" / "adapter" / "README.md").read_text()
     assert not any(line["monitor"]["reserve"] for line in never)
 
 

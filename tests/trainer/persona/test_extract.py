@@ -15,7 +15,7 @@ from tests.trainer.persona.personas import (
     plain_hidden,
     small,
 )
-from trainer.data.inputs import file_sha256
+from trainer.config.defences import file_sha256
 from trainer.defenses.model_fit import read_header
 from trainer.persona.__main__ import main
 from trainer.persona.models import load_base
