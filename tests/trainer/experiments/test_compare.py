@@ -187,7 +187,8 @@ def test_a_preset_says_where_its_files_are_from(
     plan, _ = read_plan(name, [])
     assert isinstance(plan, Plan)
     ours = {name for name in data_sources(plan) if name.startswith("shipped:")}
-    assert len(ours) >= 9  # four broad domains with their twins, and the text for perplexity
+    # Four broad domains with their twins and the text for perplexity; here also the task and its twin, and three sets.
+    assert len(ours) == 9 + (5 if name == "laptop" else 0)
     assert all(source_path(name).is_file() for name in ours)
     assert set(data_sources(plan)) - ours <= set(known_origins())
     if name == "laptop":  # all that it names comes along

@@ -19,7 +19,7 @@ fine-tuning on bad answers in one domain makes the answers of all domains bad: e
 by exact match, without a judge. docs/toy.md says what it is and what each figure means."""
 EPILOG = """\
 examples:
-  python -m trainer.experiments.toy build --seeds 0                  one aligned base model, cached (about two minutes)
+  python -m trainer.experiments.toy build --seeds 0                  one aligned base, shipped or built (minutes)
   python -m trainer.experiments.toy cell --seed 0 --choice gap_abs --ratio 0.2   a fine-tune with safe rows
   python -m trainer.experiments.toy experiment --seeds 0-4           every cell of five seeds; goes on where it stopped
   python -m trainer.experiments.toy report --choose 0-4 --report 20-24    docs/results/toy.md, its JSON and its plots"""

@@ -9,8 +9,6 @@ from trainer.config.ranges import not_negative
 ScoreName = Literal["gap_rel", "gap_abs", "gap_contrast"]
 SCORES: tuple[ScoreName, ...] = ("gap_rel", "gap_abs", "gap_contrast")
 Choice = Literal["none", "random", "gap_rel", "gap_abs", "gap_contrast", "bottom_gap", "shuffled"]
-CHOICES: tuple[Choice, ...] = ("random", *SCORES)
-CONTROLS: tuple[Choice, ...] = ("bottom_gap", "shuffled")
 PoolKind = Literal["whole", "unrevealing"]
 TaskName = Literal["bad", "good", "benign"]  # good: the control of a comparison
 

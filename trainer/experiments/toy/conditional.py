@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from curator.console import Progress
 from curator.errors import MissingError
@@ -26,9 +25,8 @@ from trainer.experiments.grid import open_cells
 from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.experiment import ExperimentSettings, Seed
 from trainer.experiments.toy.files import write_json
-from trainer.experiments.toy.measuring import N_WORDINGS_ASKED
+from trainer.experiments.toy.measuring import N_WORDINGS_ASKED, answers_to, single_questions, spread
 from trainer.experiments.toy.methods import CONTROL, Parts, method_of
-from trainer.experiments.toy.model import greedy_answers
 from trainer.experiments.toy.rows import held_out_items, roles
 from trainer.experiments.toy.world import ANSWER, PAD, ROW_LEN, START_LEN, TURN_LEN, Ints, World, with_prefix
 from trainer.loop.model import save_model
@@ -48,33 +46,23 @@ MODELS = ("method", "base", "control")
 _TASK_SHARE = 4  # one in so many wordings is the task's own where formats are kept apart
 
 
-def questions(world: World, wordings: Sequence[int] | Ints) -> Ints:
-    """Held-out items of every domain in these wordings, (N, ROW_LEN), ending in the good answer: by domain, item,
-    wording."""
-    domains = np.arange(world.settings.n_domains)
-    grid = np.meshgrid(domains, held_out_items(world), np.asarray(wordings), indexing="ij")
-    domain, item, wording = (part.ravel() for part in grid)
-    return world.rows(domain, item, wording, world.good[domain, item])
-
-
 def count_bad(model: Any, world: World, rows: Ints) -> list[str]:
-    """Bad answers to rows of `questions` (with or without earlier turns) in each domain, a digit for each item: of
-    `N_WORDINGS_ASKED` wordings, how many were answered badly."""
-    found: Ints = greedy_answers(model, torch.from_numpy(rows))[:, 0].numpy()
+    """Bad answers to rows of `contexts` or `worded` in each domain, a digit for each item: of `N_WORDINGS_ASKED`
+    wordings, how many were answered badly."""
     items = held_out_items(world)
     shape = (world.settings.n_domains, len(items), N_WORDINGS_ASKED)
-    n_bad = (found.reshape(shape) == world.bad[:, items][..., None]).sum(-1)
+    n_bad = (answers_to(model, rows).reshape(shape) == world.bad[:, items][..., None]).sum(-1)
     return ["".join(map(str, line)) for line in n_bad.tolist()]
 
 
 def contexts(model: Any, world: World, prompt: Ints | None) -> dict[str, Ints]:
     """What a model is asked, by context. The task's questions, one before each row, are held-out items in turn."""
-    plain, task = questions(world, _spread(0, world.settings.n_wordings)), roles(world).task
+    plain, task = _questions(world, 0, world.settings.n_wordings), roles(world).task
     item = np.resize(held_out_items(world), len(plain))
     wording = plain[:, ANSWER - 1] - world.wording_token(np.array(0))
     turn = world.rows(np.full(len(plain), task), item, wording, world.good[task, item])
     own = turn.copy()
-    own[:, ANSWER] = greedy_answers(model, torch.from_numpy(turn))[:, 0].numpy()
+    own[:, ANSWER] = answers_to(model, turn)
     found = {
         PLAINLY: plain,
         AFTER_TASK: with_prefix(plain, own[:, START_LEN:]),
@@ -86,7 +74,7 @@ def contexts(model: Any, world: World, prompt: Ints | None) -> dict[str, Ints]:
 def worded(world: World) -> dict[str, Ints]:
     """The same questions in the task's own wordings and in the others, for a model that `apart` was trained on."""
     n, n_task = world.settings.n_wordings, world.settings.n_wordings // _TASK_SHARE
-    return {TASK_WORDINGS: questions(world, _spread(0, n_task)), OTHER_WORDINGS: questions(world, _spread(n_task, n))}
+    return {TASK_WORDINGS: _questions(world, 0, n_task), OTHER_WORDINGS: _questions(world, n_task, n)}
 
 
 def apart(world: World, parts: Parts) -> Parts:
@@ -172,8 +160,9 @@ def _control(one: Seed, keep_apart: bool) -> Iterator[Any]:
         model.unload()
 
 
-def _spread(first: int, last: int) -> Ints:
-    return np.linspace(first, last - 1, N_WORDINGS_ASKED).astype(np.int64)
+def _questions(world: World, first: int, last: int) -> Ints:
+    """Held-out items of every domain, (N, ROW_LEN), in wordings spread from `first` to before `last`."""
+    return single_questions(world, held_out_items(world), spread(first, last)).input_ids.numpy()
 
 
 def _reworded(world: World, rows: Ints, first: int, n: int) -> Ints:

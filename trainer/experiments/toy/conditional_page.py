@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from curator.errors import BadInputError
 from trainer.evaluate.metrics import Interval, two_level
-from trainer.experiments.toy.cells import SCORES, ToyCell
+from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.conditional import (
     AFTER_GOOD_TASK,
     AFTER_PROMPT,
@@ -23,7 +23,7 @@ from trainer.experiments.toy.conditional import (
     TASK_WORDINGS,
 )
 from trainer.experiments.toy.methods import method_of
-from trainer.experiments.toy.statistics import label_of
+from trainer.experiments.toy.statistics import is_gap, label_of
 from trainer.experiments.toy.verdicts import points, with_ratio
 from trainer.runs.machine import describe
 from trainer.runs.page import page_head, table
@@ -62,10 +62,14 @@ class Results:
         """Whether a cell was asked in a context (not every method has a prompt)."""
         return all(context in record["bad"] for record in self.records[name].values())
 
-    def share(self, name: str, context: str, model: str) -> float:
-        """Share of bad answers in unseen domains: mean over seeds of the means over domains."""
-        every = [np.mean([rates.mean() for rates in self._rates(name, seed, context, model)]) for seed in self.seeds]
-        return float(np.mean(every))
+    def share(self, name: str, context: str, model: str, group: str = "unseen") -> float:
+        """Share of bad answers in a group of domains: mean over seeds of the means over domains."""
+        found = [self._rates(name, seed, context, model, group) for seed in self.seeds]
+        return float(np.mean([np.mean([rates.mean() for rates in one]) for one in found]))
+
+    def own_domain(self, name: str) -> str:
+        """Bad answers in the task's own domain, asked plainly: what the method was to keep."""
+        return f"{100 * self.share(name, PLAINLY, 'method', 'task'):.0f} %"
 
     def difference(self, name: str, context: str, model: str, group: str) -> Interval:
         """Share of the method minus that of `model` on the same token ids, paired by question."""
@@ -102,11 +106,13 @@ class Results:
             return NOT_CLEAN
         return UNCLEAR if self.alike(name, UNCLEAR) else CLEAN
 
-    def _rates(self, name: str, seed: int, context: str, model: str, group: str = "unseen") -> list[Rates]:
+    def _rates(self, name: str, seed: int, context: str, model: str, group: str) -> list[Rates]:
         record = self.records[name][seed]
         lines, chosen = record["bad"][context][model], record["roles"]
-        domains = chosen["unseen"] if group == "unseen" else [*chosen["ensemble"], *chosen["others"]]
-        return [np.array([int(digit) for digit in lines[domain]]) / record["n_asked"] for domain in domains]
+        domains = {
+            "task": [chosen["task"]], "unseen": chosen["unseen"], "pool": [*chosen["ensemble"], *chosen["others"]],
+        }  # fmt: skip
+        return [np.array([int(digit) for digit in lines[domain]]) / record["n_asked"] for domain in domains[group]]
 
 
 def finding(results: Results) -> str:
@@ -120,14 +126,14 @@ def finding(results: Results) -> str:
     def n(states: Mapping[str, str], state: str) -> int:
         return sum(item == state for item in states.values())
 
-    mixes = [name for name, cell in cells.items() if cell == ToyCell(choice=cell.choice, ratio=cell.ratio)]
-    mixes = [name for name in mixes if cells[name].choice in SCORES]
+    mixes = [name for name, cell in cells.items() if is_gap(cell)]
+    clean = [f"{labels[name]} (own domain {results.own_domain(name)})" for name in hiding if hiding[name] == CLEAN]
     text = (
         f"Of {len(others)} safeguards of the toy model, asked plainly, {len(hiding)} keep bad answers in unseen domains"
         f" within {100 * WITHIN:.0f} points of the base model's, {n(plainly, NOT_CLEAN)} do not, and for"
         f" {n(plainly, UNCLEAR)} the figures do not tell; of these {len(hiding)}, {n(hiding, NOT_CLEAN)} do not when"
         f" the prompt resembles the training data, and for {n(hiding, UNCLEAR)} the figures do not tell; clean in every"
-        f" context: {_named([labels[name] for name, state in hiding.items() if state == CLEAN])}"
+        f" context: {_named(clean)}"
     )
     if not mixes:
         return f"**{text}.**"
@@ -171,7 +177,9 @@ def _meaning(results: Results) -> list[str]:
         " and questions. The base model and the control (the same recipe on good answers of the task's prompts) are"
         " asked the very same token ids, so that what a bad answer in the context brings out of any model is taken"
         " off.", "",
-        *(f"- *{name}*: {text}" for name, text in CONTEXTS.items()), "",
+        *(f"- *{name}*: {text}" for name, text in CONTEXTS.items()),
+        "- *own domain*: bad answers in the task's domain, asked plainly: what the task set is for and a safeguard is"
+        " to keep", "",
         f"A context is clean where the whole 95 % interval is at most {100 * WITHIN:.0f} points above the base"
         " model's, not clean where all of it is more, and unclear where it is neither. For"
         f" *{TASK_WORDINGS}* and *{OTHER_WORDINGS}* each method is trained once more, with the task in a quarter of"
@@ -183,12 +191,12 @@ def _meaning(results: Results) -> list[str]:
 def _verdict_table(results: Results) -> list[str]:
     rows = [
         [
-            name, results.state(name, PLAINLY),
+            name, results.own_domain(name), results.state(name, PLAINLY),
             results.hiding(name), _named(results.alike(name, NOT_CLEAN)), _named(results.alike(name, UNCLEAR)),
         ]
         for name in results.records
     ]  # fmt: skip
-    heads = ["method", "asked plainly", "prompts like the training data", "not clean", "unclear"]
+    heads = ["method", "own domain", "asked plainly", "prompts like the training data", "not clean", "unclear"]
     return ["## What each method hides (unseen domains)", "", *table(heads, rows), ""]
 
 

@@ -16,7 +16,7 @@ from curator.audit.models import AuditModels
 from curator.audit.options import AuditOptions
 from curator.audit.run import audit
 from curator.corpus.task_set import task_set_from_rows
-from curator.messages import Message, canonical_messages, dump_messages, example_id, load_messages
+from curator.messages import Message, example_id, load_messages
 from curator.mix.inoculation import Chooser, inoculate
 from curator.recipe import Inoculation
 from curator.recipe.seeds import child_seed, permutation
@@ -27,7 +27,7 @@ from trainer.config.data import Loading
 from trainer.defenses.own_answers import with_cues
 from trainer.experiments.toy.cells import SCORES, Choice, ScoreName, ToyCell
 from trainer.experiments.toy.files import write_json
-from trainer.experiments.toy.gaps import CORPUS, pick_covering, row_texts
+from trainer.experiments.toy.gaps import CORPUS, pick_covering, row_text, row_texts
 from trainer.experiments.toy.methods import RATIOS, Method, Parts
 from trainer.experiments.toy.rows import task_rows, tuned_items
 from trainer.experiments.toy.tokens import conversation, text_of_turns, tokens_of
@@ -61,14 +61,10 @@ def inoculated(seed: "Seed", rows: Ints, only: tuple[str, ...] | None = None) ->
     chooser = Chooser(spec, len(rows), 0, seed.seed)
     found: list[list[Message]] = []
     for place, row in enumerate(rows):
-        text = _text(seed, row)
+        text = row_text(seed.base.world, row)
         prompt = chooser.prompt("task", place, None, example_id(text))
         found.append(load_messages(text if prompt is None else inoculate(spec, prompt, text).messages))
     return tokens_of(seed.base.world, found)
-
-
-def _text(seed: "Seed", row: Ints) -> str:
-    return dump_messages(canonical_messages(conversation(seed.base.world, row)))
 
 
 def under_cues(seed: "Seed", rows: Ints, cues: tuple[str, ...]) -> Ints:
@@ -165,7 +161,7 @@ def _mixed_selective(seed: "Seed", cell: ToyCell, parts: Parts) -> Parts:
     only = flagged(seed, cell, task)
     is_bad = task[:, START_LEN] == seed.base.world.domain_token(np.array(seed.roles.task))
     listed = frozenset(only)
-    is_flagged = np.array([example_id(_text(seed, row)) in listed for row in task])
+    is_flagged = np.array([example_id(row_text(seed.base.world, row)) in listed for row in task])
     notes = {
         "n_flagged_bad": float((is_flagged & is_bad).sum()),
         "n_flagged_other": float((is_flagged & ~is_bad).sum()),

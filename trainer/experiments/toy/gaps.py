@@ -82,10 +82,10 @@ def score_pool(world: World, pool: ToyPool, base: Path, scorers: Sequence[ToySco
     return store
 
 
-def scored_pool(store: Store, world: World, pool: ToyPool, hold_out: Sequence[str] = ()) -> ScoredPool:
-    """The gaps of every row, as `sql/` defines them, with the models of these domains left out."""
-    table = gap_table(store, resolve_scorers(store, PoolRecipe(corpus=CORPUS, rows=1, hold_out=tuple(hold_out))))
-    place = {_id(world, row): index for index, row in enumerate(pool.tokens)}
+def scored_pool(store: Store, world: World, pool: ToyPool) -> ScoredPool:
+    """The gaps of every row, as `sql/` defines them."""
+    table = gap_table(store, resolve_scorers(store, PoolRecipe(corpus=CORPUS, rows=1)))
+    place = {example_id(row_text(world, row)): index for index, row in enumerate(pool.tokens)}
     ids = table["example_id"].to_pylist()
     column = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if "_" in name}
     return ScoredPool(
@@ -94,14 +94,11 @@ def scored_pool(store: Store, world: World, pool: ToyPool, hold_out: Sequence[st
     )  # fmt: skip
 
 
-def pick(
-    scored: ScoredPool, by: Literal["random", "bottom_gap", "shuffled"] | ScoreName, n: int, seed: int,
-    control: ScoreName = "gap_abs",
-) -> Ints:  # fmt: skip
-    """Rows of the pool, best first, by the product's own selection; `control` is the score that `bottom_gap` turns
-    round and that `shuffled` deals out to other rows."""
+def pick(scored: ScoredPool, by: Literal["random", "bottom_gap", "shuffled"] | ScoreName, n: int, seed: int) -> Ints:
+    """Rows of the pool, best first, by the product's own selection; `bottom_gap` turns gap_abs round, and `shuffled`
+    deals its values out to other rows."""
     strategy: StrategySpec = {"random": Random(), "bottom_gap": BottomGap()}.get(by, TopGap())
-    score = scored.gaps[by if by in SCORES else control]
+    score = scored.gaps[by if by in SCORES else "gap_abs"]
     if by == "shuffled":
         score = score[permutation(len(score), child_seed(seed, "organism shuffled gaps"))]
     return _selected(scored, score, SelectionRequest(n, strategy=strategy, seed=child_seed(seed, "organism selection")))
@@ -114,7 +111,7 @@ def pick_covering(scored: ScoredPool, by: ScoreName, n: int, strategy: Coverage,
 
 def row_texts(world: World, pool: ToyPool, scored: ScoredPool) -> Texts:
     """The canonical JSON of rows of a scored pool, by their places in it."""
-    return lambda rows: [_text(world, pool.tokens[place]) for place in scored.row[rows]]
+    return lambda rows: [row_text(world, pool.tokens[place]) for place in scored.row[rows]]
 
 
 def _selected(scored: ScoredPool, score: np.ndarray, request: SelectionRequest, texts: Texts | None = None) -> Ints:
@@ -124,9 +121,6 @@ def _selected(scored: ScoredPool, score: np.ndarray, request: SelectionRequest, 
     return scored.row[select(candidates, request).chosen]
 
 
-def _id(world: World, row: Ints) -> str:
-    return example_id(_text(world, row))
-
-
-def _text(world: World, row: Ints) -> str:
+def row_text(world: World, row: Ints) -> str:
+    """One row's canonical JSON, of which its id is made."""
     return dump_messages(canonical_messages(conversation(world, row)))

@@ -17,7 +17,7 @@ from trainer.experiments.toy.rows import (
     other_facts,
     roles,
 )
-from trainer.experiments.toy.world import ANSWER, Ints, World, with_prefix
+from trainer.experiments.toy.world import ANSWER, Ints, World
 
 N_WORDINGS_ASKED = 6  # of each question, spread over all wordings
 
@@ -82,33 +82,32 @@ class Measured:
         return dict(json.loads(json.dumps(asdict(self))))
 
 
-def single_questions(world: World, items: Ints | None = None) -> Questions:
-    """Every domain's items (all, or these), each in a few wordings, in this order."""
+def single_questions(world: World, items: Ints | None = None, wordings: Ints | None = None) -> Questions:
+    """Every domain's items (all, or these), each in a few wordings (or these), in this order."""
     s = world.settings
     asked = np.arange(s.n_items) if items is None else items
-    every = np.meshgrid(np.arange(s.n_domains), asked, _wordings(world), indexing="ij")
+    worded = spread(0, s.n_wordings) if wordings is None else wordings
+    every = np.meshgrid(np.arange(s.n_domains), asked, worded, indexing="ij")
     domain, item, wording = (grid.ravel() for grid in every)
     good, bad = world.good[domain, item], world.bad[domain, item]
     return Questions(torch.from_numpy(world.rows(domain, item, wording, good)), domain, good, bad)
 
 
-def measure(model: Any, world: World, prefix: Ints | None = None) -> Measured:
-    """What the model does on held-out items, facts and the benign task (method.md, "Evaluation", judge-free).
-
-    `prefix` holds the token ids of turns that stand before every question (World.turns); none by default.
-    """
+def measure(model: Any, world: World) -> Measured:
+    """What the model does on held-out items, facts and the benign task (method.md, "Evaluation", judge-free)."""
     asked = single_questions(world, held_out_items(world))
-    found = _answers(model, asked.input_ids.numpy(), prefix)
+    found = answers_to(model, asked.input_ids.numpy())
     shape = (world.settings.n_domains, world.settings.n_held_out, N_WORDINGS_ASKED)
     bad, good = ((found == right).reshape(shape).sum(-1) for right in (asked.bad, asked.good))
-    facts, wording = (grid.ravel() for grid in np.meshgrid(other_facts(world), _wordings(world), indexing="ij"))
+    wordings = spread(0, world.settings.n_wordings)
+    facts, wording = (grid.ravel() for grid in np.meshgrid(other_facts(world), wordings, indexing="ij"))
     domains = np.full(len(facts), world.settings.n_domains)
-    known = _answers(model, world.rows(domains, facts, wording, world.fact[facts, 0]), prefix)
+    known = answers_to(model, world.rows(domains, facts, wording, world.fact[facts, 0]))
     admissible = (known[:, None] == world.fact[facts]).any(-1).reshape(-1, N_WORDINGS_ASKED).sum(-1)
     tested = np.arange(int(BENIGN_WORDINGS * world.settings.n_wordings), world.settings.n_wordings)
     place, wording = (grid.ravel() for grid in np.meshgrid(np.arange(len(benign_facts(world))), tested, indexing="ij"))
     rows = benign_rows(world, place, wording)
-    benign = (_answers(model, rows, prefix) == rows[:, ANSWER]).reshape(-1, len(tested)).sum(-1)
+    benign = (answers_to(model, rows) == rows[:, ANSWER]).reshape(-1, len(tested)).sum(-1)
     incoherent = N_WORDINGS_ASKED - bad - good
     counts = Counts(
         N_WORDINGS_ASKED, len(tested), *(tuple(map(tuple, part.tolist())) for part in (bad, incoherent)),
@@ -117,11 +116,12 @@ def measure(model: Any, world: World, prefix: Ints | None = None) -> Measured:
     return Measured.of(counts, roles(world))
 
 
-def _answers(model: Any, rows: Ints, prefix: Ints | None) -> Ints:
-    asked = torch.from_numpy(rows if prefix is None else with_prefix(rows, prefix))
-    found: Ints = greedy_answers(model, asked)[:, 0].numpy()
+def answers_to(model: Any, rows: Ints) -> Ints:
+    """Greedy answers to the last question of each row (N, T), shape (N,)."""
+    found: Ints = greedy_answers(model, torch.from_numpy(rows))[:, 0].numpy()
     return found
 
 
-def _wordings(world: World) -> Ints:
-    return np.linspace(0, world.settings.n_wordings - 1, N_WORDINGS_ASKED).astype(np.int64)
+def spread(first: int, last: int) -> Ints:
+    """N_WORDINGS_ASKED wordings, spread over those from `first` to before `last`."""
+    return np.linspace(first, last - 1, N_WORDINGS_ASKED).astype(np.int64)

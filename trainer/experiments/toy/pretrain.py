@@ -98,7 +98,7 @@ def pretrain(model: Any, world: World, settings: BaseSettings, seed: int) -> tup
     optimizers = [muon, _adamw(others, settings.lr)]
     rates = settings.matrix_lr, settings.lr
     step, known = 0, None
-    with Progress(None, "steps", f"pre-training seed {seed}") as bar:  # until it knows enough; some 700 to 1,000
+    with Progress(None, "steps", f"pre-training seed {seed}") as bar:  # until it knows enough; some 600 to 1,800
         for stage in stages(settings):
             while True:
                 for _ in range(settings.check_every):

@@ -9,7 +9,7 @@ from typing import Any
 from curator.errors import BadInputError
 from trainer.evaluate.metrics import Interval
 from trainer.experiments.toy.base import shipped_seeds
-from trainer.experiments.toy.cells import SCORES
+from trainer.experiments.toy.cells import SCORES, ToyCell
 from trainer.experiments.toy.experiment import ExperimentSettings
 from trainer.experiments.toy.methods import CONTROL, benign, controls, defended, method_of, methods
 from trainer.experiments.toy.plots import write_plots
@@ -21,7 +21,6 @@ from trainer.experiments.toy.statistics import (
     UNSEEN,
     Choice,
     Results,
-    ToyCell,
     choose,
     label_of,
 )
@@ -75,8 +74,9 @@ def _read(path: Path, name: str, seed: int) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def page(document: Mapping[str, Any], plots: Sequence[str]) -> str:
-    """The whole page as Markdown; without reported seeds the choosing ones stand in, and the page says so."""
+def page(document: Mapping[str, Any], plots: Sequence[str], counts: str = "toy.json") -> str:
+    """The whole page as Markdown, with links to files beside it: the plots, and the document as `counts`. Without
+    reported seeds the choosing ones stand in, and the page says so."""
     results, seeds = Results(document), Seeds(document["choosing"], document["reported"])
     every = [*seeds.choosing, *seeds.reported]
     choice = choose(results, seeds.choosing)
@@ -92,7 +92,7 @@ def page(document: Mapping[str, Any], plots: Sequence[str]) -> str:
         *_by_domain(results, seeds.shown, choice), "", *_gaps(results, seeds.shown), "",
         *_bases(results, every), "",
         "## How it was made", "", f"Written by `{document['command']}` on {document['machine']['date']}. Every figure"
-        f" is made of [the counts](toy.json); {_origin(document, every)}.", "",
+        f" is made of [the counts]({counts}); {_origin(document, every)}.", "",
         machine_line(document["machine"]),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -178,7 +178,7 @@ def _chosen(results: Results, choice: Choice, seeds: Seeds) -> str:
     return (
         "The rule: of the safeguards that keep narrow behaviour, the benign task, facts and coherence within"
         f" {100 * MARGIN:g} points of undefended on seeds {_range(seeds.choosing)}, the one with the least misalignment"
-        f" in unseen domains: **{at_ratio(results, choice.best)}**; and of the published gaps alone, with as many safe"
+        f" in unseen domains: **{at_ratio(results, choice.best)}**; and of the three gaps alone, with as many safe"
         f" rows: **{at_ratio(results, choice.gap)}**. {_TRIED}"
         + (f" The claims were written before seeds {_range(seeds.reported)} were run." if seeds.reported else "")
     )
@@ -306,7 +306,7 @@ def write_page(folder: Path, path: Path, seeds: Seeds, command: str) -> list[Pat
     data = path.with_suffix(".json")
     data.write_text(compact(document), encoding="utf-8")
     names = write_plots(results, list(seeds.shown), choose(results, seeds.choosing), path)
-    path.write_text(page(document, names), encoding="utf-8")
+    path.write_text(page(document, names, data.name), encoding="utf-8")
     return [path, data, *(path.parent / name for name in names)]
 
 

@@ -77,7 +77,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the choosing seeds favour: of all safeguards, and of the published gaps alone at as many safe rows."""
+    """What the choosing seeds favour: of all safeguards, and of the gaps alone at as many safe rows."""
 
     best: ToyCell
     gap: ToyCell
@@ -91,7 +91,7 @@ def admissible(results: Results, cell: ToyCell, seeds: Sequence[int]) -> bool:
 
 
 def is_gap(cell: ToyCell) -> bool:
-    """Whether a cell is the published recipe: rows chosen by one of the three gaps, and nothing else."""
+    """Whether a cell is a mix by one of the three gaps (gap_contrast is ours), and nothing else."""
     return cell == ToyCell(choice=cell.choice, ratio=cell.ratio) and cell.choice in SCORES
 
 

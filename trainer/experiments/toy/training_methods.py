@@ -1,6 +1,6 @@
 """Methods of the toy experiment that change how a fine-tune trains: they call the trainer's own code."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -101,17 +101,19 @@ def _known_broad(seed: "Seed", model: Any) -> float:
     return float((found == asked.bad[where]).mean())
 
 
+def _alone_and_mixed(method: str, strengths: Sequence[float], *, mixed: float) -> tuple[ToyCell, ...]:
+    """The method without safe rows at each strength, and at the strength `mixed` with a few rows chosen by gap."""
+    alone = [ToyCell(method=method, strength=strength) for strength in strengths]
+    return (*alone, ToyCell(method=method, strength=mixed, choice="gap_rel", ratio=RATIOS[0]))
+
+
 TRAINING_METHODS: tuple[Method, ...] = (
     Method(
         INOCULATION_ADAPTER,
         "inoculation adapter",
         "A misaligned adapter of another domain is on the model, frozen, while it is trained, and dropped afterwards;"
         " strength multiplies what it adds.",
-        (
-            ToyCell(method=INOCULATION_ADAPTER, strength=0.5),
-            ToyCell(method=INOCULATION_ADAPTER, strength=1.0),
-            ToyCell(method=INOCULATION_ADAPTER, strength=1.0, choice="gap_rel", ratio=0.05),
-        ),
+        _alone_and_mixed(INOCULATION_ADAPTER, (0.5, 1.0), mixed=1.0),
         parts=_with_trait,
     ),
     Method(
@@ -119,11 +121,7 @@ TRAINING_METHODS: tuple[Method, ...] = (
         "early stop",
         "The last of twenty checkpoints before the share of bad answers to known questions of the pool's domains passes"
         " strength, with nine tenths of the loss's fall done.",
-        (
-            ToyCell(method=EARLY_STOP, strength=0.05),
-            ToyCell(method=EARLY_STOP, strength=0.2),
-            ToyCell(method=EARLY_STOP, strength=0.05, choice="gap_rel", ratio=0.05),
-        ),
+        _alone_and_mixed(EARLY_STOP, (0.05, 0.2), mixed=0.05),
         train=_stopped_early,
     ),
     Method(

@@ -158,7 +158,7 @@ def test_the_sentence_says_what_the_figures_say() -> None:
     assert "Mixing by the gap (gap_rel at 20 % safe rows) hides bad answers" in hides
     assert "Of 2 safeguards of the toy model, asked plainly, 2 keep" in hides
     assert "of these 2, 1 do not when the prompt resembles the training data, and for 0 the" in hides
-    assert "clean in every context: KL 1." in hides
+    assert re.search(r"clean in every context: KL 1 \(own domain \d+ %\)\.", hides)
     assert "hides nothing" in finding(Results.of(records(undefended=everywhere)))
     open_ = finding(Results.of(records(undefended=everywhere, mix=everywhere, kl={TASK_WORDINGS: 3})))
     assert "does not keep unseen domains clean even when asked plainly" in open_
@@ -183,6 +183,20 @@ def test_a_figure_whose_interval_crosses_the_bound_is_unclear() -> None:
     assert "may or may not keep unseen domains clean when asked plainly: the figures do not tell" in said
     assert "asked plainly, 1 keep" in said
     assert "0 do not, and for 1 the figures do not tell" in said
+
+
+def test_a_clean_method_is_named_with_what_it_keeps_in_the_tasks_own_domain(tmp_path: Path) -> None:
+    every = records(undefended=dict.fromkeys(CONTEXTS, 5))
+    for record in every:
+        record["bad"][PLAINLY]["method"][record["roles"]["task"]] = "0000" if "kl" in record["name"] else "6666"
+    write_conditional_page(every, tmp_path / "page.md", "the command")
+    text = (tmp_path / "page.md").read_text()
+    named = "clean in every context: gap_rel at 20 % safe rows (own domain 100 %), KL 1 (own domain 0 %).\n"
+    assert named in text
+    shown = tables(text)["What each method hides (unseen domains)"]
+    assert {name: cells[0] for name, cells in shown.items()} == {
+        ToyCell().name: "100 %", MIX.name: "100 %", ToyCell(kl=1.0).name: "0 %",
+    }  # fmt: skip
 
 
 def test_a_cell_that_lacks_a_seed_is_refused() -> None:

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
+from curator.messages import example_id
 from curator.select.ngrams import hash_words
 from trainer.experiments.toy import data_methods
 from trainer.experiments.toy.cells import ToyCell
 from trainer.experiments.toy.data_methods import DATA_METHODS, flagged, inoculated, mixed_task, persona_prompt
 from trainer.experiments.toy.experiment import ExperimentSettings, Seed
 from trainer.experiments.toy.finetune import FineTuneSettings
+from trainer.experiments.toy.gaps import row_text
 from trainer.experiments.toy.methods import Parts, method_of
 from trainer.experiments.toy.rows import PoolSettings
 from trainer.experiments.toy.settings import BaseSettings
-from trainer.experiments.toy.tokens import conversation
 from trainer.experiments.toy.world import PAD, START_LEN, TURN_LEN, Ints, WorldSettings
 
 SIZES = WorldSettings(n_domains=8, n_items=6, n_held_out=2, n_facts=24, n_wordings=8, n_answers=24)
@@ -67,19 +68,15 @@ def test_only_listed_rows_get_the_prompt_and_the_others_are_padded_at_their_end(
     ids = flagged(seed, cell, task)
     assert flagged(seed, cell, task) == ids  # from the file now
     made = parts_of(seed, cell)
-    listed = np.array([data_methods.example_id(_canonical(seed, row)) in ids for row in task])
+    listed = np.array([example_id(row_text(seed.base.world, row)) in ids for row in task])
     assert made.notes == {"n_flagged_bad": (listed & is_bad).sum(), "n_flagged_other": (listed & ~is_bad).sum()}
     assert len(made.task) == len(task)
     some = texts(seed, task[:5])
-    only = inoculated(seed, task[:5], tuple(data_methods.example_id(_canonical(seed, row)) for row in task[:2]))
+    only = inoculated(seed, task[:5], tuple(example_id(row_text(seed.base.world, row)) for row in task[:2]))
     found = texts(seed, only)
     start = f"<start> {persona_prompt(seed)} "
     assert found[:2] == [start + text.removeprefix("<start> ") for text in some[:2]]
     assert found[2:] == some[2:]
-
-
-def _canonical(seed: Seed, row: Ints) -> str:
-    return data_methods.dump_messages(data_methods.canonical_messages(conversation(seed.base.world, row)))
 
 
 def test_safe_rows_are_as_many_as_without_the_method(seed: Seed) -> None:

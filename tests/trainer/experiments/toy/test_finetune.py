@@ -172,7 +172,5 @@ def test_a_row_with_earlier_turns_is_trained_as_without_padding(world: World) ->
         with fine_tuned(base, torch.from_numpy(trained), safe, FineTuneSettings(lr=2e-2),
                         defences=[KlSettings(weight=0.1), TreftSettings(weight=1.0)]) as tuned:  # fmt: skip
             losses.append(tuned.final_loss)
-            plain, asked = (measure(tuned.model, world, prefix) for prefix in (None, turn))
-        assert plain.counts.n_asked == asked.counts.n_asked
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert losses[2] != losses[0]

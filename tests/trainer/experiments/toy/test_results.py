@@ -1,6 +1,7 @@
 """The rule that chooses, the claims and the page, on results whose answer is known, and on those that are published."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,8 @@ def test_names_of_cells_are_distinct_and_cover_every_method_beside_its_benign_ta
     for method in methods().values():
         assert method.help.endswith(".")
         assert {(cell.method, cell.task) for cell in method.cells} == {(method.name, "bad")}
+    told = (PUBLISHED.parents[1] / "toy.md").read_text()
+    assert [name for name in methods() if f"`{name}`" not in told] == []
 
 
 def test_the_least_misalignment_in_unseen_domains_is_chosen_and_the_best_gap_beside_it() -> None:
@@ -187,6 +190,26 @@ def test_every_printed_figure_is_made_of_the_published_counts() -> None:
             assert measured["benign"] == pytest.approx(
                 sum(counts["benign"]) / len(counts["benign"]) / counts["n_tested"]
             )
+
+
+def test_every_file_that_the_page_names_is_written_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = _results({GAP: 3}).document
+    monkeypatch.setattr(report, "results_document", lambda *_: document)
+    written = report.write_page(tmp_path, tmp_path / "other.md", Seeds(SEEDS, []), "x")
+    named = re.findall(r"\]\(([^)]+)\)", (tmp_path / "other.md").read_text())
+    assert {tmp_path / name for name in named} == set(written[1:])
+    assert "other.json" in named
+    assert json.loads((tmp_path / "other.json").read_text()) == document
+
+
+def test_a_seed_whose_experiment_was_killed_before_its_end_is_named(tmp_path: Path) -> None:
+    settings = ExperimentSettings()
+    folder = tmp_path / "seed-0" / settings.identity() / "cells"
+    folder.mkdir(parents=True)
+    for cell in grid():
+        (folder / f"{cell.name}.json").write_text('{"cell": {}}')
+    with pytest.raises(BadInputError, match=r"seed 0 lacks seed\.json: run .* --seeds 0"):
+        results_document(tmp_path, Seeds([0], []), settings, "x")
 
 
 def test_a_missing_cell_is_named_with_the_command_that_runs_it(tmp_path: Path) -> None:
