@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from curator.console import unescape_markdown
 from curator.errors import BadInputError, MissingError
 
 MAX_REPORTS = 200
@@ -87,8 +88,8 @@ class ReportFolder:
         return data
 
     def has(self, name: str) -> bool:
-        """Whether there is a report of this name."""
-        return self._path(name, ".md") is not None
+        """Whether there is a report or a picture of this name."""
+        return any(self._path(name, suffix) is not None for suffix in (".md", ".png"))
 
     def _read(self, name: str, suffix: str) -> bytes:
         path = self._path(name, suffix)
@@ -131,7 +132,7 @@ def _is_shown(name: str, suffix: str) -> bool:
 
 def _title(text: str, name: str) -> str:
     found = re.search(r"^# (.{1,300})", text, re.MULTILINE)
-    return found[1].strip() if found else name
+    return unescape_markdown(found[1].strip()) if found else name
 
 
 def _missing() -> MissingError:

@@ -170,11 +170,18 @@ class UsageTotals(Strict):
 
 
 class CorpusSummary(Strict):
-    """One corpus at its latest revision."""
+    """One corpus at its latest revision.
+
+    `refused_share` is the share of records that could not be read as conversations, `too_long_share` that of rows
+    longer than the finished aligned model's window; null where the store does not know it.
+    """
 
     corpus: str
     revision: str
     n_examples: int
+    n_sources: int
+    refused_share: float | None
+    too_long_share: float | None
 
 
 class CorpusList(Strict):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -21,9 +21,9 @@ from api.idempotency import FOLDER as IDEMPOTENCY_FOLDER
 from api.idempotency import Idempotency
 from api.jobs.board import Board
 from api.jobs.metrics import JobCollector
+from api.jobs.models import TrainedModel, read_models
 from api.jobs.queue import JobQueue, open_queue
 from api.jobs.record import Job
-from api.jobs.training import TrainedModel, read_models
 from api.processes.builders import Builders, WorkLimits
 from api.processes.webhooks import Webhooks
 from api.processes.workers import OwnWorkers
@@ -110,7 +110,8 @@ class Service:
     usage: UsageLog = field(init=False)
     reports: ReportFolder = field(init=False)
     webhooks: Webhooks = field(init=False)
-    submitting: RLock = field(default_factory=RLock)
+    submitting: Lock = field(default_factory=Lock)
+    submitting_tokens: Lock = field(default_factory=Lock)  # apart: held while a message is put into the queue
     workers: OwnWorkers | None = None  # where the service runs as a process of its own
     readiness: Briefly = field(default_factory=lambda: Briefly(READY_S))
     _renderings: "WeakValueDictionary[str, AsyncLock]" = field(default_factory=WeakValueDictionary)

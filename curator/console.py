@@ -5,6 +5,7 @@ may hold line breaks, terminal escapes and markup; the tables here give back pla
 """
 
 import argparse
+import html
 import os
 import re
 import sys
@@ -38,6 +39,7 @@ MAX_LIST = 24  # characters of a list of texts that is shown, not counted
 SHORT_ID = 8
 _HEX_ID = re.compile(r"[0-9a-f]{32,64}")
 _MARKUP = re.compile(r"([\\`*_\[\]|#~!$])")
+_HARMLESS = re.compile(r"\\([!-/:-@\[-`{-~])|&(?:amp|lt|gt);")  # how Markdown shows a character of its own markup
 
 
 def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, *, stopped: str = STOPPED) -> int:
@@ -418,6 +420,11 @@ def escape_markdown(text: str) -> str:
     """One-line text that Markdown shows as it is: no markup, links, HTML or table breaks."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\1", text)
+
+
+def unescape_markdown(text: str) -> str:
+    """The text that `escape_markdown` had been given."""
+    return _HARMLESS.sub(lambda found: found[1] or html.unescape(found[0]), text)
 
 
 def cell(value: object, width: int = MAX_CELL) -> str:

@@ -138,7 +138,8 @@ def _say_what_waits(worker: Worker) -> None:
 def _handlers(args: argparse.Namespace, mixes: Handler) -> dict[JobKind, Handler]:
     handlers: dict[JobKind, Handler] = {"mix": mixes}
     if args.train is not None:
-        from api.jobs.training import TrainHandler, read_models
+        from api.jobs.models import read_models
+        from api.jobs.training import TrainHandler
 
         trainings = TrainHandler(read_models(args.train))
         trainings.check()

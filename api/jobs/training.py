@@ -16,19 +16,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
-from pydantic import Field
 
 from api.jobs.control import Control, StoppedError
+from api.jobs.models import TrainedModel
 from curator.console import flags
 from curator.errors import BadInputError, BallastError, MissingDependencyError, StoreError
 from curator.mix.identity import read_manifest
-from curator.recipe.base import CorpusName, Strict
-from curator.recipe.document import parse_document, read_document
 from curator.render.model_source import locate_model
 from curator.scoring.identity import check_model_dir
 from curator.store.scratch import Scratch
@@ -37,7 +34,6 @@ from curator.store.store import Store
 METRICS, CONFIG, CHECKPOINTS = "metrics.jsonl", "config.json", "checkpoints"  # of a run's folder (trainer.sft)
 RESULT = "result.json"  # of a run's folder: what its job gave, which stays when the job is removed
 MARKER = "complete.json"  # of a checkpoint
-KEPT_CHECKPOINTS = 3
 LOOK_S = 0.5
 _CHECKPOINT = "checkpoint-"  # a checkpoint's folder, before its step
 STOP_S = 20.0  # for a checkpoint, when the worker is stopped
@@ -45,75 +41,12 @@ _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "tr
 _STATES = ("rng_state",)  # names begin so
 _MEASURED = ("device", "dtype", "max_length", "mask_rule", "template_date", "accept_dropped")  # as it was trained
 _PR_SET_PDEATHSIG = 1
-_OWN_OPTIONS = ("out", "mix_id", "api_url", "api_key", "store", "tenant", "data", "json", "overwrite", "resume", "seed")
 
 
 class TrainingFailedError(BallastError, RuntimeError):
     """`trainer.sft` ended without a model."""
 
     code = "training_failed"
-
-
-class TrainedModel(Strict):
-    """A model that jobs may name, and what `auto` means for it. Fields are options of `python -m trainer.sft`:
-    `lr` per step, `batch_size` in rows of one forward pass, `grad_accum` in forward passes of one step."""
-
-    model: str = Field(min_length=1, max_length=1_000)
-    epochs: int = Field(ge=1, le=50)
-    lr: float = Field(gt=0.0, le=1.0)
-    batch_size: int = Field(ge=1, le=65_536)
-    grad_accum: int = Field(ge=1, le=65_536)
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    def chosen(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The hyperparameters of a job, each `auto` or absent one as this model has it; `batch_size` in rows of a
-        step. Raises BadInputError for a learning rate over 1."""
-        usual = {
-            "n_epochs": self.epochs,
-            "batch_size": self.batch_size * self.grad_accum,
-            "learning_rate_multiplier": 1.0,
-        }
-        found = {name: value if asked.get(name, "auto") == "auto" else asked[name] for name, value in usual.items()}
-        if self.lr * found["learning_rate_multiplier"] > 1.0:
-            raise BadInputError(f"learning_rate_multiplier: the learning rate {self.lr:g} times it is over 1")
-        return found
-
-    def settings(self, chosen: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
-        """Options of a run over `n_rows` rows: the rows of a step in equal forward passes of at most `batch_size`, and
-        a checkpoint at the end of each epoch."""
-        rows = int(chosen["batch_size"])
-        batch_size = next(n for n in range(min(self.batch_size, rows), 0, -1) if rows % n == 0)
-        usual = {
-            "save_steps": ceil(ceil(n_rows / batch_size) / (rows // batch_size)),
-            "keep_checkpoints": KEPT_CHECKPOINTS,
-            "cache": "none",
-        }
-        return {
-            **usual,
-            **self.options,
-            "model": self.model,
-            "epochs": chosen["n_epochs"],
-            "lr": self.lr * chosen["learning_rate_multiplier"],
-            "batch_size": batch_size,
-            "grad_accum": rows // batch_size,
-        }
-
-
-class TrainedModels(Strict):
-    """The file of models by the names that jobs give."""
-
-    models: dict[CorpusName, TrainedModel] = Field(min_length=1)
-
-
-def read_models(path: str) -> dict[str, TrainedModel]:
-    """The models of a file; raises MissingError without it, BadInputError for what is none."""
-    document = read_document(Path(path), "models")
-    found = parse_document(TrainedModels, {"models": document}, f"models file {path}").models
-    for name, model in found.items():
-        own = sorted(set(model.options) & {*_OWN_OPTIONS, *TrainedModel.model_fields})
-        if own:
-            raise BadInputError(f"models file {path}: option {own[0]} of model {name} is set by the service: remove it")
-    return found
 
 
 @dataclass(frozen=True)

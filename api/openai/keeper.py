@@ -93,17 +93,20 @@ class Keeper:
                 return None
             record = found
         tidy(records, record)
-        is_to_be_posted = record.is_to_be_posted and not record.is_active and not records.is_posted(record)
-        return self._posted(records, record) if is_to_be_posted else record
+        is_to_be_posted = record.is_to_be_posted and not record.is_active
+        return self._posted(records, tenant, ft_id) if is_to_be_posted else record
 
-    def _posted(self, records: Records, record: JobRecord) -> JobRecord | None:
+    def _posted(self, records: Records, tenant: str, ft_id: str) -> JobRecord | None:
         """The job whose end the webhook has got; None when another process holds it. A kill in between repeats it."""
-        with records.held(record.tenant, record.id) as is_ours:
+        with records.held(tenant, ft_id) as is_ours:
             if not is_ours:
                 return None
-            folder = records.path(record.tenant, record.id)
-            self.service.webhooks.tell(record.tenant, record.id, EndedWork(folder=folder, report=record.report()))
-            records.mark_posted(record)
+            record = records.read(tenant, ft_id)  # as it is now that nobody else changes it
+            if record.is_to_be_posted:
+                ended = EndedWork(folder=records.path(tenant, ft_id), report=record.report())
+                self.service.webhooks.tell(tenant, ft_id, ended)
+                record = record.model_copy(update={"is_to_be_posted": False})
+                records.write(record)
         return record
 
     def _run(self) -> None:

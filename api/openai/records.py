@@ -22,7 +22,6 @@ from curator.store.store import Store
 
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
 RECORD_FILE, CANCEL_FILE, VALIDATION_FILE, RUN_FOLDER = "job.json", "cancel", "validation.jsonl", "run"
-POSTED_FILE = "posted"  # its end was handed to the webhook
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 MAX_EVENTS = 10_000
@@ -74,7 +73,7 @@ class Training(Strict):
 class JobRecord(Strict):
     """One fine-tuning job. Times are seconds since 1970. `asked` is the request, `facts` what is added to its metadata,
     `attempt` counts creates that were repeated on purpose after a failure or cancel. `is_to_be_posted`: its end is
-    to be handed to the tenant's webhook."""
+    still to be handed to the tenant's webhook."""
 
     format_version: Literal[1] = 1
     id: str
@@ -229,14 +228,6 @@ class Records:
     def cancel_asked(self, tenant: str, ft_id: str) -> bool:
         """Whether somebody wants a job to end."""
         return self.store.exists(f"{self.path(tenant, ft_id)}/{CANCEL_FILE}")
-
-    def mark_posted(self, record: JobRecord) -> None:
-        """Note that a job's end was handed to the webhook."""
-        self.store.write_bytes(f"{self.path(record.tenant, record.id)}/{POSTED_FILE}", b"")
-
-    def is_posted(self, record: JobRecord) -> bool:
-        """Whether a job's end was handed to the webhook."""
-        return self.store.exists(f"{self.path(record.tenant, record.id)}/{POSTED_FILE}")
 
     def validation_path(self, tenant: str, ft_id: str) -> str:
         """Where a forwarded job's own copy of its validation file lies."""

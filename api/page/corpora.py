@@ -11,9 +11,9 @@ from api.page import plots
 from api.page.asking import readable, scorers_of, several_figures
 from api.page.frame import PageRoute, address, page
 from api.page.session import AnyVisit, SqlVisit, tenant_of
-from api.routes.corpora import get_corpus
+from api.routes.corpora import corpus_summary, get_corpus
 from api.service import service_of
-from curator.corpus.manifest import Corpus, Scorer, corpus_names, read_corpus, read_scorers
+from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.recipe import ScoreName
 from curator.store.store import Store
 
@@ -44,30 +44,13 @@ def _listed(store: Store) -> list[dict[str, Any]]:
         aligned = next((item for item in roles["aligned"] if item.complete), None)
         listed.append(
             {
-                "name": name,
-                "revision": corpus.revision,
-                "n_examples": corpus.n_examples,
-                "n_sources": len({item["source"] for item in corpus.ingests}),
-                "refused": _refused(corpus),
-                "too_long": None if aligned is None else _too_long(store, corpus, aligned),
+                **corpus_summary(corpus, scorers),
                 "roles": roles,
                 "n_tokens": None if aligned is None else aligned.n_tokens,
                 "covered": max((item.n_rows for item in scorers), default=0) / max(corpus.n_examples, 1),
             }
         )
     return listed
-
-
-def _refused(corpus: Corpus) -> float | None:
-    """The share of records that could not be read as conversations; None for a corpus that does not say."""
-    n_parsed = sum(item.get("parsed", 0) for item in corpus.ingests)
-    return sum(item["rejected"] for item in corpus.ingests) / n_parsed if n_parsed else None
-
-
-def _too_long(store: Store, corpus: Corpus, scorer: Scorer) -> float | None:
-    """The share of rows that are longer than a scorer's window; None where it has no counts."""
-    found = store.read_json(f"scores/{corpus.name}/{scorer.scorer_id}/scorer.json").get("status_counts")
-    return found.get("too_long", 0) / max(sum(found.values()), 1) if found else None
 
 
 @router.get("/corpora/{corpus}")

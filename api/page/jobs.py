@@ -24,7 +24,7 @@ from api.page.session import (
 from api.routes.audits import get_audit_rows, submit_audit
 from api.routes.jobs import delete_job, find_job, list_jobs
 from api.service import service_of
-from api.submit import job_view
+from api.submit import PART_OF, job_view
 from api.uploads.receive import received
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
 from curator.store.store import Store
@@ -84,6 +84,7 @@ async def show_job(request: Request, visit: JobVisit, job_id: str) -> Response:
         events=job.events,
         rows=rows,
         curve=curve,
+        part_of=job.request.get(PART_OF),
         twin=f"/v1/jobs/{job.job_id}",
     )
 

@@ -7,11 +7,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from curator.console import unescape_markdown
+
 MAX_BLOCKS = 5_000
 _INLINE = re.compile(
-    r"`(?P<code>[^`\n]{1,2000})`|\*\*(?P<strong>[^*\n]{1,1000})\*\*"
-    r"|(?P<bang>!?)\[(?P<words>[^\[\]\n]{0,300})\]\((?P<target>[^()\s]{1,300})\)"
+    r"(?P<text>\\[!-/:-@\[-`{-~]|&(?:amp|lt|gt);)|`(?P<code>[^`\n]{1,2000})`"
+    r"|\*\*(?P<strong>(?:\\.|[^*\\\n]){1,1000})\*\*|\*(?P<emphasis>(?=\S)(?:\\.|[^*\\\n]){1,1000}(?<=\S))\*"
+    r"|(?P<bang>!?)\[(?P<words>(?:\\.|[^\[\]\\\n]){0,300})\]\((?P<target>[^()\s]{1,300})\)"
 )
+_CELLS = re.compile(r"(?<!\\)\|")
 _ITEM = re.compile(r"(?:[-*]|\d{1,9}[.)]) +")
 _NUMBER = re.compile(r"[-+\N{MINUS SIGN}]?\d[\d,.]*(?![\w-])")
 _RULE = re.compile(r"\|(?: *:?-+:? *\|)+ *")
@@ -19,7 +23,8 @@ _RULE = re.compile(r"\|(?: *:?-+:? *\|)+ *")
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a line: `kind` is text, code, strong, link or picture; `target` of the last two is a report's name."""
+    """A part of a line: `kind` is text, code, strong, emphasis, link or picture. `target` of the last two is a report's
+    name."""
 
     kind: str
     text: str
@@ -101,7 +106,7 @@ def _items(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _table(lines: Sequence[str], locate: Locate) -> Block:
-    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in (lines[0], *lines[2:])]
+    rows = [[cell.strip() for cell in _CELLS.split(line.strip().strip("|"))] for line in (lines[0], *lines[2:])]
     width = len(rows[0])
     cells = [[*row, *([""] * width)][:width] for row in rows]
     marks = [cell.strip() for cell in lines[1].strip().strip("|").split("|")]
@@ -127,10 +132,12 @@ def _pieces(text: str, locate: Locate) -> Line:
 
 
 def _piece(match: "re.Match[str]", locate: Locate) -> Piece:
-    for kind in ("code", "strong"):
+    if match["code"] is not None:
+        return Piece("code", match["code"])
+    for kind in ("text", "strong", "emphasis"):
         if match[kind] is not None:
-            return Piece(kind, match[kind])
-    words, target = match["words"], match["target"]
+            return Piece(kind, unescape_markdown(match[kind]))
+    words, target = unescape_markdown(match["words"]), match["target"]
     name = locate(target.partition("#")[0])
     if match["bang"]:
         return Piece("picture", words, name) if name and name.endswith(".png") else Piece("text", f"[{words}: absent]")

@@ -14,7 +14,6 @@ from api.page.frame import PageRoute, page, redirect, root_of
 from api.page.session import MixVisit, read_form, read_upload_form, tenant_of
 from api.processes.looks import look_and_show
 from api.routes import downloads
-from api.routes.corpora import list_corpora
 from api.routes.mixes import delete_mix, list_mixes, make_mix, mix_file, preview_upload
 from api.service import service_of
 from api.uploads.receive import Upload, received
@@ -41,7 +40,7 @@ async def show_builder(
     request: Request, visit: MixVisit, corpus: Annotated[str | None, Query(max_length=100)] = None
 ) -> Response:
     """The form of the mix builder."""
-    names = [item["corpus"] for item in (await run_in_threadpool(list_corpora, request, tenant_of(request)))["corpora"]]
+    names = await run_in_threadpool(corpus_names, service_of(request).store)
     chosen = corpus if corpus in names else next(iter(names), None)
     known = await run_in_threadpool(_known, service_of(request).store, chosen)
     policy = service_of(request).tenants.policy(tenant_of(request))

@@ -39,8 +39,6 @@ async def show_report(request: Request, visit: AnyVisit, name: str) -> Response:
     def locate(target: str) -> str | None:
         """The report or picture of a relative address, as it is named here."""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
-        if target.endswith(".png"):
-            return path if path in found.pictures else None
         return path if reports.has(path) else None
 
     shown = await run_in_threadpool(blocks, found.text, locate)

@@ -4,7 +4,7 @@ Shaped from what `GET /v1/token-losses/{job}` answers; a template writes it.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -57,27 +57,25 @@ class TokenMap:
 
 def token_map(found: Mapping[str, Any], under: str) -> TokenMap:
     """The map of one model, by scorer id, or of the difference; of the first that there is where `under` is none."""
-    series: dict[str, tuple[Choice, Values]] = {}
-    difference = _difference(found["models"])
+    ran = [item for item in found["models"] if item["nll"] is not None]
+    alone = [(Choice(item["scorer_id"], item["label"], item["role"], item["mean_nll"]), item["nll"]) for item in ran]
+    difference = _difference(ran)
+    compared: list[tuple[Choice, Values]] = []
     if difference is not None:
         choice = Choice(DIFFERENCE, "misaligned less aligned", DIFFERENCE, _mean(difference))
-        series[DIFFERENCE] = (choice, difference)
-    for item in found["models"]:
-        if item["nll"] is not None:
-            choice = Choice(item["scorer_id"], item["label"], item["role"], item["mean_nll"])
-            series[item["scorer_id"]] = (choice, item["nll"])
-    chosen, values = series[under] if under in series else next(iter(series.values()))
+        compared = [(choice, difference)]
+    offered, columns = (*compared, *alone), (*alone, *compared)
+    chosen, values = next((pair for pair in offered if pair[0].name == under), offered[0])
     edges, looks = (DIFFERENCE_EDGES, _DIFFERENCE_LOOKS) if chosen.name == DIFFERENCE else (LOSS_EDGES, _LOSS_LOOKS)
-    ordered = [*(pair for name, pair in series.items() if name != DIFFERENCE), *_only(series, DIFFERENCE)]
     places = range(min(found["n_tokens"], MAX_SHOWN_TOKENS))
     return TokenMap(
         chosen=chosen,
-        choices=tuple(choice for choice, _ in series.values()),
+        choices=tuple(choice for choice, _ in offered),
         tokens=tuple(_token(place, found["texts"][place], values[place], (edges, looks)) for place in places),
         legend=_legend(edges, looks),
-        columns=tuple(choice.words for choice, _ in ordered),
+        columns=tuple(choice.words for choice, _ in columns),
         rows=tuple(
-            (place, found["texts"][place], tuple(line[place] for _, line in ordered))
+            (place, found["texts"][place], tuple(line[place] for _, line in columns))
             for place in places
             if found["response"][place]
         ),
@@ -88,9 +86,8 @@ def token_map(found: Mapping[str, Any], under: str) -> TokenMap:
     )
 
 
-def _difference(models: Iterable[Mapping[str, Any]]) -> list[float | None] | None:
+def _difference(ran: Sequence[Mapping[str, Any]]) -> list[float | None] | None:
     """Mean loss of the misaligned models less the aligned one's, token by token; None where one side did not run."""
-    ran = [item for item in models if item["nll"] is not None]
     aligned = next((item["nll"] for item in ran if item["role"] == "aligned"), None)
     misaligned = [item["nll"] for item in ran if item["role"] == "misaligned"]
     if aligned is None or not misaligned:
@@ -106,16 +103,12 @@ def _mean(values: Values) -> float:
     return sum(known) / len(known)
 
 
-def _only(series: Mapping[str, tuple[Choice, Values]], name: str) -> list[tuple[Choice, Values]]:
-    return [series[name]] if name in series else []
-
-
 def _token(place: int, text: str, value: float | None, scale: tuple[Sequence[float], Sequence[str]]) -> Token:
-    # A line's end has no width to colour, and a part of a character no text.
-    shown = text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n") if value is not None else text
     if value is None:
-        return Token(shown, "", "")
+        return Token(text, "", "")
     edges, looks = scale
+    # A line's end has no width to colour, and a part of a character no text.
+    shown = text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")
     return Token(shown or "\N{MIDDLE DOT}", looks[bisect_right(edges, value)], f"token {place}: {figure(value)} nats")
 
 

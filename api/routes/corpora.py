@@ -16,12 +16,7 @@ from api.schemas import (
 )
 from api.service import Service, service_of
 from api.tenancy.auth import GUARDED, MixTenant
-from curator.corpus.manifest import (
-    Corpus,
-    corpus_names,
-    read_corpus,
-    read_scorers,
-)
+from curator.corpus.manifest import Corpus, Scorer, corpus_names, read_corpus, read_scorers
 from curator.errors import BadInputError, MissingError
 from curator.query.database import Connection, connect
 from curator.query.queries import run_named
@@ -40,7 +35,7 @@ def list_corpora(request: Request, tenant: MixTenant) -> dict[str, Any]:
     """Every corpus at its latest revision, by name."""
     store = service_of(request).store
     found = [read_corpus(store, name) for name in corpus_names(store)]
-    return {"corpora": [_summary(corpus) for corpus in found]}
+    return {"corpora": [corpus_summary(corpus, read_scorers(store, corpus)) for corpus in found]}
 
 
 @router.get("/{corpus}", response_model=CorpusDetail, responses=errors(404, 503))
@@ -52,9 +47,10 @@ async def get_corpus(request: Request, tenant: MixTenant, corpus: str) -> dict[s
     def compute() -> dict[str, Any]:
         with connected(service, found) as connection:
             scorers = run_named(connection, "scorer_summary", {"corpus": found.name}).table.to_pylist()
-        return {**_summary(found), "scorers": scorers}
+        return {**corpus_summary(found, read_scorers(service.store, found)), "scorers": scorers}
 
-    return await service.figures.of(tenant, ("scorers", *scored), compute)
+    # An ingest whose records were all refused makes no new revision.
+    return await service.figures.of(tenant, ("scorers", *scored, len(found.ingests)), compute)
 
 
 @router.get("/{corpus}/gap", response_model=CorpusGap, responses=errors(404, 422, 503))
@@ -120,5 +116,16 @@ def read_scored(store: Store, name: str) -> tuple[Corpus, tuple[object, ...]]:
     return corpus, (corpus.name, corpus.revision, parts)
 
 
-def _summary(corpus: Corpus) -> dict[str, Any]:
-    return {"corpus": corpus.name, "revision": corpus.revision, "n_examples": corpus.n_examples}
+def corpus_summary(corpus: Corpus, scorers: Sequence[Scorer]) -> dict[str, Any]:
+    """What a list shows of a corpus, as `CorpusSummary`; `scorers` are all of its own."""
+    n_parsed = sum(item.get("parsed", 0) for item in corpus.ingests)
+    aligned = next((item for item in scorers if item.role == "aligned" and item.complete), None)
+    n_rows = 0 if aligned is None else sum(aligned.status_counts.values())
+    return {
+        "corpus": corpus.name,
+        "revision": corpus.revision,
+        "n_examples": corpus.n_examples,
+        "n_sources": len({item["source"] for item in corpus.ingests}),
+        "refused_share": sum(item["rejected"] for item in corpus.ingests) / n_parsed if n_parsed else None,
+        "too_long_share": aligned.status_counts.get("too_long", 0) / n_rows if aligned and n_rows else None,
+    }

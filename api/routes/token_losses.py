@@ -105,7 +105,7 @@ def _has_row(service: Service, corpus: Corpus, example_id: str) -> bool:
 
 def _job(service: Service, tenant: str, asked: TokenLossRequest) -> Job:
     request = asked.model_dump()
-    with service.submitting:  # so that two requests of one process cannot both find none
+    with service.submitting_tokens:  # so that two requests of one process cannot both find none
         for _, job_id in service.board.active("tokens", tenant):
             if service.board.has_record(tenant, job_id):
                 job = service.board.read(tenant, job_id)

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from curator.corpus.formats import LABELS
@@ -48,7 +48,8 @@ class Corpus:
 class Scorer:
     """One scorer of a corpus. `complete`: its losses cover the requested revision, or the sample it states.
 
-    `n_rows` counts examples with a row from it, `n_tokens` tokens read; `parts` are paths in the store.
+    `n_rows` counts examples with a row from it, `n_tokens` tokens read; `parts` are paths in the store. `status_counts`
+    counts rows by status (`scored`, `too_long` and so on); empty where the manifest has none.
     """
 
     scorer_id: str
@@ -66,6 +67,7 @@ class Scorer:
     n_rows: int
     n_tokens: int
     seconds: float
+    status_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -166,6 +168,7 @@ def _scorer(document: Mapping[str, Any], corpus: Corpus) -> Scorer:
         n_rows=int(document["n_rows"]),
         n_tokens=int(document["n_tokens"]),
         seconds=float(document["seconds"]),
+        status_counts=dict(document.get("status_counts", {})),
     )
 
 

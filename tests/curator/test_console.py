@@ -12,6 +12,7 @@ from curator.console import (
     one_line,
     progress_line,
     text_table,
+    unescape_markdown,
 )
 
 
@@ -59,6 +60,8 @@ def test_markdown_cannot_be_broken_out_of() -> None:
     assert "<" not in table
     assert r"\|" in table.splitlines()[2]
     assert escape_markdown("*_`") == r"\*\_\`"
+    for text in (hostile, r"\ \\ \* &lt; \&amp; a_b~c!$", "".join(map(chr, range(32, 127)))):
+        assert unescape_markdown(escape_markdown(text)) == text
 
 
 @pytest.mark.parametrize("first", [1, 500])

@@ -93,7 +93,11 @@ def test_an_end_is_told_until_it_is_taken_and_once_over_restarts(tmp_path: Path)
         keeper._over.clear()  # as of a service that was started again
         time.sleep(0.5)
         assert len(receiver.seen) == 2
-        store.delete(f"{Records(store).path('local', job_id)}/posted")  # as when it was killed before
+        records = Records(store)
+        keeper._posted(records, "local", job_id)  # as by another service, which had read the record before
+        assert store.list("webhooks") == []
+        # As when it was killed before the record said so.
+        records.write(records.read("local", job_id).model_copy(update={"is_to_be_posted": True}))
         keeper._over.clear()
         receiver.wait(3)
         assert len({headers["webhook-id"] for headers, _ in receiver.seen}) == 1, "a receiver knows it by its id"

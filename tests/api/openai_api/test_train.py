@@ -22,7 +22,8 @@ from api.__main__ import main
 from api.app import create_app
 from api.jobs.board import Board
 from api.jobs.control import Control, StoppedError
-from api.jobs.training import MARKER, TrainedModel, _Run, checkpoint_id, failure, read_models, step_lines
+from api.jobs.models import TrainedModel, read_models
+from api.jobs.training import MARKER, _Run, checkpoint_id, failure, step_lines
 from api.openai.records import Records
 from api.settings import Settings
 from curator.errors import BadInputError

@@ -13,6 +13,7 @@ from api.page.markdown import Block, blocks
 from api.reports import MAX_BYTES, ReportFolder
 from api.settings import Settings, load_settings
 from curator.client import Client
+from curator.console import escape_markdown, markdown_table
 from curator.errors import BadInputError, MissingError
 from tests.api.serving import running, scored_store
 
@@ -184,11 +185,34 @@ def test_blocks(text: str, kinds: list[str]) -> None:
 
 
 def test_lines_made_to_take_long_are_read_at_once() -> None:
-    for unit in ("[", "`", "**a", "![", "| - ", "(", "- "):
+    for unit in ("[", "`", "**a", "*a ", "![", "| - ", "(", "- ", "[\\", "*\\a"):
         n = 2**20 // len(unit)  # quadratic work over it would take hours
         (block,) = found("x" + unit * n)
         assert block.kind == "paragraph"
         assert len(all_text(block.lines[0])) > n
+
+
+def test_what_our_commands_make_harmless_is_shown_as_it_was(tmp_path: Path) -> None:
+    hostile = r"a | *b* **c** `d` [e](f.md) \ \| <b> &lt; #1_x"
+    (tmp_path / "report.md").write_text(f"# {escape_markdown(hostile)}\n", encoding="utf-8")
+    assert [report.title for report in ReportFolder(tmp_path).reports()] == [hostile]
+    table = markdown_table(["a", "b"], [{"a": hostile, "b": 1}])
+    heading, paragraph, (_, row) = (
+        found(f"# {escape_markdown(hostile)}")[0].lines[0],
+        found(escape_markdown(hostile))[0].lines[0],
+        found(table)[0].table,
+    )
+    for line in (heading, paragraph, row[0]):
+        assert {piece.kind for piece in line} == {"text"}
+        assert all_text(line) == hostile
+    assert len(row) == 2
+
+
+def test_emphasis_is_no_bare_star() -> None:
+    (line,) = found(r"- *after_task*: 2 * 3 * 4, **a \* b** and [x\_y](x.md)")[0].lines
+    kinds = [(piece.kind, piece.text) for piece in line if piece.kind != "text"]
+    assert kinds == [("emphasis", "after_task"), ("strong", "a * b"), ("link", "x_y")]
+    assert "2 * 3 * 4" in all_text(line)
 
 
 def all_text(value: Any) -> str:

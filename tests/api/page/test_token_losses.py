@@ -2,6 +2,7 @@
 
 import html
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,12 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
+from api.app import create_app
+from api.errors import ApiError
 from api.jobs.board import Board
 from api.jobs.handlers import TokensHandler
 from api.jobs.queue import open_queue
 from api.jobs.worker import Worker
 from api.page.token_map import DIFFERENCE, token_map
+from api.routes.token_losses import TokenLossRequest, _job
 from api.settings import Settings
+from api.submit import submit
 from api.tenancy.keys import create_key
 from curator.audit.models import AuditModels, audit_models
 from curator.client import Client
@@ -24,6 +29,7 @@ from curator.query.database import connect
 from curator.store.store import Store
 from tests.api.page.conftest import form_token, signed_in
 from tests.api.serving import running
+from tests.api.test_webhooks import wait_for
 from tests.token_store import ScoredByModels, scored_by_models
 
 
@@ -91,10 +97,29 @@ def test_two_clicks_at_once_make_one_job(http: httpx.Client, hostile_id: str) ->
     http.delete(f"/v1/jobs/{job_id}")
 
 
+def test_a_queue_that_gives_no_answer_holds_up_no_other_kind_of_job(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path / "store").open(), TokenLossRequest(corpus="chats", example_id="0" * 32)
+    with ThreadPoolExecutor(2) as threads:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
+            address = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+            service = create_app(Settings(store=store.base, workers=0, job_queue=address)).state.service
+            waiting = [threads.submit(_job, service, "local", asked)]
+            wait_for(lambda: service.board.active("tokens") != [])
+            waiting.append(threads.submit(submit, service, "local", "mix", {}, None))
+            wait_for(lambda: service.board.active("mix") != [])
+        for job in waiting:
+            with pytest.raises(ApiError, match="the job queue cannot be reached"):
+                job.result()
+    assert service.board.active() == []
+
+
 def test_the_list_of_corpora_counts_sources_and_what_was_refused_or_too_long(http: httpx.Client) -> None:
     text = http.get("/").text
     shown = dict(re.findall(r"<dt[^>]*>([^<]+)</dt><dd>([^<]+)</dd>", text))
     assert (shown["sources"], shown["refused records"], shown["too long"]) == ("1", "25.0 %", "33.3 %")
+    (listed,) = http.get("/v1/corpora").json()["corpora"]
+    assert (listed["n_sources"], listed["refused_share"], listed["too_long_share"]) == (1, 0.25, pytest.approx(1 / 3))
+    assert http.get("/v1/corpora/chats").json().items() > listed.items()
 
 
 def test_the_client_waits_for_the_losses(scored: ScoredByModels, url: str, hostile_id: str) -> None:
@@ -143,7 +168,9 @@ def test_the_page_waits_and_then_draws_each_token(scored: ScoredByModels, http: 
     Board(scored.store).write(job.model_copy(update={"created_at": job.created_at - timedelta(hours=2)}))
     left = http.get(where).text
     assert "every 5s" not in left, "a view that was left open looks no longer"
-    assert "Look again" in left
+    again, again_part = re.findall(r'<a href="([^"]+)" hx-get="([^"]+)"[^>]*>Look again</a>', left)[0]
+    assert html.unescape(again) == where, "with a fragment a browser would stay where it is"
+    assert html.unescape(again_part).startswith(f"/corpora/chats/rows/{hostile_id}/losses?")
     work(scored.store, all_models(scored))
     drawn = http.get(where).text
     job_id = where.rpartition("=")[2]
@@ -163,6 +190,13 @@ def test_the_page_waits_and_then_draws_each_token(scored: ScoredByModels, http: 
     assert "U+202E" in drawn.split('class="tokens heat"')[1].split("</div>")[0]
     table = drawn.split("The same as a table")[1].split("</table>")[0]
     assert table.count('<th scope="row">') == found["n_response_tokens"]
+    # Another map is the part alone: no figure of the corpus is computed for it.
+    parts = [html.unescape(part) for part in re.findall(r'hx-get="([^"]+)" hx-select="#losses"', drawn)]
+    assert [part.partition("?")[0].rpartition("/")[2] for part in parts] == ["losses"] * 4
+    (reckless_part,) = (part for part in parts if part.endswith(found["models"][1]["scorer_id"]))
+    under = http.get(reckless_part).text
+    assert under.startswith('<section id="losses"')
+    assert "nats per token under reckless" in under
     under = http.get(where, params={"losses": job_id, "under": found["models"][1]["scorer_id"]}).text
     assert f"{found['models'][1]['mean_nll']:.3f} nats per token under reckless" in html.unescape(under)
 
