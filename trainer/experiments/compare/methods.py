@@ -53,9 +53,7 @@ _SINGLE = (
     Method(RANDOM, _RANDOM, ratio=True),
     Method("interleaving+", _PLUS, ratio=True),
     Method("interleaving++", _PLUSPLUS, ratio=True),
-    Method(
-        "bottom_gap", ("--strategy", "bottom_gap", "--allow-negative-control", "--refusals", "v1", *_PAPER), ratio=True
-    ),
+    Method("bottom_gap", _BOTTOM, ratio=True),
     Method("kl", sft=("--kl", "0.1")),
     Method("ldifs", sft=("--ldifs", "1.0")),
     Method("treft", sft=("--treft", "10")),

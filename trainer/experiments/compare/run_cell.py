@@ -109,8 +109,8 @@ class _Run:
         ranked = ["--score", self.plan.score, *self.shared.hold_out()] if method.needs_scores else []
         strategy = [] if "--strategy" in method.mix else ["--strategy", "random"]
         manifest, _ = self.commands.run(
-            "curator", "mix", data, "--corpus", CORPUS, "--store", self.shared.store, *method.mix, *strategy, *amount,
-            *ranked, "--seed", self.cell.seed, "--json",
+            "curator", "mix", data, "--corpus", CORPUS, "--store", self.shared.store, *ranked, *method.mix, *strategy,
+            *amount, "--seed", self.cell.seed, "--json",
         )  # fmt: skip
         (self.folder / "mix.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         return ["--mix-id", manifest["mix_id"], "--store", self.shared.store]
