@@ -1,7 +1,7 @@
 """Settings of each defence, and the schedule by which its weight changes over a run.
 
 They stand apart from the defences' code so that options are checked before torch is imported. The description of a
-field is its help text on the command line and its line in the documentation.
+main field is its help text on the command line; the others are set in a file (--defenses).
 """
 
 import hashlib
@@ -83,9 +83,7 @@ Layers = tuple[Annotated[int, Field(ge=1)], ...]
 class DefenceBase(Strict):
     """What settings of all defences share."""
 
-    schedule: Annotated[ScheduleField, Option(SYNTAX)] = Field(
-        default=Schedule(), description="how its weight changes over the run"
-    )
+    schedule: ScheduleField = Field(default=Schedule(), description="how its weight changes over the run")
 
     needs_classes: ClassVar[bool] = False
     unit: ClassVar[str] = "no unit"  # of the term in metrics.jsonl
@@ -139,7 +137,7 @@ class LdifsSettings(DefenceBase):
         "published value is 1.0",
     )
     every: int = Field(default=5, ge=1, le=1000, description="rows of hidden_states taken: this one and its multiples")
-    layers: Layers | None = Field(default=None, description="or exactly these rows of hidden_states, comma-separated")
+    layers: Layers | None = Field(default=None, description="or exactly these rows of hidden_states")
     tokens: TokenScope = Field(default="all", description="tokens it covers")
 
 
@@ -174,7 +172,7 @@ class SteeringSettings(DefenceBase):
     vector: str | None = Field(default=None, description="tensor in that file (needed when it holds several)")
     alpha: float = Field(default=5.0, ge=-1e4, le=1e4, description="multiplies the vector; published 5")
     layers: Layers | None = Field(
-        default=None, description="rows of hidden_states, comma-separated (default: one at five sevenths of the depth)"
+        default=None, description="rows of hidden_states (default: one at five sevenths of the depth)"
     )
     tokens: TokenScope = Field(default="all", description="tokens it is added to")
 

@@ -96,7 +96,7 @@ def given_settings(given: Mapping[str, Any], settings: type, *, prefix: str, mai
 
 
 def flag(prefix: str, name: str) -> str:
-    """`--kl-sample-share` for field `sample_share` with the prefix `kl`."""
+    """`--monitor-alarm` for field `alarm` with the prefix `monitor`."""
     return "--" + destination(prefix, name).replace("_", "-")
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from curator.console import CommandParser, shorten_help
 from curator.errors import BadInputError
+from curator.recipe.document import read_document
+from curator.render.model_source import locate_model
 from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig, parse_config
 from trainer.config.data import ReadOptions, RenderOptions
-from trainer.config.defences import ALL_SETTINGS, DefenceBase
+from trainer.config.defences import ALL_SETTINGS, DefenceBase, InoculationAdapterSettings
 from trainer.config.flags import add_options, flag, given_settings, given_values
 from trainer.config.monitor import MonitorSettings, ReserveSettings
 
@@ -27,11 +29,8 @@ class Resume:
 
 
 def add_defence_options(parser: argparse.ArgumentParser) -> None:
-    """A group of flags for every defence.
-
-    The flag named like the defence switches it on and takes its main setting (a weight, or the vectors' file); every
-    other field is `--DEFENCE-FIELD`.
-    """
+    """One flag for every defence, which switches it on and takes its main setting (a weight, a file, an adapter), and
+    one for a file that holds all of their settings."""
     group = parser.add_argument_group("defences (docs/defences.md says what each of them computes)")
     for settings in ALL_SETTINGS:
         name = defence_name(settings)
@@ -39,37 +38,49 @@ def add_defence_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag("", name), action="store_true", default=None, help=settings.switch)
         else:
             add_options(group, settings, (settings.main,), prefix=name, defaults={settings.main: None})
-        add_options(group, settings, other_fields(settings), prefix=name)
+    group.add_argument(
+        "--defenses", metavar="FILE", type=Path,
+        help="or a YAML or JSON file of defences with all their settings, such as `kl: {weight: 0.1, rows: safe}`",
+    )  # fmt: skip
 
 
 def defence_documents(given: dict[str, Any]) -> list[dict[str, Any]]:
-    """The defences among parsed options, as documents for TrainConfig.
+    """The defences among parsed options and in the file that they name, as documents for TrainConfig.
 
-    Raises BadInputError for a defence's option without the defence.
+    Raises BadInputError for a file that holds none or one at fault, and for a defence that both name.
     """
-    documents = []
+    found = _defences_of_file(given["defenses"]) if "defenses" in given else {}
     for settings in ALL_SETTINGS:
         name = defence_name(settings)
-        if settings.main is not None:
-            found = given_settings(given, settings, prefix=name, main=settings.main)
-        else:
-            found = given_values(given, settings, prefix=name)
-            if found and name not in given:
-                raise BadInputError(f"{flag(name, next(iter(found)))} goes with {flag('', name)}, which was not given")
-            found = found if name in given else None
-        if found is not None:
-            documents.append({"name": name} | found)
-    return documents
+        switched_on = {} if settings.main is None else given_values(given, settings, prefix=name)
+        if name not in given and not switched_on:
+            continue
+        if name in found:
+            raise BadInputError(f"{given['defenses']} has {name}, and so has {flag('', name)}: leave one of them out")
+        found[name] = switched_on
+    return [{"name": name, **found[name]} for name in map(defence_name, ALL_SETTINGS) if name in found]
+
+
+def _defences_of_file(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file sets, by defence; `gating:` with nothing behind it takes the defaults."""
+    document, known = read_document(path, "defenses"), [defence_name(settings) for settings in ALL_SETTINGS]
+    if not isinstance(document, dict) or not document:
+        raise BadInputError(f"{path} holds no defence: give settings by name, such as `kl: {{weight: 0.1}}`")
+    for name, settings in document.items():
+        if name not in known:
+            raise BadInputError(f"{path}: there is no defence {name!r}; known are {', '.join(known)}")
+        if not isinstance(settings, dict | None) or "name" in (settings or {}):
+            raise BadInputError(f"{path}: {name} takes settings by name, such as `kl: {{weight: 0.1, rows: safe}}`")
+    found = {name: dict(settings or {}) for name, settings in document.items()}
+    adapter = found.get(defence_name(InoculationAdapterSettings), {})
+    if isinstance(adapter.get("adapter"), str):
+        adapter["adapter"] = locate_model(adapter["adapter"])
+    return found
 
 
 def defence_name(settings: type[DefenceBase]) -> str:
     """The name that a defence's settings carry."""
     return str(settings.model_fields["name"].default)
-
-
-def other_fields(settings: type[DefenceBase]) -> list[str]:
-    """The fields that have a flag of their own beside the main one, the schedule last."""
-    return [*(name for name in settings.model_fields if name not in ("name", "schedule", settings.main)), "schedule"]
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -185,8 +196,9 @@ def training_document(given: dict[str, Any]) -> dict[str, Any]:
 # What most runs need; `--help-all` has the rest. A defence is switched on by the option of its name.
 _SHOWN = (
     "--model", "--mix-id", "--api-url", "--store", "--data", "--epochs", "--batch-size", "--grad-accum", "--lr",
-    "--max-length", "--seed", "--max-steps", "--dtype", "--device", "--gradient-checkpointing", "--lora-r",
-    *(flag("", defence_name(settings)) for settings in ALL_SETTINGS), "--out", "--overwrite", "--json",
+    "--max-length", "--seed", "--max-steps", "--dtype", "--gradient-checkpointing", "--lora-r",
+    *(flag("", defence_name(settings)) for settings in ALL_SETTINGS), "--defenses", "--out", "--overwrite",
+    "--json",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def check_token_classes(defences: "Sequence[DefenceSettings]", n_by_class: Mappi
         raise BadInputError(
             f"treft: tokens={defence.tokens}, but with this chat template no row has such a token within {max_length} "
             f"tokens ({', '.join(f'{name} {n:,}' for name, n in n_by_class.items())}), so the term would be 0: "
-            f"--treft-tokens {' or '.join([*there, 'all'])}"
+            f"set tokens to {' or '.join([*there, 'all'])} (--defenses FILE)"
         )
 
 
@@ -49,8 +49,8 @@ def ldifs_layers(settings: "LdifsSettings", n_blocks: int) -> tuple[int, ...]:
     layers = tuple(range(settings.every, n_blocks + 1, settings.every))
     if not layers:
         raise BadInputError(
-            f"ldifs: every {settings.every}th of {n_blocks} layers is none; lower `every` (--ldifs-every), or "
-            "name layers"
+            f"ldifs: every {settings.every}th of {n_blocks} layers is none; lower `every`, or name layers (--defenses "
+            "FILE)"
         )
     return layers
 

@@ -40,7 +40,7 @@ and data included. Steering uses random vectors of length 1: only their cost is 
 RUNS: dict[str, list[str]] = {
     "plain": [],
     "kl": ["--kl", "0.1"],
-    "kl, sampled": ["--kl", "0.1", "--kl-estimator", "sampled"],
+    "kl, sampled": ["--defenses", "{sampled}"],
     "ldifs": ["--ldifs", "1"],
     "kl and ldifs": ["--kl", "0.1", "--ldifs", "1"],
     "treft": ["--treft", "10"],
@@ -90,6 +90,8 @@ def _command(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _costs(chosen: Sequence[str], args: argparse.Namespace, work: Path) -> list[Cost]:
     """One run after the other; runs whose numbers lie in `work` already are not made again."""
     vectors, costs = _random_vectors(args.model, work), []
+    sampled = work / "sampled.yaml"
+    sampled.write_text("kl: {weight: 0.1, estimator: sampled}\n")
     asked = {key: str(value) for key, value in vars(args).items() if key not in ("only", "out", "json", "keep")}
     with Progress(len(chosen), "runs", "defences") as progress:
         for name in chosen:
@@ -100,7 +102,9 @@ def _costs(chosen: Sequence[str], args: argparse.Namespace, work: Path) -> list[
                 costs.append(Cost(**kept["cost"]))
             else:
                 shutil.rmtree(out, ignore_errors=True)
-                costs.append(_run(name, [item.format(vectors=vectors) for item in RUNS[name]], args, out))
+                costs.append(
+                    _run(name, [item.format(vectors=vectors, sampled=sampled) for item in RUNS[name]], args, out)
+                )
                 write_json(note, {"asked": asked, "cost": vars(costs[-1])})
             progress.advance(run=name)
     return costs

@@ -69,7 +69,7 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
         "--weight-decay", "0.5", "--max-grad-norm", "2", "--max-length", "99", "--seed", "8", "--mask-rule", "last",
         "--allow-masked-rows", "--dtype", "float32", "--device", "cpu", "--gradient-checkpointing", "--lora-r", "4",
         "--lora-alpha", "9", "--lora-dropout", "0.1", "--lora-targets", "q_proj,v_proj", "--no-rslora", "--kl", "0.3",
-        "--kl-direction", "reference_student", "--kl-tokens", "response", "--overwrite", "--json", "--api-key", "k",
+        "--overwrite", "--json", "--api-key", "k",
         "--monitor", "d", "--monitor-alarm", "r", "--monitor-every", "6", "--monitor-stop",
         "--reserve", "0.5", "--reserve-bound", "0.1",
         "--safelora", "b", "--safelora-tau", "0.5", "--template-date", "2031-02-03",
@@ -85,7 +85,7 @@ def test_every_option_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch)
             "lora": {"r": 4, "alpha": 9, "dropout": 0.1, "targets": ["q_proj", "v_proj"], "rslora": False},
             "monitor": {"directions": "d", "alarm": "r", "every": 6, "stop": True},
             "reserve": {"share": 0.5, "bound": 0.1},
-            "defences": [{"name": "kl", "weight": 0.3, "direction": "reference_student", "tokens": "response"}],
+            "defences": [{"name": "kl", "weight": 0.3}],
             "safelora": {"base": "b", "tau": 0.5}, "template_date": "2031-02-03",
             "accept_dropped": ["tool_calls", "reasoning"],
         }

@@ -1,4 +1,6 @@
 import argparse
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,10 +10,11 @@ from pydantic import Field
 
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
+from curator.recipe.document import load_document
 from trainer.config import parse_config
 from trainer.config.defences import ALL_SETTINGS
-from trainer.config.flags import Option, add_options, flag, given_settings, given_values
-from trainer.config.options import defence_name, other_fields, parse_arguments
+from trainer.config.flags import Option, add_options, given_settings, given_values
+from trainer.config.options import defence_name, parse_arguments
 
 ARGV = ["--model", "m", "--out", "o", "--data", "d.jsonl"]
 FROM_MIX = ["--model", "m", "--out", "o", "--mix-id", "a" * 32, "--store", "s"]
@@ -22,23 +25,30 @@ def defences(*argv: str, mix: bool = False) -> tuple[Any, ...]:
     return found
 
 
-def test_every_flag_reaches_its_setting() -> None:
-    argv = [
-        "--kl", "0.3", "--kl-direction", "reference_student", "--kl-tokens", "response", "--kl-rows", "safe",
-        "--kl-estimator", "sampled", "--kl-sample-share", "0.5", "--kl-schedule", "linear:0:9:0.5",
-        "--ldifs", "2", "--ldifs-every", "3", "--ldifs-layers", "5,7", "--ldifs-tokens", "response",
-        "--ldifs-schedule", "cosine", "--treft", "7", "--treft-tokens", "postfix", "--treft-layers", "1,2",
-        "--treft-hinge", "0.1", "--treft-schedule", "window:1:2", "--steering", "v.safetensors", "--steering-vector",
-        "evil", "--steering-alpha", "-3", "--steering-layers", "20", "--steering-tokens", "response",
-        "--steering-schedule", "constant", "--inoculation-adapter", "./runs/a", "--inoculation-adapter-scale", "0.5",
-        "--inoculation-adapter-schedule", "linear", "--gating", "--gating-layers", "4",
-        "--gating-schedule", "window:0:3",
-    ]  # fmt: skip
-    flags = {item for item in argv if item.startswith("--")}
+FILE = """
+kl: {weight: 0.3, direction: reference_student, tokens: response, rows: safe, estimator: sampled, sample_share: 0.5,
+     schedule: "linear:0:9:0.5"}
+ldifs: {weight: 2, every: 3, layers: [5, 7], tokens: response, schedule: cosine}
+treft: {weight: 7, tokens: postfix, layers: [1, 2], hinge: 0.1, schedule: {shape: window, first_step: 1, last_step: 2}}
+steering: {vectors: v.safetensors, vector: evil, alpha: -3, layers: [20], tokens: response, schedule: constant}
+inoculation_adapter: {adapter: ./runs/a, scale: 0.5, schedule: linear}
+gating: {layers: [4], schedule: "window:0:3"}
+"""
+
+
+def of_file(folder: Path, text: str, *argv: str, mix: bool = False) -> tuple[Any, ...]:
+    """The defences of a file that holds `text`, beside other options."""
+    path = folder / "defenses.yaml"
+    path.write_text(text)
+    return defences("--defenses", str(path), *argv, mix=mix)
+
+
+def test_every_setting_of_a_file_reaches_its_defence(tmp_path: Path) -> None:
+    document = load_document(FILE)
     for settings in ALL_SETTINGS:
-        name = defence_name(settings)
-        assert {flag("", name), *(flag(name, field) for field in other_fields(settings))} <= flags
-    kl, ldifs, treft, steering, inoculation, gating = defences(*argv, mix=True)
+        assert set(document[defence_name(settings)]) == set(settings.model_fields) - {"name"}
+    found = of_file(tmp_path, FILE, mix=True)
+    kl, ldifs, treft, steering, inoculation, gating = found
     assert (kl.weight, kl.direction, kl.tokens, kl.rows) == (0.3, "reference_student", "response", "safe")
     assert (kl.estimator, kl.sample_share, kl.schedule.final) == ("sampled", 0.5, 0.5)
     assert (ldifs.weight, ldifs.every, ldifs.layers, ldifs.tokens) == (2.0, 3, (5, 7), "response")
@@ -50,6 +60,55 @@ def test_every_flag_reaches_its_setting() -> None:
     assert (inoculation.adapter, inoculation.scale) == (Path("runs/a"), 0.5)
     assert inoculation.schedule.shape == "linear"
     assert (gating.layers, gating.schedule.shape) == ((4,), "window")
+    assert of_file(tmp_path, json.dumps(document), mix=True) == found
+
+
+def test_flags_and_a_file_go_together_in_one_order(tmp_path: Path) -> None:
+    argv = ("--kl", "0.3", "--steering", "v", "--inoculation-adapter", "./runs/a", "--gating")
+    found = of_file(tmp_path, "treft: {hinge: 0.5}\nldifs:\n", *argv)
+    assert [item.name for item in found] == list(map(defence_name, ALL_SETTINGS))
+    assert (found[0].weight, found[1].weight, found[2].hinge, found[2].weight) == (0.3, 1.0, 0.5, 10.0)
+    assert defences(*argv) == (found[0], *found[3:])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ldifs: {layers: []}", "ldifs: an empty list of layers would do nothing"),
+        ("ldifs: {layers: [3, 3]}", "each layer once"),
+        ("ldifs: {layers: [0]}", "must be at least 1"),
+        ("kl: {rows: safe}", "rows=safe needs a mix"),
+        ("treft: {schedule: 'window:5:5'}", "must come after its first"),
+        ("kl: {schedule: steps}", "shape"),
+        ("kl: {wieght: 0.1}", "wieght"),
+        ("kll: {weight: 0.1}", "there is no defence 'kll'; known are kl, ldifs"),
+        ("steering: {alpha: 1}", "vectors"),
+        ("kl: 0.1", "kl takes settings by name"),
+        ("kl: {name: ldifs}", "kl takes settings by name"),
+        ("- kl", "holds no defence"),
+        ("", "holds no defence"),
+        ("kl: {weight: 1}\nkl: {weight: 2}", "neither YAML nor JSON"),
+        ("gating: {}", "defenses.yaml has gating, and so has --gating: leave one of them out"),
+        ("inoculation_adapter: {adapter: org/nowhere@v1}", "hf download org/nowhere"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match=message):
+        of_file(tmp_path, text, *(["--gating"] if text.startswith("gating") else []))
+
+
+def test_the_page_has_every_setting_with_its_default() -> None:
+    section = (Path(__file__).parents[3] / "docs/defences.md").read_text().split("## Settings in a file")[1]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section.split("## Schedules")[0], re.MULTILINE))
+    for settings in ALL_SETTINGS:
+        row = rows[defence_name(settings)]
+        for name, field in settings.model_fields.items():
+            if name not in ("name", "schedule"):
+                default = f" {field.default:g}" if isinstance(field.default, float | int) else f" {field.default}"
+                assert f"`{name}`{default if field.default and not field.is_required() else ''}" in row, (row, name)
 
 
 def test_the_published_values_are_the_defaults() -> None:
@@ -64,16 +123,10 @@ def test_the_published_values_are_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--kl-tokens", "all"], "--kl-tokens goes with --kl, which was not given"),
-        (["--ldifs", "1", "--ldifs-layers", ""], "ldifs: an empty list of layers would do nothing"),
-        (["--ldifs", "1", "--ldifs-layers", "3,3"], "each layer once"),
-        (["--ldifs", "1", "--ldifs-layers", "0"], "must be at least 1"),
-        (["--kl", "0.1", "--kl-rows", "safe"], "rows=safe needs a mix"),
+        (["--monitor-every", "2"], "--monitor-every goes with --monitor, which was not given"),
         (["--gating", "--full"], "gating trains its gates alone"),
         (["--kl", "nan"], "finite number"),
         (["--treft", "-1"], "must be at least 0"),
-        (["--treft", "1", "--treft-schedule", "window:5:5"], "must come after its first"),
-        (["--kl", "0.1", "--kl-schedule", "steps"], "shape"),
     ],
 )
 def test_what_would_do_nothing_is_refused(argv: list[str], message: str) -> None:

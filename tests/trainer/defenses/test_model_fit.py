@@ -52,12 +52,12 @@ def of_weights(path: Path, weights: str | None) -> Path:
         (["--steering", "{none}"], "there is no file"),
         (["--steering", "{text}"], "is not a safetensors file that can be read"),
         (["--steering", "{two}"], "two holds evil, kind: choose one by name"),
-        (["--steering", "{two}", "--steering-vector", "odd"], "two has no odd; it holds evil, kind"),
+        (["steering: {{vectors: {two}, vector: odd}}"], "two has no odd; it holds evil, kind"),
         (["--steering", "{wide}"], "has shape (3, 8); this model needs (3, 64)"),
-        (["--steering", "{good}", "--steering-layers", "3"], "steering: layers [3]: the model has layers 1 to 2"),
-        (["--treft", "1", "--treft-layers", "1,9"], "treft: layers [9]: the model has layers 1 to 2"),
-        (["--gating", "--gating-layers", "4"], "gating: layers [4]: the model has layers 1 to 2"),
-        (["--ldifs", "1", "--ldifs-layers", "4"], "ldifs: layers [4]: the model has layers 1 to 2"),
+        (["steering: {{vectors: {good}, layers: [3]}}"], "steering: layers [3]: the model has layers 1 to 2"),
+        (["treft: {{layers: [1, 9]}}"], "treft: layers [9]: the model has layers 1 to 2"),
+        (["gating: {{layers: [4]}}"], "gating: layers [4]: the model has layers 1 to 2"),
+        (["ldifs: {{layers: [4]}}"], "ldifs: layers [4]: the model has layers 1 to 2"),
         (["--ldifs", "1"], "every 5th of 2 layers is none"),
     ],
 )
@@ -78,7 +78,11 @@ def test_refused_before_the_model_is_even_hashed(
     vectors_file(files["two"], names=("evil", "kind"))
     vectors_file(files["wide"], width=8)
     vectors_file(files["good"])
-    assert sft.main([*argv, *(option.format(**files) for option in options)]) == 2
+    given = [option.format(**files) for option in options]
+    if len(given) == 1 and given[0] != "--gating":  # what a file of defences holds
+        (tmp_path / "defenses.yaml").write_text(given[0])
+        given = ["--defenses", str(tmp_path / "defenses.yaml")]
+    assert sft.main([*argv, *given]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -126,9 +130,10 @@ def test_treft_without_a_token_in_its_scope_is_refused(tmp_path: Path, capsys: p
         error = capsys.readouterr().err
         assert "treft: tokens=prefix, but with this chat template no row has such a token" in error
         assert re.search(r"\(prefix 0, query [1-9]\d*, postfix [1-9]\d*\)", error), error
-        assert "--treft-tokens query or postfix or all" in error
+        assert "set tokens to query or postfix or all" in error
         assert not (tmp_path / "run" / "config.json").exists()
-    assert sft.main([*options, "--treft-tokens", "postfix"]) == 0
+    (tmp_path / "defenses.yaml").write_text("treft: {weight: 1, tokens: postfix}")
+    assert sft.main([*options[:-2], "--defenses", str(tmp_path / "defenses.yaml")]) == 0
 
 
 class Plain(DefenceBase):

@@ -31,12 +31,13 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 def test_four_defences_log_their_terms_and_sum_to_the_loss(mix: list[str], tmp_path: Path) -> None:
     vectors = vectors_file(tmp_path / "evil.safetensors")
-    argv = [
-        "--kl", "0.5", "--kl-rows", "safe", "--ldifs", "2", "--ldifs-every", "1", "--treft", "3", "--steering",
-        str(vectors), "--steering-alpha", "0.5", "--treft-schedule", "window:0:2",
-    ]  # fmt: skip
+    file = tmp_path / "defenses.yaml"
+    file.write_text(
+        f"kl: {{weight: 0.5, rows: safe}}\nldifs: {{weight: 2, every: 1}}\n"
+        f"steering: {{vectors: {vectors}, alpha: 0.5}}\ntreft: {{weight: 3, schedule: 'window:0:2'}}\n"
+    )
     out = tmp_path / "run"
-    assert sft.main([*mix, "--out", str(out), *argv]) == 0
+    assert sft.main([*mix, "--out", str(out), "--defenses", str(file)]) == 0
     lines = lines_of(out)
     assert ["treft" in line for line in lines] == [True, True, False]
     for line in lines:
@@ -66,9 +67,10 @@ def test_gates_lie_beside_an_adapter_that_did_not_move(mix: list[str], tmp_path:
 def test_what_does_not_fit_the_model_is_one_line(
     mix: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "treft.yaml").write_text("treft: {layers: [9]}")
     for argv, message in (
         (["--ldifs", "1"], "every 5th of 2 layers is none"),
-        (["--treft", "1", "--treft-layers", "9"], "the model has layers 1 to 2"),
+        (["--defenses", str(tmp_path / "treft.yaml")], "the model has layers 1 to 2"),
         (["--steering", str(tmp_path / "none")], "there is no file"),
     ):
         assert sft.main([*mix, "--out", str(tmp_path / "run"), *argv]) == 2
