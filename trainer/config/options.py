@@ -38,6 +38,9 @@ def add_defence_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag("", name), action="store_true", default=None, help=settings.switch)
         else:
             add_options(group, settings, (settings.main,), prefix=name, defaults={settings.main: None})
+        for field in settings.model_fields.keys() - {"name", settings.main}:
+            reason = f"put it into a file, as `{name}: {{{field}: ...}}`, and give that as --defenses"
+            group.add_argument(flag(name, field), action=_Refuse, nargs=0, reason=reason, help=argparse.SUPPRESS)
     group.add_argument(
         "--defenses", metavar="FILE", type=Path,
         help="or a YAML or JSON file of defences with all their settings, such as `kl: {weight: 0.1, rows: safe}`",

@@ -101,7 +101,7 @@ def test_a_corpus_is_scored_by_a_model_of_the_hub(tmp_path: Path, model: Path) -
 # Options that name models, but not places of models: names at a server, hashes, a file, how adapters are used.
 _OTHERS = frozenset({
     "--merge-adapter", "--declare-adapter-sha256", "--server-model", "--served-model", "--judge-model",
-    "--openai-models",
+    "--openai-models", "--inoculation-adapter-scale", "--inoculation-adapter-schedule",
 })  # fmt: skip
 
 

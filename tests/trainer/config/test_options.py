@@ -71,6 +71,12 @@ def test_flags_and_a_file_go_together_in_one_order(tmp_path: Path) -> None:
     assert defences(*argv) == (found[0], *found[3:])
 
 
+def test_an_option_of_a_finer_setting_says_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        defences("--kl", "0.1", "--kl-rows", "safe")
+    assert "put it into a file, as `kl: {rows: ...}`, and give that as --defenses" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
