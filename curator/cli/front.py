@@ -4,9 +4,11 @@ The verbs of other packages are found through the entry points `ballast.verbs` a
 imports neither `api` nor `trainer`. `python -m curator VERB` and the like are the same code.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from curator.cli import COMMANDS
 from curator.console import (
@@ -65,6 +67,10 @@ LAB_PAGE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and Path(sys.argv[0]).suffix != ".py":
+        # The script does not import from the folder that it is run in, which may be a stranger's model or data; the
+        # processes that it starts would, as `python -m` and `python -c` do.
+        os.environ["PYTHONSAFEPATH"] = "1"
     try:
         return _run(words)
     except BallastError as error:

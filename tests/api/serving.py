@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,21 @@ def running(app: FastAPI | Settings) -> Iterator[str]:
 
 @contextmanager
 def started(
-    root: Path | str, *arguments: str, n_descriptors: int | None = None, environment: dict[str, str] | None = None
+    root: Path | str,
+    *arguments: str,
+    n_descriptors: int | None = None,
+    environment: dict[str, str] | None = None,
+    command: Sequence[str | Path] = ("-m", "api"),
+    folder: Path | None = None,
 ) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """The running service and its address, read from the line that it prints; under a limit of open files."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "api", "--store", str(root), "--port", "0", *arguments],
+        [sys.executable, *command, "--store", str(root), "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=folder,
         preexec_fn=n_descriptors and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n_descriptors,) * 2)),
     )
     assert process.stdout is not None

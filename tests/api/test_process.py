@@ -72,6 +72,24 @@ def test_it_starts_quickly_and_loads_no_model_library(root: Path) -> None:
     assert min(seconds) < MAX_START_CPU_S, seconds
 
 
+def test_nothing_in_the_folder_that_it_is_started_in_is_imported(root: Path, tmp_path: Path) -> None:
+    script, folder = tmp_path / "ballast", tmp_path / "downloaded"
+    script.write_text(
+        "import sys\nfrom curator.cli.front import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    folder.mkdir()
+    for name in ("multiprocessing", "curator", "api", "orjson", "duckdb", "signal"):
+        (folder / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'mark')!r}, 'a').write(__name__)\nraise SystemExit(1)\n"
+        )
+    where = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with started(root, environment={**os.environ, **where}, command=(script, "serve"), folder=folder) as (_, address):
+        made = httpx.post(f"{address}/v1/mixes", **form(task_rows(5)), timeout=60)
+        found = httpx.post(f"{address}/v1/sql", json={"statement": "select 1 as a"}, timeout=60)
+    assert (made.status_code, found.status_code) == (201, 200), (made.text, found.text)
+    assert not (tmp_path / "mark").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_and_stops_when_told(root: Path, number: signal.Signals) -> None:
     with started(root, "--log-level", "info") as (process, address):
