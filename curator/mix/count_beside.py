@@ -4,7 +4,6 @@ Counting is most of the work of a large mix and holds the interpreter. The secon
 none. Where it cannot start, or ends, the process that writes counts them all; the sums are the same whoever counts.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+
+import pyarrow as pa
 
 from curator.mix.token_counter import TokenCounter
 from curator.render import Renderer
@@ -29,7 +30,7 @@ def counting_beside(counter: TokenCounter, store: Store, renderer_id: str, n_byt
 
     `n_bytes` are those of the task set's file: the process is there for a large one, and where there are two cores.
     """
-    if n_bytes < LEAST_BYTES or len(os.sched_getaffinity(0)) < 2:
+    if n_bytes < LEAST_BYTES or pa.cpu_count() < 2:
         yield counter.add
         return
     ours, theirs = Pipe()

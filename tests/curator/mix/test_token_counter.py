@@ -1,12 +1,12 @@
 """Tokens of a mix, counted a batch of rows at a time."""
 
 import functools
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,7 +95,7 @@ def test_a_second_process_counts_a_part_and_sums_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
     monkeypatch.setattr(count_beside, "LEAST_BYTES", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(pa, "cpu_count", lambda: 2)
     store, piece = Store(tmp_path).open(), many_rows(200)
     renderer_id = renderer().save(store)
     counter, alone = TokenCounter(renderer(), "all"), TokenCounter(renderer(), "all")
