@@ -32,7 +32,7 @@ def bombs(options: Sequence[str]) -> tuple[list[str], list[str]]:
                 mib.append(peak.n_bytes / MIB)
                 if not 400 <= answer.status_code < 500 or mib[-1] > MOST_MIB:
                     faults.append(f"{bomb}: {answer.status_code}, {mib[-1]:.0f} MiB")
-                figures = f"{answer.status_code} | {seconds[-1]:.1f} | {mib[-1]:.0f}"
+                figures = f"{answer.status_code} | {seconds[-1]:.1f} | {max(0, mib[-1]):.0f}"
                 lines.append(f"| {bomb} | {len(content):,} | {figures} |")
     found = (
         f"Of {len(seconds)} bombs the slowest was answered after {max(seconds):.1f} s (at most {MOST_S} s), the "
