@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             mixes = BoundedMix()
             try:
-                return run_worker(arguments[1:], mixes)
+                return run_worker(arguments[1:], mixes, mixes.builders.warm)
             finally:
                 mixes.builders.close()
         return _serve_store(arguments)

@@ -38,6 +38,7 @@ from curator.store.store import Store
 StoredFormat = Literal["jsonl", "parquet", "openai"]  # what can lie in the store as a file
 CHUNK_BYTES = 1024 * 1024
 BATCH_ROWS = 1024
+PAGE_BATCH_ROWS = 256
 HELD_BYTES = 2 << 20  # of a download that is sent from memory, and of the columns that it is made of
 MEDIA_TYPES: dict[DataFormat, str] = {
     "jsonl": "application/jsonl",
@@ -257,7 +258,15 @@ def _row_slice(parquet: pq.ParquetFile, start: int, stop: int) -> pa.Table:
             first = offset if not groups else first
             groups.append(group)
         offset += n_rows
-    return parquet.read_row_groups(groups).slice(start - first, stop - start)
+    batches, at = list[pa.RecordBatch](), first
+    for batch in parquet.iter_batches(PAGE_BATCH_ROWS, row_groups=groups, use_threads=False):
+        begin, end = max(start - at, 0), min(stop - at, len(batch))
+        if begin < end:
+            batches.append(batch.slice(begin, end - begin))
+        at += len(batch)
+        if at >= stop:  # what follows in the group is not decoded
+            break
+    return pa.Table.from_batches(batches, parquet.schema_arrow)
 
 
 def _arrow_stream(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:

@@ -1,19 +1,26 @@
 """Small files that stand for much: each container in each way of growing, made on the spot.
 
 `BOMBS` maps a name to what makes its bytes. `wide` rows have many columns or keys, `deep` ones many levels, `repeated`
-ones a text that stands there often, `compressed` ones zeros, `parts` and `keys` many turns, parts or keys.
+ones a text that stands there often, `compressed` ones zeros, `parts` and `keys` many turns, parts or keys. `BODIES` are
+such JSON bodies. `send` sends one to a service, `Peak` says what it took there.
 """
 
+import contextlib
 import gzip
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+
+from tests.api.serving import RECIPE, task_rows
 
 MIB = 2**20
 ANSWER = {"role": "assistant", "content": "fine"}
@@ -188,3 +195,63 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "arrow many rows of nothing": lambda: stream(pa.record_batch({"messages": pa.nulls(50_000_000)})),
 }
+BODIES: dict[str, Callable[[], bytes]] = {
+    "numbers": lambda: b'{"rows": [{"messages": [' + b"0," * (7 * MIB) + b'0]}], "recipe": {"corpus": "chats"}}',
+    "objects": lambda: b'{"rows": [' + b"{}," * (5 * MIB) + b'{}], "recipe": {"corpus": "chats"}}',
+    "objects of one row": lambda: b'{"rows": [{"messages": [' + b"{}," * (5 * MIB) + b'{}]}], "recipe": {}}',
+    "keys": lambda: (
+        b'{"rows": [{"messages": {' + b",".join(b'"%d":1' % n for n in range(1_200_000)) + b'}}], "recipe": {}}'
+    ),
+    "levels": lambda: b'{"rows": ' + b"[" * (15 * MIB),
+    "a text": lambda: b'{"rows": [{"messages": "' + b"x" * (15 * MIB) + b'"}], "recipe": {"corpus": "chats"}}',
+    "turns": lambda: (
+        b'{"rows": [{"messages": [' + b'{"role":"user"},' * 900_000 + b'0]}], "recipe": {"corpus": "chats"}}'
+    ),
+    "quotas": lambda: json.dumps(
+        {
+            "rows": task_rows(1),
+            "recipe": {
+                "corpus": "chats",
+                "strategy": {"name": "stratified", "by": "source", "quotas": {f"d{n}": 1 for n in range(100_000)}},
+            },
+        }
+    ).encode(),
+    "names": lambda: json.dumps(
+        {"rows": task_rows(1), "recipe": {"corpus": "chats", "hold_out": ["finance"] * 100_000}}
+    ).encode(),
+}
+
+
+def send(url: str, name: str, content: bytes, timeout_s: float) -> httpx.Response:
+    """The answer to the bomb of this name, as an upload or as a JSON body."""
+    if name in BODIES:
+        headers = {"Content-Type": "application/json"}
+        return httpx.post(f"{url}/v1/mixes", content=content, headers=headers, timeout=timeout_s)
+    upload = {"files": {"file": ("upload", content)}, "data": {"recipe": json.dumps(RECIPE)}}
+    return httpx.post(f"{url}/v1/mixes", **upload, timeout=timeout_s)  # type: ignore[arg-type]
+
+
+class Peak:
+    """How much the resident memory of a process and its children rose in a block, by the kernel's own mark."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._processes = [process, *process.children(recursive=True)]
+
+    def __enter__(self) -> "Peak":
+        for process in self._processes:
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the mark is what is resident now
+        self._before = self._marks()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        after = self._marks()
+        self.n_bytes = sum(after[pid] - self._before.get(pid, 0) for pid in after)
+
+    def _marks(self) -> dict[int, int]:
+        found = {}
+        for process in self._processes:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                    if line.startswith("VmHWM"):
+                        found[process.pid] = 1024 * int(line.split()[1])
+        return found

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import orjson
@@ -35,9 +35,9 @@ EXAMPLES = """\
   python -m api worker --store ./store --until-idle  (ends when nothing is left to do)"""
 
 
-def run_worker(argv: Sequence[str], mixes: Handler) -> int:
-    """Work until a signal, `mixes` on queued mixes; returns the exit code."""
-    return _run(_parser().parse_args(argv), mixes)
+def run_worker(argv: Sequence[str], mixes: Handler, warm: Callable[[], None]) -> int:
+    """Work until a signal, `mixes` on queued mixes, which `warm` prepares; returns the exit code."""
+    return _run(_parser().parse_args(argv), mixes, warm)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace, mixes: Handler) -> int:
+def _run(args: argparse.Namespace, mixes: Handler, warm: Callable[[], None]) -> int:
     store = open_store(args)
     queue = open_queue(store, args.job_queue)
     worker = Worker(store, queue, _handlers(args, mixes))
@@ -86,6 +86,8 @@ def _run(args: argparse.Namespace, mixes: Handler) -> int:
     try:
         say(f"working on {' and '.join(worker.handlers)} jobs of {args.store} (Ctrl-C stops)")
         _say_what_waits(worker)
+        if not args.until_idle:  # there may be nothing to do
+            warm()
         with _offered(args, worker):
             worker.run(until_idle=args.until_idle, linger_s=args.linger)
         if args.until_idle:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # a worker without a port needs no prometheus_client
 
 Handler = Callable[[Store, Path, Control], dict[str, Any]]
 MAX_ATTEMPTS = 3
-POLL_S = 0.5  # between two looks into the queue
+POLL_S = 0.1  # between two looks into the queue
 SCAN_S = 5.0  # between two looks at the board
 PAUSE_S = 30.0  # before a job that the store failed is tried again
 _INTERNAL = "the service failed; quote the job's id when you report it"
@@ -73,7 +73,6 @@ class Worker:
         reached is reported on stderr and tried again.
         """
         sweep_scratch()
-        pause_s = POLL_S if not until_idle and linger_s is None else POLL_S / 10
         worked_s = time.monotonic()
         while not self.stopping:
             if until_idle:
@@ -90,7 +89,7 @@ class Worker:
             is_over = until_idle or (linger_s is not None and time.monotonic() - worked_s > linger_s)
             if is_over and not self._waiting():
                 return
-            time.sleep(pause_s)
+            time.sleep(POLL_S)
 
     def step(self) -> bool:
         """Do one job, of the tenants in turn; returns whether there was any.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Self
 
 import orjson
 import pyarrow as pa
@@ -34,6 +34,7 @@ from curator.store.store import arrow_schema
 OnBadRows = Literal["refuse", "drop"]
 GROUP_ROWS = 5_000
 MAX_LISTED_REJECTS = 1_000
+_NO_SOURCE = b"null\n"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class TaskSet:
 
     def batches(self, rows: int = GROUP_ROWS, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows in order, a batch at a time, or some of their columns."""
-        yield from pq.ParquetFile(self.path).iter_batches(batch_size=rows, columns=columns)
+        # Nearly all bytes are of one column: other threads would only be woken.
+        yield from pq.ParquetFile(self.path).iter_batches(batch_size=rows, columns=columns, use_threads=False)
 
     def reject_dicts(self) -> list[dict[str, Any]]:
         """One plain dict per problem of the listed rejects, for an error body."""
@@ -153,52 +155,71 @@ def bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[
 def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / f"task-rows-{secrets.token_hex(8)}.parquet"
-    digest, codes, rejects, n_rows = hashlib.sha256(), Counter[str](), list[Reject](), 0
-    sources, labelled = hashlib.sha256(), False
+    codes, rejects = Counter[str](), list[Reject]()
     encoded: Future[None] | None = None
-    schema = arrow_schema(TASK_ROWS)
     group: list[tuple[bytes, str | None]] = []
     try:
-        # Read again and again and kept for a mix alone: cheap to write and read counts more than a third of the size.
-        # Groups are encoded by a thread of their own, while the next rows are read.
-        with (
-            pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=["source"]) as writer,
-            ThreadPoolExecutor(1) as encoder,
-        ):
+        # Groups are hashed and encoded by a thread of their own, while the next rows are read.
+        with _Groups(path) as groups, ThreadPoolExecutor(1) as encoder:
             for item in items:
                 if isinstance(item, Reject):
                     codes[item.code] += 1
                     if len(rejects) < MAX_LISTED_REJECTS:
                         rejects.append(item)
                     continue
-                digest.update(item.json + b"\n")
-                sources.update(b"null\n" if item.source is None else orjson.dumps(item.source) + b"\n")
-                labelled = labelled or item.source is not None
                 group.append((item.json, item.source))
-                n_rows += 1
                 if len(group) == GROUP_ROWS:
-                    table = _group_table(group, n_rows, schema)
                     if encoded is not None:
                         encoded.result()
-                    encoded = encoder.submit(writer.write_table, table)
+                    encoded = encoder.submit(groups.write, group)
                     group = []
             if encoded is not None:
                 encoded.result()
-            writer.write_table(_group_table(group, n_rows, schema))
+            groups.write(group)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     counts = dict(sorted(codes.items()))
-    sources_sha256 = sources.hexdigest() if labelled else None
-    return TaskSet(path, n_rows, digest.hexdigest(), codes.total(), counts, tuple(rejects), sources_sha256)
+    return TaskSet(path, groups.n_rows, groups.sha256, codes.total(), counts, tuple(rejects), groups.sources_sha256)
 
 
-def _group_table(group: list[tuple[bytes, str | None]], end: int, schema: pa.Schema) -> pa.Table:
-    """The rows of canonical JSON texts and source labels of which the last one is row `end - 1`."""
-    columns = {
-        "example_id": pa.array([example_id(text) for text, _ in group], pa.string()),
-        "ordinal": pa.array(range(end - len(group), end), pa.int64()),
-        "messages": pa.array([text for text, _ in group], pa.string()),
-        "source": pa.array([source for _, source in group], pa.string()),
-    }
-    return pa.table(columns, schema=schema)
+class _Groups:
+    """Writes and hashes rows, a group of canonical JSON texts and source labels at a time."""
+
+    def __init__(self, path: Path) -> None:
+        # Read again and again and kept for a mix alone: cheap to write and read counts more than a third of the size.
+        self._schema = arrow_schema(TASK_ROWS)
+        self._writer = pq.ParquetWriter(path, self._schema, compression="lz4", use_dictionary=["source"])
+        self._texts, self._sources, self._labelled = hashlib.sha256(), hashlib.sha256(), False
+        self.n_rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    @property
+    def sha256(self) -> str:
+        """That of a TaskSet, over the groups so far."""
+        return self._texts.hexdigest()
+
+    @property
+    def sources_sha256(self) -> str | None:
+        """That of a TaskSet, over the groups so far."""
+        return self._sources.hexdigest() if self._labelled else None
+
+    def write(self, group: Sequence[tuple[bytes, str | None]]) -> None:
+        """Write the next group."""
+        texts, sources = [text for text, _ in group], [source for _, source in group]
+        self._texts.update(b"".join([text + b"\n" for text in texts]))  # at once: the other thread reads meanwhile
+        self._sources.update(b"".join([_NO_SOURCE if item is None else orjson.dumps(item) + b"\n" for item in sources]))
+        self._labelled = self._labelled or any(item is not None for item in sources)
+        columns = {
+            "example_id": pa.array([example_id(text) for text in texts], pa.string()),
+            "ordinal": pa.array(range(self.n_rows, self.n_rows + len(group)), pa.int64()),
+            "messages": pa.array(texts, pa.string()),
+            "source": pa.array(sources, pa.string()),
+        }
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+        self.n_rows += len(group)

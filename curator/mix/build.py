@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from curator.corpus.task_set import TaskSet
 from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.mix.count_beside import Add, counting_beside
 from curator.mix.describe import describe
 from curator.mix.files import (
     DEFAULT_TENANT,
@@ -209,8 +210,11 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl
     shuffled = not keeps_task_order(plan.allocation, plan.recipe.order)
     rows = MixRows(order, task_set, safe, shuffled, plan.recipe.epochs, prompts)
     counter, why_not = _token_counter(store, plan)
-    with store.fill(f"{temporary}/{MIX_FILE}", durable=False) as path:
-        written = write_rows(path, rows, counter, jsonl)
+    with (
+        store.fill(f"{temporary}/{MIX_FILE}", durable=False) as path,
+        _counting(store, plan, counter, task_set) as count,
+    ):
+        written = write_rows(path, rows, count, jsonl)
     tokens = _tokens(plan, counter, why_not)
     manifest = describe(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"), durable=False)
@@ -227,6 +231,16 @@ def _token_counter(store: Store, plan: MixPlan) -> tuple[TokenCounter | None, st
     except MissingError:
         return None, f"renderer {renderer_id} of the aligned scorer is not in the store"
     return TokenCounter(renderer, plan.aligned.identity["mask_rule"]), None
+
+
+@contextmanager
+def _counting(store: Store, plan: MixPlan, counter: TokenCounter | None, task_set: TaskSet) -> Iterator[Add | None]:
+    """What counts rows for the length of the block; None without a counter."""
+    if counter is None or plan.aligned is None:
+        yield None
+        return
+    with counting_beside(counter, store, plan.aligned.renderer_id, task_set.path.stat().st_size) as add:
+        yield add
 
 
 def _tokens(plan: MixPlan, counter: TokenCounter | None, why_not: str | None) -> Tokens:

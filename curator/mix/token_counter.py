@@ -1,7 +1,7 @@
 """Tokens of a mix's rows, counted a batch at a time."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ BATCH_CHARS = 3 << 19
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Counts of the rows of one origin."""
 
     total: int = 0
@@ -29,8 +29,8 @@ class TokenCounter:
     """Counts tokens of whole conversations and of their trained part."""
 
     def __init__(self, renderer: Renderer, mask_rule: MaskRule) -> None:
-        self._renderer, self._mask_rule = renderer, mask_rule
-        self._sums = {"task": _Sums(), "safe": _Sums()}
+        self._renderer, self.mask_rule = renderer, mask_rule
+        self.sums = {"task": Sums(), "safe": Sums()}
 
     @property
     def render_settings(self) -> dict[str, Any]:
@@ -44,16 +44,25 @@ class TokenCounter:
             self._count(origins[start:end], messages[start:end])
             start = end
 
+    def add_sums(self, sums: Mapping[str, Sums]) -> None:
+        """Add what another counter found."""
+        for origin, other in sums.items():
+            own = self.sums[origin]
+            own.total += other.total
+            own.response += other.response
+            own.n_failed += other.n_failed
+            own.dropped.update(other.dropped)
+
     def count(self, origin: str) -> TokenCount:
         """The sums over the rows of one origin so far."""
-        sums = self._sums[origin]
+        sums = self.sums[origin]
         dropped = dict(sorted(sums.dropped.items()))
         return TokenCount(total=sums.total, response=sums.response, n_rows_not_rendered=sums.n_failed, dropped=dropped)
 
     def _count(self, origins: Sequence[str], messages: Sequence[str]) -> None:
-        rows = self._renderer.count_all(map(load_messages, messages), self._mask_rule)
+        rows = self._renderer.count_all(map(load_messages, messages), self.mask_rule)
         for origin, row in zip(origins, rows, strict=True):
-            sums = self._sums[origin]
+            sums = self.sums[origin]
             if isinstance(row, RenderError):
                 sums.n_failed += 1
                 continue

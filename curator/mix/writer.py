@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from curator.console import Progress
 from curator.corpus.task_set import TaskSet
 from curator.errors import StoreError
+from curator.mix.count_beside import Add
 from curator.mix.files import json_lines
 from curator.mix.manifest import FileReceipt
 from curator.mix.order import Schedule
 from curator.mix.row_prompts import RowPrompts
-from curator.mix.token_counter import TokenCounter
 from curator.store.schema import MIX_ROWS
 from curator.store.store import ROW_GROUP_ROWS, arrow_schema
 
@@ -117,10 +117,8 @@ class MixRows:
     prompts: RowPrompts | None = None
 
 
-def write_rows(
-    target: Path, mix: MixRows, counter: TokenCounter | None = None, jsonl: BinaryIO | None = None
-) -> Written:
-    """Write a mix's Parquet file; `counter` counts the rows' tokens.
+def write_rows(target: Path, mix: MixRows, count: Add | None = None, jsonl: BinaryIO | None = None) -> Written:
+    """Write a mix's Parquet file; `count` is given the rows' origins and messages, to count their tokens.
 
     The canonical lines, which are hashed in any case, also go to `jsonl` where one is given. The caller makes both
     files durable. Memory stays within two windows of task rows, the safe rows and the schedule (8 bytes a row).
@@ -147,7 +145,7 @@ def write_rows(
             else:
                 encoded = encoder.submit(writer.write_table, rows, row_group_size=ROW_GROUP_ROWS)
             for piece in rows.to_batches(max_chunksize=ROW_GROUP_ROWS):
-                _account(piece, lines, counter, jsonl)
+                _account(piece, lines, count, jsonl)
                 bar.advance(len(piece))
         if encoded is not None:
             encoded.result()
@@ -161,16 +159,14 @@ def _windows(n_rows: int, n_epoch_rows: int, window: int) -> Iterator[tuple[int,
             yield start, min(start + window, epoch + n_epoch_rows)
 
 
-def _account(
-    rows: pa.RecordBatch, lines: "hashlib._Hash", counter: TokenCounter | None, jsonl: BinaryIO | None
-) -> None:
+def _account(rows: pa.RecordBatch, lines: "hashlib._Hash", count: Add | None, jsonl: BinaryIO | None) -> None:
     """Hash the rows' lines, write them where requested, and count their tokens."""
     text = json_lines(rows)
     lines.update(text)
     if jsonl is not None:
         jsonl.write(text)
-    if counter is not None:
-        counter.add(rows["origin"].to_pylist(), rows["messages"].to_pylist())
+    if count is not None:
+        count(rows["origin"].to_pylist(), rows["messages"].to_pylist())
 
 
 def _window_rows(mean_bytes: int, window_bytes: int) -> int:

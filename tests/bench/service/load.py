@@ -32,10 +32,14 @@ import psutil
 
 from curator.store.store import Store
 from tests.api.serving import started
+from tests.bench.service.bombs import bombs
 from tests.bench.service.costs import (
+    FORM_HEADERS,
     RECIPE,
+    form_body,
     large_request,
     mix_beside_readers,
+    plain_connection,
     processor_s,
     request_costs,
     statement_times,
@@ -48,12 +52,12 @@ from trainer.runs.machine import describe
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "service.md"
 MIB = 2**20
 MARKER = b"a client's own rows"
-BOUNDARY = "ballast-bench"
 TITLES = {
     "requests": "Single requests",
     "load": "Under load",
     "million": "Under load, from a pool of a million rows",
     "turns": "Turns between tenants",
+    "bombs": "Bombs",
     "large": "One mix of 200,050 rows",
     "memory": "Ten minutes of load",
 }
@@ -79,16 +83,15 @@ class Tally:
 
 @dataclass
 class Caller:
-    """One client's connection. Not httpx: 64 of its clients take as much processor time as the service's own part."""
+    """One client's connection."""
 
     connection: HTTPConnection
     tally: Tally
 
     def ask(self, name: str, expected: int, method: str, path: str, body: bytes | None = None) -> bytes | None:
         """The answer's body; None, and a fault, for another status."""
-        headers = {} if body is None else {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
         begun = time.perf_counter()
-        self.connection.request(method, path, body, headers)
+        self.connection.request(method, path, body, {} if body is None else FORM_HEADERS)
         answer = self.connection.getresponse()
         content = answer.read()
         with self.tally.lock:
@@ -110,23 +113,15 @@ class Load:
     seconds: float
 
 
-def form_body(rows: bytes, corpus: str) -> bytes:
-    """One upload as multipart/form-data."""
-    recipe = orjson.dumps({**RECIPE, "corpus": corpus})
-    parts = (b'name="recipe"\r\n\r\n' + recipe, b'name="file"; filename="task.jsonl"\r\n\r\n' + rows)
-    opened = b"".join(b"--%b\r\nContent-Disposition: form-data; %b\r\n" % (BOUNDARY.encode(), part) for part in parts)
-    return opened + b"--%b--\r\n" % BOUNDARY.encode()
-
-
 def client(url: str, number: int, deadline_s: float, tally: Tally, load: Load) -> None:
     """One client until the deadline: build, list, read a page, download, delete. No two send the same rows."""
-    with closing(HTTPConnection(url.removeprefix("http://"), timeout=120)) as connection:
+    with closing(plain_connection(url)) as connection:
         caller, turn = Caller(connection, tally), 0
         while time.monotonic() < deadline_s:
             turn += 1
             rows = load.bodies[number % len(load.bodies)].replace(MARKER, f"client {number} turn {turn}".encode())
             try:
-                made = caller.ask("build", 201, "POST", "/v1/mixes", form_body(rows, load.corpus))
+                made = caller.ask("build", 201, "POST", "/v1/mixes", form_body(rows, {**RECIPE, "corpus": load.corpus}))
                 if made is None:
                     continue
                 links = orjson.loads(made)["links"]
@@ -259,6 +254,9 @@ def measure(work: str, args: argparse.Namespace) -> tuple[str, list[str]]:
         return "\n".join(fairness()) + "\n", []
     if work == "large":
         return large(args.datasette), []
+    if work == "bombs":
+        lines, faults = bombs(OPTIONS)
+        return "\n".join(lines) + "\n", faults
     with tempfile.TemporaryDirectory() as name:
         demo = demo_store(Path(name) / "demo")
         if work == "requests":

@@ -5,16 +5,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator.errors import RenderError
 from curator.messages import dump_messages, load_messages
-from curator.mix import token_counter
+from curator.mix import count_beside, token_counter
 from curator.mix.manifest import TokenCount
 from curator.mix.token_counter import TokenCounter
 from curator.render import MaskRule, Renderer, RenderSettings
+from curator.store.store import Store
 from tests.models import CHATML, tiny_tokenizer_folder
 
 # Leaves out a system turn and refuses a tool's.
@@ -78,3 +81,39 @@ def test_counts_of_batches_are_those_of_rows(
         counter.add([origin for origin, _ in items], [text for _, text in items])
     for origin in ("task", "safe"):
         assert counter.count(origin).model_dump() == one_by_one(items, origin, mask_rule)
+
+
+def many_rows(n_rows: int) -> tuple[list[str], list[str]]:
+    messages = [
+        [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "the fox"}] for n in range(n_rows)
+    ]
+    return ["task" if n % 5 else "safe" for n in range(n_rows)], [dump_messages(row) for row in messages]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_process_counts_a_part_and_sums_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(count_beside, "LEAST_BYTES", 1)
+    monkeypatch.setattr(pa, "cpu_count", lambda: 2)
+    store, piece = Store(tmp_path).open(), many_rows(200)
+    renderer_id = renderer().save(store)
+    counter, alone = TokenCounter(renderer(), "all"), TokenCounter(renderer(), "all")
+    others = set(psutil.Process().children())
+    with count_beside.counting_beside(counter, store, renderer_id, 1) as add:
+        (process,) = set(psutil.Process().children()) - others
+        while n_tokens(counter) == n_tokens(alone):
+            add(*piece)  # until one of them went to the other process and is not counted yet
+            alone.add(*piece)
+        if killed:
+            process.kill()
+        add(*piece)
+        alone.add(*piece)
+    assert not process.is_running()
+    assert [counter.count(origin) for origin in ("task", "safe")] == [
+        alone.count(origin) for origin in ("task", "safe")
+    ]
+
+
+def n_tokens(counter: TokenCounter) -> int:
+    return sum(counter.count(origin).total for origin in ("task", "safe"))
