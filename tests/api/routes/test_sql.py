@@ -171,7 +171,7 @@ def test_named_queries_take_typed_parameters(http: httpx.Client) -> None:
     assert listed["top_by_gap"]["params"][0]["type"] == "integer"
     answer = http.post("/v1/queries/top_by_gap", json={"params": {"n": 3, "score": "gap_abs"}}).json()
     assert [row["score"] for row in answer["rows"]] == pytest.approx([0.59, 0.58, 0.57])
-    for params, word in (({"n": "many"}, "integer"), ({"x": 1}, "no parameter")):
+    for params, word in (({"n": "many"}, "integer"), ({"x": 1}, "no parameter"), ({"n": True}, "/body/params/n")):
         refused = http.post("/v1/queries/top_by_gap", json={"params": params})
         assert refused.status_code == 422
         assert word in refused.json()["error"]["message"]
@@ -179,7 +179,15 @@ def test_named_queries_take_typed_parameters(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"statement": ""}, {"statement": "select 1", "format": "xml"}, {"statement": "x" * 50_001}]
+    "body",
+    [
+        {"statement": "select 1", "max_rows": True},
+        {"statement": "select 1", "max_rows": "5"},
+        {},
+        {"statement": ""},
+        {"statement": "select 1", "format": "xml"},
+        {"statement": "x" * 50_001},
+    ],
 )
 def test_bodies_that_do_not_fit(http: httpx.Client, body: dict[str, Any]) -> None:
     assert http.post("/v1/sql", json=body).status_code == 422
