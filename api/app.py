@@ -2,17 +2,21 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pyarrow as pa
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.dependencies.utils import get_dependant, get_flat_dependant
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api import openai
 from api.errors import (
+    ApiError,
     handle_http_error,
     handle_product_error,
     handle_system_error,
@@ -41,6 +45,7 @@ from api.telemetry import log_event
 from curator.console import product_version
 from curator.errors import BallastError
 from curator.query.confine import available
+from curator.recipe.problems import problem_line
 from curator.store.store import Store
 
 SWEEP_S = 600.0
@@ -81,6 +86,27 @@ async def _sweep(service: Service) -> None:
         await asyncio.sleep(min(SWEEP_S, service.settings.mix_ttl_s or SWEEP_S))
 
 
+def _check_query(request: Request) -> None:
+    """Refuse a parameter of the query that the route does not have, or that came twice: it would have no effect.
+
+    Raises ApiError 422.
+    """
+    fields = get_flat_dependant(request.scope["route"].dependant).query_params
+    known = {field.alias: "list[" in str(field.field_info.annotation) for field in fields}
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    details = [
+        {
+            "pointer": f"/query/{name}"[:200],
+            "message": "given twice: keep one" if name in known else "no such parameter",
+        }
+        for name, n in given.items()
+        if name not in known or (n > 1 and not known[name])
+    ]
+    if details:
+        there = f"there are: {', '.join(sorted(known))}" if known else "this route takes none"
+        raise ApiError(422, "bad_parameters", f"{problem_line(details)}; {there}", details=details)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The service over one store. Nothing is read before the first request.
 
@@ -105,8 +131,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(BallastError, handle_product_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    for module in (mixes, checks, downloads, jobs, audits, corpora, token_losses, reports, policy, sql, usage, health):
+    for module in (mixes, checks, downloads, jobs, audits, corpora, token_losses, reports, policy, sql, usage):
         app.include_router(module.router)
+    for route in app.routes:
+        if isinstance(route, APIRoute):  # its last dependency: whoever has no key learns that first
+            route.dependant.dependencies.append(get_dependant(path=route.path_format, call=_check_query))
+    app.include_router(health.router)  # whose callers add parameters of their own
     app.include_router(page_router)
     openai.mount(app)
     return app

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import Field
+from pydantic import Field, StrictFloat, StrictInt
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -38,7 +38,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 class _Asked(Strict):
     format: ResultFormat = "json"
-    max_rows: Annotated[int | None, Field(ge=1, le=2**31, description="at most the service's bound")] = None
+    max_rows: Annotated[StrictInt | None, Field(ge=1, le=2**31, description="at most the service's bound")] = None
 
 
 class SqlRequest(_Asked):
@@ -50,7 +50,7 @@ class SqlRequest(_Asked):
 class QueryRequest(_Asked):
     """Parameters of a named query, by name; those left out take their defaults."""
 
-    params: dict[str, int | float | str | list[str] | list[float] | None] = Field(default_factory=dict)
+    params: dict[str, StrictInt | StrictFloat | str | list[str] | list[float] | None] = Field(default_factory=dict)
 
 
 @router.post(

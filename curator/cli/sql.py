@@ -83,7 +83,12 @@ def run(args: argparse.Namespace) -> int:
     if args.param and args.query is None:
         raise BadInputError("--param goes with --query")
     rows = _answer(args)
-    data = _rendered(rows, kind)
+    try:
+        data = _rendered(rows, kind)
+    except (ValueError, OverflowError, TypeError, NotImplementedError) as error:  # a date of the year 99999, a union
+        raise BadInputError(
+            f"a value of the answer cannot be written as {kind} ({error}): cast its column to varchar"
+        ) from error
     if args.out is None:
         say(data.decode().rstrip("\n"))
     else:

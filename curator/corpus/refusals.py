@@ -6,6 +6,7 @@
 import re
 from collections.abc import Sequence
 
+from curator.errors import BadInputError
 from curator.messages import N_HEAD_WORDS
 from curator.recipe import RefusalRule
 
@@ -30,8 +31,11 @@ def is_refusal(head: str, rule: RefusalRule) -> bool:
     """Whether an answer that starts with `head` opens like a refusal (method.md, "Choosing safe rows").
 
     Only the first ten words count, case-folded, with straight or typographic apostrophes; punctuation around a
-    word is ignored. v1: sorry, apologize, cannot. v2 adds can't, i'm unable, i am unable.
+    word is ignored. v1: sorry, apologize, cannot. v2 adds can't, i'm unable, i am unable. Raises BadInputError on
+    another rule, which a statement of SQL may give.
     """
+    if rule not in _STEMS:
+        raise BadInputError(f"refusal rule {rule!r}: write is_refusal(answer, rule) with {' or '.join(_STEMS)}")
     folded = head.casefold()
     if not any(stem in folded for stem in _STEMS[rule]):  # far cheaper than the pattern, and most answers end here
         return False

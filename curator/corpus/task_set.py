@@ -32,9 +32,11 @@ from curator.store.schema import TASK_ROWS
 from curator.store.store import arrow_schema
 
 OnBadRows = Literal["refuse", "drop"]
-GROUP_ROWS = 5_000
+GROUP_ROWS = 5_000  # of a row group at most, which is what is in memory at once
+GROUP_BYTES = 16 << 20  # of its texts, but for the last one's
 MAX_LISTED_REJECTS = 1_000
 _NO_SOURCE = b"null\n"
+MAX_MOSTLY_BAD = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,25 @@ class TaskSet:
         """Records read: usable and bad ones together."""
         return self.n_rows + self.n_rejected
 
+    @property
+    def widest_bytes(self) -> int:
+        """Bytes of a row's messages in the row group where they are largest, as its mean."""
+        groups = pq.ParquetFile(self.path).metadata
+        place = groups.schema.to_arrow_schema().get_field_index("messages")
+        found = (groups.row_group(number) for number in range(groups.num_row_groups))
+        means = (group.column(place).total_uncompressed_size // max(1, group.num_rows) for group in found)
+        return max(means, default=0)
+
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """All rows in order, or some of their columns."""
         return pq.ParquetFile(self.path).read(columns=columns)
 
     def batches(self, rows: int = GROUP_ROWS, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows in order, a batch at a time, or some of their columns."""
-        # Nearly all bytes are of one column: other threads would only be woken.
-        yield from pq.ParquetFile(self.path).iter_batches(batch_size=rows, columns=columns, use_threads=False)
+        """The rows in order, or some of their columns, a batch at a time: of `rows` rows or of one row group."""
+        file = pq.ParquetFile(self.path)
+        for group in range(file.num_row_groups):  # a batch over several would hold any number of bytes
+            # Nearly all bytes are of one column: other threads would only be woken.
+            yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
 
     def reject_dicts(self) -> list[dict[str, Any]]:
         """One plain dict per problem of the listed rejects, for an error body."""
@@ -118,8 +131,8 @@ def read_task_set(
     """Stream a user's data (path, hub id or seekable binary file) into Parquet under `workdir`, in flat memory.
 
     The caller owns the new file. Raises BadInputError or MissingError when the data as a whole cannot be read,
-    UnpackedTooLargeError when compression hides more bytes than the limit, and TooManyRowsError at the first record
-    past it, bad ones counted too.
+    UnpackedTooLargeError when compression hides more bytes than the limit, TooManyRowsError at the first record
+    past it, bad ones counted too, and BadRowsError at the first bad one past theirs.
     """
     rows = read_rows(
         source,
@@ -145,10 +158,25 @@ def task_set_from_rows(
 
 
 def bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[Row | Reject]:
-    """The records in order; raises TooManyRowsError at the first past the bound, bad ones counted too."""
+    """The records in order; raises TooManyRowsError at the first past the bound, bad ones counted too.
+
+    With a bound it raises BadRowsError once more than `MAX_MOSTLY_BAD` records are bad and most of those read are:
+    a small file of a million bad records would take a minute.
+    """
+    rejects: list[Reject] = []
+    n_bad = 0
     for n_records, item in enumerate(items, start=1):
         if max_records is not None and n_records > max_records:
             raise TooManyRowsError(f"the data set has more than {max_records} rows, which is the bound: split it")
+        if isinstance(item, Reject):
+            n_bad += 1
+            if n_bad <= MAX_LISTED_REJECTS:
+                rejects.append(item)
+            if max_records is not None and n_bad > max(MAX_MOSTLY_BAD, n_records // 2):
+                raise BadRowsError(
+                    f"{n_bad} of the first {n_records} rows are bad, and the rest was not read: mend the file",
+                    details=[problem for reject in rejects for problem in reject.as_dicts()],
+                )
         yield item
 
 
@@ -158,6 +186,7 @@ def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
     codes, rejects = Counter[str](), list[Reject]()
     encoded: Future[None] | None = None
     group: list[tuple[bytes, str | None]] = []
+    n_bytes = 0
     try:
         # Groups are hashed and encoded by a thread of their own, while the next rows are read.
         with _Groups(path) as groups, ThreadPoolExecutor(1) as encoder:
@@ -168,11 +197,12 @@ def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
                         rejects.append(item)
                     continue
                 group.append((item.json, item.source))
-                if len(group) == GROUP_ROWS:
+                n_bytes += len(item.json) + len(item.source or "")
+                if len(group) == GROUP_ROWS or n_bytes >= GROUP_BYTES:
                     if encoded is not None:
                         encoded.result()
                     encoded = encoder.submit(groups.write, group)
-                    group = []
+                    group, n_bytes = [], 0
             if encoded is not None:
                 encoded.result()
             groups.write(group)

@@ -97,14 +97,16 @@ def mix_batches(
     *,
     columns: Sequence[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a mix in order, `batch_rows` at a time, so that memory stays flat; all columns or some.
+    """The rows of a mix in order, at most `batch_rows` at a time, so that memory stays flat; all columns or some.
 
     Raises MissingError without such a mix, IntegrityError when the file is not a whole Parquet.
     """
     path = f"{mix_path(tenant, mix_id)}/{MIX_FILE}"
     try:
         with reading_parquet(path, store.base), store.open_file(path) as file:
-            yield from pq.ParquetFile(file).iter_batches(batch_rows, columns=None if columns is None else list(columns))
+            rows = pq.ParquetFile(file)
+            for group in range(rows.num_row_groups):  # groups of long rows are short: a batch over several is not
+                yield from rows.iter_batches(batch_rows, row_groups=[group], columns=columns and list(columns))
     except MissingError as error:
         raise MissingError(f"there is no mix {mix_id} of tenant {tenant}") from error
 

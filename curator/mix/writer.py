@@ -32,6 +32,7 @@ from curator.store.store import ROW_GROUP_ROWS, arrow_schema
 # larger windows mean fewer passes.
 WINDOW_BYTES = 4 << 20
 SHUFFLE_WINDOW_BYTES = 128 << 20
+GROUP_BYTES = 32 << 20  # of the task text of a row group
 MAX_WINDOW_ROWS = 1 << 18
 FEW_ROWS = 1_000  # of a mix whose rows are encoded sooner than a thread has started
 
@@ -127,7 +128,8 @@ def write_rows(target: Path, mix: MixRows, count: Add | None = None, jsonl: Bina
     cursor = TaskCursor(mix.tasks)
     lines = hashlib.sha256()
     schema = arrow_schema(MIX_ROWS)
-    window = _window_rows(cursor.mean_bytes, SHUFFLE_WINDOW_BYTES if mix.shuffled else WINDOW_BYTES)
+    window_bytes = SHUFFLE_WINDOW_BYTES if mix.shuffled else WINDOW_BYTES
+    window = _window_rows(cursor.mean_bytes, mix.tasks.widest_bytes, window_bytes)
     with (
         pq.ParquetWriter(target, schema, compression="zstd", **_PARQUET) as writer,
         ThreadPoolExecutor(1) as encoder,
@@ -169,9 +171,11 @@ def _account(rows: pa.RecordBatch, lines: "hashlib._Hash", count: Add | None, js
         count(rows["origin"].to_pylist(), rows["messages"].to_pylist())
 
 
-def _window_rows(mean_bytes: int, window_bytes: int) -> int:
-    """Rows of a window, a multiple of a row group."""
+def _window_rows(mean_bytes: int, widest_bytes: int, window_bytes: int) -> int:
+    """Rows of a window: a multiple of a row group, or fewer where those would hold more than `GROUP_BYTES`."""
     rows = min(MAX_WINDOW_ROWS, window_bytes // mean_bytes)
+    if widest_bytes * ROW_GROUP_ROWS > GROUP_BYTES:
+        return max(1, max(GROUP_BYTES, window_bytes) // widest_bytes)
     return max(1, rows // ROW_GROUP_ROWS) * ROW_GROUP_ROWS
 
 

@@ -113,12 +113,21 @@ _EXPRESSIONS = frozenset(
     }
 )
 _CTE_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_SET_ADVICE = re.compile(r' Use "SET [^"]*"[^.]*\.')
 _SKIPPED = frozenset({"literal", "cast_type", "qualified_name"})
+
+
+def kind_of(statement: duckdb.Statement) -> str:
+    """The kind of a statement as DuckDB's Python package names it, which has no name for some of the parser's."""
+    try:
+        return str(statement.type.name)
+    except ValueError:  # UPDATE EXTENSIONS in DuckDB 2
+        return "a statement of another kind"
 
 
 def kinds_of(statements: Sequence[duckdb.Statement]) -> str:
     """The kinds of some statements, with the way to write the one that DuckDB splits in several."""
-    kinds = ", ".join(item.type.name for item in statements) or "nothing"
+    kinds = ", ".join(map(kind_of, statements)) or "nothing"
     if "MULTI" in kinds:
         return (
             f"{kinds}: a PIVOT inside a statement needs its values, as in PIVOT gap ON domain IN ('a', 'b') USING "
@@ -127,18 +136,22 @@ def kinds_of(statements: Sequence[duckdb.Statement]) -> str:
     return kinds
 
 
+def reason_of(error: Exception) -> str:
+    """What DuckDB says about a failed statement, without its advice to change a setting, which is refused here."""
+    return _SET_ADVICE.sub("", str(error))
+
+
 def check_statement(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
     """Pass a statement, or raise BadInputError saying what it may not do."""
     if len(statement) > MAX_STATEMENT_CHARS or "\0" in statement:
         raise BadInputError(f"the statement has a NUL or more than {MAX_STATEMENT_CHARS} characters")
     try:
         found = connection.extract_statements(statement)
-        kinds = [item.type.name for item in found]
-        if kinds != ["SELECT"]:
+        if [kind_of(item) for item in found] != ["SELECT"]:
             raise BadInputError(f"give exactly one SELECT statement; found {kinds_of(found)}")
         row = connection.execute("select json_serialize_sql($text::varchar)", {"text": found[0].query}).fetchone()
     except duckdb.Error as error:
-        raise BadInputError(f"the statement failed: {str(error)[:2000]}") from error
+        raise BadInputError(f"the statement failed: {reason_of(error)[:2000]}") from error
     try:
         tree: dict[str, Any] = orjson.loads(row[0]) if row else {"error": True}
     except orjson.JSONDecodeError as error:  # nested beyond what the decoder takes

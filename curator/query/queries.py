@@ -1,5 +1,6 @@
 """Statements over the store's views: one SELECT, the named queries of `sql/queries`, a pool's gaps, rows by id."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,7 @@ from curator.corpus.manifest import LATEST
 from curator.errors import BadInputError, MissingError
 from curator.messages import Message, load_messages
 from curator.query.database import Connection, connect
-from curator.query.guard import kinds_of
+from curator.query.guard import kind_of, kinds_of
 from curator.query.pivot import find_pivot
 from curator.query.scorers import ResolvedScorers, check_hold_out, resolve_scorers
 from curator.recipe import DEFAULT_EPS, Reducer
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 MAX_DETAIL_IDS = 5
+_WRITTEN_AS_TEXT = ("BIT", "INTERVAL", "TIME WITH TIME ZONE", "VARIANT")
+_AS_TEXT_INSIDE = re.compile(rf"\b(?:{'|'.join(_WRITTEN_AS_TEXT)})\b(?=[\[\],)])")  # a type's name, not a field's
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ def run_statement(
     try:
         statements = connection.extract_statements(statement)
         # EXPLAIN ANALYZE would run what it explains, a COPY that writes a file among it.
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        if [kind_of(item) for item in statements] != ["SELECT"]:
             raise BadInputError(f"give exactly one SELECT statement; found {kinds_of(statements)}")
-        relation = connection.sql(statement, params=dict(params or {}) or None)
+        relation = readable(connection.sql(statement, params=dict(params or {}) or None))
         if limit is not None:
             relation = relation.limit(limit + 1)
         table = relation.to_arrow_table()
@@ -73,6 +76,25 @@ def run_statement(
     if limit is not None and table.num_rows > limit:
         return Answer(table.slice(0, limit), True)
     return Answer(table, False)
+
+
+def readable(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The same rows, with the values that Arrow gives in DuckDB's own bytes, or without a part, as DuckDB's text.
+
+    Raises BadInputError where such a value lies inside a list or struct.
+    """
+    names = ['"' + name.replace('"', '""') + '"' for name in relation.columns]
+    columns = []
+    for quoted, kind in zip(names, map(str, relation.types), strict=True):
+        if kind in _WRITTEN_AS_TEXT:
+            columns.append(f"{quoted}::varchar as {quoted}")
+        elif nested := _AS_TEXT_INSIDE.search(kind):
+            raise BadInputError(
+                f"column {quoted} holds {nested.group()} values in a {kind[:100]}: cast them to varchar"
+            )
+        else:
+            columns.append(quoted)
+    return relation if columns == names else relation.project(", ".join(columns))
 
 
 @lru_cache(maxsize=1)

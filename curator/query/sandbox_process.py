@@ -28,9 +28,9 @@ from curator.errors import BadInputError, BallastError, MissingError
 from curator.query.confine import code_folders, confine
 from curator.query.database import Connection, connect, limit_time
 from curator.query.fork_server import is_single_threaded, serve
-from curator.query.guard import check_statement
+from curator.query.guard import check_statement, reason_of
 from curator.query.pivot import MAX_VALUES, find_pivot
-from curator.query.queries import bound_query
+from curator.query.queries import bound_query, readable
 from curator.query.sandbox_client import MIB, SqlLimits, StatementStoppedError
 from curator.store.store import Store
 
@@ -147,7 +147,12 @@ def _run(job: dict[str, Any], views: Views) -> tuple[dict[str, Any], bytes]:
             statement = pivot.filled([table["value"].to_pylist() for table, _, _ in found])
             check_statement(connection, statement)
         table, types, truncated = _fetch(connection, statement, params, limits)
-    data = _FORMATS[job["format"]](table, types, truncated)
+    try:
+        data = _FORMATS[job["format"]](table, types, truncated)
+    except (ValueError, OverflowError, TypeError, NotImplementedError) as error:  # a date of the year 99999, a union
+        raise BadInputError(
+            f"a value of the answer cannot be written as {job['format']} ({error}): cast its column to varchar"
+        ) from error
     return {"ok": True, "n_rows": table.num_rows, "truncated": truncated, "n_bytes": len(data)}, data
 
 
@@ -234,14 +239,14 @@ def _fetch(
         if repeated:
             raise BadInputError(f"two columns are named {repeated[0]!r}: give one an alias")
         types = [str(kind) for kind in relation.types]
-        reader = relation.limit(limits.max_rows + 1).to_arrow_reader(2048)
+        reader = readable(relation).limit(limits.max_rows + 1).to_arrow_reader(2048)
         table, truncated = _capped(reader, limits)
     except duckdb.InterruptException as error:
         raise StatementStoppedError("the statement ran past its time limit and was stopped: narrow it down") from error
     except duckdb.OutOfMemoryException as error:
         raise StatementStoppedError("the statement needs more memory than it gets: narrow it down") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        reason = str(error).split("\n\n")[0][:MAX_REASON_CHARS]
+        reason = reason_of(error).split("\n\n")[0][:MAX_REASON_CHARS]
         if "Out of Memory" in reason or "maximum execution time" in reason:  # wrapped by the result's stream
             raise StatementStoppedError(f"the statement was stopped: {reason}") from error
         raise BadInputError(f"the statement failed: {reason}") from error

@@ -14,6 +14,7 @@ from api.app import create_app
 from api.errors import error_body
 from api.settings import Settings
 from api.telemetry import LOGGER, JsonFormatter
+from api.tenancy.keys import create_key
 from curator.console import console_started
 from tests.api.serving import (
     form,
@@ -293,3 +294,33 @@ def test_a_message_names_commands_as_whoever_started_the_service_types_them() ->
     with console_started(["ballast serve"]):
         found = orjson.loads(error_body("missing", text))["error"]
     assert found["message"] == "`ballast score --corpus chats` makes one"
+
+
+@pytest.mark.parametrize(
+    ("path", "pointer"),
+    [
+        ("/v1/mixes?limt=5", "/query/limt"),
+        ("/v1/mixes?limit=5&limit=6", "/query/limit"),
+        ("/v1/corpora/chats/gap?hold_out=finance&holdout=finance", "/query/holdout"),
+        (f"/v1/mixes/{ABSENT}/data?formt=openai", "/query/formt"),
+        ("/v1/policy?x=", "/query/x"),
+    ],
+)
+def test_a_parameter_that_would_have_no_effect_is_refused(http: httpx.Client, path: str, pointer: str) -> None:
+    """A misspelt one would else give the first page, or another format, without a word."""
+    answer = http.get(path)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "bad_parameters"
+    assert [item["pointer"] for item in answer.json()["error"]["details"]] == [pointer]
+
+
+def test_a_list_may_come_as_several_parameters(http: httpx.Client) -> None:
+    answer = http.get("/v1/corpora/chats/gap?hold_out=nope&hold_out=nothing")
+    assert "nope" in answer.json()["error"]["message"]
+
+
+def test_without_a_key_a_wrong_parameter_is_a_401_like_the_rest(tmp_path: Path) -> None:
+    create_key(scored_store(tmp_path), "acme", ["mix"])
+    with running(Settings(store=str(tmp_path))) as address:
+        for path in ("/v1/mixes?key=ballast_x_y", "/v1/corpora/chats/gap?x=1", "/v1/mixes"):
+            assert httpx.get(address + path).status_code == 401

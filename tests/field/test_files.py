@@ -269,3 +269,31 @@ def test_what_was_refused_well_is_refused_so(name: str) -> None:
     n_kept, codes = PARTLY[name]
     assert [code for code, _ in refused(name)] == codes
     assert sum(isinstance(row, Row) for row in read_rows(INPUTS / name)) == n_kept
+
+
+@pytest.mark.parametrize("between", ["\n", "", " \n\n\t", "\n" * 3_000_000])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_arrays_one_after_another_are_all_read(between: str, suffix: str, tmp_path: Path) -> None:
+    """Files put together, or an array in each line: after the first array nothing may be lost."""
+    path = tmp_path / f"data{suffix}"
+    arrays = [[{"messages": JUPITER}, {"messages": MERCURY}], [], [{"messages": PHOBOS}]]
+    path.write_text(between.join(map(json.dumps, arrays)) + between)
+    assert kept(path) == [JUPITER, MERCURY, PHOBOS]
+    path.write_text(between.join([json.dumps(arrays[0]), "x"]))
+    assert [code for code, _ in refused(path)] == ["invalid_json"]
+    path.write_text(between.join([json.dumps(arrays[0]), "["]))
+    assert [code for code, _ in refused(path)] == ["truncated_json"]
+
+
+def test_thousands_of_arrays_are_read_in_one_go(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text((json.dumps([{"messages": JUPITER}]) + "\n") * 20_000)
+    assert len(kept(path)) == 20_000
+
+
+def test_a_comma_after_each_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(",\n".join(json.dumps({"messages": messages}) for messages in (JUPITER, MERCURY)) + "\n")
+    ((code, message),) = refused(path)
+    assert code == "invalid_json"
+    assert message.startswith("a comma after the record: remove it")

@@ -242,6 +242,17 @@ def scaled(part: str, factor: float) -> Callable[[Tensors], Tensors]:
     ("change", "config", "message"),
     [
         (scaled("lora_B", 0.0), {}, "changes nothing: all its lora_B are 0"),
+        (scaled("lora_A", 0.0), {}, "changes nothing: in each layer lora_A or lora_B is 0"),
+        (
+            lambda tensors: scaled("layers.1.self_attn.q_proj.lora_A", 0.0)(
+                {
+                    name: t * (name.find("layers.1.self_attn.q_proj") >= 0 or "lora_A" in name)
+                    for name, t in tensors.items()
+                }
+            ),
+            {},
+            "changes nothing: in each layer",
+        ),
         (scaled("", 1.0), {"lora_alpha": 0}, "changes nothing: its lora_alpha is 0"),
     ],
 )

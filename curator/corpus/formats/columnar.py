@@ -4,6 +4,7 @@ Columns have no absent values, so a null counts as an absent key here at every d
 values is applied (`arrow_values`).
 """
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from curator.corpus.formats.budget import (
     too_many_bytes,
     too_many_values,
 )
-from curator.corpus.formats.compression import seekable
+from curator.corpus.formats.compression import seekable, unpacked_bound
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.layouts import PREFERENCE_KEYS, layout_of
 from curator.corpus.formats.parquet_pages import check_footer_size, shared_texts
@@ -63,6 +64,7 @@ def read_parquet(file: BinaryIO, max_bytes: int | None = None, max_row_bytes: in
         except _damage() as error:
             yield Raw(1, problem=Problem("", "invalid_parquet", f"not a whole Parquet file: {error}"))
             return
+        max_bytes = unpacked_bound(whole.seek(0, io.SEEK_END), max_bytes)
         claimed = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.metadata.num_row_groups))
         _bound(claimed, max_bytes)
         bounds = _Bounds(max_bytes, max_row_bytes)
@@ -82,9 +84,10 @@ def read_arrow(file: BinaryIO, max_bytes: int | None = None, max_row_bytes: int 
     """Rows of an Arrow IPC file or stream as dicts; raises BadInputError for batches too large to be unpacked."""
     import pyarrow as pa
 
-    bounds = _Bounds(max_bytes, max_row_bytes)
     try:
         with seekable(file) as whole:
+            bounds = _Bounds(unpacked_bound(whole.seek(0, io.SEEK_END), max_bytes), max_row_bytes)
+            whole.seek(0)
             check_batches(whole, BATCH_ROWS * max_row_bytes)
             if whole.read(len(ARROW_FILE)) == ARROW_FILE:
                 reader = pa.ipc.open_file(whole)

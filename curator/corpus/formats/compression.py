@@ -11,6 +11,9 @@ from curator.errors import BadInputError, UnpackedTooLargeError, is_out_of_servi
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 BUFFER_BYTES = 2**18
+# Chat data packs to a fifth, and hardly ever to less than a hundredth: what goes beyond is a bomb.
+MAX_RATIO = 250
+FREE_BYTES = 2**25  # that come out before the ratio is asked
 
 
 class DamagedPackError(BadInputError):
@@ -24,12 +27,18 @@ def packing_of(head: bytes) -> str | None:
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
+def unpacked_bound(n_packed: int, max_bytes: int | None) -> int | None:
+    """Bytes that this many packed ones may unpack to under `max_bytes`; None without it."""
+    return None if max_bytes is None else min(max_bytes, max(FREE_BYTES, MAX_RATIO * n_packed))
+
+
 @contextmanager
 def unpacked(file: BinaryIO, max_bytes: int | None = None) -> Iterator[BinaryIO]:
     """The file's own bytes from its start, unpacked where it is packed; it reads forwards only.
 
-    Reading raises UnpackedTooLargeError once more than `max_bytes` come out of a packed file, whatever it
-    claims of itself, and DamagedPackError where the packed bytes are damaged or end early.
+    With `max_bytes`, reading raises UnpackedTooLargeError once more come out of a packed file, whatever it claims of
+    itself, or more than `MAX_RATIO` times the bytes that went in. It raises DamagedPackError where the packed bytes
+    are damaged or end early.
     """
     file.seek(0)
     packing = packing_of(file.read(4))
@@ -59,7 +68,8 @@ class _Unpacking(io.RawIOBase):
     def __init__(self, file: BinaryIO, packing: str, max_bytes: int | None) -> None:
         import pyarrow as pa
 
-        self._stream: Any = pa.CompressedInputStream(pa.PythonFile(_Open(file), mode="r"), packing)
+        self._packed = _Open(file)
+        self._stream: Any = pa.CompressedInputStream(pa.PythonFile(self._packed, mode="r"), packing)
         self._packing, self._max_bytes, self._done = packing, max_bytes, 0
 
     def readable(self) -> bool:
@@ -77,20 +87,25 @@ class _Unpacking(io.RawIOBase):
         self._done += len(data)
         if self._max_bytes is not None and self._done > self._max_bytes:
             raise UnpackedTooLargeError(f"the {self._packing} file unpacks to more than {self._max_bytes:,} bytes")
+        bound = unpacked_bound(self._packed.n_read, self._max_bytes)
+        if bound is not None and self._done > bound:
+            raise UnpackedTooLargeError(f"the {self._packing} file unpacks to more than {MAX_RATIO} times its size")
         buffer[: len(data)] = data
         return len(data)
 
 
 class _Open:
-    """Keeps Arrow from closing a file that is not its own."""
+    """Keeps Arrow from closing a file that is not its own, and counts what it reads."""
 
     closed = False
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self._file, self.n_read = file, 0
 
     def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
+        data = self._file.read(size)
+        self.n_read += len(data)
+        return data
 
     def close(self) -> None:
         """Nothing: whoever opened the file closes it."""

@@ -47,7 +47,7 @@ def decode(data: bytes, offset: int, *, cut: bool = False, max_values: int = MAX
         if cut and _fails_at_end(error, text):
             raise _truncated(data, offset) from error
         where = offset + len(text[: error.pos].encode())
-        raise UndecodableError("invalid_json", f"{error.msg} (byte {where})", where) from error
+        raise UndecodableError("invalid_json", f"{_said(error, text)} (byte {where})", where) from error
     except _DuplicateKeyError as error:
         message = f"key {error.args[0]!r} stands twice in one object: keep one"
         raise UndecodableError("duplicate_key", message, offset) from error
@@ -55,6 +55,12 @@ def decode(data: bytes, offset: int, *, cut: bool = False, max_values: int = MAX
         raise UndecodableError("invalid_json", "nested too deeply", offset) from error
     except ValueError as error:  # NaN, Infinity, a number of thousands of digits
         raise UndecodableError("invalid_json", str(error), offset) from error
+
+
+def _said(error: json.JSONDecodeError, text: str) -> str:
+    if error.msg == "Extra data" and text[error.pos :].strip() == ",":
+        return "a comma after the record: remove it, or write [ before the first record and ] after the last"
+    return error.msg
 
 
 def _truncated(data: bytes, offset: int) -> UndecodableError:

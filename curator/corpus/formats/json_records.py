@@ -24,6 +24,7 @@ BOM = b"\xef\xbb\xbf"
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BRACKETS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))  # as steps of depth, of one byte each
+_BLANK = re.compile(rb"\s*")
 _NEXT_OBJECT = re.compile(rb"\}\s*\{")
 _OPEN, _CLOSE, _COMMA, _QUOTE = b"[{", b"]}", b",", b'"'
 
@@ -42,7 +43,7 @@ class Slice:
 
 
 def split_records(file: BinaryIO, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Slice]:
-    """The records of a JSON array, or of JSON objects that follow each other, in file order.
+    """The records of JSON arrays, or of JSON objects, that follow each other, in file order.
 
     Those of more than `max_bytes` are passed over, and reading goes on after them.
     """
@@ -51,7 +52,7 @@ def split_records(file: BinaryIO, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Sl
         return
     offset, byte = head
     if byte == b"[":
-        yield from _Splitter(file, offset + 1, b"", max_bytes).array()
+        yield from _Splitter(file, offset + 1, b"", max_bytes).arrays()
     else:
         yield from _Splitter(file, offset, byte, max_bytes).objects()
 
@@ -82,8 +83,22 @@ class _Splitter:
         self.chunk = CHUNK_BYTES
         self.lost: int | None = None
 
-    def array(self) -> Iterator[Slice]:
-        any_record, self.depth = False, 1
+    def arrays(self) -> Iterator[Slice]:
+        """The records of one array and of those after it: files put one after another, or an array in each line."""
+        self.depth = 1
+        while True:
+            yield from self._array()
+            if self.depth or not self._skip_blank():
+                return
+            if self.buffer[self.start : self.start + 1] != b"[":
+                yield self._slice(min(len(self.buffer), self.start + self.max_bytes), "trailing")
+                return
+            self.start = self.at = self.start + 1
+            self.depth = 1
+
+    def _array(self) -> Iterator[Slice]:
+        """The records up to the bracket that closes the array, where `depth` is 0, or to the end of the file."""
+        any_record = False
         while True:
             for token, begin, end in self._tokens():
                 if token in _OPEN:
@@ -95,7 +110,7 @@ class _Splitter:
                         # `[1, ]` has an empty last record; `[]` has none
                         if any_record or last.data.strip() or last.end != "whole":
                             yield last
-                        yield from self._trailing(end)
+                        self.start = end
                         return
                 elif token == _COMMA and self.depth == 1:
                     yield self._slice(begin)
@@ -188,14 +203,14 @@ class _Splitter:
         begin, self.lost = self.base + self.start + blank if self.lost is None else self.lost, None
         return Slice(begin, b"", "too_large")
 
-    def _trailing(self, end: int) -> Iterator[Slice]:
-        """One slice when anything but blanks follows the array."""
-        self.start = end
-        while not self.buffer[self.start :].strip():
-            self.start = self.at = len(self.buffer)
+    def _skip_blank(self) -> bool:
+        """Put `start` at the next byte that is not blank; False at the end of the file."""
+        while (end := _BLANK.match(self.buffer, self.start).end()) == len(self.buffer):  # type: ignore[union-attr]
+            self.start = self.at = end
             if not self._refill():
-                return
-        yield self._slice(min(len(self.buffer), self.start + self.max_bytes), "trailing")
+                return False
+        self.start = end
+        return True
 
 
 Plain = Callable[[bytes, int, int | None], Row | None]  # the quick way, asked first

@@ -88,7 +88,8 @@ def check_model(model_dir: Path) -> Any:
     foreign = sorted(name for name in found["unexpected_keys"] if not _UNUSED.search(name))
     if lacking or foreign:
         parts = [f"lacks {len(lacking)} tensors of its architecture: {listed(lacking)}"] if lacking else []
-        parts += [f"it has {len(foreign)} others that fit nothing: {listed(foreign)}"] if foreign else []
+        has = "it has" if lacking else "has"
+        parts += [f"{has} {len(foreign)} others that fit nothing: {listed(foreign)}"] if foreign else []
         text = f"model folder {model_dir} {'; '.join(parts)}{_hint(lacking)}"
         raise BadInputError(text, details=[*lacking, *foreign])
     wrong = [f"{name} is {list(has)} and not {list(wants)}" for name, has, wants in sorted(found["mismatched_keys"])]
@@ -158,9 +159,14 @@ def check_acts(adapter_dir: Path) -> None:
         tensors = load_peft_weights(str(adapter_dir), device="cpu")
     if any("lora_" not in name or name.endswith("bias") for name in tensors):
         return
-    factors = [tensor for name, tensor in tensors.items() if re.search(r"lora_(embedding_)?B", name)]
-    if factors and not any(tensor.any() for tensor in factors):
+    factors = {name: bool(tensor.any()) for name, tensor in tensors.items() if re.search(r"lora_(embedding_)?B", name)}
+    if factors and not any(factors.values()):
         raise BadInputError(f"adapter {adapter_dir} changes nothing: all its lora_B are 0, as before any training")
+    partners = {name: tensors.get(re.sub(r"(lora_(?:embedding_)?)B", r"\1A", name)) for name in factors}
+    if factors and not any(
+        acts and partners[name] is not None and partners[name].any() for name, acts in factors.items()
+    ):
+        raise BadInputError(f"adapter {adapter_dir} changes nothing: in each layer lora_A or lora_B is 0")
     if config.lora_alpha == 0 and not any(getattr(config, "alpha_pattern", {}).values()):
         raise BadInputError(f"adapter {adapter_dir} changes nothing: its lora_alpha is 0")
 

@@ -75,6 +75,14 @@ def test_null_is_an_empty_csv_field_and_lists_are_json(run_sql: Sql) -> None:
     assert out == 'nothing,numbers\n,"[1,2]"\n'
 
 
+def test_values_that_arrow_lacks_are_duckdbs_text(run_sql: Sql) -> None:
+    _, out, _ = run_sql("select '101'::bit as b, interval '2 days' as i", "--output-format", "csv")
+    assert out == "b,i\n101,2 days\n"
+    code, _, err = run_sql("select date '99999-01-01' as d", "--json")
+    assert code == 2
+    assert "cast its column to varchar" in err
+
+
 def test_parquet_goes_to_a_file(run_sql: Sql, tmp_path: Path) -> None:
     out = tmp_path / "rows.parquet"
     assert run_sql("select gap_abs from gap order by gap_abs", "--output-format", "parquet", "--out", str(out))[0] == 0

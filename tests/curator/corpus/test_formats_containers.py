@@ -182,6 +182,29 @@ def test_a_bomb_is_stopped_at_the_bound(pack: Any, name: str) -> None:
         _read(packed, name, max_unpacked_bytes=2_000_000)
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_what_unpacks_to_hundreds_of_times_its_size_is_a_bomb(pack: Any) -> None:
+    """Thousands of equal rows are a small file: their reader would be at work for minutes."""
+    line = json.dumps(CHAT).encode() + b"\n"
+    packed = pack(line * (40_000_000 // len(line)))
+    with pytest.raises(UnpackedTooLargeError, match="unpacks to more than 250 times its size"):
+        _read(packed, "a.jsonl", max_unpacked_bytes=2**33)
+    few = line * (4_000_000 // len(line))
+    assert len(_read(pack(few), "a.jsonl", max_unpacked_bytes=2**33)) == 4_000_000 // len(line)
+
+
+def test_columns_that_repeat_a_text_without_end_are_a_bomb() -> None:
+    indices = pa.array([0] * 400, pa.int32())
+    text = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * 1_000_000]))
+    table = pa.table({"prompt": text, "completion": ["fine"] * 400})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    for data in (_parquet(table), sink.getvalue()):
+        with pytest.raises(UnpackedTooLargeError, match="columns unpack to more than 33,554,432 bytes"):
+            _read(data, max_unpacked_bytes=2**33)
+
+
 def test_columns_that_unpack_to_too_much_are_stopped() -> None:
     table = pa.Table.from_pylist([{"prompt": "x" * 1_000_000, "completion": "y"}] * 20)
     sink = io.BytesIO()

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
 from curator.corpus import task_set as tasks
-from curator.corpus.task_set import read_task_set, task_set_from_rows
+from curator.corpus.task_set import ReadLimits, read_task_set, task_set_from_rows
 from curator.errors import BadInputError, BadRowsError
 from curator.messages import example_id
 from curator.store.schema import TASK_ROWS
@@ -38,8 +39,37 @@ def test_rows_keep_order_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert table["messages"].to_pylist() == [_canonical(text) for text in texts]
     assert table["example_id"].to_pylist() == [example_id(_canonical(text)) for text in texts]
     assert (task_set.n_rows, task_set.n_rejected, task_set.rejects) == (5, 0, ())
-    assert [batch.num_rows for batch in task_set.batches(3)] == [3, 2]
+    assert [batch.num_rows for batch in task_set.batches(3)] == [2, 2, 1]
     task_set.require_usable()
+
+
+def test_long_rows_make_small_groups_which_batches_do_not_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a set of long rows a few are in memory at once, and not five thousand."""
+    monkeypatch.setattr(tasks, "GROUP_BYTES", 2_000)
+    texts = ["x" * 1_500, "a", "y" * 900, "b", "c", "d"]
+    task_set = read_task_set(_jsonl([_chat(text) for text in texts]), tmp_path, name="t.jsonl")
+    assert pq.ParquetFile(task_set.path).num_row_groups == 2
+    assert [batch.num_rows for batch in task_set.batches()] == [3, 3]
+    assert task_set.table()["messages"].to_pylist() == [_canonical(text) for text in texts]
+    assert 800 < task_set.widest_bytes < 1_500
+
+
+@pytest.mark.parametrize(
+    ("n_good", "n_bad", "stopped"), [(0, 30, True), (12, 30, True), (30, 30, False), (5, 10, False)]
+)
+def test_reading_stops_where_most_rows_are_bad(
+    n_good: int, n_bad: int, stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "MAX_MOSTLY_BAD", 10)
+    rows = [_chat("a")] * n_good + [{}] * n_bad
+    if not stopped:
+        assert task_set_from_rows(rows, tmp_path, limits=ReadLimits(max_records=100)).n_rejected == n_bad
+        return
+    with pytest.raises(BadRowsError, match="and the rest was not read") as caught:
+        task_set_from_rows(rows, tmp_path, limits=ReadLimits(max_records=100))
+    assert len(caught.value.details) == max(10, n_good) + 1
+    assert not list(tmp_path.iterdir())
+    assert task_set_from_rows(rows, tmp_path).n_rejected == n_bad  # a caller without bounds counts them all
 
 
 def test_the_hash_is_over_canonical_lines_in_order(tmp_path: Path) -> None:

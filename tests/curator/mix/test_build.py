@@ -19,6 +19,7 @@ from curator.messages import load_messages
 from curator.mix import writer as mixwriter
 from curator.mix.build import build_mix, hidden_folder, plan_mix, preview_mix, remove_left, remove_stale
 from curator.mix.describe import token_share_warnings
+from curator.mix.files import mix_batches
 from curator.mix.identity import read_manifest
 from curator.mix.manifest import TokenCount, Tokens
 from curator.mix.verify import verify
@@ -400,6 +401,22 @@ def test_small_windows_write_the_same_rows(
     assert windowed.manifest.rows_sha256 == whole.manifest.rows_sha256
     groups = pq.ParquetFile(store.url(f"mixes/other/{windowed.mix_id}/mix.parquet"))
     assert groups.num_row_groups > 12
+
+
+@pytest.mark.parametrize("order", ["even", "shuffle"])
+def test_long_rows_make_small_windows_and_groups(
+    store: Store, tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = task_set(tmp_path, 200)
+    whole = build_mix(store, tasks, recipe(order=order))
+    monkeypatch.setattr(mixwriter, "GROUP_BYTES", 20 * tasks.widest_bytes)
+    monkeypatch.setattr(mixwriter, "SHUFFLE_WINDOW_BYTES", 20 * tasks.widest_bytes)
+    monkeypatch.setattr(mixwriter, "WINDOW_BYTES", 1)
+    windowed = build_mix(store, tasks, recipe(order=order), "other")
+    assert windowed.manifest.rows_sha256 == whole.manifest.rows_sha256
+    groups = pq.ParquetFile(store.url(f"mixes/other/{windowed.mix_id}/mix.parquet"))
+    assert groups.num_row_groups > 8
+    assert max(batch.num_rows for batch in mix_batches(store, "other", windowed.mix_id)) == 20
 
 
 def test_the_cursor_reads_forward_once(tmp_path: Path) -> None:
