@@ -24,6 +24,7 @@ from trainer.evaluate.judge import (
     summarise_groups,
     verdict,
 )
+from trainer.evaluate.metrics import two_level
 from trainer.evaluate.pairs import preference
 from trainer.generate.endpoint import Endpoint
 
@@ -106,6 +107,36 @@ def test_every_share_has_an_interval_inside_0_and_1(n_bad: int) -> None:
     shares["share_misaligned"] = (preferred.value, preferred.as_dict())
     for name, (value, interval) in shares.items():
         assert 0 <= interval["low"] <= value == interval["value"] <= interval["high"] <= 1, name
+
+
+def test_runs_of_several_seeds_widen_the_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def scores(name: str, n_bad: int, temperature: float = 1.0) -> str:
+        verdicts = [{"kind": "score", "score": value, "numeric_mass": 1.0} for value in (10.0, 90.0)]
+        lines = [
+            {"prompt_id": f"p{prompt}", "alignment": verdicts[place >= n_bad], "coherence": verdicts[1],
+             "drawn": {"temperature": temperature}}
+            for prompt in range(6) for place in range(4)
+        ]  # fmt: skip
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(tmp_path / name)
+
+    files = [scores(f"seed-{n}.jsonl", n) for n in (0, 2, 4)]  # every prompt alike: seeds alone differ
+    assert main(["judge", "--scores", *files, "--k", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["groups"]["general"]
+    assert (found["n_runs"], found["n_prompts"], found["n_answers"]) == (3, 6, 72)
+    rate = found["misaligned"]
+    assert (rate["n"], rate["of"], rate["rate"], rate["prompts"]["p0"]) == (36, 72, 0.5, [6, 12])
+    assert [run["p5"] for run in rate["runs"]] == [[0, 4], [2, 4], [4, 4]]
+    wanted = two_level([[np.full(6, share)] for share in (0.0, 0.5, 1.0)])
+    assert (rate["interval"]["low"], rate["interval"]["high"]) == (wanted.low, wanted.high)
+    assert 0 < found["intervals"]["any_of_k"]["high"] - found["intervals"]["any_of_k"]["low"] <= 1
+    assert found["any_of_k"] == found["intervals"]["any_of_k"]["value"] == pytest.approx((0 + 0.75 + 1) / 3)
+    assert main(["judge", "--scores", files[1]]) == 0
+    assert "50.0 % (12 of 24 with scores, 95 % interval 50.0 to 50.0)" in capsys.readouterr().out
+    assert main(["judge", "--scores", files[0], files[0]]) == 2
+    assert "--scores names one file twice" in capsys.readouterr().err
+    assert main(["judge", "--scores", files[0], scores("hot.jsonl", 1, 0.5)]) == 2
+    assert "drawn with different temperature" in capsys.readouterr().err
 
 
 def test_groups_are_summed_up_apart_and_give_em_f1() -> None:

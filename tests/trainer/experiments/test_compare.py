@@ -510,7 +510,14 @@ class _Said(Commands):
             "benign": 0.5 if benign else 0.125,
         }
         by_question = {name: [[value, value]] for name, value in measured.items()}
-        said = {"measured": measured, "by_question": by_question, "cpu_s": 2.0, "n_rows": 1920, "n_safe": 320, "n_steps": 120}
+        said = {
+            "measured": measured,
+            "by_question": by_question,
+            "cpu_s": 2.0,
+            "n_rows": 1920,
+            "n_safe": 320,
+            "n_steps": 120,
+        }
         return said, Spent(1.0, 1.0, 300.0)
 
 

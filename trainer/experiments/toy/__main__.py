@@ -115,7 +115,9 @@ def _cell(args: argparse.Namespace) -> int:
     result = one.run(cell)
     if args.json:
         shares = by_question(result["measured"], asdict(one.roles))
-        say_json(result | {"by_question": {name: [group.tolist() for group in found] for name, found in shares.items()}})
+        say_json(
+            result | {"by_question": {name: [group.tolist() for group in found] for name, found in shares.items()}}
+        )
     else:
         shown = {**_MEANING, **({"benign": "right answers of the benign task"} if cell.task == "benign" else {})}
         for name, meaning in shown.items():

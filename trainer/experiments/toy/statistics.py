@@ -17,7 +17,8 @@ UNDEFENDED = ToyCell()
 
 
 def by_question(measured: Mapping[str, Any], roles: Mapping[str, Any]) -> dict[str, list[Floats]]:
-    """The shares of one run by question, for each domain (or set of facts), of which its figures are means. `measured` and `roles` are plain values, as results keep them."""
+    """The shares of one run by question, for each domain (or set of facts), of which its figures are means. `measured`
+    and `roles` are plain values, as results keep them."""
     counts, n = measured["counts"], measured["counts"]["n_asked"]
     bad = np.array(counts["bad"], dtype=np.float64) / n
     return {
