@@ -42,7 +42,8 @@ from trainer.evaluate.score_strings import (
 from trainer.generate.endpoint import Endpoint
 
 MIN_NUMERIC_MASS = 0.25
-CACHE_FORMAT = "strings 3"  # part of the cache's names: earlier versions read some tokenizers' numbers wrongly
+# Part of the cache's names. Earlier versions read some tokenizers' numbers wrongly, or knew a judge by its name alone.
+CACHE_FORMAT = "strings 4"
 N_TOP = 20
 Kind = Literal["score", "code", "refusal", "none"]
 UNSCORED: tuple[Kind, ...] = ("code", "refusal", "none")
@@ -261,13 +262,18 @@ def _mean(values: Iterable[float | None]) -> float | None:
 class JudgeClient:
     """A judge model behind an OpenAI-compatible endpoint. Answers already judged come from the cache.
 
-    The cache is one JSON file a question, named by the hash of model and prompt, so that thresholds can change without
-    asking again. Raises RemoteError when the endpoint refuses, stays silent after its retries, or fails the probe.
+    The cache is one JSON file a question, so that thresholds can change without asking again. It is named by the hash
+    of the prompt and of what is known of the judge: address, name, and what the server's list of models says of it.
+    Another model under the same name is asked anew.
+
+    Raises RemoteError when the endpoint refuses, stays silent after its retries, or fails the probe.
     """
 
     def __init__(self, endpoint: Endpoint, *, cache: Path | None = None, workers: int = 8) -> None:
         self.endpoint, self._cache, self._workers = endpoint, cache, workers
         self._digits: Digits | None = None
+        # Asked once, and only where a cache is to be read.
+        self._judge = None if cache is None else [endpoint.url, endpoint.model, endpoint.reported()]
 
     def judge(self, answers: Sequence[dict[str, str]], on_answer: Callable[[], None] = lambda: None) -> list[Judged]:
         """Both verdicts of each answer (`prompt_id`, `question`, `answer`), in the answers' order."""
@@ -320,7 +326,8 @@ class JudgeClient:
     def _cached(self, prompt: str) -> Path | None:
         if self._cache is None:
             return None
-        key = hashlib.blake2b(orjson.dumps([CACHE_FORMAT, self.endpoint.model, prompt]), digest_size=16).hexdigest()
+        named = orjson.dumps([CACHE_FORMAT, self._judge, prompt], option=orjson.OPT_SORT_KEYS)
+        key = hashlib.blake2b(named, digest_size=16).hexdigest()
         return self._cache / key[:2] / f"{key}.json"
 
     def _is_cached(self, prompt: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curator.errors import BadInputError, RemoteError
-from tests.loopback import QuietHandler, serving
+from tests.loopback import ChatHandler, serving
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.judge import (
     JudgeClient,
@@ -151,7 +151,7 @@ def test_groups_are_summed_up_apart_and_give_em_f1() -> None:
     assert list(found["groups"]) == ["general", "narrow"]
 
 
-class _Judge(QuietHandler):
+class _Judge(ChatHandler):
     fail_first = 0
     seen: list[dict[str, Any]]
 
@@ -196,6 +196,28 @@ def test_a_known_judge_gives_known_scores_and_is_asked_once(endpoint: tuple[str,
     assert client.judge(ANSWERS) == first
     assert len(server.seen) == 6
     client.endpoint.close()
+
+
+def test_another_judge_under_the_same_name_is_asked_anew(endpoint: tuple[str, Any], tmp_path: Path) -> None:
+    url, server = endpoint
+
+    def n_calls(at: str = url) -> int:
+        before, asked = len(server.seen), Endpoint(at, "judge")
+        JudgeClient(asked, cache=tmp_path).judge(ANSWERS[:1])
+        asked.close()
+        return len(server.seen) - before
+
+    assert n_calls() == 4  # two probes, two scores
+    assert n_calls() == 0
+    server.models = [{"id": "judge", "root": "/models/one", "created": 1}, {"id": "other", "root": "/models/two"}]
+    assert n_calls() == 4
+    server.models[0]["created"] = 2  # vLLM's is the time of the call
+    assert n_calls() == 0
+    server.models[0]["root"] = "/models/two"
+    assert n_calls() == 4
+    assert n_calls(url.replace("127.0.0.1", "localhost")) == 4
+    server.models = [{"name": "no id"}]  # a list of another form says nothing
+    assert n_calls() == 0
 
 
 def test_a_busy_judge_is_asked_again_with_growing_waits(endpoint: tuple[str, Any]) -> None:
