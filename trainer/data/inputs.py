@@ -11,6 +11,7 @@ from curator.console import list_problems
 from curator.corpus.formats import Row, locate, read_rows
 from curator.corpus.task_set import read_task_set
 from curator.errors import BadInputError
+from curator.mix.describe import low_token_share
 from curator.mix.identity import Manifest
 from curator.render import Renderer, RenderSettings
 from trainer.config import TrainConfig
@@ -234,4 +235,9 @@ def _content_warnings(prepared: PreparedRows, config: TrainConfig) -> list[Warne
     if content.n_masked:
         text = f"{content.n_masked} of {content.n_rows} rows stay in place but train nothing"
         found.append(Warned("masked_rows", text))
+    if content.n_safe:  # a mix of pools without a scorer has no token counts of its own
+        n_safe = prepared.n_safe_trained()
+        share = content.n_safe / content.n_rows
+        if (said := low_token_share(share, n_safe, content.n_response_tokens - n_safe)) is not None:
+            found.append(Warned("low_token_share", said))
     return found
