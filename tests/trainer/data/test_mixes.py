@@ -23,6 +23,7 @@ from trainer.data.mixes import (
     ROWS_COPY,
     TrainRow,
     open_mix,
+    with_whole_id,
 )
 
 
@@ -116,6 +117,14 @@ def test_the_service_gives_the_same_rows(built: tuple[Path, str], url: str, tmp_
     copy = (tmp_path / "remote" / ROWS_COPY).read_bytes()
     assert hashlib.sha256(copy).hexdigest() == manifest.rows_sha256
     assert (tmp_path / "remote" / MANIFEST_COPY).read_bytes() == (tmp_path / "local" / MANIFEST_COPY).read_bytes()
+
+
+def test_a_service_finds_a_mix_by_the_beginning_of_its_id(built: tuple[Path, str], url: str, tmp_path: Path) -> None:
+    given = {"model": "m", "out": tmp_path / "run", "api_url": url}
+    assert with_whole_id(parse_config({**given, "mix_id": built[1][:5]})).mix_id == built[1]
+    assert with_whole_id(parse_config({**given, "mix_id": "no"})).mix_id == "no"  # what reads it says what is wrong
+    with pytest.raises(MissingError, match=r"no mix of the service's begins with '0000': GET /v1/mixes lists them"):
+        with_whole_id(parse_config({**given, "mix_id": "0000"}))
 
 
 def test_rows_fetched_are_verified_again_when_read(built: tuple[Path, str], url: str, tmp_path: Path) -> None:
