@@ -266,6 +266,12 @@ def test_another_model_under_a_servers_name_does_not_go_on(
     assert main([*start, "plain", "--question-format", "json"]) == 0  # nothing is left to ask
     model.models = []  # a server that says nothing of itself
     assert main(more) == 0
+    model.said, model.models = "4", [{"id": "m", "root": "/models/one"}]
+    rated = ["ratings", "--url", url, "--served-model", "m", "--personas", "2", "--repeats", "2", "--out"]
+    assert main([*rated, str(tmp_path / "r.parquet")]) == 0
+    model.models[0]["root"] = "/models/two"
+    assert main([*rated, str(tmp_path / "r.parquet")]) == 2
+    assert "holds ratings with another server" in capsys.readouterr().err
 
 
 def test_a_server_that_gives_too_few_answers_is_an_error(server: tuple[str, Any]) -> None:
