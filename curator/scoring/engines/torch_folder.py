@@ -120,9 +120,9 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> A
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     check_adapter_dir(adapter_dir)
-    folder = Path(base.config.name_or_path or "")
-    if has_weights(folder):
-        check_base(adapter_dir, folder)
+    folder = base.config.name_or_path  # "" of a model that was not read from a folder
+    if folder and has_weights(Path(folder)):
+        check_base(adapter_dir, Path(folder))
     with loading(f"adapter {adapter_dir}"), ignoring_newer_settings():
         config = peft.PeftConfig.from_pretrained(adapter_dir)
     _check_kind(config, adapter_dir, switchable)
