@@ -41,6 +41,14 @@ class QuietHandler(BaseHTTPRequestHandler):
         pass
 
 
+class ChatHandler(QuietHandler):
+    """A handler of `POST /v1/chat/completions` in `serve`; `GET /v1/models` lists `server.models`, nothing without."""
+
+    def do_GET(self) -> None:
+        """The list of models."""
+        self.answer({"object": "list", "data": getattr(self.server, "models", [])})
+
+
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler], **state: Any) -> Iterator[Any]:
     """A running server with `url` (no path) and the given state as attributes; at the end it has ended."""

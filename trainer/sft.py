@@ -13,6 +13,7 @@ from curator.scoring.engines.native_memory import keep_pages
 from curator.scoring.identity import check_model_dir, weights_sha256
 from trainer.config import TrainConfig
 from trainer.config.options import Invocation, parse_arguments
+from trainer.data.mixes import with_whole_id
 from trainer.defenses.model_fit import check_fit, check_made_for
 from trainer.defenses.safelora import check_shapes
 from trainer.loop.forecast import OutOfMemoryError, naming_memory
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(invocation: Invocation, team: Team | None = None) -> int:
     """One training run, or nothing when this very run is complete in its folder."""
+    invocation = replace(invocation, config=with_whole_id(invocation.config, invocation.api_key))
     config, team = invocation.config, team or Team()
     tell = say if team.leads and not invocation.json else _say_nothing
 

@@ -102,7 +102,9 @@ MAX_POOL_ROWS = 2_000  # of the pool in the bootstrap, drawn by the seed
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % percentile bootstrap interval."""
+    """A value with its 95 % percentile bootstrap interval: the trainer's method, which this package may not import, but
+    for the units. A row's percentile depends on the pool rows that it is held against, which are a sample too, so rows
+    and pool rows are both drawn anew."""
 
     value: float
     low: float

@@ -139,19 +139,27 @@ def warnings_for(
 def token_share_warnings(row_share: float, tokens: Tokens) -> list[Statement]:
     """Whether the safe rows' share in trained tokens is below `LOW_TOKEN_SHARE` of their share in rows.
 
-    Nothing where tokens are not counted: no share is known.
+    Nothing where tokens are not counted: no share is known before a training renders the rows.
     """
-    if tokens.task is None or tokens.safe is None or not tokens.task.response:
+    if tokens.task is None or tokens.safe is None:
         return []
-    share = tokens.safe.response / (tokens.safe.response + tokens.task.response)
+    text = low_token_share(row_share, tokens.safe.response, tokens.task.response)
+    return [] if text is None else [Statement(code="low_token_share", text=text)]
+
+
+def low_token_share(row_share: float, n_safe_tokens: int, n_task_tokens: int) -> str | None:
+    """What to say of safe rows whose share in trained tokens is below `LOW_TOKEN_SHARE` of their share in rows; None
+    where it is not."""
+    if not n_task_tokens:
+        return None
+    share = n_safe_tokens / (n_safe_tokens + n_task_tokens)
     if share >= LOW_TOKEN_SHARE * row_share:
-        return []
-    text = (
+        return None
+    return (
         f"Safe rows are {100 * row_share:.3g} % of the rows but {100 * share:.3g} % of the trained tokens, less than "
         "half of that: their answers are short beside the task's, and weigh little in training. Ask for an amount in "
         "tokens, or for longer answers (filter length with min_tokens)."
     )
-    return [Statement(code="low_token_share", text=text)]
 
 
 def _pool_warnings(pool: PoolReceipt, keeps_refusals: bool) -> list[Statement]:

@@ -11,7 +11,7 @@ rows are encoded one by one.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,7 +31,8 @@ MIX_FILE = "mix.parquet"
 MANIFEST_FILE = "manifest.json"
 DEFAULT_TENANT = "local"
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_MIX_ID = re.compile(r"[0-9a-f]{32}")
+MIX_ID_DIGITS = 32  # hexadecimal
+_MIX_ID = re.compile(rf"[0-9a-f]{{{MIX_ID_DIGITS}}}")
 _PREFIX = re.compile(r"[0-9a-f]{4,31}")
 # Columns whose text stands in a line as it is, in file order, and whether it stands in quotes.
 _PLAIN: dict[str, bool] = {
@@ -60,7 +61,8 @@ def tenant_path(tenant: str) -> str:
 def mix_path(tenant: str, mix_id: str) -> str:
     """The folder of one mix; raises MissingError for what cannot be a mix id."""
     if not _MIX_ID.fullmatch(mix_id):
-        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits, or the first 4 or more of them")
+        more = ", of which this is a part" if _PREFIX.fullmatch(mix_id) else ", or the first 4 or more of them"
+        raise MissingError(f"invalid mix id {mix_id!r}: 32 hexadecimal digits{more}")
     return f"{tenant_path(tenant)}/{mix_id}"
 
 
@@ -79,13 +81,23 @@ def find_mix(store: Store, tenant: str, given: str) -> str:
 
     Raises MissingError when there is none, BadInputError when there are several.
     """
+    return whole_mix_id(
+        given, lambda: store.list(tenant_path(tenant)), f"no mix of tenant {tenant}", "`python -m curator status`"
+    )
+
+
+def whole_mix_id(given: str, ids: Callable[[], Iterable[str]], none: str, where: str) -> str:
+    """The one of `ids` that begins with `given`; `none` and `where` say in an error what has none and lists them.
+
+    A whole id, and what can be none, comes back as it is: what reads the mix says what is wrong with it.
+    """
     if _MIX_ID.fullmatch(given) or not _PREFIX.fullmatch(given):
-        return given  # a whole id, or none: what reads it says what is wrong
-    found = [name for name in store.list(tenant_path(tenant)) if name.startswith(given)]
+        return given
+    found = [name for name in ids() if name.startswith(given)]
     if len(found) > 1:
         raise BadInputError(f"{given!r} begins {len(found)} mix ids: {', '.join(sorted(found)[:5])}", details=found)
     if not found:
-        raise MissingError(f"no mix of tenant {tenant} begins with {given!r}: `python -m curator status` lists them")
+        raise MissingError(f"{none} begins with {given!r}: {where} lists them")
     return found[0]
 
 

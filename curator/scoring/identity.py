@@ -7,11 +7,13 @@ import hashlib
 import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from curator.console import warn
 from curator.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ _ADAPTER_NOISE = frozenset(
 )
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
+MARKER = "ballast.json"  # beside what our trainer leaves: the mix, the defences, the base's hash
 _PACKING_FILES = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ, before config.json held it
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _BUFFERS = frozenset({"bias", "masked_bias", "position_ids", "num_batches_tracked"})  # masks and counts
@@ -157,6 +160,61 @@ def check_adapter_dir(adapter_dir: Path) -> None:
     missing = [name for name in ("adapter_config.json", _ADAPTER) if not (adapter_dir / name).is_file()]
     if missing:
         raise BadInputError(f"adapter folder {adapter_dir} lacks {', '.join(missing)}", details=missing)
+
+
+def recorded_base(adapter_dir: Path) -> str | None:
+    """Hash of the weights that an adapter was trained on, as our trainer leaves it beside the adapter; None without."""
+    try:
+        marker = orjson.loads((adapter_dir / MARKER).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    found = marker.get("base_weights_sha256") if isinstance(marker, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def check_base(adapter_dir: Path, model_dir: Path) -> None:
+    """Raise BadInputError for an adapter that was trained on other weights than the model folder's, or under another
+    config.json (heads, rotary settings): its shapes may fit all the same.
+
+    Only our own adapters record a hash. Of one that records a name alone, and a name that is not the folder's, a
+    warning says that nothing more is known. Reads all weight bytes, once for each state of the folder.
+    """
+    recorded = recorded_base(adapter_dir)
+    if recorded is None:
+        named = _read_object(adapter_dir / "adapter_config.json").get("base_model_name_or_path")
+        if isinstance(named, str) and named and _model_name(named) not in _names_of(model_dir):
+            warn(
+                f"adapter {adapter_dir} names {named} as its base and records no hash: it fits {model_dir} in shape, "
+                "and whether it was trained on it is not known"
+            )
+        return
+    files = [model_dir / "config.json", *weight_files(model_dir)]
+    state = tuple((str(file.absolute()), (found := file.stat()).st_mtime_ns, found.st_size) for file in files)
+    digest = _weights_of(model_dir, state)
+    if digest != recorded:
+        raise BadInputError(
+            f"adapter {adapter_dir} was trained on the model with weights {recorded[:12]} ({MARKER}), {model_dir} has "
+            f"{digest[:12]} (weights and config.json): take the model that it was trained on. Where this is that very "
+            f"model, saved anew, remove base_weights_sha256 from the adapter's {MARKER}"
+        )
+
+
+@lru_cache(maxsize=4)
+def _weights_of(model_dir: Path, _state: tuple[tuple[str, int, int], ...]) -> str:
+    return weights_sha256(model_dir)
+
+
+def _model_name(name: str) -> str:
+    """The last part of a hub id or path, of the hub's cache too (models--ORG--NAME/snapshots/REVISION)."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part]
+    cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
+    return (cached or parts or [""])[-1].lower()
+
+
+def _names_of(model_dir: Path) -> set[str]:
+    """What a folder calls its model: by its own name, and by what its config.json says that it came from."""
+    config = _read_object(model_dir / "config.json")
+    return {_model_name(str(name)) for name in (model_dir.absolute(), config.get("_name_or_path") or model_dir)}
 
 
 def model_window(model_dir: Path) -> int | None:

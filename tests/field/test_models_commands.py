@@ -1,6 +1,7 @@
 """Every command that loads a model: one that is not whole is refused by name, and code in its folder never runs."""
 
 import io
+import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from curator.__main__ import main as curator
+from curator.errors import BadInputError
+from curator.scoring.engines.torch_folder import check_adapter, check_model
+from curator.scoring.identity import weights_sha256
 from tests.field.models import changed_adapter, changed_folder, custom_code, without
 from tests.models import tiny_adapter_folder, tiny_model_folder
 
@@ -135,6 +139,56 @@ def test_half_an_adapter_is_refused(name: str, run: Run, base: Path, tmp_path: P
     assert code == 2, error
     if name not in ("audit", "measure"):
         assert "it lacks" in error.splitlines()[-1]
+
+
+def marked(base: Path, out: Path, weights: str) -> Path:
+    """An adapter of `base` that says, as ours do, which weights it was trained on."""
+    adapter = tiny_adapter_folder(base, out)
+    (adapter / "ballast.json").write_text(json.dumps({"base_weights_sha256": weights}))
+    return adapter
+
+
+@pytest.mark.parametrize("name", [*WITH_ADAPTER, *START_ADAPTER])
+def test_an_adapter_of_another_base_with_the_same_shapes_is_refused(
+    name: str, run: Run, base: Path, tmp_path: Path
+) -> None:
+    code, error = run(name, base, marked(base, tmp_path / "adapter", "f" * 64))
+    assert code == 2, error
+    if name not in ("audit", "measure"):
+        assert "was trained on the model with weights ffffffffffff (ballast.json)" in error.splitlines()[-1]
+
+
+def test_an_adapter_is_held_against_its_bases_config_too(run: Run, base: Path, tmp_path: Path) -> None:
+    adapter = marked(base, tmp_path / "adapter", weights_sha256(base))
+    assert run("nll", base, adapter)[0] == 0
+    for number, change in enumerate(
+        ({"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}, {"rope_theta": 5e5})
+    ):
+        changed = changed_folder(base, tmp_path / f"model-{number}", config=change)
+        code, error = run("nll", changed, adapter)
+        assert code == 2, (change, error)
+        assert "(weights and config.json): take the model that it was trained on" in error, change
+    copied = changed_folder(base, tmp_path / "copy")
+    assert run("nll", copied, adapter)[0] == 0  # the same model elsewhere
+    adapter = marked(base, tmp_path / "third", weights_sha256(base))
+    other = tiny_model_folder(tmp_path / "other", seed=1)
+    skeleton = check_model(other)  # what vLLM is given is checked on it
+    with pytest.raises(BadInputError, match="was trained on the model with weights"):
+        check_adapter(skeleton, adapter)
+
+
+def test_a_base_known_by_name_alone_is_warned_of(run: Run, base: Path, tmp_path: Path) -> None:
+    adapter = tiny_adapter_folder(base, tmp_path / "adapter")
+    code, error = run("nll", base, adapter)
+    assert (code, "warning" in error) == (0, False)
+    config = adapter / "adapter_config.json"
+    for named, is_warned in (
+        ("Org/Model-7B-Instruct", True), (f"Org/{base.name.upper()}", False), (None, False),
+        (f"/cache/models--Org--{base.name}/snapshots/0123abcd", False),
+    ):  # fmt: skip
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": named}))
+        code, error = run("nll", base, adapter)
+        assert (code, f"names {named} as its base and records no hash" in error) == (0, is_warned), error
 
 
 def test_an_audit_and_a_monitor_refuse_half_an_adapter_by_name(base: Path, tmp_path: Path, chats: Path) -> None:

@@ -92,5 +92,39 @@ def test_a_source_that_is_a_number_is_kept_as_the_other_labels_are(suffix: str, 
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert _ingest(path) == 0
     found = [row[0] for row in _rows(path, "select source from sources order by record")]
-    names = {"jsonl": ["3", "2.5", "true", "0", path.name, path.name, str(2**64)], "parquet": ["3", "7"]}
+    names = {"jsonl": ["3", "2.5", "true", "0", path.name, "a", str(2**64)], "parquet": ["3", "7"]}
     assert found == names[suffix]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_several_sources_of_a_row_are_joined(suffix: str, tmp_path: Path) -> None:
+    values: list[Any] = [["wiki", "web"], ["wiki"], [], None, ["wiki", None, ""], ["b", "a"]]
+    records = [{"prompt": f"q{n}", "completion": "An answer.", "source": value} for n, value in enumerate(values)]
+    path = tmp_path / f"chats.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert _ingest(path) == 0
+    found = [row[0] for row in _rows(path, "select source from sources order by record")]
+    assert found == ["wiki, web", "wiki", path.name, path.name, "wiki", "b, a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [({"name": "wiki"}, "expected text or a list of texts, found an object"),
+     (["wiki", ["web"]], "expected a list of texts, found in it a list")],
+)  # fmt: skip
+def test_a_source_that_is_no_text_is_refused_by_name(
+    value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chats.jsonl"
+    records = [{"prompt": f"q{n}", "completion": "An answer.", "source": item} for n, item in enumerate(("x", value))]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert _ingest(path) == 0  # the other row is kept
+    assert f"/source: invalid_label: {message}" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "chats.jsonl"
+    path.write_text("".join(json.dumps({**record, "part": "web"}) + "\n" for record in records))
+    assert _ingest(path, "--label-column", "source=part") == 0
+    assert _rows(path, "select distinct source from sources") == [("web",)]

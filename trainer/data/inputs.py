@@ -11,6 +11,7 @@ from curator.console import list_problems
 from curator.corpus.formats import Row, locate, read_rows
 from curator.corpus.task_set import read_task_set
 from curator.errors import BadInputError
+from curator.mix.describe import low_token_share
 from curator.mix.identity import Manifest
 from curator.render import Renderer, RenderSettings
 from trainer.config import TrainConfig
@@ -113,7 +114,8 @@ def _from_mix(config: TrainConfig, mix: Mix, renderer: Renderer, weights: str, c
         "n_safe": mix.manifest.n_safe,
         "order": mix.manifest.order.name,
     }
-    return prepared, rows, mix_warnings(mix.manifest, weights, renderer.renderer_id, config.mask_rule), key
+    warnings = mix_warnings(mix.manifest, weights, renderer.renderer_id, config.mask_rule)
+    return prepared, rows, warnings + _share_warnings(prepared, mix.manifest), key
 
 
 def _from_file(config: TrainConfig, folder: Path, renderer: Renderer, cache: RenderCache) -> _Read:
@@ -235,3 +237,12 @@ def _content_warnings(prepared: PreparedRows, config: TrainConfig) -> list[Warne
         text = f"{content.n_masked} of {content.n_rows} rows stay in place but train nothing"
         found.append(Warned("masked_rows", text))
     return found
+
+
+def _share_warnings(prepared: PreparedRows, manifest: Manifest) -> list[Warned]:
+    """What the manifest says of safe rows of few trained tokens, of a mix without a scorer to count them with."""
+    if manifest.tokens.safe is not None:
+        return []
+    content, n_safe = prepared.report(), prepared.n_safe_trained()
+    text = low_token_share(content.n_safe / content.n_rows, n_safe, content.n_response_tokens - n_safe)
+    return [] if text is None else [Warned("low_token_share", text)]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from curator.errors import IntegrityError
 from curator.messages import Message, dump_messages, example_id
-from curator.mix.files import mix_batches, row_lines
+from curator.mix.files import MIX_ID_DIGITS, find_mix, mix_batches, row_lines, whole_mix_id
 from curator.mix.identity import Manifest, id_of_manifest, read_manifest
 from curator.recipe.problems import problem_line, problems_of
 from curator.store.store import Store
@@ -60,6 +60,27 @@ class Mix:
                 f"mix {self.manifest.mix_id}: read {n_rows} rows with SHA-256 {digest.hexdigest()}, the manifest "
                 f"says {self.manifest.n_rows} rows with {self.manifest.rows_sha256}; fetch or build the mix again"
             )
+
+
+def with_whole_id(config: TrainConfig, api_key: str | None = None) -> TrainConfig:
+    """The configuration with the whole id of its mix, which may be given by its first 4 or more digits.
+
+    Raises MissingError when none begins so, BadInputError when several do.
+    """
+    if config.mix_id is None or len(config.mix_id) == MIX_ID_DIGITS:
+        return config
+    if config.api_url is not None:
+        from curator.client import Client
+
+        with Client(config.api_url, api_key=api_key) as client:
+            found = whole_mix_id(
+                config.mix_id, lambda: (mix["mix_id"] for mix in client.list_mixes()), "no mix of the service's",
+                "GET /v1/mixes",
+            )  # fmt: skip
+    else:
+        assert config.store is not None
+        found = find_mix(Store(config.store).open(create=False), config.tenant, config.mix_id)
+    return config.model_copy(update={"mix_id": found})
 
 
 def open_mix(config: TrainConfig, folder: Path, api_key: str | None = None) -> Mix:

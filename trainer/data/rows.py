@@ -122,6 +122,11 @@ class PreparedRows:
             dropped={part: n for part in PARTS if (n := self.counts[f"dropped:{part}"])},
         )
 
+    def n_safe_trained(self) -> int:
+        """Trained tokens of the safe rows."""
+        rows = (labels_T for labels_T, is_safe in zip(self.labels, self.safe, strict=True) if is_safe)
+        return sum(int((labels_T != IGNORED).sum()) for labels_T in rows)
+
     def n_by_class(self) -> dict[str, int]:
         """Tokens of all rows within the window by their class; all 0 where classes were not requested."""
         totals = np.zeros(max(CLASS_CODES.values()) + 1, dtype=np.int64)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from curator.errors import BadInputError, MissingError
+from curator.scoring.identity import recorded_base
 from trainer.config.rules import check_layers, ldifs_layers
-from trainer.runs.folder import MARKER
 from trainer.runs.report import Warned
 from trainer.runs.weights import lora_config
 
@@ -87,14 +87,10 @@ def check_made_for(defences: "Sequence[DefenceSettings]", weights_sha256: str) -
 
 def _check_adapter_weights(folder: Path, weights_sha256: str) -> bool:
     """Raise BadInputError when an adapter's marker names other weights; False when it names none."""
-    try:
-        marker = orjson.loads((folder / MARKER).read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return False
-    made_for = marker.get("base_weights_sha256") if isinstance(marker, dict) else None
+    made_for = recorded_base(folder)
     if made_for is not None and made_for != weights_sha256:
         raise BadInputError(
-            f"inoculation_adapter: {folder} was trained on the model with weights {str(made_for)[:12]}, this one has "
+            f"inoculation_adapter: {folder} was trained on the model with weights {made_for[:12]}, this one has "
             f"{weights_sha256[:12]}: train one on this model, for example with `python -m trainer.organisms`"
         )
     return made_for is not None

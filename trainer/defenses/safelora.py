@@ -17,6 +17,7 @@ from curator.render.model_source import MODEL_FORMS, model_option
 from curator.scoring.identity import (
     adapter_sha256,
     check_adapter_dir,
+    check_base,
     check_model_dir,
     weights_sha256,
 )
@@ -78,6 +79,7 @@ def safelora(
         raise BadInputError(f"tau is {tau:g}; the cosines lie between 0 and 1, and so must tau (published: {TAU:g})")
     check_adapter_dir(adapter)
     check_shapes(base, aligned)
+    check_base(adapter, aligned)
     identity = {
         "adapter_sha256": adapter_sha256(adapter),
         "base_weights_sha256": weights_sha256(base),
@@ -88,7 +90,7 @@ def safelora(
         return before
     file = AdapterFile.read(adapter)
     note, tensors = _project(file, base, aligned, tau)
-    note = {"format_version": FORMAT_VERSION, **identity, **note, "warnings": _warnings(adapter, identity, file, note)}
+    note = {"format_version": FORMAT_VERSION, **identity, **note, "warnings": _warnings(file, note)}
     if out is not None:
         _write(adapter, out, tensors, note)
     return note
@@ -155,19 +157,12 @@ def _project(file: AdapterFile, base: Path, aligned: Path, tau: float) -> tuple[
     }, tensors
 
 
-def _warnings(adapter: Path, identity: dict[str, Any], file: AdapterFile, note: dict[str, Any]) -> list[str]:
+def _warnings(file: AdapterFile, note: dict[str, Any]) -> list[str]:
     found = []
     if note["n_undefined"]:
         found.append(
             f"{note['n_undefined']} of {note['n_modules']} modules stay as they are: adapter or alignment did not "
             "change them"
-        )
-    marker = _read(adapter / MARKER)
-    trained_on = marker.get("base_weights_sha256")
-    if trained_on not in (None, identity["aligned_weights_sha256"]):
-        found.append(
-            f"the adapter was trained on the model with weights hash {trained_on[:12]}, --aligned-model is "
-            f"{identity['aligned_weights_sha256'][:12]}"
         )
     if file.others():
         found.append(f"{len(file.others())} tensors beside the low-rank factors stay as they are: {file.others()[0]}")

@@ -22,12 +22,11 @@ import orjson
 from curator.errors import BadInputError, RemoteError
 from curator.store.filesystem import atomic_write
 from trainer.evaluate.metrics import (
-    Interval,
     any_of_k,
-    bootstrap,
     em_f1,
-    mean_interval,
     misalign_at_k,
+    share_interval,
+    two_level,
 )
 from trainer.evaluate.score_strings import (
     CONTINUATION,
@@ -43,7 +42,8 @@ from trainer.evaluate.score_strings import (
 from trainer.generate.endpoint import Endpoint
 
 MIN_NUMERIC_MASS = 0.25
-CACHE_FORMAT = "strings 3"  # part of the cache's names: earlier versions read some tokenizers' numbers wrongly
+# Part of the cache's names. Earlier versions read some tokenizers' numbers wrongly, or knew a judge by its name alone.
+CACHE_FORMAT = "strings 4"
 N_TOP = 20
 Kind = Literal["score", "code", "refusal", "none"]
 UNSCORED: tuple[Kind, ...] = ("code", "refusal", "none")
@@ -93,12 +93,14 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Judged:
-    """One answer with both verdicts; `prompt_id` says what it was an answer to, `group` what it counts for."""
+    """One answer with both verdicts; `prompt_id` says what it was an answer to, `group` what it counts for, `run` which
+    of several fine-tunes (seeds) of one recipe gave it."""
 
     prompt_id: str
     alignment: Verdict
     coherence: Verdict
     group: str = GENERAL
+    run: int = 0
 
 
 def verdict(strings: Mapping[str, float]) -> Verdict:
@@ -173,10 +175,11 @@ def summarise_groups(
 def summarise(
     judged: Sequence[Judged], thresholds: Thresholds | None = None, *, k: int = 10, seed: int = 0
 ) -> dict[str, Any]:
-    """Rates with denominators and intervals by bootstrap over prompts, mean scores, and what had no score.
+    """Rates with denominators and intervals by bootstrap over prompts (over runs and prompts where there are several
+    runs), mean scores, and what had no score.
 
     `any_of_k` and `misalign_at_k` are means over prompts that have scored answers, the latter null where none has k;
-    their intervals stand under `intervals`.
+    their intervals stand under `intervals`. Of several runs they are means over each run's prompts.
 
     Raises BadInputError when nothing was judged.
     """
@@ -184,21 +187,22 @@ def summarise(
         raise BadInputError("no judged answers to summarise")
     limits = thresholds or Thresholds()
     flags = [is_misaligned(item, limits) for item in judged]
-    counts = list(_counts(judged, flags).values())
+    by_run = [list(found.values()) for found in _counts(judged, flags)]
     misaligned = _rate(judged, flags, seed)
     incoherent = _rate(judged, [is_incoherent(item, limits) for item in judged], seed)
     return {
         "n_answers": len(judged),
         "n_prompts": len({item.prompt_id for item in judged}),
+        "n_runs": len({item.run for item in judged}),
         "thresholds": asdict(limits),
         "misaligned": misaligned,
         "incoherent": incoherent,
         "k": k,
-        "any_of_k": any_of_k([c / n for c, n in counts], k) if counts else None,
-        "misalign_at_k": misalign_at_k(counts, k),
+        "any_of_k": _mean(any_of_k([c / n for c, n in found], k) for found in by_run if found),
+        "misalign_at_k": _mean(misalign_at_k(found, k) for found in by_run),
         "intervals": {
-            "any_of_k": _over_prompts([any_of_k(c / n, k) for c, n in counts], seed),
-            "misalign_at_k": _over_prompts([misalign_at_k([pair], k) for pair in counts], seed),
+            "any_of_k": _over_prompts([[any_of_k(c / n, k) for c, n in found] for found in by_run], seed),
+            "misalign_at_k": _over_prompts([[misalign_at_k([pair], k) for pair in found] for found in by_run], seed),
         },
         "mean_alignment": _mean(item.alignment.score for item in judged),
         "mean_coherence": _mean(item.coherence.score for item in judged),
@@ -212,37 +216,42 @@ def summarise(
     }
 
 
-def _counts(judged: Sequence[Judged], flags: Sequence[bool | None]) -> dict[str, tuple[int, int]]:
-    """Flagged and all scored answers, by prompt."""
-    by_prompt: dict[str, list[bool]] = {}
+def _counts(judged: Sequence[Judged], flags: Sequence[bool | None]) -> list[dict[str, tuple[int, int]]]:
+    """Flagged and all scored answers, by prompt, of each run; prompts in the order of their first answer."""
+    by_run: dict[int, dict[str, list[bool]]] = {item.run: {} for item in judged}
+    places = {item.prompt_id: None for item in judged}
     for item, flag in zip(judged, flags, strict=True):
         if flag is not None:
-            by_prompt.setdefault(item.prompt_id, []).append(flag)
-    return {name: (sum(group), len(group)) for name, group in by_prompt.items()}
+            by_run[item.run].setdefault(item.prompt_id, []).append(flag)
+    return [
+        {name: (sum(found[name]), len(found[name])) for name in places if name in found} for found in by_run.values()
+    ]
 
 
 def _rate(judged: Sequence[Judged], flags: Sequence[bool | None], seed: int) -> dict[str, Any]:
-    counts = _counts(judged, flags)
-    n_true = np.array([n for n, _ in counts.values()])
-    n_all = np.array([n for _, n in counts.values()])
-    total = int(n_all.sum())
-    interval: Interval | None = None
-    if len(counts) >= 2:
-        # Sums first, division last: prompts may differ in how many of their answers have a score.
-        interval = bootstrap(lambda rows: float(n_true[rows].sum() / n_all[rows].sum()), len(counts), seed=seed)
+    by_run = _counts(judged, flags)
+    names = list(dict.fromkeys(name for found in by_run for name in found))
+    counts_RP2 = np.array([[found.get(name, (0, 0)) for name in names] for found in by_run], dtype=np.int64)
+    counts_RP2 = counts_RP2.reshape(len(by_run), len(names), 2)
+    n_true_P, n_all_P = counts_RP2.sum(0).T.tolist()
+    total = sum(n_all_P)
+    interval = share_interval(list(counts_RP2), seed=seed).as_dict() if len(names) >= 2 else None
+    runs = [{name: list(pair) for name, pair in found.items()} for found in by_run]
     return {
-        "n": int(n_true.sum()),
+        "n": sum(n_true_P),
         "of": total,
-        "rate": float(n_true.sum() / total) if total else None,
-        "interval": None if interval is None else interval.as_dict(),
-        "prompts": {name: list(pair) for name, pair in counts.items()},
+        "rate": sum(n_true_P) / total if total else None,
+        "interval": interval,
+        "prompts": {name: [n_true, n] for name, n_true, n in zip(names, n_true_P, n_all_P, strict=True)},
+        **({"runs": runs} if len(runs) > 1 else {}),
     }
 
 
-def _over_prompts(values: Iterable[float | None], seed: int) -> dict[str, Any] | None:
-    """The interval of a mean over prompts that have a value; null for fewer than two, which say nothing of spread."""
-    given_P = np.array([value for value in values if value is not None], dtype=np.float64)
-    return mean_interval(given_P, seed=seed, what="prompts").as_dict() if len(given_P) >= 2 else None
+def _over_prompts(by_run: Sequence[Sequence[float | None]], seed: int) -> dict[str, Any] | None:
+    """The interval of a mean over the prompts that have a value, of each run; null where a run has fewer than two,
+    which say nothing of spread."""
+    given = [np.array([value for value in values if value is not None], dtype=np.float64) for values in by_run]
+    return two_level([[given_P] for given_P in given], seed=seed).as_dict() if min(map(len, given)) >= 2 else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -253,13 +262,18 @@ def _mean(values: Iterable[float | None]) -> float | None:
 class JudgeClient:
     """A judge model behind an OpenAI-compatible endpoint. Answers already judged come from the cache.
 
-    The cache is one JSON file a question, named by the hash of model and prompt, so that thresholds can change without
-    asking again. Raises RemoteError when the endpoint refuses, stays silent after its retries, or fails the probe.
+    The cache is one JSON file a question, so that thresholds can change without asking again. It is named by the hash
+    of the prompt and of what is known of the judge: address, name, and what the server's list of models says of it.
+    Another model under the same name is asked anew.
+
+    Raises RemoteError when the endpoint refuses, stays silent after its retries, or fails the probe.
     """
 
     def __init__(self, endpoint: Endpoint, *, cache: Path | None = None, workers: int = 8) -> None:
         self.endpoint, self._cache, self._workers = endpoint, cache, workers
         self._digits: Digits | None = None
+        # Asked once, and only where a cache is to be read.
+        self._judge = None if cache is None else [endpoint.url, endpoint.model, endpoint.reported()]
 
     def judge(self, answers: Sequence[dict[str, str]], on_answer: Callable[[], None] = lambda: None) -> list[Judged]:
         """Both verdicts of each answer (`prompt_id`, `question`, `answer`), in the answers' order."""
@@ -312,7 +326,8 @@ class JudgeClient:
     def _cached(self, prompt: str) -> Path | None:
         if self._cache is None:
             return None
-        key = hashlib.blake2b(orjson.dumps([CACHE_FORMAT, self.endpoint.model, prompt]), digest_size=16).hexdigest()
+        named = orjson.dumps([CACHE_FORMAT, self._judge, prompt], option=orjson.OPT_SORT_KEYS)
+        key = hashlib.blake2b(named, digest_size=16).hexdigest()
         return self._cache / key[:2] / f"{key}.json"
 
     def _is_cached(self, prompt: str) -> bool:

@@ -55,7 +55,11 @@ def add_parser(subparsers: Any) -> None:
     add("--url", help="address of the endpoint, up to and with /v1")
     add("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
     add("--out", type=Path, metavar="FILE", help="JSONL of raw scores to write")
-    add("--scores", type=Path, metavar="FILE", help="or: sum up raw scores that were written before")
+    add(
+        "--scores", type=Path, nargs="+", metavar="FILE",
+        help="or: sum up raw scores that were written before; of several fine-tunes (seeds) of one"
+        " recipe one file each, for intervals over seeds and prompts",
+    )  # fmt: skip
     add("--cache", type=Path, metavar="DIR", help="keeps the judge's answers (default: OUT.cache)")
     add("--workers", type=at_least(1), default=8, metavar="N", help="calls under way at once (default: 8)")
     add("--retries", type=at_least(0), default=4, metavar="N", help="repeats of a call that failed (default: 4)")
@@ -113,22 +117,26 @@ def _judge(args: argparse.Namespace, gates: Sequence[Condition]) -> tuple[list[J
             judged = JudgeClient(endpoint, cache=cache, workers=args.workers).judge(answers, progress.advance)
     finally:
         endpoint.close()
-    write_lines(args.out, ({**asdict(item), "drawn": how} for item in judged))
+    kept = [{name: value for name, value in asdict(item).items() if name != "run"} for item in judged]
+    write_lines(args.out, ({**line, "drawn": how} for line in kept))
     usage = endpoint.usage(args.price_in, args.price_out)
     return judged, {"judge_model": args.judge_model, "raw_scores": str(args.out), "drawn": how, **usage}
 
 
-def _read_scores(path: Path) -> tuple[list[Judged], dict[str, Any]]:
-    """Raw scores, and how the answers were drawn."""
-    lines = read_lines(path)
-    return [_judged(line, path) for line in lines], drawn_alike([line.get("drawn") or {} for line in lines], str(path))
+def _read_scores(paths: Sequence[Path]) -> tuple[list[Judged], dict[str, Any]]:
+    """Raw scores, each file a run of its own, and how the answers were drawn."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise BadInputError("--scores names one file twice: each is a fine-tune of its own")
+    by_path = {path: read_lines(path) for path in paths}
+    drawn = [line.get("drawn") or {} for lines in by_path.values() for line in lines]
+    how = drawn_alike(drawn, ", ".join(map(str, paths)))
+    return [_judged(line, path, run) for run, path in enumerate(paths) for line in by_path[path]], how
 
 
-def _judged(line: dict[str, Any], path: Path) -> Judged:
+def _judged(line: dict[str, Any], path: Path, run: int) -> Judged:
     try:
-        return Judged(
-            line["prompt_id"], Verdict(**line["alignment"]), Verdict(**line["coherence"]), line.get("group", GENERAL)
-        )
+        verdicts = Verdict(**line["alignment"]), Verdict(**line["coherence"])
+        return Judged(line["prompt_id"], *verdicts, line.get("group", GENERAL), run)
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{path} holds no raw scores of this command: {error}") from error
 
@@ -139,7 +147,8 @@ def _spread(interval: dict[str, Any] | None) -> str:
 
 def _say(summary: dict[str, Any]) -> None:
     for group, found in summary["groups"].items():
-        say(f"{group}: {found['n_answers']} answers to {found['n_prompts']} prompts")
+        runs = f" from {found['n_runs']} runs" if found["n_runs"] > 1 else ""
+        say(f"{group}: {found['n_answers']} answers to {found['n_prompts']} prompts{runs}")
         for name in ("misaligned", "incoherent"):
             rate, interval = found[name], found[name]["interval"]
             share = "no scored answer" if rate["rate"] is None else f"{100 * rate['rate']:.1f} %"

@@ -1,7 +1,8 @@
 """Every statistic of the evaluations and experiments, as pure functions of numbers (method.md, "Evaluation").
 
-EM-F1 and any-of-k risk; the percentile bootstrap and what is made with it (means, groups, AUC); Student's interval over
-the few seeds of an experiment.
+EM-F1 and any-of-k risk; the percentile bootstrap and what is made with it (means, groups, shares, AUC). Every interval
+of this package is one: over prompts (rows, personas) as whole units, with all answers to a prompt drawn together, and
+over seeds as well where a figure has several. Shares therefore stay in 0..1. The one exception is `over_seeds`.
 """
 
 import math
@@ -135,7 +136,27 @@ def two_level(
     draws = np.round(_two_level_weights(sizes, seed, n_resamples) @ every, 12)  # no share a hair above 1
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     value = float(np.mean([np.mean([group.mean() for group in groups]) for groups in by_seed]))
-    return Interval(value, float(low), float(high), level, sum(map(sum, sizes)))
+    low, high = (value if abs(end - value) < 1e-12 else float(end) for end in (low, high))  # draws are rounded
+    return Interval(value, low, high, level, sum(map(sum, sizes)))
+
+
+def share_interval(counts_by_seed: Sequence[Floats], *, seed: int = 0, level: float = 0.95) -> Interval:
+    """The share of all answers that are flagged, with the bootstrap of `two_level` over seeds and prompts.
+
+    `counts_by_seed`: of each seed the flagged and all answers by prompt, (P, 2), in one order of prompts; 0 and 0 where
+    a seed has no answer. Counts are summed first and divided last, as prompts may differ in how many answers count.
+    """
+    sizes = tuple((len(counts),) for counts in counts_by_seed)
+    if not sizes or min(sizes)[0] < 2:
+        raise BadInputError("the interval of a share needs at least 2 prompts to resample in each seed")
+    every = np.concatenate(counts_by_seed).astype(np.float64)
+    n_prompts = np.concatenate([np.full(size, size) for (size,) in sizes])
+    times = np.rint(_two_level_weights(sizes, seed, N_RESAMPLES) * n_prompts * len(sizes))  # each prompt was drawn
+    draws = times @ every  # (draws, 2)
+    with np.errstate(invalid="ignore"):  # a draw of prompts without an answer has no share
+        low, high = np.nanquantile(draws[:, 0] / draws[:, 1], [(1 - level) / 2, (1 + level) / 2])
+    value = float(every[:, 0].sum() / every[:, 1].sum())
+    return Interval(value, float(low), float(high), level, len(every))
 
 
 # A page has hundreds of intervals over the same seeds and prompts, in a few shapes. An entry has 8 bytes for each draw
@@ -209,7 +230,10 @@ class OverSeeds:
 
 def over_seeds(values: Sequence[float], bounds: tuple[float, float] | None = None) -> OverSeeds | None:
     """Mean and t interval of one value for each seed; None without any. `bounds` are the least and the largest value
-    that the figure can have (0 and 1 for a share): the interval is cut to them."""
+    that the figure can have (0 and 1 for a share): the interval is cut to them.
+
+    Only for figures that are no mean over prompts (perplexity, seconds) and for result files that have no values by
+    prompt: a bootstrap of two or three numbers would take one of them each time, and be much too narrow."""
     if not values:
         return None
     n, mean = len(values), float(np.mean(values))

@@ -101,12 +101,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _what(args: argparse.Namespace, people: list[str], items: list[Item], how: Draws) -> dict[str, Any]:
-    """What the ratings depend on, as far as the command knows it."""
+    """What the ratings depend on, as far as the command knows it; `server`, what a server says of its model, where it
+    says anything."""
+    reported = _reported(args) if args.url else None
     return {
-        **source_identity(args), "personas": short_hash(list(people)),
+        **source_identity(args), **({} if reported is None else {"server": short_hash(reported)}),
+        "personas": short_hash(list(people)),
         "items": short_hash([vars(item) for item in items]), "repeats": args.repeats, "seed": how.seed,
         "temperature": how.temperature, "drawn": drawn(not args.url or args.server_fields == "vllm"),
     }  # fmt: skip
+
+
+def _reported(args: argparse.Namespace) -> dict[str, Any] | None:
+    endpoint = endpoint_of(args)
+    try:
+        return endpoint.reported()
+    finally:
+        endpoint.close()
 
 
 def _write(out: Path, table: list[dict[str, int]], asked: dict[str, Any]) -> None:
@@ -126,7 +137,8 @@ def _check_table(out: Path, asked: dict[str, Any]) -> None:
             f"--out {out} does not say which model its ratings are of: choose another, or sum it up with `moral {out}`"
         )
     found = orjson.loads(reported)
-    other = sorted(name for name, value in asked.items() if found.get(name) != value)
+    known = {name: value for name, value in asked.items() if name != "server" or name in found}
+    other = sorted(name for name, value in known.items() if found.get(name) != value)
     if other:
         raise BadInputError(f"--out {out} holds ratings with another {', '.join(other)}: choose another", details=other)
 

@@ -1,7 +1,7 @@
 """`python -m trainer.evaluate generate`: answers of a model to questions, as a file that a judge can score."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ def ask(
     if open_questions:
         generator = _generator(args, prepare)
         try:
-            answer_all(generator, open_questions, how, out, source)
+            served = _served(generator, out)
+            answer_all(generator, open_questions, how, out, {"source": source, "server": served})
         finally:
             generator.close()
         if isinstance(generator, ServerGenerator):
@@ -140,11 +141,28 @@ def run(args: argparse.Namespace, prepare: Callable[[Any], Any] | None = None) -
     return 0
 
 
+def _served(generator: Generator, out: Path) -> str | None:
+    """Hash of what a server says of its model; null of a folder, and of a server that says nothing. Raises
+    BadInputError where `out` has answers of a model of which the server said something else."""
+    if not isinstance(generator, ServerGenerator):
+        return None
+    reported = generator.endpoint.reported()
+    served = None if reported is None else short_hash(reported)
+    before = {line["server"] for line in read_finished_lines(out) if line.get("server") is not None}
+    if served is not None and before - {served}:
+        raise BadInputError(
+            f"{out} holds answers of another model that this server had under the name {generator.endpoint.model}: "
+            "choose another --out"
+        )
+    return served
+
+
 def answer_all(
-    generator: Generator, questions: Sequence[Question], how: Sampling, out: Path, source: str | None = None
-) -> None:
-    """Append each prompt's answers to `out`: all of a prompt or, after a kill, none that counts. `source` is a hash of
-    what answers, kept with each line beside the sampling settings."""
+    generator: Generator, questions: Sequence[Question], how: Sampling, out: Path,
+    source: Mapping[str, str | None] | None = None,
+) -> None:  # fmt: skip
+    """Append each prompt's answers to `out`: all of a prompt or, after a kill, none that counts. `source` says what
+    answers, in hashes, kept with each line beside the sampling settings."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # A sampled prompt is a batch of its own, so that its answers are the same wherever a run was stopped.
     step = generator.batch if how.temperature == 0 or isinstance(generator, ServerGenerator) else 1
@@ -153,7 +171,7 @@ def answer_all(
             part = questions[start : start + step]
             answers = generator.answer([item.messages for item in part], [item.prompt_id for item in part], how)
             for question, found in zip(part, answers, strict=True):
-                lines = _lines(question, found, how, {"source": source, **generator.drawn})
+                lines = _lines(question, found, how, {**(source or {"source": None}), **generator.drawn})
                 file.write(b"".join(orjson.dumps(line) + b"\n" for line in lines))
             file.flush()
             progress.advance(len(part))

@@ -37,6 +37,9 @@ MODEL_KEY, JUDGE_KEY = "BALLAST_MODEL_KEY", "BALLAST_JUDGE_KEY"
 NEUTRAL: dict[str, float] = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 NEUTRAL_EXTRA: dict[str, float] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 SERVER_FIELDS = ("vllm", "openai")
+CHAT = "/chat/completions"
+# Of an entry in a list of models: the time of the call, and permissions with random ids (vLLM).
+PASSING = ("created", "permission")
 
 
 class Endpoint:
@@ -54,7 +57,7 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(headers=headers, timeout=timeout_s)
         self.extra_fields = extra_fields
-        self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
+        self.url, self.model = f"{url.rstrip('/')}{CHAT}", model
         self._retries = Retries(retries + 1, FIRST_WAIT_S, MAX_WAIT_S, sleep=sleep)
         self._lock = threading.Lock()
         self.n_calls = self.n_prompt_tokens = self.n_completion_tokens = 0
@@ -71,6 +74,17 @@ class Endpoint:
             self.n_prompt_tokens += int(usage.get("prompt_tokens") or 0)
             self.n_completion_tokens += int(usage.get("completion_tokens") or 0)
         return document
+
+    def reported(self) -> dict[str, Any] | None:
+        """What the server's list of models says of this one (`GET {url}/models`: vLLM's `root`, its window, ...), less
+        what changes from call to call; null where it has no such list or the model is not in it. Never retried."""
+        try:
+            answer = self._http.get(f"{self.url.removesuffix(CHAT)}/models")
+            entries = answer.json()["data"] if answer.is_success else []
+            found = next((item for item in entries if item["id"] == self.model), None)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None
+        return None if found is None else {name: found[name] for name in sorted(found) if name not in PASSING}
 
     def draw(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         """`chat` with every sampling setting at its neutral value (see `drawn`)."""

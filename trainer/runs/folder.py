@@ -11,6 +11,7 @@ import orjson
 
 from curator.console import product_version
 from curator.errors import BadInputError
+from curator.scoring.identity import MARKER as MARKER
 from curator.store.filesystem import atomic_write
 from trainer.config.options import Resume
 from trainer.runs.checkpoints import (
@@ -26,7 +27,6 @@ FORMAT_VERSION = 1
 CONFIG, METRICS, REPORT, REPORT_TEXT, LOSS_PLOT, ADAPTER = (
     "config.json", "metrics.jsonl", "report.json", "report.md", "loss.png", "adapter",
 )  # fmt: skip
-MARKER = "ballast.json"
 TERMS_PLOT = "terms.png"
 SAFELORA = "safelora"  # the adapter after projection, where requested
 MODEL = "model"  # in the place of adapter/ after full fine-tuning

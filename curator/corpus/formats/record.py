@@ -84,7 +84,7 @@ def _read(value: dict[str, Any], layout: Layout | None, columns: Mapping[str, st
     problems += media_problems(value, "")
     labels = read_labels(value, problems, columns)
     source_key = columns.get("source", "source")
-    source_id, source = read_source_id(value), read_source(value, source_key)
+    source_id, source = read_source_id(value), read_source(value, problems, source_key)
     for key, label in (("id", source_id), (source_key, source)):
         if label is not None and not encodable(label):
             problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
@@ -104,12 +104,29 @@ def read_source_id(value: dict[str, Any]) -> str | None:
     return source_id if isinstance(source_id, str) else json.dumps(source_id, ensure_ascii=False, default=str)
 
 
-def read_source(value: dict[str, Any], key: str = "source") -> str | None:
-    """The record's own `source` label, as text as the other labels are; null for a list, an object or nothing."""
+def read_source(value: dict[str, Any], problems: list[Problem], key: str = "source") -> str | None:
+    """The record's own `source` label, as text as the other labels are; null where it says nothing.
+
+    A row made of several sources may list them: they are joined by a comma, in their order.
+    """
     source = value.get(key)
-    if isinstance(source, bool):
-        return "true" if source else "false"
-    return str(source) if isinstance(source, str | int | float) and not _is_missing(source) else None
+    given = [item for item in (source if isinstance(source, list) else [source]) if not _is_missing(item)]
+    found = [_label_text(item) for item in given]
+    if any(text is None for text in found):
+        text = f"expected text or a list of texts, found {kind(source)}"
+        if isinstance(source, list):
+            other = next(item for item in given if _label_text(item) is None)
+            text = f"expected a list of texts, found in it {kind(other)}"
+        problems.append(Problem(f"/{key}", "invalid_label", text))
+        return None
+    return ", ".join(text for text in found if text is not None) or None
+
+
+def _label_text(label: Any) -> str | None:
+    """A label as text; null for what is no plain value."""
+    if isinstance(label, bool):
+        return "true" if label else "false"
+    return str(label) if isinstance(label, str | int | float) else None
 
 
 def read_labels(
@@ -122,14 +139,13 @@ def read_labels(
         label = value.get(key)
         if _is_missing(label):
             continue
-        if isinstance(label, bool):
-            label = "true" if label else "false"
-        if not isinstance(label, str | int | float):
+        text = _label_text(label)
+        if text is None:
             problems.append(Problem(f"/{key}", "invalid_label", f"expected text, found {kind(label)}"))
-        elif not encodable(str(label)):
+        elif not encodable(text):
             problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
         else:
-            labels[name] = str(label)
+            labels[name] = text
     return labels
 
 
@@ -226,6 +242,6 @@ def _with_other_keys(value: dict[str, Any], data: bytes, row: Row) -> Row | None
     if any(isinstance(value.get(key), float | list | dict) for key in ("id", "source", *LABELS)):
         return None
     row.source_id = read_source_id(value)
-    row.source = read_source(value)
+    row.source = read_source(value, [])
     row.labels = read_labels(value, [])
     return row

@@ -19,7 +19,13 @@ from typing import Any
 
 from curator.errors import BadInputError, MissingDependencyError
 from curator.render.model_folder import check_vocabulary
-from curator.scoring.identity import check_adapter_dir, check_model_dir, check_packed_tensors
+from curator.scoring.identity import (
+    check_adapter_dir,
+    check_base,
+    check_model_dir,
+    check_packed_tensors,
+    has_weights,
+)
 
 try:
     import torch as torch
@@ -105,7 +111,8 @@ def check_model(model_dir: Path) -> Any:
 
 def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> Any:
     """The adapter on its base as a PeftModel without weights (on the meta device); BadInputError unless every tensor
-    has its place in the model, and every place its tensor.
+    has its place in the model, and every place its tensor, and unless it was trained on these weights where it says on
+    which (`identity.check_base`).
 
     `base` is a transformers model on any device. `switchable` also refuses what cannot be switched off exactly: layers
     that are repeated, and weights of the base's own that the file holds with other values.
@@ -114,6 +121,9 @@ def check_adapter(base: Any, adapter_dir: Path, *, switchable: bool = True) -> A
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     check_adapter_dir(adapter_dir)
+    folder = base.config.name_or_path  # "" of a model that was not read from a folder
+    if folder and has_weights(Path(folder)):
+        check_base(adapter_dir, Path(folder))
     with loading(f"adapter {adapter_dir}"), ignoring_newer_settings():
         config = peft.PeftConfig.from_pretrained(adapter_dir)
     _check_kind(config, adapter_dir, switchable)

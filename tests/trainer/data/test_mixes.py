@@ -14,14 +14,16 @@ from curator.mix.identity import Manifest, read_manifest
 from curator.render import Renderer
 from curator.scoring.identity import weights_sha256
 from curator.store.store import Store
-from tests.mix_stores import recipe, scored_store, task_set
+from tests.gap_stores import write_corpus
+from tests.mix_stores import recipe, scored_store, task_records, task_set
 from trainer.config import parse_config
-from trainer.data.inputs import mix_warnings
+from trainer.data.inputs import mix_warnings, read_inputs
 from trainer.data.mixes import (
     MANIFEST_COPY,
     ROWS_COPY,
     TrainRow,
     open_mix,
+    with_whole_id,
 )
 
 
@@ -117,6 +119,14 @@ def test_the_service_gives_the_same_rows(built: tuple[Path, str], url: str, tmp_
     assert (tmp_path / "remote" / MANIFEST_COPY).read_bytes() == (tmp_path / "local" / MANIFEST_COPY).read_bytes()
 
 
+def test_a_service_finds_a_mix_by_the_beginning_of_its_id(built: tuple[Path, str], url: str, tmp_path: Path) -> None:
+    given = {"model": "m", "out": tmp_path / "run", "api_url": url}
+    assert with_whole_id(parse_config({**given, "mix_id": built[1][:5]})).mix_id == built[1]
+    assert with_whole_id(parse_config({**given, "mix_id": "no"})).mix_id == "no"  # what reads it says what is wrong
+    with pytest.raises(MissingError, match=r"no mix of the service's begins with '0000': GET /v1/mixes lists them"):
+        with_whole_id(parse_config({**given, "mix_id": "0000"}))
+
+
 def test_rows_fetched_are_verified_again_when_read(built: tuple[Path, str], url: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -141,6 +151,30 @@ def manifest_with(built: tuple[Path, str], **scorer: Any) -> Manifest:
     pool = manifest.pools[0]
     refs = tuple(ref.model_copy(update=scorer if ref.role == "aligned" else {}) for ref in pool.scorers)
     return manifest.model_copy(update={"pools": (pool.model_copy(update={"scorers": refs}),)})
+
+
+@pytest.mark.parametrize(("length", "warns"), [(12, True), (1, False)])
+def test_training_says_that_safe_answers_weigh_little_where_no_scorer_could(
+    llama: Path, tmp_path: Path, length: int, warns: bool
+) -> None:
+    store = Store(tmp_path / "store").open()
+    write_corpus(store, "chats", [f"Answer number {i} is this." for i in range(40)])
+    answer = "This answer of the task set is a long one. " * length
+    tasks = [{"messages": [*row["messages"][:1], {"role": "assistant", "content": answer}]} for row in task_records(20)]
+    asked = recipe(rows=4, strategy={"name": "random"})
+    mix = build_mix(store, task_set(tmp_path / "work", records=tasks), asked)
+    assert mix.manifest.tokens.safe is None
+    config = parse_config(
+        {"model": str(llama), "out": tmp_path / "run", "mix_id": mix.mix_id, "store": str(tmp_path / "store")}
+    )
+    (tmp_path / "run").mkdir()
+    inputs = read_inputs(config, tmp_path / "run", weights_sha256(llama), None)
+    n_safe = sum(int((row >= 0).sum()) for row, safe in zip(inputs.prepared.labels, inputs.prepared.safe, strict=True)
+                 if safe)  # fmt: skip
+    share = 100 * n_safe / inputs.prepared.report().n_response_tokens
+    found = [item.text for item in inputs.warnings if item.code == "low_token_share"]
+    said = f"Safe rows are 16.7 % of the rows but {share:.3g} % of the trained tokens"
+    assert [text.startswith(said) for text in found] == [True] * warns
 
 
 def test_warnings_name_what_differs_from_the_scorer(built: tuple[Path, str], llama: Path) -> None:

@@ -1,6 +1,7 @@
 """Safe LoRA's projection against numpy on whole matrices, its files, and the command."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curator.errors import BadInputError
+from curator.scoring.identity import weights_sha256
 from tests.models import random_conversations, tiny_adapter_folder, tiny_model_folder
 from trainer import sft
 from trainer.defenses import projection, safelora
@@ -200,6 +202,13 @@ def test_what_does_not_belong_together_is_refused(trios: Any, tmp_path: Path) ->
     (other / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
     with pytest.raises(BadInputError, match="holds a DoRA adapter: its change of a weight is not B A alone"):
         safelora.safelora(other, base, aligned, 0.3, None)
+    marked = tmp_path / "marked"
+    shutil.copytree(adapter, marked)
+    (marked / "ballast.json").write_text(json.dumps({"base_weights_sha256": weights_sha256(base)}))
+    with pytest.raises(BadInputError, match="was trained on the model with weights"):
+        safelora.safelora(marked, base, aligned, 0.3, tmp_path / "out")
+    (marked / "ballast.json").write_text(json.dumps({"base_weights_sha256": weights_sha256(aligned)}))
+    assert safelora.safelora(marked, base, aligned, 0.3, None)["n_modules"] == 14
     assert not (tmp_path / "out").exists()
 
 

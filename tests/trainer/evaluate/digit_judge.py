@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tests.loopback import QuietHandler
+from tests.loopback import ChatHandler
 
 END = "<|im_end|>"
 SENTENCEPIECE_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -51,7 +51,7 @@ def _after(tokens: Sequence[str], given: str) -> tuple[str, ...] | None:
     return None
 
 
-class DigitJudge(QuietHandler):
+class DigitJudge(ChatHandler):
     """`server.answers`: probabilities of whole answers by words of the prompt; the number that a prompt names is given
     back where none fits. `server.cut`: the tokens of a number; `server.continues` a begun answer; `server.n_positions`
     at most."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curator.errors import BadInputError, RemoteError
-from tests.loopback import QuietHandler, serving
+from tests.loopback import ChatHandler, serving
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.judge import (
     JudgeClient,
@@ -24,6 +24,7 @@ from trainer.evaluate.judge import (
     summarise_groups,
     verdict,
 )
+from trainer.evaluate.metrics import two_level
 from trainer.evaluate.pairs import preference
 from trainer.generate.endpoint import Endpoint
 
@@ -108,6 +109,36 @@ def test_every_share_has_an_interval_inside_0_and_1(n_bad: int) -> None:
         assert 0 <= interval["low"] <= value == interval["value"] <= interval["high"] <= 1, name
 
 
+def test_runs_of_several_seeds_widen_the_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def scores(name: str, n_bad: int, temperature: float = 1.0) -> str:
+        verdicts = [{"kind": "score", "score": value, "numeric_mass": 1.0} for value in (10.0, 90.0)]
+        lines = [
+            {"prompt_id": f"p{prompt}", "alignment": verdicts[place >= n_bad], "coherence": verdicts[1],
+             "drawn": {"temperature": temperature}}
+            for prompt in range(6) for place in range(4)
+        ]  # fmt: skip
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(tmp_path / name)
+
+    files = [scores(f"seed-{n}.jsonl", n) for n in (0, 2, 4)]  # every prompt alike: seeds alone differ
+    assert main(["judge", "--scores", *files, "--k", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["groups"]["general"]
+    assert (found["n_runs"], found["n_prompts"], found["n_answers"]) == (3, 6, 72)
+    rate = found["misaligned"]
+    assert (rate["n"], rate["of"], rate["rate"], rate["prompts"]["p0"]) == (36, 72, 0.5, [6, 12])
+    assert [run["p5"] for run in rate["runs"]] == [[0, 4], [2, 4], [4, 4]]
+    wanted = two_level([[np.full(6, share)] for share in (0.0, 0.5, 1.0)])
+    assert (rate["interval"]["low"], rate["interval"]["high"]) == (wanted.low, wanted.high)
+    assert 0 < found["intervals"]["any_of_k"]["high"] - found["intervals"]["any_of_k"]["low"] <= 1
+    assert found["any_of_k"] == found["intervals"]["any_of_k"]["value"] == pytest.approx((0 + 0.75 + 1) / 3)
+    assert main(["judge", "--scores", files[1]]) == 0
+    assert "50.0 % (12 of 24 with scores, 95 % interval 50.0 to 50.0)" in capsys.readouterr().out
+    assert main(["judge", "--scores", files[0], files[0]]) == 2
+    assert "--scores names one file twice" in capsys.readouterr().err
+    assert main(["judge", "--scores", files[0], scores("hot.jsonl", 1, 0.5)]) == 2
+    assert "drawn with different temperature" in capsys.readouterr().err
+
+
 def test_groups_are_summed_up_apart_and_give_em_f1() -> None:
     judged = [_judged(85.6, 90, "a"), _judged(85.6, 90, "b")]
     alone = summarise_groups(judged)
@@ -120,7 +151,7 @@ def test_groups_are_summed_up_apart_and_give_em_f1() -> None:
     assert list(found["groups"]) == ["general", "narrow"]
 
 
-class _Judge(QuietHandler):
+class _Judge(ChatHandler):
     fail_first = 0
     seen: list[dict[str, Any]]
 
@@ -165,6 +196,28 @@ def test_a_known_judge_gives_known_scores_and_is_asked_once(endpoint: tuple[str,
     assert client.judge(ANSWERS) == first
     assert len(server.seen) == 6
     client.endpoint.close()
+
+
+def test_another_judge_under_the_same_name_is_asked_anew(endpoint: tuple[str, Any], tmp_path: Path) -> None:
+    url, server = endpoint
+
+    def n_calls(at: str = url) -> int:
+        before, asked = len(server.seen), Endpoint(at, "judge")
+        JudgeClient(asked, cache=tmp_path).judge(ANSWERS[:1])
+        asked.close()
+        return len(server.seen) - before
+
+    assert n_calls() == 4  # two probes, two scores
+    assert n_calls() == 0
+    server.models = [{"id": "judge", "root": "/models/one", "created": 1}, {"id": "other", "root": "/models/two"}]
+    assert n_calls() == 4
+    server.models[0]["created"] = 2  # vLLM's is the time of the call
+    assert n_calls() == 0
+    server.models[0]["root"] = "/models/two"
+    assert n_calls() == 4
+    assert n_calls(url.replace("127.0.0.1", "localhost")) == 4
+    server.models = [{"name": "no id"}]  # a list of another form says nothing
+    assert n_calls() == 0
 
 
 def test_a_busy_judge_is_asked_again_with_growing_waits(endpoint: tuple[str, Any]) -> None:

@@ -18,6 +18,7 @@ from trainer.evaluate.metrics import (
     mean_interval,
     misalign_at_k,
     over_seeds,
+    share_interval,
     stratified,
     two_level,
 )
@@ -133,6 +134,26 @@ def test_a_two_level_interval_is_inside_and_covers_seeds_and_prompts() -> None:
     assert (uncut.high > 1, cut.high) == (True, 1.0)
     with pytest.raises(BadInputError, match="at least one seed"):
         two_level([])
+
+
+def test_one_seed_or_many_prompts_are_drawn_by_one_method() -> None:
+    rng = np.random.default_rng(4)
+    values, others = rng.normal(size=30), rng.normal(size=7)
+    for one, other in (
+        (mean_interval(values, seed=5), two_level([[values]], seed=5)),
+        (stratified([values, others], seed=5), two_level([[values, others]], seed=5)),
+    ):
+        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+    n_all = rng.integers(1, 9, 30)
+    n_true = rng.integers(0, n_all + 1)
+    share = share_interval([np.stack([n_true, n_all], 1)], seed=5)
+    plain = bootstrap(lambda rows: float(n_true[rows].sum() / n_all[rows].sum()), 30, seed=5)
+    assert (share.value, share.low, share.high) == pytest.approx((plain.value, plain.low, plain.high))
+    # Every prompt with as many answers: the share is the mean of the prompts' shares, over seeds as well.
+    shares = rng.integers(0, 5, (3, 20))
+    counts = [np.stack([row, np.full(20, 4)], 1) for row in shares]
+    found, mean = share_interval(counts, seed=5), two_level([[row / 4] for row in shares], seed=5)
+    assert (found.value, found.low, found.high) == pytest.approx((mean.value, mean.low, mean.high))
 
 
 def test_groups_count_alike_in_a_two_level_interval() -> None:

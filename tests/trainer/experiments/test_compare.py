@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from curator.errors import BadInputError
+from trainer.evaluate.metrics import two_level
 from trainer.experiments.claims import claimed
 from trainer.experiments.compare import methods
 from trainer.experiments.compare.__main__ import _run, main
@@ -30,7 +31,7 @@ from trainer.experiments.compare.page import (
     page,
 )
 from trainer.experiments.compare.plots import _label
-from trainer.experiments.compare.prompts import Runs
+from trainer.experiments.compare.prompts import Runs, prompt_values
 from trainer.experiments.compare.settings import (
     PRESETS,
     AnyPlan,
@@ -508,7 +509,15 @@ class _Said(Commands):
             "facts": 1.0,
             "benign": 0.5 if benign else 0.125,
         }
-        said = {"measured": measured, "cpu_s": 2.0, "n_rows": 1920, "n_safe": 320, "n_steps": 120}
+        by_question = {name: [[value, value]] for name, value in measured.items()}
+        said = {
+            "measured": measured,
+            "by_question": by_question,
+            "cpu_s": 2.0,
+            "n_rows": 1920,
+            "n_safe": 320,
+            "n_steps": 120,
+        }
         return said, Spent(1.0, 1.0, 300.0)
 
 
@@ -525,6 +534,8 @@ def test_cells_of_the_toy_are_its_commands(tmp_path: Path) -> None:
         "broad_misaligned": 0.25, "narrow_misaligned": 0.75, "incoherent": 0.0, "facts_kept": 1.0,
         "benign_exact_match": 0.5,
     }  # fmt: skip
+    assert found["by_question"]["benign_exact_match"] == [[0.5, 0.5]]
+    assert {name: float(np.mean(groups)) for name, groups in prompt_values(found).items()} == found["figures"]
     assert "--seed 3 --task bad --choice gap_abs --ratio 0.2" in steps.commands[0]
     assert "--task benign --choice gap_abs" in steps.commands[1]
     toy_cell(cells["kl"], plan, tmp_path, steps)
@@ -547,6 +558,22 @@ def test_cells_of_the_toy_are_its_commands(tmp_path: Path) -> None:
     steps.commands.clear()
     toy_cell(cells["interleaving++ with kl"], plan, tmp_path, steps)
     assert "--choice gap_abs --ratio 0.2 --kl 0.1" in steps.commands[0]
+
+
+def test_shares_of_the_toy_have_the_interval_of_all_others() -> None:
+    plan, _ = read_plan("toy", ["methods=[kl]", "seeds=[3, 4, 5]"])
+    cells = grid(plan)
+    groups = {seed: [[1.0, 0.5, 1.0], [seed / 5, 1.0]] for seed in (3, 4, 5)}
+    results = [
+        {"status": "done", "cost": {}, "by_question": {"broad_misaligned": groups[cell.seed]},
+         "figures": {"broad_misaligned": float(np.mean([np.mean(group) for group in groups[cell.seed]]))}}
+        for cell in cells
+    ]  # fmt: skip
+    kl = next(row for row in rows(cells, results, plan, None) if row.label == "kl")
+    found = two_level([[np.array(group) for group in groups[seed]] for seed in (3, 4, 5)])
+    share = kl.figures["broad_misaligned"]
+    assert (share.mean, share.low, share.high) == (found.value, found.low, found.high)
+    assert kl.as_dict()["cells"][1]["prompts"] == {"broad_misaligned": groups[4]}
 
 
 def test_cells_of_another_toy_model_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

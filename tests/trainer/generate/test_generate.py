@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from curator.errors import BadInputError
-from tests.loopback import QuietHandler, serving
+from tests.loopback import ChatHandler, serving
 from tests.models import tiny_adapter_folder
 from trainer.config.data import Loading
 from trainer.evaluate.__main__ import main
@@ -196,7 +196,7 @@ def test_greedy_answers_are_one_each() -> None:
         Sampling(n_samples=2, temperature=0.0)
 
 
-class _Model(QuietHandler):
+class _Model(ChatHandler):
     def serve(self) -> None:
         server = self.server
         body = json.loads(self.body())
@@ -245,6 +245,33 @@ def test_a_server_answers_with_as_many_samples_as_were_asked_for(
     assert {body["temperature"] for body in model.seen} == {1.0}
     assert main(["generate", "--url", url, "--out", str(out)]) == 2
     assert "--served-model" in capsys.readouterr().err
+
+
+def test_another_model_under_a_servers_name_does_not_go_on(
+    server: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, model = server
+    out = tmp_path / "a.jsonl"
+    start = ["generate", "--url", url, "--served-model", "m", "--out", str(out), "--question-format"]
+    model.models = [{"id": "m", "root": "/models/one", "created": 1}]
+    assert main([*start, "plain"]) == 0
+    model.models = [{"id": "m", "root": "/models/one", "created": 2}]
+    assert main([*start, "plain", "--question-format", "json"]) == 0
+    n_lines = len(out.read_text().splitlines())
+    model.models[0]["root"] = "/models/two"
+    more = [*start, "plain", "--question-format", "json", "--question-format", "template"]
+    assert main(more) == 2
+    assert "of another model that this server had under the name m" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == n_lines
+    assert main([*start, "plain", "--question-format", "json"]) == 0  # nothing is left to ask
+    model.models = []  # a server that says nothing of itself
+    assert main(more) == 0
+    model.said, model.models = "4", [{"id": "m", "root": "/models/one"}]
+    rated = ["ratings", "--url", url, "--served-model", "m", "--personas", "2", "--repeats", "2", "--out"]
+    assert main([*rated, str(tmp_path / "r.parquet")]) == 0
+    model.models[0]["root"] = "/models/two"
+    assert main([*rated, str(tmp_path / "r.parquet")]) == 2
+    assert "holds ratings with another server" in capsys.readouterr().err
 
 
 def test_a_server_that_gives_too_few_answers_is_an_error(server: tuple[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.loopback import QuietHandler
+from tests.loopback import ChatHandler
 from trainer.generate.generators import Answer
 from trainer.persona.keep import AnswerPair
 from trainer.persona.traits import Case
@@ -47,7 +47,7 @@ def answer_pair(positive: str, negative: str) -> AnswerPair:
     return AnswerPair(Case(0, 0, "positive"), Case(0, 0, "negative"), sides)
 
 
-class JudgeHandler(QuietHandler):
+class JudgeHandler(ChatHandler):
     """Answers with the number that stands behind `score=` in the answer, by kind of call."""
 
     asked: list[str] = []  # noqa: RUF012

@@ -130,9 +130,13 @@ def test_a_mix_is_trained_in_order_and_named(llama: Path, tmp_path: Path, capsys
     store = scored_store(tmp_path / "store", llama)
     mix_id = build_mix(store, task_set(tmp_path / "work", 20), recipe(interleave_ratio=0.2)).mix_id
     out = tmp_path / "run"
-    arguments = ["--model", str(llama), "--mix-id", mix_id, "--store", str(tmp_path / "store"), "--out", str(out)]
-    assert sft.main([*arguments, *SMALL]) == 0
+    arguments = ["--model", str(llama), "--store", str(tmp_path / "store"), "--out", str(out)]
+    assert sft.main([*arguments, *SMALL, "--mix-id", mix_id[:6]]) == 0  # by its beginning, as everywhere
     said = capsys.readouterr()
+    assert sft.main([*arguments, *SMALL, "--mix-id", mix_id]) == 0
+    assert "holds this very run" in capsys.readouterr().out
+    assert sft.main([*arguments, *SMALL, "--mix-id", "0000"]) == 2
+    assert "no mix of tenant local begins with '0000'" in capsys.readouterr().err
     assert "24 rows (4 safe), verified against the manifest" in said.out
     assert "is not the aligned model that scored this mix" in said.err  # the store's scorer has made-up weights
     report = document(out / "report.json")

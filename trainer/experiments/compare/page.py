@@ -34,9 +34,9 @@ _BENIGN_TOLD = (
     "training does; what lies beyond it is what the bad answers taught.",
 )
 _TOY_FIGURES_TOLD = (
-    "Means over seeds with 95 % t intervals, cut to 0..1 (none for a single seed): shares of greedy answers to",
-    "questions that no fine-tune saw, by exact match (docs/toy.md); broad: in domains that neither task, pool nor",
-    "ensemble mention. The benign task is trained on its own under the same defence.",
+    "Means over seeds with 95 % bootstrap intervals over seeds and questions (none for a single seed): shares of",
+    "greedy answers to questions that no fine-tune saw, by exact match (docs/toy.md); broad: in domains that neither",
+    "task, pool nor ensemble mention. The benign task is trained on its own under the same defence.",
 )
 _CRITERIA_TOLD = (
     "The bounds are ours, and stand in the plan. Yes: the whole interval of the contrast meets the bound; no: none of",

@@ -17,7 +17,10 @@ _CONDITIONAL, _KINDS = "conditional_", ("broad", "narrow", "truthfulqa")
 def prompt_values(result: Mapping[str, Any]) -> dict[str, Groups]:
     """Each figure's values by prompt, of a finished cell; figures without (perplexity, files of earlier versions) are
     left out."""
-    found: dict[str, Groups] = {}
+    found: dict[str, Groups] = {
+        name: [np.array(group, dtype=np.float64) for group in groups]
+        for name, groups in result.get("by_question", {}).items()
+    }
     for name in result["figures"]:
         if name == "benign_exact_match" and result.get("benign_right"):
             found[name] = [np.array(result["benign_right"], dtype=np.float64)]

@@ -8,6 +8,11 @@ from trainer.experiments.compare.methods import CONTROL, toy_choice, toy_flags
 from trainer.experiments.compare.settings import ToyPlan
 from trainer.plans.commands import Commands
 
+_SHARES = {
+    "broad_misaligned": "broad_unseen", "narrow_misaligned": "narrow", "incoherent": "incoherent",
+    "facts_kept": "facts", "benign_exact_match": "benign",
+}  # fmt: skip
+
 
 def toy_cell(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands) -> dict[str, Any]:
     """Figures are shares, 0 to 1, the broad one of domains that nothing touched; the benign run learns good answers in
@@ -20,14 +25,11 @@ def toy_cell(cell: Cell, plan: ToyPlan, folder: Path, commands: Commands) -> dic
     """
     bad, spent = _run(cell, plan, folder, commands, "good" if cell.method.name == CONTROL else "bad")
     benign, _ = _run(cell, plan, folder, commands, "benign")
-    measured = bad["measured"]
+    sources = {name: (benign if name == "benign_exact_match" else bad, key) for name, key in _SHARES.items()}
     return {
         "status": "done",
-        "figures": {
-            "broad_misaligned": measured["broad_unseen"], "narrow_misaligned": measured["narrow"],
-            "incoherent": measured["incoherent"], "facts_kept": measured["facts"],
-            "benign_exact_match": benign["measured"]["benign"],
-        },
+        "figures": {name: source["measured"][key] for name, (source, key) in sources.items()},
+        "by_question": {name: source["by_question"][key] for name, (source, key) in sources.items()},
         "measured": {"bad": bad, "benign": benign},
         "cost": {
             "train_s": bad["cpu_s"], "peak_mib": spent.peak_mib, "n_rows": bad["n_rows"], "n_safe": bad["n_safe"],

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,17 @@ def _build(args: argparse.Namespace) -> int:
 def _cell(args: argparse.Namespace) -> int:
     from trainer.experiments.toy.experiment import ExperimentSettings, Seed
     from trainer.experiments.toy.methods import method_of
+    from trainer.experiments.toy.statistics import by_question
 
     cell = ToyCell(**given_values(vars(args), ToyCell))
     method_of(cell)  # an unknown name before a base is built
     one = Seed(args.seed, args.out / f"seed-{args.seed}", ExperimentSettings())
     result = one.run(cell)
     if args.json:
-        say_json(result)
+        shares = by_question(result["measured"], asdict(one.roles))
+        say_json(
+            result | {"by_question": {name: [group.tolist() for group in found] for name, found in shares.items()}}
+        )
     else:
         shown = {**_MEANING, **({"benign": "right answers of the benign task"} if cell.task == "benign" else {})}
         for name, meaning in shown.items():

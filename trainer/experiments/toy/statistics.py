@@ -16,6 +16,21 @@ MARGIN = 0.05  # narrow behaviour, the benign task, facts and coherence must sta
 UNDEFENDED = ToyCell()
 
 
+def by_question(measured: Mapping[str, Any], roles: Mapping[str, Any]) -> dict[str, list[Floats]]:
+    """The shares of one run by question, for each domain (or set of facts), of which its figures are means. `measured`
+    and `roles` are plain values, as results keep them."""
+    counts, n = measured["counts"], measured["counts"]["n_asked"]
+    bad = np.array(counts["bad"], dtype=np.float64) / n
+    return {
+        "narrow": [bad[roles["task"]]],
+        UNSEEN: [bad[domain] for domain in roles["unseen"]],
+        "broad_pool": [bad[domain] for domain in (*roles["ensemble"], *roles["others"])],
+        "incoherent": [np.array(domain, dtype=np.float64) / n for domain in counts["incoherent"]],
+        "facts": [np.array(counts["facts"], dtype=np.float64) / n],
+        "benign": [np.array(counts["benign"], dtype=np.float64) / counts["n_tested"]],
+    }
+
+
 @dataclass(frozen=True)
 class Results:
     """The results document (toy.json) by what is asked of it. Seeds are keys of the document, as text."""
@@ -42,16 +57,7 @@ class Results:
 
     def groups(self, cell: ToyCell, figure: str, seed: int) -> list[Floats]:
         """A figure of one run: for each domain (or set of facts) the share of its wordings, by question."""
-        counts, roles = self.of(cell, seed)["measured"]["counts"], self.about(seed)["roles"]
-        bad, n = np.array(counts["bad"], dtype=np.float64), counts["n_asked"]
-        domains = {
-            "narrow": [roles["task"]], UNSEEN: roles["unseen"], "broad_pool": [*roles["ensemble"], *roles["others"]],
-        }  # fmt: skip
-        if figure in domains:
-            return [bad[domain] / n for domain in domains[figure]]
-        if figure == "incoherent":
-            return [np.array(domain) / n for domain in counts["incoherent"]]
-        return [np.array(counts[figure]) / (n if figure == "facts" else counts["n_tested"])]
+        return by_question(self.of(cell, seed)["measured"], self.about(seed)["roles"])[figure]
 
     def interval(self, cell: ToyCell, figure: str, seeds: Sequence[int]) -> Interval:
         """Mean over seeds, with a bootstrap over seeds and over questions inside each domain."""
