@@ -17,16 +17,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.corpus.formats import (
-    MAX_ROW_BYTES,
-    Container,
-    Layout,
-    Reject,
-    Row,
-    read_rows,
-    read_values,
-)
-from curator.errors import BadRowsError, TooManyRowsError
+from curator.corpus.formats import DEFAULT_LIMITS, Container, Layout, ReadLimits, Reject, Row, read_rows, read_values
+from curator.errors import BadRowsError
 from curator.messages import example_id
 from curator.store.schema import TASK_ROWS
 from curator.store.store import arrow_schema
@@ -95,15 +87,6 @@ def check_bad_rows(
     )
 
 
-@dataclass(frozen=True)
-class ReadLimits:
-    """Bounds on a user's data: bytes that a packed file may unpack to, records (bad ones too), bytes of one record."""
-
-    max_unpacked_bytes: int | None = None
-    max_records: int | None = None
-    max_row_bytes: int = MAX_ROW_BYTES
-
-
 def read_task_set(
     source: str | Path | BinaryIO,
     workdir: str | Path,
@@ -111,7 +94,7 @@ def read_task_set(
     format: Container | None = None,  # noqa: A002 - the word of the command line
     layout: Layout | None = None,
     name: str | None = None,
-    limits: ReadLimits = ReadLimits(),
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> TaskSet:
     """Stream a user's data (path, hub id or seekable binary file) into Parquet under `workdir`, in flat memory.
 
@@ -119,15 +102,8 @@ def read_task_set(
     UnpackedTooLargeError when compression hides more bytes than the limit, and TooManyRowsError at the first record
     past it, bad ones counted too.
     """
-    rows = read_rows(
-        source,
-        format=format,
-        layout=layout,
-        name=name,
-        max_unpacked_bytes=limits.max_unpacked_bytes,
-        max_row_bytes=limits.max_row_bytes,
-    )
-    return _write(bounded(rows, limits.max_records), Path(workdir))
+    rows = read_rows(source, format=format, layout=layout, name=name, limits=limits)
+    return _write(rows, Path(workdir))
 
 
 def task_set_from_rows(
@@ -135,19 +111,10 @@ def task_set_from_rows(
     workdir: str | Path,
     *,
     layout: Layout | None = None,
-    limits: ReadLimits = ReadLimits(),
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> TaskSet:
     """The same for records in memory, such as the rows of a JSON request."""
-    values = read_values(rows, layout=layout, max_row_bytes=limits.max_row_bytes)
-    return _write(bounded(values, limits.max_records), Path(workdir))
-
-
-def bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[Row | Reject]:
-    """The records in order; raises TooManyRowsError at the first past the bound, bad ones counted too."""
-    for n_records, item in enumerate(items, start=1):
-        if max_records is not None and n_records > max_records:
-            raise TooManyRowsError(f"the data set has more than {max_records} rows, which is the bound: split it")
-        yield item
+    return _write(read_values(rows, layout=layout, limits=limits), Path(workdir))
 
 
 def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:
