@@ -84,7 +84,7 @@ def test_silent_handshakes_hold_up_nobody_and_end(tmp_path: Path, certificate: t
     """Before their handshake ends they are no connections of the protocol, yet take descriptors."""
     cert, key = certificate
     store = scored_store(tmp_path)
-    options = ("--tls-cert", str(cert), "--tls-key", str(key), "--head-timeout-s", "5")
+    options = ("--tls-cert", str(cert), "--tls-key", str(key), "--head-timeout-s", "2")
     context = ssl.create_default_context(cafile=str(cert))
     with started(Path(store.base), *options, n_descriptors=128) as (process, url), ExitStack() as crowd:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))

@@ -1,5 +1,6 @@
 """The service as a process of its own: what it imports, how it starts and how it stops."""
 
+import fcntl
 import json
 import os
 import signal
@@ -85,9 +86,11 @@ def test_it_serves_and_stops_when_told(root: Path, number: signal.Signals) -> No
 
 
 def test_a_reader_of_the_log_that_stands_still_stops_no_request_and_no_end(root: Path) -> None:
-    """Nobody reads the service's stderr here: a pipe holds 64 KiB of it."""
+    """Nobody reads the service's stderr here: its pipe holds less than half of what is written."""
     with started(root) as (process, address), httpx.Client(base_url=address, timeout=60) as client:
-        for _ in range(600):
+        assert process.stderr is not None
+        assert fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096) == 4096
+        for _ in range(60):
             assert client.get("/v1/mixes").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
@@ -163,7 +166,7 @@ def test_a_running_upload_is_answered_before_it_stops(root: Path) -> None:
 
 def test_a_service_told_to_stop_is_not_ready_and_waits_for_no_event(root: Path) -> None:
     """A request that waits for an event would otherwise be cut at the end of `shutdown_timeout_s`."""
-    with started(root, "--shutdown-delay-s", "5") as (process, address):
+    with started(root, "--shutdown-delay-s", "2") as (process, address):
         headers = {"Prefer": "respond-async"}
         job = httpx.post(f"{address}/v1/mixes", **form(task_rows(5, "no worker")), headers=headers, timeout=60).json()
         answers: list[httpx.Response] = []
