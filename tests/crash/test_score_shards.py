@@ -16,7 +16,8 @@ from tests.toy_scoring import chat_file, corpus_ids, losses, toy_model_folder
 
 ROOT = Path(__file__).parents[2]
 N_SHARDS = 3
-# The shards of a run, one after another in one process, or "" for all of it. Each call of the engine takes a while, so that kills fall into blocks.
+# The shards of a run, one after another in one process ("": all of it, without shards).
+# Each call of the engine takes a while, so that kills fall into blocks.
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
