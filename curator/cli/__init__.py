@@ -72,7 +72,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     from curator.corpus.formats import CONTAINERS, LAYOUTS, MAX_ROW_BYTES
 
     parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
-    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: detected by record)")
     parser.add_argument(
         "--max-row-bytes",
         type=int,

@@ -143,12 +143,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = new_parser(subparsers, "mix", description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument("taskfile", metavar="TASKFILE", help="your fine-tuning data: a chat file")
     add_data_options(parser)
-    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="tenant of the mix (default: local)")
     parser.add_argument(
         "--policy",
         default=os.environ.get("BALLAST_POLICY"),
         metavar="FILE",
-        help="the provider's policy that recipes are held to (default: $BALLAST_POLICY, else none)",
+        help="the provider's policy that recipes must fit (default: $BALLAST_POLICY, else none)",
     )
     parser.add_argument("--sign-key", type=Path, metavar="PEM", help="sign the manifest with this Ed25519 private key")
     parser.add_argument(
@@ -167,7 +167,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--corpus", metavar="NAME", help="corpus to draw from")
     group.add_argument("--revision", metavar="HASH", help="corpus revision (default: the latest)")
     _add_strategy_options(group)
-    group.add_argument("--score", choices=get_args(ScoreName), help="what rows are ranked by (default: gap_rel)")
+    group.add_argument("--score", choices=get_args(ScoreName), help="score that ranks the rows (default: gap_rel)")
     group.add_argument("--eps", type=float, metavar="NATS", help="eps of gap_rel, nats per token (default: 1)")
     group.add_argument(
         "--refusals",
