@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from api.__main__ import _listen
+from api.settings import Settings
 from api.telemetry import MAX_WAITING_LINES
 from tests.api.serving import (
     form,
@@ -203,6 +205,12 @@ def test_a_large_upload_does_not_grow_the_process(root: Path) -> None:
         after = psutil.Process(process.pid).memory_info().rss
     assert answer.json()["error"]["code"] == "missing_part"
     assert after - before < 60 * 2**20
+
+
+def test_the_socket_names_its_protocol_without_which_each_answer_waits_40_ms() -> None:
+    """asyncio sets TCP_NODELAY for such sockets alone."""
+    with _listen(Settings(store="x", port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(root: Path) -> None:
