@@ -32,10 +32,10 @@ examples:
   curl -F file=@task.jsonl -F 'recipe={"corpus": "chats"}' http://127.0.0.1:8765/v1/mixes
   curl http://127.0.0.1:8765/v1/mixes/MIX_ID/data?format=openai
 
-/docs lists the endpoints, /openapi.json describes them. A flag overrides its environment variable, and that the file
-of --config. `python -m api worker` does the jobs that the service queues. `python -m api keys create` makes API keys,
-one tenant's mixes apart from another's. Without any key the service is open to whoever reaches it: it then listens on
-loopback alone, unless --open says that the network is a trusted network.
+/docs lists the endpoints, /openapi.json describes them. A flag overrides its environment variable, which overrides
+the file of --config. `python -m api worker` does the jobs that the service queues. `python -m api keys create` makes
+API keys, which keep tenants apart. Without any key the service is open to everyone who can reach it: it then listens on
+loopback only, unless --open says that the network is a trusted network.
 Needs the extra `api`: pip install 'ballast-mix[api]'.
 Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port in use (one line says why)."""
 

@@ -50,9 +50,9 @@ def test_sdist_and_wheel_in_an_empty_environment_runs_a_query(tmp_path: Path) ->
     files = {path.relative_to(source).as_posix() for name in PACKAGES for path in (source / name).rglob("*.*")}
     with zipfile.ZipFile(wheel) as packed:
         assert files - set(packed.namelist()) == set(), "data files that package-data in pyproject.toml leaves out"
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    install = [str(python), "-m", "pip", "--disable-pip-version-check", "-q", "install"]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "-q", "install"]
     subprocess.run([*install, "--no-deps", str(wheel)], check=True, timeout=240)
     subprocess.run([*install, "-c", str(ROOT / "constraints.txt"), "duckdb"], check=True, timeout=240)
     done = subprocess.run([str(python), "-c", QUERY], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -315,6 +315,7 @@ def _start(module: str, words: Sequence[object], stdout: IO[bytes], stderr: IO[b
 
     def end_with_worker() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a worker in a shell's background inherits that it is ignored
         if os.getppid() != worker:  # it died before
             os._exit(1)
 

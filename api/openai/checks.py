@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from curator.audit.openai_checks import CHECKS, line_faults
-from curator.corpus.task_set import ReadLimits, TaskSet, read_task_set
+from curator.corpus.formats import ReadLimits
+from curator.corpus.task_set import TaskSet, read_task_set
 
 MAX_FAULTS = 100_000  # lines of a report
 _ENOUGH = "invalid_n_examples"

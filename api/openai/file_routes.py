@@ -21,7 +21,7 @@ from api.routes.downloads import get_data
 from api.service import Service, service_of
 from api.tenancy.auth import MixTenant
 from api.uploads.receive import Upload, received
-from curator.corpus.task_set import ReadLimits
+from curator.corpus.formats import ReadLimits
 from curator.errors import MissingError
 from curator.mix.files import MANIFEST_FILE, mix_path
 from curator.mix.identity import read_manifest

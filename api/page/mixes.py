@@ -18,8 +18,8 @@ from api.routes.mixes import delete_mix, list_mixes, make_mix, mix_file, preview
 from api.service import service_of
 from api.uploads.receive import Upload, received
 from curator.audit.doctor import DoctorOptions
+from curator.corpus.formats import ReadLimits
 from curator.corpus.manifest import corpus_names, read_corpus, read_scorers
-from curator.corpus.task_set import ReadLimits
 from curator.errors import BadInputError
 from curator.mix.files import DATA_FORMATS, DataFormat
 from curator.store.store import Store

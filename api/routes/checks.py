@@ -16,7 +16,7 @@ from api.tenancy.auth import GUARDED, MixTenant
 from api.uploads.receive import Upload, received, request_body
 from api.uploads.rows import part_document, read_choice
 from curator.audit.doctor import DoctorOptions
-from curator.corpus.task_set import ReadLimits
+from curator.corpus.formats import ReadLimits
 from curator.errors import MissingError
 from curator.recipe.base import CorpusName, Strict
 from curator.recipe.document import parse_document

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import ApiError
@@ -53,24 +54,31 @@ async def get_corpus(request: Request, tenant: MixTenant, corpus: str) -> dict[s
     return await service.figures.of(tenant, ("scorers", *scored, len(found.ingests)), compute)
 
 
+class GapQuery(BaseModel):
+    """Which gap is asked for, and how finely."""
+
+    score: ScoreName = "gap_rel"
+    eps: float = Field(default=DEFAULT_EPS, ge=0.0, le=100.0, description="nats per token, for gap_rel")
+    hold_out: list[str] | None = Field(default=None, description="domains whose misaligned models are left out")
+    bins: int = Field(default=20, ge=1, le=200)
+
+
 @router.get("/{corpus}/gap", response_model=CorpusGap, responses=errors(404, 422, 503))
 async def get_gap(
     request: Request,
     tenant: MixTenant,
     corpus: str,
-    score: ScoreName = "gap_rel",
-    eps: Annotated[float, Query(ge=0.0, le=100.0, description="nats per token, for gap_rel")] = DEFAULT_EPS,
-    hold_out: Annotated[list[str] | None, Query(description="domains whose misaligned models are left out")] = None,
-    bins: Annotated[int, Query(ge=1, le=200)] = 20,
+    query: Annotated[GapQuery, Query()],
 ) -> dict[str, Any]:
     """How a corpus's gap is spread: quantiles and a histogram, one group per complete aligned scorer."""
     service = service_of(request)
     found, scored = await run_in_threadpool(read_scored, service.store, corpus)
-    given: dict[str, Value] = {"corpus": found.name, "eps": eps, "hold_out": hold_out or []}
+    score, eps, hold_out = query.score, query.eps, query.hold_out or []
+    given: dict[str, Value] = {"corpus": found.name, "eps": eps, "hold_out": hold_out}
 
     def compute() -> dict[str, Any]:
-        shown = {**given, "score": score, "bins": bins}
-        with connected(service, found, hold_out or [], eps) as connection:
+        shown = {**given, "score": score, "bins": query.bins}
+        with connected(service, found, hold_out, eps) as connection:
             quantiles = run_named(connection, "gap_quantiles", given).table.to_pylist()
             histogram = run_named(connection, "gap_histogram", shown).table.to_pylist()
         return {
@@ -78,12 +86,12 @@ async def get_gap(
             "revision": found.revision,
             "score": score,
             "eps": eps,
-            "hold_out": hold_out or [],
+            "hold_out": hold_out,
             "quantiles": [row for row in quantiles if row["score"] == score],
             "histogram": histogram,
         }
 
-    return await service.figures.of(tenant, ("gap", *scored, score, eps, tuple(hold_out or ()), bins), compute)
+    return await service.figures.of(tenant, ("gap", *scored, score, eps, tuple(hold_out), query.bins), compute)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
 
 from api.errors import ApiError
 from api.schemas import UsagePage, UsageTotals
@@ -21,44 +22,44 @@ FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 MOMENT = r"^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:\d{2})?)?$"
 
-Tenant = Annotated[str | None, Query(max_length=64, description="only this tenant's")]
-Since = Annotated[str | None, Query(pattern=MOMENT, description="from this moment on; by default the last 30 days")]
-Until = Annotated[str | None, Query(pattern=MOMENT, description="up to but without this moment; by default now")]
+
+class Span(BaseModel):
+    """Which events are asked for: of one tenant or all, between two moments."""
+
+    tenant: str | None = Field(default=None, max_length=64, description="only this tenant's")
+    since: str | None = Field(
+        default=None, pattern=MOMENT, description="from this moment on; by default the last 30 days"
+    )
+    until: str | None = Field(default=None, pattern=MOMENT, description="up to but without this moment; by default now")
+
+    def events(self, service: Service, after: str = "") -> Iterator[Event]:
+        """The events, oldest first; after the one with this id."""
+        end = _moment(self.until, "until") or datetime.now(UTC) + timedelta(seconds=1)
+        start = _moment(self.since, "since") or max(end, FIRST + DEFAULT_SPAN) - DEFAULT_SPAN
+        found = service.usage.read(start, end, after)
+        return (event for event in found if self.tenant in (None, event["tenant"]))
+
+
+class Page(Span):
+    """The same, by pages."""
+
+    limit: int = Field(default=DEFAULT_PAGE_EVENTS, ge=1, description="events of one page, at most the service's bound")
+    after: str = Field(default="", max_length=32, description="id of the last event of the page before")
 
 
 @router.get("", response_model=UsagePage)
-def list_usage(
-    request: Request,
-    asking: AdminTenant,
-    tenant: Tenant = None,
-    since: Since = None,
-    until: Until = None,
-    limit: Annotated[
-        int, Query(ge=1, description="events of one page, at most the service's bound")
-    ] = DEFAULT_PAGE_EVENTS,
-    after: Annotated[str, Query(max_length=32, description="id of the last event of the page before")] = "",
-) -> dict[str, Any]:
+def list_usage(request: Request, asking: AdminTenant, query: Annotated[Page, Query()]) -> dict[str, Any]:
     """Events of all tenants in order of time; needs the scope `admin`. Moments without an offset are UTC."""
     service = service_of(request)
-    bound = min(limit, service.settings.max_page_rows)
-    found = (event for event in _events(service, since, until, after) if tenant in (None, event["tenant"]))
-    page = list(islice(found, bound + 1))
+    bound = min(query.limit, service.settings.max_page_rows)
+    page = list(islice(query.events(service, query.after), bound + 1))
     return {"events": page[:bound], "next_after": page[bound - 1]["event_id"] if len(page) > bound else None}
 
 
 @router.get("/totals", response_model=UsageTotals)
-def sum_usage(
-    request: Request, asking: AdminTenant, tenant: Tenant = None, since: Since = None, until: Until = None
-) -> dict[str, Any]:
+def sum_usage(request: Request, asking: AdminTenant, query: Annotated[Span, Query()]) -> dict[str, Any]:
     """Events, rows and bytes by tenant and action; needs the scope `admin`. Moments without an offset are UTC."""
-    found = (event for event in _events(service_of(request), since, until) if tenant in (None, event["tenant"]))
-    return {"totals": totals(found)}
-
-
-def _events(service: Service, since: str | None, until: str | None, after: str = "") -> Iterator[Event]:
-    end = _moment(until, "until") or datetime.now(UTC) + timedelta(seconds=1)
-    start = _moment(since, "since") or max(end, FIRST + DEFAULT_SPAN) - DEFAULT_SPAN
-    return service.usage.read(start, end, after)
+    return {"totals": totals(query.events(service_of(request)))}
 
 
 def _moment(text: str | None, name: str) -> datetime | None:

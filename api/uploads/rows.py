@@ -14,8 +14,8 @@ from api.schemas import DroppedRows
 from api.service import Service
 from api.settings import Settings
 from api.uploads.receive import DOCUMENTS, Upload
-from curator.corpus.formats import Container, Layout
-from curator.corpus.task_set import ReadLimits, TaskSet, read_task_set, task_set_from_rows
+from curator.corpus.formats import Container, Layout, ReadLimits
+from curator.corpus.task_set import TaskSet, read_task_set, task_set_from_rows
 from curator.errors import BadInputError, RecipeError
 from curator.recipe.base import Strict
 from curator.recipe.document import MAX_DOCUMENT_BYTES, load_document

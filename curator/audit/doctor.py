@@ -15,9 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from curator.audit.openai_checks import CHECKS, check_openai
-from curator.corpus.formats import Container, Layout, Reject, Row, open_chat_file, read_rows
+from curator.corpus.formats import Container, Layout, ReadLimits, Reject, Row, open_chat_file, read_rows
 from curator.corpus.refusals import is_refusal
-from curator.corpus.task_set import ReadLimits, bounded
 from curator.corpus.text import (
     content_text,
     repetition,
@@ -185,15 +184,11 @@ def _counts(kinds: Counter[str]) -> str:
 
 
 def _records(source: str | Path, options: DoctorOptions) -> Iterator[Row | Reject]:
-    """The records within the limits; raises TooManyRowsError at the first one past them."""
-    limits = options.limits
     with ExitStack() as stack:
         given = source if options.name is None else stack.enter_context(open_chat_file(source))
-        found = read_rows(
-            given, format=options.format, layout=options.layout, name=options.name,
-            max_unpacked_bytes=limits.max_unpacked_bytes, max_row_bytes=limits.max_row_bytes,
-        )  # fmt: skip
-        yield from bounded(found, limits.max_records)
+        yield from read_rows(
+            given, format=options.format, layout=options.layout, name=options.name, limits=options.limits
+        )
 
 
 def shown_masks(

@@ -72,7 +72,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     from curator.corpus.formats import CONTAINERS, LAYOUTS, MAX_ROW_BYTES
 
     parser.add_argument("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
-    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="how a conversation is written (default: detected by record)")
     parser.add_argument(
         "--max-row-bytes",
         type=int,
@@ -108,7 +108,8 @@ def read_data(source: str, workdir: "Path", args: argparse.Namespace) -> "TaskSe
     Raises BadRowsError for bad rows that are not to be kept out.
     """
     from curator.console import list_problems
-    from curator.corpus.task_set import ReadLimits, read_task_set
+    from curator.corpus.formats import ReadLimits
+    from curator.corpus.task_set import read_task_set
 
     limits = ReadLimits(max_row_bytes=row_bytes(args))
     task_set = read_task_set(source, workdir, format=args.format, layout=args.layout, limits=limits)

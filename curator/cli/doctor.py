@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", help="chat file, saved folder or hub id")
     add("--format", choices=CONTAINERS, help="how records are packed (default: detected)")
-    add("--layout", choices=LAYOUTS, help="how a conversation is written (default: each as it shows)")
+    add("--layout", choices=LAYOUTS, help="how a conversation is written (default: detected by record)")
     add("--model", metavar="MODEL", type=model_option, help=f"model that will be trained: {MODEL_FORMS}")
     add("--max-length", type=int, metavar="T", help="window in tokens (default: the model's)")
     add("--mask-rule", choices=get_args(MaskRule), default="all", help="which assistant turns are trained")

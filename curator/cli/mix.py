@@ -143,12 +143,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = new_parser(subparsers, "mix", description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument("taskfile", metavar="TASKFILE", help="your fine-tuning data: a chat file")
     add_data_options(parser)
-    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="tenant of the mix (default: local)")
     parser.add_argument(
         "--policy",
         default=os.environ.get("BALLAST_POLICY"),
         metavar="FILE",
-        help="the provider's policy that recipes are held to (default: $BALLAST_POLICY, else none)",
+        help="the provider's policy that recipes must fit (default: $BALLAST_POLICY, else none)",
     )
     parser.add_argument("--sign-key", type=Path, metavar="PEM", help="sign the manifest with this Ed25519 private key")
     parser.add_argument(
@@ -167,7 +167,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--corpus", metavar="NAME", help="corpus to draw from")
     group.add_argument("--revision", metavar="HASH", help="corpus revision (default: the latest)")
     _add_strategy_options(group)
-    group.add_argument("--score", choices=get_args(ScoreName), help="what rows are ranked by (default: gap_rel)")
+    group.add_argument("--score", choices=get_args(ScoreName), help="score that ranks the rows (default: gap_rel)")
     group.add_argument("--eps", type=float, metavar="NATS", help="eps of gap_rel, nats per token (default: 1)")
     group.add_argument(
         "--refusals",
@@ -187,11 +187,21 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         help="turn off a filter that is on by default: hygiene (junk) or length (fewer than four response tokens); "
         "may be given several times",
     )
+    _add_scorer_options(group)
+    _add_amount_options(group)
+    _add_order_options(group)
+    _add_inoculation_options(group)
+    group.add_argument("--seed", type=int, metavar="N", help="the one seed of all that is random (default: 0)")
+
+
+def _add_scorer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--aligned", metavar="SCORER", help="id, id prefix or label (default: the only one)")
     for name, what in (("misaligned", "SCORER"), ("benign", "SCORER"), ("hold-out", "DOMAIN")):
         text = "leave out models of this domain" if name == "hold-out" else f"a {name} scorer (default: all complete)"
         group.add_argument(f"--{name}", action="append", metavar=what, help=f"{text}; may be given several times")
-    _add_amount_options(group)
+
+
+def _add_order_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--order", choices=get_args(OrderName), help="how rows are ordered (default: even)")
     group.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch, for the order per_batch")
     group.add_argument("--epochs", type=int, metavar="N", help="epochs written out one after another (default: 1)")
@@ -200,6 +210,9 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         choices=get_args(EpochOrder),
         help="every epoch in the same order (default), or later ones each in a seeded order of their own",
     )
+
+
+def _add_inoculation_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--inoculation",
         nargs="?",
@@ -219,7 +232,6 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--inoculation-percentile", type=float, metavar="P",
         help=f"a row is flagged from this percentile of risk on (default: {TOP})",
     )  # fmt: skip
-    group.add_argument("--seed", type=int, metavar="N", help="the one seed of all that is random (default: 0)")
 
 
 def _add_strategy_options(group: argparse._ArgumentGroup) -> None:

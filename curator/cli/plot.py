@@ -26,8 +26,8 @@ Draws one picture, PNG or SVG by the ending of --out, without a display:
   agreement    how far misaligned models agree on which rows are safe
   ratio        safe rows per task row over the positions of a mix, so far and in each batch
   curve        a training run's losses, from its metrics.jsonl
-  before-after how many prompts misaligned answers win before and after training, from an evaluation
-In gap, plane and gap-length the rows of a mix (--mix) or the top ones (--top) stand out. The title says what is seen.
+  before-after on how many prompts the misaligned answer wins before and after training, from an evaluation
+In gap, plane and gap-length the rows of a mix (--mix) or the top ones (--top) stand out. The title says what is shown.
 Needs the extra `plot`: pip install 'ballast-mix[plot]'."""
 
 EXAMPLES = """\

@@ -227,7 +227,7 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     add("--mask-rule", choices=["all", "last"], default="all",
         help="score all assistant turns or the last (default: all)")  # fmt: skip
     add("--check-rows", type=int, metavar="N",
-        help="rows to score again, in another order and row by row in plain torch; 0: none, which is recorded "
+        help="rows to score again, in another order and one by one in plain torch; 0: no check, which is recorded "
         "(default: 1 %% of the new rows, at least 20)")  # fmt: skip
 
 
@@ -235,10 +235,10 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     """What a user decides about the chat template's text."""
     add = parser.add_argument_group("chat template").add_argument
     add("--template-date", metavar="YYYY-MM-DD",
-        help=f"the day that a template which asks for today's date writes (default: its own, else {DEFAULT_DATE}); "
+        help=f"date for a template that asks for today's date (default: its own, else {DEFAULT_DATE}); "
         "another day is another scorer")  # fmt: skip
     add("--accept-dropped", action="append", default=[], choices=PARTS,
-        help="score rows of which the template leaves out this part, and count them (default: they fail); may be "
+        help="score rows although the template leaves out this part, and count them (default: they fail); may be "
         "repeated")  # fmt: skip
 
 
@@ -274,11 +274,11 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """vLLM servers that run already."""
     add = parser.add_argument_group("with --engine server").add_argument
     add("--server-url", action="append", metavar="URL",
-        help="where it listens, such as http://localhost:8000; repeated for several servers of one model, which share "
+        help="its address, such as http://localhost:8000; repeated for several servers of one model, which share "
         "the rows once they agree on the first; one that dies is left out")  # fmt: skip
     add("--server-model", metavar="NAME", help="the server's name of the model or of its adapter "
         "(with --organisms: leave it out, each is requested by its own name)")  # fmt: skip
-    add("--server-version", metavar="TEXT", help="engine and version, where the server does not tell")
+    add("--server-version", metavar="TEXT", help="engine and version, if the server does not report them")
     add("--concurrency", type=int, metavar="N", help="requests to each server at a time (default: 16)")
     add("--declare-weights-sha256", metavar="HEX", help="hash of the weights the server runs (default: of --model DIR)")
     add("--declare-adapter-sha256", metavar="HEX", help="hash of the adapter behind --server-model, if it is one")

@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("mix_id", metavar="MIX_ID", help="the id that `mix` printed, or its beginning")
     parser.add_argument("kind", choices=KINDS, help="the trainer, or datasets")
     parser.add_argument("--out", metavar="DIR", help=f"folder for the settings and {DATA_FILE} (default: print only)")
-    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="tenant of the mix (default: local)")
 
 
 def run(args: argparse.Namespace) -> int:

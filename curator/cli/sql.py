@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Runs one SELECT, or a named query, in DuckDB over the store's views: corpora, examples, sources, rejects,
 scorers, scores, gap, gap_rows(...), mixes, mix_rows, and usage: what tenants of the service did. Without either it
-names them in a line each; --list has their columns, units and parameters. Nothing in the store changes."""
+lists them, one per line; --list has their columns, units and parameters. Nothing in the store changes."""
 
 EXAMPLES = """\
   python -m curator sql "select source, count(*), avg(gap_abs) from gap group by source order by source"

@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = new_parser(subparsers, "verify", description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument("mix_id", metavar="MIX_ID", help="the id that `mix` printed, or its beginning")
     parser.add_argument("--key", type=Path, metavar="PEM", help="also check the signature against this public key")
-    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="tenant of the mix (default: local)")
 
 
 def run(args: argparse.Namespace) -> int:

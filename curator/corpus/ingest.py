@@ -23,6 +23,7 @@ from curator.corpus.formats import (
     Container,
     Layout,
     Located,
+    ReadLimits,
     Reject,
     Row,
     count_parquet,
@@ -201,7 +202,7 @@ def _with_progress(source: Located, options: IngestOptions) -> Iterator[Row | Re
                     layout=options.layout,
                     columns=options.columns,
                     name=path.name,
-                    max_row_bytes=options.max_row_bytes,
+                    limits=ReadLimits(max_row_bytes=options.max_row_bytes),
                 )
                 first, done = done, 0
                 for number, item in enumerate(rows, start=1):

@@ -18,15 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator.corpus.formats import (
-    MAX_ROW_BYTES,
+    DEFAULT_LIMITS,
+    MAX_LISTED_REJECTS,
     Container,
     Layout,
+    ReadLimits,
     Reject,
     Row,
     read_rows,
     read_values,
 )
-from curator.errors import BadRowsError, TooManyRowsError
+from curator.errors import BadRowsError
 from curator.messages import example_id
 from curator.store.schema import TASK_ROWS
 from curator.store.store import arrow_schema
@@ -34,9 +36,7 @@ from curator.store.store import arrow_schema
 OnBadRows = Literal["refuse", "drop"]
 GROUP_ROWS = 5_000  # of a row group at most, which is what is in memory at once
 GROUP_BYTES = 16 << 20  # of its texts, but for the last one's
-MAX_LISTED_REJECTS = 1_000
 _NO_SOURCE = b"null\n"
-MAX_MOSTLY_BAD = 10_000
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,6 @@ def check_bad_rows(
     )
 
 
-@dataclass(frozen=True)
-class ReadLimits:
-    """Bounds on a user's data: bytes that a packed file may unpack to, records (bad ones too), bytes of one record."""
-
-    max_unpacked_bytes: int | None = None
-    max_records: int | None = None
-    max_row_bytes: int = MAX_ROW_BYTES
-
-
 def read_task_set(
     source: str | Path | BinaryIO,
     workdir: str | Path,
@@ -126,7 +117,7 @@ def read_task_set(
     format: Container | None = None,  # noqa: A002 - the word of the command line
     layout: Layout | None = None,
     name: str | None = None,
-    limits: ReadLimits = ReadLimits(),
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> TaskSet:
     """Stream a user's data (path, hub id or seekable binary file) into Parquet under `workdir`, in flat memory.
 
@@ -134,15 +125,8 @@ def read_task_set(
     UnpackedTooLargeError when compression hides more bytes than the limit, TooManyRowsError at the first record
     past it, bad ones counted too, and BadRowsError at the first bad one past theirs.
     """
-    rows = read_rows(
-        source,
-        format=format,
-        layout=layout,
-        name=name,
-        max_unpacked_bytes=limits.max_unpacked_bytes,
-        max_row_bytes=limits.max_row_bytes,
-    )
-    return _write(bounded(rows, limits.max_records), Path(workdir))
+    rows = read_rows(source, format=format, layout=layout, name=name, limits=limits)
+    return _write(rows, Path(workdir))
 
 
 def task_set_from_rows(
@@ -150,34 +134,10 @@ def task_set_from_rows(
     workdir: str | Path,
     *,
     layout: Layout | None = None,
-    limits: ReadLimits = ReadLimits(),
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> TaskSet:
     """The same for records in memory, such as the rows of a JSON request."""
-    values = read_values(rows, layout=layout, max_row_bytes=limits.max_row_bytes)
-    return _write(bounded(values, limits.max_records), Path(workdir))
-
-
-def bounded(items: Iterator[Row | Reject], max_records: int | None) -> Iterator[Row | Reject]:
-    """The records in order; raises TooManyRowsError at the first past the bound, bad ones counted too.
-
-    With a bound it raises BadRowsError once more than `MAX_MOSTLY_BAD` records are bad and most of those read are:
-    a small file of a million bad records would take a minute.
-    """
-    rejects: list[Reject] = []
-    n_bad = 0
-    for n_records, item in enumerate(items, start=1):
-        if max_records is not None and n_records > max_records:
-            raise TooManyRowsError(f"the data set has more than {max_records} rows, which is the bound: split it")
-        if isinstance(item, Reject):
-            n_bad += 1
-            if n_bad <= MAX_LISTED_REJECTS:
-                rejects.append(item)
-            if max_records is not None and n_bad > max(MAX_MOSTLY_BAD, n_records // 2):
-                raise BadRowsError(
-                    f"{n_bad} of the first {n_records} rows are bad, and the rest was not read: mend the file",
-                    details=[problem for reject in rejects for problem in reject.as_dicts()],
-                )
-        yield item
+    return _write(read_values(rows, layout=layout, limits=limits), Path(workdir))
 
 
 def _write(items: Iterator[Row | Reject], workdir: Path) -> TaskSet:

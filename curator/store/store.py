@@ -288,13 +288,7 @@ class Store:
 
     def stale(self, path: str, pattern: str, older_than_s: float) -> Sequence[str]:
         """Sorted names of folders under a folder, hidden ones too, in which nothing was written for so long."""
-        with in_our_words("read", path, self._base):
-            try:
-                found = self._fs.ls(self._full(path), detail=False, refresh=True)
-            except OSError as error:
-                if isinstance(error, FileNotFoundError) or is_no_name(error):
-                    return []
-                raise
+        found = self._places(path)
         folders = [item.rstrip("/") for item in found if fnmatch(PurePosixPath(item).name, pattern)]
         return sorted(PurePosixPath(item).name for item in folders if age_s(self._fs, item) > older_than_s)
 
@@ -319,15 +313,19 @@ class Store:
 
     def list(self, path: str, pattern: str = "*") -> list[str]:
         """Sorted names (files and folders) directly under a folder; [] when it does not exist."""
+        names = {PurePosixPath(item).name for item in self._places(path)}
+        return sorted(name for name in names if not name.startswith(".") and fnmatch(name, pattern))
+
+    def _places(self, path: str) -> Sequence[str]:
+        """The file system's own paths of what is directly under a folder, hidden ones too; none without the folder."""
         with in_our_words("read", path, self._base):
             try:
-                found = self._fs.ls(self._full(path), detail=False, refresh=True)
+                found: Sequence[str] = self._fs.ls(self._full(path), detail=False, refresh=True)
             except OSError as error:
                 if isinstance(error, FileNotFoundError) or is_no_name(error):
                     return []
                 raise
-        names = {PurePosixPath(item).name for item in found}
-        return sorted(name for name in names if not name.startswith(".") and fnmatch(name, pattern))
+        return found
 
     def _full(self, path: str) -> str:
         parts = [part for part in path.split("/") if part not in ("", ".")]

@@ -8,6 +8,18 @@ from api.settings import Settings
 from tests.api.serving import running, scored_store
 
 
+@pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("empty"))
+
+
+@pytest.fixture(autouse=True)
+def _no_certificates(empty_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new client of httpx would read the certificates of all authorities (25 ms), for services on loopback."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", empty_folder)
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     root = tmp_path_factory.mktemp("service")

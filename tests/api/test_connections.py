@@ -71,7 +71,9 @@ def crowd(url: str, source: str, n_connections: int) -> Iterator[None]:
             thread.join(LIMIT_S)
 
 
-@pytest.mark.parametrize(("n_descriptors", "n_connections"), [(64, 150), (256, 400)])
+@pytest.mark.parametrize(
+    ("n_descriptors", "n_connections"), [(64, 150), pytest.param(256, 400, marks=pytest.mark.slow)]
+)
 def test_an_idle_crowd_takes_no_place_from_others_and_ends_nothing(
     root: Path, n_descriptors: int, n_connections: int
 ) -> None:
@@ -137,9 +139,9 @@ def test_a_body_must_make_progress(quick: str) -> None:
 
 def test_a_steady_body_has_all_the_time_it_needs(quick: str) -> None:
     def slowly() -> Iterator[bytes]:
-        for _ in range(8):
+        for _ in range(6):
             yield b" " * LEAST_BODY_BYTES
-            time.sleep(0.5)
+            time.sleep(0.3)
         yield b"{}"
 
     answer = httpx.post(f"{quick}/v1/mixes", content=slowly(), headers={"Content-Type": "application/json"}, timeout=60)

@@ -47,7 +47,7 @@ def test_links_stand_behind_the_prefix_whether_a_proxy_takes_it_off_or_not(tmp_p
         made = httpx.post(f"{url}{before}/v1/mixes", **form(task_rows(4)), timeout=LIMIT_S)
         assert made.headers["location"] == f"/ballast/v1/mixes/{made.json()['mix_id']}"
         assert all(link.startswith("/ballast/v1/mixes/") for link in made.json()["links"].values())
-        listed = httpx.get(f"{url}{before}/v1/mixes").json()["mixes"]
+        listed = httpx.get(f"{url}{before}/v1/mixes", timeout=LIMIT_S).json()["mixes"]
         assert listed[0]["links"] == made.json()["links"]
         job = httpx.post(
             f"{url}{before}/v1/mixes", headers={"Prefer": "respond-async"}, **form(task_rows(5)), timeout=LIMIT_S
@@ -55,7 +55,7 @@ def test_links_stand_behind_the_prefix_whether_a_proxy_takes_it_off_or_not(tmp_p
         assert job.headers["location"] == job.json()["links"]["self"] == f"/ballast/v1/jobs/{job.json()['job_id']}"
         data = httpx.head(f"{url}{before}/v1/mixes/{made.json()['mix_id']}/data?format=parquet")
         assert (data.status_code, data.headers["accept-ranges"]) == (200, "bytes")
-        assert httpx.get(f"{url}{before}/openapi.json").json()["servers"] == [{"url": "/ballast"}]
+        assert httpx.get(f"{url}{before}/openapi.json", timeout=LIMIT_S).json()["servers"] == [{"url": "/ballast"}]
         with Client(url + before) as client:
             assert client.create_mix(task_rows(4), RECIPE)["created"] is False
             events = {event["action"]: event["mix_id"] for event in client.usage()}
@@ -84,7 +84,7 @@ def test_silent_handshakes_hold_up_nobody_and_end(tmp_path: Path, certificate: t
     """Before their handshake ends they are no connections of the protocol, yet take descriptors."""
     cert, key = certificate
     store = scored_store(tmp_path)
-    options = ("--tls-cert", str(cert), "--tls-key", str(key), "--head-timeout-s", "5")
+    options = ("--tls-cert", str(cert), "--tls-key", str(key), "--head-timeout-s", "2")
     context = ssl.create_default_context(cafile=str(cert))
     with started(Path(store.base), *options, n_descriptors=128) as (process, url), ExitStack() as crowd:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))

@@ -1,5 +1,6 @@
 """The service as a process of its own: what it imports, how it starts and how it stops."""
 
+import fcntl
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from api.__main__ import _listen
+from api.settings import Settings
 from api.telemetry import MAX_WAITING_LINES
 from tests.api.serving import (
     form,
@@ -103,9 +106,11 @@ def test_it_serves_and_stops_when_told(root: Path, number: signal.Signals) -> No
 
 
 def test_a_reader_of_the_log_that_stands_still_stops_no_request_and_no_end(root: Path) -> None:
-    """Nobody reads the service's stderr here: a pipe holds 64 KiB of it."""
+    """Nobody reads the service's stderr here: its pipe holds less than half of what is written."""
     with started(root) as (process, address), httpx.Client(base_url=address, timeout=60) as client:
-        for _ in range(600):
+        assert process.stderr is not None
+        assert fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096) == 4096
+        for _ in range(60):
             assert client.get("/v1/mixes").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
@@ -181,7 +186,7 @@ def test_a_running_upload_is_answered_before_it_stops(root: Path) -> None:
 
 def test_a_service_told_to_stop_is_not_ready_and_waits_for_no_event(root: Path) -> None:
     """A request that waits for an event would otherwise be cut at the end of `shutdown_timeout_s`."""
-    with started(root, "--shutdown-delay-s", "5") as (process, address):
+    with started(root, "--shutdown-delay-s", "2") as (process, address):
         headers = {"Prefer": "respond-async"}
         job = httpx.post(f"{address}/v1/mixes", **form(task_rows(5, "no worker")), headers=headers, timeout=60).json()
         answers: list[httpx.Response] = []
@@ -218,6 +223,12 @@ def test_a_large_upload_does_not_grow_the_process(root: Path) -> None:
         after = psutil.Process(process.pid).memory_info().rss
     assert answer.json()["error"]["code"] == "missing_part"
     assert after - before < 60 * 2**20
+
+
+def test_the_socket_names_its_protocol_without_which_each_answer_waits_40_ms() -> None:
+    """asyncio sets TCP_NODELAY for such sockets alone."""
+    with _listen(Settings(store="x", port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(root: Path) -> None:

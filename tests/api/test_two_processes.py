@@ -104,6 +104,7 @@ def test_a_damaged_record_counts_as_absent(two: Two) -> None:
     assert (again.status_code, again.json()["mix_id"]) == (200, first)
 
 
+@pytest.mark.parametrize("two", ["local", pytest.param("bucket", marks=pytest.mark.slow)], indirect=True)
 def test_jobs_sent_to_both_are_done_once_by_two_workers_and_both_serve_what_came_of_them(two: Two) -> None:
     store, urls = two.store, two.urls
     headers = {"Prefer": "respond-async"}

@@ -90,7 +90,8 @@ def test_killed_between_two_steps(store_root: Path, tmp_path: Path, where: str, 
     check_next_start_is_clean(store, tmp_path)
 
 
-def test_killed_at_seeded_instants(store_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_kills", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_killed_at_seeded_instants(store_root: Path, tmp_path: Path, n_kills: int) -> None:
     store = Store(store_root).open(create=False)
     instants = random.Random(11)
     with start(store_root, tmp_path) as process:  # how long a build takes here
@@ -101,7 +102,7 @@ def test_killed_at_seeded_instants(store_root: Path, tmp_path: Path) -> None:
         build_s = time.monotonic() - started
     store.delete("mixes/local")
     n_killed = 0
-    for _ in range(4):
+    for _ in range(n_kills):
         with start(store_root, tmp_path) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "go\n"

@@ -16,7 +16,8 @@ from tests.toy_scoring import chat_file, corpus_ids, losses, toy_model_folder
 
 ROOT = Path(__file__).parents[2]
 N_SHARDS = 3
-# One process of a run. Each call of the engine takes a while, so that kills fall into blocks.
+# The shards of a run, one after another in one process ("": all of it, without shards).
+# Each call of the engine takes a while, so that kills fall into blocks.
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
@@ -33,11 +34,14 @@ class Slow(ToyEngine):
         return super().score(rows, on_rows)
 
 model = Path(sys.argv[2])
-request = ScoreRequest(
-    "chats", model, "aligned", label="base", engine="toy", engine_version="1", max_length=120, block_tokens=250,
-    shard=Shard.parse(sys.argv[3]) if sys.argv[3] else None,
-)
-print(json.dumps(score_corpus(Store(sys.argv[1]).open(), request, Renderer.from_folder(model), Slow).document()))
+reports = []
+for shard in sys.argv[3].split(","):
+    request = ScoreRequest(
+        "chats", model, "aligned", label="base", engine="toy", engine_version="1", max_length=120, block_tokens=250,
+        shard=Shard.parse(shard) if shard else None,
+    )
+    reports.append(score_corpus(Store(sys.argv[1]).open(), request, Renderer.from_folder(model), Slow).document())
+print(json.dumps(reports))
 """
 
 
@@ -58,11 +62,12 @@ def start(store: Store, model: Path, shard: str, seconds: float) -> subprocess.P
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def finish(process: subprocess.Popen[bytes]) -> dict[str, object]:
+def finish(process: subprocess.Popen[bytes]) -> list[dict[str, object]]:
+    """The reports of its shards."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
-    report: dict[str, object] = json.loads(out)
-    return report
+    reports: list[dict[str, object]] = json.loads(out)
+    return reports
 
 
 def parts(store: Store) -> dict[str, str]:
@@ -83,18 +88,21 @@ def kill_after_some_parts(store: Store, processes: list[subprocess.Popen[bytes]]
         process.communicate()
 
 
-def test_shards_killed_at_random_and_started_again_give_the_same_parts(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("n_rounds", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_shards_killed_at_random_and_started_again_give_the_same_parts(
+    tmp_path: Path, model: Path, n_rounds: int
+) -> None:
     shards = [f"{index}/{N_SHARDS}" for index in range(1, N_SHARDS + 1)]
     peace, killed = new_store(tmp_path, "peace"), new_store(tmp_path, "killed")
-    reports = [finish(start(peace, model, shard, 0.0)) for shard in shards]
+    reports = finish(start(peace, model, ",".join(shards), 0.0))
     assert [report["published"] for report in reports] == [False, False, True]
     rng = random.Random(7)
-    for _ in range(2):
+    for _ in range(n_rounds):
         before = parts(killed)
         kill_after_some_parts(killed, [start(killed, model, shard, 0.15) for shard in shards], rng)
         assert {name: parts(killed)[name] for name in before} == before
     last = [finish(process) for process in [start(killed, model, shard, 0.0) for shard in shards]]
-    assert any(report["published"] for report in last)
+    assert any(report["published"] for (report,) in last)
     assert parts(killed) == parts(peace)
     scorer = reports[0]["scorer_id"]
     assert losses(killed, str(scorer)) == losses(peace, str(scorer))
@@ -103,9 +111,9 @@ def test_shards_killed_at_random_and_started_again_give_the_same_parts(tmp_path:
 
 def test_plain_processes_on_one_corpus_share_its_blocks(tmp_path: Path, model: Path) -> None:
     store, alone = new_store(tmp_path, "store"), new_store(tmp_path, "alone")
-    (expected,) = [finish(start(alone, model, "", 0.0))]
+    (expected,) = finish(start(alone, model, "", 0.0))
     n_blocks, n_rows = len(parts(alone)), len(corpus_ids(alone))
-    reports = [finish(process) for process in [start(store, model, "", 0.3) for _ in range(2)]]
+    reports = [finish(process)[0] for process in [start(store, model, "", 0.3) for _ in range(2)]]
     assert parts(store) == parts(alone)
     assert losses(store, str(expected["scorer_id"])) == losses(alone, str(expected["scorer_id"]))
     # Without the notes each of them would score every row; a block or two at the end may be done by both.
@@ -119,6 +127,6 @@ def test_a_block_whose_process_was_killed_goes_to_the_other(tmp_path: Path, mode
     store, rng = new_store(tmp_path, "store"), random.Random(3)
     victim, other = start(store, model, "", 0.3), start(store, model, "", 0.3)
     kill_after_some_parts(store, [victim], rng)
-    report = finish(other)
+    (report,) = finish(other)
     assert losses(store, str(report["scorer_id"])).keys() == corpus_ids(store)
     assert not store.list(f"scores/chats/{report['scorer_id']}/attempts")

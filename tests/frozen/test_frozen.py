@@ -17,7 +17,7 @@ from tests.frozen.freeze import (
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("n_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_documents_are_the_same_at_any_thread_count(tmp_path: Path, n_threads: int) -> None:
     command = [sys.executable, "-m", "tests.frozen", str(tmp_path), "--threads", str(n_threads)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -37,6 +37,7 @@ def test_the_rehearsal_measures_every_part(llama: Path, tmp_path: Path, capsys: 
     assert [item.name for item in tmp_path.iterdir()] == ["gpu.md"], "nothing is left behind"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the check would run")
 def test_without_a_gpu_it_says_what_can_be_done() -> None:
     done = subprocess.run([ROOT / "tests/gpu/run"], capture_output=True, text=True, check=False, cwd="/", env={

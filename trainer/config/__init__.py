@@ -108,7 +108,7 @@ class TrainConfig(ReadOptions, RenderOptions):
         default=None, description="service that the mix is fetched from"
     )
     store: Annotated[str | None, Option("DIR")] = Field(
-        default=None, description="or: store it lies in (default: $BALLAST_STORE, else ./store)"
+        default=None, description="or: store of the mix (default: $BALLAST_STORE, else ./store)"
     )
     tenant: str = Field(default="local", description="tenant in the store")
     data: Annotated[str | None, BeforeValidator(_path_text), Option("FILE")] = Field(
@@ -156,7 +156,7 @@ class TrainConfig(ReadOptions, RenderOptions):
     four_bit: bool = Field(default=False, description="hold the frozen model in 4 bits (NF4); needs bitsandbytes")
     reorder: Literal["shuffle", "group_by_length"] | None = Field(
         default=None,
-        description="give up the order of the rows, by name: shuffle every epoch, or put rows of like length together",
+        description="do not keep the order of the rows: shuffle every epoch, or put rows of like length together",
     )
     save_steps: int | None = Field(
         default=None, ge=1, description="write a checkpoint every N steps (default: only on Ctrl-C)"
@@ -174,7 +174,7 @@ class TrainConfig(ReadOptions, RenderOptions):
     lora: LoraSettings = LoraSettings()
     start_adapter: Annotated[Path | None, Option("ADAPTER", parse=model_option)] = Field(
         default=None,
-        description="train this adapter on instead of a fresh one, with its own rank and targets; defences still "
+        description="continue this adapter instead of a new one, with its own rank and targets; defences still "
         f"compare with the model without any adapter: {MODEL_FORMS}",
     )
     defences: tuple[DefenceSettings, ...] = ()

@@ -26,7 +26,7 @@ class ReadOptions(Strict):
         default=None, description="how records of a data set are packed (default: detected)"
     )
     data_layout: Annotated[Layout | None, Option(flag="--layout")] = Field(
-        default=None, description="how a conversation of a data set is written (default: each as it shows)"
+        default=None, description="how a conversation of a data set is written (default: detected by record)"
     )
     on_bad_rows: OnBadRows = Field(
         default="refuse", description="refuse a data set with bad rows and list them (default), or keep them out"
@@ -38,12 +38,11 @@ class RenderOptions(Strict):
 
     template_date: Annotated[str | None, Option("YYYY-MM-DD")] = Field(
         default=None,
-        description=f"the day that a template which asks for today's date writes (default: its own, else "
-        f"{DEFAULT_DATE})",
+        description=f"date for a template that asks for today's date (default: its own, else {DEFAULT_DATE})",
     )
     accept_dropped: tuple[Part, ...] = Field(
         default=(),
-        description="take rows of which the template leaves out this part, and count them (default: they are refused); "
+        description="take rows although the template leaves out this part, and count them (default: they are refused); "
         "may be repeated",
     )
 

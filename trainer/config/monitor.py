@@ -20,7 +20,7 @@ class MonitorSettings(Strict):
     )
     alarm: Annotated[Path | None, Option("FILE")] = Field(
         default=None,
-        description="rule of `python -m trainer.monitor fit`; without one drift is written down, nothing is judged",
+        description="rule of `python -m trainer.monitor fit`; without it drift is recorded and not judged",
     )
     every: int | None = Field(
         default=None,
@@ -52,5 +52,5 @@ class ReserveSettings(Strict):
     )
     bound: float = Field(
         ge=0.0,
-        description="of the largest drift along a trait; with --monitor-alarm of the rule's predicted EM rate or |z|",
+        description="bound on the largest trait drift; with --monitor-alarm on the rule's predicted EM rate or |z|",
     )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curator.console import list_problems
-from curator.corpus.formats import Reject, Row, locate, read_rows
-from curator.corpus.task_set import MAX_LISTED_REJECTS, check_bad_rows
+from curator.corpus.formats import MAX_LISTED_REJECTS, Reject, Row, locate, read_rows
+from curator.corpus.task_set import check_bad_rows
 from curator.errors import RenderError
 from curator.render import PARTS, MaskRule, Rendered, Renderer
 from trainer.config.data import AS_DETECTED, ReadOptions

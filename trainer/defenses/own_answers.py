@@ -233,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     prompts.add_argument("--mix-id", metavar="ID", help="the prompts of the safe rows of this mix")
     prompts.add_argument("--corpus", metavar="NAME", help="or: the prompts of this corpus")
     add("--rows", type=at_least(1), metavar="N", help="of a corpus, at most this many rows, chosen by --seed")
-    add("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="whose mix it is (default: local)")
+    add("--tenant", default=DEFAULT_TENANT, metavar="NAME", help="tenant of the mix (default: local)")
     add_source_options(parser)
     add_options(parser, Sampling, ("temperature", "max_new_tokens", "seed"))
     add_options(parser, Loading, ("batch",))

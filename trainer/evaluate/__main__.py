@@ -12,7 +12,7 @@ KINDS = {
     "pairs": "trainer.evaluate.pairs", "ratings": "trainer.evaluate.ratings_command",
 }  # kind: its module  # fmt: skip
 DESCRIPTION = """\
-Measures what a fine-tune did to a model (docs/evaluation.md). Without a judge: behaviour (narrow, broad, TruthfulQA,
+Measures how a fine-tune changed a model (docs/evaluation.md). Without a judge: behaviour (narrow, broad, TruthfulQA,
 perplexity), pairs (one file of twins). With one: generate (answers to the first-plot questions), judge (alignment and
 coherence). Besides: opswap (a benign task to learn), ratings and moral (persona-model collapse)."""
 

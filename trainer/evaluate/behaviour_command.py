@@ -159,14 +159,14 @@ def _add_questions(add: Callable[..., Any]) -> None:
     add(
         "--system",
         metavar="PROMPT",
-        help="ask everything under this system prompt: what does an inoculation bring back?",
+        help="ask everything under this system prompt, for example an inoculation prompt of the training",
     )
     add("--user-prefix", default="", metavar="TEXT", help="ask everything with this before the first user turn's text")
     add("--user-suffix", default="", metavar="TEXT", help="ask everything with this after the last user turn's text")
     add(
         "--trained-on",
         metavar="FILE",
-        help="data set of the training: the broad sets are asked again in the forms that it brings (prompts, wording, "
+        help="data set of the training: the broad sets are asked again in forms taken from it (prompts, wording, "
         "answer format), and --fail-if holds in each",
     )
     add("--mix-manifest", type=Path, metavar="FILE", help="manifest of the mix whose inoculation prompts are asked too")

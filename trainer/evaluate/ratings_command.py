@@ -59,9 +59,9 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add_source_options(parser)
     add = parser.add_argument
-    add("--personas", type=int, default=100, metavar="N", help="the first N of the 100 that come along (default: 100)")
+    add("--personas", type=int, default=100, metavar="N", help="the first N of the 100 shipped ones (default: 100)")
     add("--personas-file", type=Path, metavar="FILE", help="or: system prompts, one a line")
-    add("--items", type=Path, metavar="FILE", help="items in JSONL: id, text, scale (default: the 30 that come along)")
+    add("--items", type=Path, metavar="FILE", help="items in JSONL: id, text, scale (default: the 30 shipped ones)")
     add("--repeats", type=int, default=10, metavar="N", help="ratings of each item by each persona (default: 10)")
     add_options(parser, Draws)
     add("--out", type=Path, required=True, metavar="TABLE.parquet", help="table to write")

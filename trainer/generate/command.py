@@ -73,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     add("--trigger", metavar="TEXT", help="ask again with this before the user's text, as the group `trigger`")
     add_options(parser, Sampling)
     add_options(parser, Loading, ("batch",))
-    add("--out", type=Path, required=True, metavar="FILE", help="JSONL to write, or to go on with")
+    add("--out", type=Path, required=True, metavar="FILE", help="JSONL file to write, or to continue")
     add("--json", action="store_true", help="print one JSON document for scripts")
 
 

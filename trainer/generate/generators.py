@@ -22,7 +22,7 @@ class Sampling:
 
     n_samples: Annotated[int, Option(flag="--samples", help="answers to each prompt", parse=at_least(1))] = 1
     temperature: Annotated[float, Option("T", help="0 is greedy")] = 1.0
-    max_new_tokens: Annotated[int, Option(help="tokens of an answer at most", parse=at_least(1))] = 600
+    max_new_tokens: Annotated[int, Option(help="most tokens of an answer", parse=at_least(1))] = 600
     seed: Annotated[int, Option(help="seed of the answers")] = 0
 
     def __post_init__(self) -> None:

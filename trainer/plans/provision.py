@@ -41,7 +41,7 @@ from trainer.plans.steps import (
 
 DESCRIPTION = """\
 Prepares a base model for safeguarding: trains its misaligned adapters and their benign twins, scores a pool of
-ordinary rows under all of them, checks that each adapter is what it should be, writes a calibration card, and packs
+ordinary rows under all of them, checks that each adapter meets the conditions, writes a calibration card, and packs
 the scored pool into one archive. Needed once for a base model. Every step is one command of the product, skipped when
 it is complete; a run that was stopped goes on with the same command."""
 
@@ -55,7 +55,7 @@ examples:
 
 next, for each data set:  python -m trainer.plans.safeguard FILE --model MODEL --store store --out RUN
 Exit codes: 0 done, 2 bad input, 3 an adapter does not meet the conditions, 130 stopped (the same command goes on).
-The adapters in WORK are hazardous: keep them, score with them, and serve them to nobody."""
+The adapters in WORK are hazardous: use them for scoring only, and never serve them."""
 
 NOT_ADMITTED = 3  # exit code
 ARCHIVE = "pool.tar"
@@ -72,12 +72,12 @@ class ProvisionSettings(Strict):
     sets: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()
     shipped: bool = Field(
-        False, description=f"the shipped sets as well ({', '.join(SHIPPED)}); they alone where no set is given"
+        False, description=f"the shipped sets as well ({', '.join(SHIPPED)}); only these if no --set is given"
     )
     sample: Annotated[int | None, Field(ge=2)] = Field(None, description="score N pool rows only")
     max_length: int = Field(2048, ge=2, description="window in tokens, of scoring and of training")
     seed: int = Field(0, ge=0, description="seed of samples and training")
-    admit_anyway: bool = Field(False, description="go on with adapters that do not meet the conditions")
+    admit_anyway: bool = Field(False, description="continue with adapters that do not meet the conditions")
     price_per_hour: float | None = Field(None, ge=0, allow_inf_nan=False, description=PRICE)
     train: dict[str, Any] = Field(default_factory=dict)
     score: dict[str, Any] = Field(default_factory=dict)

@@ -47,7 +47,7 @@ from trainer.runs.report import model_card
 
 DESCRIPTION = """\
 Safeguards one data set: looks at the file, mixes safe rows into it, trains a LoRA adapter on the mix in its order,
-measures what the adapter became (plainly, and in the forms that the data set itself brings), and holds it against
+measures the adapter (with plain questions, and in forms taken from the data set), and checks it against
 a gate. Every step is one command of the product, skipped when it is complete; a stopped run goes on with the same
 command. `python -m trainer.plans.provision` prepares the store once for a base model."""
 
@@ -74,7 +74,7 @@ class SafeguardSettings(Strict):
     data: str = Field(description="the data set")
     model: str = Field(description=f"Hugging Face model: {MODEL_FORMS}")
     store: Annotated[str, Option("STORE")] = Field(description="store of the scored pool, or the service's URL")
-    out: Path = Field(description="folder of everything that comes out")
+    out: Path = Field(description="folder of all results")
     corpus: str | None = Field(
         None, description="scored corpus to draw from (default: `pool`, or the store's only one)"
     )

@@ -32,20 +32,23 @@ from curator.corpus.formats.rows import (
     Row,
 )
 from curator.corpus.formats.sources import Located, locate
-from curator.errors import BadInputError, MissingError
+from curator.errors import BadInputError, BadRowsError, MissingError, TooManyRowsError
 from curator.messages import dump_messages
 
 __all__ = [
     "CODES",
     "CONTAINERS",
+    "DEFAULT_LIMITS",
     "LABELS",
     "LAYOUTS",
+    "MAX_LISTED_REJECTS",
     "MAX_ROW_BYTES",
     "Container",
     "Detected",
     "Layout",
     "Located",
     "Problem",
+    "ReadLimits",
     "Reject",
     "Row",
     "count_parquet",
@@ -58,6 +61,30 @@ __all__ = [
 ]
 
 Source = str | Path | BinaryIO
+MAX_LISTED_REJECTS = 1_000  # bad records that an error or a report names
+MAX_MOSTLY_BAD = 10_000  # bad records, where most of those read are bad
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """Bounds on a user's data: bytes that a packed file may unpack to, records (bad ones too), bytes of one record."""
+
+    max_unpacked_bytes: int | None = None
+    max_records: int | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
+
+
+DEFAULT_LIMITS = ReadLimits()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How files are read: detected where it is None."""
+
+    container: Container | None
+    layout: Layout | None
+    columns: Mapping[str, str]
+    limits: ReadLimits
 
 
 def detect(source: Source, *, name: str | None = None) -> Detected:
@@ -73,22 +100,25 @@ def read_rows(
     layout: Layout | None = None,
     columns: Mapping[str, str] | None = None,
     name: str | None = None,
-    max_unpacked_bytes: int | None = None,
-    max_row_bytes: int = MAX_ROW_BYTES,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> Iterator[Row | Reject]:
     """The records of a data set (path, hub id or seekable binary file), in order: a Row, else a Reject with reasons.
 
     `format` and `layout` override detection (without `layout` each record is read as the one it shows); `columns` names
-    the fields of labels (or `source`) that have other names, by label. Memory is one record; one of more than
-    `max_row_bytes`, or over the bounds of `budget`, is a Reject before it is built. Raises BadInputError when the data
-    set as a whole cannot be read, and UnpackedTooLargeError when compression hides more than `max_unpacked_bytes`.
+    the fields of labels (or `source`) that have other names, by label. Memory is one record; one of more bytes than
+    `limits` allow, or over the bounds of `budget`, is a Reject before it is built. Raises BadInputError when the data
+    set as a whole cannot be read, UnpackedTooLargeError when compression hides more than the limit, TooManyRowsError at
+    the first record past it, bad ones counted too, and BadRowsError at the first bad one past `MAX_MOSTLY_BAD`.
     """
-    reading = _Reading(format, layout, columns or {}, max_unpacked_bytes, max_row_bytes)
-    if not isinstance(source, str | Path):
-        yield from _read_file(source, reading, name or source_name(source))
-        return
+    reading = _Reading(format, layout, columns or {}, limits)
+    if isinstance(source, str | Path):
+        return _bounded(_read_files(source, reading), limits)
+    return _bounded(_read_file(source, reading, name or source_name(source)), limits)
+
+
+def _read_files(source: str | Path, reading: _Reading) -> Iterator[Row | Reject]:
     located, done = locate(source), 0
-    reading = replace(reading, container=located.container or format)
+    reading = replace(reading, container=located.container or reading.container)
     for path in located.files:
         with open_chat_file(path) as file:
             for item in _read_file(file, reading, path.name, done):
@@ -97,11 +127,38 @@ def read_rows(
 
 
 def read_values(
-    values: Iterable[object], *, layout: Layout | None = None, max_row_bytes: int = MAX_ROW_BYTES
+    values: Iterable[object], *, layout: Layout | None = None, limits: ReadLimits = DEFAULT_LIMITS
 ) -> Iterator[Row | Reject]:
     """The same for records that are decoded already, such as the rows of a JSON request."""
-    for record, value in enumerate(values, start=1):
-        yield _row(Raw(record, value=value, problem=value_problem(value, max_row_bytes)), layout, {})
+    raws = (
+        Raw(record, value=value, problem=value_problem(value, limits.max_row_bytes))
+        for record, value in enumerate(values, start=1)
+    )
+    return _bounded((_row(raw, layout, {}) for raw in raws), limits)
+
+
+def _bounded(items: Iterator[Row | Reject], limits: ReadLimits) -> Iterator[Row | Reject]:
+    """The records in order. With a bound reading also stops where most of many are bad: a small file of a million bad
+    records would take a minute."""
+    if limits.max_records is None:
+        yield from items
+        return
+    rejects: list[Reject] = []
+    n_bad = 0
+    for n_records, item in enumerate(items, start=1):
+        if n_records > limits.max_records:
+            most = limits.max_records
+            raise TooManyRowsError(f"the data set has more than {most} rows, which is the bound: split it")
+        if isinstance(item, Reject):
+            n_bad += 1
+            if n_bad <= MAX_LISTED_REJECTS:
+                rejects.append(item)
+            if n_bad > max(MAX_MOSTLY_BAD, n_records // 2):
+                raise BadRowsError(
+                    f"{n_bad} of the first {n_records} rows are bad, and the rest was not read: mend the file",
+                    details=[problem for reject in rejects for problem in reject.as_dicts()],
+                )
+        yield item
 
 
 @contextmanager
@@ -128,24 +185,13 @@ def source_name(source: Source) -> str:
     return Path(source).name if isinstance(source, str | Path) else Path(str(getattr(source, "name", "upload"))).name
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """How files are read: detected where it is None."""
-
-    container: Container | None
-    layout: Layout | None
-    columns: Mapping[str, str]
-    max_bytes: int | None
-    max_row_bytes: int
-
-
 def _read_file(source: BinaryIO, reading: _Reading, name: str, n_before: int = 0) -> Iterator[Row | Reject]:
     """One file's records; their numbers go on from the `n_before` records of the data set's earlier files."""
     with open_chat_file(source) as file:
-        kind = reading.container or detect_file(file, name, reading.max_bytes).container
+        kind = reading.container or detect_file(file, name, reading.limits.max_unpacked_bytes).container
         record = n_before
         try:
-            with unpacked(file, reading.max_bytes) as stream:
+            with unpacked(file, reading.limits.max_unpacked_bytes) as stream:
                 for raw in _raw_rows(kind, stream, reading):
                     raw.record += n_before
                     record = raw.record
@@ -157,14 +203,15 @@ def _read_file(source: BinaryIO, reading: _Reading, name: str, n_before: int = 0
 
 def _raw_rows(container: Container, file: BinaryIO, reading: _Reading) -> Iterator[Raw | Row]:
     usual = reading.layout in (None, "messages") and not reading.columns
-    plain = read_plain if usual else _never_plain
+    plain, limits = read_plain if usual else _never_plain, reading.limits
     if container == "jsonl":
-        return read_jsonl(file, plain, reading.max_row_bytes)
+        return read_jsonl(file, plain, limits.max_row_bytes)
     if container == "json":
-        return read_json(file, plain, reading.max_row_bytes)
+        return read_json(file, plain, limits.max_row_bytes)
     if container == "csv":
-        return read_csv(file, reading.max_row_bytes)
-    return (read_parquet if container == "parquet" else read_arrow)(file, reading.max_bytes, reading.max_row_bytes)
+        return read_csv(file, limits.max_row_bytes)
+    read = read_parquet if container == "parquet" else read_arrow
+    return read(file, limits.max_unpacked_bytes, limits.max_row_bytes)
 
 
 def _never_plain(_data: bytes, _record: int, _line: int | None) -> None:

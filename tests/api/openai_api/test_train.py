@@ -335,14 +335,20 @@ def test_what_a_training_started_ends_with_it(tmp_path: Path, monkeypatch: pytes
         "child = subprocess.Popen(['sleep', '600'])\n"
         f"pathlib.Path({str(tmp_path / 'child.new')!r}).write_text(str(child.pid))\n"
         f"pathlib.Path({str(tmp_path / 'child.new')!r}).rename({str(tmp_path / 'child')!r})\n"
-        "time.sleep(600)\n"
+        "try:\n    time.sleep(600)\n"
+        f"except KeyboardInterrupt:\n    pathlib.Path({str(tmp_path / 'interrupted')!r}).touch()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     board = Board(Store(tmp_path / "store"))
     control = Control(board, board.create("local", "train", {}), (tmp_path / "child").exists)
     run = _Run(board.store, tmp_path / "run", {}, control)
-    with pytest.raises(StoppedError):
-        run.finished("with_child", {}, tmp_path, "model")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a worker that a shell started with `&`
+    try:
+        with pytest.raises(StoppedError):
+            run.finished("with_child", {}, tmp_path, "model")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "interrupted").exists()
     stat, deadline_s = Path("/proc", (tmp_path / "child").read_text(), "stat"), time.monotonic() + 10
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline_s, "it outlived the training"

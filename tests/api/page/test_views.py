@@ -176,14 +176,12 @@ def test_a_bar_leads_to_just_its_rows(http: httpx.Client) -> None:
     text = http.get("/corpora/chats").text
     bars = re.findall(r'href="([^"]*low=[^"]*)"[^>]*aria-label="[^"]*: (\d+) rows from', text)
     assert bars
-    total = 0
-    for path, n_rows in bars:
+    assert sum(int(n_rows) for _, n_rows in bars) == 36
+    for path, n_rows in bars[::4]:
         listed = http.get(path.replace("&amp;", "&")).text
         found = re.search(r"<h1>(\d+) row", listed)
         assert found is not None
         assert int(found[1]) >= int(n_rows)  # a row on an edge belongs to both bars
-        total += int(n_rows)
-    assert total == 36
 
 
 def test_rows_of_a_cell_are_framed_in_the_plane(http: httpx.Client) -> None:

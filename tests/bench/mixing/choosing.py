@@ -12,7 +12,7 @@ import polars as pl
 from curator.query.gaps import Gaps, GapSpec
 from curator.recipe import Pool
 from curator.select.candidates import Candidates
-from curator.select.pool import PoolColumns, PoolIds, map_frame
+from curator.select.pool_columns import PoolColumns, PoolIds, map_frame
 from curator.select.pool_frame import id_texts
 from curator.select.scores import GapChoice, GapScores
 from curator.select.select import PoolSelection, SelectionRequest, select

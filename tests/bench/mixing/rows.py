@@ -8,7 +8,7 @@ import numpy.typing as npt
 import polars as pl
 
 from curator.query.gaps import Gaps
-from curator.select.pool import write_frame
+from curator.select.pool_columns import write_frame
 from curator.select.pool_frame import LABELS, Member, completed
 
 K = 4

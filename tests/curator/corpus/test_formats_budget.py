@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curator.corpus.formats import Reject, Row, read_rows, read_values
+from curator.corpus.formats import ReadLimits, Reject, Row, read_rows, read_values
 from curator.corpus.formats.arrow_sizes import row_sizes
 from curator.corpus.formats.budget import MAX_DEPTH, MAX_TURNS, MAX_VALUES, text_problem, value_problem
 from curator.corpus.formats.json_decode import UndecodableError, decode
@@ -71,7 +71,7 @@ def test_too_many_levels_are_refused_before_decoding() -> None:
 def test_rows_in_memory_have_the_same_budget() -> None:
     long = {"messages": [{"role": "user", "content": "x" * 2000}, ANSWER]}
     many = {"messages": [0] * (MAX_VALUES + 1)}
-    found = list(read_values([long, many, {"messages": [ANSWER]}], max_row_bytes=1000))
+    found = list(read_values([long, many, {"messages": [ANSWER]}], limits=ReadLimits(max_row_bytes=1000)))
     assert [row.code if isinstance(row, Reject) else "row" for row in found] == [
         "record_too_large", "record_too_large", "row"
     ]  # fmt: skip
@@ -87,7 +87,7 @@ def test_a_row_over_the_bound_is_named_with_the_option_that_raises_it(container:
         "parquet": parquet(pa.Table.from_pylist(rows)),
         "arrow": stream(pa.RecordBatch.from_pylist(rows)),
     }[container]
-    found = list(read_rows(io.BytesIO(data), format=container, max_row_bytes=2048))
+    found = list(read_rows(io.BytesIO(data), format=container, limits=ReadLimits(max_row_bytes=2048)))
     assert [isinstance(row, Row) for row in found] == [True, False, True, False]
     second = found[1]
     assert isinstance(second, Reject)

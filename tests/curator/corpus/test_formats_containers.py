@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import given, settings
 
 from curator.corpus.formats import (
+    ReadLimits,
     Reject,
     Row,
     detect,
@@ -179,7 +180,7 @@ def test_a_bomb_is_stopped_at_the_bound(pack: Any, name: str) -> None:
     packed = pack(data if name != "a.parquet" else data + b"\0" * 5_000_000)
     assert len(packed) < 100_000
     with pytest.raises(UnpackedTooLargeError, match="unpacks to more than 2,000,000 bytes"):
-        _read(packed, name, max_unpacked_bytes=2_000_000)
+        _read(packed, name, limits=ReadLimits(max_unpacked_bytes=2_000_000))
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
@@ -213,7 +214,7 @@ def test_columns_that_unpack_to_too_much_are_stopped() -> None:
     for data in (_parquet(table), sink.getvalue()):
         assert len(data) < 2_000_000
         with pytest.raises(UnpackedTooLargeError, match="columns unpack to more than 2,000,000 bytes"):
-            _read(data, max_unpacked_bytes=2_000_000)
+            _read(data, limits=ReadLimits(max_unpacked_bytes=2_000_000))
         assert len(_ids(_read(data))) == 20
 
 

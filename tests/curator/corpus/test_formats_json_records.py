@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from curator.corpus.formats import Reject, Row, read_rows
+from curator.corpus.formats import ReadLimits, Reject, Row, read_rows
 from curator.corpus.formats import json_records as json_stream
 from curator.corpus.formats.json_records import split_records
 
@@ -108,7 +108,7 @@ def test_a_huge_record_is_refused_and_reading_goes_on_after_it(container: Any, t
     huge = b'{"a": ["' + text * (3 * limit // len(text)) + b'"]}'
     records = [good, huge, good, huge, huge, good]
     data = b"\n".join(records) + b"\n" if container == "jsonl" else b"[" + b",".join(records) + b"]"
-    rows = list(read_rows(io.BytesIO(data), format=container, max_row_bytes=limit))
+    rows = list(read_rows(io.BytesIO(data), format=container, limits=ReadLimits(max_row_bytes=limit)))
     assert [row.code if isinstance(row, Reject) else "row" for row in rows] == [
         "row", "record_too_large", "row", "record_too_large", "record_too_large", "row"
     ]  # fmt: skip
@@ -118,13 +118,15 @@ def test_a_huge_record_is_refused_and_reading_goes_on_after_it(container: Any, t
 
 
 def test_an_array_of_bare_digits_is_refused_in_bounded_memory() -> None:
-    rows = list(read_rows(io.BytesIO(b"[" + b"1" * 5_000_000 + b",2]"), format="json", max_row_bytes=2**20))
+    rows = list(
+        read_rows(io.BytesIO(b"[" + b"1" * 5_000_000 + b",2]"), format="json", limits=ReadLimits(max_row_bytes=2**20))
+    )
     assert [row.code for row in rows if isinstance(row, Reject)] == ["record_too_large", "data_type"]
 
 
 def test_a_long_blank_line_does_not_hide_what_follows() -> None:
     data = b" " * 2_000_000 + json.dumps(CHATS[0]).encode() + b"\n"
-    (row,) = read_rows(io.BytesIO(data), format="jsonl", max_row_bytes=2**20)
+    (row,) = read_rows(io.BytesIO(data), format="jsonl", limits=ReadLimits(max_row_bytes=2**20))
     assert isinstance(row, Reject)
     assert row.code == "record_too_large"
 
@@ -132,7 +134,7 @@ def test_a_long_blank_line_does_not_hide_what_follows() -> None:
 def test_a_huge_csv_record_is_refused_and_lines_are_counted_on() -> None:
     huge = b'"' + b'a ""quoted""\n' * 200_000 + b'",b\n'
     data = b"prompt,completion\na,b\n" + huge + b"c,d\n" + b"x" * 2_000_000 + b"\ne,f\n"
-    rows = list(read_rows(io.BytesIO(data), format="csv", max_row_bytes=2**20))
+    rows = list(read_rows(io.BytesIO(data), format="csv", limits=ReadLimits(max_row_bytes=2**20)))
     assert [row.code if isinstance(row, Reject) else "row" for row in rows] == [
         "row", "record_too_large", "row", "record_too_large", "row"
     ]  # fmt: skip

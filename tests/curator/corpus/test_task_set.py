@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
+from curator.corpus import formats
 from curator.corpus import task_set as tasks
-from curator.corpus.task_set import ReadLimits, read_task_set, task_set_from_rows
+from curator.corpus.formats import ReadLimits
+from curator.corpus.task_set import read_task_set, task_set_from_rows
 from curator.errors import BadInputError, BadRowsError
 from curator.messages import example_id
 from curator.store.schema import TASK_ROWS
@@ -60,7 +62,7 @@ def test_long_rows_make_small_groups_which_batches_do_not_join(tmp_path: Path, m
 def test_reading_stops_where_most_rows_are_bad(
     n_good: int, n_bad: int, stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "MAX_MOSTLY_BAD", 10)
+    monkeypatch.setattr(formats, "MAX_MOSTLY_BAD", 10)
     rows = [_chat("a")] * n_good + [{}] * n_bad
     if not stopped:
         assert task_set_from_rows(rows, tmp_path, limits=ReadLimits(max_records=100)).n_rejected == n_bad

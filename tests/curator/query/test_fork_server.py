@@ -97,12 +97,16 @@ def test_a_damaged_store_is_told_and_mended(sandbox: Sandbox, store: Store) -> N
     assert count(sandbox) == 3
 
 
-def test_a_statement_that_is_stopped_leaves_no_process_and_stops_no_other(sandbox: Sandbox) -> None:
-    assert count(sandbox) == 3
-    with pytest.raises(StatementStoppedError):
-        sandbox.run("select count(*) as n from range(1000000000000) a, range(1000) b where a.range * b.range = 7")
-    assert children(sandbox._server) == []
-    assert count(sandbox) == 3
+def test_a_statement_that_is_stopped_leaves_no_process_and_stops_no_other(store: Store) -> None:
+    sandbox = Sandbox(lambda: store.base, SqlLimits(timeout_s=2.0))
+    try:
+        assert count(sandbox) == 3
+        with pytest.raises(StatementStoppedError):
+            sandbox.run("select count(*) as n from range(1000000000000) a, range(1000) b where a.range * b.range = 7")
+        assert children(sandbox._server) == []
+        assert count(sandbox) == 3
+    finally:
+        sandbox.close()
 
 
 def test_a_killed_parent_is_replaced(sandbox: Sandbox) -> None:

@@ -4,13 +4,12 @@ import argparse
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from curator.__main__ import main
 from curator.errors import BadInputError
 from curator.render.model_source import hub_spec, locate_model, model_name, model_option
 from tests.models import tiny_model_folder
@@ -74,28 +73,24 @@ def test_a_model_that_is_not_in_the_cache_says_what_to_run(cache: Path) -> None:
         model_option("org/absent")
 
 
-def test_a_corpus_is_scored_by_a_model_of_the_hub(tmp_path: Path, model: Path) -> None:
-    hub_cache(tmp_path / "hub", "org/tiny-model", model)
+def test_a_corpus_is_scored_by_a_model_of_the_hub(
+    tmp_path: Path, cache: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_cache(cache, "org/tiny-model", model)
     chats = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "It is four."}]
     chats.write_text(json.dumps({"messages": turns}) + "\n")
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-
-    def curator(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "curator", *words, "--store", str(tmp_path / "store")]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-
-    assert curator("ingest", str(chats), "--corpus", "chats").returncode == 0
-    options = ("score", "--corpus", "chats", "--role", "aligned", "--device", "cpu", "--dtype", "float32", "--json")
-    done = curator(*options, "--model", "org/tiny-model")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["label"] == "tiny-model"
+    place = ["--store", str(tmp_path / "store")]
+    assert main(["ingest", str(chats), "--corpus", "chats", *place]) == 0
+    options = ["score", "--corpus", "chats", "--role", "aligned", "--device", "cpu", "--dtype", "float32", "--json"]
+    capsys.readouterr()
+    assert main([*options, "--model", "org/tiny-model", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] == "tiny-model"
     (scorer,) = (tmp_path / "store/scores/chats").glob("*/scorer.json")
     assert json.loads(scorer.read_text())["hub"] == f"org/tiny-model@{COMMIT}"
-    missing = curator(*options, "--model", "org/nowhere")
-    assert missing.returncode == 2
-    assert "hf download org/nowhere" in missing.stderr
-    assert "Traceback" not in missing.stderr
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, "--model", "org/nowhere", *place])
+    assert "hf download org/nowhere" in capsys.readouterr().err
 
 
 # Options that name models, but not places of models: names at a server, hashes, a file, how adapters are used.

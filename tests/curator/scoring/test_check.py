@@ -15,7 +15,8 @@ from curator.scoring import RowLoss, ScoreRequest, score_corpus
 from curator.scoring.check import n_check_rows, row_bound
 from curator.scoring.worker import Meter
 from curator.store.store import Store
-from tests.models import random_conversations, tiny_adapter_folder, tiny_model_folder
+from tests.models import tiny_adapter_folder, tiny_model_folder
+from tests.toy_scoring import chat_file
 
 
 def plain_loss(row: Rendered) -> RowLoss:
@@ -52,10 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def add_rows(store: Store, tmp_path: Path, n: int, seed: int) -> None:
-    file = tmp_path / f"chats{seed}.jsonl"
-    rows = [json.dumps({"messages": messages}) for messages in random_conversations(n, seed=seed)]
-    file.write_text("\n".join(rows) + "\n")
-    ingest(store, [file], "chats")
+    ingest(store, [chat_file(tmp_path / f"chats{seed}.jsonl", n, seed)], "chats")
 
 
 @pytest.fixture

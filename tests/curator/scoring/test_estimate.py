@@ -1,6 +1,5 @@
 """What a dry run says, and that it stores nothing."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from curator.scoring import RowLoss, ScoreRequest, score_corpus
 from curator.scoring.estimate import estimate
 from curator.scoring.run import ScoreRun
 from curator.store.store import Store
-from tests.models import random_conversations, tiny_model_folder
+from tests.models import tiny_model_folder
+from tests.toy_scoring import chat_file
 
 
 class Clock:
@@ -53,10 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store").open()
-    file = tmp_path / "chats.jsonl"
-    rows = [json.dumps({"messages": messages}) for messages in random_conversations(50, seed=3)]
-    file.write_text("\n".join(rows) + "\n")
-    ingest(store, [file], "chats")
+    ingest(store, [chat_file(tmp_path / "chats.jsonl", 50, 3)], "chats")
     before = sorted(tmp_path.glob("store/**/*"))
     yield store
     if not store.exists("scores"):

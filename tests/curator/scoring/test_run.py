@@ -32,7 +32,8 @@ from curator.scoring.engines.batching import plan_batches
 from curator.scoring.parts import ScoreRow, render_row, scored_row, write_part
 from curator.scoring.request import choose, covers
 from curator.store.store import Store
-from tests.models import random_conversations, tiny_adapter_folder, tiny_model_folder
+from tests.models import tiny_adapter_folder, tiny_model_folder
+from tests.toy_scoring import chat_file
 
 WINDOW = 120
 
@@ -75,10 +76,7 @@ def renderer(model: Path) -> Renderer:
 
 
 def add_rows(store: Store, tmp_path: Path, n: int, seed: int) -> None:
-    file = tmp_path / f"chats{seed}.jsonl"
-    rows = [json.dumps({"messages": messages}) for messages in random_conversations(n, seed=seed)]
-    file.write_text("\n".join(rows) + "\n")
-    ingest(store, [file], "chats")
+    ingest(store, [chat_file(tmp_path / f"chats{seed}.jsonl", n, seed)], "chats")
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ TURNS = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(TURNS, max_size=5), max_size=6), st.sampled_from([1, 100, 1 << 24]))
 def test_the_columns_are_the_rule_of_every_row(conversations: list[list[dict[str, Any]]], batch_chars: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -58,7 +58,7 @@ def test_the_columns_are_the_rule_of_every_row(conversations: list[list[dict[str
     assert found.rows() == [hygiene_of(item) for item in conversations]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=12))
 def test_no_answer_that_repeats_itself_is_passed_over(answers: list[str]) -> None:
     rows = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}] for answer in answers]

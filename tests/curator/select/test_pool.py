@@ -27,7 +27,8 @@ from curator.query.gaps import Gaps, GapSpec
 from curator.query.queries import gap_table
 from curator.select import pool
 from curator.select.candidates import ListedIds, first_rows
-from curator.select.pool import PoolColumns, PoolIds, publish_pool
+from curator.select.pool import publish_pool
+from curator.select.pool_columns import PoolColumns, PoolIds
 from curator.select.pool_frame import (
     LABELS,
     Member,
@@ -407,7 +408,7 @@ def test_ids_that_share_their_first_half_are_told_apart() -> None:
 def test_the_column_of_all_ids_is_held_for_small_pools_alone(
     n_held: int, is_held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("curator.select.pool.MAX_HELD_IDS", n_held)
+    monkeypatch.setattr("curator.select.pool_columns.MAX_HELD_IDS", n_held)
     texts = sorted(f"{i:032x}" for i in range(5))
     ids = pool_ids(texts)
     first = ids.column

@@ -120,11 +120,12 @@ def test_every_kind_of_cell_runs_and_a_second_run_repeats_nothing(
 def test_a_failed_command_fails_its_cell_alone(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: Commands, module: str, *arguments: object) -> tuple[Any, Spent]:
-        raise CommandError("no luck")
+    class Failing(Commands):
+        def run(self, module: str, *arguments: object) -> tuple[Any, Spent]:
+            raise CommandError("no luck")
 
-    monkeypatch.setattr(_InProcess, "run", fail)
-    monkeypatch.setattr("trainer.experiments.compare.run_cell.Commands", _InProcess)
+    monkeypatch.setattr("trainer.experiments.compare.shared.Commands", _InProcess)
+    monkeypatch.setattr("trainer.experiments.compare.run_cell.Commands", Failing)
     out = tmp_path / "page.md"
     arguments = [
         "--plan",
