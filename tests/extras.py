@@ -44,6 +44,8 @@ else:
 _API = """
 import re, subprocess, sys
 import httpx
+from curator.store.store import Store
+Store("store").open()
 process = subprocess.Popen([sys.executable, "-I", "-m", "api", "--store", "store", "--port", "0"], stdout=-1, text=True)
 try:
     url = re.search(r"http://\\S+", process.stdout.readline()).group()
