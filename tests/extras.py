@@ -105,7 +105,7 @@ from curator.store.store import Store
 try:
     Store("s3://bucket/place").list("")
 except StoreError as error:
-    print(error)
+    assert str(error).startswith("cannot read the root folder in store bucket/place: "), error
 else:
     raise SystemExit("nothing listens there")
 """
