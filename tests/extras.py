@@ -44,12 +44,15 @@ else:
 _API = """
 import re, subprocess, sys
 import httpx
+from curator.store.store import Store
+Store("store").open()
 process = subprocess.Popen([sys.executable, "-I", "-m", "api", "--store", "store", "--port", "0"], stdout=-1, text=True)
 try:
     url = re.search(r"http://\\S+", process.stdout.readline()).group()
     assert httpx.get(url + "/healthz", timeout=60).status_code == 200
 finally:
-    process.kill()
+    process.terminate()  # by a kill, its own processes would outlive the folder
+    process.wait(120)
 """
 _SCORE = """
 import peft, safetensors, torch
@@ -103,7 +106,7 @@ from curator.store.store import Store
 try:
     Store("s3://bucket/place").list("")
 except StoreError as error:
-    print(error)
+    assert str(error).startswith("cannot read the root folder in store bucket/place: "), error
 else:
     raise SystemExit("nothing listens there")
 """

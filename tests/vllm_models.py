@@ -84,7 +84,7 @@ def vllm_server(model: Path, name: str, adapters: Mapping[str, Path]) -> Iterato
             yield url
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)  # it ends its engine first, slowly where cores are shared
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 1_200.0) -> None:

@@ -178,6 +178,7 @@ def is_no_name(error: BaseException) -> bool:
 
 
 def _cut(path: str) -> str:
+    path = path or "the root folder"
     return path if len(path) <= MAX_SHOWN_PATH else path[: MAX_SHOWN_PATH - 1] + "…"
 
 

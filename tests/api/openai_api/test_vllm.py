@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai  # vLLM brings it along
 import pytest
 import yaml
 
@@ -66,13 +67,16 @@ def folder_of(root: Path, job: dict[str, Any]) -> Path:
 
 
 def answered(url: str, model: str) -> list[float]:
-    """Log probabilities of a model's greedy answer, asked for as scripts do."""
-    body = {"model": model, "messages": CHAT, "max_tokens": 8, "temperature": 0.0, "logprobs": True}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
-    assert answer["model"] == model
-    choice = answer["choices"][0]
-    assert choice["message"]["role"] == "assistant"
-    found = [float(item["logprob"]) for item in choice["logprobs"]["content"]]
+    """Log probabilities of a model's greedy answer, asked for with the official client."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120) as client:
+        answer = client.chat.completions.create(
+            model=model, messages=CHAT, max_tokens=8, temperature=0.0, logprobs=True
+        )
+    assert answer.model == model
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert choice.logprobs is not None
+    found = [item.logprob for item in choice.logprobs.content or ()]
     assert 1 <= len(found) <= 8
     return found
 
@@ -102,7 +106,8 @@ def test_an_adapter_is_served_and_evaluated_under_its_model_id(root: Path, jobs:
         (root / "questions.jsonl").write_text('{"question": "question 3"}\n')
         done = evaluated(
             "trainer.evaluate", "generate", "--url", f"{url}/v1", "--served-model", model, "--samples", "2",
-            "--questions", str(root / "questions.jsonl"), "--max-new-tokens", "8", "--out", str(root / "answers.jsonl"),
+            "--questions", str(root / "questions.jsonl"), "--question-format", "plain", "--max-new-tokens", "8",
+            "--out", str(root / "answers.jsonl"),
         )  # fmt: skip
         answers = [json.loads(line) for line in (root / "answers.jsonl").read_text().splitlines()]
         assert len(answers) == 2, done
