@@ -291,6 +291,14 @@ def test_thousands_of_arrays_are_read_in_one_go(tmp_path: Path) -> None:
     assert len(kept(path)) == 20_000
 
 
+def test_millions_of_empty_arrays_are_not_walked_through(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"messages": JUPITER}]) + "[]" * 3_000_000)
+    good, bad = read_rows(path)
+    assert isinstance(good, Row)
+    assert (bad.code, bad.message[:35]) == ("invalid_json", "text after the end of the array (by")
+
+
 def test_a_comma_after_each_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(",\n".join(json.dumps({"messages": messages}) for messages in (JUPITER, MERCURY)) + "\n")

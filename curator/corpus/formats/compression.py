@@ -13,7 +13,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 BUFFER_BYTES = 2**18
 # Chat data packs to a fifth, and hardly ever to less than a hundredth: what goes beyond is a bomb.
 MAX_RATIO = 250
-FREE_BYTES = 2**25  # that come out before the ratio is asked
+FREE_BYTES = 2**23  # that come out before the ratio is asked
 
 
 class DamagedPackError(BadInputError):

@@ -18,6 +18,7 @@ from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.rows import Problem, Raw, Row
 
 CHUNK_BYTES = 2**20
+MAX_EMPTY_ARRAYS = 1_000  # millions of them would take minutes, and give no record that a bound counts
 BOM = b"\xef\xbb\xbf"
 
 # A string, whole (group 1 is its closing quote) or as far as the buffer goes; or one character of structure.
@@ -86,11 +87,16 @@ class _Splitter:
     def arrays(self) -> Iterator[Slice]:
         """The records of one array and of those after it: files put one after another, or an array in each line."""
         self.depth = 1
+        n_empty = 0
         while True:
-            yield from self._array()
+            is_empty = True
+            for piece in self._array():
+                is_empty = False
+                yield piece
+            n_empty += is_empty
             if self.depth or not self._skip_blank():
                 return
-            if self.buffer[self.start : self.start + 1] != b"[":
+            if self.buffer[self.start : self.start + 1] != b"[" or n_empty > MAX_EMPTY_ARRAYS:
                 yield self._slice(min(len(self.buffer), self.start + self.max_bytes), "trailing")
                 return
             self.start = self.at = self.start + 1
