@@ -51,7 +51,8 @@ try:
     url = re.search(r"http://\\S+", process.stdout.readline()).group()
     assert httpx.get(url + "/healthz", timeout=60).status_code == 200
 finally:
-    process.kill()
+    process.terminate()  # by a kill, its own processes would outlive the folder
+    process.wait(120)
 """
 _SCORE = """
 import peft, safetensors, torch
