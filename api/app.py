@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.dependencies.utils import get_dependant, get_flat_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -91,8 +92,12 @@ def _check_query(request: Request) -> None:
 
     Raises ApiError 422.
     """
-    fields = get_flat_dependant(request.scope["route"].dependant).query_params
-    known = {field.alias: "list[" in str(field.field_info.annotation) for field in fields}
+    known: dict[str, bool] = {}  # whether it may come several times
+    for field in get_flat_dependant(request.scope["route"].dependant).query_params:
+        kind = field.field_info.annotation
+        several = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        for name, info in several.items() if several else ((field.alias, field.field_info),):
+            known[name] = "list[" in str(info.annotation)
     given = Counter(name for name, _ in request.query_params.multi_items())
     details = [
         {
