@@ -37,7 +37,7 @@ demo-short: setup ## the same with fewer rows and steps
 	$(BIN)/python -m trainer.experiments.demo --short $(DEMO_OPTIONS)
 
 test: setup ## the tests (10 to 12 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not slow"
 
 test-all: setup ## every test, slow ones included (WITHOUT_VLLM=1 leaves out those that need vLLM)
 	$(BIN)/python -m pytest -q -m "not vllm"

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 BYTE_LEVEL_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TOKEN = struct.Struct("3i")
 MAX_PIECES = 1 << 16  # kept, about 200 bytes each; then all are forgotten
+LONGEST_KEPT = 48  # characters: longer ones hardly come again, and a stranger's may have millions
 _ASCII = {
     r"\p{L}": "A-Za-z",
     r"\p{N}": "0-9",
@@ -86,7 +87,8 @@ class PieceEncoder:
             item[0] != self._unknown for item in numbers
         )
         packed = b"".join(_TOKEN.pack(*item) for item in numbers) if whole else None
-        if len(self._kept) >= MAX_PIECES:
-            self._kept = {}
-        self._kept[piece] = packed
+        if len(piece) <= LONGEST_KEPT:
+            if len(self._kept) >= MAX_PIECES:
+                self._kept = {}
+            self._kept[piece] = packed
         return packed

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from curator.render.marks import SENTINEL, encode_number
-from curator.render.pieces import BYTE_LEVEL_SPLIT, PieceEncoder
+from curator.render.pieces import BYTE_LEVEL_SPLIT, LONGEST_KEPT, PieceEncoder
 
 MAX_UNITS = 1 << 18  # kept, about 220 bytes each; then all are forgotten, and the frequent ones soon back
-_LONGEST = 48  # bytes of a unit that is kept: longer ones hardly come again
 
 _ALNUM = "A-Za-z0-9"
 _NO_TOKEN = -2  # in the place of an id
@@ -266,7 +265,7 @@ class UnitEncoder:
                 self._kept = {}  # another thread may read the old one
             for place, unit, packed in zip(places, missing, new, strict=True):
                 found[place] = packed
-                if len(unit) <= _LONGEST:
+                if len(unit) <= LONGEST_KEPT:  # in bytes here
                     self._kept[unit] = packed
         return cast(list[bytes], found)
 

@@ -231,8 +231,8 @@ def test_what_a_template_would_be_given_is_not_left_behind(key: str, value: Any,
     ((code, message),) = refused(path)
     assert code == "unrecognized_key"
     assert f"{key} beside the conversation would be left behind" in message
-    nothing = ([], None, {}, {"enable_thinking": None}, ["Jupiter is."])
-    assert kept(_file(tmp_path / "same.jsonl", *({**RECORDS[layout], key: item} for item in nothing))) == [TALK] * 5
+    nothing = ([], None, {}, ["Jupiter is."])
+    assert kept(_file(tmp_path / "same.jsonl", *({**RECORDS[layout], key: item} for item in nothing))) == [TALK] * 4
 
 
 def test_text_after_the_place_of_a_completion_is_not_left_behind(tmp_path: Path) -> None:
