@@ -89,7 +89,9 @@ class _Unpacking(io.RawIOBase):
             raise UnpackedTooLargeError(f"the {self._packing} file unpacks to more than {self._max_bytes:,} bytes")
         bound = unpacked_bound(self._packed.n_read, self._max_bytes)
         if bound is not None and self._done > bound:
-            raise UnpackedTooLargeError(f"the {self._packing} file unpacks to more than {MAX_RATIO} times its size")
+            raise UnpackedTooLargeError(
+                f"the {self._packing} file unpacks to more than {MAX_RATIO} times its size: send it unpacked"
+            )
         buffer[: len(data)] = data
         return len(data)
 
