@@ -19,6 +19,7 @@ from api.telemetry import log_event
 from curator.console import as_typed
 from curator.errors import (
     BadInputError,
+    BadRowsError,
     BallastError,
     MissingDependencyError,
     MissingError,
@@ -143,6 +144,9 @@ async def handle_product_error(request: Request, error: Exception) -> Response:
         return error_response(
             status, error.code, message, error.details, truncated=error.truncated, headers=error.headers
         )
+    if isinstance(error, BadRowsError):  # of a data set that was not read to its end: the list never has all
+        bound = request.app.state.service.settings.max_bad_rows
+        return error_response(status, error.code, message, error.details[:bound], truncated=True)
     return error_response(status, error.code, message, error.details)
 
 

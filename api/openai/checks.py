@@ -4,7 +4,7 @@ Both run in a process of its own, with bounds. A file is refused whole, with eve
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ class Checked:
 def check_training_file(path: Path, folder: Path, name: str, limits: ReadLimits) -> Checked:
     """Read a training file into a task set under `folder`, and find what is wrong with it.
 
-    Raises what `read_task_set` raises: a file over the bounds.
+    Raises what `read_task_set` raises: a file over the bounds, or mostly of bad lines, more than a report lists.
     """
+    limits = replace(limits, max_mostly_bad=MAX_FAULTS)
     task_set = read_task_set(path, folder, format="jsonl", layout="messages", name=name, limits=limits)
     return Checked(task_set, [fault for fault, _ in zip(_faults(path, task_set), range(MAX_FAULTS), strict=False)])
 

@@ -4,6 +4,7 @@ Counting is most of the work of a large mix and holds the interpreter. The secon
 none. Where it cannot start, or ends, the process that writes counts them all; the sums are the same whoever counts.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -42,7 +44,8 @@ def counting_beside(counter: TokenCounter, store: Store, renderer_id: str, n_byt
             return
         try:
             shared = _Shared(counter, ours)
-            ours.send((store.url(""), renderer_id, counter.mask_rule))
+            with suppress(OSError):  # it has ended already: `add` will see that
+                ours.send((store.url(""), renderer_id, counter.mask_rule))
             yield shared.add
             shared.end()
         finally:
@@ -53,9 +56,12 @@ def counting_beside(counter: TokenCounter, store: Store, renderer_id: str, n_byt
 def _start(descriptor: int) -> "subprocess.Popen[bytes] | None":
     code = f"import {__name__} as beside; beside.serve({descriptor})"
     none = subprocess.DEVNULL  # also for errors: a traceback may quote a row
+    # It imports from where this process does: `-c` alone would from the folder that it is run in, perhaps a stranger's.
+    path = os.pathsep.join(item or str(Path.cwd()) for item in sys.path)
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", code], stdin=none, stdout=none, stderr=none, pass_fds=[descriptor]
+            [sys.executable, "-c", code], stdin=none, stdout=none, stderr=none, pass_fds=[descriptor], env=environment
         )
     except OSError:
         return None

@@ -129,7 +129,10 @@ def write_rows(target: Path, mix: MixRows, count: Add | None = None, jsonl: Bina
     lines = hashlib.sha256()
     schema = arrow_schema(MIX_ROWS)
     window_bytes = SHUFFLE_WINDOW_BYTES if mix.shuffled else WINDOW_BYTES
-    window = _window_rows(cursor.mean_bytes, mix.tasks.widest_bytes, window_bytes)
+    widest_bytes = mix.tasks.widest_bytes
+    group = _group_rows(widest_bytes)
+    mean_bytes = cursor.mean_bytes if group == ROW_GROUP_ROWS else widest_bytes
+    window = max(1, min(MAX_WINDOW_ROWS, window_bytes // mean_bytes) // group) * group
     with (
         pq.ParquetWriter(target, schema, compression="zstd", **_PARQUET) as writer,
         ThreadPoolExecutor(1) as encoder,
@@ -143,10 +146,10 @@ def write_rows(target: Path, mix: MixRows, count: Add | None = None, jsonl: Bina
             if encoded is not None:
                 encoded.result()
             if len(order) <= FEW_ROWS:
-                writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+                writer.write_table(rows, row_group_size=group)
             else:
-                encoded = encoder.submit(writer.write_table, rows, row_group_size=ROW_GROUP_ROWS)
-            for piece in rows.to_batches(max_chunksize=ROW_GROUP_ROWS):
+                encoded = encoder.submit(writer.write_table, rows, row_group_size=group)
+            for piece in rows.to_batches(max_chunksize=group):
                 _account(piece, lines, count, jsonl)
                 bar.advance(len(piece))
         if encoded is not None:
@@ -171,12 +174,9 @@ def _account(rows: pa.RecordBatch, lines: "hashlib._Hash", count: Add | None, js
         count(rows["origin"].to_pylist(), rows["messages"].to_pylist())
 
 
-def _window_rows(mean_bytes: int, widest_bytes: int, window_bytes: int) -> int:
-    """Rows of a window: a multiple of a row group, or fewer where those would hold more than `GROUP_BYTES`."""
-    rows = min(MAX_WINDOW_ROWS, window_bytes // mean_bytes)
-    if widest_bytes * ROW_GROUP_ROWS > GROUP_BYTES:
-        return max(1, max(GROUP_BYTES, window_bytes) // widest_bytes)
-    return max(1, rows // ROW_GROUP_ROWS) * ROW_GROUP_ROWS
+def _group_rows(widest_bytes: int) -> int:
+    """Rows of a row group: fewer than usual where those would hold more than `GROUP_BYTES`."""
+    return max(1, min(ROW_GROUP_ROWS, GROUP_BYTES // max(1, widest_bytes)))
 
 
 def _window(order: Schedule, start: int, cursor: TaskCursor, safe: pa.Table, prompts: RowPrompts | None) -> pa.Table:

@@ -83,18 +83,16 @@ def readable(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
 
     Raises BadInputError where such a value lies inside a list or struct.
     """
-    names = ['"' + name.replace('"', '""') + '"' for name in relation.columns]
+    kinds = [str(kind) for kind in relation.types]
     columns = []
-    for quoted, kind in zip(names, map(str, relation.types), strict=True):
-        if kind in _WRITTEN_AS_TEXT:
-            columns.append(f"{quoted}::varchar as {quoted}")
-        elif nested := _AS_TEXT_INSIDE.search(kind):
-            raise BadInputError(
-                f"column {quoted} holds {nested.group()} values in a {kind[:100]}: cast them to varchar"
-            )
-        else:
-            columns.append(quoted)
-    return relation if columns == names else relation.project(", ".join(columns))
+    for place, (name, kind) in enumerate(zip(relation.columns, kinds, strict=True), start=1):
+        quoted = '"' + name.replace('"', '""') + '"'
+        if nested := _AS_TEXT_INSIDE.search(kind):
+            text = f"column {quoted} holds {nested.group()} values in a {kind[:100]}: cast them to varchar"
+            raise BadInputError(text)
+        cast = "::varchar" if kind in _WRITTEN_AS_TEXT else ""
+        columns.append(f"#{place}{cast} as {quoted}")  # by place: names may differ in case alone
+    return relation if set(kinds).isdisjoint(_WRITTEN_AS_TEXT) else relation.project(", ".join(columns))
 
 
 @lru_cache(maxsize=1)

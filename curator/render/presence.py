@@ -95,7 +95,7 @@ class PresenceCheck:
             number = next(numbers)
             return open_mark(number) + text + close_mark(number)
 
-        marked = [_visited(item, mark) if index in pieces else item for index, item in enumerate(messages)]
+        marked = [visited(item, mark) if index in pieces else item for index, item in enumerate(messages)]
         try:
             rendered = self._template.render(marked)
             if strip_marks(rendered) != self._template.render(messages):
@@ -135,7 +135,7 @@ class PresenceCheck:
             values.append(value)
             return value
 
-        _visited(messages[index], _same, collect)
+        visited(messages[index], _same, collect)
         if not values:
             return False
         others = [_other(value, number) for number, value in enumerate(values)]
@@ -154,7 +154,7 @@ class PresenceCheck:
         """The rendering with some values of a message's calls exchanged, by their number; None when it is refused."""
         numbers = count()
         changed = list(messages)
-        changed[index] = _visited(messages[index], _same, lambda value: values.get(next(numbers), value))
+        changed[index] = visited(messages[index], _same, lambda value: values.get(next(numbers), value))
         try:
             return self._template.render(changed)
         except RenderError:
@@ -169,7 +169,7 @@ class PresenceCheck:
             return open_mark(number) + close_mark(number)
 
         try:
-            return self._guard.assemble(self._template.render([_visited(item, blank) for item in messages])).text
+            return self._guard.assemble(self._template.render([visited(item, blank) for item in messages])).text
         except RenderError:
             return ""
 
@@ -213,7 +213,7 @@ def _pieces(message: Message, index: int) -> list[_Piece]:
         found.append(_Piece(index, part, text))
         return text
 
-    _visited(message, collect)
+    visited(message, collect)
     return found
 
 
@@ -239,7 +239,7 @@ def _other(value: _Scalar, number: int) -> _Scalar:
     return 7_340_131 + number if isinstance(value, int) else 7_340_131.25 + number
 
 
-def _visited(message: Message, visit: _Visit, scalar: Callable[[_Scalar], _Scalar] = _as_it_is) -> Message:
+def visited(message: Message, visit: _Visit, scalar: Callable[[_Scalar], _Scalar] = _as_it_is) -> Message:
     """The message with every text that a template has to write replaced by what `visit` makes of it, in one order, and
     every other value in the arguments of calls by what `scalar` makes of it."""
     changed = dict(message)

@@ -20,7 +20,7 @@ from curator.render.marks import (
     open_mark,
     strip_marks,
 )
-from curator.render.presence import answer_start
+from curator.render.presence import answer_start, visited
 from curator.render.skeletons import Skeletons
 from curator.render.template import ChatTemplate
 from curator.render.tokenizer import GuardedTokenizer
@@ -83,7 +83,7 @@ class SpanFinder:
     def locate(self, assembled: Assembled, messages: Sequence[Message], wanted: Sequence[int]) -> list[Span]:
         """The spans of the wanted assistant turns in the messages' rendering, with closing marker.
 
-        Raises RenderError when the template hides where a wanted turn stands.
+        Raises RenderError when the template hides where a wanted turn stands, or writes its calls after its end.
         """
         return [self._turn(assembled, messages, index) for index in wanted]
 
@@ -118,7 +118,7 @@ class SpanFinder:
             return start, self._with_closing(assembled.text, closes[0])
         end = self._end_by_prefix(assembled.text, messages, index, start)
         if end is None:
-            end = self._end_by_closing(assembled, index, start)
+            end = self._end_by_closing(assembled, messages, index, start)
         return start, self._with_closing(assembled.text, end)
 
     def _start(self, text: str, messages: Sequence[Message], index: int) -> int:
@@ -161,16 +161,38 @@ class SpanFinder:
             if through.endswith(closing):
                 return max(start, len(through) - len(closing))
         closing_at = max((through.rfind(closing, start) for closing in self._closings[:1]), default=-1)
-        return max(start, closing_at if closing_at >= 0 else len(through))
+        if closing_at < 0:
+            return max(start, len(through))
+        self._check_calls(messages, index, closing_at)
+        return closing_at
 
-    def _end_by_closing(self, assembled: Assembled, index: int, start: int) -> int:
+    def _end_by_closing(self, assembled: Assembled, messages: Sequence[Message], index: int, start: int) -> int:
         """The first closing marker before the next content: no field can hold one, so it is this turn's."""
         later = [place for other, places in assembled.opens.items() if other > index for place in places]
         places = [assembled.text.find(closing, start, min(later)) for closing in self._closings if later]
         found = [at for at in places if at >= 0]
         if not found:
             raise self._hidden(index, "is written differently when turns follow it")
+        self._check_calls(messages, index, min(found))
         return min(found)
+
+    def _check_calls(self, messages: Sequence[Message], index: int, end: int) -> None:
+        """Raise RenderError where a turn's calls stand after the marker at `end`: a model that learnt to write the
+        marker there stops before them, and so would training."""
+        if not messages[index].get("tool_calls"):
+            return
+        marked = list(messages)
+        marked[index] = visited(
+            messages[index], lambda part, text: open_mark(index) + text if part == "tool_calls" else text
+        )
+        try:
+            rendered = self._template.render(marked)
+        except RenderError:  # a template may refuse what a mark does to a text
+            return
+        if strip_marks(rendered) != self._template.render(messages):
+            return
+        if any(at > end for at in self._guard.assemble(rendered).opens.get(index, ())):
+            raise self._hidden(index, "has its tool calls after its end marker")
 
     def _prefix(self, messages: Sequence[Message], n_messages: int, *, add_generation_prompt: bool) -> str:
         try:

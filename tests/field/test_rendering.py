@@ -43,6 +43,9 @@ NOT_WITHIN = ONCE_A_ROLE.replace("m.content != loop", "m.content not in loop")
 CALLS_ONCE = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content }}
 {%- for call in m.tool_calls or [] %}{%- if loop.first or call != loop.previtem %}
 {{- call.function | tojson }}{%- endif %}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"""
+CALLS_AFTER = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+{%- for call in m.tool_calls or [] %}{{- '<|tool_call|>' + (call.function | tojson) + '\n' }}{%- endfor %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 ALL_BUT_ONE = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content }}
 {%- for call in m.tool_calls or [] %}{{- call.function.name }}{%- for key, value in call.function.arguments.items() %}
 {{- key + '=' }}{%- if key != '%KEY' %}{{- value }}{%- endif %}{%- endfor %}{%- endfor %}
@@ -132,6 +135,29 @@ def test_a_turn_of_which_nothing_is_written_is_not_trained(tmp_path: Path) -> No
     rendered = renderer.render(kept("tool_turn_dropped.jsonl")[0])
     assert rendered.dropped == ("content", "tool_calls")
     assert _trained(folder, rendered) == ["Done.<|im_end|>"]
+
+
+@pytest.mark.parametrize("content", ["", "Wait."])
+@pytest.mark.parametrize("after", [[], [{"role": "tool", "content": "ok"}, ANSWER]], ids=["last", "followed"])
+def test_calls_after_the_end_marker_are_refused(content: str, after: Messages, tmp_path: Path) -> None:
+    """They would not be trained; of a turn without a content the end marker alone would."""
+    calling = {"role": "assistant", "content": content, "tool_calls": [CALL, OTHER_CALL]}
+    messages = [QUESTION, calling, *after]
+    renderer = Renderer.from_folder(_folder(tmp_path / "after", CALLS_AFTER))
+    with pytest.raises(RenderError, match=r"messages\[1\]: the turn has its tool calls after its end marker") as caught:
+        renderer.render(messages)
+    assert caught.value.reason == "span_not_found"
+    assert _trained(tmp_path / "after", renderer.render([QUESTION, {**calling, "weight": 0}, QUESTION, ANSWER])) == [
+        "Done.<|im_end|>"
+    ], "of a turn that is not trained nothing is lost"
+    # The same with something else behind the marker, after calls that stand before it.
+    before = FIRST_CALL.replace("m.tool_calls[0].function", "m.tool_calls").replace("<|im_end|>\n", "<|im_end|>\n--\n")
+    folder = _folder(
+        tmp_path / "before", before + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    )
+    (trained, *_) = _trained(folder, Renderer.from_folder(folder).render(messages))
+    assert trained.endswith("<|im_end|>")
+    assert all(call["function"]["name"] in trained for call in (CALL, OTHER_CALL))
 
 
 @pytest.mark.parametrize("source", [template("reasoning_cut"), PREFILLED], ids=["cut", "prefilled"])

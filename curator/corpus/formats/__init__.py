@@ -62,16 +62,19 @@ __all__ = [
 
 Source = str | Path | BinaryIO
 MAX_LISTED_REJECTS = 1_000  # bad records that an error or a report names
-MAX_MOSTLY_BAD = 10_000  # bad records, where most of those read are bad
 
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """Bounds on a user's data: bytes that a packed file may unpack to, records (bad ones too), bytes of one record."""
+    """Bounds on a user's data: bytes that a packed file may unpack to, records (bad ones too), bytes of one record.
+
+    Where records are bounded, `max_mostly_bad` bounds the bad ones as long as most of those read are bad.
+    """
 
     max_unpacked_bytes: int | None = None
     max_records: int | None = None
     max_row_bytes: int = MAX_ROW_BYTES
+    max_mostly_bad: int = 10_000
 
 
 DEFAULT_LIMITS = ReadLimits()
@@ -108,7 +111,7 @@ def read_rows(
     the fields of labels (or `source`) that have other names, by label. Memory is one record; one of more bytes than
     `limits` allow, or over the bounds of `budget`, is a Reject before it is built. Raises BadInputError when the data
     set as a whole cannot be read, UnpackedTooLargeError when compression hides more than the limit, TooManyRowsError at
-    the first record past it, bad ones counted too, and BadRowsError at the first bad one past `MAX_MOSTLY_BAD`.
+    the first record past it, bad ones counted too, and BadRowsError at the first bad one past `max_mostly_bad`.
     """
     reading = _Reading(format, layout, columns or {}, limits)
     if isinstance(source, str | Path):
@@ -153,7 +156,7 @@ def _bounded(items: Iterator[Row | Reject], limits: ReadLimits) -> Iterator[Row 
             n_bad += 1
             if n_bad <= MAX_LISTED_REJECTS:
                 rejects.append(item)
-            if n_bad > max(MAX_MOSTLY_BAD, n_records // 2):
+            if n_bad > max(limits.max_mostly_bad, n_records // 2):
                 raise BadRowsError(
                     f"{n_bad} of the first {n_records} rows are bad, and the rest was not read: mend the file",
                     details=[problem for reject in rejects for problem in reject.as_dicts()],

@@ -20,7 +20,7 @@ from curator.corpus.formats.budget import (
     too_many_bytes,
     too_many_values,
 )
-from curator.corpus.formats.compression import seekable, unpacked_bound
+from curator.corpus.formats.compression import MAX_RATIO, seekable, unpacked_bound
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.layouts import PREFERENCE_KEYS, layout_of
 from curator.corpus.formats.parquet_pages import check_footer_size, shared_texts
@@ -43,6 +43,7 @@ JSON_COLUMNS = ("messages", "conversations", "history")
 
 @dataclass(frozen=True)
 class _Bounds:
+    n_packed: int  # bytes of the file
     max_bytes: int | None  # of all rows as values
     max_row_bytes: int
 
@@ -64,10 +65,9 @@ def read_parquet(file: BinaryIO, max_bytes: int | None = None, max_row_bytes: in
         except _damage() as error:
             yield Raw(1, problem=Problem("", "invalid_parquet", f"not a whole Parquet file: {error}"))
             return
-        max_bytes = unpacked_bound(whole.seek(0, io.SEEK_END), max_bytes)
+        bounds = _Bounds(whole.seek(0, io.SEEK_END), max_bytes, max_row_bytes)
         claimed = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.metadata.num_row_groups))
-        _bound(claimed, max_bytes)
-        bounds = _Bounds(max_bytes, max_row_bytes)
+        _check_bytes(claimed, bounds)
         yield from _records(_parquet_batches(parquet, by_group=bool(shared)), "invalid_parquet", bounds)
 
 
@@ -86,7 +86,7 @@ def read_arrow(file: BinaryIO, max_bytes: int | None = None, max_row_bytes: int 
 
     try:
         with seekable(file) as whole:
-            bounds = _Bounds(unpacked_bound(whole.seek(0, io.SEEK_END), max_bytes), max_row_bytes)
+            bounds = _Bounds(whole.seek(0, io.SEEK_END), max_bytes, max_row_bytes)
             whole.seek(0)
             check_batches(whole, BATCH_ROWS * max_row_bytes)
             if whole.read(len(ARROW_FILE)) == ARROW_FILE:
@@ -185,7 +185,7 @@ def _records(batches: Iterator[Any], code: str, bounds: _Bounds) -> Iterator[Raw
             for start in range(0, batch.num_rows, READ_ROWS):
                 for rows, size, problem in _groups(batch.slice(start, READ_ROWS), cache, bounds.max_row_bytes):
                     n_bytes += size
-                    _bound(n_bytes, bounds.max_bytes)
+                    _check_bytes(n_bytes, bounds)
                     if problem is not None:
                         record += 1
                         yield Raw(record, problem=problem)
@@ -249,9 +249,12 @@ def _texts_as_bytes(kind: Any) -> Any:
     return kind
 
 
-def _bound(n_bytes: int, max_bytes: int | None) -> None:
-    if max_bytes is not None and n_bytes > max_bytes:
-        raise UnpackedTooLargeError(f"the file's columns unpack to more than {max_bytes:,} bytes")
+def _check_bytes(n_bytes: int, bounds: _Bounds) -> None:
+    most = unpacked_bound(bounds.n_packed, bounds.max_bytes)
+    if most is not None and n_bytes > most:
+        by_ratio = f" and {MAX_RATIO} times its size: send it as JSON Lines, unpacked"
+        text = f"the file's columns unpack to more than {most:,} bytes"
+        raise UnpackedTooLargeError(text if most == bounds.max_bytes else text + by_ratio)
 
 
 def _dicts(batch: Any) -> Iterator[dict[str, Any] | None]:

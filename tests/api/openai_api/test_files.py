@@ -98,6 +98,14 @@ def test_every_bad_row_is_named_and_all_of_them_are_in_the_report(http: httpx.Cl
     assert {json.loads(line)["line"] for line in report} == {11, 12, 13, 14, 15, 16, 17}
 
 
+def test_many_bad_lines_are_all_in_the_report(http: httpx.Client) -> None:
+    """The bound on files of mostly bad rows is that of the report, and not lower."""
+    error = error_of(upload(http, b"{}\n" * 12_000, "bad.jsonl"), 400)
+    assert "12000 of 12000 lines are bad" in error["message"]
+    report = http.get(f"/files/{error['details'][5]['report_file']}/content").text.splitlines()
+    assert len({json.loads(line)["line"] for line in report}) == 12_000
+
+
 def test_too_few_examples_have_their_own_code(http: httpx.Client) -> None:
     error = error_of(upload(http, json_lines(task_rows(9))), 400)
     assert error["code"] == "invalid_n_examples"

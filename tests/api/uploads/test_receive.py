@@ -1,6 +1,7 @@
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ from tests.api.serving import (
     RECIPE,
     form,
     json_lines,
+    running,
+    scored_store,
     task_rows,
 )
 
@@ -112,6 +115,14 @@ def test_the_list_of_bad_rows_is_capped_and_says_so(http: httpx.Client) -> None:
     error = http.post("/v1/mixes", **form(b"{}\n" * 9)).json()["error"]
     assert (len(error["details"]), error["truncated"]) == (5, True)
     assert error["message"].startswith("9 of 9")
+
+
+def test_of_a_file_that_is_not_read_to_its_end_the_list_is_capped_too(tmp_path: Path) -> None:
+    scored_store(tmp_path)
+    with running(Settings(store=str(tmp_path), max_bad_rows=5)) as url:
+        error = httpx.post(f"{url}/v1/mixes", **form(b"{}\n" * 10_002, on_bad_rows="drop"), timeout=60).json()["error"]
+    assert (error["code"], len(error["details"]), error["truncated"]) == ("bad_rows", 5, True)
+    assert error["message"].startswith("10001 of the first 10001 rows are bad, and the rest was not read")
 
 
 def test_bad_rows_of_a_json_body_are_numbered(http: httpx.Client) -> None:

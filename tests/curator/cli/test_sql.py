@@ -78,6 +78,8 @@ def test_null_is_an_empty_csv_field_and_lists_are_json(run_sql: Sql) -> None:
 def test_values_that_arrow_lacks_are_duckdbs_text(run_sql: Sql) -> None:
     _, out, _ = run_sql("select '101'::bit as b, interval '2 days' as i", "--output-format", "csv")
     assert out == "b,i\n101,2 days\n"
+    _, out, _ = run_sql("select 1 as a, interval '2 days' as A, 'b' as \"A\"\"\"", "--output-format", "csv")
+    assert out.splitlines()[1] == "1,2 days,b", "each column its own, where names differ in case alone"
     code, _, err = run_sql("select date '99999-01-01' as d", "--json")
     assert code == 2
     assert "cast its column to varchar" in err

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
-from curator.corpus import formats
 from curator.corpus import task_set as tasks
 from curator.corpus.formats import ReadLimits
 from curator.corpus.task_set import read_task_set, task_set_from_rows
@@ -59,16 +58,14 @@ def test_long_rows_make_small_groups_which_batches_do_not_join(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("n_good", "n_bad", "stopped"), [(0, 30, True), (12, 30, True), (30, 30, False), (5, 10, False)]
 )
-def test_reading_stops_where_most_rows_are_bad(
-    n_good: int, n_bad: int, stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(formats, "MAX_MOSTLY_BAD", 10)
+def test_reading_stops_where_most_rows_are_bad(n_good: int, n_bad: int, stopped: bool, tmp_path: Path) -> None:
+    limits = ReadLimits(max_records=100, max_mostly_bad=10)
     rows = [_chat("a")] * n_good + [{}] * n_bad
     if not stopped:
-        assert task_set_from_rows(rows, tmp_path, limits=ReadLimits(max_records=100)).n_rejected == n_bad
+        assert task_set_from_rows(rows, tmp_path, limits=limits).n_rejected == n_bad
         return
     with pytest.raises(BadRowsError, match="and the rest was not read") as caught:
-        task_set_from_rows(rows, tmp_path, limits=ReadLimits(max_records=100))
+        task_set_from_rows(rows, tmp_path, limits=limits)
     assert len(caught.value.details) == max(10, n_good) + 1
     assert not list(tmp_path.iterdir())
     assert task_set_from_rows(rows, tmp_path).n_rejected == n_bad  # a caller without bounds counts them all

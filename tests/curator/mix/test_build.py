@@ -410,7 +410,7 @@ def test_long_rows_make_small_windows_and_groups(
     tasks = task_set(tmp_path, 200)
     whole = build_mix(store, tasks, recipe(order=order))
     monkeypatch.setattr(mixwriter, "GROUP_BYTES", 20 * tasks.widest_bytes)
-    monkeypatch.setattr(mixwriter, "SHUFFLE_WINDOW_BYTES", 20 * tasks.widest_bytes)
+    monkeypatch.setattr(mixwriter, "SHUFFLE_WINDOW_BYTES", 60 * tasks.widest_bytes)
     monkeypatch.setattr(mixwriter, "WINDOW_BYTES", 1)
     windowed = build_mix(store, tasks, recipe(order=order), "other")
     assert windowed.manifest.rows_sha256 == whole.manifest.rows_sha256

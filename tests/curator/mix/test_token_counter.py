@@ -1,6 +1,7 @@
 """Tokens of a mix, counted a batch of rows at a time."""
 
 import functools
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,46 @@ def test_a_second_process_counts_a_part_and_sums_are_the_same(
     assert [counter.count(origin) for origin in ("task", "safe")] == [
         alone.count(origin) for origin in ("task", "safe")
     ]
+
+
+def test_a_second_process_that_ends_at_once_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory is short; it may have ended before it is told what to count."""
+    monkeypatch.setattr(count_beside, "LEAST_BYTES", 1)
+    monkeypatch.setattr(pa, "cpu_count", lambda: 2)
+
+    def ended(_descriptor: int) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["false"])
+        process.wait()
+        return process
+
+    monkeypatch.setattr(count_beside, "_start", ended)
+    store, piece = Store(tmp_path).open(), many_rows(20)
+    counter, alone = TokenCounter(renderer(), "all"), TokenCounter(renderer(), "all")
+    with count_beside.counting_beside(counter, store, renderer().save(store), 1) as add:
+        add(*piece)
+        add(*piece)
+    alone.add(*piece)
+    alone.add(*piece)
+    assert n_tokens(counter) == n_tokens(alone)
+
+
+def test_a_second_process_imports_nothing_from_the_folder_that_it_is_run_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(count_beside, "LEAST_BYTES", 1)
+    monkeypatch.setattr(pa, "cpu_count", lambda: 2)
+    store, piece = Store(tmp_path / "store").open(), many_rows(20)
+    renderer_id, folder = renderer().save(store), tmp_path / "a stranger's"
+    folder.mkdir()
+    (folder / "curator.py").write_text("import pathlib; pathlib.Path('run').touch()\n")
+    monkeypatch.chdir(folder)
+    counter, alone = TokenCounter(renderer(), "all"), TokenCounter(renderer(), "all")
+    with count_beside.counting_beside(counter, store, renderer_id, 1) as add:
+        while n_tokens(counter) == n_tokens(alone):
+            assert not (folder / "run").exists()
+            add(*piece)  # until some went to the other process
+            alone.add(*piece)
+    assert n_tokens(counter) == n_tokens(alone)
 
 
 def n_tokens(counter: TokenCounter) -> int:

@@ -150,7 +150,9 @@ def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
     base.mkdir()
     (base / "config.json").write_text("{}")
     header = b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
-    files = {name: tmp_path / f"{name}.jsonl" for name in ("task", "pool", "law", "vectors", "rows", "truth")}
+    files = {
+        name: tmp_path / f"{name}.jsonl" for name in ("task", "pool", "law", "vectors", "rows", "truth", "kl", "ldifs")
+    }
     files["base"] = base / "model.safetensors"
     for path in files.values():
         path.write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
@@ -159,6 +161,10 @@ def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
         "pool": {"file": str(files["pool"]), "rows": 8}, "domains": [{"name": "law", "files": [str(files["law"])]}],
         "evaluation": {"truthfulqa": str(files["truth"])}, "steering_vectors": str(files["vectors"]),
         "self_recognition_rows": str(files["rows"]), "base_model": str(base),
+        "methods": [
+            "kl", {"name": "a", "sft": ["--defenses", str(files["kl"]), "--lr", "1e-4"]},
+            {"name": "b", "sft": [f"--defenses={files['ldifs']}"]},
+        ],
     })  # fmt: skip
     cell = Cell(CATALOGUE["kl"], None, 0)
 

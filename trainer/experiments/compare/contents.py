@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -14,7 +15,9 @@ from curator.render.model_source import locate_model
 from curator.scoring.identity import weights_sha256
 from trainer.data.inputs import data_sha256
 from trainer.experiments.compare.data import source_path
-from trainer.experiments.compare.settings import Plan
+from trainer.experiments.compare.settings import OwnMethod, Plan
+
+DEFENSES = "--defenses"  # of `trainer.sft`: a file
 
 
 def with_contents(plan: Plan, *, needed: bool) -> Plan:
@@ -120,5 +123,9 @@ def data_sources(plan: Plan) -> list[str]:
 
 def method_sources(plan: Plan) -> list[str]:
     """What single methods need besides."""
-    named = (plan.steering_vectors, plan.self_recognition_rows, plan.base_model)
+    named = [plan.steering_vectors, plan.self_recognition_rows, plan.base_model]
+    for method in plan.methods:
+        if isinstance(method, OwnMethod):
+            named += [value for flag, value in pairwise(method.sft) if flag == DEFENSES]
+            named += [word.removeprefix(f"{DEFENSES}=") for word in method.sft if word.startswith(f"{DEFENSES}=")]
     return [source for source in named if source is not None]
