@@ -20,7 +20,7 @@ from curator.corpus.formats.budget import (
     too_many_bytes,
     too_many_values,
 )
-from curator.corpus.formats.compression import MAX_RATIO, seekable, unpacked_bound
+from curator.corpus.formats.compression import MAX_RATIO_OF_COLUMNS, seekable, unpacked_bound
 from curator.corpus.formats.json_decode import UndecodableError, decode
 from curator.corpus.formats.layouts import PREFERENCE_KEYS, layout_of
 from curator.corpus.formats.parquet_pages import check_footer_size, shared_texts
@@ -250,9 +250,9 @@ def _texts_as_bytes(kind: Any) -> Any:
 
 
 def _check_bytes(n_bytes: int, bounds: _Bounds) -> None:
-    most = unpacked_bound(bounds.n_packed, bounds.max_bytes)
+    most = unpacked_bound(bounds.n_packed, bounds.max_bytes, MAX_RATIO_OF_COLUMNS)
     if most is not None and n_bytes > most:
-        by_ratio = f" and {MAX_RATIO} times its size: send it as JSON Lines, unpacked"
+        by_ratio = f" and {MAX_RATIO_OF_COLUMNS:,} times its size: send it as JSON Lines, unpacked"
         text = f"the file's columns unpack to more than {most:,} bytes"
         raise UnpackedTooLargeError(text if most == bounds.max_bytes else text + by_ratio)
 

@@ -29,8 +29,8 @@ from tests.api.serving import scored_store
 
 NOTE = """\
 JSON Lines and `openai` are rendered from the stored Parquet into a file of the mix's folder at the first request;
-Parquet is sent as it is stored. For the first download of JSON Lines at most 1.3x of a static server was aimed at. Ratios are
-medians over rounds of the ratio inside each round."""
+Parquet is sent as it is stored. For the first download of JSON Lines at most 1.3x of a static server was aimed at.
+Ratios are medians over rounds of the ratio inside each round."""
 N_ROWS, N_SAFE = 200_000, 50
 ROUNDS = 5
 PAGE_ROWS, N_PAGES = 100, 100
