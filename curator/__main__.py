@@ -14,7 +14,7 @@ than models made misaligned on purpose) and mixes its safest rows into fine-tuni
 
 EPILOG = """\
 the usual order:
-  python -m curator ingest chats.json --corpus chats
+  python -m curator ingest chats.jsonl --corpus chats
   python -m curator score --corpus chats --model MODEL_DIR --role aligned
   python -m curator score --corpus chats --model MODEL_DIR --adapter DIR --role misaligned --domain finance
   python -m curator mix task.jsonl --corpus chats

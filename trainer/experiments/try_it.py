@@ -32,8 +32,9 @@ RESULT = "try.json"
 PICTURE = "try.png"
 NEXT = """\
 next:
-  make demo                                         the whole way on a real model and a real corpus
-  python -m curator ingest chats.json --corpus chats    begin with your own data
+  make demo                                              the whole way on a real model and a real corpus
+  . .venv/bin/activate                                   then, in your shell, begin with your own data:
+  python -m curator ingest chats.jsonl --corpus chats
   docs/results/ has five seeds of this experiment, with intervals and controls"""
 
 
