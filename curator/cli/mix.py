@@ -287,6 +287,8 @@ def run(args: argparse.Namespace) -> int:
     if signature is not None:
         say(f"signed by the key {signature.public_key}")
     say(f"rows in {store.url(mix_path(args.tenant, result.mix_id))}/{MIX_FILE}")
+    if args.jsonl is not None:
+        say(f"and, a JSON object a line, in {args.jsonl}")
     where = f"--store {args.store} --tenant {args.tenant}"
     say(as_typed(f"check them: python -m curator verify {result.mix_id} {where}"))
     snippet = f"python -m curator snippet {result.mix_id} trl --out DIR {where}"

@@ -21,6 +21,7 @@ MAX_ITEMS = 1_000  # of one list or object
 MAX_LEVELS = 20
 MAX_TEXT_CHARS = 32 * 1024
 _MAX_LISTED = 5
+_NEITHER = "neither JSON nor YAML"
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -102,7 +103,9 @@ def read_document(path: Path, name: str, refusal: type[BadInputError] = BadInput
     except FileNotFoundError as error:
         raise MissingError(f"there is no {name} file {path}") from error
     except (ValueError, OSError) as error:
-        raise refusal(f"{path} is neither YAML nor JSON: {error}") from error
+        said = str(error)
+        where = said.removeprefix(_NEITHER)  # a place, where nothing else is wrong
+        raise refusal(f"{path} is neither YAML nor JSON{where if where != said else f': {said}'}") from error
 
 
 def load_document(text: str) -> Any:
@@ -118,7 +121,7 @@ def load_document(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         reason = error.problem if isinstance(error, yaml.composer.ComposerError) else None  # our own are of this class
-        raise ValueError(f"{reason}{place}" if reason else f"neither JSON nor YAML{place}") from error
+        raise ValueError(f"{reason}{place}" if reason else f"{_NEITHER}{place}") from error
     except (RecursionError, ValueError) as error:
         raise ValueError("nested too deeply, or a value that YAML cannot hold") from error
 
