@@ -183,6 +183,11 @@ def test_a_figure_whose_interval_crosses_the_bound_is_unclear() -> None:
     assert "may or may not keep unseen domains clean when asked plainly: the figures do not tell" in said
     assert "asked plainly, 1 keep" in said
     assert "0 do not, and for 1 the figures do not tell" in said
+    for record in every:
+        if record["name"] == MIX.name:
+            record["bad"][AFTER_GOOD_TASK]["method"] = ["4444"] * 10
+    said = finding(Results.of(every))
+    assert "leaves bad answers in unseen domains when the prompt resembles the training data; asked" in said
 
 
 def test_a_clean_method_is_named_with_what_it_keeps_in_the_tasks_own_domain(tmp_path: Path) -> None:
