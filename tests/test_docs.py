@@ -13,6 +13,8 @@ from api.app import create_app
 from api.settings import Settings
 from curator.__main__ import COMMANDS
 from curator.cli.front import FIRST_PAGE, SECOND_PAGE
+from tests.bench.service.finding import finding
+from tests.bench.service.load import sections
 from trainer.evaluate.__main__ import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +168,12 @@ def test_every_route_stands_on_the_page_of_the_service(tmp_path: Path) -> None:
     flat = re.sub(r"\{\w+\}", "{}", SERVICE_PAGE)
     absent = [path for path in paths if re.sub(r"\{\w+\}", "{}", path) not in flat]
     assert not absent
+
+
+def test_the_page_on_the_service_opens_with_what_its_figures_say() -> None:
+    text = (ROOT / "docs" / "results" / "service.md").read_text()
+    assert finding(sections(text)) in text
+    assert finding({}) == ""
 
 
 def test_the_figures_of_the_readmes_picture_are_those_of_the_command() -> None:

@@ -46,6 +46,7 @@ from tests.bench.service.costs import (
 )
 from tests.bench.service.downloads import downloads, large_mix, pages
 from tests.bench.service.fairness import fairness
+from tests.bench.service.finding import finding
 from tests.bench.service.stores import CORPUS, demo_store, large_store, user_rows
 from trainer.runs.machine import describe
 
@@ -63,6 +64,8 @@ TITLES = {
 }
 PAGE_HEAD = """\
 # The service under load
+
+{finding}
 
 Written by `python -m tests.bench service --write`. Each section says when it was measured and what else ran then: times
 by the clock are to be read with that.
@@ -317,5 +320,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         every = {**known, **found}
         shown = [f"## {title}\n\n{every[title]}\n" for title in TITLES.values() if title in every]
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text("\n".join([PAGE_HEAD, *shown]))
+        RESULTS.write_text("\n".join([PAGE_HEAD.format(finding=finding(every)), *shown]))
     return 1 if faults else 0
