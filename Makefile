@@ -36,7 +36,7 @@ demo: setup ## try, provision and safeguard on a real model and corpus
 demo-short: setup ## the same with fewer rows and steps
 	$(BIN)/python -m trainer.experiments.demo --short $(DEMO_OPTIONS)
 
-test: setup ## the tests (10 to 12 minutes on 2 cores)
+test: setup ## the tests (about 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not slow"
 
 test-all: setup ## every test, slow ones included (WITHOUT_VLLM=1 leaves out those that need vLLM)
