@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pyarrow as pa
@@ -87,17 +87,26 @@ async def _sweep(service: Service) -> None:
         await asyncio.sleep(min(SWEEP_S, service.settings.mix_ttl_s or SWEEP_S))
 
 
-def _check_query(request: Request) -> None:
-    """Refuse a parameter of the query that the route does not have, or that came twice: it would have no effect.
+def _query_check(route: APIRoute) -> Callable[[Request], Awaitable[None]]:
+    """A dependency that refuses a parameter of the query that the route does not have, or that came twice.
 
-    Raises ApiError 422.
+    It would have no effect. The dependency raises ApiError 422.
     """
     known: dict[str, bool] = {}  # whether it may come several times
-    for field in get_flat_dependant(request.scope["route"].dependant).query_params:
+    for field in get_flat_dependant(route.dependant).query_params:
         kind = field.field_info.annotation
         several = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         for name, info in several.items() if several else ((field.alias, field.field_info),):
             known[name] = "list[" in str(info.annotation)
+
+    async def check(request: Request) -> None:  # not for a thread: it takes microseconds
+        if request.query_params:
+            _refuse_others(request, known)
+
+    return check
+
+
+def _refuse_others(request: Request, known: Mapping[str, bool]) -> None:
     given = Counter(name for name, _ in request.query_params.multi_items())
     details = [
         {
@@ -140,7 +149,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     for route in app.routes:
         if isinstance(route, APIRoute):  # its last dependency: whoever has no key learns that first
-            route.dependant.dependencies.append(get_dependant(path=route.path_format, call=_check_query))
+            route.dependant.dependencies.append(get_dependant(path=route.path_format, call=_query_check(route)))
     app.include_router(health.router)  # whose callers add parameters of their own
     app.include_router(page_router)
     openai.mount(app)
