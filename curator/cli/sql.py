@@ -82,13 +82,11 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError("--output-format parquet needs --out FILE")
     if args.param and args.query is None:
         raise BadInputError("--param goes with --query")
+    from curator.query.queries import written_as
+
     rows = _answer(args)
-    try:
+    with written_as(kind):
         data = _rendered(rows, kind)
-    except (ValueError, OverflowError, TypeError, NotImplementedError) as error:  # a date of the year 99999, a union
-        raise BadInputError(
-            f"a value of the answer cannot be written as {kind} ({error}): cast its column to varchar"
-        ) from error
     if args.out is None:
         say(data.decode().rstrip("\n"))
     else:

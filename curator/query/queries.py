@@ -1,7 +1,8 @@
 """Statements over the store's views: one SELECT, the named queries of `sql/queries`, a pool's gaps, rows by id."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,9 +27,11 @@ __all__ = [
     "bound_query",
     "fetch_messages",
     "gap_table",
+    "readable",
     "resolve_scorers",
     "run_named",
     "run_statement",
+    "written_as",
 ]
 
 MAX_DETAIL_IDS = 5
@@ -76,6 +79,18 @@ def run_statement(
     if limit is not None and table.num_rows > limit:
         return Answer(table.slice(0, limit), True)
     return Answer(table, False)
+
+
+@contextmanager
+def written_as(kind: str) -> Iterator[None]:
+    """Raises BadInputError for what the block cannot write: a date of the year 99999, a union."""
+    try:
+        yield
+    except BadInputError:
+        raise
+    except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
+        text = f"a value of the answer cannot be written as {kind} ({error}): cast its column to varchar"
+        raise BadInputError(text) from error
 
 
 def readable(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:

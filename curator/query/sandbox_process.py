@@ -30,7 +30,7 @@ from curator.query.database import Connection, connect, limit_time
 from curator.query.fork_server import is_single_threaded, serve
 from curator.query.guard import check_statement, reason_of
 from curator.query.pivot import MAX_VALUES, find_pivot
-from curator.query.queries import bound_query, readable
+from curator.query.queries import bound_query, readable, written_as
 from curator.query.sandbox_client import MIB, SqlLimits, StatementStoppedError
 from curator.store.store import Store
 
@@ -147,12 +147,8 @@ def _run(job: dict[str, Any], views: Views) -> tuple[dict[str, Any], bytes]:
             statement = pivot.filled([table["value"].to_pylist() for table, _, _ in found])
             check_statement(connection, statement)
         table, types, truncated = _fetch(connection, statement, params, limits)
-    try:
+    with written_as(job["format"]):
         data = _FORMATS[job["format"]](table, types, truncated)
-    except (ValueError, OverflowError, TypeError, NotImplementedError) as error:  # a date of the year 99999, a union
-        raise BadInputError(
-            f"a value of the answer cannot be written as {job['format']} ({error}): cast its column to varchar"
-        ) from error
     return {"ok": True, "n_rows": table.num_rows, "truncated": truncated, "n_bytes": len(data)}, data
 
 
