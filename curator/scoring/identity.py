@@ -177,7 +177,7 @@ def check_base(adapter_dir: Path, model_dir: Path) -> None:
     config.json (heads, rotary settings): its shapes may fit all the same.
 
     Only our own adapters record a hash. Of one that records a name alone, and a name that is not the folder's, a
-    warning says that nothing more is known. Reads all weight bytes, once for each state of the folder.
+    warning says that nothing more is known.
     """
     recorded = recorded_base(adapter_dir)
     if recorded is None:
@@ -188,20 +188,13 @@ def check_base(adapter_dir: Path, model_dir: Path) -> None:
                 "and whether it was trained on it is not known"
             )
         return
-    files = [model_dir / "config.json", *weight_files(model_dir)]
-    state = tuple((str(file.absolute()), (found := file.stat()).st_mtime_ns, found.st_size) for file in files)
-    digest = _weights_of(model_dir, state)
+    digest = weights_sha256(model_dir)
     if digest != recorded:
         raise BadInputError(
             f"adapter {adapter_dir} was trained on the model with weights {recorded[:12]} ({MARKER}), {model_dir} has "
             f"{digest[:12]} (weights and config.json): take the model that it was trained on. Where this is that very "
             f"model, saved anew, remove base_weights_sha256 from the adapter's {MARKER}"
         )
-
-
-@lru_cache(maxsize=4)
-def _weights_of(model_dir: Path, _state: tuple[tuple[str, int, int], ...]) -> str:
-    return weights_sha256(model_dir)
 
 
 def _model_name(name: str) -> str:
@@ -232,7 +225,24 @@ def fitting_length(model_dir: Path, max_length: int) -> int:
 
 
 def weights_sha256(model_dir: Path) -> str:
-    """Hash of the tensors that `from_pretrained` would load, and of config.json without its noise."""
+    """Hash of the tensors that `from_pretrained` would load, and of config.json without its noise.
+
+    All bytes are read, by a process once for each state of the files.
+    """
+    files = [model_dir / "config.json", *weight_files(model_dir)]
+    try:
+        state = tuple((str(file.absolute()), (found := file.stat()).st_mtime_ns, found.st_size) for file in files)
+    except OSError:  # the reading says what is missing
+        return _weights_of(model_dir)
+    return _kept_weights_of(model_dir, state)
+
+
+@lru_cache(maxsize=4)
+def _kept_weights_of(model_dir: Path, _state: tuple[tuple[str, int, int], ...]) -> str:
+    return _weights_of(model_dir)
+
+
+def _weights_of(model_dir: Path) -> str:
     return _hash_weights(weight_files(model_dir), _without(_read_object(model_dir / "config.json"), _CONFIG_NOISE))
 
 

@@ -16,6 +16,7 @@ from curator.scoring import (
     model_window,
     scorer_id,
 )
+from curator.scoring import identity as identity_module
 from curator.scoring.identity import Identity, Measure, adapter_sha256, weights_sha256
 from tests.models import CHATML, tiny_adapter_folder, tiny_model_folder
 
@@ -62,6 +63,24 @@ def test_one_changed_weight_or_setting_counts(model: Path, copy: Path) -> None:
     assert weights_sha256(copy) == weights_sha256(model)
     edit(copy / "config.json", rms_norm_eps=0.5)
     assert weights_sha256(copy) != weights_sha256(model)
+
+
+def test_weights_are_read_once_for_each_state_of_their_files(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def digests(file: Path) -> dict[str, str]:
+        read.append(file)
+        return {file.name: str(file.stat().st_mtime_ns)}
+
+    monkeypatch.setattr(identity_module, "_tensor_digests", digests)
+    first = weights_sha256(copy)
+    assert [weights_sha256(copy) for _ in range(3)] == [first] * 3
+    assert len(read) == 1
+    (copy / "model.safetensors").touch()
+    assert weights_sha256(copy) != first
+    edit(copy / "config.json", hidden_act="relu")
+    weights_sha256(copy)
+    assert len(read) == 3
 
 
 def test_a_special_token_that_the_template_prints_counts(copy: Path, tmp_path: Path) -> None:
