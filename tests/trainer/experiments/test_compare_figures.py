@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.evaluate.metrics import over_seeds, two_level
+from trainer.evaluate.metrics import over_seeds, stratified, two_level
 
 PAGE = Path(__file__).parents[3] / "docs/results/compare.md"
 FIGURES = {
@@ -43,9 +43,11 @@ def _minus(one: Values, other: Values) -> Values:
 
 
 def _printed(values: Values, figure: str, *, sign: bool = False) -> str:
-    """Mean and interval as the page prints them."""
+    """Mean and interval as the page prints them; a single seed has no interval over seeds."""
     form = "+.3f" if sign else ".3f"
     groups = [[np.array(group) for group in found] for found in values.values()]
+    if len(groups) == 1:
+        return format(np.mean([group.mean() for group in groups[0]]), form)
     if figure == "perplexity_ratio":
         item: Any = over_seeds([float(found[0][0]) for found in groups])
     else:
@@ -67,7 +69,22 @@ def test_the_figures(rows: dict[str, dict[str, Any]]) -> None:
     assert set(printed) == set(rows)
     for label, row in rows.items():
         for head, figure in FIGURES.items():
-            assert printed[label][head] == _printed(_values(row, figure), figure), (label, head)
+            values = _values(row, figure)
+            expected = _printed(values, figure)
+            if len(values) == 1:
+                low, high = row["over_prompts"][figure]
+                expected += f" [{low:.3f} to {high:.3f}]"
+            assert printed[label][head] == expected, (label, head)
+
+
+def test_the_interval_over_the_prompts_of_a_single_seed(rows: dict[str, dict[str, Any]]) -> None:
+    """Perplexity is left out: the JSON has one value of it a seed."""
+    for label, row in rows.items():
+        for figure in set(row["over_prompts"]) - {"perplexity_ratio"}:
+            (groups,) = _values(row, figure).values()
+            item = stratified([np.array(group) for group in groups])
+            assert row["over_prompts"][figure] == pytest.approx([item.low, item.high], abs=1e-9), (label, figure)
+        assert bool(row["over_prompts"]) == (len(row["seeds"]) == 1), label
 
 
 @pytest.mark.parametrize(
