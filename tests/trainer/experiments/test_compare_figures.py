@@ -108,4 +108,12 @@ def test_the_finding_and_what_was_not_run(rows: dict[str, dict[str, Any]]) -> No
     sentence = text.splitlines()[2]
     assert f"{item.value:+.3f} nats per token of margin (95 % interval {item.low:+.3f} to {item.high:+.3f})" in sentence
     assert sentence.startswith("There is misalignment") == (item.low > 0)
+    figures = {label: row["difference_from_random"].get(figure) for label, row in rows.items()}
+    told = {label: item for label, item in figures.items() if item}
+    assert set(told) == {label for label in rows if label.startswith("interleaving++")}
+    for label, chosen in told.items():
+        low, high = chosen["low"], chosen["high"]
+        amount = f"{label} {chosen['mean']:+.3f} nats per token of margin (95 % interval {low:+.3f} to {high:+.3f})"
+        assert amount in sentence
+        assert (f"{amount}, not told apart" in sentence) == (low <= 0 <= high)
     assert ("The plan stops where there is nothing to prevent" in text) == (item.low <= 0)

@@ -48,7 +48,7 @@ def test_a_method_meets_all_criteria_only_where_all_are_judged() -> None:
     rows = [_table_row("none", 0.9, low=0.4), _table_row("kl", 0.1, low=-0.3)]
     moot = replace(rows[1], verdicts=rows[1].verdicts | {"narrow": Judgement("moot", None)})
     title = criteria_matrix([rows[0], moot]).get_suptitle()
-    assert title.startswith("no method of 2 meets all 3 measured criteria")
+    assert title.startswith("no method of 1 meets all 3 measured criteria")
 
 
 def test_the_ninth_method_is_hollow_and_has_no_ninth_colour() -> None:

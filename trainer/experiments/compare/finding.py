@@ -49,20 +49,35 @@ def finding(rows: Sequence[TableRow], plan: AnyPlan) -> str:
         return f"One seed decides nothing: {moved}."
     if not is_shown(found):
         return f"No emergent misalignment was seen, so there was nothing to prevent: {moved}."
-    others = [row for row in rows if row.method != UNDEFENDED]
-    met = all_met(others) if any(row.verdicts for row in others) else "no defence is measured yet"
-    return f"There is misalignment to prevent: {moved} (part of it may be tone); {met}."
+    return f"There is misalignment to prevent: {moved} (part of it may be tone); {all_met(rows)}.{_chosen(rows, plan)}"
+
+
+def _chosen(rows: Sequence[TableRow], plan: Plan) -> str:
+    """Whether safe rows that were chosen did better than as many random ones; empty where that is not measured."""
+    figure = plan.criteria.broad.figure
+    found = [(row.label, row.over_random[figure]) for row in rows if figure in row.over_random]
+    told = [
+        f"{label} {_amount(item, plan.criteria.broad)}"
+        + (", not told apart" if item.low is None or item.high is None or item.low <= 0 <= item.high else "")
+        for label, item in found
+    ]
+    return f" Safe rows that were chosen, minus as many random ones (below 0 is better): {'; '.join(told)}." * bool(
+        told
+    )
 
 
 def all_met(rows: Sequence[TableRow]) -> str:
-    """Which methods meet all criteria that were measured."""
-    shown = [row for row in rows if row.verdicts]
-    measured = [
-        [item.verdict for item in row.verdicts.values() if item.verdict not in ("not measured", "moot")]
-        for row in shown
-    ]
-    n = max(map(len, measured), default=0)
-    met = [row.label for row, found in zip(shown, measured, strict=True) if found == ["yes"] * n and n]
+    """Which methods meet all criteria that were measured of any run; the undefended run is no method."""
+    measured = {
+        row.label: [item.verdict for item in row.verdicts.values() if item.verdict not in ("not measured", "moot")]
+        for row in rows
+        if row.verdicts
+    }
+    n = max(map(len, measured.values()), default=0)
+    shown = {row.label: measured[row.label] for row in rows if row.verdicts and row.method != UNDEFENDED}
+    if not shown:
+        return "no defence is measured yet"
+    met = [label for label, found in shown.items() if found == ["yes"] * n and n]
     if not met:
         return f"no method of {len(shown)} meets all {n} measured criteria"
     named = ", ".join(met) if len(met) <= 3 else f"{len(met)} of {len(shown)} methods"

@@ -110,7 +110,7 @@ def criteria_matrix(rows: Sequence[TableRow]) -> Figure:
         for x, name in enumerate(CRITERIA):
             item = row.verdicts[name]
             axes.add_patch(_patch(x, y, _FILL[item.verdict]))
-            axes.text(x + 0.5, y + 0.5, _cell_text(item), ha="center", va="center", fontsize=8)
+            axes.text(x + 0.5, y + 0.5, _cell_text(item), ha="center", va="center", fontsize=7)
     axes.set_xlim(0, len(CRITERIA))
     axes.set_ylim(len(shown), 0)
     axes.set_xticks([place + 0.5 for place in range(len(CRITERIA))], [_TITLES[name] for name in CRITERIA], fontsize=8)
