@@ -25,6 +25,8 @@ MAX_README_LINES = 120
 MAX_OPTIONS = 25 + 2  # beside --help and --help-all
 # Written by a command that the documentation names (its --out); the rest of what is named must be there.
 TARGETS = frozenset({"docs/results/compare.md", "docs/results/gpu.md"})
+# Pages of results in another order: an index, a page written by hand, and one whose sections are measured on their own.
+NO_FINDING, COMMAND_ABOVE = frozenset({"README.md", "systems.md"}), frozenset({"service.md"})
 ROOMS = ("api", "curator", "sql", "trainer")
 RUNS = 'if __name__ == "__main__":'
 
@@ -182,3 +184,18 @@ def test_the_figures_of_the_readmes_picture_are_those_of_the_command() -> None:
     (shown,) = re.findall(r"!\[[^\]]*: (\d+) %[^\]]*, (\d+) %[^\]]*, (\d+) %[^\]]*\]\(docs/images/try\.png\)", README)
     assert list(map(int, shown)) == [round(share) for share in shares]
     assert f"{found['n_task_rows']:,} bad answers" in README
+
+
+def test_every_page_of_results_begins_with_its_finding_and_ends_with_its_command() -> None:
+    pages = {page.name: page.read_text() for page in (ROOT / "docs" / "results").glob("*.md")}
+    assert pages.keys() > NO_FINDING | COMMAND_ABOVE
+    for name, text in pages.items():
+        if name in NO_FINDING:
+            continue
+        _, first, *_ = text.split("\n\n")
+        assert re.search(r"\d", first), f"{name} does not begin with a finding: {first[:80]}"
+        assert not re.match(r"Written by|[`|#!-]", first), f"{name} does not begin with a finding: {first[:80]}"
+        before, _, last = text.rpartition("\n## ")
+        if name not in COMMAND_ABOVE:
+            assert "`python -m " in last, f"{name} does not end with its command"
+            assert "Written by `" not in before, f"{name} names its command before its end"

@@ -10,20 +10,16 @@ from pathlib import Path
 from curator.console import say
 from curator.store.filesystem import atomic_write
 from tests.extras import ADDS, build_wheel, install, run_added
+from trainer.runs.page import results_page
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "sizes.md"
-INTRO = """\
-# Installed sizes
-
+LIMITS = "`score` has torch's build for CPUs, as the index here serves it; the build for CUDA takes several GB more."
+HEAD = ["| extra | MB | packages | largest |", "|---|---|---|---|"]
+WROTE = """\
 `python -m tests.bench sizes --write` built the product's wheel, installed it with each extra alone into a fresh virtual
 environment (pinned versions but for `inspect`, pip not counted), summed the files of its `site-packages`, without what
-Python compiles on first use, and ran there what the extra adds (`tests/extras.py`).
-`score` has torch's build for CPUs, as the index here serves it; the build for CUDA takes several GB more.
-
-| extra | MB | packages | largest |
-|---|---|---|---|
-"""
+Python compiles on first use, and ran there what the extra adds (`tests/extras.py`)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +45,27 @@ def _write(row: str) -> None:
     order = [f" {_shown(extra)} " for extra in ADDS]
     rows = [kept[name] for name in order if name in kept]
     with atomic_write(PAGE, durable=False) as temporary:
-        temporary.write_text(INTRO + "\n".join(rows) + "\n", encoding="utf-8")
+        temporary.write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: Sequence[str]) -> str:
+    """The page of these lines of the table."""
+    return results_page("Installed sizes", finding(rows), [LIMITS, "", *HEAD, *rows, ""], [WROTE])
+
+
+def finding(rows: Sequence[str]) -> str:
+    """What the core takes, and the largest of the others, in one sentence."""
+    found = {name.strip(): int(size) for _, name, size, *_ in (row.split("|") for row in rows)}
+    core = found.pop(_shown(""), None)
+    said = [] if core is None else [f"the core takes {core:,} MB on the disk"]
+    if found:
+        largest = max(found, key=found.__getitem__)
+        said.append(
+            f"of {len(found)} extras, each installed alone with the core, {largest} is the largest: "
+            f"{found[largest]:,} MB"
+        )
+    text = "; ".join(said)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _shown(extra: str) -> str:

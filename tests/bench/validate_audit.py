@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
@@ -32,6 +32,7 @@ from curator.scoring.engines.launch import torch_launch
 from curator.store.store import Store
 from trainer.evaluate.metrics import auc
 from trainer.runs.machine import describe
+from trainer.runs.page import results_page
 
 ROOT = Path(__file__).parents[2]
 EM = ROOT.parent / "shared" / "data" / "em"
@@ -87,6 +88,7 @@ SETTINGS = (
     ),
 )
 Rows = list[dict[str, Any]]
+Verdicts = dict[tuple[str, str], tuple[str, int]]  # by set and score: the verdict, and the rows it is of
 
 
 def rows_of(path: Path) -> Rows:
@@ -207,6 +209,25 @@ def section(setting: Setting, audits: dict[tuple[str, str], Audit]) -> list[str]
     return [*lines, ""]
 
 
+def finding(verdicts: Mapping[str, Verdicts]) -> str:
+    """How many risky and how many ordinary sets each setting's scores called elevated, in one sentence."""
+    same: dict[str, list[str]] = {}
+    for setting in SETTINGS:
+        found = verdicts.get(setting.name, {})
+        for score_name in setting.scores if found else ():
+            risky, ordinary = (
+                [found[name, score_name][0] == "elevated" for name in names]
+                for names in (setting.risky, setting.ordinary)
+            )
+            text = f"{sum(risky)} of {len(risky)} sets of risky advice"
+            text += f" and {sum(ordinary)} of {len(ordinary)} ordinary sets"
+            beside = ", which needs a benign twin" if score_name == "gap_contrast" else ""
+            same.setdefault(text, []).append(f"{setting.name} by {score_name}{beside}")
+    judged = [n for found in verdicts.values() for _, n in found.values()]
+    found_by = "; to ".join(f"{text} ({', '.join(names)})" for text, names in same.items())
+    return f"Audits gave the verdict elevated to {found_by}; {min(judged)} to {max(judged)} rows judged of a set."
+
+
 def audit_all(args: argparse.Namespace, setting: Setting, store: Store, models: AuditModels) -> dict[Any, Audit]:
     """Each set under each score; the second score finds the losses of the first."""
     found: dict[Any, Audit] = {}
@@ -239,15 +260,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = AuditModels(Path(args.model), adapters, lambda path, dtype: torch_launch(path, "cpu", dtype, None, 1))
     machine = describe("cpu", "auto")
     sizes = f"--settings {' '.join(args.settings)} --pool {args.pool} --rows {args.rows}"
-    text = [
-        "# Audits: what they tell apart",
-        "",
+    wrote = [
         f"Written by `python -m tests.bench audit --model {Path(args.model).name} {sizes}` on {machine['date']}.",
         f"Machine: {machine['device']}, {machine['cores']} cores, one thread; load average {machine['load_average']}.",
-        "",
     ]
+    body, verdicts = list[str](), dict[str, Verdicts]()
     for setting in chosen(args):
-        text += section(setting, audit_all(args, setting, store, models))
-    RESULTS.write_text("\n".join(text).rstrip() + "\n")
+        audits = audit_all(args, setting, store, models)
+        body += section(setting, audits)
+        verdicts[setting.name] = {
+            key: (item.document["verdict"], item.document["n_judged"]) for key, item in audits.items()
+        }
+    RESULTS.write_text(results_page("Audits: what they tell apart", finding(verdicts), body, wrote))
     say(f"written: {RESULTS}")
     return 0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.runs.page import page_head, table
+from trainer.runs.page import results_page, table, written_by
 
 GIB = 2**30
 
@@ -12,7 +12,6 @@ def page(document: Mapping[str, Any], command: str) -> str:
     """docs/results/gpu.md; `document` is what `tests.gpu.__main__.measure` gives."""
     title = "Rehearsal of the GPU check: tiny shapes on a CPU, no result" if document["rehearsal"] else "On a GPU"
     lines = [
-        *page_head(title, command, document["machine"]),
         f"{document['seconds']:.0f} seconds in all.",
         "",
         "## Scoring",
@@ -62,7 +61,18 @@ def page(document: Mapping[str, Any], command: str) -> str:
         *([f"- {item}" for item in document["left_out"]] or ["Nothing was left out."]),
         "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    return results_page(title, finding(document), lines, written_by(command, document["machine"]))
+
+
+def finding(document: Mapping[str, Any]) -> str:
+    """How many models were scored within bounds, and how many training runs fitted, in one sentence."""
+    exact = [item["exact"]["passed"] for item in document["scoring"]]
+    ran = [item["ratio"] for item in document["training"] if "error" not in item]
+    memory = f" (the estimate of memory was {min(ran):.2f} to {max(ran):.2f} times their peak)" if ran else ""
+    return (
+        f"Losses of the torch engine were within bounds of transformers' own for {sum(exact)} of {len(exact)} models; "
+        f"{len(ran)} of {len(document['training'])} training runs finished{memory}."
+    )
 
 
 def _training_row(item: Mapping[str, Any]) -> Sequence[object]:

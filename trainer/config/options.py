@@ -52,7 +52,10 @@ def defence_documents(given: dict[str, Any]) -> list[dict[str, Any]]:
 
     Raises BadInputError for a file that holds none or one at fault, and for a defence that both name.
     """
-    found = _defences_of_file(given["defenses"]) if "defenses" in given else {}
+    found = defences_of_file(given["defenses"]) if "defenses" in given else {}
+    adapter = found.get(defence_name(InoculationAdapterSettings), {})
+    if isinstance(adapter.get("adapter"), str):
+        adapter["adapter"] = locate_model(adapter["adapter"])
     for settings in ALL_SETTINGS:
         name = defence_name(settings)
         switched_on = {} if settings.main is None else given_values(given, settings, prefix=name)
@@ -64,8 +67,11 @@ def defence_documents(given: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, **found[name]} for name in map(defence_name, ALL_SETTINGS) if name in found]
 
 
-def _defences_of_file(path: Path) -> dict[str, dict[str, Any]]:
-    """What a file sets, by defence; `gating:` with nothing behind it takes the defaults."""
+def defences_of_file(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file sets, by defence; `gating:` with nothing behind it takes the defaults.
+
+    Raises MissingError without the file, BadInputError for one that holds no defence or one at fault.
+    """
     document, known = read_document(path, "defenses"), [defence_name(settings) for settings in ALL_SETTINGS]
     if not isinstance(document, dict) or not document:
         raise BadInputError(f"{path} holds no defence: give settings by name, such as `kl: {{weight: 0.1}}`")
@@ -74,11 +80,7 @@ def _defences_of_file(path: Path) -> dict[str, dict[str, Any]]:
             raise BadInputError(f"{path}: there is no defence {name!r}; known are {', '.join(known)}")
         if not isinstance(settings, dict | None) or "name" in (settings or {}):
             raise BadInputError(f"{path}: {name} takes settings by name, such as `kl: {{weight: 0.1, rows: safe}}`")
-    found = {name: dict(settings or {}) for name, settings in document.items()}
-    adapter = found.get(defence_name(InoculationAdapterSettings), {})
-    if isinstance(adapter.get("adapter"), str):
-        adapter["adapter"] = locate_model(adapter["adapter"])
-    return found
+    return {name: dict(settings or {}) for name, settings in document.items()}
 
 
 def defence_name(settings: type[DefenceBase]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from curator.errors import BadInputError
-from trainer.runs.page import page_head, table
+from trainer.runs.page import results_page, table, written_by
 
 
 def write_page(folder: Path, out: Path) -> None:
@@ -19,13 +19,27 @@ def write_page(folder: Path, out: Path) -> None:
         raise BadInputError(f"{folder} holds no persona vector: run `python -m trainer.persona extract --out {folder}`")
     screened = [item for _, item in documents if item.get("kind") == "project"]
     shifts = [item for _, item in documents if item.get("kind") == "shift"]
-    lines = [
-        *page_head("Persona vectors", "python -m trainer.persona page"),
-        "Made from the files of `extract`, `project` and `shift`.", "",
-        *_head(extracted[0]), "", *_extracted(extracted), *_screened(screened), *_shifts(shifts),
-    ]  # fmt: skip
+    lines = [*_head(extracted[0]), "", *_extracted(extracted), *_screened(screened), *_shifts(shifts)]
+    wrote = [*written_by("python -m trainer.persona page"), "Made from the files of `extract`, `project` and `shift`."]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.write_text(results_page("Persona vectors", finding(extracted, shifts), lines, wrote), encoding="utf-8")
+
+
+def finding(extracted: Sequence[dict[str, Any]], shifts: Sequence[dict[str, Any]]) -> str:
+    """How many pairs each vector is made of, and which way adapters moved along them, in one sentence."""
+    kept = ", ".join(f"{item['n_kept']} of {item['n_pairs']} for {item['trait']}" for item in extracted)
+    moved = "; ".join(map(_moved, shifts)) or "no adapter's drift was measured"
+    return f"Pairs of answers that a vector could be made of: {kept}; {moved}."
+
+
+def _moved(item: dict[str, Any]) -> str:
+    found = item["shift"]
+    away = "away from" if found["high"] < 0 else "neither clearly towards nor away from"
+    way = "towards" if found["low"] > 0 else away
+    return (
+        f"the adapter {item['adapter']} moved the model {way} {item['trait']} ({100 * item['relative']:+.2f} % of the "
+        f"length of its states, {item['n_prompts']} prompts)"
+    )
 
 
 def _head(report: dict[str, Any]) -> list[str]:

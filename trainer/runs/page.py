@@ -1,4 +1,4 @@
-"""The parts that pages of results share: heading, the command that wrote them, the machine, tables."""
+"""What pages of results share: their order (finding first, command last), the machine, tables."""
 
 import re
 import shlex
@@ -20,11 +20,21 @@ def shown_command(module: str, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", *module.split(), *map(without_places, arguments)])
 
 
-def page_head(title: str, command: str, machine: Mapping[str, Any] | None = None) -> list[str]:
-    """Heading, the command and its date, and what `trainer.runs.machine.describe` says of the machine."""
+def results_page(title: str, finding: str, body: Iterable[str], command: Iterable[str]) -> str:
+    """A page of results: title, the finding as one sentence in bold, the body's lines, and last how it was made."""
+    return "\n".join([f"# {title}", "", f"**{finding}**", "", *body, *command_section(command)]) + "\n"
+
+
+def command_section(lines: Iterable[str]) -> list[str]:
+    """The last section of a page: the lines that say by which command and on which machine it was written."""
+    return ["## Command", "", *lines]
+
+
+def written_by(command: str, machine: Mapping[str, Any] | None = None) -> list[str]:
+    """The command and its date, and what `trainer.runs.machine.describe` says of the machine."""
     date = f"{datetime.now(UTC):%Y-%m-%d}" if machine is None else machine["date"]
-    lines = [f"# {title}", "", f"Written by `{command}` on {date}.", ""]
-    return lines if machine is None else [*lines, machine_line(machine), ""]
+    wrote = f"Written by `{command}` on {date}."
+    return [wrote] if machine is None else [wrote, "", machine_line(machine)]
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:

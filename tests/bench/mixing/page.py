@@ -1,7 +1,10 @@
 """A benchmark run as one Markdown page: every number in it comes from the run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tests.bench.aims import aims_met
+from trainer.runs.page import results_page
 
 # Its figures are those of this page as it stood at commit 950b297.
 _BEFORE = (
@@ -17,15 +20,14 @@ def page(document: Mapping[str, Any], command: str) -> str:
     """The page; `command` is what ran."""
     machine = document["machine"]
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
-    lines = [
-        "# Mixing speed",
-        "",
+    wrote = [
         f"Written by `{command}` on {machine['date']}.",
         "",
         f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; load average "
         f"{machine['load_average_before']} before and {machine['load_average']} at the end",
         f"- versions: Python {machine['python']}, {versions}",
-        "",
+    ]
+    lines = [
         "Ours and its peer take turns in one run; a ratio is the median over the turns of the peer's time over ours:",
         "above 1 ours is faster. Milliseconds are medians, reported and not judged.",
         "",
@@ -40,7 +42,28 @@ def page(document: Mapping[str, Any], command: str) -> str:
     missing = sorted(set(document["request"]["work"]) - {figure["piece"] for figure in document["figures"]})
     if missing:
         lines += ["", f"The run was stopped before: {', '.join(missing)}."]
-    return "\n".join(lines) + "\n"
+    return results_page("Mixing speed", finding(document["figures"]), [*lines, ""], wrote)
+
+
+def finding(figures: Sequence[Mapping[str, Any]]) -> str:
+    """In how many comparisons ours was the faster, and which aims were met, in one sentence."""
+    if not figures:
+        return "Nothing was measured."
+    ratios = [figure["ratio"] for figure in figures]
+    missed = [
+        f"{figure['work']} ({_short_of(figure['ratio'], figure['reach'])})"
+        for figure in figures
+        if figure["ratio"] < figure["reach"]
+    ]
+    n_faster = sum(ratio > 1 for ratio in ratios)
+    return (
+        f"Of {len(figures)} comparisons ours was faster in {n_faster} (from {min(ratios):,.2f} to {max(ratios):,.2f} "
+        f"times as fast); {aims_met(len(figures) - len(missed), missed)}."
+    )
+
+
+def _short_of(ratio: float, reach: float) -> str:
+    return f"just under {reach:g}" if round(ratio, 2) >= reach else f"{ratio:,.2f}, at least {reach:g}"
 
 
 def _line(figure: Mapping[str, Any]) -> str:

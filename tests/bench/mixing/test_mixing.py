@@ -43,7 +43,7 @@ def test_the_page_says_what_was_not_reached() -> None:
     request = {"work": ["mix", "top"]}
     document = {"machine": machine, "request": request, "figures": [{**figure, "piece": "mix"}]}
     text = page(document, "python -m tests.bench mixing")
-    assert text.endswith("The run was stopped before: top.\n")
+    assert "\nThe run was stopped before: top.\n\n## Command\n" in text
     assert "| work | someone | 0.50 | >= 4 (not reached) | 2.0 | peer 1.0 |" in text
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Figure, what it is set against, and what the product aims at.
+from tests.bench.aims import aims_met
+from trainer.runs.page import results_page
+
+# Figure, what it is set against, and what the product aims at: a bound, with where it holds, or no aim.
 _LINES = (
     ("times_faster_than_per_row_transformers", "times faster than a loop over rows in transformers", ">= 1.3 on a CPU"),
     ("times_faster_than_lm_eval", "times faster than lm-evaluation-harness's loglikelihood", ">= 1.3 on a CPU"),
@@ -13,6 +16,11 @@ _LINES = (
     ("merged_pass_over_base_pass", "a pass with the adapter merged over a base pass", "<= 1.05"),
     ("python_share_outside_the_model", "share of a run outside the model (render, batch, sum, write)", "<= 0.03"),
 )
+_MEMORY, _MEMORY_AIM = "peak memory, ten times the rows over one", "0.9 to 1.1"
+_PEERS = {
+    "times_faster_than_per_row_transformers": "a loop over rows in transformers",
+    "times_faster_than_lm_eval": "lm-evaluation-harness",
+}
 _CLOCKS = {"wall": "wall-clock seconds", "cpu": "CPU seconds of the process, for others used the cores too"}
 _NAMES = {
     "engine": "torch engine",
@@ -29,9 +37,7 @@ def page(document: Mapping[str, Any], command: str) -> str:
     """The page; `command` is what ran."""
     machine, rows, model = document["machine"], document["rows"], document["model"]
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
-    lines = [
-        "# Scoring speed",
-        "",
+    wrote = [
         f"Written by `{command}` on {machine['date']}.",
         "",
         f"- machine: {machine['device']}, {machine['cores']} cores, {machine['threads']} thread(s) used, "
@@ -42,21 +48,50 @@ def page(document: Mapping[str, Any], command: str) -> str:
         f"{rows['n_tokens']:,} tokens of which {rows['n_response_tokens']:,} response tokens; "
         f"{document['repeats']} rounds, contenders in turn",
         f"- versions: {versions}",
-        "",
+    ]
+    lines = [
         f"Ratios are medians over rounds of the ratio inside each round; seconds are {_CLOCKS[document['clock']]}.",
         "",
         "| figure | value | aim |",
         "|---|---|---|",
         *(f"| {text} | {_value(document['ratios'][name])} | {aim} |" for name, text, aim in _LINES),
-        f"| peak memory, ten times the rows over one | {_memory(document['peak_memory'])} | 0.9 to 1.1 |",
+        f"| {_MEMORY} | {_memory(document['peak_memory'])} | {_MEMORY_AIM} |",
         "",
         "| pass | tokens/s | seconds, median | rounds |",
         "|---|---|---|---|",
         *_passes(document),
         "",
         *_notes(document),
+        "",
     ]
-    return "\n".join(lines) + "\n"
+    return results_page("Scoring speed", finding(document), lines, wrote)
+
+
+def finding(document: Mapping[str, Any]) -> str:
+    """Speed beside the peers, and which aims were met, in one sentence."""
+    ratios, rows = document["ratios"], document["rows"]
+    said = [f"{ratios[name]:.2f} times as fast as {peer}" for name, peer in _PEERS.items() if ratios[name] is not None]
+    figures = [(text, ratios[name], aim) for name, text, aim in _LINES]
+    figures.append((_MEMORY, document["peak_memory"]["ratio"], _MEMORY_AIM))
+    judged = [
+        (text, value, aim) for text, value, aim in figures if value is not None and _is_met(value, aim) is not None
+    ]
+    missed = [f"{text} ({value:.3f}, aim {aim})" for text, value, aim in judged if not _is_met(value, aim)]
+    return (
+        f"Scoring was {' and '.join(said)} ({rows['n']:,} rows of at most {rows['max_length']:,} tokens, "
+        f"{document['model']['name']}); {aims_met(len(judged) - len(missed), missed)}."
+    )
+
+
+def _is_met(value: float, aim: str) -> bool | None:
+    """Whether a figure keeps its aim, as the table writes it; null where it has none."""
+    sense, _, bound = aim.partition(" ")
+    if sense == ">=":
+        return value >= float(bound.split()[0])
+    if sense == "<=":
+        return value <= float(bound)
+    low, to, high = aim.partition(" to ")
+    return float(low) <= value <= float(high) if to else None
 
 
 def _passes(document: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from trainer.runs.folder import (
     METRICS,
     write_json,
 )
-from trainer.runs.page import shown_command
+from trainer.runs.page import results_page, shown_command
 
 DESCRIPTION = """\
 Trains a fresh adapter with plain SFT and then once with each defence at its default setting, on the same rows in the
@@ -183,10 +183,6 @@ def _page(args: argparse.Namespace, costs: Sequence[Cost], settings: dict[str, A
         for cost in costs
     ]
     lines = [
-        "# What each defence costs",
-        "",
-        f"Written by `{command}` on {machine['date']}.",
-        "",
         "One run each, one after the other, on a machine that may do other work, so small differences in time",
         "mean little. Seconds are medians over all steps but the first.",
         "",
@@ -197,7 +193,23 @@ def _page(args: argparse.Namespace, costs: Sequence[Cost], settings: dict[str, A
         *rows,
         "",
     ]
-    return "\n".join(lines)
+    wrote = [f"Written by `{command}` on {machine['date']}."]
+    size = f"{args.steps} steps of {args.batch_size} rows, one run each"
+    return results_page("What each defence costs", finding(costs, size), lines, wrote)
+
+
+def finding(costs: Sequence[Cost], size: str) -> str:
+    """The least and the most that a defence costs beside plain SFT, the first of the runs, in one sentence."""
+    plain, *others = costs
+    if not others:
+        return f"Only plain SFT was run: {plain.step_s:.2f} s per step ({size})."
+    by_time = sorted(others, key=lambda cost: cost.step_s)
+    by_memory = sorted(others, key=lambda cost: cost.peak_mib)
+    times, peaks = (
+        " to ".join(f"{getattr(cost, field) / getattr(plain, field):.2f} ({cost.name})" for cost in (some[0], some[-1]))
+        for some, field in ((by_time, "step_s"), (by_memory, "peak_mib"))
+    )
+    return f"Beside plain SFT, a step with a defence took {times} times as long and {peaks} times the memory ({size})."
 
 
 def _parser() -> argparse.ArgumentParser:

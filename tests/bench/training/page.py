@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tests.bench.aims import aims_met
 from tests.bench.training.prepare import CACHED, FIRST, TRL
 from tests.bench.training.steps import PLAIN, REFERENCE
+from trainer.runs.page import results_page
 
 # Aims: at most so many times a plain TRL step; at most so much of a plain step over the reference forward.
 STEP_AIMS = {"none": 1.05, "steering": 1.10, "treft": 1.25, "gating": 1.15}
@@ -34,20 +36,36 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
 
 
 def page(result: Mapping[str, Any], command: str) -> str:
-    """The lines as a Markdown page with command, machine and date."""
+    """The lines as a Markdown page that ends with command, machine and date."""
     lines = [
-        "# What training costs",
-        "",
-        f"Written by `{command}`.",
-        "",
-        *(_measured(part, entry["sizes"], entry["machine"]) for part, entry in result["parts"].items()),
-        "",
         "Medians of interleaved repeats. Plain TRL is `SFTTrainer` with the same LoRA on every linear layer.",
         "",
         *lines_of(result),
         "",
     ]
-    return "\n".join(lines)
+    measured = [_measured(part, entry["sizes"], entry["machine"]) for part, entry in result["parts"].items()]
+    return results_page("What training costs", finding(result), lines, [f"Written by `{command}`.", "", *measured])
+
+
+def finding(result: Mapping[str, Any]) -> str:
+    """Time and memory beside plain TRL, and which aims were met, in one sentence."""
+    said, sizes = [], {part: entry["sizes"] for part, entry in result["parts"].items()}
+    steps, peaks, seconds = (result.get(name, {}) for name in ("step_s", "peak_mib", "preparation_s"))
+    if "none" in steps:
+        size = sizes["steps"]
+        n = f"{size['repeats']} runs of {size['steps']} steps of {size['batch_size']} rows"
+        said.append(
+            f"a step without a defence took {steps['none'] / steps[PLAIN]:.2f} times as long as plain TRL's ({n})"
+        )
+    if "kl" in peaks:
+        said.append(f"one with KL took {peaks['kl'] / peaks[PLAIN]:.2f} times its memory")
+    if FIRST in seconds:
+        rows = f"{sizes['preparation']['rows']:,} rows"
+        said.append(f"preparing {rows} took {seconds[FIRST] / seconds[TRL]:.2f} times as long as TRL takes")
+    figures = list(_figures(result))
+    missed = [f"{name} ({value:.3f}, aim {aim})" for name, value, aim, met in figures if not met]
+    text = "; ".join([*said, aims_met(len(figures) - len(missed), missed)])
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _measured(part: str, sizes: Mapping[str, Any], machine: Mapping[str, Any]) -> str:

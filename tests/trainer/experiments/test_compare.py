@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from curator.errors import BadInputError
+from curator.scoring.identity import adapter_sha256
+from tests.models import tiny_adapter_folder
 from trainer.evaluate.metrics import two_level
 from trainer.experiments.claims import claimed
 from trainer.experiments.compare import methods
@@ -154,8 +157,11 @@ def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
         name: tmp_path / f"{name}.jsonl" for name in ("task", "pool", "law", "vectors", "rows", "truth", "kl", "ldifs")
     }
     files["base"] = base / "model.safetensors"
-    for path in files.values():
-        path.write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    for name, path in files.items():
+        if name in ("kl", "ldifs"):
+            path.write_text(f"{name}: {{weight: 1}}\n#ab")
+        else:
+            path.write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
     plan = Plan.model_validate(PLAN | {
         "task": {"file": str(files["task"]), "domain": "finance", "rows": 4},
         "pool": {"file": str(files["pool"]), "rows": 8}, "domains": [{"name": "law", "files": [str(files["law"])]}],
@@ -184,6 +190,47 @@ def test_a_file_changed_in_place_makes_other_cells(tmp_path: Path) -> None:
     files["law"].unlink()
     with pytest.raises(BadInputError, match=r"law\.jsonl; the plan names it"):
         with_contents(plan, needed=True)
+
+
+def test_what_a_file_of_defences_names_decides_the_cells_and_files_that_name_nothing_do_not(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_adapter_folder(llama, tmp_path / "bad", seed=1)
+    for name in ("task.jsonl", "pool.jsonl", "law.jsonl", "vectors.safetensors"):
+        (tmp_path / name).write_text("one")
+    (tmp_path / "plain.yaml").write_text("kl: {weight: 0.2}\ngating:\n")
+    (tmp_path / "named.yaml").write_text(
+        "steering: {vectors: vectors.safetensors}\ninoculation_adapter: {adapter: bad}\n"
+    )
+    base = PLAN | {
+        "task": {"file": "task.jsonl", "domain": "finance", "rows": 4}, "pool": {"file": "pool.jsonl", "rows": 8},
+        "domains": [{"name": "law", "files": ["law.jsonl"]}],
+    }  # fmt: skip
+
+    def planned(file: str) -> Plan:
+        plan = Plan.model_validate(base | {"methods": [{"name": "own", "sft": ["--defenses", file]}]})
+        return with_contents(plan, needed=True)
+
+    def place(file: str) -> str:
+        plan = planned(file)
+        return Cell(methods_of(plan)[2], None, 0).folder(tmp_path, plan).name
+
+    assert planned("plain.yaml").contents.keys() == {"task.jsonl", "pool.jsonl", "law.jsonl", "plain.yaml"}
+    assert place("plain.yaml") == "own-s0-2e0d6693", "another name would throw finished cells away"
+    before = planned("named.yaml").contents
+    assert before["vectors.safetensors"] == hashlib.sha256(b"one").hexdigest()
+    assert before["bad"] == adapter_sha256(tmp_path / "bad")
+    named, plain = place("named.yaml"), place("plain.yaml")
+    (tmp_path / "vectors.safetensors").write_text("two")
+    assert (place("named.yaml") != named, place("plain.yaml")) == (True, plain)
+    named = place("named.yaml")
+    shutil.rmtree(tmp_path / "bad")
+    tiny_adapter_folder(llama, tmp_path / "bad", seed=2)
+    assert (place("named.yaml") != named, place("plain.yaml")) == (True, plain)
+    (tmp_path / "vectors.safetensors").unlink()
+    with pytest.raises(BadInputError, match=r"vectors\.safetensors; the plan names it"):
+        planned("named.yaml")
 
 
 @pytest.mark.parametrize("name", ["laptop", "gpu"])

@@ -56,6 +56,9 @@ def test_the_shipped_settings_are_those_of_both_plans(
     second = read_settings(
         demo.settings("safeguard"), {**given, "data": str(USER_TASK), "store": "s", "corpus": "pool"}, SafeguardSettings
     )
+    n_safe = len(USER_TASK.read_text().splitlines()) * float(second.recipe["interleave_ratio"])
+    assert first.sample is not None
+    assert first.sample >= 2 * n_safe, "a choice from so few rows would be no choice"
     way = Safeguard(second, model, quiet=True)
     for step in (*provision.plan(first, quiet=True), *way.mix_steps(), *way.train_steps(), *way.judge_steps()):
         if step.line is not None:

@@ -1,6 +1,6 @@
 """The parts that pages of results share."""
 
-from trainer.runs.page import page_head, shown_command, table
+from trainer.runs.page import results_page, shown_command, table, written_by
 
 MACHINE = {
     "date": "2026-01-02", "device": "a processor", "cores": 4, "threads": 2, "cpu_capability": "AVX2",
@@ -8,12 +8,13 @@ MACHINE = {
 }  # fmt: skip
 
 
-def test_a_page_names_its_command_and_its_machine() -> None:
-    lines = page_head("Figures", "python -m x", MACHINE)
-    assert lines[:4] == ["# Figures", "", "Written by `python -m x` on 2026-01-02.", ""]
-    assert lines[4].startswith("Machine: a processor, 4 cores, 2 thread(s) used, AVX2, float32; load average 0.5")
-    assert lines[4].endswith("Versions: torch 2.13.")
-    assert len(page_head("Figures", "python -m x")) == 4
+def test_a_page_begins_with_the_finding_and_ends_with_command_and_machine() -> None:
+    lines = results_page("Figures", "It works.", ["| a |", ""], written_by("python -m x", MACHINE)).splitlines()
+    assert lines[:5] == ["# Figures", "", "**It works.**", "", "| a |"]
+    assert lines[5:9] == ["", "## Command", "", "Written by `python -m x` on 2026-01-02."]
+    assert lines[-1].startswith("Machine: a processor, 4 cores, 2 thread(s) used, AVX2, float32; load average 0.5")
+    assert lines[-1].endswith("Versions: torch 2.13.")
+    assert len(written_by("python -m x")) == 1
 
 
 def test_a_table_has_a_cell_for_each_column() -> None:

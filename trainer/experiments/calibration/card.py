@@ -28,7 +28,7 @@ from trainer.experiments.calibration.measures import (
     scores_of,
     ties,
 )
-from trainer.runs.page import page_head, table
+from trainer.runs.page import results_page, table, written_by
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,6 @@ def markdown(found: Mapping[str, Any], command: str, machine: Mapping[str, Any])
     """The card's page."""
     models = ", ".join(escape_markdown(f"{item['label']} ({item['role']})") for item in found["models"])
     lines = [
-        *page_head(f"Calibration card: {escape_markdown(found['pool'])}", command, machine),
         f"Models: {models}; {found['dtype']}. Ordinary answers: corpus {escape_markdown(found['pool'])}; held-out "
         f"misaligned answers: corpus {escape_markdown(found['probe'])}.",
         "",
@@ -238,7 +237,37 @@ def markdown(found: Mapping[str, Any], command: str, machine: Mapping[str, Any])
         ),
         "",
     ]
-    return "\n".join(lines)
+    title = f"Calibration card: {escape_markdown(found['pool'])}"
+    return results_page(title, finding(found), lines, written_by(command, machine))
+
+
+def finding(found: Mapping[str, Any]) -> str:
+    """How well the gap tells misaligned answers apart without the models of their own domain, in one sentence."""
+    modelled = {item["domain"] for item in found["models"] if item["role"] == "misaligned"}
+    judged = [item for item in found["separation"] if item["held_out"] or item["domain"] not in modelled]
+    if not judged:
+        return (
+            "Whether the gap tells misaligned answers from ordinary ones is not known: that needs 2 rows of each with "
+            "a gap, and misaligned models of another domain than the answers'."
+        )
+    least, most = (choose(judged, key=lambda item: item["auc"]["value"]) for choose in (min, max))
+    sizes = sorted({item["n_misaligned"] for item in judged})
+    unclear = [_where(item) for item in judged if item["auc"]["low"] <= 0.5]
+    return (
+        f"Of a misaligned and an ordinary answer, the gap picked out the misaligned one in {_percent(least)} "
+        f"({_where(least)}) to {_percent(most)} ({_where(most)}) of pairs without a model of that domain, where a coin "
+        f"does in 50 %{'; not clearly more: ' + ', '.join(unclear) if unclear else ''} "
+        f"({'' if len(sizes) == 1 else f'{sizes[0]} to '}{sizes[-1]} misaligned answers of a domain, "
+        f"{max(item['n_ordinary'] for item in judged):,} ordinary ones; part of it may be subject and style)."
+    )
+
+
+def _where(item: Mapping[str, Any]) -> str:
+    return f"{escape_markdown(item['domain'])} by {item['score']}"
+
+
+def _percent(item: Mapping[str, Any]) -> str:
+    return f"{100 * item['auc']['value']:.0f} %"
 
 
 def _not_separated(found: Mapping[str, Any]) -> list[str]:

@@ -11,8 +11,11 @@ from pydantic import Field
 
 from curator.errors import BadInputError, MissingDependencyError, MissingError
 from curator.recipe.base import Strict
-from curator.render.model_source import locate_model
-from curator.scoring.identity import weights_sha256
+from curator.render.model_source import locate_model, model_option
+from curator.scoring.identity import adapter_sha256, weights_sha256
+from trainer.config.defences import ALL_SETTINGS
+from trainer.config.flags import Option
+from trainer.config.options import defence_name, defences_of_file
 from trainer.data.inputs import data_sha256
 from trainer.experiments.compare.data import source_path
 from trainer.experiments.compare.settings import OwnMethod, Plan
@@ -21,16 +24,20 @@ DEFENSES = "--defenses"  # of `trainer.sft`: a file
 
 
 def with_contents(plan: Plan, *, needed: bool) -> Plan:
-    """The plan with `contents`: SHA-256 of every file that it names (of a model folder its weights' hash).
+    """The plan with `contents`: SHA-256 of every file that it names, those that a file of defences names among them (of
+    a model folder its weights' hash, of an adapter's that of its tensors and settings).
 
     Raises BadInputError for a file that is not there, unless `needed` is false: a page can be written without them
     only if its cells were (see `check_cells_found`).
     """
     found: dict[str, str] = {}
     absent: list[str] = []
+    models = {plan.base_model}
+    for file in _defence_files(plan):
+        models |= {source for source, is_model in _named_in(Path(file)).items() if is_model}
     for source in [*data_sources(plan), *method_sources(plan)]:
         try:
-            found[source] = _content(source, fetch=needed, is_model=source == plan.base_model)
+            found[source] = _content(source, fetch=needed, is_model=source in models)
         except MissingError:
             absent.append(source)
         except MissingDependencyError:  # a package, for which its own error says what to run
@@ -85,7 +92,7 @@ def _absent(sources: Sequence[str]) -> BadInputError:
 
 
 def _content(source: str, *, fetch: bool, is_model: bool) -> str:
-    """Hash of a model's weights, or of a data set's files; MissingError where there is none here."""
+    """Hash of a model's weights, of an adapter, or of a data set's files; MissingError where there is none here."""
     try:
         path = locate_model(source) if is_model else source_path(source)
     except BadInputError as error:
@@ -94,6 +101,8 @@ def _content(source: str, *, fetch: bool, is_model: bool) -> str:
         raise
     if (path / "config.json").is_file():
         return weights_sha256(path)
+    if (path / "adapter_config.json").is_file():
+        return adapter_sha256(path)
     if not path.exists() and not fetch:
         raise MissingError(f"there is no file {source}")
     return data_sha256(source if path == Path(source) else path)
@@ -124,8 +133,30 @@ def data_sources(plan: Plan) -> list[str]:
 def method_sources(plan: Plan) -> list[str]:
     """What single methods need besides."""
     named = [plan.steering_vectors, plan.self_recognition_rows, plan.base_model]
+    for file in _defence_files(plan):
+        named += [file, *_named_in(Path(file))]
+    return [source for source in named if source is not None]
+
+
+def _defence_files(plan: Plan) -> list[str]:
+    """Files of defences that own methods are trained with."""
+    found: list[str] = []
     for method in plan.methods:
         if isinstance(method, OwnMethod):
-            named += [value for flag, value in pairwise(method.sft) if flag == DEFENSES]
-            named += [word.removeprefix(f"{DEFENSES}=") for word in method.sft if word.startswith(f"{DEFENSES}=")]
-    return [source for source in named if source is not None]
+            found += [value for flag, value in pairwise(method.sft) if flag == DEFENSES]
+            found += [word.removeprefix(f"{DEFENSES}=") for word in method.sft if word.startswith(f"{DEFENSES}=")]
+    return found
+
+
+def _named_in(file: Path) -> dict[str, bool]:
+    """Files and adapters that a file of defences names, as it writes them, and whether it is a model or adapter; none
+    where the file is not here."""
+    found: dict[str, bool] = {}
+    settings_of = {defence_name(settings): settings for settings in ALL_SETTINGS}
+    for name, values in (defences_of_file(file) if file.exists() else {}).items():
+        for field, info in settings_of[name].model_fields.items():
+            if info.annotation is Path and isinstance(values.get(field), str):
+                found[values[field]] = any(
+                    isinstance(item, Option) and item.parse is model_option for item in info.metadata
+                )
+    return found

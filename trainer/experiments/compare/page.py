@@ -12,7 +12,7 @@ from trainer.experiments.compare.methods import UNDEFENDED
 from trainer.experiments.compare.settings import AnyPlan, Criterion, Plan, ToyPlan
 from trainer.experiments.compare.statistics import CRITERIA, Judgement
 from trainer.experiments.compare.summary import FIGURES, TableRow
-from trainer.runs.page import machine_line, table, without_places
+from trainer.runs.page import command_section, table, without_places, written_by
 
 _HEADS = {
     "broad_shift": "broad, share", "broad_margin_shift": "broad, margin", "narrow_shift": "narrow, share",
@@ -134,8 +134,7 @@ def _limits(rows: Sequence[TableRow], plan: AnyPlan) -> list[str]:
 
 def _command(context: Context) -> list[str]:
     machine = {**context.machine, "threads": context.plan.threads or context.machine["threads"]}
-    wrote = f"Written by `{context.command}` on {machine['date']}."
-    return ["## Command", "", wrote, "", machine_line(machine)]
+    return command_section(written_by(context.command, machine))
 
 
 def _what(context: Context) -> list[str]:

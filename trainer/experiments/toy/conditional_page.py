@@ -26,7 +26,7 @@ from trainer.experiments.toy.methods import method_of
 from trainer.experiments.toy.statistics import is_gap, label_of
 from trainer.experiments.toy.verdicts import points, with_ratio
 from trainer.runs.machine import describe
-from trainer.runs.page import page_head, table
+from trainer.runs.page import command_section, table, written_by
 
 WITHIN = 0.1  # a method keeps a context clean where bad answers are at most so much above the base model's
 CLEAN, NOT_CLEAN, UNCLEAR = "clean", "not clean", "unclear"
@@ -168,14 +168,14 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-def page(results: Results, head: Sequence[str]) -> str:
-    """The whole page as Markdown: the finding first, the rest of the head (command and machine) last."""
+def page(results: Results, command: Sequence[str]) -> str:
+    """The whole page as Markdown: the finding first, the lines on command and machine last."""
     return "\n".join([
-        *head[:2], finding(results), "", *_meaning(results), "",
+        "# Does a safeguard only hide misalignment?", "", finding(results), "", *_meaning(results), "",
         *_verdict_table(results),
         *(line for group in GROUPS for line in _difference_table(results, group, "base")),
         *_difference_table(results, "unseen", "control"),
-        *_share_table(results), "", *head[2:-1],
+        *_share_table(results), "", *command_section(command),
     ]) + "\n"  # fmt: skip
 
 
@@ -246,6 +246,5 @@ def write_conditional_page(records: Sequence[Mapping[str, Any]], path: Path, com
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in records)
     beside.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    head = page_head("Does a safeguard only hide misalignment?", command, describe("cpu", "float32"))
-    path.write_text(page(Results.of(records), head), encoding="utf-8")
+    path.write_text(page(Results.of(records), written_by(command, describe("cpu", "float32"))), encoding="utf-8")
     return [path, beside]
