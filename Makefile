@@ -39,8 +39,14 @@ demo-short: setup ## the same with fewer rows and steps
 test: setup ## the tests (about 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not slow"
 
-test-all: setup ## every test, slow ones included (WITHOUT_VLLM=1 leaves out those that need vLLM)
-	$(BIN)/python -m pytest -q -m "not vllm"
+# Slow tests that have the machine to themselves: a minute and a half of fuzzing, half a minute of load, statements whose
+# time and whose memory in the tests' own process are bounded, and Ray, which gives up a start that takes long.
+ALONE := tests/api/test_contract.py tests/crash/test_service_load.py tests/api/routes/test_sql.py \
+	tests/curator/scoring/test_ray.py
+
+test-all: test ## every test, slow ones included (WITHOUT_VLLM=1 leaves out those that need vLLM)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not vllm" $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -q -m "slow and not vllm" $(ALONE)
 ifdef WITHOUT_VLLM
 	@echo "WITHOUT_VLLM is set: the vLLM engine and server tests did not run"
 else

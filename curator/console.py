@@ -38,6 +38,7 @@ MIN_CELL = 12
 MAX_LIST = 24  # characters of a list of texts that is shown, not counted
 SHORT_ID = 8
 _HEX_ID = re.compile(r"[0-9a-f]{32,64}")
+_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)$")  # argparse's words
 _MARKUP = re.compile(r"([\\`*_\[\]|#~!$])")
 _HARMLESS = re.compile(r"\\([!-/:-@\[-`{-~])|&(?:amp|lt|gt);")  # how Markdown shows a character of its own markup
 
@@ -136,6 +137,12 @@ def shorten_help(parser: argparse.ArgumentParser, shown: Collection[str]) -> Non
     parser.format_help = short(whole)  # type: ignore[method-assign]
 
 
+def meant(word: str, known: Collection[str]) -> str:
+    """`; did you mean NAME?` with the name that is nearest to a mistyped one; empty where none is near."""
+    near = get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 class OldName(argparse.Action):
     """An option under the name that it had: not listed, and a warning names the present one."""
 
@@ -186,6 +193,8 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of every command. An unknown option ends in the usage of the command it was given to, and names the
     option that was probably meant; argparse shows the usage of the whole program. Commands are named `as_typed`."""
 
+    _words: Sequence[str] = ()  # what is parsed
+
     def __init__(self, *, prog: str | None = None, **settings: Any) -> None:
         super().__init__(prog=None if prog is None else as_typed(prog), **settings)
 
@@ -194,12 +203,27 @@ class CommandParser(argparse.ArgumentParser):
         return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
-        """Usage and message on stderr; exit code 2."""
+        """Usage and message on stderr; exit code 2. A mistyped name is answered with the nearest one."""
+        chosen = _CHOICE.search(message)
+        if chosen:
+            message += meant(chosen[1], re.findall(r"[\w-]+", chosen[2]))
+        elif message.startswith("the following arguments are required"):
+            # The one that is missing may be there, mistyped: argparse looks for the missing first.
+            message += "".join(f"; {word}: no such option{meant(word, self._options())}" for word in self._unknown())
         super().error(as_typed(message))
+
+    def _options(self) -> list[str]:
+        return list(self._option_string_actions)
+
+    def _unknown(self) -> list[str]:
+        """Words that look like options and are none, nor the beginning of one."""
+        known = tuple(self._options())
+        names = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
+        return [name for name in names if not any(option.startswith(name) for option in known)]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; `--help-all` is the help also of a command whose help lists everything."""
-        words = sys.argv[1:] if args is None else list(args)
+        self._words = words = sys.argv[1:] if args is None else list(args)
         has_commands = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
         asks = HELP_ALL in (words[:1] if has_commands else words)
         if asks and HELP_ALL not in self._option_string_actions:
@@ -212,16 +236,14 @@ class CommandParser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = self._chosen(found)
-            known = [name for action in parser._actions for name in action.option_strings]
-            near = get_close_matches(unknown[0].partition("=")[0], known, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+            near = meant(unknown[0].partition("=")[0], parser._options())
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return found
 
-    def _chosen(self, found: argparse.Namespace) -> argparse.ArgumentParser:
+    def _chosen(self, found: argparse.Namespace) -> "CommandParser":
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                chosen: argparse.ArgumentParser = action.choices.get(getattr(found, action.dest), self)
+                chosen: CommandParser = action.choices.get(getattr(found, action.dest), self)
                 return chosen
         return self
 

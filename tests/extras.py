@@ -1,11 +1,14 @@
 """Each extra of the product alone in a fresh environment, from the built wheel, and a script of what it adds."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("api", "curator", "sql", "trainer")
+FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt")
 
 _CORE = """
 from curator import Recipe, Store, ingest
@@ -155,10 +158,25 @@ ADDS = {
 FREE = ("inspect",)  # wants another version of a pinned package
 
 
+def copy_source(folder: Path) -> Path:
+    """What the product is built from, copied into a new folder `source` of `folder`.
+
+    A build in the checkout leaves files there: those of an earlier one would get into the wheel, and two builds at once
+    would share them.
+    """
+    source = folder / "source"
+    source.mkdir()
+    for name in FILES:
+        shutil.copy(ROOT / name, source)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
 def build_wheel(folder: Path) -> Path:
     """The product's wheel, built into a folder."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "wheel", "--no-deps", "-w", str(folder)]
-    subprocess.run([*pip, str(ROOT)], check=True)
+    subprocess.run([*pip, str(copy_source(folder))], check=True)
     (wheel,) = folder.glob("ballast_mix-*.whl")
     return wheel
 

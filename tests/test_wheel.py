@@ -1,7 +1,6 @@
 """The source distribution makes the wheel, and the wheel carries the SQL: an environment that holds nothing but it and
 DuckDB can query."""
 
-import shutil
 import subprocess
 import sys
 import venv
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("api", "curator", "sql", "trainer")
+from tests.extras import PACKAGES, ROOT, copy_source
 
 QUERY = """
 import duckdb, sql
@@ -37,12 +35,7 @@ def test_no_package_is_pinned_twice() -> None:
 
 @pytest.mark.timeout(800)  # three steps that reach the package index
 def test_sdist_and_wheel_in_an_empty_environment_runs_a_query(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # a copy: leftovers of an earlier build must not get into the wheel
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    source = copy_source(tmp_path)
     build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(source)]  # the wheel out of the sdist
     subprocess.run(build, check=True, timeout=240, stdout=subprocess.DEVNULL)
     assert len(list(tmp_path.glob("ballast_mix-*.tar.gz"))) == 1

@@ -16,6 +16,7 @@ from curator.console import (
     LAB_GROUP,
     VERBS_GROUP,
     console_started,
+    meant,
     product_version,
     report_error,
     say,
@@ -23,7 +24,7 @@ from curator.console import (
 from curator.errors import BadInputError, BallastError, MissingDependencyError
 
 NAME = CONSOLE_COMMAND
-_CURATOR = "curator"
+_EXTRAS = {"api": "api", "trainer": "train"}  # what the verbs of a package need beside the core
 
 # Pages of the help, in the order of the work. The text is the one line that stands beside the verb.
 FIRST_PAGE = {
@@ -136,13 +137,16 @@ def _dispatch(verb: str, rest: list[str], group: str, known: Mapping[str, str], 
     if found is None:
         if verb in known:
             raise MissingDependencyError(f"{verb} is not installed here: install the package again, with its commands")
-        raise BadInputError(f"there is no verb {verb!r}: {name} --help lists them ({', '.join(known)})")
+        raise BadInputError(f"there is no verb {verb!r}{meant(verb, known)}; {name} --help lists them")
     with console_started([f"{name} {verb}", *rest]):
         try:
-            run = found.load()
+            return int(found.load()(rest) or 0)
         except ModuleNotFoundError as error:
-            raise MissingDependencyError(f"{verb} needs {error.name}, which is not installed") from error
-        return int(run(rest) or 0)
+            package = found.module.partition(".")[0]
+            if package not in _EXTRAS or (error.name or "").partition(".")[0] in ("curator", "sql", *_EXTRAS):
+                raise  # a fault of ours, not an absent package
+            extra = "demo" if verb == "demo" else _EXTRAS[package]
+            raise MissingDependencyError(f"{verb} needs {error.name}: pip install 'ballast-mix[{extra}]'") from error
 
 
 def _say_help(*, everything: bool) -> None:

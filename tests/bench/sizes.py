@@ -14,7 +14,10 @@ from trainer.runs.page import results_page
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "sizes.md"
-LIMITS = "`score` has torch's build for CPUs, as the index here serves it; the build for CUDA takes several GB more."
+LIMITS = (
+    "`score` and the extras that include it (`audit`, `train`, `demo`, `bench`) have torch's build for CPUs, as the index"
+    " here serves it; the build for CUDA takes several GB more."
+)
 HEAD = ["| extra | MB | packages | largest |", "|---|---|---|---|"]
 WROTE = """\
 `python -m tests.bench sizes --write` built the product's wheel, installed it with each extra alone into a fresh virtual

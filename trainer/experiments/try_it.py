@@ -30,12 +30,11 @@ SEED = 0
 RATIO = 0.05
 RESULT = "try.json"
 PICTURE = "try.png"
-NEXT = """\
-next:
-  make demo                                              the whole way on a real model and a real corpus
-  . .venv/bin/activate                                   then, in your shell, begin with your own data:
-  python -m curator ingest chats.jsonl --corpus chats
-  docs/results/ has five seeds of this experiment, with intervals and controls"""
+# What a person runs next, wherever the product is installed: `make` is in a checkout only.
+NEXT = (
+    ("python -m trainer.experiments.demo", "the whole way on a real model and a real corpus"),
+    ("python -m curator ingest chats.jsonl --corpus chats", "begin with your own data"),
+)
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,16 @@ def _run(args: argparse.Namespace) -> int:
     say(f"misalignment. The other two mix in equally many safe rows of one pool of {found['n_pool_rows']:,}: only the")
     say("choice differs. One seed of a toy world: it shows the idea.")
     say(f"\npicture: {picture}")
-    say(as_typed(NEXT))
+    say(next_commands())
     return 0
+
+
+def next_commands() -> str:
+    """The lines that name what to run next, as the person who started this process types commands."""
+    typed = [(as_typed(command), text) for command, text in NEXT]
+    width = max(len(command) for command, _ in typed)
+    lines = [f"  {command:<{width}}  {text}" for command, text in typed]
+    return "\n".join(["next (after `. .venv/bin/activate`, where make set it up):", *lines])
 
 
 def _report(line: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from curator.console import console_started
 from trainer.experiments import try_it
 from trainer.experiments.toy.experiment import ExperimentSettings
 from trainer.experiments.toy.rows import PoolSettings
@@ -29,6 +30,13 @@ def test_a_folder_that_cannot_be_made_ends_in_one_line(tmp_path: Path, capsys: p
     (tmp_path / "file").write_text("x")
     assert try_it.main(["--out", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_next_commands_are_there_outside_a_checkout() -> None:
+    with console_started(["ballast try"]):
+        heading, *lines = try_it.next_commands().splitlines()
+    assert heading.startswith("next ")
+    assert [line.split("  ")[1] for line in lines] == ["ballast lab demo", "ballast ingest chats.jsonl --corpus chats"]
 
 
 @pytest.mark.slow
