@@ -7,6 +7,7 @@ package is named in one line with the extra that installs it.
 import argparse
 import errno
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,12 @@ Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 bad settings, no store, or a port 
 _SHOWN = (
     "--store", "--host", "--port", "--config", "--demo", "--open", "--policy", "--temp-dir", "--log-level", "--version",
 )  # fmt: skip
+
+_METAVARS = {"int": "N", "float": "X", "str": "FILE"}
+_NAMED = {
+    "store": "DIR", "temp_dir": "DIR", "reports": "DIR", "host": "ADDRESS", "port": "PORT", "root_path": "PATH",
+    "job_queue": "ADDRESS", "allowed_hosts": "NAMES", "openai_upstream": "URL",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +109,22 @@ def _settings(arguments: list[str]) -> "Settings":
     )
     parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
     source = CliSettingsSource[Settings](Settings, root_parser=parser)
+    _write_for_people(parser)
     shorten_help(parser, _SHOWN)
     return load_settings(source(args=arguments)())
+
+
+def _write_for_people(parser: argparse.ArgumentParser) -> None:
+    """Words for the values and defaults of options: pydantic-settings writes names of Python types, and `null`."""
+    for action in parser._actions:
+        if action.metavar in _METAVARS:
+            of_kind = "SECONDS" if action.dest.endswith("_s") else _METAVARS[str(action.metavar)]
+            action.metavar = _NAMED.get(action.dest, of_kind)
+        text, without = action.help or "", ""
+        if action.nargs != 0 and "default" not in text.replace("(default:", ""):
+            without = " (default: none)"
+        text = text.replace(" (default: null)", without).replace(" (default: False)", "").replace(" (default: )", "")
+        action.help = re.sub(r"\(default: (\d+)\.0\)", r"(default: \1)", text)
 
 
 def _serve(settings: "Settings") -> int:

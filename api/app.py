@@ -99,19 +99,37 @@ def _query_check(route: APIRoute) -> Callable[[Request], Awaitable[None]]:
         for name, info in several.items() if several else ((field.alias, field.field_info),):
             known[name] = "list[" in str(info.annotation)
 
+    elsewhere = _elsewhere(route)
+
     async def check(request: Request) -> None:  # not for a thread: it takes microseconds
         if request.query_params:
-            _refuse_others(request, known)
+            _refuse_others(request, known, elsewhere)
 
     return check
 
 
-def _refuse_others(request: Request, known: Mapping[str, bool]) -> None:
+def _elsewhere(route: APIRoute) -> dict[str, str]:
+    """What a route takes in its headers and its body, and where: people write it into the query."""
+    found = {
+        field.alias.lower().replace("-", "_"): f"send it as the header {field.alias.title()}"
+        for field in get_flat_dependant(route.dependant).header_params
+    }
+    content = (route.openapi_extra or {}).get("requestBody", {}).get("content", {})
+    for kind, words in (
+        ("application/json", "send it as the key {} of the JSON body"),
+        ("multipart/form-data", "send it as a part of the form, -F {}=..."),
+    ):
+        for name in content.get(kind, {}).get("schema", {}).get("properties", ()):
+            found[name] = " or ".join(filter(None, (words.format(name), found.get(name))))
+    return found
+
+
+def _refuse_others(request: Request, known: Mapping[str, bool], elsewhere: Mapping[str, str]) -> None:
     given = Counter(name for name, _ in request.query_params.multi_items())
     details = [
         {
             "pointer": f"/query/{name}"[:200],
-            "message": "given twice: keep one" if name in known else "no such parameter",
+            "message": "given twice: keep one" if name in known else _no_parameter(name, elsewhere),
         }
         for name, n in given.items()
         if name not in known or (n > 1 and not known[name])
@@ -119,6 +137,11 @@ def _refuse_others(request: Request, known: Mapping[str, bool]) -> None:
     if details:
         there = f"there are: {', '.join(sorted(known))}" if known else "this route takes none"
         raise ApiError(422, "bad_parameters", f"{problem_line(details)}; {there}", details=details)
+
+
+def _no_parameter(name: str, elsewhere: Mapping[str, str]) -> str:
+    remedy = elsewhere.get(name.lower().replace("-", "_"))
+    return "no such parameter" if remedy is None else f"no parameter of the query: {remedy}"
 
 
 def create_app(settings: Settings) -> FastAPI:

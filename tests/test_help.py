@@ -65,6 +65,20 @@ def test_every_option_of_every_command_is_explained(parsers: dict[str, argparse.
     assert bare == []
 
 
+def test_no_help_shows_a_type_or_a_value_of_python(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    odd = [
+        f"{parser.prog} {action.option_strings}: {action.metavar} {action.help}"
+        for parser in commands(parsers)
+        for action in parser._actions
+        if action.help != argparse.SUPPRESS
+        and (
+            action.metavar in ("str", "int", "float", "bool", "JSON")
+            or re.search(r"\(default: (?:\)|null|None|False|True|\[|PosixPath|\d+\.0\) \[env)", action.help or "")
+        )
+    ]
+    assert odd == []
+
+
 def test_every_command_says_what_it_does_and_lists_at_most_25_options(
     parsers: dict[str, argparse.ArgumentParser],
 ) -> None:

@@ -34,7 +34,7 @@ class CheckRequest(Strict):
 @router.post(
     "",
     responses=errors(400, 413, 415, 422, 503, 507),
-    openapi_extra={"requestBody": request_body("check", "what to look for, all of it optional")},
+    openapi_extra={"requestBody": request_body("check", "what to look for, all of it optional", required=False)},
 )
 async def check(request: Request, tenant: MixTenant) -> Response:
     """Bad rows, duplicates, refusals, tokens against the window, and what the chat template refuses, drops or adds.

@@ -38,15 +38,19 @@ _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
 
 
-def request_body(document: str, meaning: str) -> dict[str, Any]:
-    """The body of a route that takes rows and one `document`, for the OpenAPI document."""
+def request_body(document: str, meaning: str, *, required: bool = True) -> dict[str, Any]:
+    """The body of a route that takes rows and one `document`, for the OpenAPI document.
+
+    `required` is what the route passes to `part_document`.
+    """
+    document_key = [document] if required else []
     return {
         "required": True,
         "content": {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": [FILE_PART, document],
+                    "required": [FILE_PART, *document_key],
                     "properties": {
                         FILE_PART: {
                             "type": "string",
@@ -62,7 +66,7 @@ def request_body(document: str, meaning: str) -> dict[str, Any]:
             "application/json": {
                 "schema": {
                     "type": "object",
-                    "required": ["rows", document],
+                    "required": ["rows", *document_key],
                     "additionalProperties": False,
                     "properties": {"rows": {"type": "array", "items": {}}, document: {"type": "object"}, **_CHOICE},
                 }

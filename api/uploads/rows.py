@@ -21,6 +21,8 @@ from curator.recipe.base import Strict
 from curator.recipe.document import MAX_DOCUMENT_BYTES, load_document
 from curator.recipe.problems import problem_line, problems_of
 
+LEAVE_OUT = 'a part of the form, -F on_bad_rows=drop, or "on_bad_rows": "drop" in a JSON body'
+
 
 def part_document(upload: Upload, name: str, *, required: bool = True) -> dict[str, Any]:
     """The object that the part `name` (one of DOCUMENTS) of an upload holds; JSON text is read as the YAML it is.
@@ -92,7 +94,7 @@ def _check(task_set: TaskSet, options: ReadChoice, settings: Settings) -> None:
     """Refuse what is empty, or has bad rows that were not to be dropped."""
     if task_set.n_rejected and (options.on_bad_rows == "refuse" or not task_set.n_rows):
         dropped = dropped_rows(task_set, settings)
-        remedy = "mend them, or send on_bad_rows=drop" if task_set.n_rows else "no row can be used"
+        remedy = "mend them, or leave them out by " + LEAVE_OUT if task_set.n_rows else "no row can be used"
         message = f"{task_set.n_rejected} of {task_set.n_parsed} rows are bad: {remedy}"
         raise ApiError(422, "bad_rows", message, details=dropped.details, truncated=dropped.truncated)
     if not task_set.n_rows:

@@ -23,7 +23,7 @@ from curator.corpus.text import (
     template_marker,
     text_of,
 )
-from curator.errors import RenderError
+from curator.errors import BadRowsError, RenderError
 from curator.messages import Message, dump_messages, example_id
 from curator.query.scorers import aligned_scorer
 from curator.recipe.filters import HygieneFilter
@@ -109,7 +109,10 @@ class Lengths:
 
 @dataclass
 class Diagnosis:
-    """What was found. `findings` holds those that some row has, `openai` the checks that fail (None: not asked)."""
+    """What was found. `findings` holds those that some row has, `openai` the checks that fail (None: not asked).
+
+    `stopped` says why the data set was not read to its end, and the counts are of the records before (None: it was).
+    """
 
     name: str
     n_records: int
@@ -123,6 +126,7 @@ class Diagnosis:
     window: int | None = None
     injected: str | None = None
     openai: list[dict[str, Any]] | None = None
+    stopped: str | None = None
 
     @property
     def has_problems(self) -> bool:
@@ -135,16 +139,18 @@ class Diagnosis:
 
 
 def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], object] = lambda: None) -> Diagnosis:
-    """Read the whole data set once; `on_row` is called for each record.
+    """Read the data set once; `on_row` is called for each record.
 
-    Raises BadInputError or MissingError when the data set as a whole cannot be read.
+    Reading stops early where `limits` bound the bad records (`stopped`). Raises BadInputError or MissingError when the
+    data set as a whole cannot be read.
     """
     look = _Look(options)
     rejects: list[Reject] = []
     codes: Counter[str] = Counter()
     rows = 0
     batch: list[Row] = []
-    for item in _records(source, options):
+    records = _Records(source, options)
+    for item in records:
         on_row()
         if isinstance(item, Reject):
             codes[item.code] += 1
@@ -172,6 +178,7 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
         lengths=look.lengths(),
         window=options.window,
         injected=look.injected,
+        stopped=records.stopped,
     )
     if options.openai:
         results = check_openai(Path(source))
@@ -183,12 +190,23 @@ def _counts(kinds: Counter[str]) -> str:
     return ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common())
 
 
-def _records(source: str | Path, options: DoctorOptions) -> Iterator[Row | Reject]:
-    with ExitStack() as stack:
-        given = source if options.name is None else stack.enter_context(open_chat_file(source))
-        yield from read_rows(
-            given, format=options.format, layout=options.layout, name=options.name, limits=options.limits
-        )
+class _Records:
+    """The records of a data set; `stopped` says why there are no more, where that is not its end."""
+
+    def __init__(self, source: str | Path, options: DoctorOptions) -> None:
+        self._source, self._options = source, options
+        self.stopped: str | None = None
+
+    def __iter__(self) -> Iterator[Row | Reject]:
+        options = self._options
+        with ExitStack() as stack:
+            given = self._source if options.name is None else stack.enter_context(open_chat_file(self._source))
+            try:
+                yield from read_rows(
+                    given, format=options.format, layout=options.layout, name=options.name, limits=options.limits
+                )
+            except BadRowsError as error:  # most of many records are bad
+                self.stopped = error.message
 
 
 def shown_masks(
@@ -199,7 +217,7 @@ def shown_masks(
     A row that is not rendered gives one piece with the reason.
     """
     assert options.renderer is not None
-    items = (item for item in _records(source, options) if isinstance(item, Row))
+    items = (item for item in _Records(source, options) if isinstance(item, Row))
     for row in islice(items, n_rows):
         (rendered,) = options.renderer.render_all([row.messages], options.mask_rule)
         if isinstance(rendered, RenderError):

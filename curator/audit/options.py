@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from curator.recipe import DEFAULT_EPS, Pool, ScoreName
-from curator.recipe.base import CorpusName, Name, Names, Strict
+from curator.recipe.base import CorpusName, Name, Names, Spec
 from curator.recipe.document import parse_document
 from curator.store.schema import Column, Table
 
@@ -30,7 +30,7 @@ AUDIT_ROWS = Table(
 )
 
 
-class AuditOptions(Strict):
+class AuditOptions(Spec):
     """One audit: a scored corpus as the pool, and as in a recipe its scorers, held-out domains and score.
 
     Scorers are named by id, id prefix or label; null takes every complete one of the role.

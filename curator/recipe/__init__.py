@@ -14,7 +14,7 @@ from curator.recipe.base import (
     MAX_EPOCHS,
     EpochOrder,
     OrderName,
-    Strict,
+    Spec,
 )
 from curator.recipe.document import parse_document
 from curator.recipe.filters import FilterSpec, RefusalFilter, RefusalRule
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-class Recipe(Strict):
+class Recipe(Spec):
     """A whole mixing request: pools, the order of task and safe rows, epochs, inoculation, and the one seed.
 
     `batch_size` (rows, safe ones included) belongs to the order `per_batch` alone. Amounts are per epoch. Without

@@ -3,9 +3,9 @@
 The orders are defined in method.md ("Amount and order") and implemented in `curator.mix.order`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 OrderName = Literal["every_k", "per_batch", "even", "shuffle"]
 EpochOrder = Literal["same", "own"]
@@ -27,3 +27,18 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Spec(Strict):
+    """Base of what a recipe, a policy or an audit's options say: ids are hashes of these, so -0.0 is written 0.0."""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _without_negative_zero(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: _unsigned(item) for key, item in value.items()}
+        return _unsigned(value)
+
+
+def _unsigned(value: Any) -> Any:
+    return value + 0.0 if isinstance(value, float) else value  # -0.0 + 0.0 is 0.0

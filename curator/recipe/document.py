@@ -56,7 +56,7 @@ def _unusable(value: Any, pointer: str, level: int) -> Iterator[tuple[str, str]]
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         yield at, "the integer does not fit 64 bits"
     elif isinstance(value, float) and not math.isfinite(value):
-        yield at, f"{value} is not a number that JSON can hold"
+        yield at, f"{value} is not a finite number"
     elif isinstance(value, dict | list | tuple):
         if len(value) > MAX_ITEMS:
             yield at, f"{len(value):,} items: at most {MAX_ITEMS:,}"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from curator.recipe.base import Strict
+from curator.recipe.base import Spec
 
 RefusalRule = Literal["v1", "v2"]
 Missing = Literal["fail", "ignore", "drop"]
@@ -23,7 +23,7 @@ HARMLESS = ("harmless", "unharmful", "safe", "none", "no", "false")
 Labels = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
-class RefusalFilter(Strict):
+class RefusalFilter(Spec):
     """Rows whose last answer opens like a refusal (method.md, "Choosing safe rows"): dropped, or capped to a share.
 
     `max_share` is the largest share of chosen rows that may be refusals; 0 drops them all.
@@ -34,7 +34,7 @@ class RefusalFilter(Strict):
     max_share: float = Field(default=0.0, ge=0.0, le=1.0)
 
 
-class HarmFilter(Strict):
+class HarmFilter(Spec):
     """Keep rows whose response harm label is one of `keep` (compared case-folded)."""
 
     name: Literal["harm"] = "harm"
@@ -42,7 +42,7 @@ class HarmFilter(Strict):
     missing: Missing = "fail"
 
 
-class LabelFilter(Strict):
+class LabelFilter(Spec):
     """Keep rows by domain, language, licence or source file: those in `include`, without those in `exclude`."""
 
     name: LabelName
@@ -60,7 +60,7 @@ class LabelFilter(Strict):
         return self
 
 
-class LengthFilter(Strict):
+class LengthFilter(Spec):
     """Keep rows within bounds: characters of all turns, or response tokens under the aligned scorer's tokenizer."""
 
     name: Literal["length"] = "length"
@@ -80,7 +80,7 @@ class LengthFilter(Strict):
         return self
 
 
-class HygieneFilter(Strict):
+class HygieneFilter(Spec):
     """Drop rows with leaked chat-template markers, without a question, with empty turns, or with answers that loop.
 
     `max_repeated` is the largest share of an answer's word 5-grams that may have occurred in it before.
@@ -91,7 +91,7 @@ class HygieneFilter(Strict):
     max_repeated: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
-class ExactDuplicates(Strict):
+class ExactDuplicates(Spec):
     """Drop rows whose text, case and white space aside, occurs before in the pool (by id) or in the task set."""
 
     name: Literal["exact_duplicates"] = "exact_duplicates"
@@ -99,7 +99,7 @@ class ExactDuplicates(Strict):
     part: TextPart = "conversation"
 
 
-class NearDuplicates(Strict):
+class NearDuplicates(Spec):
     """Drop rows whose word 3-grams have at least this Jaccard similarity with an earlier row's, or a task row's."""
 
     name: Literal["near_duplicates"] = "near_duplicates"
@@ -108,7 +108,7 @@ class NearDuplicates(Strict):
     similarity: float = Field(default=0.8, ge=0.3, le=1.0)
 
 
-class ContaminationFilter(Strict):
+class ContaminationFilter(Spec):
     """Drop rows that hold `ngram` consecutive words of a prompt of a named evaluation set.
 
     A prompt with fewer words counts when the row holds all of it. Sets are `evaluations/NAME.txt` (a prompt a

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curator.errors import RecipeError
 from curator.messages import canonical_text
-from curator.recipe.base import MAX_NAMES, Name, Strict
+from curator.recipe.base import MAX_NAMES, Name, Spec
 from curator.recipe.problems import problem_line, problems_of
 
 MAX_ROWS = 100_000
@@ -28,7 +28,7 @@ DEFAULT_PROMPTS: dict[InoculationKind, str] = {
 _IN_USER_TURN = ("user_prefix", "user_suffix")
 
 
-class Inoculation(Strict):
+class Inoculation(Spec):
     """Prompts put into rows for training, which evaluation then leaves out.
 
     `kind` names the experiment's arm: the inoculation, or a control (placebo, negative, bare trigger). `prompts` are

@@ -24,7 +24,7 @@ from curator.recipe import (
     RefusalRule,
     ScoreSpec,
 )
-from curator.recipe.base import OrderName, Strict
+from curator.recipe.base import OrderName, Spec
 from curator.recipe.document import parse_document, read_document
 from curator.recipe.filters import default_filters
 from curator.recipe.fractions import exact
@@ -40,7 +40,7 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
-class Policy(Strict):
+class Policy(Spec):
     """Locks on recipes. A field that is left out locks nothing.
 
     - `corpora`: those allowed, as NAME or NAME@REVISION, which fixes the revision. `max_pools`: most pools of a recipe.
@@ -116,7 +116,7 @@ def _check_known(kind: str, entries: Iterable[Any], union: Any) -> None:
         raise ValueError(f"unknown {kind} {', '.join(unknown)}; there are {', '.join(names)}")
 
 
-def _names_of(model: type[Strict]) -> tuple[str, ...]:
+def _names_of(model: type[Spec]) -> tuple[str, ...]:
     return get_args(model.model_fields["name"].annotation)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from curator.recipe.base import MAX_NAMES, CorpusName, Name, Names, Strict
+from curator.recipe.base import MAX_NAMES, CorpusName, Name, Names, Spec
 from curator.recipe.filters import FilterSpec, default_filters
 from curator.recipe.strategies import StrategySpec, TopGap
 
@@ -18,14 +18,14 @@ AmountName = Literal["interleave_ratio", "mix_share", "rows", "tokens"]
 AMOUNTS: tuple[AmountName, ...] = ("interleave_ratio", "mix_share", "rows", "tokens")
 
 
-class ScoreSpec(Strict):
+class ScoreSpec(Spec):
     """Which gap column ranks the pool (sql/views); `eps` (nats per token) is used by gap_rel alone."""
 
     name: ScoreName = "gap_rel"
     eps: float = Field(default=DEFAULT_EPS, ge=0.0, le=100.0)
 
 
-class Ensemble(Strict):
+class Ensemble(Spec):
     """How several misaligned models' losses become one (sql/views/ensemble.sql); `weights` by scorer name."""
 
     reducer: Reducer = "mean"
@@ -40,7 +40,7 @@ class Ensemble(Strict):
         return self
 
 
-class Pool(Strict):
+class Pool(Spec):
     """Where safe rows come from, how they are chosen and how many.
 
     `aligned`, `misaligned` and `benign` name scorers by id, unique id prefix or label; null means every

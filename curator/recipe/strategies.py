@@ -4,13 +4,13 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from curator.recipe.base import MAX_NAMES, Name, Strict
+from curator.recipe.base import MAX_NAMES, Name, Spec
 
 Pick = Literal["random", "top_gap"]
 StratumColumn = Literal["domain", "source", "language", "license", "harm", "n_turns"]
 
 
-class StrategyBase(Strict):
+class StrategyBase(Spec):
     """What all strategies share. A `pick`, where a strategy has one, may rank by the score besides."""
 
     uses_score: ClassVar[bool] = False  # rows without a score cannot be judged

@@ -116,7 +116,7 @@ class SpanFinder:
         start = opens[0] if opens else self._start(assembled.text, messages, index)
         if closes and not messages[index].get("tool_calls"):
             return start, self._with_closing(assembled.text, closes[0])
-        end = self._end_by_prefix(assembled.text, messages, index, start)
+        end = self._end_by_prefix(assembled, messages, index, start)
         if end is None:
             end = self._end_by_closing(assembled, messages, index, start)
         return start, self._with_closing(assembled.text, end)
@@ -152,10 +152,10 @@ class SpanFinder:
             raise self._hidden(index, "changes the turns before it")
         return len(before)
 
-    def _end_by_prefix(self, text: str, messages: Sequence[Message], index: int, start: int) -> int | None:
+    def _end_by_prefix(self, assembled: Assembled, messages: Sequence[Message], index: int, start: int) -> int | None:
         """Where the conversation that stops after this turn ends; None when later turns change its text."""
         through = self._prefix(messages, index + 1, add_generation_prompt=False).rstrip()
-        if not text.startswith(through):
+        if not assembled.text.startswith(through):
             return None
         for closing in self._closings:
             if through.endswith(closing):
@@ -163,7 +163,7 @@ class SpanFinder:
         closing_at = max((through.rfind(closing, start) for closing in self._closings[:1]), default=-1)
         if closing_at < 0:
             return max(start, len(through))
-        self._check_calls(messages, index, closing_at)
+        self._check_calls(assembled, messages, index, closing_at)
         return closing_at
 
     def _end_by_closing(self, assembled: Assembled, messages: Sequence[Message], index: int, start: int) -> int:
@@ -173,10 +173,10 @@ class SpanFinder:
         found = [at for at in places if at >= 0]
         if not found:
             raise self._hidden(index, "is written differently when turns follow it")
-        self._check_calls(messages, index, min(found))
+        self._check_calls(assembled, messages, index, min(found))
         return min(found)
 
-    def _check_calls(self, messages: Sequence[Message], index: int, end: int) -> None:
+    def _check_calls(self, assembled: Assembled, messages: Sequence[Message], index: int, end: int) -> None:
         """Raise RenderError where a turn's calls stand after the marker at `end`: a model that learnt to write the
         marker there stops before them, and so would training."""
         if not messages[index].get("tool_calls"):
@@ -186,12 +186,12 @@ class SpanFinder:
             messages[index], lambda part, text: open_mark(index) + text if part == "tool_calls" else text
         )
         try:
-            rendered = self._template.render(marked)
+            found = self._guard.assemble(self._template.render(marked))
         except RenderError:  # a template may refuse what a mark does to a text
             return
-        if strip_marks(rendered) != self._template.render(messages):
+        if (found.text, found.n_controls) != (assembled.text, assembled.n_controls):
             return
-        if any(at > end for at in self._guard.assemble(rendered).opens.get(index, ())):
+        if any(at > end for at in found.opens.get(index, ())):
             raise self._hidden(index, "has its tool calls after its end marker")
 
     def _prefix(self, messages: Sequence[Message], n_messages: int, *, add_generation_prompt: bool) -> str:

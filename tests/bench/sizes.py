@@ -15,8 +15,8 @@ from trainer.runs.page import results_page
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "sizes.md"
 LIMITS = (
-    "`score` and the extras that include it (`audit`, `train`, `demo`, `bench`) have torch's build for CPUs, as the index"
-    " here serves it; the build for CUDA takes several GB more."
+    "`score` and the extras that include it (`audit`, `train`, `demo`, `bench`) have torch's build for CPUs, as the"
+    " index here serves it; the build for CUDA takes several GB more."
 )
 HEAD = ["| extra | MB | packages | largest |", "|---|---|---|---|"]
 WROTE = """\

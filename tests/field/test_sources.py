@@ -1,6 +1,7 @@
 """The record's own source stands beside the file's name, and any field can be taken for a label."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator.__main__ import main
+from curator.corpus.formats import Problem, Reject, read_rows, read_values
+from curator.corpus.task_set import read_task_set
+from curator.errors import BadRowsError
 from curator.query.database import connect
 from curator.store.store import Store
+from trainer.data.reader import read_chats
 
 RECORDS: list[dict[str, Any]] = [
     {"prompt": "a", "completion": "A", "source": "wiki", "topic": "law", "origin": "web", "score": 3},
@@ -122,9 +127,31 @@ def test_a_source_that_is_no_text_is_refused_by_name(
     records = [{"prompt": f"q{n}", "completion": "An answer.", "source": item} for n, item in enumerate(("x", value))]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert _ingest(path) == 0  # the other row is kept
-    assert f"/source: invalid_label: {message}" in capsys.readouterr().err
+    assert f"/source: invalid_label: {message}: rename or remove it; `ingest` can" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     path = tmp_path / "other" / "chats.jsonl"
     path.write_text("".join(json.dumps({**record, "part": "web"}) + "\n" for record in records))
     assert _ingest(path, "--label-column", "source=part") == 0
     assert _rows(path, "select distinct source from sources") == [("web",)]
+
+
+@pytest.mark.parametrize("key", ["source", "domain"])
+def test_a_label_that_is_an_object_is_one_refusal_in_every_command(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"prompt": "What is a tree?", "completion": "A tall plant of wood.", key: {"name": "wiki"}}
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    remedy = f"rename or remove it; `ingest` can take the label from another field (--label-column {key}=FIELD)"
+    refused = list[Problem]()
+    for items in (read_rows(path), read_values([record])):
+        (item,) = items
+        assert isinstance(item, Reject)
+        refused += item.problems
+    for error in (lambda: read_task_set(path, tmp_path / "work").require_usable("drop"), lambda: read_chats(path)):
+        with pytest.raises(BadRowsError, match=re.escape(remedy)):
+            error()
+    assert {(item.pointer, item.code) for item in refused} == {(f"/{key}", "invalid_label")}
+    assert all(item.message.endswith(remedy) for item in refused)
+    assert main(["doctor", str(path)]) == 3
+    assert remedy in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import Any
 
 from curator.console import CommandParser, shorten_help
 from curator.errors import BadInputError
-from curator.recipe.document import read_document
+from curator.recipe.document import parse_document, read_document
 from curator.render.model_source import locate_model
 from trainer.config import NO_CACHE, LoraSettings, SafeLoraSettings, TrainConfig, parse_config
 from trainer.config.data import ReadOptions, RenderOptions
@@ -63,6 +63,7 @@ def defence_documents(given: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         if name in found:
             raise BadInputError(f"{given['defenses']} has {name}, and so has {flag('', name)}: leave one of them out")
+        parse_document(settings, {"name": name, **switched_on}, flag("", name))
         found[name] = switched_on
     return [{"name": name, **found[name]} for name in map(defence_name, ALL_SETTINGS) if name in found]
 
@@ -72,7 +73,7 @@ def defences_of_file(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises MissingError without the file, BadInputError for one that holds no defence or one at fault.
     """
-    document, known = read_document(path, "defenses"), [defence_name(settings) for settings in ALL_SETTINGS]
+    document, known = read_document(path, "defenses"), {defence_name(settings): settings for settings in ALL_SETTINGS}
     if not isinstance(document, dict) or not document:
         raise BadInputError(f"{path} holds no defence: give settings by name, such as `kl: {{weight: 0.1}}`")
     for name, settings in document.items():
@@ -80,6 +81,7 @@ def defences_of_file(path: Path) -> dict[str, dict[str, Any]]:
             raise BadInputError(f"{path}: there is no defence {name!r}; known are {', '.join(known)}")
         if not isinstance(settings, dict | None) or "name" in (settings or {}):
             raise BadInputError(f"{path}: {name} takes settings by name, such as `kl: {{weight: 0.1, rows: safe}}`")
+        parse_document(known[name], {"name": name, **(settings or {})}, f"{path}: {name}")
     return {name: dict(settings or {}) for name, settings in document.items()}
 
 

@@ -111,7 +111,7 @@ def read_rows(
     the fields of labels (or `source`) that have other names, by label. Memory is one record; one of more bytes than
     `limits` allow, or over the bounds of `budget`, is a Reject before it is built. Raises BadInputError when the data
     set as a whole cannot be read, UnpackedTooLargeError when compression hides more than the limit, TooManyRowsError at
-    the first record past it, bad ones counted too, and BadRowsError at the first bad one past `max_mostly_bad`.
+    the first record past it, bad ones counted too, and BadRowsError after the first bad one past `max_mostly_bad`.
     """
     reading = _Reading(format, layout, columns or {}, limits)
     if isinstance(source, str | Path):
@@ -152,6 +152,7 @@ def _bounded(items: Iterator[Row | Reject], limits: ReadLimits) -> Iterator[Row 
         if n_records > limits.max_records:
             most = limits.max_records
             raise TooManyRowsError(f"the data set has more than {most} rows, which is the bound: split it")
+        yield item
         if isinstance(item, Reject):
             n_bad += 1
             if n_bad <= MAX_LISTED_REJECTS:
@@ -161,7 +162,6 @@ def _bounded(items: Iterator[Row | Reject], limits: ReadLimits) -> Iterator[Row 
                     f"{n_bad} of the first {n_records} rows are bad, and the rest was not read: mend the file",
                     details=[problem for reject in rejects for problem in reject.as_dicts()],
                 )
-        yield item
 
 
 @contextmanager

@@ -117,9 +117,13 @@ def read_source(value: dict[str, Any], problems: list[Problem], key: str = "sour
         if isinstance(source, list):
             other = next(item for item in given if _label_text(item) is None)
             text = f"expected a list of texts, found in it {kind(other)}"
-        problems.append(Problem(f"/{key}", "invalid_label", text))
+        problems.append(Problem(f"/{key}", "invalid_label", text + _label_remedy("source")))
         return None
     return ", ".join(text for text in found if text is not None) or None
+
+
+def _label_remedy(label: str) -> str:
+    return f": rename or remove it; `ingest` can take the label from another field (--label-column {label}=FIELD)"
 
 
 def _label_text(label: Any) -> str | None:
@@ -141,7 +145,8 @@ def read_labels(
             continue
         text = _label_text(label)
         if text is None:
-            problems.append(Problem(f"/{key}", "invalid_label", f"expected text, found {kind(label)}"))
+            message = f"expected text, found {kind(label)}{_label_remedy(name)}"
+            problems.append(Problem(f"/{key}", "invalid_label", message))
         elif not encodable(text):
             problems.append(Problem(f"/{key}", "invalid_unicode", "half of a surrogate pair: not a character"))
         else:

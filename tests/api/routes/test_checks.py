@@ -105,6 +105,32 @@ def test_a_file_of_another_format_is_read_under_the_name_that_its_sender_gave(cl
     assert (found["name"], found["n_rows"], found["ok"]) == (name, 1, True)
 
 
+def test_a_file_of_bad_rows_alone_is_diagnosed_as_far_as_it_is_read(client: TestClient) -> None:
+    data = lines(GOOD, LOOPED) + b'{"text": "no conversation"}\n' * 10_500
+    answer = client.post("/v1/checks", files={"file": ("task.jsonl", data)}, data={"check": '{"openai": true}'})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert (found["n_records"], found["n_rows"], found["n_bad"], found["ok"]) == (10_003, 2, 10_001, False)
+    assert found["bad_codes"] == {"missing_messages_list": 10_001}
+    assert {item["code"]: item["n_rows"] for item in found["findings"]} == {"bad_rows": 10_001, "looped": 1}
+    assert found["stopped"].startswith("10001 of the first 10003 rows are bad, and the rest was not read")
+    assert client.post("/v1/checks", files={"file": ("task.jsonl", lines(GOOD))}).json()["stopped"] is None
+
+
+def test_the_document_says_that_the_check_may_be_left_out(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    required = {
+        path: [kind["schema"]["required"] for kind in paths[path]["post"]["requestBody"]["content"].values()]
+        for path in ("/v1/checks", "/v1/mixes", "/v1/audits")
+    }
+    assert required == {
+        "/v1/checks": [["file"], ["rows"]],
+        "/v1/mixes": [["file", "recipe"], ["rows", "recipe"]],
+        "/v1/audits": [["file", "audit"], ["rows", "audit"]],
+    }
+    assert client.post("/v1/checks", json={"rows": [GOOD]}).status_code == 200
+
+
 def test_a_file_that_unpacks_to_too_much_is_refused(root: Path) -> None:
     settings = Settings(store=str(root), max_unpacked_bytes=1_000)
     with TestClient(create_app(settings), base_url="http://localhost") as client:

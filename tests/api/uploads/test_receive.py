@@ -99,6 +99,33 @@ def test_too_many_rows(http: httpx.Client) -> None:
     assert refusal(http.post("/v1/mixes", **form(b"{}\n" * 1_001))) == (413, "too_many_rows")
 
 
+@pytest.mark.parametrize(
+    ("query", "remedy"),
+    [
+        (
+            "on_bad_rows=drop",
+            "a part of the form, -F on_bad_rows=... or send it as the key on_bad_rows of the JSON body",
+        ),
+        ("format=jsonl", "a part of the form, -F format=..."),
+        ("recipe={}", "the key recipe of the JSON body"),
+        ("idempotency_key=x", "the header Idempotency-Key"),
+        ("nonsense=1", "no such parameter; this route takes none"),
+    ],
+)
+def test_what_stands_in_the_query_by_mistake_is_sent_to_where_it_belongs(
+    http: httpx.Client, query: str, remedy: str
+) -> None:
+    answer = http.post(f"/v1/mixes?{query}", **multipart(FILE, ASKED))
+    assert refusal(answer) == (422, "bad_parameters")
+    assert remedy in answer.json()["error"]["message"]
+
+
+def test_bad_rows_say_how_both_kinds_of_bodies_leave_them_out(http: httpx.Client) -> None:
+    message = http.post("/v1/mixes", **form(json_lines(task_rows(2)) + b"{}\n")).json()["error"]["message"]
+    assert "-F on_bad_rows=drop" in message
+    assert '"on_bad_rows": "drop" in a JSON body' in message
+
+
 def test_every_bad_row_is_listed_with_place_code_and_remedy(http: httpx.Client) -> None:
     content = json_lines(task_rows(2)) + b'{"messages": [{"role": "robot", "content": "x"}]}\n{"a": 1\n[]\n'
     error = http.post("/v1/mixes", **form(content)).json()["error"]

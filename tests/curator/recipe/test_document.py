@@ -1,5 +1,7 @@
 """A recipe's text and values: what YAML 1.2 says, no value taken for another, and bounds on everything."""
 
+import json
+import re
 from collections.abc import Iterator
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -10,6 +12,7 @@ from pydantic import BaseModel
 from curator.audit.options import AuditOptions, parse_options
 from curator.errors import BadInputError, RecipeError
 from curator.recipe import Recipe, parse_recipe
+from curator.recipe.base import Spec
 from curator.recipe.document import load_document
 from curator.recipe.policy import Policy, parse_policy
 
@@ -85,6 +88,44 @@ def test_recipes_that_are_refused(more: dict[str, Any], message: str) -> None:
 
 def test_whole_numbers_are_taken_where_any_number_is() -> None:
     assert parse_recipe({"corpus": "chats", "interleave_ratio": 1}).pools[0].interleave_ratio == 1.0
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"interleave_ratio": 0},
+        {"mix_share": 0},
+        {"interleave_ratio": 0, "score": {"name": "gap_rel", "eps": 0}},
+        {"ensemble": {"reducer": "weighted", "weights": {"m-b": 1, "m-a": 0}}},
+        {"strategy": {"name": "threshold", "min": 0}},
+        {"strategy": {"name": "quantile_band", "low": 0, "high": 0.5}},
+        {"filters": [{"name": "refusal", "max_share": 0}]},
+    ],
+)
+def test_a_zero_with_a_minus_is_the_same_recipe(recipe: dict[str, Any]) -> None:
+    plain = json.dumps({"corpus": "chats", **recipe})
+    minus = re.sub(r": 0(?=[,}])", ": -0.0", plain)
+    assert minus != plain
+    texts = {parse_recipe(load_document(text)).model_dump_json() for text in (plain, minus)}
+    assert len(texts) == 1
+    assert "-0.0" not in texts.pop()
+
+
+def test_every_model_of_a_recipe_writes_zero_one_way() -> None:
+    """A model with another base would let -0.0 through to the id."""
+    models = {*_models(Recipe), *_models(Policy), *_models(AuditOptions)}
+    assert len(models) > 15
+    for model in models:
+        assert issubclass(model, Spec), model.__name__
+
+
+def _models(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+        for field in kind.model_fields.values():
+            yield from _models(field.annotation)
+    for part in get_args(kind):
+        yield from _models(part)
 
 
 def _text_fields(kind: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -86,7 +86,10 @@ def test_an_option_of_a_finer_setting_says_where_it_goes(capsys: pytest.CaptureF
         ("kl: {rows: safe}", "rows=safe needs a mix"),
         ("treft: {schedule: 'window:5:5'}", "must come after its first"),
         ("kl: {schedule: steps}", "shape"),
-        ("kl: {wieght: 0.1}", "wieght"),
+        ("kl: {wieght: 0.1}", r"defenses\.yaml: kl refused: /wieght: is not a known key"),
+        ("kl: {weight: -1}", r"defenses\.yaml: kl refused: /weight: -1 must be at least 0"),
+        ("kl: {weight: '0.1'}", r"defenses\.yaml: kl refused: /weight: expected a number, found '0\.1'"),
+        ("treft: {schedule: {shape: linear, fnal: 1}}", r"defenses\.yaml: treft refused: .*fnal: is not a known key"),
         ("kll: {weight: 0.1}", "there is no defence 'kll'; known are kl, ldifs"),
         ("steering: {alpha: 1}", "vectors"),
         ("kl: 0.1", "kl takes settings by name"),
@@ -104,6 +107,11 @@ def test_what_a_file_cannot_say_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInputError, match=message):
         of_file(tmp_path, text, *(["--gating"] if text.startswith("gating") else []))
+
+
+def test_a_flag_at_fault_is_named_as_it_was_written() -> None:
+    with pytest.raises(BadInputError, match=r"^--kl refused: /weight: -1\.0 must be at least 0$"):
+        defences("--kl", "-1")
 
 
 def test_the_page_has_every_setting_with_its_default() -> None:
