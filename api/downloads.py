@@ -1,8 +1,9 @@
 """A mix's rows as bytes to send: pages of rows, whole downloads in four formats, and their entity tags.
 
 A download of few bytes is made and sent from memory. Otherwise Parquet is the stored file, and JSON Lines and the
-OpenAI form become files too: the first request for one renders it into the mix's folder, where later requests find it
-and from where it goes when the mix does. The manifest does not list these files. Arrow is made while it is sent,
+OpenAI form become files too. The first request for one renders it into the mix's folder, where later requests find it
+and from where it goes when the mix does; the JSON Lines of a large mix are written there while it is built
+(`build_lasting`). The manifest does not list these files. Arrow is made while it is sent,
 because its bytes depend on the library's version; so is every made format of a store in a bucket.
 """
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from curator.errors import IntegrityError, MissingError
 from curator.mix.build import hidden_folder
 from curator.mix.files import (
+    LINES_FILE,
     MANIFEST_FILE,
     MIX_FILE,
     DataFormat,
@@ -52,6 +54,7 @@ _SUFFIXES: dict[DataFormat, str] = {
     "parquet": ".parquet",
     "arrow": ".arrows",
 }
+_FILES: dict[StoredFormat, str] = {"jsonl": LINES_FILE, "openai": "mix.openai.jsonl", "parquet": MIX_FILE}
 _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
@@ -239,7 +242,7 @@ class MixFile:
 
     def _file_path(self, data_format: StoredFormat) -> str:
         folder = mix_path(self.tenant, self.manifest.mix_id)
-        return f"{folder}/mix{_SUFFIXES[data_format]}"
+        return f"{folder}/{_FILES[data_format]}"
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

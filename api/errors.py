@@ -3,7 +3,6 @@
 `{"error": {"code", "message", "details": [...]}}`, with `"truncated": true` beside them when `details` was cut.
 """
 
-import errno
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,11 +25,11 @@ from curator.errors import (
     StoreError,
     TooManyRowsError,
     UnpackedTooLargeError,
+    is_full,
     is_out_of_service,
 )
 from curator.recipe.problems import problem_line, problems_of
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 BUSY_RETRY_S = 5
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
@@ -98,15 +97,6 @@ def status_of(error: BallastError) -> int:
     if isinstance(error, MissingDependencyError):
         return 501
     return 500
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a disk without room."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def system_failure(error: Exception) -> Response | None:

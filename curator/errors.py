@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 # The machine, or a disk of it, cannot: no descriptor or memory left, or a failure of a device.
 _OUT_OF_SERVICE = frozenset({errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_DESCRIPTOR = os.strerror(errno.EMFILE)  # DuckDB's and Polars's errors have the text alone
 MAX_MESSAGE_CHARS = 4_000
 
@@ -138,6 +139,15 @@ class MissingDependencyError(BallastError, ImportError):
     """An optional package is absent; the message names the extra that brings it."""
 
     code = "missing_dependency"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a disk without room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_out_of_service(error: BaseException | None) -> bool:

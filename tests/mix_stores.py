@@ -1,5 +1,7 @@
 """Stores with a scored corpus and a task set to mix, made in milliseconds, for tests of mixes."""
 
+import base64
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,16 @@ def scored_store(root: Path, model_folder: Path | None = None, n_pool: int = N_P
 def task_records(n_rows: int) -> list[dict[str, Any]]:
     """Rows in messages layout, each unlike the others."""
     answers = (f"Done {i}. " * (i % 7 + 1) for i in range(n_rows))
+    return [
+        {"messages": [{"role": "user", "content": f"Task {i}?"}, {"role": "assistant", "content": answer}]}
+        for i, answer in enumerate(answers)
+    ]
+
+
+def wide_records(n_rows: int, n_chars: int = 1_200, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows whose answers are `n_chars` random letters: files of them are about as large as their text."""
+    draw = random.Random(seed)
+    answers = (base64.b64encode(draw.randbytes(n_chars * 3 // 4)).decode() for _ in range(n_rows))
     return [
         {"messages": [{"role": "user", "content": f"Task {i}?"}, {"role": "assistant", "content": answer}]}
         for i, answer in enumerate(answers)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from curator.corpus.task_set import TaskSet
-from curator.errors import BadInputError, IntegrityError, MissingError
+from curator.errors import BadInputError, IntegrityError, MissingError, StoreError, is_full
 from curator.mix.count_beside import Add, counting_beside
 from curator.mix.describe import describe
 from curator.mix.files import (
     DEFAULT_TENANT,
+    LINES_FILE,
     MANIFEST_FILE,
     MIX_FILE,
     json_lines,
@@ -40,6 +41,7 @@ from curator.store.scratch import HIDDEN, Scratch, sweep_folder
 from curator.store.store import Store
 
 STALE_S = 3600.0  # a temporary folder untouched for so long has no writer any more
+LARGE_BYTES = 2 << 20  # of a task set's file: a mix of fewer is made into lines as fast as they are read
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,21 @@ def remove_stale(store: Store, tenant: str, older_than_s: float = STALE_S) -> li
 def build_lasting(
     store: Store, task_set: TaskSet, recipe: Recipe, tenant: str, policy: Policy | None, ttl_s: float | None
 ) -> MixResult:
-    """As `build_mix`, but a mix that has expired (`is_expired`) is removed and built again."""
-    result = build_mix(store, task_set, recipe, tenant, policy)
+    """As `build_mix` for a store that is served: a mix that has expired (`is_expired`) is removed and built again.
+
+    A large mix of a local store has its rows as JSON Lines (LINES_FILE) beside it from the start, if there is room for
+    them: the build makes the lines anyway, to hash them, and the first download need not wait for them.
+    """
+    tenant_path(tenant)
+    plan = plan_mix(store, task_set, recipe, policy)
+    is_large = task_set.path.stat().st_size >= LARGE_BYTES and store.local_path("") is not None
+
+    def write(folder: str) -> Manifest:
+        return (_write_with_lines if is_large else _write)(store, folder, plan, task_set)
+
+    result = publish(store, tenant, plan.mix_id, write)
     if not result.created and remove_expired(store, tenant, result.mix_id, ttl_s):
-        result = build_mix(store, task_set, recipe, tenant, policy)
+        result = publish(store, tenant, plan.mix_id, write)
     return result
 
 
@@ -219,6 +232,19 @@ def _write(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet, jsonl
     manifest = describe(plan, task_set, order, written, tokens, count_prompts(prompts, task_set, safe))
     store.fill_json(f"{temporary}/{MANIFEST_FILE}", manifest.model_dump(mode="json"), durable=False)
     return manifest
+
+
+def _write_with_lines(store: Store, temporary: str, plan: MixPlan, task_set: TaskSet) -> Manifest:
+    """As `_write`, with the lines as a file of the folder; without it where the disk has no room for both."""
+    lines = f"{temporary}/{LINES_FILE}"
+    try:
+        with store.fill(lines) as path, path.open("wb") as file:
+            return _write(store, temporary, plan, task_set, file)
+    except StoreError as error:
+        if not is_full(error):
+            raise
+        store.delete(lines)
+    return _write(store, temporary, plan, task_set)
 
 
 def _token_counter(store: Store, plan: MixPlan) -> tuple[TokenCounter | None, str | None]:

@@ -28,6 +28,7 @@ from curator.store.store import Store
 DataFormat = Literal["jsonl", "parquet", "arrow", "openai"]
 DATA_FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
 MIX_FILE = "mix.parquet"
+LINES_FILE = "mix.jsonl"  # the same rows as JSON Lines, where they were written out: no manifest lists it
 MANIFEST_FILE = "manifest.json"
 DEFAULT_TENANT = "local"
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")

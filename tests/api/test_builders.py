@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from api.errors import is_full, system_failure
+from api.errors import system_failure
 from api.processes.builders import Builders, WorkLimits, WorkStoppedError
-from curator.errors import BadRowsError, StoreError
+from curator.errors import BadRowsError, StoreError, is_full
 from curator.store.filesystem import in_our_words
 from curator.store.scratch import sweep_folder
 

@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 
-from api.errors import is_full
 from api.jobs.board import Board
 from api.jobs.command import Worker
 from api.jobs.handlers import run_mix
@@ -22,8 +21,8 @@ from api.jobs.queue import open_queue
 from api.tenancy.keys import create_key, list_keys
 from curator.corpus.ingest import ingest
 from curator.corpus.manifest import corpus_names
-from curator.errors import StoreError
-from curator.mix.build import build_mix
+from curator.errors import StoreError, is_full
+from curator.mix.build import build_lasting, build_mix, remove_mix
 from curator.mix.sign import SIGNATURE_FILE
 from curator.mix.verify import verify
 from curator.recipe import parse_recipe
@@ -38,7 +37,7 @@ from tests.api.serving import (
 )
 from tests.api.test_webhooks import new_secret, receiving, service_for
 from tests.crash.test_service_kill import whole_mixes
-from tests.mix_stores import task_set
+from tests.mix_stores import task_set, wide_records
 from tests.toy_scoring import chat_file, corpus_ids, losses, toy_model_folder, toy_score
 
 SIZE, PAGE = 6 * 2**20, 4_096
@@ -204,6 +203,33 @@ def test_each_write_of_what_the_commands_do_may_find_the_disk_full(small_disk: P
         assert losses(store, scorer).keys() == corpus_ids(store)
     (mix_id,) = store.list("mixes/local")
     assert verify(store, "local", mix_id).n_rows == tasks.n_rows + 5
+
+
+@pytest.mark.slow
+def test_a_disk_that_has_room_for_a_mix_alone_gets_it_without_its_lines(small_disk: Path, tmp_path: Path) -> None:
+    store = scored_store(small_disk / "store")
+    tasks, recipe = task_set(tmp_path, records=wide_records(2_000)), parse_recipe(SPARSE)
+    filler, found = small_disk / "filler", set[tuple[str, ...]]()
+    for n_bytes in range(1_000_000, 5_200_000, 400_000):
+        fill(small_disk, n_bytes)
+        try:
+            result = build_lasting(store, tasks, recipe, "local", None, None)
+        except StoreError as error:
+            if not is_full(error):
+                raise
+            found.add(())
+            continue
+        finally:
+            filler.unlink()
+            assert not list((small_disk / "store" / "mixes" / "local").glob(".*"))
+        assert verify(store, "local", result.mix_id).n_rows == 2_002
+        names = store.list(f"mixes/local/{result.mix_id}")
+        assert "mix.jsonl" not in names or store.sha256(f"mixes/local/{result.mix_id}/mix.jsonl") == (
+            result.manifest.rows_sha256
+        )
+        found.add(tuple(names))
+        remove_mix(store, "local", result.mix_id)
+    assert found == {(), ("manifest.json", "mix.parquet"), ("manifest.json", "mix.jsonl", "mix.parquet")}
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The worker killed at once (SIGKILL) during a job: another takes the job up again, and nothing half-done is served."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,11 +20,14 @@ from curator.scoring.parts import PATTERN
 from curator.store.store import Store
 from tests.api.serving import (
     form,
+    json_lines,
     running,
     scored_store,
     started,
     task_rows,
 )
+from tests.crash.test_service_kill import left_in, until_gone
+from tests.mix_stores import wide_records
 from tests.models import random_conversations, tiny_adapter_folder, tiny_model_folder
 
 ASYNC = {"Prefer": "respond-async"}
@@ -77,6 +81,29 @@ def test_a_mix_job_begins_again(tmp_path: Path) -> None:
         assert taken_up_again(board.read(*name))
         mix_id = httpx.get(url + job["links"]["self"]).json()["result"]["mix_id"]
     assert verify(store, "local", mix_id).n_rows == 20_020
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_writes_the_lines_of_a_mix_leaves_none(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    store = scored_store(root)
+    rows = json_lines(wide_records(30_000))
+    with started(root, "--workers", "0") as (_, url):
+        job = httpx.post(f"{url}/v1/mixes", **form(rows, SPARSE), headers=ASYNC, timeout=60).json()
+        with worker(root) as process:
+            until(lambda: any(path.stat().st_size for path in root.glob("mixes/local/.*/mix.jsonl")), process)
+            process.kill()
+            process.wait()
+        assert store.list("mixes/local") == []
+        finish(root)
+        assert taken_up_again(Board(store).read("local", job["job_id"]))
+        mix = httpx.get(url + httpx.get(url + job["links"]["self"]).json()["links"]["result"]).json()
+        link = f"{url}/v1/mixes/{mix['mix_id']}/data"
+        assert hashlib.sha256(httpx.get(link, timeout=60).content).hexdigest() == mix["rows_sha256"]
+        assert httpx.delete(f"{url}/v1/mixes/{mix['mix_id']}").status_code == 204
+    with started(root, "--workers", "0") as (_, url):
+        until_gone(left_in(root / "mixes" / "local", ".*"))
+    assert list(root.glob("mixes/local/*/*")) == []
 
 
 @pytest.mark.slow

@@ -20,10 +20,12 @@ from curator.mix.verify import verify
 from curator.store.store import Store
 from tests.api.serving import (
     form,
+    json_lines,
     running,
     scored_store,
     task_rows,
 )
+from tests.mix_stores import wide_records
 
 SPARSE = {"corpus": "chats", "interleave_ratio": 0.01}
 
@@ -130,6 +132,19 @@ def test_text_formats_become_files_of_the_mix_and_go_with_it(
     assert http.delete(made["links"]["self"]).status_code == 204
     assert names(settings) == []
     assert http.get(made["links"]["jsonl"]).status_code == 404
+
+
+def test_the_lines_of_a_large_mix_are_there_before_they_are_asked_for(
+    http: httpx.Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mix = http.post("/v1/mixes", **form(json_lines(wide_records(2_500)), SPARSE)).json()
+    assert names(settings) == ["manifest.json", "mix.jsonl", "mix.parquet"]
+    monkeypatch.delattr(MixFile, "render")
+    whole = http.get(mix["links"]["jsonl"])
+    assert hashlib.sha256(whole.content).hexdigest() == mix["manifest"]["rows_sha256"]
+    assert whole.headers["accept-ranges"] == "bytes"
+    assert http.delete(mix["links"]["self"]).status_code == 204
+    assert names(settings) == []
 
 
 def test_first_requests_at_once_render_one_file(

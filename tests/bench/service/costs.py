@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -205,15 +206,26 @@ def _read(url: str, link: str, done: threading.Event) -> None:
             connection.getresponse().read()
 
 
-def _sent(url: str, form: bytes) -> dict[str, object]:
+def sent_job(url: str, form: bytes) -> dict[str, Any]:
     """The job that an upload became."""
     with closing(plain_connection(url)) as connection:
         connection.request("POST", "/v1/mixes", form, FORM_HEADERS)
         answer = connection.getresponse()
         content = answer.read()
     assert answer.status == 202, content[:500]
-    found: dict[str, object] = orjson.loads(content)
+    found: dict[str, Any] = orjson.loads(content)
     return found
+
+
+def finished(url: str, job: dict[str, Any]) -> dict[str, Any]:
+    """The job once it is done, looked at ten times a second."""
+    with closing(plain_connection(url)) as connection:
+        while job["state"] not in ("done", "failed"):
+            time.sleep(0.1)
+            connection.request("GET", f"/v1/jobs/{job['job_id']}")
+            job = orjson.loads(connection.getresponse().read())
+    assert job["state"] == "done", job
+    return job
 
 
 def _times(call: Callable[[], object], n: int) -> list[float]:
@@ -238,13 +250,11 @@ def large_request(store: Store, options: Sequence[str]) -> str:
         with serving(store, *options, "--async-rows", "5000", "--workers", "0") as service:
             time.sleep(3)  # the worker's start is no part of a request
             begun = time.perf_counter()
-            job = _sent(str(service.http.base_url), form)
+            url = str(service.http.base_url)
+            job = sent_job(url, form)
             answered_s = time.perf_counter() - begun
-            while job["state"] not in ("done", "failed"):
-                time.sleep(0.1)
-                job = service.http.get(f"/v1/jobs/{job['job_id']}").json()
+            finished(url, job)
             done_s = time.perf_counter() - begun
-            assert job["state"] == "done", job
             cpu = service.cpu_s()
     finally:
         worker.terminate()

@@ -31,7 +31,7 @@ import orjson
 import psutil
 
 from curator.store.store import Store
-from tests.api.serving import started
+from tests.api.serving import scored_store, started
 from tests.bench.service.bombs import bombs
 from tests.bench.service.costs import (
     FORM_HEADERS,
@@ -245,8 +245,9 @@ def large(command: str | None) -> str:
     """Figures of one large mix as Markdown."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        store, mix_id = large_mix(folder)
+        store = scored_store(folder / "store")
         with started(folder / "store", *OPTIONS) as (_, url):
+            mix_id = large_mix(url)
             lines = [*downloads(url, store, mix_id, folder), "", *pages(url, store, mix_id, folder, command)]
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,16 @@ from curator.corpus.task_set import TaskSet
 from curator.errors import IntegrityError, MissingError, NotEnoughRowsError
 from curator.messages import load_messages
 from curator.mix import writer as mixwriter
-from curator.mix.build import build_mix, hidden_folder, plan_mix, preview_mix, remove_left, remove_stale
+from curator.mix.build import (
+    build_lasting,
+    build_mix,
+    hidden_folder,
+    plan_mix,
+    preview_mix,
+    remove_left,
+    remove_mix,
+    remove_stale,
+)
 from curator.mix.describe import token_share_warnings
 from curator.mix.files import mix_batches
 from curator.mix.identity import read_manifest
@@ -34,6 +43,7 @@ from tests.mix_stores import (
     scored_store,
     task_records,
     task_set,
+    wide_records,
 )
 from tests.models import tiny_tokenizer_folder
 
@@ -516,6 +526,26 @@ def test_two_at_once_make_one_mix(store: Store, tmp_path: Path) -> None:
     assert len({(result.mix_id, result.manifest.rows_sha256) for result in results}) == 1
     assert os.listdir(store.url("mixes/local")) == [results[0].mix_id]  # noqa: PTH208
     verify(store, "local", results[0].mix_id)
+
+
+def test_only_a_large_mix_that_is_served_has_its_lines_from_the_start(store: Store, tmp_path: Path) -> None:
+    def names(mix_id: str) -> list[str]:
+        return store.list(f"mixes/local/{mix_id}")
+
+    asked = recipe(interleave_ratio=0.01)
+    large, small = task_set(tmp_path, records=wide_records(2_500)), task_set(tmp_path)
+    made = build_lasting(store, large, asked, "local", None, None)
+    assert names(made.mix_id) == ["manifest.json", "mix.jsonl", "mix.parquet"]
+    assert store.sha256(f"mixes/local/{made.mix_id}/mix.jsonl") == made.manifest.rows_sha256
+    assert [receipt.name for receipt in made.manifest.files] == ["mix.parquet"]
+    verify(store, "local", made.mix_id)
+    assert not build_lasting(store, large, asked, "local", None, None).created
+    again = build_lasting(store, large, asked, "local", None, 0.0)
+    assert (again.created, again.manifest) == (True, made.manifest), "it had expired"
+    remove_mix(store, "local", made.mix_id)
+    assert store.list("mixes/local") == []
+    for result in (build_lasting(store, small, asked, "local", None, None), build_mix(store, large, asked)):
+        assert names(result.mix_id) == ["manifest.json", "mix.parquet"]
 
 
 def test_a_hidden_folder_stays_as_long_as_its_process_holds_it(store: Store) -> None:
