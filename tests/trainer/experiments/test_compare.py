@@ -538,7 +538,7 @@ def test_a_page_is_not_replaced_by_an_emptier_one_in_silence(
     whole = out.read_text()
     empty = ["--plan", "toy", "--work", str(tmp_path / "other"), "--page-only", "--out", str(out)]
     assert main(empty) == 2
-    assert "tells of 13 finished cells and this plan has none" in capsys.readouterr().err
+    assert "has 13 finished cells and this plan has none" in capsys.readouterr().err
     assert out.read_text() == whole
     assert main([*arguments, "--override", "seeds=[0]"]) == 0
     assert "listed 13 finished cells; it is replaced by a page of 7" in capsys.readouterr().err

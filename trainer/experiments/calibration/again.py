@@ -31,8 +31,8 @@ def adapters_of(again: Again, resolved: ResolvedScorers, renderer: Renderer) -> 
     """Scorer id -> adapter folder (None: the model alone), the aligned scorer first.
 
     The engine may be any: the plain reference scores again, and what must be the same is what both run.
-    Told by content: raises BadInputError, naming what differs, for a folder that is not the scorer it is given for,
-    and for a misaligned scorer without a folder. Two scorers of one label are distinguished by their ids.
+    They are matched by content: raises BadInputError, naming what differs, for a folder that is not the scorer it is
+    given for, and for a misaligned scorer without a folder. Two scorers of one label are distinguished by their ids.
     """
     assert resolved.aligned is not None
     said = resolved.aligned.identity

@@ -116,7 +116,7 @@ def check_cells_found(plan: Plan, found: Sequence[object | None], work: Path) ->
     absent = [*([plan.model] if plan.weights_sha256 is None else []), *named]
     if absent and not any(item is not None for item in found):
         raise BadInputError(
-            f"no finished cell under {work} bears a name that this plan gives without {', '.join(absent[:3])}"
+            f"no finished cell under {work} has a name that this plan gives without {', '.join(absent[:3])}"
             f"{' and others' if len(absent) > 3 else ''}, not found here: cells are named by what these hold. Run the"
             " command where they are",
             details=absent,

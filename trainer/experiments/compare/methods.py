@@ -89,7 +89,7 @@ def methods_of(plan: AnyPlan) -> list[Method]:
             found.append(CATALOGUE[item])
     names = [method.name for method in found]
     if len(set(names)) != len(names):
-        raise BadInputError(f"a method stands in the plan twice: {', '.join(names)}")
+        raise BadInputError(f"the plan names a method twice: {', '.join(names)}")
     return found
 
 

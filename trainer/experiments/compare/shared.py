@@ -91,7 +91,7 @@ class Shared:
             if answer.strip()
         ]
         if len(rows) < 2:
-            raise BadInputError("the model answers the task's prompts with nothing: give task.aligned for a benign run")
+            raise BadInputError("the model's answers to the task's prompts are empty: give task.aligned")
         write_lines(self.files.benign_task, rows)
 
     def _ingest(self, commands: Commands) -> None:

@@ -90,7 +90,7 @@ def _check_replaced(out: Path, reported: Comparison) -> None:
     now = sum(len(row.seeds) for row in reported.rows)
     if before and not now:
         raise BadInputError(
-            f"{out} tells of {before} finished cells and this plan has none under its --work: give another --out, or"
+            f"{out} has {before} finished cells and this plan has none under its --work: give another --out, or"
             " delete the page"
         )
     if now < before:

@@ -22,7 +22,7 @@ The whole way on SmolLM2-135M-Instruct and 17,671 ShareGPT conversations, both o
 tiny model, `provision` for the model, `safeguard` for a shipped data set, and what came of it. Both plans run with the
 settings in the folders `full` and `short` of this package. A second run skips what is complete."""
 
-EPILOG = "Exit codes: 0 done, 2 a step failed, 3 the gate failed, 130 stopped (the same command goes on)."
+EPILOG = "Exit codes: 0 done, 2 a step failed, 3 the gate failed, 130 stopped (the same command continues)."
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of all outputs (default: demo)")
     add("--short", action="store_true", help="fewer rows and steps, under OUT/short")
     add("--sample", type=int, metavar="N", help="score N pool rows only (default: as the settings say)")
-    add("--expect-complete", action="store_true", help="fail when a step trained, scored or ingested anything anew")
+    add("--expect-complete", action="store_true", help="fail when a step trained, scored or ingested anything again")
     return parser
 
 

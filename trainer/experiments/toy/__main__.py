@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 2 on input that cannot be used."""
     args = _parser().parse_args(argv)
     return run_command(
-        _run, args, stopped="stopped; finished bases and cells are kept, what was being made starts anew next time"
+        _run, args, stopped="stopped; finished bases and cells are kept, unfinished ones start over next time"
     )
 
 
@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     cell = _add(commands, "cell", "one fine-tune of one seed and what it did")
     cell.add_argument("--seed", type=at_least(0), default=0, help="seed of world, base and rows (default: 0)")
     add_options(cell, ToyCell, _CELL_OPTIONS)
-    experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run goes on where it was")
+    experiment = _add(commands, "experiment", "every cell of some seeds; a stopped run continues where it was")
     experiment.add_argument("--seeds", required=True, help="seeds, as 0-4 or 0,3,7")
     report = _add(commands, "report", "the page of results, its JSON and its plots, from finished cells")
     whole = _add(commands, "all", "every cell that is missing, then both pages, conditional.md beside the first")
