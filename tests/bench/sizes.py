@@ -19,8 +19,8 @@ INTRO = """\
 `python -m tests.bench sizes --write` built the product's wheel, installed it with each extra alone into a fresh virtual
 environment (pinned versions but for `inspect`, pip not counted), summed the files of its `site-packages`, without what
 Python compiles on first use, and ran there what the extra adds (`tests/extras.py`).
-`score` and the extras that include it (`audit`, `train`, `demo`, `bench`) have torch's build for CPUs; the build for CUDA
-takes several GB more.
+`score` and the extras that include it (`audit`, `train`, `demo`, `bench`) have torch's build for CPUs; the one for
+CUDA takes several GB more.
 
 | extra | MB | packages | largest |
 |---|---|---|---|
