@@ -108,7 +108,7 @@ def _settings(arguments: list[str]) -> "Settings":
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ballast {product_version()}")
-    source = CliSettingsSource[Settings](Settings, root_parser=parser)
+    source = CliSettingsSource[Settings](Settings, root_parser=parser, parse_args_method=CommandParser.parse_args)
     _write_for_people(parser)
     shorten_help(parser, _SHOWN)
     return load_settings(source(args=arguments)())

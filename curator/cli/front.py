@@ -25,6 +25,7 @@ from curator.errors import BadInputError, BallastError, MissingDependencyError
 
 NAME = CONSOLE_COMMAND
 _EXTRAS = {"api": "api", "trainer": "train"}  # what the verbs of a package need beside the core
+_OPTIONS = ("--help", "--help-all", "--version")
 
 # Pages of the help, in the order of the work. The text is the one line that stands beside the verb.
 FIRST_PAGE = {
@@ -137,7 +138,8 @@ def _dispatch(verb: str, rest: list[str], group: str, known: Mapping[str, str], 
     if found is None:
         if verb in known:
             raise MissingDependencyError(f"{verb} is not installed here: install the package again, with its commands")
-        raise BadInputError(f"there is no verb {verb!r}{meant(verb, known)}; {name} --help lists them")
+        kind, names = ("option", _OPTIONS) if verb.startswith("-") else ("verb", tuple(known))
+        raise BadInputError(f"there is no {kind} {verb!r}{meant(verb, names)}; {name} --help lists them")
     with console_started([f"{name} {verb}", *rest]):
         try:
             return int(found.load()(rest) or 0)

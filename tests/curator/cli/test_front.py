@@ -128,11 +128,12 @@ def test_help_lists_the_first_pages_and_help_all_the_rest(capsys: pytest.Capture
 
 
 def test_an_unknown_verb_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mixx"]) == main(["lab", "nosuch"]) == 2
+    assert main(["mixx"]) == main(["lab", "nosuch"]) == main(["--versio"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors == [
         "error: there is no verb 'mixx'; did you mean mix?; ballast --help lists them",
         "error: there is no verb 'nosuch'; ballast lab --help lists them",
+        "error: there is no option '--versio'; did you mean --version?; ballast --help lists them",
     ]
 
 
@@ -150,6 +151,7 @@ def test_a_mistyped_option_is_answered_with_the_nearest_one(capsys: pytest.Captu
         (["ingest", "x.jsonl", "--copus", "x"], "required: --corpus; --copus: no such option; did you mean --corpus?"),
         (["mix", "task.jsonl", "--order", "evn"], "did you mean even?"),
         (["keys", "creat"], "did you mean create?"),
+        (["serve", "--prot", "80"], "did you mean --port?"),
     ],
 )  # fmt: skip
 def test_a_mistyped_name_is_answered_with_the_nearest_one(
