@@ -1,5 +1,6 @@
 """POST /v1/checks: a data set looked at before it is mixed, as `python -m curator doctor` does; nothing is kept."""
 
+import json
 from typing import Annotated, Any
 
 import orjson
@@ -50,11 +51,12 @@ async def check(request: Request, tenant: MixTenant) -> Response:
 def _check(service: Service, upload: Upload, tenant: str) -> dict[str, Any]:
     asked = parse_document(CheckRequest, part_document(upload, "check", required=False), "check")
     choice, settings = read_choice(upload), service.settings
-    if upload.rows is not None:
-        upload.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in upload.rows))
+    if upload.rows is not None:  # in ASCII, and not by orjson: what it cannot write is for the reader to judge
+        upload.path.write_text("".join(json.dumps(row) + "\n" for row in upload.rows))
         upload.name = "rows"
     limits = ReadLimits(settings.max_unpacked_bytes, settings.max_task_rows, settings.max_row_bytes)
-    options = DoctorOptions(choice.format, choice.layout, openai=asked.openai, name=upload.name, limits=limits)
+    container = choice.format if upload.rows is None else "jsonl"
+    options = DoctorOptions(container, choice.layout, openai=asked.openai, name=upload.name, limits=limits)
     try:
         found: dict[str, Any] = service.run_work(look, settings.store, upload.path, options, asked.corpus)
     except MissingError as error:  # a name in the request, not in the path

@@ -118,7 +118,7 @@ def check_model_dir(model_dir: Path) -> None:
             f"model folder {model_dir} holds weights twice, {_SINGLE} and the shards of {_INDEX}, of which libraries "
             "read one or the other: remove those that are left from an earlier save"
         )
-    _check_config(model_dir, _read_object(model_dir / "config.json"))
+    _check_config(model_dir, read_object(model_dir / "config.json"))
 
 
 def _check_config(model_dir: Path, config: Mapping[str, Any]) -> None:
@@ -181,7 +181,7 @@ def check_base(adapter_dir: Path, model_dir: Path) -> None:
     """
     recorded = recorded_base(adapter_dir)
     if recorded is None:
-        named = _read_object(adapter_dir / "adapter_config.json").get("base_model_name_or_path")
+        named = read_object(adapter_dir / "adapter_config.json").get("base_model_name_or_path")
         if isinstance(named, str) and named and _model_name(named) not in _names_of(model_dir):
             warn(
                 f"adapter {adapter_dir} names {named} as its base and records no hash: it fits {model_dir} in shape, "
@@ -206,13 +206,13 @@ def _model_name(name: str) -> str:
 
 def _names_of(model_dir: Path) -> set[str]:
     """What a folder calls its model: by its own name, and by what its config.json says that it came from."""
-    config = _read_object(model_dir / "config.json")
+    config = read_object(model_dir / "config.json")
     return {_model_name(str(name)) for name in (model_dir.absolute(), config.get("_name_or_path") or model_dir)}
 
 
 def model_window(model_dir: Path) -> int | None:
     """The most tokens that the model has positions for, from config.json; None where it names no limit."""
-    config = _read_object(model_dir / "config.json")
+    config = read_object(model_dir / "config.json")
     text = config.get("text_config") or {}
     found = [source[key] for source in (config, text) for key in _WINDOW_KEYS if source.get(key)]
     return min(int(value) for value in found) if found else None
@@ -243,14 +243,14 @@ def _kept_weights_of(model_dir: Path, _state: tuple[tuple[str, int, int], ...]) 
 
 
 def _weights_of(model_dir: Path) -> str:
-    return _hash_weights(weight_files(model_dir), _without(_read_object(model_dir / "config.json"), _CONFIG_NOISE))
+    return _hash_weights(weight_files(model_dir), _without(read_object(model_dir / "config.json"), _CONFIG_NOISE))
 
 
 def weight_files(model_dir: Path) -> list[Path]:
     """The files that `from_pretrained` would read: one, or the shards of the index."""
     if (model_dir / _SINGLE).is_file():
         return [model_dir / _SINGLE]
-    shards = _read_object(model_dir / _INDEX).get("weight_map")
+    shards = read_object(model_dir / _INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise BadInputError(f"{model_dir / _INDEX} lists no shards (weight_map)")
     return [model_dir / name for name in sorted(set(shards.values()))]
@@ -259,7 +259,7 @@ def weight_files(model_dir: Path) -> list[Path]:
 def adapter_sha256(adapter_dir: Path) -> str:
     """Hash of an adapter's tensors and of its configuration without paths and versions."""
     check_adapter_dir(adapter_dir)
-    config = _without(_read_object(adapter_dir / "adapter_config.json"), _ADAPTER_NOISE)
+    config = _without(read_object(adapter_dir / "adapter_config.json"), _ADAPTER_NOISE)
     # PEFT keeps module names in a set, so two savings of one adapter list them in different orders.
     settled = {
         key: sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
@@ -331,7 +331,8 @@ def _without(document: Mapping[str, Any], noise: frozenset[str]) -> dict[str, An
     return {key: value for key, value in document.items() if key not in noise}
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; raises BadInputError without the file, and where it is something else."""
     try:
         document = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:

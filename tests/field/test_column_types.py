@@ -13,7 +13,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from curator.corpus.formats import Row, read_rows
+from curator.corpus.formats import Reject, Row, read_rows
 from tests.field.fields import INPUTS, kept, refused
 
 USER, HELLO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -164,3 +164,35 @@ def test_a_uuid_is_its_text(tmp_path: Path) -> None:
 
 def test_variants_are_refused() -> None:
     assert refused("duck_variant.parquet")[0][0] == "missing_messages_list"
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_an_object_with_one_field_twice_is_refused_in_columns_too(suffix: str, tmp_path: Path) -> None:
+    """pyarrow makes no dict of such a struct, and no reader could say which of the two values is meant."""
+    columns = [pa.array(["assistant"]), pa.array(["yes"]), pa.array(["no"])]
+    turn = pa.StructArray.from_arrays(columns, names=["role", "content", "content"])
+    table = pa.table({"id": ["a"], "messages": pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), turn)})
+    path = tmp_path / f"twice.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        pyarrow.feather.write_feather(table, path, compression="uncompressed")
+    (found,) = read_rows(path)
+    assert isinstance(found, Reject)
+    assert (found.pointer, found.code) == ("/messages", "duplicate_key")
+    assert "two fields 'content' in one object" in found.message
+
+
+def test_a_time_that_no_calendar_of_python_has_spoils_its_row_alone(tmp_path: Path) -> None:
+    table = pa.table({
+        "prompt": ["a", "b", "c"],
+        "completion": ["A", "B", "C"],
+        "made_at": pa.array([0, 2**62, 5], pa.timestamp("s")),
+    })  # fmt: skip
+    pyarrow.feather.write_feather(table, path := tmp_path / "times.arrow", compression="uncompressed")
+    first, second, third = read_rows(path)
+    assert isinstance(first, Row)
+    assert isinstance(third, Row)
+    assert isinstance(second, Reject)
+    assert (second.pointer, second.code) == ("/made_at", "data_type")
+    assert "write it as text" in second.message

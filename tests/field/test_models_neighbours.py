@@ -314,6 +314,14 @@ def test_a_merged_folder_is_saved_whatever_its_generation_settings(base: Path, t
     assert (merged / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("text", ["", "{oops", "[1]"])
+def test_generation_settings_that_cannot_be_read_are_refused_by_name(base: Path, tmp_path: Path, text: str) -> None:
+    folder = changed_folder(base, tmp_path / "model")
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(BadInputError, match=r"generation_config\.json is not (a )?JSON"):
+        load_model(folder, "cpu", "float32")
+
+
 def test_a_full_fine_tune_keeps_the_settings_of_its_model(base: Path, chats: Path, tmp_path: Path) -> None:
     from trainer.sft import main
 

@@ -5,7 +5,8 @@ reads it; a map with text keys is an object; a null field of a struct is an abse
 inside JSON text or as a map's value stays.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from curator.corpus.formats.json_decode import UndecodableError, decode
@@ -23,13 +24,19 @@ class ValueFaultError(Exception):
 
 
 def record_converter(schema: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """From rows as Arrow gives them to records; raises ValueFaultError for one whose JSON or map is broken."""
-    convert = _struct({field.name: converter(field.type) for field in schema})
+    """From rows as Arrow gives them to records; raises ValueFaultError for one whose JSON or map is broken.
+
+    Raises it at once for a column of objects that have one field twice, which no value can be made of.
+    """
+    convert = _struct({field.name: converter(field.type, f"/{field.name}") for field in schema})
     return lambda row: convert(row, "")
 
 
-def converter(kind: Any) -> Convert | None:
-    """What values of an Arrow type need; None where they are right as they stand."""
+def converter(kind: Any, at: str) -> Convert | None:
+    """What values of an Arrow type, of the column that `at` points to, need; None where they are right as they stand.
+
+    Raises ValueFaultError as `record_converter` says.
+    """
     import pyarrow as pa
 
     types = pa.types
@@ -38,13 +45,15 @@ def converter(kind: Any) -> Convert | None:
     if isinstance(kind, pa.UuidType):
         return lambda value, _at: str(value)
     if isinstance(kind, pa.BaseExtensionType):
-        return converter(kind.storage_type)
+        return converter(kind.storage_type, at)
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return converter(kind.value_type)
+        return converter(kind.value_type, at)
     if types.is_struct(kind):
-        return _struct({field.name: converter(field.type) for field in kind})
+        if twice := name_twice(field.name for field in kind):
+            raise ValueFaultError(Problem(at, "duplicate_key", f"two fields {twice!r} in one object: keep one"))
+        return _struct({field.name: converter(field.type, at) for field in kind})
     if types.is_map(kind):
-        return _map(converter(kind.item_type)) if _is_text(kind.key_type) else None
+        return _map(converter(kind.item_type, at)) if _is_text(kind.key_type) else None
     is_list = (
         types.is_list,
         types.is_large_list,
@@ -53,8 +62,13 @@ def converter(kind: Any) -> Convert | None:
         types.is_large_list_view,
     )
     if any(fits(kind) for fits in is_list):
-        return _list(converter(kind.value_type))
+        return _list(converter(kind.value_type, at))
     return None
+
+
+def name_twice(names: Iterable[str]) -> str | None:
+    """The first of the names that stand there twice; None without one."""
+    return next((name for name, n in Counter(names).items() if n > 1), None)
 
 
 def _is_text(kind: Any) -> bool:

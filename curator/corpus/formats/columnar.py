@@ -5,13 +5,12 @@ values is applied (`arrow_values`).
 """
 
 import io
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from curator.corpus.formats.arrow_messages import ARROW_FILE, check_batches
-from curator.corpus.formats.arrow_values import ValueFaultError, record_converter
+from curator.corpus.formats.arrow_values import ValueFaultError, name_twice, record_converter
 from curator.corpus.formats.budget import (
     BATCH_ROWS,
     MAX_ROW_BYTES,
@@ -167,7 +166,7 @@ def columns_problem(columns: list[str]) -> Problem | None:
     """The problem of a column that stands there twice, so that readers disagree on its value, or of too many."""
     if len(columns) > MAX_COLUMNS:
         return Problem("", "record_too_large", f"{len(columns):,} columns: at most {MAX_COLUMNS:,} are read")
-    twice = next((name for name, n in Counter(columns).items() if n > 1), None)
+    twice = name_twice(columns)
     return None if twice is None else Problem(f"/{twice}", "duplicate_key", f"two columns {twice!r}: keep one")
 
 
@@ -193,6 +192,8 @@ def _records(batches: Iterator[Any], code: str, bounds: _Bounds) -> Iterator[Raw
                     for value in _dicts(rows):
                         record += 1
                         yield _record(record, value, convert)
+    except ValueFaultError as error:  # of a column's type, so of every row
+        yield Raw(record + 1, problem=error.problem)
     except _damage() as error:
         if is_out_of_service(error):
             raise
@@ -257,21 +258,33 @@ def _check_bytes(n_bytes: int, bounds: _Bounds) -> None:
         raise UnpackedTooLargeError(text if most == bounds.max_bytes else text + by_ratio)
 
 
-def _dicts(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of an Arrow batch; None for a row with bytes that are not UTF-8."""
+def _dicts(batch: Any) -> Iterator[dict[str, Any] | Problem]:
+    """The rows of an Arrow batch; a Problem for one with bytes that are not UTF-8, or a value that Python cannot hold.
+
+    Such a value is a time before the year 1 or after 9999, or one in nanoseconds.
+    """
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # raised before the first row: go through them one by one
+    except (ValueError, OverflowError):  # raised before the first row: go through them one by one
         for index in range(batch.num_rows):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                yield None
+            yield _dict(batch.slice(index, 1))
 
 
-def _record(record: int, value: dict[str, Any] | None, convert: Convert) -> Raw:
-    if value is None:
-        return Raw(record, problem=Problem("", "invalid_unicode", "bytes that are not UTF-8"))
+def _dict(row: Any) -> dict[str, Any] | Problem:
+    value = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            (value[name],) = column.to_pylist()
+        except UnicodeDecodeError:
+            return Problem("", "invalid_unicode", "bytes that are not UTF-8")
+        except (ValueError, OverflowError) as error:
+            return Problem(f"/{name}", "data_type", f"a {column.type} that cannot be read ({error}): write it as text")
+    return value
+
+
+def _record(record: int, value: dict[str, Any] | Problem, convert: Convert) -> Raw:
+    if isinstance(value, Problem):
+        return Raw(record, problem=value)
     try:
         return with_json_columns(record, None, convert(value))
     except ValueFaultError as error:

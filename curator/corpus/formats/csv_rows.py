@@ -21,15 +21,18 @@ def read_csv(file: BinaryIO, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw
     lines = _Lines(file, max_row_bytes)
     try:
         first = next(lines, "")
+        while first and not first.strip("\r\n \t\ufeff"):  # blank lines before the header
+            first = next(lines, "")
     except _TooLongError:
         yield Raw(1, 1, problem=too_many_bytes(max_row_bytes))
         return
+    begin = lines.number
     rows = csv.reader(lines.before(first), delimiter=delimiter_of(first), strict=True)
     csv.field_size_limit(2**31 - 1)  # one setting for the process, and not a bound of ours: `lines` has that
     header: list[str] | None = None
-    record, begin = 0, 1
+    record = 0
     while True:
-        begin = lines.number + 1 if header is not None else 1
+        begin = begin if header is None else lines.number + 1
         lines.n_bytes = 0
         try:
             cells = next(rows)
@@ -47,8 +50,8 @@ def read_csv(file: BinaryIO, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Raw
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
-            if wrong := columns_problem(header):
-                yield Raw(1, 1, problem=wrong)
+            if wrong := columns_problem([name for name in header if name]):  # those without a name are not read
+                yield Raw(1, begin, problem=wrong)
                 return
         elif cells:
             record += 1
@@ -63,6 +66,9 @@ def delimiter_of(header: str) -> str:
 def _record(record: int, line: int, header: list[str], cells: list[str]) -> Raw:
     if len(cells) != len(header):
         text = f"{len(cells)} cells where the header has {len(header)}: check commas and quotes"
+        return Raw(record, line, problem=Problem("", "invalid_csv", text))
+    if any(cell for key, cell in zip(header[1:], cells[1:], strict=True) if not key):  # the first may be an index
+        text = "a cell under a column without a name would be left behind: check commas and quotes"
         return Raw(record, line, problem=Problem("", "invalid_csv", text))
     for key, cell in zip(header, cells, strict=True):
         if not_utf8 := _ESCAPED.search(cell):
@@ -94,7 +100,7 @@ class _Lines:
 
     def before(self, line: str) -> "_Lines":
         """Give this line once more."""
-        self._again, self.number = line, 0
+        self._again, self.number = line, self.number - 1
         return self
 
     def __iter__(self) -> "_Lines":

@@ -6,6 +6,7 @@ the field, where yajl would write "?" in its place without a word.
 """
 
 import json
+import sys
 from collections import Counter
 from typing import Any, NoReturn
 
@@ -24,6 +25,10 @@ class UndecodableError(Exception):
 
 class _DuplicateKeyError(Exception):
     pass
+
+
+class _NoConstantError(Exception):
+    """NaN or an infinity."""
 
 
 def decode(data: bytes, offset: int, *, cut: bool = False, max_values: int = MAX_VALUES) -> Any:
@@ -53,8 +58,11 @@ def decode(data: bytes, offset: int, *, cut: bool = False, max_values: int = MAX
         raise UndecodableError("duplicate_key", message, offset) from error
     except RecursionError as error:
         raise UndecodableError("invalid_json", "nested too deeply", offset) from error
-    except ValueError as error:  # NaN, Infinity, a number of thousands of digits
-        raise UndecodableError("invalid_json", str(error), offset) from error
+    except _NoConstantError as error:
+        raise UndecodableError("invalid_json", f"{error} is not JSON: use null", offset) from error
+    except ValueError as error:  # Python's own bound, whose message names a setting of Python
+        text = f"a whole number of more than {sys.get_int_max_str_digits():,} digits: write it as text"
+        raise UndecodableError("invalid_json", text, offset) from error
 
 
 def _said(error: json.JSONDecodeError, text: str) -> str:
@@ -88,7 +96,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON: use null")
+    raise _NoConstantError(name)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)

@@ -14,6 +14,7 @@ from curator.errors import BadInputError
 
 MAX_FOOTER_BYTES = 16 * MIB
 MAX_CHUNK_VALUES = 16 * 2**20  # of a column of lists in one row group; levels take some 10 bytes each in memory
+MAX_PAGES = 100_000  # of a file; each costs some 60 microseconds to look at
 MAX_FIXED_BYTES = 1024  # of one value of a column of fixed width
 _HEAD_BYTES = 256
 _MAX_HEADER_BYTES = 2**20
@@ -39,16 +40,19 @@ def check_footer_size(file: BinaryIO) -> None:
 def shared_texts(file: BinaryIO, metadata: Any, max_row_bytes: int) -> list[str]:
     """Columns of texts that are to be read as dictionaries: copied out, their texts could be larger than the file.
 
-    Raises BadInputError for pages that would unpack to more than PAGE_ROWS rows of `max_row_bytes`, and for row groups
-    of more values than their rows may have.
+    Raises BadInputError for pages that would unpack to more than PAGE_ROWS rows of `max_row_bytes`, for row groups
+    of more values than their rows may have, and for more than MAX_PAGES pages.
     """
-    bound, shared = PAGE_ROWS * max_row_bytes, set[str]()
+    bound, shared, n_pages = PAGE_ROWS * max_row_bytes, set[str](), 0
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for place in range(row_group.num_columns):
             chunk, column = row_group.column(place), metadata.schema.column(place)
             n_values, largest = 0, 0
             for page in _pages(file, chunk):
+                n_pages += 1
+                if n_pages > MAX_PAGES:
+                    raise BadInputError(f"the Parquet file has more than {MAX_PAGES:,} pages: write larger ones")
                 if page.n_bytes > bound:
                     raise BadInputError(
                         f"a page of column {column.path[:100]!r} unpacks to {page.n_bytes:,} bytes, of which {bound:,} "

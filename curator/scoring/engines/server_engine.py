@@ -125,7 +125,12 @@ class ServerEngine:
         except httpx.TransportError as error:
             raise self._no_answer(f"{type(error).__name__}: {error}") from error
         if response.status_code == 200:
-            return response.json()
+            try:
+                return response.json()
+            except ValueError as error:  # such as the page of a proxy before it
+                raise ScoringError(
+                    f"the server's answer is not JSON but {response.text[:80]!r}: is there a vLLM server behind it?"
+                ) from error
         reason = f"HTTP {response.status_code}: {response.text[:200]}"
         if response.status_code in _RETRIED:
             raise self._no_answer(reason)
@@ -159,7 +164,7 @@ def row_loss(row: "Rendered", ids: Sequence[int], answer: Any) -> RowLoss:
                     reason = f"the server gives token {position} the log-probability {log_prob:g}, which is above 0"
                 nll_sum -= log_prob
                 n += 1
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ScoringError(
             f"the server's answer has no prompt log-probabilities ({type(error).__name__}: {error}): "
             "it must be a vLLM server that answers `prompt_logprobs`"
@@ -182,11 +187,11 @@ def find_version(url: str, model: str, timeout_s: float = 10.0) -> tuple[str, in
             if answer.status_code in (401, 403):
                 raise BadInputError(f"the server at {url} wants a key: set ${SERVER_KEY}")
             models = answer.raise_for_status().json()["data"]
+            known = {item["id"]: item.get("max_model_len") for item in models}
             version = http.get("/version")
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            text = version.json().get("version") if version.status_code == 200 else None
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"no vLLM server at {url}: {error}") from error
-    known = {item["id"]: item.get("max_model_len") for item in models}
     if model not in known:
         raise BadInputError(f"the server has no model {model!r}; it has {', '.join(sorted(known))}")
-    text = version.json().get("version") if version.status_code == 200 else None
     return f"vllm {text}" if text else "unknown", known[model]

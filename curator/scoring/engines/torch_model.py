@@ -21,7 +21,7 @@ from curator.scoring.engines.torch_folder import (
 )
 from curator.scoring.engines.torch_folder import torch as torch
 from curator.scoring.engines.torch_folder import transformers as transformers
-from curator.scoring.identity import adapter_sha256
+from curator.scoring.identity import adapter_sha256, read_object
 
 DeviceName = str  # "auto", "cpu", "cuda", "cuda:1"
 
@@ -104,8 +104,11 @@ def load_checked(model_dir: Path, attention: str, **options: Any) -> Any:
     """The model of a folder with every weight from its files; the one place where transformers loads one.
 
     Never runs code from the folder, never reaches the network. Raises BadInputError as `torch_folder.check_model`, for
-    packed weights and for values that are not finite.
+    packed weights, for values that are not finite, and for a generation_config.json that is no JSON object:
+    transformers would leave its settings out without a word.
     """
+    if (model_dir / "generation_config.json").is_file():
+        read_object(model_dir / "generation_config.json")
     skeleton = check_model(model_dir)
     if getattr(skeleton.config.get_text_config(), "attn_logit_softcapping", None):
         attention = "eager"

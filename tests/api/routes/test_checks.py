@@ -117,6 +117,23 @@ def test_a_file_of_bad_rows_alone_is_diagnosed_as_far_as_it_is_read(client: Test
     assert client.post("/v1/checks", files={"file": ("task.jsonl", lines(GOOD))}).json()["stopped"] is None
 
 
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ("1", "data_type"),
+        ('[{"prompt": "a", "completion": "b"}]', "data_type"),
+        ('{"prompt": "a", "completion": "\\ud800"}', "invalid_unicode"),
+        ('{"prompt": "a", "completion": ' + "9" * 100 + "}", "missing_content"),
+        ('{"prompt": "a", "completion": 1e400}', "invalid_json"),
+    ],
+)
+def test_a_row_of_a_json_body_is_judged_as_a_line_of_a_file(client: TestClient, row: str, code: str) -> None:
+    body = f'{{"rows": [{row}, {json.dumps(GOOD)}]}}'
+    answer = client.post("/v1/checks", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["n_rows"], answer.json()["bad_codes"]) == (1, {code: 1})
+
+
 def test_the_document_says_that_the_check_may_be_left_out(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     required = {

@@ -55,6 +55,21 @@ def test_a_row_may_have_as_many_turns_as_are_taken() -> None:
     assert codes(parquet(pa.table({"messages": [[*turns, ANSWER]]})), "parquet") == ["record_too_large"]
 
 
+def test_a_whole_number_over_the_decoders_bound_says_what_to_do() -> None:
+    record = '{"id": ' + "9" * 5_000 + ', "messages": []}'
+    with pytest.raises(UndecodableError, match="more than 4,300 digits: write it as text"):
+        decode(record.encode(), 0)
+    with pytest.raises(UndecodableError, match="NaN is not JSON: use null"):
+        decode(b'{"id": NaN}', 0)
+
+
+def test_a_file_of_very_many_pages_is_refused_before_they_are_all_looked_at() -> None:
+    table = pa.table({"prompt": ["a"] * 60_000, "completion": ["b"] * 60_000})
+    data = parquet(table, data_page_size=1, write_batch_size=1, use_dictionary=False)
+    with pytest.raises(BadInputError, match="more than 100,000 pages: write larger ones"):
+        codes(data, "parquet")
+
+
 def test_too_many_levels_are_refused_before_decoding() -> None:
     with pytest.raises(UndecodableError, match="nested too deeply"):
         decode(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), 0)

@@ -110,6 +110,21 @@ def test_csv_rows_may_span_lines_and_hold_json() -> None:
     assert (first.line, second.line) == (2, 2 + len(cells[0]["messages"].splitlines()))
 
 
+def test_blank_lines_before_a_csv_header_are_passed_over() -> None:
+    first, second = _read(b"\xef\xbb\xbf\n\r\nprompt,completion\nq,a\n\nq2,a2\n", "a.csv")
+    assert isinstance(first, Row)
+    assert isinstance(second, Row)
+    assert (first.line, second.line) == (4, 6)
+
+
+def test_csv_columns_without_a_name_are_empty_or_an_index() -> None:
+    """A spreadsheet writes empty ones at the end; text there is an answer with a comma that was not quoted."""
+    indexed, cut = _read(b",prompt,completion,,\n0,q,a,,\n1,q,Yes, of course,\n", "a.csv")
+    assert isinstance(indexed, Row)
+    assert isinstance(cut, Reject)
+    assert (cut.code, "column without a name" in cut.message) == ("invalid_csv", True)
+
+
 def test_a_bad_csv_row_does_not_stop_the_file() -> None:
     rows = _read(b'\xef\xbb\xbfprompt,completion\nq,a\nq\nq,"a"b\nq,\xff\n\nq,a\nq,\nq,"open\n', "a.csv")
     assert [row.line for row in rows] == [2, 3, 4, 5, 7, 8, 9]

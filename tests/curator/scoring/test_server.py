@@ -38,6 +38,7 @@ class Loopback(ThreadingHTTPServer):
         self.n_requests, self.at_once, self.most_at_once = 0, 0, 0
         self.fail_every, self.refuse_long, self.down, self.cut = 0, False, False, False
         self.key: str | None = None
+        self.page: bytes | None = None  # every answer, as a proxy would give it
 
     @property
     def url(self) -> str:
@@ -64,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
+        data = json.dumps(body).encode() if self.server.page is None else self.server.page
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -180,6 +181,25 @@ def test_what_is_no_vllm_server_is_refused(server: Loopback) -> None:
         find_version(server.url, "other")
     with pytest.raises(BadInputError, match="no vLLM server at"):
         find_version("http://127.0.0.1:9", "tiny")
+
+
+def test_pages_of_a_proxy_in_place_of_answers_are_named(server: Loopback) -> None:
+    engine = launch(server)()
+    server.page = b"<html>Please sign in</html>"
+    with pytest.raises(ScoringError, match="is not JSON but '<html>Please sign in</html>'"):
+        engine.score(make_rows()[:1])
+    with pytest.raises(BadInputError, match="no vLLM server at"):
+        find_version(server.url, "tiny")
+    for page in (b'{"data": [{"name": "tiny"}]}', b'{"data": ["tiny"]}', b'{"data": 5}', b"[]"):
+        server.page = page
+        with pytest.raises(BadInputError, match="no vLLM server at"):
+            find_version(server.url, "tiny")
+    for entry in ('{"logprob": "none"}', '{"logprob": null}', "null", "5"):
+        entries = ", ".join(f'{{"{token}": {entry}}}' for token in make_rows()[2].input_ids)
+        server.page = f'{{"choices": [{{"prompt_logprobs": [{entries}]}}]}}'.encode()
+        with pytest.raises(ScoringError, match="no prompt log-probabilities"):
+            engine.score(make_rows()[2:3])
+    engine.close()
 
 
 def test_a_server_that_wants_a_key_gets_it_from_the_environment(
