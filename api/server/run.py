@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import tempfile
 import time
 from functools import partial
@@ -26,11 +27,13 @@ from curator.console import say
 from curator.errors import BadInputError
 
 LISTEN_BACKLOG = 1024
+SWITCH_S = 0.001  # a thread that wants the interpreter waits so long at most for one that works; Python's own is 5 ms
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve at a bound socket until a signal."""
     set_up_logging(settings.log_level)
+    sys.setswitchinterval(SWITCH_S)  # the event loop wants it again after each system call, beside readers all the time
     check_tls(settings)
     if settings.temp_dir is not None:  # also for what libraries and processes of ours put aside
         tempfile.tempdir = os.environ["TMPDIR"] = settings.temp_dir

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curator.mix.token_counter import TokenCounter
+from curator.mix.token_counter import BATCH_ROWS, TokenCounter
 from curator.render import Renderer
 from curator.store.store import Store
 
@@ -75,15 +75,22 @@ class _Shared:
         self._given: Rows | None = ((), ())  # its first answer says that it has started; None once it has ended
 
     def add(self, origins: Sequence[str], messages: Sequence[str]) -> None:
-        """Give the rows away, or count them."""
+        """Give the rows away, or count them: a batch at a time, for the other process may take the rest meanwhile."""
+        for start in range(0, len(messages), BATCH_ROWS):
+            if self._took(origins[start:], messages[start:]):
+                return
+            end = start + BATCH_ROWS
+            self._counter.add(origins[start:end], messages[start:end])
+
+    def _took(self, origins: Sequence[str], messages: Sequence[str]) -> bool:
         if self._given is not None and self._connection.poll():
             self._receive()
             with suppress(OSError):  # it has ended since
                 if self._given is not None:
                     self._connection.send((origins, messages))
                     self._given = origins, messages
-                    return
-        self._counter.add(origins, messages)
+                    return True
+        return False
 
     def end(self) -> None:
         """Count what is left, or wait for it."""

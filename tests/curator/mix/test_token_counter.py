@@ -96,6 +96,7 @@ def test_a_second_process_counts_a_part_and_sums_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
     monkeypatch.setattr(count_beside, "LEAST_BYTES", 1)
+    monkeypatch.setattr(count_beside, "BATCH_ROWS", 64)  # so that it may take a piece, or the rest of one
     monkeypatch.setattr(pa, "cpu_count", lambda: 2)
     store, piece = Store(tmp_path).open(), many_rows(200)
     renderer_id = renderer().save(store)
