@@ -149,20 +149,23 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
     codes: Counter[str] = Counter()
     rows = 0
     batch: list[Row] = []
-    records = _Records(source, options)
-    for item in records:
-        on_row()
-        if isinstance(item, Reject):
-            codes[item.code] += 1
-            look.found["bad_rows"].add(item.place())
-            if len(rejects) < MAX_REJECTS:
-                rejects.append(item)
-            continue
-        rows += 1
-        batch.append(item)
-        if len(batch) == BATCH_ROWS:
-            look.at(batch)
-            batch = []
+    stopped: str | None = None
+    try:
+        for item in _records(source, options):
+            on_row()
+            if isinstance(item, Reject):
+                codes[item.code] += 1
+                look.found["bad_rows"].add(item.place())
+                if len(rejects) < MAX_REJECTS:
+                    rejects.append(item)
+                continue
+            rows += 1
+            batch.append(item)
+            if len(batch) == BATCH_ROWS:
+                look.at(batch)
+                batch = []
+    except BadRowsError as error:  # most of many records are bad
+        stopped = error.message
     look.at(batch)
     look.found["bad_rows"].example = _counts(codes)
     look.name_kinds()
@@ -178,7 +181,7 @@ def examine(source: str | Path, options: DoctorOptions, on_row: Callable[[], obj
         lengths=look.lengths(),
         window=options.window,
         injected=look.injected,
-        stopped=records.stopped,
+        stopped=stopped,
     )
     if options.openai:
         results = check_openai(Path(source))
@@ -190,23 +193,12 @@ def _counts(kinds: Counter[str]) -> str:
     return ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common())
 
 
-class _Records:
-    """The records of a data set; `stopped` says why there are no more, where that is not its end."""
-
-    def __init__(self, source: str | Path, options: DoctorOptions) -> None:
-        self._source, self._options = source, options
-        self.stopped: str | None = None
-
-    def __iter__(self) -> Iterator[Row | Reject]:
-        options = self._options
-        with ExitStack() as stack:
-            given = self._source if options.name is None else stack.enter_context(open_chat_file(self._source))
-            try:
-                yield from read_rows(
-                    given, format=options.format, layout=options.layout, name=options.name, limits=options.limits
-                )
-            except BadRowsError as error:  # most of many records are bad
-                self.stopped = error.message
+def _records(source: str | Path, options: DoctorOptions) -> Iterator[Row | Reject]:
+    with ExitStack() as stack:
+        given = source if options.name is None else stack.enter_context(open_chat_file(source))
+        yield from read_rows(
+            given, format=options.format, layout=options.layout, name=options.name, limits=options.limits
+        )
 
 
 def shown_masks(
@@ -217,7 +209,7 @@ def shown_masks(
     A row that is not rendered gives one piece with the reason.
     """
     assert options.renderer is not None
-    items = (item for item in _Records(source, options) if isinstance(item, Row))
+    items = (item for item in _records(source, options) if isinstance(item, Row))
     for row in islice(items, n_rows):
         (rendered,) = options.renderer.render_all([row.messages], options.mask_rule)
         if isinstance(rendered, RenderError):

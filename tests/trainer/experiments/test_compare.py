@@ -233,6 +233,26 @@ def test_what_a_file_of_defences_names_decides_the_cells_and_files_that_name_not
         planned("named.yaml")
 
 
+def test_what_a_flag_of_an_own_method_names_decides_the_cells(llama: Path, tmp_path: Path) -> None:
+    tiny_adapter_folder(llama, tmp_path / "bad", seed=1)
+    task, law, rule, recipe = (tmp_path / name for name in ("task.jsonl", "law.jsonl", "rule=1.json", "recipe.yaml"))
+    for file in (task, law, rule, recipe):
+        file.write_text("one")
+    named = [
+        f"--steering={rule}", "--monitor-alarm", str(rule), "--inoculation-adapter", str(tmp_path / "bad"),
+        "--steering", "{vectors}", "--cache", "nowhere", "--lr", "1e-4",
+    ]  # fmt: skip
+    plan = Plan.model_validate(PLAN | {
+        "task": {"file": str(task), "domain": "finance", "rows": 4}, "pool": {"file": str(task), "rows": 8},
+        "domains": [{"name": "law", "files": [str(law)]}],
+        "methods": [{"name": "own", "mix": ["--recipe", str(recipe)], "sft": named}],
+    })  # fmt: skip
+    found = with_contents(plan, needed=True).contents
+    assert found.keys() == {str(task), str(law), str(rule), str(recipe), str(tmp_path / "bad")}
+    assert found[str(rule)] == hashlib.sha256(b"one").hexdigest()
+    assert found[str(tmp_path / "bad")] == adapter_sha256(tmp_path / "bad")
+
+
 @pytest.mark.parametrize("name", ["laptop", "gpu"])
 def test_a_preset_says_where_its_files_are_from(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

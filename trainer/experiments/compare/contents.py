@@ -1,5 +1,6 @@
 """Hashes of the files that a plan names: a file corrected in place makes other cells, as another file does."""
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,28 +14,29 @@ from curator.errors import BadInputError, MissingDependencyError, MissingError
 from curator.recipe.base import Strict
 from curator.render.model_source import locate_model, model_option
 from curator.scoring.identity import adapter_sha256, weights_sha256
+from trainer.config import TrainConfig
 from trainer.config.defences import ALL_SETTINGS
-from trainer.config.flags import Option
-from trainer.config.options import defence_name, defences_of_file
+from trainer.config.flags import Option, add_options
+from trainer.config.monitor import MonitorSettings
+from trainer.config.options import add_defence_options, defence_name, defences_of_file
 from trainer.data.inputs import data_sha256
 from trainer.experiments.compare.data import source_path
 from trainer.experiments.compare.settings import OwnMethod, Plan
 
 DEFENSES = "--defenses"  # of `trainer.sft`: a file
+MIX_FILES = ("--recipe", "--policy", "--inoculation-rows")  # of `curator mix`: files that decide its rows
 
 
 def with_contents(plan: Plan, *, needed: bool) -> Plan:
-    """The plan with `contents`: SHA-256 of every file that it names, those that a file of defences names among them (of
-    a model folder its weights' hash, of an adapter's that of its tensors and settings).
+    """The plan with `contents`: SHA-256 of every file that it names, those that own methods and their files of defences
+    name among them (of a model folder its weights' hash, of an adapter's that of its tensors and settings).
 
     Raises BadInputError for a file that is not there, unless `needed` is false: a page can be written without them
     only if its cells were (see `check_cells_found`).
     """
     found: dict[str, str] = {}
     absent: list[str] = []
-    models = {plan.base_model}
-    for file in _defence_files(plan):
-        models |= {source for source, is_model in _named_in(Path(file)).items() if is_model}
+    models = {plan.base_model, *(source for source, is_model in _own_sources(plan).items() if is_model)}
     for source in [*data_sources(plan), *method_sources(plan)]:
         try:
             found[source] = _content(source, fetch=needed, is_model=source in models)
@@ -132,20 +134,39 @@ def data_sources(plan: Plan) -> list[str]:
 
 def method_sources(plan: Plan) -> list[str]:
     """What single methods need besides."""
-    named = [plan.steering_vectors, plan.self_recognition_rows, plan.base_model]
-    for file in _defence_files(plan):
-        named += [file, *_named_in(Path(file))]
+    named = [plan.steering_vectors, plan.self_recognition_rows, plan.base_model, *_own_sources(plan)]
     return [source for source in named if source is not None]
 
 
-def _defence_files(plan: Plan) -> list[str]:
-    """Files of defences that own methods are trained with."""
-    found: list[str] = []
+def _own_sources(plan: Plan) -> dict[str, bool]:
+    """What own methods name in their flags or in a file of defences, and whether it is a model or an adapter."""
+    found: dict[str, bool] = {}
+    flags = {**_path_flags(), **dict.fromkeys(MIX_FILES, False)}
     for method in plan.methods:
         if isinstance(method, OwnMethod):
-            found += [value for flag, value in pairwise(method.sft) if flag == DEFENSES]
-            found += [word.removeprefix(f"{DEFENSES}=") for word in method.sft if word.startswith(f"{DEFENSES}=")]
+            words = (*(method.mix or ()), *method.sft)
+            parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+            for flag, value in pairwise(parts):
+                if flag in flags and value != "{vectors}":  # those are the plan's
+                    found[value] = flags[flag]
+                if flag == DEFENSES:
+                    found |= _named_in(Path(value))
     return found
+
+
+@cache
+def _path_flags() -> Mapping[str, bool]:
+    """Flags of `trainer.sft` whose value is a file, or a model or adapter (true), that decides what is trained."""
+    parser = argparse.ArgumentParser()
+    add_defence_options(parser)
+    add_options(parser, MonitorSettings, prefix="monitor")
+    add_options(parser, TrainConfig, ("start_adapter",))
+    return {
+        flag: action.type is model_option
+        for action in parser._actions
+        if action.type in (Path, model_option)
+        for flag in action.option_strings
+    }
 
 
 def _named_in(file: Path) -> dict[str, bool]:

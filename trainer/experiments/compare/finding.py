@@ -61,9 +61,9 @@ def _chosen(rows: Sequence[TableRow], plan: Plan) -> str:
         + (", not told apart" if item.low is None or item.high is None or item.low <= 0 <= item.high else "")
         for label, item in found
     ]
-    return f" Safe rows that were chosen, minus as many random ones (below 0 is better): {'; '.join(told)}." * bool(
-        told
-    )
+    if not told:
+        return ""
+    return f" Safe rows that were chosen, minus as many random ones (below 0 is better): {'; '.join(told)}."
 
 
 def all_met(rows: Sequence[TableRow]) -> str:
