@@ -58,11 +58,11 @@ def test_scoring() -> None:
 def test_mixing() -> None:
     figures = [{"work": "choose", "ratio": 3.0, "reach": 2.0}, {"work": "build", "ratio": 0.5, "reach": 4.0}]
     assert mixing(figures[:1]) == (
-        "Of 1 comparisons ours was faster in 1 (from 3.00 to 3.00 times as fast); of 1 aim 1 was met."
+        "Of 1 comparisons ours was faster in 1 (all ratios: 3.00 to 3.00); of 1 aim 1 was met."
     )
     assert mixing(figures) == (
-        "Of 2 comparisons ours was faster in 1 (from 0.50 to 3.00 times as fast); of 2 aims 1 was met; missed: build "
-        "(0.50, at least 4)."
+        "Of 2 comparisons ours was faster in 1 (all ratios: 0.50 to 3.00); of 2 aims 1 was met; missed: build (0.50, "
+        "at least 4)."
     )
     assert "missed: first (just under 0.83)." in mixing([{"work": "first", "ratio": 0.829, "reach": 0.83}])
     assert mixing([]) == "Nothing was measured."

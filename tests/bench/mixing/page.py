@@ -57,8 +57,8 @@ def finding(figures: Sequence[Mapping[str, Any]]) -> str:
     ]
     n_faster = sum(ratio > 1 for ratio in ratios)
     return (
-        f"Of {len(figures)} comparisons ours was faster in {n_faster} (from {min(ratios):,.2f} to {max(ratios):,.2f} "
-        f"times as fast); {aims_met(len(figures) - len(missed), missed)}."
+        f"Of {len(figures)} comparisons ours was faster in {n_faster} (all ratios: {min(ratios):,.2f} to "
+        f"{max(ratios):,.2f}); {aims_met(len(figures) - len(missed), missed)}."
     )
 
 
