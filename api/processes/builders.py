@@ -58,6 +58,7 @@ class WorkLimits:
 
 
 NO_THREAD = "can't start new thread"  # CPython's words, whose cause it does not say
+NO_LIBRARY = ("cannot map zero-fill pages", "failed to map segment from shared object")  # the loader's, of no memory
 
 
 @dataclass(eq=False)
@@ -277,6 +278,8 @@ def _is_memory(error: BaseException | None) -> bool:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
         if isinstance(error, RuntimeError) and str(error) == NO_THREAD:  # there was no memory for its stack
+            return True
+        if isinstance(error, ImportError) and str(error).endswith(NO_LIBRARY):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -57,6 +57,10 @@ def take_threads() -> None:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 
 
+def lack_a_library() -> None:
+    raise ImportError("/lib/numpy/random/_mt19937.so: cannot map zero-fill pages")  # as the loader's
+
+
 def test_one_process_does_one_piece_after_another_and_not_here(builders: Builders) -> None:
     first, second = builders.run(LIMITS, pid), builders.run(LIMITS, pid)
     assert first == second != os.getpid()
@@ -100,6 +104,8 @@ def test_work_that_takes_too_much_memory_is_ended_and_the_next_is_done(builders:
         builders.run(LIMITS, bytearray, 512 * MIB)
     with pytest.raises(WorkStoppedError, match="more memory"):
         builders.run(LIMITS, take_threads)
+    with pytest.raises(WorkStoppedError, match="more memory"):
+        builders.run(LIMITS, lack_a_library)
     assert len(builders.run(LIMITS, bytearray, 64 * MIB)) == 64 * MIB
 
 
