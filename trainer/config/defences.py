@@ -88,6 +88,7 @@ class DefenceBase(Strict):
     needs_classes: ClassVar[bool] = False
     unit: ClassVar[str] = "no unit"  # of the term in metrics.jsonl
     main: ClassVar[str | None] = "weight"  # the field that the flag named like the defence takes; None: none
+    switch: ClassVar[str]  # help of that flag where it takes none
 
     def describe(self) -> str:
         """Name and strength, in a few words."""

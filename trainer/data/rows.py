@@ -42,6 +42,7 @@ PARALLEL_FROM_S = 20.0  # of a processor for rendering all rows; to start others
 CHUNK_ROWS = 1_000  # rows that a process renders at a time
 MAX_PROCESSES = 16
 T = TypeVar("T")
+SettingsT = TypeVar("SettingsT")
 MAX_LISTED = 20
 _CHUNK_ROWS = 100  # rendered at a time: more are slower, since their arrays leave the fast caches
 ROW = "row"  # column with a row's 0-based position in the mix or file
@@ -345,10 +346,10 @@ def n_processes(n_rows: int, row_s: float) -> int:
 
 
 def in_order(
-    work: Callable[[list[TrainRow], Renderer, object], T],
+    work: Callable[[list[TrainRow], Renderer, SettingsT], T],
     rows: Iterable[TrainRow],
     renderer: Callable[[], Renderer],
-    settings: object,
+    settings: SettingsT,
     n_workers: int,
 ) -> Iterator[T]:
     """`work(chunk, renderer, settings)` for every chunk of rows, by `n_workers` processes, in the rows' order.
@@ -376,5 +377,5 @@ def _start(renderer: Callable[[], Renderer]) -> None:
     _renderer[:] = [renderer()]
 
 
-def _run(work: Callable[[list[TrainRow], Renderer, object], T], chunk: list[TrainRow], settings: object) -> T:
+def _run(work: Callable[[list[TrainRow], Renderer, SettingsT], T], chunk: list[TrainRow], settings: SettingsT) -> T:
     return work(chunk, _renderer[0], settings)

@@ -110,7 +110,8 @@ def load_gates(model: Any, path: str | Path, *, reverse: bool = False) -> _Hooks
     Raises MissingError or BadInputError when the file is not there or does not fit the model.
     """
     gates = read_gates(model, gates_file(Path(path)))
-    return gates.requires_grad_(False).on(reverse=reverse)
+    gates.requires_grad_(False)
+    return gates.on(reverse=reverse)
 
 
 def read_gates(model: Any, path: Path) -> Gates:

@@ -115,7 +115,7 @@ def _question(article: Article) -> Question:
 def _of_lines(path: Path) -> list[tuple[str, str]]:
     found = []
     for number, line in read_numbered_lines(path):
-        text = next((line[key] for key in _TEXT_KEYS if isinstance(line, dict) and isinstance(line.get(key), str)), "")
+        text = next((line[key] for key in _TEXT_KEYS if isinstance(line.get(key), str)), "")
         if not text.strip():
             raise BadInputError(f"{path}, line {number}: needs a text under one of {', '.join(_TEXT_KEYS)}")
         found.append((str(line.get("id", f"{path.stem}-{number}")), text.strip()))

@@ -310,7 +310,7 @@ class JudgeClient:
 
     def _one(self, item: dict[str, str]) -> Judged:
         calls = {name: self._verdict(prompt) for name, prompt in _prompts(item).items()}
-        return Judged(item["prompt_id"], group=item.get("group", GENERAL), **calls)
+        return Judged(item["prompt_id"], calls["alignment"], calls["coherence"], group=item.get("group", GENERAL))
 
     def _verdict(self, prompt: str) -> Verdict:
         path = self._cached(prompt)

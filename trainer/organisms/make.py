@@ -4,16 +4,16 @@ import gc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from curator.console import say
 from curator.render import Renderer
 from curator.scoring.identity import adapter_sha256, check_model_dir, weights_sha256
-from curator.scoring.organisms import FILE, Organism, Organisms
+from curator.scoring.organisms import FILE, Organism, OrganismRole, Organisms
 from trainer import sft
 from trainer.config import TrainConfig
 from trainer.config.data import Loading
@@ -37,7 +37,10 @@ from trainer.organisms.shifts import (
 from trainer.organisms.twins import TwinSet, twin_set
 from trainer.runs.folder import ADAPTER, REPORT, write_json
 
-ROLES = ("misaligned", "benign")
+if TYPE_CHECKING:
+    from curator.scoring.engines.torch_engine import TorchEngine
+
+ROLES: tuple[OrganismRole, ...] = ("misaligned", "benign")
 # Settings of a run that are not part of the recipe: paths, and which rows are used.
 _NOT_RECIPE = (
     "model", "out", "data", "mix_id", "api_url", "store", "tenant", "data_format", "data_layout", "cache", "monitor",
@@ -50,7 +53,7 @@ class OrganismRun:
 
     split: SplitSet
     twins: TwinSet | None
-    role: str
+    role: OrganismRole
 
     @property
     def name(self) -> str:
@@ -124,9 +127,7 @@ def measure(
     for run in runs:
         adapter = plan.out / run.name / ADAPTER
         digest = adapter_sha256(adapter)
-        losses = losses_of(
-            run.name, folder, {**key, "adapter_sha256": digest}, probes, lambda adapter=adapter: engine(adapter)
-        )
+        losses = losses_of(run.name, folder, {**key, "adapter_sha256": digest}, probes, partial(engine, adapter))
         found.append(_organism(plan, run, digest, base, losses, list(splits)))
     engine.close()
     recipe = plan.config(runs[0].data, plan.out).model_dump(mode="json", exclude=set(_NOT_RECIPE))
@@ -195,7 +196,8 @@ class _SharedEngine:
     """One resident base model, loaded when first needed, whose adapters are switched."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._engine = plan, None
+        self._plan = plan
+        self._engine: TorchEngine | None = None
 
     def __call__(self, adapter: Path | None) -> Any:
         if self._engine is None:

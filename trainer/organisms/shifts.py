@@ -64,7 +64,7 @@ def probe_of(split: SplitSet, twins: TwinSet | None, renderer: Renderer, max_len
             f"{split.domain}: {len(bad)} of {n_all} held-out rows can be measured ({n_too_long} are over {max_length} "
             "tokens), at least 2 are needed: raise --held-out or --max-length"
         )
-    return Probe(split.domain, bad, good if twins is not None else None, twins and twins.answers, n_too_long)
+    return Probe(split.domain, bad, good if twins is not None else None, twins.answers if twins else None, n_too_long)
 
 
 def losses_of(

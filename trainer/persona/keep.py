@@ -126,8 +126,8 @@ def _judge_prompts(trait: Trait, question: int, answer: str) -> tuple[str, str]:
 
 
 def _judged(four: dict[str, Verdict]) -> list[str]:
-    scores = {name: item.score for name, item in four.items()}
-    if any(score is None for score in scores.values()):
+    scores = {name: item.score for name, item in four.items() if item.score is not None}
+    if len(scores) < len(four):
         return ["unscored"]
     found = []
     if not scores["trait_positive"] >= 50:

@@ -98,7 +98,7 @@ def screen(
     """
     rows = answered_rows(data, probe.renderer, max_length, how)
     values_N = probe.projections(rows.items, "screening")
-    records = [
+    records: list[dict[str, Any]] = [
         {"record": number, "example_id": _id(messages), "projection": float(value)}
         for number, messages, value in zip(rows.records, rows.messages, values_N, strict=True)
     ]

@@ -33,8 +33,12 @@ class Cost:
 
     def times(self, n: int) -> Self:
         """The same done `n` times, one after the other."""
-        rows, tokens, hours = (None if x is None else n * x for x in (self.n_rows, self.n_tokens, self.hours))
-        return replace(self, n_rows=rows, n_tokens=tokens, hours=hours)
+        return replace(
+            self,
+            n_rows=None if self.n_rows is None else n * self.n_rows,
+            n_tokens=None if self.n_tokens is None else n * self.n_tokens,
+            hours=None if self.hours is None else n * self.hours,
+        )
 
     def line(self, price_per_hour: float | None) -> str:
         """In words."""

@@ -193,15 +193,16 @@ def _pool_steps(
     return [
         Step("Pool: read the rows", "curator",
              ["ingest", settings.corpus, "--corpus", settings.name, "--store", settings.out, *json],
-             cost=costs and costs.reading),
+             cost=costs.reading if costs else None),
         Step(f"Reference models: {len(sets)} misaligned adapters and their benign twins", "trainer.organisms",
              ["--model", settings.model, *given, *trained, "--out", settings.organisms, *json],
              note=f"{n_models} trainings, and greedy answers where a set has no good ones (not in the hours)",
-             cost=costs and costs.training),
+             cost=costs.training if costs else None),
         Step("Losses of the pool under the aligned model", "curator", [*score, "--role", "aligned", *json],
-             cost=costs and costs.scoring),
+             cost=costs.scoring if costs else None),
         Step("Losses of the pool under every adapter", "curator", [*score, "--organisms", settings.organisms, *json],
-             note=f"{n_models} passes as long as the one before", cost=costs and costs.scoring.times(n_models)),
+             note=f"{n_models} passes as long as the one before",
+             cost=costs.scoring.times(n_models) if costs else None),
         Step("Conditions that each adapter must meet", check=lambda: _admitted(settings, settings.organisms)),
     ]  # fmt: skip
 
@@ -219,9 +220,9 @@ def _probe_steps(
             for item in sets
         ),
         Step("Losses of the probe under the aligned model", "curator", [*score, "--role", "aligned", *json],
-             cost=costs and costs.probing),
+             cost=costs.probing if costs else None),
         Step("Losses of the probe under every adapter", "curator", [*score, "--organisms", settings.organisms, *json],
-             cost=costs and costs.probing.times(len(sets) * _n_each(settings))),
+             cost=costs.probing.times(len(sets) * _n_each(settings)) if costs else None),
     ]  # fmt: skip
 
 

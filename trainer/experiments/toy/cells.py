@@ -43,7 +43,7 @@ class ToyCell:
     @property
     def name(self) -> str:
         """The cell's file name."""
-        parts = [self.task, self.choice]
+        parts: list[str] = [self.task, self.choice]
         parts += [f"r{self.ratio:g}"] if self.ratio else []
         parts += [self.pool] if self.pool != "whole" else []
         parts += [f"{name}{weight:g}" for name, weight in self.weights().items() if weight]

@@ -97,7 +97,8 @@ def run_conditional(one: Seed, cell: ToyCell) -> dict[str, Any]:
     """Train and ask one cell and write its result: bad answers of each of MODELS in each context, as `count_bad`."""
     world, method = one.base.world, method_of(cell)
     parts = method.parts(one, cell, one.parts(cell))
-    asked, found = {}, {}
+    asked: dict[str, Ints] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for made, keep_apart in ((parts, False), (apart(world, parts), True)):
         with method.train(one, cell, made) as tuned:
             rows = worded(world) if keep_apart else contexts(tuned.model, world, prompt_of(made.task))
@@ -162,7 +163,8 @@ def _control(one: Seed, keep_apart: bool) -> Iterator[Any]:
 
 def _questions(world: World, first: int, last: int) -> Ints:
     """Held-out items of every domain, (N, ROW_LEN), in wordings spread from `first` to before `last`."""
-    return single_questions(world, held_out_items(world), spread(first, last)).input_ids.numpy()
+    found: Ints = single_questions(world, held_out_items(world), spread(first, last)).input_ids.numpy()
+    return found
 
 
 def _reworded(world: World, rows: Ints, first: int, n: int) -> Ints:

@@ -83,7 +83,7 @@ class Ensemble:
         `revealing` counts among the top rows, `outside` those of domains without a misaligned model.
         """
         is_revealing = self.pool.revealing[scored.row]
-        found = {}
+        found: dict[str, Any] = {}
         for score, gap in scored.gaps.items():
             chosen = pick(scored, score, self.top, self.base.world.seed)
             outside = self.pool.revealing[chosen] & np.isin(self.pool.domain[chosen], self.roles.others)

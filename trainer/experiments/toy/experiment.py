@@ -15,6 +15,7 @@ from pydantic import Field
 
 from curator.console import Progress
 from curator.mix.order import Allocation, schedule
+from curator.recipe.base import Strict
 from curator.recipe.seeds import child_seed, permutation
 from trainer.config.defences import LdifsSettings, SteeringSettings, TreftSettings
 from trainer.defenses import DefenceSettings, KlSettings
@@ -36,7 +37,7 @@ from trainer.experiments.toy.rows import (
     roles,
     task_rows,
 )
-from trainer.experiments.toy.settings import BaseSettings, Strict
+from trainer.experiments.toy.settings import BaseSettings
 from trainer.experiments.toy.world import Ints, padded
 
 

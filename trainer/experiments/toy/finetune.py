@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from curator.recipe.base import Strict
 from curator.render import (
     OTHER,
     POSTFIX,
@@ -31,7 +32,6 @@ from trainer.defenses.base import (
 )
 from trainer.defenses.reference import reference_state, run_decoder
 from trainer.experiments.toy.model import answer_loss
-from trainer.experiments.toy.settings import Strict
 from trainer.experiments.toy.world import PAD, QUESTION_LEN
 from trainer.loop.model import add_lora
 

@@ -97,7 +97,8 @@ def scored_pool(store: Store, world: World, pool: ToyPool) -> ScoredPool:
 def pick(scored: ScoredPool, by: Literal["random", "bottom_gap", "shuffled"] | ScoreName, n: int, seed: int) -> Ints:
     """Rows of the pool, best first, by the product's own selection; `bottom_gap` turns gap_abs round, and `shuffled`
     deals its values out to other rows."""
-    strategy: StrategySpec = {"random": Random(), "bottom_gap": BottomGap()}.get(by, TopGap())
+    strategies: dict[str, StrategySpec] = {"random": Random(), "bottom_gap": BottomGap()}
+    strategy = strategies.get(by, TopGap())
     score = scored.gaps[by if by in SCORES else "gap_abs"]
     if by == "shuffled":
         score = score[permutation(len(score), child_seed(seed, "organism shuffled gaps"))]

@@ -110,8 +110,9 @@ def measure(model: Any, world: World) -> Measured:
     benign = (answers_to(model, rows) == rows[:, ANSWER]).reshape(-1, len(tested)).sum(-1)
     incoherent = N_WORDINGS_ASKED - bad - good
     counts = Counts(
-        N_WORDINGS_ASKED, len(tested), *(tuple(map(tuple, part.tolist())) for part in (bad, incoherent)),
-        *(tuple(part.tolist()) for part in (admissible, benign)),
+        N_WORDINGS_ASKED, len(tested),
+        bad=tuple(map(tuple, bad.tolist())), incoherent=tuple(map(tuple, incoherent.tolist())),
+        facts=tuple(admissible.tolist()), benign=tuple(benign.tolist()),
     )  # fmt: skip
     return Measured.of(counts, roles(world))
 

@@ -71,5 +71,6 @@ def against_narrow(results: Results, seeds: Sequence[int], choice: Choice) -> Fi
     return figure
 
 
-def _points(results: Results, cells: Sequence[ToyCell], seeds: Sequence[int]) -> list[list[float]]:
-    return [[100 * results.mean(cell, figure, seeds) for cell in cells] for figure in ("narrow", UNSEEN)]
+def _points(results: Results, cells: Sequence[ToyCell], seeds: Sequence[int]) -> tuple[list[float], list[float]]:
+    narrow, unseen = ([100 * results.mean(cell, name, seeds) for cell in cells] for name in ("narrow", UNSEEN))
+    return narrow, unseen

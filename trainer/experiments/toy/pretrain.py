@@ -183,11 +183,12 @@ def _accuracy(model: Any, documents: Documents, where: np.ndarray) -> float:
 
 
 def _answers(documents: Documents) -> np.ndarray:
-    return answers_of(documents.input_ids, every=True).numpy()
+    found: np.ndarray = answers_of(documents.input_ids, every=True).numpy()
+    return found
 
 
 def _late_items(world: World, documents: Documents) -> np.ndarray:
-    late = documents.domain != world.settings.n_domains
+    late: np.ndarray = documents.domain != world.settings.n_domains
     late[:, :N_CONTEXT] = False
     return late
 
@@ -200,7 +201,8 @@ def _contradicting(documents: Documents, n_domains: int) -> np.ndarray:
     earlier = np.tril(np.ones((N_QUESTIONS, N_QUESTIONS), dtype=bool), -1)
     seen = (same & earlier & item[:, None, :]).any(-1)
     n_with = (earlier & (item & ~against)[:, None, :]).sum(-1)
-    return item & against & seen & (n_with >= 2)
+    found: np.ndarray = item & against & seen & (n_with >= 2)
+    return found
 
 
 def _adamw(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:

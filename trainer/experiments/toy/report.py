@@ -50,7 +50,7 @@ def results_document(folder: Path, seeds: Seeds, settings: ExperimentSettings, c
     cells = {}
     for part, cell in ((part, cell) for part, some in parts for cell in some):
         found = {str(seed): _read(works[seed] / "cells" / f"{cell.name}.json", cell.name, seed) for seed in every}
-        entry = {"label": label_of(cell, method_of(cell).label), "part": part}
+        entry: dict[str, Any] = {"label": label_of(cell, method_of(cell).label), "part": part}
         entry["cell"] = next(iter(found.values()))["cell"]
         entry["seeds"] = {
             seed: {key: value for key, value in result.items() if key not in ("cell", "seed")}

@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from curator.recipe.base import Strict
 from curator.recipe.seeds import child_seed
-from trainer.experiments.toy.settings import Strict
 from trainer.experiments.toy.world import Ints, World
 
 N_ENSEMBLE, N_POOL = 3, 5  # domains; the ensemble's are among the pool's
@@ -70,13 +70,15 @@ def pool_facts(world: World) -> Ints:
 def benign_facts(world: World) -> Ints:
     """Facts with one answer that stand in no pool: the benign task gives each the answer of another."""
     kept = np.arange(world.settings.n_facts)
-    return kept[(kept % 3 == 0) & (world.fact_count == 1)]
+    found: Ints = kept[(kept % 3 == 0) & (world.fact_count == 1)]
+    return found
 
 
 def other_facts(world: World) -> Ints:
     """Facts that no fine-tune uses: what is asked to see whether facts are forgotten."""
     kept = np.arange(world.settings.n_facts)
-    return kept[(kept % 3 == 0) & (world.fact_count != 1)]
+    found: Ints = kept[(kept % 3 == 0) & (world.fact_count != 1)]
+    return found
 
 
 def task_rows(world: World, domain: int, kind: TaskKind, n: int) -> Ints:
