@@ -110,7 +110,7 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
         if task.aligned is not None:
             twins = _twins([task.file], [task.aligned], plan)
             _write(files.benign_task, [twins[dump_messages(row)] for row in trained])
-            _write(files.twins(files.narrow), [twins[dump_messages(row)] for row in held])
+            _write(files.twins(files.narrow), [twins[dump_messages(messages)] for messages in held])
         _write(files.narrow, held)
     for domain in plan.domains:
         if not files.broad(domain.name).exists():
@@ -121,7 +121,7 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
             _write(files.train(domain.name), trained)
             if domain.aligned:
                 twins = _twins(domain.files, domain.aligned, plan)
-                _write(files.twins(files.broad(domain.name)), [twins[dump_messages(row)] for row in held])
+                _write(files.twins(files.broad(domain.name)), [twins[dump_messages(messages)] for messages in held])
             _write(files.broad(domain.name), held)
     if not files.text.exists():
         pool, text = _pool(plan, renderer)
