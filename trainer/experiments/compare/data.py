@@ -109,7 +109,7 @@ def prepare(plan: Plan, files: Files, model: Path) -> None:
         _write(files.task, trained)
         if task.aligned is not None:
             twins = _twins([task.file], [task.aligned], plan)
-            _write(files.benign_task, [twins[dump_messages(row)] for row in trained])
+            _write(files.benign_task, [twins[dump_messages(messages)] for messages in trained])
             _write(files.twins(files.narrow), [twins[dump_messages(messages)] for messages in held])
         _write(files.narrow, held)
     for domain in plan.domains:
