@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from s3fs import S3FileSystem
+
 # moto keeps its buckets in memory; a process of its own keeps its warnings out of the tests'.
 _SERVER = """
 import sys
@@ -42,6 +44,8 @@ def bucket_server() -> Iterator[str]:
         url = server.stdout.readline().strip()
         assert url.startswith("http://"), "moto did not start"
         put(url, "/ballast")
+        # fsspec keeps a client for each set of options, and the address is none of them: not one of a server before.
+        S3FileSystem.clear_instance_cache()
         try:
             yield url
         finally:

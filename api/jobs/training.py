@@ -294,11 +294,10 @@ def step_lines(store: Store, run: str, last_bytes: int | None = None) -> Iterato
     """The steps that a run has finished so far, from its folder in the store; those in the last bytes of the file."""
     path = f"{run}/{METRICS}"
     if store.exists(path):
-        with store.open_file(path) as file:
-            start = 0 if last_bytes is None else max(0, file.seek(0, os.SEEK_END) - last_bytes)
-            file.seek(max(0, start - 1))
-            lines = file.read().splitlines(keepends=True)
-        for line in lines[1:] if start else lines:  # the first one is cut, or the end of the one before
+        n_read = None if last_bytes is None else last_bytes + 1
+        data = store.read_bytes(path, n_read)
+        lines = data.splitlines(keepends=True)
+        for line in lines[1:] if len(data) == n_read else lines:  # the first one is cut, or the end of the one before
             if line.endswith(b"\n"):
                 yield orjson.loads(line)
 

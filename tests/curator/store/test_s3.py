@@ -57,6 +57,30 @@ def store(url: str, tmp_path: Path) -> Store:
     return Store(f"s3://ballast/{tmp_path.name}").open()
 
 
+def test_a_file_is_read_while_another_process_replaces_it(store: Store) -> None:
+    """An open file of a bucket asks for the object that was there when it was opened."""
+    store.write_bytes("lines", b"0123456789")
+    assert [store.read_bytes("lines", last) for last in (None, 3, 10, 11)] == [
+        b"0123456789", b"789", b"0123456789", b"0123456789",
+    ]  # fmt: skip
+    stop = threading.Event()
+
+    def replace() -> None:
+        n = 0
+        while not stop.is_set():
+            store.write_bytes("lines", b"x" * (10 + (n := n + 1)))
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        found = [len(store.read_bytes("lines", last)) for last in (None, 10) for _ in range(50)]
+    finally:
+        stop.set()
+        writer.join()
+    assert min(found) >= 10
+    assert found[:50] == sorted(found[:50])
+
+
 def test_the_whole_way_of_the_data(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
