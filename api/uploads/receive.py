@@ -36,6 +36,7 @@ FLUSH_BYTES = 1024 * 1024  # one hop to a thread per this many bytes
 HELD_BYTES = 256 * 1024  # the last bytes of a file that wait in memory, with the request, for a place to be built in
 _TEXT = {"type": "string"}
 _CHOICE = {"on_bad_rows": {"type": "string", "enum": ["refuse", "drop"], "default": "refuse"}, "layout": _TEXT}
+_NULL_LAYOUT = {"layout": {"type": ["string", "null"]}}  # JSON can say that the layout is to be found
 
 
 def request_body(document: str, meaning: str, *, required: bool = True) -> dict[str, Any]:
@@ -68,7 +69,12 @@ def request_body(document: str, meaning: str, *, required: bool = True) -> dict[
                     "type": "object",
                     "required": ["rows", *document_key],
                     "additionalProperties": False,
-                    "properties": {"rows": {"type": "array", "items": {}}, document: {"type": "object"}, **_CHOICE},
+                    "properties": {
+                        "rows": {"type": "array", "items": {}},
+                        document: {"type": "object"},
+                        **_CHOICE,
+                        **_NULL_LAYOUT,
+                    },
                 }
             },
         },
