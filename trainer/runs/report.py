@@ -249,7 +249,8 @@ def prompt_lines(prompts: Prompts, behaviour: Mapping[str, Mapping[str, Mapping[
         f"- {form}: {kind} figures: {counted(form, kind, prompts)}" for form, kinds in prompts.items() for kind in kinds
     ]
     lines += [
-        f"- {form}: the interval of `{name}` has no width (in each set every prompt gave the same); with {of} it says little."
+        f"- {form}: the interval of `{name}` has no width (in each set every prompt gave the same); with {of} it says"
+        " little."
         for form, items in behaviour.items()
         for name, item in items.items()
         if item["low"] == item["high"] and (of := counted(form, name, prompts))
