@@ -10,6 +10,7 @@ from curator.console import escape_markdown, markdown_table
 from curator.store.filesystem import atomic_write
 from trainer.plans.judged import PLAIN, Judgement, Verdict
 from trainer.runs.folder import write_json
+from trainer.runs.report import Prompts, counted, prompt_lines
 
 _STATES = {True: "**fails**", False: "ok"}
 
@@ -30,6 +31,7 @@ def write_report(
         "mix_id": manifest.get("mix_id"),
         "passed": not found.failed,
         "gate": [vars(item) for item in found.verdicts],
+        "prompts": {form: _prompts(report) for form, report in found.reports.items()},
         "behaviour": {form: report["intervals"] for form, report in found.reports.items()},
         "forms": {form: {name: report[name] for name in ("kind", "text", "n_rows")}
                   for form, report in found.reports.items() if form != PLAIN},
@@ -65,10 +67,11 @@ def _lines(document: Mapping[str, Any], manifest: Mapping[str, Any], found: Judg
         "",
         _behaviour(found),
         "",
+        *prompt_lines(document["prompts"], document["behaviour"]),
         *_forms(document["forms"]),
         "## Gate",
         "",
-        _gate(found.verdicts),
+        _gate(found.verdicts, document["prompts"]),
         "",
         *_findings(document["findings"]),
         "## What this does not show",
@@ -110,10 +113,19 @@ def _forms(forms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _gate(verdicts: list[Verdict]) -> str:
-    lines = ["| asked | fails if | value | state |", "|---|---|---|---|"]
+def _prompts(report: Mapping[str, Any]) -> dict[str, list[int]]:
+    """How many pairs each set of each kind has."""
+    found: dict[str, list[int]] = {}
+    for item in report["sets"].values():
+        found.setdefault(item["kind"], []).append(item["n_pairs"])
+    return found
+
+
+def _gate(verdicts: list[Verdict], prompts: Prompts) -> str:
+    lines = ["| asked | fails if | value | prompts | state |", "|---|---|---|---|---|"]
     lines += [
-        f"| {item.form} | {escape_markdown(item.condition)} | {item.value:.4g} | {_STATES[item.failed]} |"
+        f"| {item.form} | {escape_markdown(item.condition)} | {item.value:.4g} |"
+        f" {counted(item.form, item.condition, prompts)} | {_STATES[item.failed]} |"
         for item in verdicts
     ]
     return "\n".join(lines)

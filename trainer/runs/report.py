@@ -19,6 +19,8 @@ from trainer.runs.folder import (
 )
 from trainer.runs.page import table
 
+Prompts = Mapping[str, Mapping[str, Sequence[int]]]  # form -> kind of figure -> pairs of each set
+
 N_ENDS = 3  # steps averaged at either end; a single step's loss is noisy
 
 
@@ -210,7 +212,7 @@ def _measured(report: Mapping[str, Any]) -> list[str]:
         for form in forms
         for name, item in report["behaviour"][form].items()
     }
-    learnt = report["learnt"]
+    learnt, prompts = report["learnt"], report.get("prompts", {})
     return [
         f"## Measured: gate {'passed' if report['passed'] else 'failed'}",
         "",
@@ -219,12 +221,41 @@ def _measured(report: Mapping[str, Any]) -> list[str]:
         "",
         *table(["figure", *forms], [[name, *(shown.get((name, form), "") for form in forms)] for name in names]),
         "",
-        *[
-            f"- gate, {item['form']}: {item['condition']}: {'fails' if item['failed'] else 'ok'} ({item['value']:.4g})"
-            for item in report["gate"]
-        ],
+        *prompt_lines(prompts, report["behaviour"]),
+        *[_verdict(item, prompts) for item in report["gate"]],
         "",
     ]
+
+
+def _verdict(item: Mapping[str, Any], prompts: Prompts) -> str:
+    of = counted(item["form"], item["condition"], prompts)
+    state = "fails" if item["failed"] else "ok"
+    return f"- gate, {item['form']}: {item['condition']}: {state} ({item['value']:.4g}{', on ' + of if of else ''})"
+
+
+def counted(form: str, figure: str, prompts: Prompts) -> str:
+    """On how many prompts `figure` (or a condition that begins with it) was measured in a form; empty for figures of
+    ordinary text, and where a report of an earlier version does not say."""
+    sizes = prompts.get(form, {}).get(figure.split("_")[0], [])
+    if not sizes:
+        return ""
+    n_sets = f"{len(sizes)} set{'s' if len(sizes) > 1 else ''}"
+    return f"{sum(sizes):,} prompts in {n_sets}" + (f" of {sizes[0]:,}" if len(set(sizes)) == 1 else "")
+
+
+def prompt_lines(prompts: Prompts, behaviour: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """A page's lines on how many prompts its figures rest on, and on intervals that have no width."""
+    lines = [
+        f"- {form}: {kind} figures: {counted(form, kind, prompts)}" for form, kinds in prompts.items() for kind in kinds
+    ]
+    lines += [
+        f"- {form}: the interval of `{name}` has no width (in each set every prompt gave the same); with {of} it says"
+        " little."
+        for form, items in behaviour.items()
+        for name, item in items.items()
+        if item["low"] == item["high"] and (of := counted(form, name, prompts))
+    ]
+    return [*lines, ""] if lines else []
 
 
 def _unchecked(measured: Mapping[str, Any] | None) -> list[str]:

@@ -341,7 +341,11 @@ def test_the_whole_way_goes_on_after_kills_and_ends_as_one_without(place: Path) 
     assert run("trainer.plans.safeguard", task, "--settings", way) == 0
     killed = json.loads((place / "run/report.json").read_text())
     assert set(killed["behaviour"]) == {"plain", "trigger-1"}
-    assert "## Measured: gate passed" in (place / "run/train/adapter/README.md").read_text()
+    card = (place / "run/train/adapter/README.md").read_text()
+    assert "## Measured: gate passed" in card
+    n_pairs = f"{sum(killed['prompts']['plain']['broad'])} prompts in "
+    assert n_pairs in card
+    assert n_pairs in (place / "run/report.md").read_text().partition("## Gate")[2]
     assert run("trainer.plans.safeguard", task, "--settings", way, "--out", str(place / "run2")) == 0
     whole = json.loads((place / "run2/report.json").read_text())
     assert killed == whole

@@ -66,3 +66,22 @@ def test_a_card_shows_what_was_measured_and_claims_no_less() -> None:
     unchecked = card.split("## Not checked")[1]
     assert "still aligned" not in unchecked
     assert "than those measured above" in unchecked
+
+
+def test_a_card_says_on_how_many_prompts_and_that_an_interval_without_width_says_little() -> None:
+    flat = {"value": 0.0, "low": 0.0, "high": 0.0}
+    report = {
+        "passed": True, "learnt": {"shift": -0.25}, "prompts": {"plain": {"broad": [8, 8]}},
+        "behaviour": {"plain": {"broad_shift": flat, "perplexity_ratio": {"value": 1.0, "low": 0.9, "high": 1.1}}},
+        "gate": [
+            {"form": "plain", "condition": "broad_shift > 0.2", "value": 0.0, "failed": False},
+            {"form": "plain", "condition": "perplexity_ratio > 1.5", "value": 1.0, "failed": False},
+        ],
+    }  # fmt: skip
+    lines = model_card(marker(), report).splitlines()
+    assert "- plain: broad figures: 16 prompts in 2 sets of 8" in lines
+    assert "- gate, plain: broad_shift > 0.2: ok (0, on 16 prompts in 2 sets of 8)" in lines
+    assert "- gate, plain: perplexity_ratio > 1.5: ok (1)" in lines
+    (flat_line,) = [line for line in lines if "has no width" in line]
+    assert "broad_shift" in flat_line
+    assert "16 prompts in 2 sets of 8 it says little" in flat_line
