@@ -5,6 +5,7 @@ The receipt of a mix, as `python -m curator mix` prints it: what fits a screen; 
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -289,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"rows in {store.url(mix_path(args.tenant, result.mix_id))}/{MIX_FILE}")
     if args.jsonl is not None:
         say(f"and, a JSON object a line, in {args.jsonl}")
-    where = f"--store {args.store} --tenant {args.tenant}"
+    where = shlex.join(["--store", args.store, "--tenant", args.tenant])
     say(as_typed(f"check them: python -m curator verify {result.mix_id} {where}"))
     snippet = f"python -m curator snippet {result.mix_id} trl --out DIR {where}"
     say(as_typed(f"take them to a trainer: {snippet} (or another kind)"))
