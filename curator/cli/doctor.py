@@ -1,6 +1,7 @@
 """`python -m curator doctor`: a chat file looked at before it is used."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import get_args
@@ -111,7 +112,7 @@ def _say(found: Diagnosis, args: argparse.Namespace) -> None:
             places = ", ".join(map(str, check["lines"][:5]))
             say(f"    {check['code']}: {check['message']}; {check['n_lines']:,} lines ({places}) {check['example']}")
     if not found.has_problems:
-        say(as_typed(f"nothing to mend; next: python -m curator mix {args.file} --corpus NAME"))
+        say(as_typed(f"nothing to mend; next: python -m curator mix {shlex.quote(str(args.file))} --corpus NAME"))
     elif found.n_bad and not found.n_rows:
         say("no row can be used: write them in a layout that is read (docs/formats.md lists them), and look again")
     elif found.n_bad:

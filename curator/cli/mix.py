@@ -5,6 +5,7 @@ The receipt of a mix, as `python -m curator mix` prints it: what fits a screen; 
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,8 +58,19 @@ def say_receipt(result: MixResult) -> None:
         say(f"  policy  {manifest.policy.name} (SHA-256 {manifest.policy.sha256[:12]})")
     for warning in manifest.warnings:
         say(f"  warning {warning.text}")
+    for pool in manifest.pools:
+        chosen = pool.quantiles["chosen"]
+        if chosen is not None and pool.score in ("gap_abs", "gap_rel") and chosen.min < 0:
+            which = "all" if chosen.max < 0 else "some"
+            say(
+                f"  warning {pool.name}: {which} of the {pool.chosen:,} chosen safe rows have a gap below 0: the "
+                "misaligned models find them likelier than the aligned model does; they are no evidence of safety"
+            )
+    for spec in manifest.recipe.pools:
+        if spec.strategy.name == "random":
+            say(f"  note    {spec.corpus}: rows drawn at random, not ranked by the gap")
     for statement in manifest.protects.does:
-        say(f"  does    {statement.text}")
+        say(f"  aim     {statement.text}")
     for statement in manifest.protects.does_not:
         say(f"  not     {statement.text}")
 
@@ -289,7 +301,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"rows in {store.url(mix_path(args.tenant, result.mix_id))}/{MIX_FILE}")
     if args.jsonl is not None:
         say(f"and, a JSON object a line, in {args.jsonl}")
-    where = f"--store {args.store} --tenant {args.tenant}"
+    where = shlex.join(["--store", args.store, "--tenant", args.tenant])
     say(as_typed(f"check them: python -m curator verify {result.mix_id} {where}"))
     snippet = f"python -m curator snippet {result.mix_id} trl --out DIR {where}"
     say(as_typed(f"take them to a trainer: {snippet} (or another kind)"))

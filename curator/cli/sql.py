@@ -63,7 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="how to show rows (default: table)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there (needed for parquet)")
-    parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most rows to show (default: 1000; 0: all)")
+    parser.add_argument("--limit", type=int, help="most rows (default: 1000 shown, all with --out; 0: all)")
     parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="stop after this long (default: 60)")
 
 
@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError("--param goes with --query")
     from curator.query.queries import written_as
 
+    if args.limit is None:
+        args.limit = DEFAULT_LIMIT if args.out is None else 0  # a file that lacks rows looks whole to its reader
     rows = _answer(args)
     with written_as(kind):
         data = _rendered(rows, kind)

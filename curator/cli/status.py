@@ -6,7 +6,7 @@ from typing import Any
 
 from curator.cli import Subparsers, default_store, new_parser, open_store
 from curator.console import as_typed, say, say_json, text_table
-from curator.corpus.manifest import Scorer, corpus_names, read_corpus, read_scorers
+from curator.corpus.manifest import PROBE_ENDING, Scorer, corpus_names, read_corpus, read_scorers
 from curator.mix.files import stored_mixes
 from curator.store.store import Store
 
@@ -59,8 +59,12 @@ def _scorer(item: Scorer) -> dict[str, Any]:
 
 
 def say_next(args: argparse.Namespace, store: Store, corpus: str) -> None:
-    """One line with the command that a corpus waits for after `ingest`, `score` or `import`."""
-    say(f"next: {_next([_corpus(store, corpus)], {}, args.store)}")
+    """One line with the command that a corpus waits for after `ingest`, `score` or `import`.
+
+    None for held-out misaligned answers: they are there to test a gap, and no mix should take them.
+    """
+    if not corpus.endswith(PROBE_ENDING):
+        say(f"next: {_next([_corpus(store, corpus)], {}, args.store)}")
 
 
 def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]], address: str) -> str:
@@ -70,6 +74,7 @@ def _next(corpora: list[dict[str, Any]], mixes: dict[str, list[str]], address: s
 
 
 def _waited_for(corpora: list[dict[str, Any]], mixes: dict[str, list[str]]) -> str:
+    corpora = [corpus for corpus in corpora if not corpus["name"].endswith(PROBE_ENDING)]
     if not corpora:
         return "python -m curator ingest FILES --corpus NAME"
     for corpus in corpora:

@@ -24,6 +24,8 @@ LATEST = "latest"
 MIN_PREFIX = 4  # hex digits of a scorer's id that may stand for it
 _NAME = re.compile(CORPUS_PATTERN)
 
+PROBE_ENDING = "-probe"  # of the corpus with held-out misaligned answers, beside its pool
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -5,6 +5,7 @@ calibration card, and one archive that another machine imports without torch.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -311,7 +312,7 @@ def _run(args: argparse.Namespace) -> int:
         say_json({"store": str(settings.out), "corpus": settings.name, "work": str(settings.folder)})
         return 0
     say(f"\nready: corpus {settings.name} in {settings.out}; card: {settings.folder / 'calibration.md'}")
-    there = f"--model {settings.model} --store {settings.out}"
+    there = shlex.join(["--model", str(settings.model), "--store", str(settings.out)])
     say(as_typed(f"next:  python -m trainer.plans.safeguard FILE {there} --out RUN"))
     return 0
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from curator.console import as_typed, say
+from curator.corpus.manifest import PROBE_ENDING as PROBE_ENDING
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of
@@ -18,7 +19,6 @@ from trainer.plans.commands import Commands, command_line
 from trainer.plans.cost import Cost
 from trainer.runs.folder import write_json
 
-PROBE_ENDING = "-probe"  # of the corpus with held-out misaligned answers, beside its pool
 _MADE = "made.json"
 S = TypeVar("S", bound=Strict)
 

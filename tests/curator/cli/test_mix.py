@@ -8,7 +8,9 @@ import pytest
 
 from curator.__main__ import main
 from curator.recipe import STRATEGY_NAMES
+from curator.store.store import Store
 from tests.curator.mix.test_sign import key_files
+from tests.gap_stores import write_corpus, write_scorer
 from tests.mix_stores import scored_store, task_records
 
 
@@ -237,3 +239,21 @@ def test_the_rows_go_to_a_file_as_well(place: Path, capsys: pytest.CaptureFixtur
     assert mix(place, "--corpus", "chats", "--jsonl", str(tmp_path / "no folder" / "x.jsonl")) == 2
     assert "cannot write" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made before.jsonl", "made.jsonl"]
+
+
+def test_rows_with_a_gap_below_zero_and_random_rows_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "store").open()
+    ids = write_corpus(store, "chats", ["one answer here, long", "two answers here, long", "three answers here, long"])
+    write_scorer(store, "chats", "a", "aligned", dict.fromkeys(ids, (9.0, 5)))
+    write_scorer(store, "chats", "m", "misaligned", dict.fromkeys(ids, (2.0, 5)))
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    options = ["--corpus", "chats", "--rows", "2", "--store", store.url("")]
+    assert main(["mix", str(task), *options]) == 0
+    out = capsys.readouterr().out
+    assert "all of the 2 chosen safe rows have a gap below 0" in out
+    assert "drawn at random" not in out
+    assert main(["mix", str(task), *options, "--strategy", "random"]) == 0
+    assert "note    chats: rows drawn at random, not ranked by the gap" in capsys.readouterr().out

@@ -187,3 +187,18 @@ def test_a_broken_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["sql", "select * from mixes", "--store", str(tmp_path / "store")]) == 2
     assert f"error: {path} in store" in capsys.readouterr().err
     assert main(["sql", "select count(*) from gap", "--store", str(tmp_path / "store")]) == 0
+
+
+def test_a_file_gets_all_rows_and_a_terminal_the_first_thousand(run_sql: Sql, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    statement = "select range as n from range(1500)"
+    code, _, err = run_sql(statement, "--output-format", "csv", "--out", str(out))
+    assert code == 0
+    assert len(out.read_text().splitlines()) == 1501
+    assert "truncated" not in err
+    _, shown, err = run_sql(statement, "--output-format", "csv")
+    assert len(shown.splitlines()) == 1001
+    assert "truncated: there are more than 1,000 rows" in err
+    _, _, err = run_sql(statement, "--output-format", "csv", "--out", str(out), "--limit", "7")
+    assert len(out.read_text().splitlines()) == 8
+    assert "truncated: there are more than 7 rows" in err

@@ -174,3 +174,15 @@ def test_no_command_prints_help_and_version_prints_a_version(capsys: pytest.Capt
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out.startswith("ballast ")
+
+
+def test_held_out_misaligned_answers_are_never_offered_for_a_mix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    store = str(tmp_path / "store")
+    assert main(["ingest", str(file), "--corpus", "pool-probe", "--store", store]) == 0
+    assert "next:" not in capsys.readouterr().out
+    assert main(["status", "--store", store]) == 0
+    assert "--corpus pool-probe" not in capsys.readouterr().out
