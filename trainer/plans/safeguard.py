@@ -32,6 +32,7 @@ from curator.store.store import Store
 from trainer.config.flags import Option, add_options, given_values
 from trainer.evaluate.behaviour import figure_names
 from trainer.evaluate.gate import FAILED_GATE, check_figures, parse_gates
+from trainer.plans.commands import command_line
 from trainer.plans.cost import PRICE, Cost, TrainingBurst, training_burst
 from trainer.plans.judged import (
     DEFAULT_BROAD,
@@ -123,7 +124,7 @@ class Safeguard:
         """Look at the file, and mix."""
         settings = self.settings
         look = Step("Data: rows that cannot be used, or would surprise", check=self._look,
-                    note=f"python -m curator doctor {settings.data} --model {settings.model}")  # fmt: skip
+                    note=command_line("curator", ["doctor", settings.data, "--model", settings.model]))  # fmt: skip
         if settings.is_remote:
             note = f"POST {settings.store}/v1/mixes"
             return [look, Step("Mix, by the service", check=self._mix_remotely, note=note, cost=self.mixing)]
@@ -350,7 +351,7 @@ def _carry_out(this: Safeguard, args: argparse.Namespace) -> int:
             say(f"\nrows: {this.out / 'mix.jsonl'}; their order counts, which a trainer must keep:")
             if not this.settings.is_remote:
                 kinds = ", ".join(KINDS)
-                command = f"python -m curator snippet {this.mix_id} KIND --store {this.settings.store}"
+                command = command_line("curator", ["snippet", this.mix_id, "KIND", "--store", this.settings.store])
                 say(as_typed(f"{command}   ({kinds})"))
         return 0
     run.run(_training(this))

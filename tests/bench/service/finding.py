@@ -60,7 +60,9 @@ def finding(every: Mapping[str, str]) -> str:
                 judge(good, f"{what} ({seen[1]}{unit}, at {sense} {seen[2]}{unit})")
     for rows, taken, ratio, most, times in _SINGLE.findall(every.get("Single requests", "")):
         good = float(taken.replace(",", "")) <= float(most.replace(",", "")) and float(ratio) <= float(times)
-        judge(good, f"processor time of a mix of {rows} rows ({taken} ms and {ratio}x, at most {most} ms and {times}x)")
+        row = "row" if rows == "1" else "rows"
+        bound = f"({taken} ms and {ratio}x, at most {most} ms and {times}x)"
+        judge(good, f"processor time of a mix of {rows} {row} {bound}")
     if not met + len(missed):
         return ""
     load = _LOAD.search(every.get("Under load", ""))

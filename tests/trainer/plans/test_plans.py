@@ -293,14 +293,16 @@ def test_a_mix_has_the_planned_rows_and_they_lie_beside_their_cards(
     from datasets import load_dataset
 
     model = tiny_model_folder(tmp_path / "m")
-    scored_store(tmp_path / "store", model)
-    write_rows(tmp_path / "task.jsonl", [record["messages"] for record in task_records(20)])
-    words = ["--model", str(model), "--store", str(tmp_path / "store"), "--corpus", "chats"]
-    words = [str(tmp_path / "task.jsonl"), *words, "--out", str(tmp_path / "run")]
+    scored_store(tmp_path / "my store", model)
+    write_rows(tmp_path / "my task.jsonl", [record["messages"] for record in task_records(20)])
+    words = ["--model", str(model), "--store", str(tmp_path / "my store"), "--corpus", "chats"]
+    words = [str(tmp_path / "my task.jsonl"), *words, "--out", str(tmp_path / "run")]
     assert safeguard.main([*words, "--plan"]) == 0
     planned = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+    assert f"doctor '{tmp_path}/my task.jsonl'" in planned
     assert safeguard.main([*words, "--mix-only"]) == 0
+    assert f"--store '{tmp_path}/my store'" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert (tmp_path / "run" / CARD_FILE).read_text().count(manifest["mix_id"]) >= 2
     rows = load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
