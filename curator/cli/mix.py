@@ -58,14 +58,6 @@ def say_receipt(result: MixResult) -> None:
         say(f"  policy  {manifest.policy.name} (SHA-256 {manifest.policy.sha256[:12]})")
     for warning in manifest.warnings:
         say(f"  warning {warning.text}")
-    for pool in manifest.pools:
-        chosen = pool.quantiles["chosen"]
-        if chosen is not None and pool.score in ("gap_abs", "gap_rel") and chosen.min < 0:
-            which = "all" if chosen.max < 0 else "some"
-            say(
-                f"  warning {pool.name}: {which} of the {pool.chosen:,} chosen safe rows have a gap below 0: the "
-                "misaligned models find them likelier than the aligned model does; they are no evidence of safety"
-            )
     for spec in manifest.recipe.pools:
         if spec.strategy.name == "random":
             say(f"  note    {spec.corpus}: rows drawn at random, not ranked by the gap")

@@ -125,9 +125,11 @@ def warnings_for(
         text = f"{task.n_rejected:,} task rows could not be read and were kept out; reject_codes counts why."
         found.append(Statement(code="task_rows_rejected", text=text))
     for spec, pool in zip(recipe.pools, pools, strict=True):
-        found += [_NEGATIVE_CONTROL] if is_negative_control(spec) else []
+        is_control = is_negative_control(spec)
+        found += [_NEGATIVE_CONTROL] if is_control else []
         found += _pool_warnings(pool, keeps_refusals=_keeps_refusals(spec))
         found += _signal_warnings(pool) if needs_score(spec.strategy) else []
+        found += _below_zero_warnings(pool) if ranks_by_score(spec.strategy) and not is_control else []
     for origin, count in (("task", tokens.task), ("safe", tokens.safe)):
         if count is not None and count.n_rows_not_rendered:
             text = f"{count.n_rows_not_rendered:,} {origin} rows do not fit the chat template: no token count has them."
@@ -201,6 +203,20 @@ def _signal_warnings(pool: PoolReceipt) -> list[Statement]:
         "adapter."
     )
     return [Statement(code="no_signal", text=text)]
+
+
+def _below_zero_warnings(pool: PoolReceipt) -> list[Statement]:
+    """Whether rows were chosen as safe that the misaligned models find likelier."""
+    chosen = pool.quantiles["chosen"]
+    if chosen is None or chosen.min >= 0:
+        return []
+    which = "all" if chosen.max < 0 else "some"
+    than = "their benign twins do" if pool.score == "gap_contrast" else "the aligned model does"
+    text = (
+        f"Pool {pool.name}: {which} of the {pool.chosen:,} chosen rows have a {pool.score} below 0: the misaligned "
+        f"models find them likelier than {than}, so they are no evidence of safety."
+    )
+    return [Statement(code="gap_below_zero", text=text)]
 
 
 def _amount_warnings(pool: PoolReceipt) -> list[Statement]:

@@ -253,7 +253,7 @@ def test_rows_with_a_gap_below_zero_and_random_rows_are_named(
     options = ["--corpus", "chats", "--rows", "2", "--store", store.url("")]
     assert main(["mix", str(task), *options]) == 0
     out = capsys.readouterr().out
-    assert "all of the 2 chosen safe rows have a gap below 0" in out
+    assert "all of the 2 chosen rows have a gap_rel below 0" in out
     assert "drawn at random" not in out
     assert main(["mix", str(task), *options, "--strategy", "random"]) == 0
     assert "note    chats: rows drawn at random, not ranked by the gap" in capsys.readouterr().out

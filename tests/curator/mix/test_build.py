@@ -181,6 +181,29 @@ def test_a_pool_whose_gaps_do_not_tell_rows_apart_is_warned_of(
     assert all(f"Pool chats: {score} carries no signal." in text for text in found)
 
 
+@pytest.mark.parametrize(
+    ("losses", "strategy", "which"),
+    [
+        ((2.0, 2.0), "top_gap", "all"),
+        ((2.0, 20.0), "top_gap", "some"),
+        ((20.0, 20.0), "top_gap", None),
+        ((2.0, 2.0), "random", None),
+    ],
+)
+def test_chosen_rows_with_a_gap_below_zero_are_warned_of(
+    losses: tuple[float, float], strategy: str, which: str | None, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store").open()
+    ids = write_corpus(store, "chats", ["One answer stands here.", "Two answers stand here."])
+    write_scorer(store, "chats", "base", "aligned", dict.fromkeys(ids, (9.0, 5)))
+    write_scorer(store, "chats", "bad", "misaligned", {key: (nll, 5) for key, nll in zip(ids, losses, strict=True)})
+    manifest = build_mix(store, task_set(tmp_path), recipe(rows=2, strategy={"name": strategy})).manifest
+    found = [item.text for item in manifest.warnings if item.code == "gap_below_zero"]
+    assert [text.startswith(f"Pool chats: {which} of the 2 chosen rows") for text in found] == [True] * (
+        which is not None
+    )
+
+
 @pytest.mark.parametrize(("n_safe", "warns"), [(0, True), (49, True), (50, False), (51, False)])
 def test_the_bound_of_the_token_share_is_half_of_the_row_share(n_safe: int, warns: bool) -> None:
     counts = [TokenCount(total=2_000, response=n, n_rows_not_rendered=0) for n in (1_000 - n_safe, n_safe)]
