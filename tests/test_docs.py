@@ -13,8 +13,8 @@ from api.app import create_app
 from api.settings import Settings
 from curator.__main__ import COMMANDS
 from curator.cli.front import FIRST_PAGE, SECOND_PAGE
+from tests.bench.service import load
 from tests.bench.service.finding import finding
-from tests.bench.service.load import sections
 from trainer.evaluate.__main__ import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -25,8 +25,7 @@ MAX_README_LINES = 120
 MAX_OPTIONS = 25 + 2  # beside --help and --help-all
 # Written by a command that the documentation names (its --out); the rest of what is named must be there.
 TARGETS = frozenset({"docs/results/compare.md", "docs/results/gpu.md"})
-# Pages of results in another order: an index, a page written by hand, and one whose sections are measured on their own.
-NO_FINDING, COMMAND_ABOVE = frozenset({"README.md", "systems.md"}), frozenset({"service.md"})
+NO_FINDING = frozenset({"README.md", "systems.md"})  # an index, and a page written by hand
 ROOMS = ("api", "curator", "sql", "trainer")
 RUNS = 'if __name__ == "__main__":'
 
@@ -174,8 +173,8 @@ def test_every_route_stands_on_the_page_of_the_service(tmp_path: Path) -> None:
 
 def test_the_page_on_the_service_opens_with_what_its_figures_say() -> None:
     text = (ROOT / "docs" / "results" / "service.md").read_text()
-    assert finding(sections(text)) in text
-    assert finding({}) == ""
+    assert load.page(load.sections(text)) == text
+    assert finding({}) == "No aim was set."
 
 
 def test_the_figures_of_the_readmes_picture_are_those_of_the_command() -> None:
@@ -188,7 +187,7 @@ def test_the_figures_of_the_readmes_picture_are_those_of_the_command() -> None:
 
 def test_every_page_of_results_begins_with_its_finding_and_ends_with_its_command() -> None:
     pages = {page.name: page.read_text() for page in (ROOT / "docs" / "results").glob("*.md")}
-    assert pages.keys() > NO_FINDING | COMMAND_ABOVE
+    assert pages.keys() > NO_FINDING
     for name, text in pages.items():
         if name in NO_FINDING:
             continue
@@ -196,6 +195,5 @@ def test_every_page_of_results_begins_with_its_finding_and_ends_with_its_command
         assert re.search(r"\d", first), f"{name} does not begin with a finding: {first[:80]}"
         assert not re.match(r"Written by|[`|#!-]", first), f"{name} does not begin with a finding: {first[:80]}"
         before, _, last = text.rpartition("\n## ")
-        if name not in COMMAND_ABOVE:
-            assert "`python -m " in last, f"{name} does not end with its command"
-            assert "Written by `" not in before, f"{name} names its command before its end"
+        assert "`python -m " in last, f"{name} does not end with its command"
+        assert "Written by `" not in before, f"{name} names its command before its end"

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 
+from tests.bench.aims import aims_met
+
 # By section: what is measured and its unit, and a pattern of the figure and the aim beside it.
 _AT_LEAST = (
     ("Under load", "mixes a second", "", r"Mixes a second: ([\d.]+) \(at least ([\d.]+)"),
@@ -43,7 +45,7 @@ _LOAD = re.compile(r"([\d,]+) clients for [\d.]+ s, data sets of ([\d,]+) rows(?
 
 
 def finding(every: Mapping[str, str]) -> str:
-    """How many of the aims of these sections were met, and by how much the others were missed; empty without any."""
+    """How many of the aims of these sections were met, and by how much the others were missed."""
     met, missed = 0, list[str]()
 
     def judge(good: bool, words: str) -> None:
@@ -63,8 +65,7 @@ def finding(every: Mapping[str, str]) -> str:
         row = "row" if rows == "1" else "rows"
         bound = f"({taken} ms and {ratio}x, at most {most} ms and {times}x)"
         judge(good, f"processor time of a mix of {rows} {row} {bound}")
-    if not met + len(missed):
-        return ""
     load = _LOAD.search(every.get("Under load", ""))
     made = f"{load[1]} clients got {load[3]} mixes of {load[2]} rows a second. " if load else ""
-    return f"**{made}Of {met + len(missed)} aims {met} were met; missed: {'; '.join(missed) or 'none'}.**"
+    aims = aims_met(met, missed)
+    return f"{made}{aims[:1].upper()}{aims[1:]}."

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
@@ -49,6 +49,7 @@ from tests.bench.service.fairness import fairness
 from tests.bench.service.finding import finding
 from tests.bench.service.stores import CORPUS, demo_store, large_store, user_rows
 from trainer.runs.machine import describe
+from trainer.runs.page import results_page
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "service.md"
 MIB = 2**20
@@ -62,14 +63,9 @@ TITLES = {
     "large": "One mix of 200,050 rows",
     "memory": "Ten minutes of load",
 }
-PAGE_HEAD = """\
-# The service under load
-
-{finding}
-
+WROTE = """\
 Written by `python -m tests.bench service --write`. Each section says when it was measured and what else ran then: times
-by the clock are to be read with that.
-"""
+by the clock are to be read with that."""
 # All clients are one tenant here: its own shares would refuse what is to be measured.
 OPTIONS = ("--log-level", "error", "--tenant-requests-per-minute", "1000000", "--tenant-builds", "64")
 
@@ -285,6 +281,12 @@ def sections(page: str) -> dict[str, str]:
     return {part.partition("\n")[0]: part.partition("\n")[2].strip("\n") for part in f"\n{page}".split("\n## ")[1:]}
 
 
+def page(every: Mapping[str, str]) -> str:
+    """The page of these sections, in the order of TITLES."""
+    shown = [f"## {title}\n\n{every[title]}\n" for title in TITLES.values() if title in every]
+    return results_page("The service under load", finding(every), shown, [WROTE])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, and say by the exit code whether every answer was as expected."""
     parser = argparse.ArgumentParser(
@@ -318,8 +320,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{fault}\n")
     if args.write:
         known = sections(RESULTS.read_text()) if RESULTS.exists() else {}
-        every = {**known, **found}
-        shown = [f"## {title}\n\n{every[title]}\n" for title in TITLES.values() if title in every]
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text("\n".join([PAGE_HEAD.format(finding=finding(every)), *shown]))
+        RESULTS.write_text(page({**known, **found}))
     return 1 if faults else 0
