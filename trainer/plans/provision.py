@@ -18,7 +18,7 @@ from pydantic import Field
 from curator.console import CommandParser, as_typed, flags, run_command, say, say_json
 from curator.corpus.export import export_pool
 from curator.corpus.formats import Reject, locate, read_rows
-from curator.corpus.manifest import read_corpus, read_scorers
+from curator.corpus.manifest import PROBE_ENDING, read_corpus, read_scorers
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.render.model_source import MODEL_FORMS, locate_model
@@ -30,7 +30,6 @@ from trainer.organisms.plan import Plan as OrganismPlan
 from trainer.plans.admission import ADMISSION, admit
 from trainer.plans.cost import PRICE, SECONDS_PER_HOUR, Cost, added, scoring_burst, training_burst
 from trainer.plans.steps import (
-    PROBE_ENDING,
     Made,
     PlanRun,
     Step,

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from curator.client import Client
 from curator.console import CommandParser, as_typed, flags, run_command, say, say_json
-from curator.corpus.manifest import corpus_names
+from curator.corpus.manifest import PROBE_ENDING, corpus_names
 from curator.corpus.task_set import read_task_set
 from curator.errors import BadInputError, BallastError
 from curator.mix.build import preview_mix
@@ -42,7 +42,7 @@ from trainer.plans.judged import (
     write_pool_text,
 )
 from trainer.plans.report import write_report
-from trainer.plans.steps import PROBE_ENDING, PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
+from trainer.plans.steps import PlanRun, Step, add_plan_options, plan_document, read_settings, show_plan
 from trainer.runs.folder import MARKER, write_json
 from trainer.runs.report import model_card
 

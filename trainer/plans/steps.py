@@ -11,7 +11,6 @@ import yaml
 from pydantic import ValidationError
 
 from curator.console import as_typed, say
-from curator.corpus.manifest import PROBE_ENDING as PROBE_ENDING
 from curator.errors import BadInputError
 from curator.recipe.base import Strict
 from curator.recipe.problems import problem_line, problems_of

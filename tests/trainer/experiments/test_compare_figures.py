@@ -115,5 +115,5 @@ def test_the_finding_and_what_was_not_run(rows: dict[str, dict[str, Any]]) -> No
         low, high = chosen["low"], chosen["high"]
         amount = f"{label} {chosen['mean']:+.3f} nats per token of margin (95 % interval {low:+.3f} to {high:+.3f})"
         assert amount in sentence
-        assert (f"{amount}, not told apart" in sentence) == (low <= 0 <= high)
+        assert (f"{amount}, no clear difference" in sentence) == (low <= 0 <= high)
     assert ("The plan stops where there is nothing to prevent" in text) == (item.low <= 0)

@@ -58,7 +58,7 @@ def _chosen(rows: Sequence[TableRow], plan: Plan) -> str:
     found = [(row.label, row.over_random[figure]) for row in rows if figure in row.over_random]
     told = [
         f"{label} {_amount(item, plan.criteria.broad)}"
-        + (", not told apart" if item.low is None or item.high is None or item.low <= 0 <= item.high else "")
+        + (", no clear difference" if item.low is None or item.high is None or item.low <= 0 <= item.high else "")
         for label, item in found
     ]
     if not told:
