@@ -19,6 +19,7 @@ FOLDER = "shards"
 # Runs of neighbouring rows that each shard gets, from all over the corpus: so the rows of one source, whose characters
 # may make more tokens than others', are shared out.
 N_RUNS = 64
+MIN_RUN_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Shard:
 def deal(store: Store, corpus: Corpus, wanted: Collection[str], window: int, count: int) -> Iterator[tuple[str, int]]:
     """(example_id, shard counted from 1) of each wanted row in corpus order; shards get like numbers of tokens.
 
-    Tokens are estimated from characters, as `blocks` does. Each shard gets `N_RUNS` runs of rows, every `count`-th.
+    Tokens are estimated from characters, as `blocks` does. Each shard gets every `count`-th run of rows, `N_RUNS` of
+    them, but fewer where a run would have fewer than `MIN_RUN_ROWS` rows: rows of like length would then pass over the
+    runs of one shard in step.
     """
     rows: list[tuple[str, int]] = []
     for path in corpus.parts:
@@ -55,9 +58,10 @@ def deal(store: Store, corpus: Corpus, wanted: Collection[str], window: int, cou
         for example_id, n_chars in zip(*(column.to_pylist() for column in table.columns), strict=True):
             if example_id in wanted:
                 rows.append((example_id, estimated_tokens(n_chars, window)))
+    n_runs = min(N_RUNS, max(1, len(rows) // (MIN_RUN_ROWS * count)))
     total, before = sum(n for _, n in rows), 0
     for example_id, n_tokens in rows:
-        yield example_id, before * N_RUNS * count // total % count + 1
+        yield example_id, before * n_runs * count // total % count + 1
         before += n_tokens
 
 

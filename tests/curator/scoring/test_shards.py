@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from curator.__main__ import main
@@ -64,6 +64,7 @@ class Failing(ToyEngine):
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(20, 200))
+@example(8, 46)  # as many runs as in a large corpus gave one shard a tenth of its share here
 def test_shards_cover_each_row_once_and_have_like_numbers_of_tokens(count: int, window: int) -> None:
     from tempfile import TemporaryDirectory
 
