@@ -6,11 +6,14 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from curator.corpus.ingest import ingest
+from curator.corpus.manifest import read_corpus
+from curator.scoring.shards import Shard, shard_ids
 from curator.store.store import Store
 from tests.toy_scoring import chat_file, corpus_ids, losses, toy_model_folder
 
@@ -77,11 +80,28 @@ def parts(store: Store) -> dict[str, str]:
     return {name: store.sha256(f"scores/chats/{scorer}/{name}") for name in names}
 
 
-def kill_after_some_parts(store: Store, processes: list[subprocess.Popen[bytes]], rng: random.Random) -> None:
-    """End each at a moment of its own after new parts came, as a preempted job ends."""
-    before, deadline = len(parts(store)), time.monotonic() + 60
-    for process in processes:
-        while len(parts(store)) == before and process.poll() is None and time.monotonic() < deadline:
+def own_parts(done: Store, shards: Sequence[str]) -> list[set[str]]:
+    """The names of each shard's parts, from a store where all are scored."""
+    corpus, wanted = read_corpus(done, "chats"), corpus_ids(done)
+    (scorer,) = done.list("scores/chats")
+    first = {name: done.read_table(f"scores/chats/{scorer}/{name}")["example_id"][0].as_py() for name in parts(done)}
+    ids = [shard_ids(done, corpus, wanted, 120, Shard.parse(shard)) for shard in shards]
+    return [{name for name, example_id in first.items() if example_id in some} for some in ids]
+
+
+def kill_after_some_parts(
+    store: Store, processes: list[subprocess.Popen[bytes]], own: Sequence[set[str] | None], rng: random.Random
+) -> None:
+    """End each at a moment of its own after a new part of its own (None: of any) came, as a preempted job ends.
+
+    So none dies twice over one row, which would be given up as one that kills its process.
+    """
+    before, deadline = parts(store).keys(), time.monotonic() + 60
+    for process, names in zip(processes, own, strict=True):
+        while process.poll() is None and time.monotonic() < deadline:
+            new = parts(store).keys() - before
+            if new if names is None else new & names:
+                break
             time.sleep(0.005)
         time.sleep(rng.random() * 0.1)
         process.kill()
@@ -96,10 +116,11 @@ def test_shards_killed_at_random_and_started_again_give_the_same_parts(
     peace, killed = new_store(tmp_path, "peace"), new_store(tmp_path, "killed")
     reports = finish(start(peace, model, ",".join(shards), 0.0))
     assert [report["published"] for report in reports] == [False, False, True]
-    rng = random.Random(7)
+    rng, own = random.Random(7), own_parts(peace, shards)
+    assert set().union(*own) == parts(peace).keys()
     for _ in range(n_rounds):
         before = parts(killed)
-        kill_after_some_parts(killed, [start(killed, model, shard, 0.15) for shard in shards], rng)
+        kill_after_some_parts(killed, [start(killed, model, shard, 0.15) for shard in shards], own, rng)
         assert {name: parts(killed)[name] for name in before} == before
     last = [finish(process) for process in [start(killed, model, shard, 0.0) for shard in shards]]
     assert any(report["published"] for (report,) in last)
@@ -126,7 +147,7 @@ def test_plain_processes_on_one_corpus_share_its_blocks(tmp_path: Path, model: P
 def test_a_block_whose_process_was_killed_goes_to_the_other(tmp_path: Path, model: Path) -> None:
     store, rng = new_store(tmp_path, "store"), random.Random(3)
     victim, other = start(store, model, "", 0.3), start(store, model, "", 0.3)
-    kill_after_some_parts(store, [victim], rng)
+    kill_after_some_parts(store, [victim], [None], rng)
     (report,) = finish(other)
     assert losses(store, str(report["scorer_id"])).keys() == corpus_ids(store)
     assert not store.list(f"scores/chats/{report['scorer_id']}/attempts")
